@@ -1,0 +1,1 @@
+"""RegionLearner for Hugging Face: video-text dual encoders that learn regions by themselves."""
