@@ -1,1 +1,69 @@
 """RegionLearner for Hugging Face: video-text dual encoders that learn regions by themselves."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from .modeling_region_learner import RegionLearnerModel, RegionLearnerVideoModel
+from .processing_region_learner import RegionLearnerProcessor
+from .video_processing_region_learner import RegionLearnerVideoProcessor
+
+if TYPE_CHECKING:
+    from .corpora import list_corpora, load_corpus
+    from .training import RegionLearnerTrainer, RegionLearnerTrainingArguments
+
+__version__ = "0.1.0"
+
+# Imported when first used: training pulls in the Trainer, corpora pull in `datasets`.
+_LAZY = {
+    "RegionLearnerTrainer": "training",
+    "RegionLearnerTrainingArguments": "training",
+    "list_corpora": "corpora",
+    "load_corpus": "corpora",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _register():
+    """Makes the Auto classes know ours, and checkpoints carry the source files for where this package is absent."""
+    for config, model in (
+        (RegionLearnerConfig, RegionLearnerModel),
+        (RegionLearnerVideoConfig, RegionLearnerVideoModel),
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModel")
+        AutoProcessor.register(config, RegionLearnerProcessor, exist_ok=True)
+    RegionLearnerProcessor.register_for_auto_class()
+    try:
+        from transformers import AutoVideoProcessor
+
+        for config in (RegionLearnerConfig, RegionLearnerVideoConfig):
+            AutoVideoProcessor.register(config, RegionLearnerVideoProcessor, exist_ok=True)
+        RegionLearnerVideoProcessor.register_for_auto_class()
+    except ImportError:  # no torchvision: the video processor says so when it is used
+        pass
+
+
+_register()
+
+__all__ = [
+    "RegionLearnerConfig",
+    "RegionLearnerModel",
+    "RegionLearnerProcessor",
+    "RegionLearnerTrainer",
+    "RegionLearnerTrainingArguments",
+    "RegionLearnerVideoConfig",
+    "RegionLearnerVideoModel",
+    "RegionLearnerVideoProcessor",
+    "list_corpora",
+    "load_corpus",
+]

@@ -1,0 +1,205 @@
+# Copyright 2026 The RegionLearner authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
+# compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
+"""Configuration of RegionLearner, "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+# Text encoders with a pooled state of their own that their authors trained; all others give the first token.
+_POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_text_model": "pooler"}
+
+
+def _choose(name: str, value, allowed: tuple):
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}.")
+
+
+@strict
+class RegionLearnerVideoConfig(PreTrainedConfig):
+    r"""
+    Configuration of the video tower: a divided space-time ViT and the region module behind it. The defaults are
+    the paper's ViT-B/16.
+
+    Each of the three steps of the region module can be left out: `codebook_size=0` (quantization), `num_regions=0`
+    (aggregation under learned masks), `interaction_layers=0` (attention between regions). All three 0 is the
+    encoder of Frozen in Time (arXiv 2104.00650).
+
+    Args:
+        num_frames (`int`, defaults to 4): temporal positions, and with them the longest clip.
+        patch_bias (`bool`, defaults to `True`): bias of the patch embedding (CLIP has none).
+        pre_layernorm (`bool`, defaults to `False`): LayerNorm before the first block (CLIP has one).
+        time_attention_init (`str`, defaults to `"zero_projection"`): both forms start as the identity, so that an
+            image model inflates exactly. "zero_projection": queries, keys and values at random, output projection 0.
+            "original": queries, keys and values 0, output projection 1; under it queries and keys get no gradient,
+            ever, and every value channel the same one.
+        codebook_size (`int`, defaults to 2048): K, codes of the quantizer.
+        codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked
+            up before they are updated, and codes out of use are revived. "original": as the authors' code does it;
+            looked up after the update, nothing initialised or revived.
+        codebook_decay (`float`, *optional*): of the moving averages; 0.99 for "ema", 0.1 for "original".
+        codebook_revival_steps (`int`, defaults to 20): a code no feature chose in that many training steps in
+            sequence is put onto a current feature ("ema" only); 0 leaves dead codes dead.
+        num_regions (`int`, defaults to 8): S, learned masks, and regions, a frame.
+        interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
+        interaction_heads (`int`, defaults to 8): heads of each of them.
+        interaction_residual (`bool`, defaults to `False`): a residual around each of them.
+        interaction_norm (`bool`, defaults to `False`): a LayerNorm before each of them.
+        motion_excitation (`bool`, defaults to `False`): adds features weighted by their change between frames to
+            the quantized ones.
+        video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, or "cls". By
+            default "cls_mean" where the region module has any step, else "cls".
+    """
+
+    model_type = "region_learner_video"
+    base_config_key = "video_config"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 4
+    patch_bias: bool = True
+    pre_layernorm: bool = False
+    time_attention_init: str = "zero_projection"
+    codebook_size: int = 2048
+    codebook_mode: str = "ema"
+    codebook_decay: float | None = None
+    codebook_revival_steps: int = 20
+    num_regions: int = 8
+    interaction_layers: int = 1
+    interaction_heads: int = 8
+    interaction_residual: bool = False
+    interaction_norm: bool = False
+    motion_excitation: bool = False
+    video_pooling: str | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.codebook_decay is None:
+            self.codebook_decay = 0.1 if self.codebook_mode == "original" else 0.99
+        if self.video_pooling is None:
+            self.video_pooling = "cls_mean" if self.codebook_size or self.num_regions else "cls"
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """
+        Raises:
+            ValueError: for sizes that do not fit together and parts that need one that is left out.
+        """
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+            "num_channels",
+            "num_frames",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("codebook_size", "codebook_revival_steps", "num_regions", "interaction_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 (left out) or more.")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.interaction_layers and not self.num_regions:
+            raise ValueError(
+                f"interaction_layers={self.interaction_layers} needs regions to interact, but num_regions=0: "
+                "set num_regions, or interaction_layers=0."
+            )
+        if self.interaction_layers and self.hidden_size % self.interaction_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of interaction_heads={self.interaction_heads}."
+            )
+        if self.motion_excitation and not self.codebook_size:
+            raise ValueError(
+                "motion_excitation=True adds to quantized features, but codebook_size=0: "
+                "set codebook_size, or motion_excitation=False."
+            )
+        if not 0.0 <= self.codebook_decay < 1.0:
+            raise ValueError(f"codebook_decay={self.codebook_decay} must be at least 0 and less than 1.")
+        _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
+        _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
+        _choose("video_pooling", self.video_pooling, ("cls_mean", "cls"))
+
+
+@strict
+class RegionLearnerConfig(PreTrainedConfig):
+    r"""
+    Configuration of the dual encoder [`RegionLearnerModel`]: a video tower and any text encoder of transformers,
+    each projected into one embedding space.
+
+    Args:
+        video_config (`RegionLearnerVideoConfig` or `dict`, *optional*): the video tower.
+        text_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): the text encoder, by default
+            DistilBERT.
+        projection_dim (`int`, defaults to 256): width of the embedding space.
+        temperature (`float`, defaults to 0.05): cosine similarities are divided by it.
+        learn_temperature (`bool`, defaults to `False`): make it a parameter that starts there.
+        loss (`str`, defaults to `"infonce"`): the contrastive loss.
+        text_pooling (`str`, *optional*): "first", "eos", "mean" or "pooler"; by default the encoder's own pooled
+            state for BERT, CLIP and SigLIP, and the first token for all others.
+        text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
+        projection_bias (`bool`, defaults to `True`): a bias in both projections.
+    """
+
+    model_type = "region_learner"
+    sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
+
+    video_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    temperature: float = 0.05
+    learn_temperature: bool = False
+    loss: str = "infonce"
+    text_pooling: str | None = None
+    text_projection_relu: bool = True
+    projection_bias: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.video_config is None:
+            self.video_config = RegionLearnerVideoConfig()
+        elif isinstance(self.video_config, dict):
+            self.video_config = RegionLearnerVideoConfig(**self.video_config)
+        if self.text_config is None:
+            self.text_config = AutoConfig.for_model("distilbert")
+        elif isinstance(self.text_config, dict):
+            text_config = dict(self.text_config)
+            model_type = text_config.pop("model_type", None)
+            if model_type is None:
+                raise ValueError(
+                    "text_config is a dict without `model_type`: add it (for example 'distilbert'), "
+                    "or pass a configuration object."
+                )
+            self.text_config = AutoConfig.for_model(model_type, **text_config)
+        if self.text_pooling is None:
+            self.text_pooling = _POOLED_TEXT_ENCODERS.get(self.text_config.model_type, "first")
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """
+        Raises:
+            ValueError: for values outside their range.
+        """
+        if self.projection_dim < 1:
+            raise ValueError(f"projection_dim={self.projection_dim} must be at least 1.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be greater than 0.")
+        _choose("loss", self.loss, ("infonce",))
+        _choose("text_pooling", self.text_pooling, ("first", "eos", "mean", "pooler"))
+
+
+__all__ = ["RegionLearnerConfig", "RegionLearnerVideoConfig"]

@@ -1,0 +1,967 @@
+# Copyright 2026 The RegionLearner authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
+# compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
+"""
+RegionLearner in PyTorch: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), which puts a region
+module behind the divided space-time ViT of "Frozen in Time" (arXiv 2104.00650).
+
+"The original" is the authors' code, github.com/showlab/Region_Learner. Where a class here differs from it on
+purpose, its docstring says so and why. In the comments B are clips, T frames, N = h * w patches a frame, D channels,
+S regions a frame, K codes, H heads.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+
+# Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
+_DISTANCES_AT_ONCE = 2**24
+
+
+@dataclass
+class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
+    """
+    Output of the video tower.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
+            CLS state and region states after the final LayerNorm. Without aggregation the patches (quantized, if
+            there are codes) stand in for the regions: `(B, 1 + T * N, D)`.
+        pooler_output (`torch.FloatTensor` of shape `(B, D)`):
+            The video feature; from `get_video_features` its projection, `(B, projection_dim)`.
+        hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
+            With `output_hidden_states=True`: input of the first block and outputs of all.
+        attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
+            With `output_attentions=True` and eager attention: weights of each block's attention over space.
+        region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
+            Regions after their interaction, before the final LayerNorm. None without aggregation.
+        region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
+            The raw masks the regions were gathered with. None without aggregation.
+        cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
+            Code of each patch. None without quantization.
+    """
+
+    region_states: torch.FloatTensor | None = None
+    region_masks: torch.FloatTensor | None = None
+    cluster_ids: torch.LongTensor | None = None
+
+
+@dataclass
+class RegionLearnerOutput(ModelOutput):
+    """
+    Output of the dual encoder; a side that was not given is None.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss.
+        logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature.
+        logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): its transpose.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): of length 1.
+        video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): of length 1.
+        text_model_output (`BaseModelOutputWithPooling`): of the text encoder.
+        video_model_output (`RegionLearnerVideoOutput`): of the video tower.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_video: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    video_embeds: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    video_model_output: RegionLearnerVideoOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = query @ key.transpose(-1, -2) * scaling  # (B, H, queries, keys)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention by the implementation the configuration names. `query`, `key`, `value`: (batch, length, H, D / H);
+    `mask`: additive, broadcastable to (batch, 1, queries, keys). Returns (batch, queries, D) and, if the
+    implementation gives them, the weights.
+    """
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    if mask is not None:
+        mask = mask.expand(-1, -1, query.shape[1], -1)
+    output, weights = attention_interface(
+        module,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        mask,
+        scaling=module.scaling,
+        dropout=0.0,
+        **kwargs,
+    )
+    return output.flatten(2), weights
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive attention mask: 0 where `allowed`, the lowest number elsewhere."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+class RegionLearnerVideoEmbeddings(nn.Module):
+    """
+    Patch, spatial and temporal embeddings of the original's `SpaceTimeTransformer`. Beyond it: frames of another
+    size than trained, for which the spatial positions are interpolated.
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.config = config
+        self.grid = config.image_size // config.patch_size
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            bias=config.patch_bias,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid**2, config.hidden_size))
+        self.temporal_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+
+    def spatial_positions(self, height: int, width: int) -> torch.Tensor:
+        """Positions of a grid of `height` x `width` patches: (1, height * width, D)."""
+        positions = self.position_embeddings[:, 1:]
+        if (height, width) == (self.grid, self.grid):
+            return positions
+        positions = positions.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)  # (1, D, grid, grid)
+        positions = F.interpolate(positions.float(), size=(height, width), mode="bicubic", align_corners=False)
+        return positions.flatten(2).transpose(1, 2).to(self.position_embeddings.dtype)
+
+    def forward(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """(B, T, C, height, width) to the tokens (B, 1 + T * N, D), and (T, h, w)."""
+        batch, frames, channels, height, width = pixel_values_videos.shape
+        patch = self.config.patch_size
+        if channels != self.config.num_channels:
+            raise ValueError(f"The clips have {channels} channels, but the model takes {self.config.num_channels}.")
+        if frames > self.config.num_frames:
+            raise ValueError(
+                f"The clips have {frames} frames, but the model has {self.config.num_frames} temporal positions: "
+                f"sample fewer frames, or use `model.resize_frames({frames})`."
+            )
+        if height % patch or width % patch:
+            raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
+        pixel_values_videos = pixel_values_videos.to(self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(pixel_values_videos.flatten(0, 1))  # (B * T, D, h, w)
+        grid = (frames, *patches.shape[-2:])
+        patches = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, T, N, D)
+        patches = patches + self.spatial_positions(*grid[1:]).unsqueeze(1)
+        patches = patches + self.temporal_embeddings[:, :frames].unsqueeze(2)
+        cls = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1)
+        return torch.cat([cls, patches.flatten(1, 2)], dim=1), grid
+
+
+class RegionLearnerDividedAttention(nn.Module):
+    """
+    Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token; a patch
+    query to CLS and to its group: the same patch in all frames (`"time"`) or all patches of its frame (`"space"`).
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig, axis: str):
+        super().__init__()
+        self.config = config
+        self.axis = axis
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        grid: tuple[int, int, int],
+        frame_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. The
+        second output is the whole weight matrix (B, H, 1 + T * N, 1 + T * N) where it was asked for, else None.
+        """
+        query, key, value = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            # One masked attention over all tokens gives the same output, and the weights as one matrix.
+            output, weights = _attend(self, query, key, value, self._group_mask(grid, frame_mask, query), **kwargs)
+            return self.out_proj(output), weights
+
+        frames, patches = grid[0], grid[1] * grid[2]
+        cls_mask, group_mask = None, None
+        if frame_mask is not None:
+            cls_mask = _additive(self._token_mask(frame_mask, patches), query.dtype)[:, None, None]  # (B, 1, 1, keys)
+            if self.axis == "time":  # in space a masked frame is a group of its own
+                group_mask = F.pad(_additive(frame_mask, query.dtype), (1, 0))  # (B, 1 + T)
+                group_mask = group_mask.repeat_interleave(patches, 0)[:, None, None]  # (B * N, 1, 1, 1 + T)
+        cls_output, _ = _attend(self, query[:, :1], key, value, cls_mask, **kwargs)
+
+        def to_groups(x: torch.Tensor) -> torch.Tensor:  # (B, groups, tokens of a group, H, D / H)
+            x = x[:, 1:].unflatten(1, (frames, patches))
+            return x.transpose(1, 2) if self.axis == "time" else x
+
+        def with_cls(x: torch.Tensor) -> torch.Tensor:
+            groups = to_groups(x)
+            return torch.cat([x[:, None, :1].expand(-1, groups.shape[1], -1, -1, -1), groups], dim=2)
+
+        query, key, value = to_groups(query), with_cls(key), with_cls(value)
+        output, _ = _attend(self, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), group_mask, **kwargs)
+        output = output.unflatten(0, query.shape[:2])  # (B, groups, group, D)
+        if self.axis == "time":
+            output = output.transpose(1, 2)
+        return self.out_proj(torch.cat([cls_output, output.flatten(1, 2)], dim=1)), None
+
+    @staticmethod
+    def _token_mask(frame_mask: torch.Tensor, patches: int) -> torch.Tensor:
+        """(B, T) to (B, 1 + T * N), with CLS always in."""
+        return F.pad(frame_mask.repeat_interleave(patches, 1), (1, 0), value=True)
+
+    def _group_mask(
+        self, grid: tuple[int, int, int], frame_mask: torch.Tensor | None, query: torch.Tensor
+    ) -> torch.Tensor:
+        """Additive mask (B or 1, 1, 1 + T * N, 1 + T * N) that says who attends to whom."""
+        frames, patches = grid[0], grid[1] * grid[2]
+        index = torch.arange(frames * patches, device=query.device)
+        group = index % patches if self.axis == "time" else index // patches
+        allowed = F.pad(group[:, None] == group[None, :], (1, 0, 1, 0), value=True)[None, None]
+        if frame_mask is not None and self.axis == "time":
+            allowed = allowed & self._token_mask(frame_mask, patches)[:, None, None, :]
+        elif frame_mask is not None:
+            seen_by_cls = self._token_mask(frame_mask, patches)[:, None, None, :]
+            of_patches = allowed[:, :, 1:].expand(len(frame_mask), -1, -1, -1)
+            allowed = torch.cat([allowed[:, :, :1] & seen_by_cls, of_patches], dim=2)
+        return _additive(allowed, query.dtype)
+
+
+class RegionLearnerMLP(nn.Module):
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class RegionLearnerVideoLayer(GradientCheckpointingLayer):
+    """One block, the original's `SpaceTimeBlock`: the residual of the attention over space is the block's input."""
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.time_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.time_attention = RegionLearnerDividedAttention(config, axis="time")
+        self.space_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.space_attention = RegionLearnerDividedAttention(config, axis="space")
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = RegionLearnerMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        grid: tuple[int, int, int],
+        frame_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        residual = hidden_states
+        over_time, _ = self.time_attention(self.time_norm(hidden_states), grid, frame_mask, **kwargs)
+        hidden_states = residual + over_time
+        over_space, _ = self.space_attention(self.space_norm(hidden_states), grid, frame_mask, **kwargs)
+        hidden_states = residual + over_space
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+def _hash_uniform(index: torch.Tensor) -> torch.Tensor:
+    """
+    Numbers in (0, 1), float64, that look random but depend on nothing but `index` (integers): the same on every
+    device and process, after a resume, and on the meta device. (A 32-bit mix of multiplications and shifts.)
+    """
+    x = (index + 0x9E3779B9) & 0xFFFFFFFF
+    for multiplier in (0x7FEB352D, 0x2C1B3C6D):
+        x = (((x >> 16) ^ x) * multiplier) & 0xFFFFFFFF
+    x = (x >> 16) ^ x
+    return (x.double() + 0.5) / 2**32
+
+
+def _initial_codebook(codes: int, channels: int) -> torch.Tensor:
+    """Codes before the first training step: normally distributed numbers, always the same. (K, D)"""
+    uniform = _hash_uniform(torch.arange(codes * channels))
+    return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view(codes, channels)
+
+
+class RegionLearnerQuantizer(nn.Module):
+    """
+    Replaces features by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
+    that choose them. Corresponds to the original's `Quantize`, whose names the buffers keep: `embed` the codes
+    (K, D), `cluster_size` n and `embed_avg` m the averages of counts and sums, `cluster_sum` an undecayed count.
+
+    `codebook_mode="original"` computes what the original does: codes start at random, follow with a decay of 0.1,
+    and are looked up after their update. Codes the first step does not choose fall to zero and never come back.
+    "ema" differs on purpose: codes start as features of the first batch, follow with a decay of 0.99, are looked
+    up before their update, and are put onto current features after `codebook_revival_steps` steps out of use.
+
+    In both modes the statistics are those of the global batch: counts and sums are reduced over all processes,
+    where the original leaves each process with its own codebook until DDP overwrites them with that of rank 0. They
+    stay in float32 whatever the model's dtype is.
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.mode = config.codebook_mode
+        self.decay = config.codebook_decay
+        self.revival_steps = config.codebook_revival_steps
+        codes, channels = config.codebook_size, config.hidden_size
+        self.register_buffer("embed", _initial_codebook(codes, channels))
+        self.register_buffer("embed_avg", _initial_codebook(codes, channels))
+        self.register_buffer("cluster_size", torch.zeros(codes, dtype=torch.float32))
+        self.register_buffer("cluster_sum", torch.zeros(codes, dtype=torch.float32))
+        self.register_buffer("steps_unused", torch.zeros(codes, dtype=torch.int64))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn, recurse=True):
+        # `model.to(bfloat16)` must not round the statistics: move them, but keep their values.
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            if moved.dtype != kept[name].dtype:
+                self._buffers[name] = kept[name].to(moved.device)
+        return self
+
+    def forward(self, features: torch.Tensor, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not count. Returns the codes in
+        their place, with the gradient passed straight through, and their indices (tokens,).
+        """
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            observed = features.detach().float()
+            candidates = None
+            if self.training and self.mode == "ema":
+                candidates, total = self._sample(observed, valid)
+                self._start_from(candidates, total)
+            cluster_ids = self.nearest(observed)
+            if self.training and self.mode == "original":
+                self._update(observed, cluster_ids, valid, None)
+            codes = F.embedding(cluster_ids, self.embed).to(features.dtype)
+            if self.training and self.mode == "ema":
+                self._update(observed, cluster_ids, valid, candidates)
+        return codes + (features - features.detach()), cluster_ids
+
+    def nearest(self, features: torch.Tensor) -> torch.Tensor:
+        """Index of the code nearest to each of `features` (tokens, D) in squared L2 distance, in bounded memory."""
+        half_norms = self.embed.square().sum(1) / 2  # |x - c|^2 / 2 less |x|^2 / 2, which is the same for all codes
+        chunks = features.split(max(1, _DISTANCES_AT_ONCE // len(self.embed)))
+        return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
+
+    def _update(self, features, cluster_ids, valid, candidates: torch.Tensor | None):
+        """Moves the averages by the global batch and the codes with them; revives dead codes from `candidates`."""
+        weights = features.new_ones(len(features)) if valid is None else valid.float()
+        counts = torch.zeros_like(self.cluster_size).index_add_(0, cluster_ids, weights)
+        sums = torch.zeros_like(self.embed_avg).index_add_(
+            0, cluster_ids, features if valid is None else features * weights[:, None]
+        )
+        _all_reduce_(counts)
+        _all_reduce_(sums)
+        self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.cluster_sum.add_(counts)
+        self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + 1e-5) / (total + len(counts) * 1e-5) * total
+        self.embed.copy_(self.embed_avg / smoothed[:, None])
+        self.steps_unused.copy_(torch.where(counts > 0, 0, self.steps_unused + 1))
+        self.num_updates.add_(1)
+        if candidates is not None and self.revival_steps > 0:
+            self._place(self.steps_unused >= self.revival_steps, candidates, total / len(counts))
+
+    def _start_from(self, candidates: torch.Tensor, total: torch.Tensor):
+        """In the first step ever, the codes are features of the batch, each with its share of the count."""
+        first = (self.num_updates == 0).expand(len(candidates))
+        self._place(first, candidates, total / len(candidates))
+
+    def _place(self, which: torch.Tensor, codes: torch.Tensor, size: torch.Tensor):
+        """Sets the codes `which` (K,) to those of `codes` (K, D), as if `size` features had chosen each."""
+        self.embed.copy_(torch.where(which[:, None], codes, self.embed))
+        self.cluster_size.copy_(torch.where(which, size, self.cluster_size))
+        self.embed_avg.copy_(torch.where(which[:, None], codes * size, self.embed_avg))
+        self.steps_unused.copy_(torch.where(which, 0, self.steps_unused))
+
+    def _sample(self, features: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        One feature of the global batch for each code (K, D), evenly spread over the batch and another one in each
+        step, and the number of valid features. The choice is a function of the step and the order of the global
+        batch alone, so that one process and several choose alike; and nothing waits for the device.
+        """
+        codes = torch.arange(len(self.embed), device=features.device)
+        if valid is None:
+            order = None
+            local = torch.full((1,), len(features), device=features.device)
+        else:
+            order = valid.long().cumsum(0)  # the n-th valid feature is the first place where this reaches n
+            local = order[-1:]
+        lengths = _all_gather(local)
+        total = lengths.sum()
+        stride = (total // len(codes)).clamp(min=1)
+        jitter = (_hash_uniform(self.num_updates * len(codes) + codes) * stride).long()
+        chosen = (codes * total // len(codes) + jitter).clamp(max=(total - 1).clamp(min=0))
+        chosen = chosen - (lengths.cumsum(0) - lengths)[_rank()]  # counted from this process' first feature
+        mine = (chosen >= 0) & (chosen < local)
+        chosen = chosen.clamp(min=0)
+        if order is not None:
+            chosen = torch.searchsorted(order, chosen + 1)
+        candidates = features[chosen.clamp(max=len(features) - 1)] * mine[:, None]
+        _all_reduce_(candidates)
+        return candidates, total
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _world_size() > 1 else 0
+
+
+def _all_reduce_(x: torch.Tensor):
+    if _world_size() > 1:
+        torch.distributed.all_reduce(x)
+
+
+def _all_gather(x: torch.Tensor) -> torch.Tensor:
+    """Concatenates `x` over processes along its first axis, without gradient."""
+    if _world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+class RegionLearnerMotionExcitation(nn.Module):
+    """Weighs features by where a frame differs from the one before it. The original's `Motion_Excitation`."""
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.conv = nn.Conv2d(config.hidden_size, 1, kernel_size=3, padding=1)
+
+    def forward(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`features`: (B, T, h, w, D), and so the output; a masked frame is no frame's predecessor."""
+        if frame_mask is None:
+            difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
+        else:
+            frames = torch.arange(features.shape[1], device=features.device).expand(frame_mask.shape)
+            latest = torch.where(frame_mask, frames, -1).cummax(1).values  # latest real frame up to each one
+            previous = F.pad(latest[:, :-1], (1, 0), value=-1)
+            previous = torch.where(previous < 0, frames, previous)  # no predecessor: no difference
+            batch = torch.arange(len(features), device=features.device)[:, None]
+            difference = features - features[batch, previous]
+        logits = self.conv(difference.flatten(0, 1).permute(0, 3, 1, 2))  # (B * T, 1, h, w)
+        weights = logits.flatten(1).softmax(-1).view(*features.shape[:-1], 1)
+        return weights * features
+
+
+class RegionLearnerAggregation(nn.Module):
+    """S learned masks on each frame, and the mean of the features under each. The original's `Aggregation`."""
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`features`: (B, T, h, w, D). Returns the regions (B, T * S, D) and the masks (B, T, S, h, w)."""
+        batch, frames, height, width, _ = features.shape
+        features = features.flatten(0, 1)  # (B * T, h, w, D)
+        masks = self.conv(features.permute(0, 3, 1, 2))  # (B * T, S, h, w)
+        regions = masks.flatten(2) @ features.flatten(1, 2) / (height * width)  # (B * T, S, D)
+        return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks.unflatten(0, (batch, frames))
+
+
+class RegionLearnerInteractionLayer(nn.Module):
+    """
+    Self-attention over all regions of a clip, the original's `Interaction`. Beyond it: several layers (which crash
+    there), and a residual and a LayerNorm on request.
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.interaction_heads
+        self.scaling = (config.hidden_size // config.interaction_heads) ** -0.5
+        self.is_causal = False
+        self.residual = config.interaction_residual
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.interaction_norm else nn.Identity()
+        )
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`regions`: (B, T * S, D); `mask`: additive, (B, 1, 1, T * S)."""
+        query, key, value = self.qkv(self.norm(regions)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        output, _ = _attend(self, query, key, value, mask)
+        output = self.out_proj(output)
+        return regions + output if self.residual else output
+
+
+class RegionLearnerRegionModule(nn.Module):
+    """
+    The original's `RegionLearner`: quantize the patches, aggregate them under learned masks into a few regions a
+    frame, let the regions of the clip interact. Each step is there if its size in the configuration is not 0 (there,
+    leaving out quantization leaves out everything).
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
+        self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
+        self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
+        self.interaction = nn.ModuleList(
+            [RegionLearnerInteractionLayer(config) for _ in range(config.interaction_layers)]
+        )
+
+    def forward(
+        self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or patches
+        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the codes' indices (B, T, h, w).
+        """
+        states, masks, cluster_ids = features, None, None
+        if self.quantizer is not None:
+            valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
+            states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
+            states, cluster_ids = states.view_as(features), cluster_ids.view(features.shape[:-1])
+        if self.motion_excitation is not None and features.shape[1] > 1:
+            states = states + self.motion_excitation(features, frame_mask)
+        if self.aggregation is None:
+            return states.flatten(1, 3), masks, cluster_ids
+        states, masks = self.aggregation(states)
+        mask = None
+        if frame_mask is not None:
+            mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
+        for layer in self.interaction:
+            states = layer(states, mask)
+        return states, masks, cluster_ids
+
+
+class RegionLearnerPreTrainedModel(PreTrainedModel):
+    config: RegionLearnerConfig
+    base_model_prefix = "region_learner"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "RegionLearnerVideoEmbeddings",
+        "RegionLearnerVideoLayer",
+        "RegionLearnerRegionModule",
+    ]
+    _keep_in_fp32_modules_strict = ["quantizer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": RegionLearnerVideoLayer,
+        "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RegionLearnerVideoEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embeddings, std=std)
+            init.zeros_(module.temporal_embeddings)
+        elif isinstance(module, RegionLearnerVideoLayer):
+            _init_time_attention(module.time_attention)
+        elif isinstance(module, RegionLearnerQuantizer):
+            codebook = _initial_codebook(*module.embed.shape)
+            init.copy_(module.embed, codebook)
+            init.copy_(module.embed_avg, codebook)
+            for name in ("cluster_size", "cluster_sum", "steps_unused", "num_updates"):
+                init.zeros_(getattr(module, name))
+        elif isinstance(module, RegionLearnerModel) and module.logit_scale is not None:
+            init.constant_(module.logit_scale, -math.log(module.config.temperature))
+
+
+def _init_time_attention(attention: RegionLearnerDividedAttention):
+    """Makes `attention` the zero function, so that the block starts as that of an image model."""
+    if attention.config.time_attention_init == "original":
+        init.zeros_(attention.qkv.weight)
+        init.ones_(attention.out_proj.weight)
+    else:
+        init.zeros_(attention.out_proj.weight)
+
+
+def _resized_frames(temporal_embeddings: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
+    """(1, T, D) to (1, `num_frames`, D)."""
+    have = temporal_embeddings.shape[1]
+    if fill == "zeros":
+        return F.pad(temporal_embeddings[:, :num_frames], (0, 0, 0, max(0, num_frames - have)))
+    if fill not in ("nearest", "bilinear"):
+        raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
+    options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
+    resized = F.interpolate(temporal_embeddings.float().transpose(1, 2), size=num_frames, **options)
+    return resized.transpose(1, 2).to(temporal_embeddings.dtype)
+
+
+class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
+    """The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`."""
+
+    config: RegionLearnerVideoConfig
+    base_model_prefix = "video_model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__(config)
+        self.embeddings = RegionLearnerVideoEmbeddings(config)
+        self.pre_layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None
+        )
+        self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
+        self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    def resize_frames(self, num_frames: int, fill: str = "zeros") -> "RegionLearnerVideoModel":
+        """
+        Returns a copy of this model that takes up to `num_frames` frames.
+
+        Args:
+            num_frames (`int`): temporal positions of the copy.
+            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last);
+                "nearest" and "bilinear" stretch them.
+
+        Raises:
+            ValueError: for no frames, or an unknown `fill`.
+        """
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1.")
+        model = copy.deepcopy(self)
+        resized = _resized_frames(self.embeddings.temporal_embeddings.detach(), num_frames, fill)
+        model.embeddings.temporal_embeddings = nn.Parameter(resized.clone())
+        model.config.num_frames = num_frames
+        return model
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> RegionLearnerVideoOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, height, width)`):
+                Clips of up to `num_frames` frames; images are clips of one frame.
+            frame_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                1 (or True) for real frames. Masked frames have no influence on the output.
+
+        Raises:
+            ValueError: for inputs of another shape than the model takes.
+        """
+        if pixel_values_videos is None or pixel_values_videos.ndim != 5:
+            shape = None if pixel_values_videos is None else tuple(pixel_values_videos.shape)
+            raise ValueError(
+                f"pixel_values_videos must be of shape (batch, frames, channels, height, width), not {shape}; "
+                "images are clips of one frame: `pixel_values.unsqueeze(1)`."
+            )
+        if frame_mask is not None:
+            if frame_mask.shape != pixel_values_videos.shape[:2]:
+                raise ValueError(
+                    f"frame_mask must be of shape (batch, frames) = {tuple(pixel_values_videos.shape[:2])}, "
+                    f"not {tuple(frame_mask.shape)}."
+                )
+            frame_mask = frame_mask.bool()
+
+        hidden_states, grid = self.embeddings(pixel_values_videos)
+        if self.pre_layernorm is not None:
+            hidden_states = self.pre_layernorm(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, grid, frame_mask, **kwargs)
+
+        cls, states = hidden_states[:, :1], hidden_states[:, 1:]
+        region_masks, cluster_ids = None, None
+        if self.region_module is not None:
+            states, region_masks, cluster_ids = self.region_module(states.unflatten(1, grid), frame_mask)
+        last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
+        video_feature = last_hidden_state[:, 0]
+        if self.config.video_pooling == "cls_mean":
+            tokens = last_hidden_state[:, 1:]
+            if frame_mask is None:
+                video_feature = video_feature + tokens.mean(1)
+            else:
+                weights = frame_mask.repeat_interleave(tokens.shape[1] // grid[0], 1).to(tokens.dtype)
+                weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+                video_feature = video_feature + (weights[:, None] @ tokens).squeeze(1)
+        return RegionLearnerVideoOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=video_feature,
+            region_states=None if region_masks is None else states,
+            region_masks=region_masks,
+            cluster_ids=cluster_ids,
+        )
+
+
+def _all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """Concatenates `x` over processes along its first axis; gradients flow back to the process of each part."""
+    return torch.cat(torch.distributed.nn.functional.all_gather(x))
+
+
+def contrastive_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    temperature: torch.Tensor | float,
+    video_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    InfoNCE: the mean cross-entropy of finding each text's video among all, plus that of finding each video's text.
+
+    Args:
+        text_embeds, video_embeds (`torch.Tensor` of shape `(B, dim)`): of length 1; those with the same index belong
+            together.
+        temperature (`torch.Tensor` or `float`): cosine similarities are divided by it.
+        video_ids (`torch.Tensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's negatives.
+    """
+    logits = text_embeds.float() @ video_embeds.float().T / temperature  # (text, video)
+    if video_ids is not None:
+        same = video_ids[:, None] == video_ids[None, :]
+        same = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(same, torch.finfo(logits.dtype).min)
+    labels = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+
+
+def _build_text_model(config: RegionLearnerConfig) -> PreTrainedModel:
+    if config.text_config.is_encoder_decoder:
+        raise ValueError(
+            f"text_config is that of an encoder-decoder ({config.text_config.model_type}): give that of an encoder."
+        )
+    # A pooling layer whose output is not used would have parameters without gradient.
+    model_class = MODEL_MAPPING.get(type(config.text_config), None)
+    has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    options = {"add_pooling_layer": config.text_pooling == "pooler"} if has_pooling else {}
+    return AutoModel.from_config(config.text_config, **options)
+
+
+class RegionLearnerModel(RegionLearnerPreTrainedModel):
+    """The dual encoder: video tower, text encoder, and their projections. The original's `FrozenInTime`."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: RegionLearnerConfig):
+        super().__init__(config)
+        self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
+        self.text_model = _build_text_model(config)
+        dim, bias = config.projection_dim, config.projection_bias
+        self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, dim, bias=bias)
+        self.logit_scale = (
+            nn.Parameter(torch.tensor(-math.log(config.temperature))) if config.learn_temperature else None
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    @property
+    def temperature(self) -> torch.Tensor | float:
+        """What cosine similarities are divided by."""
+        return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
+
+    def resize_frames(self, num_frames: int, fill: str = "zeros") -> "RegionLearnerModel":
+        """Returns a copy of this model that takes up to `num_frames` frames; see that of the video tower."""
+        model = copy.deepcopy(self)
+        model.video_model = self.video_model.resize_frames(num_frames, fill)
+        model.config.video_config = model.video_model.config
+        return model
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> RegionLearnerVideoOutput:
+        """
+        The video tower's output, with the projected embedding, before normalisation, `(B, projection_dim)`, as
+        `pooler_output`. Arguments as in [`RegionLearnerVideoModel.forward`].
+        """
+        outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+        outputs.pooler_output = self.video_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        The text encoder's output, with the projected embedding, before normalisation, `(B, projection_dim)`, as
+        `pooler_output`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
+            attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
+        """
+        outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        pooled = self._pool_text(outputs, input_ids, attention_mask)
+        if self.config.text_projection_relu:
+            pooled = F.relu(pooled)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.text_projection(pooled),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """One state a text, (B, width), from the text encoder's `outputs`."""
+        states, pooling = outputs.last_hidden_state, self.config.text_pooling
+        if pooling == "pooler":
+            return outputs.pooler_output
+        if pooling == "first":
+            return states[:, 0]
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        if pooling == "mean":
+            weights = attention_mask.to(states.dtype)
+            return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
+        eos = self.config.text_config.eos_token_id
+        if self.config.text_config.model_type == "clip_text_model" and eos == 2:
+            eos = self.config.text_config.vocab_size - 1  # OpenAI's CLIP: end of text is the last token
+        is_eos = (input_ids == eos) & attention_mask.bool()
+        last = attention_mask.long().cumsum(1).argmax(1)  # for texts cut off before their end
+        position = torch.where(is_eos.any(1), is_eos.int().argmax(1), last)
+        return states[torch.arange(len(states), device=states.device), position]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        video_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs,
+    ) -> RegionLearnerOutput:
+        """
+        Embeds texts, videos, or both. In training mode with several processes the loss is that of the global batch,
+        of which each process must hold a part of the same size.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.
+            pixel_values_videos (`torch.FloatTensor` of shape `(videos, T, C, height, width)`, *optional*): clips.
+            attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*): 1 for tokens, 0 for padding.
+            token_type_ids, position_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): for text
+                encoders that take them.
+            frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames.
+            video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
+                other's negatives.
+            return_loss (`bool`, *optional*): compute the loss; text and video i belong together.
+
+        Raises:
+            ValueError: if neither side is given, or the loss is asked of sides that do not pair.
+        """
+        if input_ids is None and pixel_values_videos is None:
+            raise ValueError("Give input_ids, pixel_values_videos, or both.")
+        text_outputs = video_outputs = text_embeds = video_embeds = None
+        if input_ids is not None:
+            text_inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+            text_inputs = {name: value for name, value in text_inputs.items() if value is not None}
+            text_outputs = self.get_text_features(input_ids, attention_mask, **text_inputs, **kwargs)
+            text_embeds = F.normalize(text_outputs.pooler_output.float(), dim=-1)
+        if pixel_values_videos is not None:
+            video_outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+            video_embeds = F.normalize(self.video_projection(video_outputs.pooler_output).float(), dim=-1)
+
+        logits_per_video = logits_per_text = loss = None
+        if text_embeds is not None and video_embeds is not None:
+            logits_per_video = video_embeds @ text_embeds.T / self.temperature
+            logits_per_text = logits_per_video.T
+        if return_loss:
+            texts = 0 if text_embeds is None else len(text_embeds)
+            videos = 0 if video_embeds is None else len(video_embeds)
+            if texts != videos:
+                raise ValueError(f"The loss needs one text for each video, but there are {texts} and {videos}.")
+            if self.training and _world_size() > 1:
+                text_embeds_, video_embeds_ = map(_all_gather_with_gradient, (text_embeds, video_embeds))
+                video_ids = None if video_ids is None else _all_gather(video_ids)
+            else:
+                text_embeds_, video_embeds_ = text_embeds, video_embeds
+            loss = contrastive_loss(text_embeds_, video_embeds_, self.temperature, video_ids)
+        return RegionLearnerOutput(
+            loss=loss,
+            logits_per_video=logits_per_video,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            video_embeds=video_embeds,
+            text_model_output=text_outputs,
+            video_model_output=video_outputs,
+        )
+
+
+__all__ = ["RegionLearnerModel", "RegionLearnerPreTrainedModel", "RegionLearnerVideoModel"]
