@@ -598,7 +598,6 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "RegionLearnerVideoLayer",
         "RegionLearnerRegionModule",
     ]
-    _keep_in_fp32_modules_strict = ["quantizer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -655,6 +654,20 @@ def _resized_frames(temporal_embeddings: torch.Tensor, num_frames: int, fill: st
     return resized.transpose(1, 2).to(temporal_embeddings.dtype)
 
 
+def _check_sizes(config: RegionLearnerVideoConfig):
+    for name in ("hidden_size", "num_attention_heads", "image_size", "patch_size", "num_channels", "num_frames"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+    pairs = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
+    if config.interaction_layers:
+        pairs.append(("hidden_size", "interaction_heads"))
+    for whole, part in pairs:
+        if getattr(config, whole) % getattr(config, part):
+            raise ValueError(
+                f"{whole}={getattr(config, whole)} is not a multiple of {part}={getattr(config, part)}: change either."
+            )
+
+
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     """The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`."""
 
@@ -665,6 +678,9 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
+        _check_sizes(config)
+        if config.codebook_size:
+            self._keep_in_fp32_modules_strict = ["quantizer"]
         self.embeddings = RegionLearnerVideoEmbeddings(config)
         self.pre_layernorm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None
