@@ -137,6 +137,8 @@ class RegionLearnerConfig(PreTrainedConfig):
 
     model_type = "region_learner"
     sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
+    # An evaluation that concatenates outputs keeps the embeddings alone.
+    keys_to_ignore_at_inference = ["logits_per_video", "logits_per_text", "text_model_output", "video_model_output"]
 
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

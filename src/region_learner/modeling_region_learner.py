@@ -215,6 +215,12 @@ class RegionLearnerDividedAttention(nn.Module):
         self.is_causal = False
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if axis == "time":
+            # Attention over time starts as the zero function, and with it the block as that of an image model.
+            if config.time_attention_init == "original":
+                self.qkv.initial_weight, self.out_proj.initial_weight = 0.0, 1.0
+            else:
+                self.out_proj.initial_weight = 0.0
 
     def forward(
         self,
@@ -593,6 +599,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "region_learner"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # or the Trainer would leave out the division by its accumulation steps
     _no_split_modules = [
         "RegionLearnerVideoEmbeddings",
         "RegionLearnerVideoLayer",
@@ -611,7 +618,10 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, std=std)
+            if hasattr(module, "initial_weight"):
+                init.constant_(module.weight, module.initial_weight)
+            else:
+                init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -621,8 +631,6 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
-        elif isinstance(module, RegionLearnerVideoLayer):
-            _init_time_attention(module.time_attention)
         elif isinstance(module, RegionLearnerQuantizer):
             codebook = _initial_codebook(*module.embed.shape)
             init.copy_(module.embed, codebook)
@@ -631,15 +639,6 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
                 init.zeros_(getattr(module, name))
         elif isinstance(module, RegionLearnerModel) and module.logit_scale is not None:
             init.constant_(module.logit_scale, -math.log(module.config.temperature))
-
-
-def _init_time_attention(attention: RegionLearnerDividedAttention):
-    """Makes `attention` the zero function, so that the block starts as that of an image model."""
-    if attention.config.time_attention_init == "original":
-        init.zeros_(attention.qkv.weight)
-        init.ones_(attention.out_proj.weight)
-    else:
-        init.zeros_(attention.out_proj.weight)
 
 
 def _resized_frames(temporal_embeddings: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:

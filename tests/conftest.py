@@ -1,0 +1,95 @@
+"""Shared by all tests: the `--slow` tier, tiny models, and where data beside the project lies."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import DistilBertConfig
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures" / "original"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+torch.set_num_threads(1)  # the fast tier runs in several processes
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the slow tier")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow tier: run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the data beside the project, {SHARED_DATA.parent.name}/{SHARED_DATA.name}")
+    return SHARED_DATA
+
+
+TINY_VIDEO = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_frames": 4,
+    "codebook_size": 16,
+    "num_regions": 3,
+    "interaction_heads": 4,
+}
+NO_REGIONS = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
+
+
+def tiny_text_config(**options) -> DistilBertConfig:
+    sizes = {"vocab_size": 99, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 32}
+    return DistilBertConfig(**sizes | {"dropout": 0.0, "attention_dropout": 0.0} | options)
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights of a size that makes every part matter: no zero-initialised branch hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(
+                1 + 0.1 * noise if is_norm else noise / (parameter.shape[-1] if parameter.ndim else 1) ** 0.5
+            )
+    return model
+
+
+def tiny_video_model(seed: int = 0, **options) -> RegionLearnerVideoModel:
+    torch.manual_seed(seed)
+    return randomize(RegionLearnerVideoModel(RegionLearnerVideoConfig(**TINY_VIDEO | options)), seed).eval()
+
+
+def tiny_model(seed: int = 0, text=None, **options) -> RegionLearnerModel:
+    """A dual encoder; `options` with the names of top-level fields go there, others to the video configuration."""
+    top = {name: options.pop(name) for name in list(options) if name in RegionLearnerConfig.__dataclass_fields__}
+    torch.manual_seed(seed)
+    config = RegionLearnerConfig(
+        video_config=TINY_VIDEO | options, text_config=text or tiny_text_config(), **{"projection_dim": 16} | top
+    )
+    return randomize(RegionLearnerModel(config), seed).eval()
+
+
+def clips(batch: int = 2, frames: int = 4, size: int = 32, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def texts(batch: int = 2, length: int = 7, seed: int = 2) -> dict[str, torch.Tensor]:
+    ids = torch.randint(1, 99, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

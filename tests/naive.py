@@ -1,0 +1,117 @@
+"""A slow, literal reading of the method, written apart from the package, that its model is compared with."""
+
+import torch
+import torch.nn.functional as F
+
+
+def _norm(x, layer):
+    return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
+
+
+def _softmax_attention(queries, keys, values, scale):
+    return (queries @ keys.T * scale).softmax(-1) @ values
+
+
+def divided_attention(x, layer, frames, patches, axis):
+    """One clip, one query at a time. `x`: (1 + frames * patches, D)."""
+    heads, width = layer.num_heads, x.shape[-1] // layer.num_heads
+    qkv = F.linear(x, layer.qkv.weight, layer.qkv.bias)
+    output = torch.zeros_like(x)
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        q, k, v = (qkv[:, i * x.shape[-1] :][:, part] for i in range(3))
+        for query in range(len(x)):
+            if query == 0:
+                keys = list(range(len(x)))
+            else:
+                frame, patch = divmod(query - 1, patches)
+                group = (
+                    [t * patches + patch for t in range(frames)]
+                    if axis == "time"
+                    else [frame * patches + n for n in range(patches)]
+                )
+                keys = [0] + [1 + i for i in group]
+            output[query, part] = _softmax_attention(q[query : query + 1], k[keys], v[keys], width**-0.5)[0]
+    return F.linear(output, layer.out_proj.weight, layer.out_proj.bias)
+
+
+def tokens(model, clip):
+    """Patch, space and time embeddings of one clip (T, C, H, W): (1 + T * N, D)."""
+    e, p = model.embeddings, model.config.patch_size
+    weight, bias = e.patch_embedding.weight.flatten(1), e.patch_embedding.bias
+    rows = [e.cls_token[0, 0] + e.position_embeddings[0, 0]]
+    for t, frame in enumerate(clip):
+        n = 0
+        for i in range(0, frame.shape[1], p):
+            for j in range(0, frame.shape[2], p):
+                patch = weight @ frame[:, i : i + p, j : j + p].flatten() + bias
+                rows.append(patch + e.position_embeddings[0, 1 + n] + e.temporal_embeddings[0, t])
+                n += 1
+    return torch.stack(rows)
+
+
+def encoder(model, clip):
+    """Tokens of one clip after the last block."""
+    x = tokens(model, clip)
+    frames = len(clip)
+    patches = (len(x) - 1) // frames
+    for block in model.layers:
+        t = x + divided_attention(_norm(x, block.time_norm), block.time_attention, frames, patches, "time")
+        s = divided_attention(_norm(t, block.space_norm), block.space_attention, frames, patches, "space")
+        y = x + s
+        hidden = F.gelu(F.linear(_norm(y, block.mlp_norm), block.mlp.fc1.weight, block.mlp.fc1.bias))
+        x = y + F.linear(hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
+    return x
+
+
+def _conv3x3(features, conv, h, w):
+    """(h * w, D) to (h * w, out): a 3 x 3 convolution with zeros around, one position at a time."""
+    grid = F.pad(features.view(h, w, -1), (0, 0, 1, 1, 1, 1))
+    rows = []
+    for i in range(h):
+        for j in range(w):
+            window = grid[i : i + 3, j : j + 3].permute(2, 0, 1)  # (D, 3, 3)
+            rows.append((conv.weight * window).sum((1, 2, 3)) + conv.bias)
+    return torch.stack(rows)
+
+
+def region_module(module, features, h, w):
+    """`features`: (T, N, D) of one clip. Returns regions (T * S, D), masks (T, S, N) and codes (T, N)."""
+    x, ids = features, None
+    if module.quantizer is not None:
+        codes = module.quantizer.embed
+        ids = ((features[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
+        x = codes[ids]
+    if module.motion_excitation is not None and len(features) > 1:
+        added = []
+        for t, frame in enumerate(features):
+            difference = frame - features[t - 1] if t else torch.zeros_like(frame)
+            weights = _conv3x3(difference, module.motion_excitation.conv, h, w)[:, 0].softmax(0)
+            added.append(weights[:, None] * frame)
+        x = x + torch.stack(added)
+    if module.aggregation is None:
+        return x.flatten(0, 1), None, ids
+    masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w).T for frame in x])  # (T, S, N)
+    regions = torch.stack([(mask[:, None] * x[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
+    for layer in module.interaction:
+        inner = _norm(regions, layer.norm) if isinstance(layer.norm, torch.nn.LayerNorm) else regions
+        q, k, v = F.linear(inner, layer.qkv.weight).chunk(3, -1)
+        width = q.shape[-1] // layer.num_heads
+        heads = [
+            _softmax_attention(q[:, i : i + width], k[:, i : i + width], v[:, i : i + width], width**-0.5)
+            for i in range(0, q.shape[-1], width)
+        ]
+        output = F.linear(torch.cat(heads, -1), layer.out_proj.weight, layer.out_proj.bias)
+        regions = regions + output if layer.residual else output
+    return regions, masks, ids
+
+
+def video_feature(model, clip):
+    """The whole video tower on one clip: (D,)."""
+    x = encoder(model, clip)
+    h, w = clip.shape[-2] // model.config.patch_size, clip.shape[-1] // model.config.patch_size
+    states = x[1:]
+    if model.region_module is not None:
+        states, _, _ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
+    z = _norm(torch.cat([x[:1], states]), model.layernorm)
+    return z[0] + z[1:].mean(0) if model.config.video_pooling == "cls_mean" else z[0]

@@ -1,0 +1,371 @@
+"""The model against a literal reading of the method, its options, its errors."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig, CLIPTextConfig
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
+from region_learner.modeling_region_learner import contrastive_loss
+
+from . import naive
+from .conftest import NO_REGIONS, TINY_VIDEO, clips, texts, tiny_model, tiny_video_model
+
+OPTIONS = {
+    "paper": {},
+    "motion": {"motion_excitation": True},
+    "frozen_in_time": NO_REGIONS,
+    "no_quantization": {"codebook_size": 0},
+    "no_interaction": {"interaction_layers": 0},
+    "quantization_only": {"num_regions": 0, "interaction_layers": 0},
+    "masks_only": {"codebook_size": 0, "interaction_layers": 0},
+    "several_layers": {"interaction_layers": 2, "interaction_residual": True, "interaction_norm": True},
+    "mean_of_patches": NO_REGIONS | {"video_pooling": "cls_mean"},
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def options(request):
+    return OPTIONS[request.param]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_equals_a_literal_reading(options, frames):
+    model = tiny_video_model(**options)
+    videos = clips(frames=frames)
+    with torch.no_grad():
+        ours = model(videos)
+        theirs = torch.stack([naive.video_feature(model, clip) for clip in videos])
+    torch.testing.assert_close(ours.pooler_output, theirs, rtol=1e-4, atol=1e-4)
+    grid = TINY_VIDEO["image_size"] // TINY_VIDEO["patch_size"]
+    if model.config.num_regions:
+        assert ours.region_masks.shape == (2, frames, 3, grid, grid)
+        assert ours.region_states.shape == (2, frames * 3, 32)
+    else:
+        assert ours.region_masks is None
+        assert ours.region_states is None
+    if model.config.codebook_size:
+        assert ours.cluster_ids.shape == (2, frames, grid, grid)
+    else:
+        assert ours.cluster_ids is None
+
+
+def test_region_module_parts_equal_a_literal_reading():
+    model = tiny_video_model(motion_excitation=True)
+    features = torch.randn(3, 16, 32)
+    with torch.no_grad():
+        states, masks, ids = model.region_module(features.view(1, 3, 4, 4, 32))
+        their_states, their_masks, their_ids = naive.region_module(model.region_module, features, 4, 4)
+    torch.testing.assert_close(states[0], their_states, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(masks[0].flatten(2), their_masks, rtol=1e-4, atol=1e-5)
+    assert torch.equal(ids[0].flatten(1), their_ids)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_attention_implementations_agree(options, implementation):
+    videos = clips()
+    model = tiny_video_model(**options)
+    with torch.no_grad():
+        by_sdpa = model(videos).pooler_output
+        model.set_attn_implementation(implementation)
+        by_other = model(videos).pooler_output
+    torch.testing.assert_close(by_sdpa, by_other, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_weights_on_request():
+    model = tiny_video_model()
+    model.set_attn_implementation("eager")
+    frame_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    for mask in (None, frame_mask):
+        with torch.no_grad():
+            plain = model(clips(), frame_mask=mask).pooler_output
+            outputs = model(clips(), frame_mask=mask, output_attentions=True, output_hidden_states=True)
+        torch.testing.assert_close(outputs.pooler_output, plain, rtol=1e-4, atol=1e-4)
+        assert len(outputs.attentions) == 2
+        assert len(outputs.hidden_states) == 3
+        weights = outputs.attentions[0]
+        assert weights.shape == (2, 4, 65, 65)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 65))
+        second_frame = weights[:, :, 20]  # a patch of the second frame sees CLS and that frame alone
+        seen = (second_frame > 0).any(0).any(0).nonzero().flatten().tolist()
+        assert seen == [0, *range(17, 33)]
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0]])
+@pytest.mark.parametrize("extra", [{}, {"motion_excitation": True}, {"codebook_size": 0}, NO_REGIONS])
+def test_masked_frames_have_no_influence(mask, extra):
+    model = tiny_video_model(**extra)
+    frame_mask = torch.tensor([mask, [1, 1, 1, 1]])
+    videos = clips()
+    changed = videos.clone()
+    changed[0, ~frame_mask[0].bool()] = 100 * torch.randn(3, 32, 32)
+    with torch.no_grad():
+        one, other = (model(x, frame_mask=frame_mask).pooler_output for x in (videos, changed))
+        unmasked = model(videos).pooler_output
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(one[0], unmasked[0], atol=1e-3)
+        torch.testing.assert_close(one[1], unmasked[1], rtol=1e-4, atol=1e-4)
+        if mask == [1, 1, 0, 0]:  # padding at the end: as the shorter clip
+            torch.testing.assert_close(one[:1], model(videos[:1, :2]).pooler_output, rtol=1e-4, atol=1e-4)
+
+
+def test_masked_frames_do_not_train_the_codebook():
+    frame_mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    videos = clips()
+    changed = torch.where(frame_mask.bool()[:, :, None, None, None], videos, torch.tensor(7.0))
+    models = [tiny_video_model().train() for _ in range(2)]
+    for _ in range(3):
+        models[0](videos, frame_mask=frame_mask)
+        models[1](changed, frame_mask=frame_mask)
+    one, other = (model.region_module.quantizer for model in models)
+    assert one.cluster_sum.sum() == 3 * frame_mask.sum() * 16
+    torch.testing.assert_close(one.embed, other.embed, rtol=1e-4, atol=1e-4)
+
+
+def test_other_resolutions():
+    model = tiny_video_model()
+    with torch.no_grad():
+        outputs = model(clips(size=48))
+    assert outputs.region_masks.shape == (2, 4, 3, 6, 6)
+    assert torch.equal(model.embeddings.spatial_positions(4, 4), model.embeddings.position_embeddings[:, 1:])
+    # Against bicubic interpolation written out: Keys' kernel with a = -0.75, borders repeated.
+    old = model.embeddings.position_embeddings[0, 1:].view(4, 4, 32)
+    new = model.embeddings.spatial_positions(6, 6)[0].view(6, 6, 32)
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return 1.25 * x**3 - 2.25 * x**2 + 1
+        return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    def weights(i: int) -> list[tuple[int, float]]:
+        centre = (i + 0.5) * 4 / 6 - 0.5
+        return [(min(max(j, 0), 3), kernel(centre - j)) for j in range(-2, 7)]
+
+    expected = torch.zeros(6, 6, 32)
+    for i in range(6):
+        for j in range(6):
+            for y, wy in weights(i):
+                for x, wx in weights(j):
+                    expected[i, j] += wy * wx * old[y, x]
+    torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "nearest", "bilinear"])
+def test_more_frames(fill):
+    model = tiny_model()
+    more = model.resize_frames(8, fill=fill)
+    old = model.video_model.embeddings.temporal_embeddings[0]
+    new = more.video_model.embeddings.temporal_embeddings[0]
+    assert more.config.video_config.num_frames == more.video_model.config.num_frames == 8
+    assert model.config.video_config.num_frames == 4
+    assert len(old) == 4
+    if fill == "zeros":
+        assert torch.equal(new, torch.cat([old, torch.zeros_like(old)]))
+        with torch.no_grad():
+            torch.testing.assert_close(
+                more.video_model(clips()).pooler_output, model.video_model(clips()).pooler_output
+            )
+    elif fill == "nearest":
+        assert torch.equal(new, old.repeat_interleave(2, 0))
+    else:
+        position = torch.linspace(0, 3, 8)
+        low = position.floor().long().clamp(max=2)
+        expected = torch.lerp(old[low], old[low + 1], (position - low)[:, None])
+        torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert more.video_model(clips(frames=8)).pooler_output.shape == (2, 32)
+    assert torch.equal(more.resize_frames(2).video_model.embeddings.temporal_embeddings[0], new[:2])
+
+
+def test_errors_name_the_thing_and_the_cure():
+    model = tiny_model()
+    for call, message in [
+        (lambda: model(), "Give input_ids, pixel_values_videos, or both"),
+        (lambda: model.video_model(clips()[:, 0]), r"images are clips of one frame: `pixel_values.unsqueeze\(1\)`"),
+        (lambda: model.video_model(clips(frames=5)), r"5 frames.*4 temporal positions.*resize_frames\(5\)"),
+        (lambda: model.video_model(clips(size=30)), "30 x 30 pixels: not multiples of the patch size, 8"),
+        (lambda: model.video_model(clips()[:, :, :1]), "1 channels, but the model takes 3"),
+        (lambda: model.video_model(clips(), frame_mask=torch.ones(2, 3)), r"frame_mask must be .* \(2, 4\)"),
+        (lambda: model(**texts(3), pixel_values_videos=clips(2), return_loss=True), "there are 3 and 2"),
+        (lambda: model(**texts(3), return_loss=True), "there are 3 and 0"),
+        (lambda: model.resize_frames(8, fill="zero"), "fill='zero' is not known"),
+        (lambda: model.resize_frames(0), "must be at least 1"),
+        (lambda: RegionLearnerVideoConfig(num_regions=0), "interaction_layers=1 needs regions"),
+        (lambda: RegionLearnerVideoConfig(codebook_size=0, motion_excitation=True), "motion_excitation=True adds"),
+        (lambda: RegionLearnerVideoConfig(codebook_mode="vq"), "codebook_mode='vq' is not known"),
+        (lambda: RegionLearnerVideoConfig(video_pooling="max"), "video_pooling='max' is not known"),
+        (lambda: RegionLearnerVideoConfig(codebook_decay=1.0), "codebook_decay=1.0"),
+        (lambda: RegionLearnerConfig(temperature=0.0), "temperature=0.0 must be greater than 0"),
+        (lambda: RegionLearnerConfig(text_config={"dim": 8}), "dict without `model_type`"),
+        (lambda: RegionLearnerConfig(text_pooling="last"), "text_pooling='last' is not known"),
+        (lambda: tiny_video_model(num_attention_heads=5), "hidden_size=32 is not a multiple of num_attention_heads=5"),
+        (lambda: tiny_video_model(image_size=30), "image_size=30 is not a multiple of patch_size=8"),
+        (lambda: tiny_video_model(interaction_heads=5), "not a multiple of interaction_heads=5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_loss_equals_a_literal_reading():
+    text, video = (F.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
+    expected = 0.0
+    for i in range(5):
+        t2v = torch.stack([text[i] @ video[j] / 0.05 for j in range(5)])
+        v2t = torch.stack([video[i] @ text[j] / 0.05 for j in range(5)])
+        expected = expected - (t2v[i] - t2v.logsumexp(0) + v2t[i] - v2t.logsumexp(0)) / 5
+    torch.testing.assert_close(contrastive_loss(text, video, 0.05), expected)
+
+
+def test_pairs_of_one_video_are_not_negatives():
+    text, video = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
+    ids = torch.tensor([3, 7, 3, 9])
+    expected = 0.0
+    for i in range(4):
+        others = [j for j in range(4) if j == i or ids[j] != ids[i]]
+        for a, b in ((text, video), (video, text)):
+            logits = torch.stack([a[i] @ b[j] / 0.05 for j in others])
+            expected = expected - (logits[others.index(i)] - logits.logsumexp(0)) / 4
+    torch.testing.assert_close(contrastive_loss(text, video, 0.05, ids), expected)
+
+
+def test_dual_encoder_outputs():
+    model = tiny_model()
+    inputs = {**texts(3), "pixel_values_videos": clips(2)}
+    with torch.no_grad():
+        outputs = model(**inputs)
+        text = model.get_text_features(**texts(3)).pooler_output
+        video = model.get_video_features(clips(2)).pooler_output
+        assert model(**texts(3)).video_embeds is None
+        assert model(pixel_values_videos=clips(2)).logits_per_text is None
+    torch.testing.assert_close(outputs.text_embeds, F.normalize(text, dim=-1))
+    torch.testing.assert_close(outputs.video_embeds, F.normalize(video, dim=-1))
+    torch.testing.assert_close(outputs.logits_per_text, outputs.text_embeds @ outputs.video_embeds.T / 0.05)
+    torch.testing.assert_close(outputs.logits_per_video, outputs.logits_per_text.T)
+    assert outputs.loss is None
+
+
+def test_learned_temperature():
+    model = tiny_model(learn_temperature=True)
+    model.logit_scale.data.fill_(2.0)
+    outputs = model(**texts(), pixel_values_videos=clips(), return_loss=True)
+    expected = outputs.text_embeds @ outputs.video_embeds.T * torch.tensor(2.0).exp()
+    torch.testing.assert_close(outputs.logits_per_text, expected)
+    outputs.loss.backward()
+    assert model.logit_scale.grad is not None
+    fresh = RegionLearnerModel(model.config)
+    assert fresh.temperature.item() == pytest.approx(model.config.temperature)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_parameter_gets_a_gradient(options, checkpointing):
+    model = tiny_model(**options).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
+    outputs.loss.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    # A softmax cancels what is added to all of its inputs: these biases cannot matter.
+    without = {n for n in without if not n.endswith(("ex_proj.bias", "k_lin.bias", "motion_excitation.conv.bias"))}
+    assert not without
+
+
+def test_time_attention_starts_as_the_identity_and_can_learn():
+    """Both initialisations; of the original's, queries and keys never get a gradient."""
+    for init, learns in (("zero_projection", True), ("original", False)):
+        torch.manual_seed(0)
+        model = RegionLearnerVideoModel(RegionLearnerVideoConfig(**TINY_VIDEO | {"time_attention_init": init})).train()
+        attention = model.layers[0].time_attention
+        with torch.no_grad():
+            output, _ = attention(torch.randn(2, 65, 32), (4, 4, 4))
+        assert output.abs().max() == 0
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+        for _ in range(3):
+            model(clips()).pooler_output.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model(clips()).pooler_output.square().sum().backward()
+        queries_and_keys = attention.qkv.weight.grad[:64]
+        assert (queries_and_keys.abs().max() > 0) == learns, init
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"model_type": "bert"}, "pooler"),
+        ({"model_type": "bert"}, "first"),
+        ({"model_type": "roberta", "pad_token_id": 0}, "mean"),
+        ({"model_type": "clip_text_model", "eos_token_id": 98, "bos_token_id": 97, "pad_token_id": 0}, "eos"),
+    ],
+)
+def test_text_encoders_and_poolings(config, pooling):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = config | sizes | {"intermediate_size": 37, "max_position_embeddings": 40}
+    model = tiny_model(text=text, text_pooling=pooling)
+    inputs = texts(3)
+    inputs["input_ids"][:, -2] = torch.tensor([98, 5, 98])
+    inputs["attention_mask"][1, -2:] = 0
+    with torch.no_grad():
+        features = model.get_text_features(**inputs).pooler_output
+        outputs = model.text_model(**inputs)
+    states = outputs.last_hidden_state
+    expected = {
+        "first": lambda: states[:, 0],
+        "mean": lambda: torch.stack([states[0].mean(0), states[1, :-2].mean(0), states[2].mean(0)]),
+        "eos": lambda: torch.stack([states[0, -2], states[1, -3], states[2, -2]]),
+        "pooler": lambda: outputs.pooler_output,
+    }[pooling]()
+    torch.testing.assert_close(features, model.text_projection(F.relu(expected)), rtol=1e-4, atol=1e-5)
+    loss = model.train()(**inputs, pixel_values_videos=clips(3), return_loss=True).loss
+    loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+def test_poolings_by_default():
+    assert RegionLearnerConfig().text_pooling == "first"
+    assert RegionLearnerConfig(text_config=BertConfig()).text_pooling == "pooler"
+    assert RegionLearnerConfig(text_config=CLIPTextConfig()).text_pooling == "eos"
+    assert RegionLearnerVideoConfig().video_pooling == "cls_mean"
+    assert RegionLearnerVideoConfig(**NO_REGIONS).video_pooling == "cls"
+
+
+def test_half_precision_and_autocast_keep_the_statistics():
+    model = tiny_model().train()
+    quantizer = model.video_model.region_module.quantizer
+    model(**texts(), pixel_values_videos=clips(), return_loss=True)
+    before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}
+    model.to(torch.bfloat16)
+    for name, buffer in quantizer.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+        assert buffer.dtype in (torch.float32, torch.int64)
+    outputs = model(**texts(), pixel_values_videos=clips(), return_loss=True)
+    assert outputs.loss.isfinite()
+    assert quantizer.cluster_size.dtype == torch.float32
+    model.to(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**texts(), pixel_values_videos=clips(), return_loss=True)
+    outputs.loss.backward()
+    assert quantizer.embed.dtype == torch.float32
+    assert quantizer.num_updates == 3
+
+
+def test_gradient_checkpointing_changes_nothing():
+    models = [tiny_model().train() for _ in range(2)]
+    models[1].gradient_checkpointing_enable()
+    for model in models:
+        for _ in range(2):
+            model(**texts(4), pixel_values_videos=clips(4), return_loss=True).loss.backward()
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in models)):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+    for (name, one), (_, other) in zip(*(model.named_buffers() for model in models)):
+        torch.testing.assert_close(one, other, msg=name)
+    assert models[1].video_model.region_module.quantizer.num_updates == 2
+
+
+def test_compiles():
+    model = tiny_video_model()
+    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clips()).pooler_output, model(clips()).pooler_output)

@@ -1,0 +1,189 @@
+"""Equality with the original: what its code computed from three small checkpoints, recorded in `fixtures/original`."""
+
+import copy
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from region_learner.conversion import convert_original_checkpoint
+from region_learner.conversion.original import _HEAD_NAMES, _REGION_NAMES, VIT_NAMES, read_checkpoint, rename
+
+from .conftest import FIXTURES
+
+CASES = ["frozen_in_time", "region_learner", "region_learner_motion"]
+BUFFERS = ["embed", "cluster_size", "cluster_sum", "embed_avg"]
+
+
+def convert(case: str, **options):
+    sizes = json.loads((FIXTURES / f"{case}.json").read_text())
+    return convert_original_checkpoint(
+        FIXTURES / f"{case}.pth",
+        num_attention_heads=sizes["num_attention_heads"],
+        text_config=sizes["text"],
+        **options,
+    )
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    return convert(case)
+
+
+@pytest.fixture(scope="module")
+def recorded(case):
+    return load_file(FIXTURES / f"{case}.safetensors")
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_evaluation(model, recorded, frames):
+    theirs = {k.removeprefix(f"f{frames}."): v for k, v in recorded.items() if k.startswith(f"f{frames}.")}
+    text = {"input_ids": recorded["input_ids"], "attention_mask": recorded["attention_mask"]}
+    with torch.no_grad():
+        outputs = model(**text, pixel_values_videos=theirs["pixel_values"], return_loss=True)
+        video_embeds = model.get_video_features(theirs["pixel_values"]).pooler_output
+        text_embeds = model.get_text_features(**text).pooler_output
+    video = outputs.video_model_output
+    close(video.pooler_output, theirs["video_features"])
+    close(video_embeds, theirs["video_embeds"])
+    close(text_embeds, theirs["text_embeds"])
+    close(outputs.logits_per_text * model.config.temperature, theirs["similarity_text_by_video"])
+    close(outputs.loss, theirs["loss"])
+    if "cluster_index" in theirs:
+        assert torch.equal(video.cluster_ids.flatten(0, 1), theirs["cluster_index"])
+        close(video.region_masks.flatten(0, 1), theirs["region_mask"])
+    else:
+        assert video.cluster_ids is video.region_masks is video.region_states is None
+
+
+def our_name(name: str) -> str:
+    if name.startswith("video_model."):
+        return "video_model." + rename(name.removeprefix("video_model."), VIT_NAMES | _REGION_NAMES)
+    return rename(name, _HEAD_NAMES)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_training_step(model, recorded, frames):
+    theirs = {k.removeprefix(f"f{frames}."): v for k, v in recorded.items() if k.startswith(f"f{frames}.")}
+    model = copy.deepcopy(model).train()
+    model.text_model.eval()
+    text = {"input_ids": recorded["input_ids"], "attention_mask": recorded["attention_mask"]}
+    outputs = model(**text, pixel_values_videos=theirs["pixel_values"], return_loss=True)
+    outputs.loss.backward()
+    close(outputs.loss, theirs["train.loss"])
+    parameters = dict(model.named_parameters())
+    gradients = {k.removeprefix("train.grad."): v for k, v in theirs.items() if k.startswith("train.grad.")}
+    assert len(gradients) >= 11
+    for name, reference in gradients.items():
+        gradient = parameters[our_name(name)].grad
+        if name.endswith("ex_proj.bias"):
+            # A softmax over positions cancels this bias: its gradient is 0, what is recorded is rounding.
+            assert reference.norm() < 1e-6
+            assert gradient.norm() < 1e-6
+        else:
+            assert (gradient - reference).norm() / reference.norm() < 1e-5, name
+    if "train.after.embed" in theirs:
+        assert torch.equal(outputs.video_model_output.cluster_ids.flatten(0, 1), theirs["cluster_index"])
+        for name in BUFFERS:
+            close(getattr(model.video_model.region_module.quantizer, name), theirs[f"train.after.{name}"])
+
+
+def test_sizes_come_from_the_weights():
+    sizes = json.loads((FIXTURES / "region_learner_motion.json").read_text())
+    config = convert("region_learner_motion").config
+    for name in ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_frames", "codebook_size"):
+        assert getattr(config.video_config, name) == sizes[name], name
+    assert config.video_config.num_regions == sizes["num_regions"]
+    assert config.video_config.interaction_layers == 1
+    assert config.video_config.motion_excitation
+    assert config.video_config.codebook_mode == "original"
+    assert config.video_config.codebook_decay == 0.1
+    assert config.projection_dim == sizes["projection_dim"]
+    assert config.text_config.dim == sizes["text"]["dim"]
+
+
+def test_what_weights_cannot_tell_is_that_of_the_original():
+    config = convert_original_checkpoint(
+        FIXTURES / "frozen_in_time.pth", num_attention_heads=4, text_config={"n_heads": 4}
+    ).config
+    assert (config.text_config.n_layers, config.text_config.dim, config.text_config.hidden_dim) == (2, 32, 64)
+    assert config.temperature == 0.05
+    assert config.video_config.video_pooling == "cls"
+
+
+def test_overrides_and_their_errors():
+    assert convert("region_learner", temperature=0.07, interaction_heads=4).config.temperature == 0.07
+    with pytest.raises(ValueError, match=r"'interaction_head'.*did you mean 'interaction_heads'"):
+        convert("region_learner", interaction_head=4)
+    with pytest.raises(ValueError, match="do not fit"):
+        convert("region_learner", codebook_size=8)
+
+
+class Thief:
+    """What a hostile checkpoint does: names a function to call when it is unpickled."""
+
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [exec, __import__("os").system, __import__("pathlib").Path.touch])
+def test_nothing_in_a_checkpoint_is_run(tmp_path, function):
+    proof = tmp_path / "proof"
+    argument = {"exec": f"open({str(proof)!r}, 'w')", "system": f"touch {proof}"}.get(function.__name__, proof)
+    state = torch.load(FIXTURES / "frozen_in_time.pth", weights_only=False, pickle_module=_stub_pickle())["state_dict"]
+    path = tmp_path / "hostile.pth"
+    torch.save({"state_dict": state, "config": Thief(function, argument)}, path)
+    try:
+        tensors = read_checkpoint(path)
+    except ValueError as error:
+        assert str(path) in str(error)  # noqa: PT017 - either refusing or ignoring the call is right
+    else:
+        assert tensors.keys() == {k.removeprefix("module.") for k in state}
+    assert not proof.exists()
+    with zipfile.ZipFile(path) as archive:  # and it would have run:
+        data = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        assert function.__name__.encode() in archive.read(data)
+
+
+def _stub_pickle():
+    """The fixtures name a class that does not exist; reading them here, outside the package, needs one."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            return type(name, (), {}) if module == "parse_config" else super().find_class(module, name)
+
+    class Module:
+        load = staticmethod(pickle.load)
+
+    Module.Unpickler = Unpickler
+    return Module
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        convert_original_checkpoint(tmp_path / "missing.pth")
+    path = tmp_path / "noise.pth"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"noise\.pth cannot be read"):
+        convert_original_checkpoint(path)
+    torch.save({"state_dict": {"a.b": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"no model that can be converted: a\.b"):
+        convert_original_checkpoint(path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(ValueError, match="no `state_dict` of tensors"):
+        convert_original_checkpoint(path)
