@@ -773,9 +773,26 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         )
 
 
-def _all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
-    """Concatenates `x` over processes along its first axis; gradients flow back to the process of each part."""
-    return torch.cat(torch.distributed.nn.functional.all_gather(x))
+class _GatherWithGradient(torch.autograd.Function):
+    """Concatenates over processes along the first axis; gradients flow back to the process of each part."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.length = len(x)
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # Each process computes the same loss of the global batch. The sum of their gradients is as many times that
+        # loss's, and data parallelism, which averages over processes, makes it the gradient of one process again.
+        gradient = gradient.clone()
+        _all_reduce_(gradient)
+        return gradient.narrow(0, _rank() * ctx.length, ctx.length)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """`x` scaled to length 1, in float32 at least: half precision would blur ranks and losses."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 def contrastive_loss(
@@ -793,7 +810,7 @@ def contrastive_loss(
         temperature (`torch.Tensor` or `float`): cosine similarities are divided by it.
         video_ids (`torch.Tensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's negatives.
     """
-    logits = text_embeds.float() @ video_embeds.float().T / temperature  # (text, video)
+    logits = text_embeds @ video_embeds.T / temperature  # (text, video)
     if video_ids is not None:
         same = video_ids[:, None] == video_ids[None, :]
         same = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
@@ -948,10 +965,10 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
             text_inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids}
             text_inputs = {name: value for name, value in text_inputs.items() if value is not None}
             text_outputs = self.get_text_features(input_ids, attention_mask, **text_inputs, **kwargs)
-            text_embeds = F.normalize(text_outputs.pooler_output.float(), dim=-1)
+            text_embeds = _unit(text_outputs.pooler_output)
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
-            video_embeds = F.normalize(self.video_projection(video_outputs.pooler_output).float(), dim=-1)
+            video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
 
         logits_per_video = logits_per_text = loss = None
         if text_embeds is not None and video_embeds is not None:
@@ -963,7 +980,7 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
             if texts != videos:
                 raise ValueError(f"The loss needs one text for each video, but there are {texts} and {videos}.")
             if self.training and _world_size() > 1:
-                text_embeds_, video_embeds_ = map(_all_gather_with_gradient, (text_embeds, video_embeds))
+                text_embeds_, video_embeds_ = map(_GatherWithGradient.apply, (text_embeds, video_embeds))
                 video_ids = None if video_ids is None else _all_gather(video_ids)
             else:
                 text_embeds_, video_embeds_ = text_embeds, video_embeds

@@ -62,7 +62,7 @@ def _summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
     return result | {
         f"{prefix}_MedR": float(np.median(ranks)),
         f"{prefix}_MeanR": float(np.mean(ranks)),
-        f"{prefix}_gmean": float(np.prod(recalls) ** (1 / 3)),
+        f"{prefix}_gmean": float(np.cbrt(np.prod(recalls))),
     }
 
 
