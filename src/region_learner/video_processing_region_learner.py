@@ -1,0 +1,760 @@
+# Copyright 2026 The RegionLearner authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
+# compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
+"""Video processor of RegionLearner: from video files, or frames, to `pixel_values_videos`.
+
+In the order of this file:
+
+1. decoding, with PyAV, of the wanted frames of a file and no more than they need;
+2. reading the many forms in which clips are given;
+3. the processor: which frames are wanted (segment sampling), and their transforms.
+
+Sampling and transforms are those of the paper (arXiv 2112.01194), which it has from Frozen in Time
+(arXiv 2104.00650). On purpose different from the authors' code: training draws from every frame of a segment (there
+the last one is never drawn), short clips repeat their last frame (there black frames are added after
+normalisation), an unreadable video is an error (there a black clip), and resizing is antialiased.
+"""
+
+import dataclasses
+import http.client
+import io
+import math
+import os
+import urllib.request
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Unpack
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import get_size_dict
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import VideosKwargs
+from transformers.utils.type_validators import image_size_validator
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata, make_batched_metadata
+
+try:
+    import av
+except ImportError:
+    av = None  # type: ignore[assignment]
+
+try:
+    import torchvision.transforms.v2.functional as tvf
+except ImportError:
+    tvf = None  # type: ignore[assignment]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Decoding
+# ---------------------------------------------------------------------------------------------------------
+
+_MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is damaged or hostile.
+_DOWNLOAD_LIMIT = 2**30  # bytes
+_DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+
+
+class VideoDecodeError(ValueError):
+    """A video whose wanted frames cannot be read. The message is one line: which video, and why."""
+
+
+class _Packet(NamedTuple):
+    pts: int
+    is_key: bool  # decoding can start here
+    is_shown: bool  # False where an edit list cuts it out
+
+
+def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.ndarray, VideoMetadata]:
+    """
+    Decodes some frames of one video: exactly those that decoding the whole file would give at their indices.
+
+    Packets are listed without being decoded; decoding then starts at the key frame before each wanted frame, and
+    frames are known by their time stamps. `stream.frames` is not asked: it is 0 for Matroska and may be wrong
+    elsewhere. Where packets do not stand for frames (no or repeated time stamps, packets that show nothing), or
+    decoding contradicts them, the whole file is decoded instead.
+
+    Args:
+        source: a path, an http(s) or file URL, the bytes of a file, a binary file object, or a
+            `{"path": ..., "bytes": ...}` dict as of `datasets.Video(decode=False)`.
+        choose: called as `choose(metadata=VideoMetadata)`, gives the indices of the wanted frames in any order,
+            repetitions included. Called again if decoding finds another number of frames.
+
+    Returns:
+        Frames, uint8 of shape (T, height, width, 3): RGB, upright, transparent parts over black. And the metadata
+        that was given to `choose`, with the size and, in `frames_indices`, the indices.
+
+    Raises:
+        VideoDecodeError: the video, or a wanted frame, cannot be read.
+        ImportError: PyAV is not installed.
+    """
+    if av is None:
+        raise ImportError("Decoding videos needs PyAV: pip install av")
+    name, media = _locate(source)
+    try:
+        frames = None
+        with _open_video(media) as stream:
+            packets = _list_packets(stream)
+            if packets:
+                times = sorted(packet.pts for packet in packets if packet.is_shown)
+                metadata, indices = _choose_frames(stream, len(times), choose)
+                frames = _decode_by_time(stream, packets, times, set(indices))
+        if frames is None:
+            num_frames = _count_frames(media)
+            with _open_video(media) as stream:
+                if not packets or num_frames != len(times):
+                    metadata, indices = _choose_frames(stream, num_frames, choose)
+                frames = _decode_by_count(stream, set(indices))
+    except VideoDecodeError as error:
+        raise VideoDecodeError(f"{name}: {error}") from None
+    except av.error.FFmpegError as error:
+        raise VideoDecodeError(f"{name}: {error.strerror}") from error
+    except ValueError as error:  # of `choose`, which does not know what it chooses from
+        error.add_note(f"The video is {name}")
+        raise
+    finally:
+        if not isinstance(media, str):
+            media.close()
+
+    clip = np.stack([frames[index] for index in indices])
+    metadata.height, metadata.width = clip.shape[1:3]
+    return clip, metadata
+
+
+def _locate(source: Any) -> tuple[str, str | BinaryIO]:
+    """The name of a video for messages, and what PyAV opens: a file name, or a buffer of ours."""
+    name = None
+    if isinstance(source, Mapping):
+        name = source.get("path")
+        source = name if source.get("bytes") is None else source["bytes"]
+    if hasattr(source, "read"):
+        name = getattr(source, "name", "<file>")
+        source = source.read()
+    if isinstance(source, bytes | bytearray | memoryview):
+        name = str(name or "<bytes>")
+        if not len(source):
+            raise VideoDecodeError(f"{name}: empty file")
+        return name, io.BytesIO(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"A video is a path, URL, bytes, binary file or frames, not {type(source).__name__}.")
+
+    name = os.fspath(source)
+    if name.startswith(("http://", "https://")):
+        return name, _download(name)
+    path = urllib.request.url2pathname(urlsplit(name).path) if name.startswith("file://") else name
+    if not os.path.isfile(path):
+        raise VideoDecodeError(f"{name}: no such file")
+    if os.path.getsize(path) == 0:
+        raise VideoDecodeError(f"{name}: empty file")
+    return name, f"file:{path}"  # or FFmpeg would look for a protocol in names such as `concat: a|b.mp4`
+
+
+def _download(url: str) -> BinaryIO:
+    request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
+    file = io.BytesIO()
+    try:
+        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as response:
+            while chunk := response.read(2**20):
+                file.write(chunk)
+                if file.tell() > _DOWNLOAD_LIMIT:
+                    raise VideoDecodeError(f"{url}: larger than {_DOWNLOAD_LIMIT} bytes")
+            announced = int(response.headers.get("Content-Length", file.tell()))
+    except (OSError, http.client.HTTPException) as error:
+        raise VideoDecodeError(f"{url}: {getattr(error, 'reason', None) or error}") from error
+    if file.tell() != announced:
+        raise VideoDecodeError(f"{url}: {file.tell()} of {announced} bytes arrived")
+    if file.tell() == 0:
+        raise VideoDecodeError(f"{url}: empty file")
+    return file
+
+
+@contextmanager
+def _open_video(media: str | BinaryIO) -> Iterator[Any]:
+    """The first video stream of an opened file."""
+    if not isinstance(media, str):
+        media.seek(0)
+    with av.open(media, metadata_errors="ignore") as container:
+        cover = av.stream.Disposition.attached_pic  # the picture in a sound file is no video
+        stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+        if stream is None:
+            raise VideoDecodeError("no video stream")
+        context = stream.codec_context
+        if context is None:
+            raise VideoDecodeError("no decoder for this video codec")
+        if context.width * context.height > _MAX_PIXELS:
+            raise VideoDecodeError(f"frames of {context.width}x{context.height} pixels, more than {_MAX_PIXELS}")
+        context.options = {"max_pixels": str(_MAX_PIXELS)}  # their size may change later on
+        context.thread_count = 1  # threads gain little on a few frames, and data loaders have many processes
+        yield stream
+
+
+def _list_packets(stream: Any) -> list[_Packet] | None:
+    """The packets in decoding order, or None if they do not stand for one frame each."""
+    packets = []
+    for packet in stream.container.demux(stream):
+        if not packet.size:  # ends the stream
+            continue
+        if packet.pts is None or packet.is_corrupt:
+            return None
+        if stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10:
+            return None  # a frame for reference only (`show_frame`, RFC 6386 section 9.1)
+        packets.append(_Packet(packet.pts, packet.is_keyframe, not packet.is_discard))
+    times = {packet.pts for packet in packets}
+    # What is shown before the first key frame was cut off from what it needs, and may or may not be decoded.
+    cut = not packets or not packets[0].is_key or packets[0].pts > min(times)
+    return None if cut or len(times) < len(packets) else packets
+
+
+def _choose_frames(stream: Any, num_frames: int, choose: Callable) -> tuple[VideoMetadata, list[int]]:
+    if num_frames == 0:
+        raise VideoDecodeError("no frames")
+    fps = float(stream.average_rate) if stream.average_rate else None
+    duration: float | None
+    if stream.duration:
+        duration = float(stream.duration * stream.time_base)
+    elif stream.container.duration:
+        duration = stream.container.duration / av.time_base
+    else:
+        duration = num_frames / fps if fps else None
+    metadata = VideoMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav")
+    metadata.frames_indices = [int(index) for index in choose(metadata=metadata)]
+    return metadata, metadata.frames_indices
+
+
+def _decode_by_time(
+    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int]
+) -> dict[int, np.ndarray] | None:
+    """The wanted frames, decoded from key frames on; None if other frames come out than `times` (sorted) foretells."""
+    position = {packet.pts: i for i, packet in enumerate(packets)}
+    keys = sorted(packet.pts for packet in packets if packet.is_key)
+
+    frames: dict[int, np.ndarray] = {}
+    decoded: Iterator[Any] = iter(())
+    upcoming = -1  # index of the frame that comes out next
+    try:
+        for index in sorted(wanted):
+            key = keys[bisect_right(keys, times[index]) - 1]
+            at_key = bisect_left(times, key)
+            if upcoming < at_key:
+                decoded, upcoming = _decode_from(stream, key, position), at_key
+            for frame in decoded:
+                if upcoming == len(times) or frame.pts != times[upcoming] or frame.is_corrupt:
+                    return None
+                upcoming += 1
+                if upcoming > index:
+                    frames[index] = _to_rgb(frame, like=next(iter(frames.values()), None))
+                    break
+            if index not in frames:
+                return None
+    except av.error.FFmpegError:
+        return None
+    return frames
+
+
+def _decode_from(stream: Any, key: int, position: dict[int, int]) -> Iterator[Any]:
+    """Frames from the key frame at time `key` on; none if the container cannot be entered there or before."""
+    stream.container.seek(key, stream=stream)
+    reached = False
+    for packet in stream.container.demux(stream):
+        if packet.size and not reached:
+            here = position.get(packet.pts, len(position))
+            if here < position[key]:
+                continue
+            if here > position[key]:
+                return
+            reached = True
+        for frame in packet.decode():
+            if frame.pts is None or frame.pts >= key:  # those shown before are not whole without what precedes `key`
+                yield frame
+
+
+def _decode_by_count(stream: Any, wanted: set[int]) -> dict[int, np.ndarray]:
+    """The wanted frames, all before them decoded too."""
+    frames: dict[int, np.ndarray] = {}
+    damaged = False
+    for index, frame in enumerate(stream.container.decode(stream)):
+        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+        if index in wanted:
+            if damaged:
+                raise VideoDecodeError(f"frame {index} is damaged")
+            frames[index] = _to_rgb(frame, like=next(iter(frames.values()), None))
+            if len(frames) == len(wanted):
+                break
+    if missing := sorted(wanted - frames.keys()):
+        raise VideoDecodeError(f"frames {missing} cannot be decoded")
+    return frames
+
+
+def _count_frames(media: str | BinaryIO) -> int:
+    with _open_video(media) as stream:
+        return sum(1 for _ in stream.container.decode(stream))
+
+
+def _to_rgb(frame: Any, like: np.ndarray | None) -> np.ndarray:
+    """An upright RGB frame (height, width, 3); of the size of `like`, as the size may change within a stream."""
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        image = _over_black(frame.to_ndarray(format="rgba"))
+    else:
+        image = frame.to_ndarray(format="rgb24")
+    image = np.rot90(image, round(frame.rotation / 90))  # both count counterclockwise
+    if like is not None and image.shape != like.shape:
+        image = np.asarray(Image.fromarray(image).resize(like.shape[1::-1], Image.Resampling.BILINEAR))
+    return image
+
+
+def _over_black(rgba: np.ndarray) -> np.ndarray:
+    """Blends uint8 (..., 4) over black: (..., 3)."""
+    return ((rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The forms in which clips are given
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _is_encoded(clip: Any) -> bool:
+    return isinstance(clip, str | bytes | bytearray | memoryview | os.PathLike | Mapping) or hasattr(clip, "read")
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, np.ndarray | torch.Tensor)
+
+
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (_is_array(item) and item.ndim in (2, 3))
+
+
+def _as_clips(videos: Any) -> list[Any]:
+    """
+    A flat list of clips, each of them an encoded video, an array of four dimensions, or a list of frames.
+
+    A list of frames is one clip; any other list is a batch, in which a lone frame is a clip of its own.
+    """
+    if _is_frame(videos):
+        return [[videos]]
+    if _is_encoded(videos) or (_is_array(videos) and videos.ndim == 4):
+        return [videos]
+    if _is_array(videos) and videos.ndim == 5:
+        return list(videos)
+    if isinstance(videos, list | tuple):
+        if videos and all(_is_frame(item) for item in videos):
+            return [list(videos)]
+        return [clip for item in videos for clip in _as_clips(item)]
+    form = f"an array of {videos.ndim} dimensions" if _is_array(videos) else type(videos).__name__
+    raise TypeError(
+        f"A video is a path, URL, bytes, a binary file, an array of 4 dimensions or a list of frames, not {form}."
+    )
+
+
+def _as_tensor(clip: Any, data_format: str | ChannelDimension | None, do_convert_rgb: bool) -> torch.Tensor:
+    """A clip given as frames, as a tensor (T, C, height, width). `data_format` is None where to be inferred."""
+    if isinstance(clip, list):
+        if any(isinstance(frame, Image.Image) for frame in clip):
+            if not all(isinstance(frame, Image.Image) for frame in clip):
+                raise TypeError("The frames of a clip are either all PIL images or all arrays.")
+            clip = [_image_to_array(frame, do_convert_rgb) for frame in clip]
+            data_format = ChannelDimension.LAST
+        if len({tuple(frame.shape) for frame in clip}) > 1:
+            raise ValueError(
+                f"The frames of a clip are of one size; got {sorted({tuple(frame.shape) for frame in clip})}."
+            )
+        clip = torch.stack([torch.as_tensor(frame) for frame in clip])
+        if clip.ndim == 3:  # grayscale without a channel dimension
+            clip, data_format = clip[:, None], ChannelDimension.FIRST
+    clip = torch.as_tensor(clip)
+    if data_format is None:
+        data_format = infer_channel_dimension_format(clip, num_channels=(1, 3, 4))
+    return clip if data_format == ChannelDimension.FIRST else clip.permute(0, 3, 1, 2)
+
+
+def _image_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
+    """(height, width, C); with `do_convert_rgb`, 3 channels whatever the mode, transparent parts over black."""
+    if not do_convert_rgb:
+        return np.atleast_3d(np.array(image))
+    if image.mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info:
+        return _over_black(np.array(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The processor
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
+    """
+    output_size (`int` or `dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
+        The size of the frames that come out, and so the `image_size` of the model. `None`: frames stay as cropped;
+        that is also what giving `crop_size` without `output_size` means.
+    antialias (`bool`, *optional*, defaults to `True`):
+        Whether to smooth while shrinking. `False` is the evaluation of the original implementation.
+    short_clips (`"repeat"` or `"error"`, *optional*, defaults to `"repeat"`):
+        What to do with a video of fewer frames than `num_frames`: repeat its last frame, which
+        `VideoMetadata.frames_indices` shows, or raise a `ValueError`.
+    crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
+        In training, the share of a frame's area that the random crop keeps.
+    flip_probability (`float`, *optional*, defaults to 0.5):
+        In training, how often a clip is mirrored. 0 where captions tell left from right.
+    training (`bool`, *optional*, defaults to `False`):
+        Random frames, crops and flips instead of fixed ones. Not saved.
+    generator (`torch.Generator`, *optional*):
+        The source of that randomness; without it, torch's global one. Not saved.
+    """
+
+    output_size: Annotated[int | list[int] | tuple[int, ...] | dict[str, int] | None, image_size_validator()]
+    antialias: bool | None
+    short_clips: Literal["repeat", "error"] | None
+    crop_scale: list[int | float] | tuple[int | float, int | float] | None
+    flip_probability: int | float | None
+    training: bool | None
+    generator: torch.Generator | None
+
+
+class RegionLearnerVideoProcessor(BaseVideoProcessor):
+    r"""
+    Turns videos into `pixel_values_videos` (B, T, 3, height, width), float32.
+
+    Frames: the video is split into `num_frames` equal segments, of each of which the middle frame is taken, or in
+    training a random one. With `fps` there are that many segments a second. `do_sample_frames=False` takes all.
+
+    Evaluation: resize the short side to `size`, crop the centre to `crop_size`, resize to `output_size`, rescale and
+    normalise. Training: one random crop, resized to `output_size`, and one flip for all frames of a clip, instead of
+    the first three. Resizing is done in floating point. `do_resize=False` leaves out all resizing, and with it the
+    random crop.
+
+    `videos` is one clip or a list of them, of any mixture of kinds: a path, an http(s) or file URL, the bytes of a
+    file, a binary file object, a `{"path": ..., "bytes": ...}` dict, an array or tensor of 4 dimensions, or a list of
+    frames (PIL images or arrays). Transparent parts are put over black.
+
+    Raises `VideoDecodeError`, a `ValueError`, for videos that cannot be read.
+
+    Example:
+
+    ```python
+    >>> processor = RegionLearnerVideoProcessor(num_frames=4)
+    >>> processor(["a.mp4", "b.webm"], return_tensors="pt").pixel_values_videos.shape
+    torch.Size([2, 4, 3, 224, 224])
+    ```
+    """
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 256, "width": 256}
+    output_size = {"height": 224, "width": 224}
+    antialias = True
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 4
+    fps = None
+    short_clips = "repeat"
+    crop_scale = (0.5, 1.0)
+    flip_probability = 0.5
+    training = False
+    generator = None
+    valid_kwargs = RegionLearnerVideoProcessorKwargs  # type: ignore[assignment]
+    model_input_names = ["pixel_values_videos"]
+
+    def __init__(self, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]):
+        if tvf is None:
+            raise ImportError("RegionLearnerVideoProcessor needs torchvision: pip install torchvision")
+        super().__init__(**_settle(kwargs))
+
+    @classmethod
+    def for_image_size(cls, image_size: int, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]):
+        """The default transforms scaled to frames of `image_size` pixels, e.g. for 112: to 128, crop 128, to 112."""
+        edge = round(image_size * cls.size["shortest_edge"] / cls.output_size["height"])
+        return cls(size={"shortest_edge": edge}, crop_size=edge, output_size=image_size, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        for key in ("training", "generator"):  # of one call, not of the processor
+            output.pop(key, None)
+        return output
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
+        settled = _settle(kwargs)
+        data_format = settled.get("input_data_format")
+        do_convert_rgb = bool(settled.get("do_convert_rgb", self.do_convert_rgb))
+        clips = [
+            clip if _is_encoded(clip) else _as_tensor(clip, data_format, do_convert_rgb) for clip in _as_clips(videos)
+        ]
+        if not clips:
+            raise ValueError("No videos were given.")
+        return super().preprocess(clips, **{**settled, "input_data_format": ChannelDimension.FIRST})
+
+    def decode(
+        self,
+        source: Any,
+        training: bool = False,
+        generator: torch.Generator | None = None,
+        num_frames: int | None = None,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """
+        Reads and samples one video, without transforming it.
+
+        Args:
+            source: anything that is one clip for the processor.
+            training, generator, num_frames: as in a call of the processor.
+
+        Returns:
+            Frames (T, 3, height, width), uint8 of encoded videos, and their metadata.
+
+        Raises:
+            VideoDecodeError: the video cannot be read.
+        """
+        clips = _as_clips(source)
+        if len(clips) != 1:
+            raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
+        clip = clips[0]
+        if not _is_encoded(clip):
+            clip = _as_tensor(clip, None, bool(self.do_convert_rgb))
+        (frames,), (metadata,) = self._decode_and_sample_videos(
+            [clip],
+            do_sample_frames=self.do_sample_frames or num_frames is not None,
+            sample_indices_fn=partial(
+                self.sample_frames, num_frames=num_frames, training=training, generator=generator
+            ),
+        )
+        return frames, metadata
+
+    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Callable | None = None):
+        """Decodes videos with PyAV: `(frames, metadata)`, frames (T, 3, height, width); of a list, lists of both."""
+        if isinstance(video_url_or_urls, list):
+            return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]))
+        frames, metadata = read_clip(video_url_or_urls, sample_indices_fn or _all_frames)
+        return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: int | float | None = None,
+        training: bool = False,
+        generator: torch.Generator | None = None,
+        short_clips: str | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """
+        Segment sampling: indices of `num_frames` frames, one from each of as many equal segments of the video.
+
+        Args:
+            metadata: `total_num_frames`, and for `fps` its `fps`.
+            num_frames: defaults to that of the processor.
+            fps: segments a second, instead of `num_frames`.
+            training: a random frame of each segment (any of them, the last included) instead of the middle one.
+            generator: for `training`.
+            short_clips: defaults to that of the processor.
+
+        Raises:
+            ValueError: more frames are asked for than there are and `short_clips` is "error"; or `fps` is asked for
+                and that of the video is unknown or lower.
+        """
+        total = metadata.total_num_frames
+        if num_frames is None and fps is None:
+            num_frames, fps = self.num_frames, self.fps
+        if fps is not None:
+            if num_frames is not None:
+                raise ValueError("num_frames and fps exclude each other; give one of them.")
+            if metadata.fps is None:
+                raise ValueError(
+                    f"Sampling {fps} frames a second needs the video's own frame rate: give `video_metadata` with "
+                    "`fps`, or use `num_frames`."
+                )
+            if fps > metadata.fps:
+                raise ValueError(f"Cannot sample {fps} frames a second from a video of {metadata.fps:g}.")
+            num_frames = max(1, int(total / metadata.fps * fps))
+        if num_frames is None:
+            return np.arange(total)
+        short_clips = short_clips or self.short_clips
+        if total < num_frames and short_clips == "error":
+            raise ValueError(
+                f"The video has {total} frames, num_frames={num_frames} are wanted: lower num_frames, or repeat the "
+                'last frame with short_clips="repeat".'
+            )
+
+        borders = np.floor(np.linspace(0, total, min(num_frames, total) + 1)).astype(int).tolist()
+        if training:
+            indices = [int(torch.randint(*segment, (), generator=generator)) for segment in pairwise(borders)]
+        else:
+            indices = [(start + end - 1) // 2 for start, end in pairwise(borders)]
+        return np.array(indices + indices[-1:] * (num_frames - total))
+
+    def _decode_and_sample_videos(
+        self,
+        videos: list[Any],
+        video_metadata: Any = None,
+        do_sample_frames: bool | None = None,
+        sample_indices_fn: Callable | None = None,
+    ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
+        """Encoded videos and tensors (T, C, height, width), in one list, to tensors of the sampled frames."""
+        given: Sequence[VideoMetadata | None] = [None] * len(videos)
+        if video_metadata is not None:
+            given = make_batched_metadata(videos, video_metadata)
+            if len(given) != len(videos):
+                raise ValueError(f"{len(videos)} videos came with {len(given)} video_metadata; give one for each.")
+
+        clips, metadata = [], []
+        for video, its_metadata in zip(videos, given):
+            if _is_encoded(video):
+                clip, its_metadata = self.fetch_videos(video, sample_indices_fn if do_sample_frames else None)
+            else:
+                clip, total = video, len(video)
+                if its_metadata is None:
+                    its_metadata = VideoMetadata(total, frames_indices=list(range(total)))
+                    its_metadata.height, its_metadata.width = video.shape[-2:]
+                if do_sample_frames:
+                    if its_metadata.total_num_frames != total:
+                        raise ValueError(
+                            f"The metadata tells of {its_metadata.total_num_frames} frames, the video has {total}. "
+                            "Are they sampled already? Then set do_sample_frames=False."
+                        )
+                    indices = sample_indices_fn(metadata=its_metadata).tolist()
+                    its_metadata = dataclasses.replace(its_metadata, frames_indices=indices)
+                    clip = clip[indices]
+            clips.append(clip)
+            metadata.append(its_metadata)
+        return clips, metadata
+
+    def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
+        """(..., C, height, width) with C of 1, 3 or 4 to C = 3. Transparent parts are put over black."""
+        if video.shape[-3] == 1:
+            return video.expand(*video.shape[:-3], 3, *video.shape[-2:])
+        if video.shape[-3] != 4:
+            return video
+        color, alpha = video[..., :3, :, :], video[..., 3:, :, :]
+        if not video.is_floating_point():
+            return (color * (alpha / 255)).round().to(video.dtype)
+        return color * (alpha / 255 if alpha.max() > 1 else alpha)
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """As torchvision, and so the original, does it; transformers rounds half pixels the other way."""
+        return tvf.center_crop(image, [size.height, size.width])
+
+    def random_crop(
+        self, video: torch.Tensor, scale: tuple[float, float], generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """
+        Crops a random part of (..., height, width): a share within `scale` of the area, an aspect ratio between
+        3/4 and 4/3. This corresponds to `RandomResizedCrop` of torchvision, before its resizing.
+        """
+        height, width = video.shape[-2:]
+        for _ in range(10):
+            draw = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            area = height * width * (scale[0] + draw[0] * (scale[1] - scale[0]))
+            ratio = (4 / 3) ** (2 * draw[1] - 1)  # of width to height; wide as often as tall
+            crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top, left = int(draw[2] * (height - crop_height + 1)), int(draw[3] * (width - crop_width + 1))
+                return video[..., top : top + crop_height, left : left + crop_width]
+        # So long or so flat a frame has no such part: its centre, as near to those ratios as can be.
+        return tvf.center_crop(video, [min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))])
+
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        output_size, crop_scale = kwargs.get("output_size"), kwargs.get("crop_scale")
+        if output_size is not None and not isinstance(output_size, SizeDict):
+            kwargs["output_size"] = SizeDict(**get_size_dict(output_size, param_name="output_size"))
+        if crop_scale is not None:
+            kwargs["crop_scale"] = crop_scale = tuple(crop_scale)
+            if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+                raise ValueError(f"crop_scale is two shares of the area, 0 < low <= high <= 1; got {crop_scale}.")
+        if not 0 <= (kwargs.get("flip_probability") or 0) <= 1:
+            raise ValueError(f"flip_probability is between 0 and 1; got {kwargs['flip_probability']}.")
+        if kwargs.get("short_clips") not in (None, "repeat", "error"):
+            raise ValueError(f'short_clips is "repeat" or "error"; got {kwargs["short_clips"]!r}.')
+        if kwargs.get("num_frames") is not None and kwargs["num_frames"] < 1:
+            raise ValueError(f"num_frames is at least 1; got {kwargs['num_frames']}.")
+        return kwargs
+
+    def _preprocess(
+        self,
+        videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        output_size: SizeDict | None,
+        antialias: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        training: bool,
+        generator: torch.Generator | None,
+        crop_scale: tuple[float, float],
+        flip_probability: float,
+        do_convert_rgb: bool = False,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        resize = partial(self.resize, resample=resample, antialias=antialias)
+        clips = []
+        for video in videos:
+            if do_convert_rgb:  # done before by transformers >= 5.23, left to this method by earlier ones
+                video = self.convert_to_rgb(video)
+            # Resizing uint8 would round, twice; and in memory channels last, as decoded, it takes twice as long.
+            video = video.to(torch.float32, memory_format=torch.contiguous_format)
+            if training:
+                if do_resize:
+                    video = resize(self.random_crop(video, crop_scale, generator), size=output_size or crop_size)
+                if torch.rand((), generator=generator) < flip_probability:
+                    video = video.flip(-1)
+            else:
+                if do_resize:
+                    video = resize(video, size=size)
+                if do_center_crop:
+                    video = self.center_crop(video, crop_size)
+                if do_resize and output_size is not None:
+                    video = resize(video, size=output_size)
+            clips.append(
+                self.rescale_and_normalize(video, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            )
+        if return_tensors is not None and len({clip.shape for clip in clips}) > 1:
+            raise ValueError(
+                f"Clips of different shapes make no batch: {sorted({tuple(clip.shape) for clip in clips})}. Sample as "
+                "many frames of each with num_frames, and leave resizing and cropping on."
+            )
+        return BatchFeature(data={"pixel_values_videos": clips}, tensor_type=return_tensors)
+
+
+def _settle(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Where one given argument makes the default of another meaningless, sets that to None."""
+    kwargs = dict(kwargs)
+    if kwargs.get("fps") is not None:
+        if kwargs.setdefault("num_frames", None) is not None:
+            raise ValueError("num_frames and fps exclude each other; give one of them.")
+    elif kwargs.get("num_frames") is not None:
+        kwargs["fps"] = None
+    if kwargs.get("crop_size") is not None:
+        kwargs.setdefault("output_size", None)
+    return kwargs
+
+
+def _all_frames(metadata: VideoMetadata) -> range:
+    return range(metadata.total_num_frames)
+
+
+__all__ = ["RegionLearnerVideoProcessor", "RegionLearnerVideoProcessorKwargs", "VideoDecodeError"]

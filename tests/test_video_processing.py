@@ -1,0 +1,856 @@
+"""Decoding, sampling and transforms, each against a plain computation of the same thing."""
+
+import http.server
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2 as transforms
+from transformers.video_utils import VideoMetadata
+
+from region_learner import video_processing_region_learner as module
+from region_learner.video_processing_region_learner import (
+    RegionLearnerVideoProcessor,
+    VideoDecodeError,
+    read_clip,
+)
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data beside the project is not at {DATA}")
+
+
+def pictures(count, width=64, height=48):
+    """Frames with a moving square on a gradient, unlike each other."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    for i in range(count):
+        image = np.stack([columns * 2, rows * 3, (rows + columns + 5 * i) % 256], axis=-1).astype(np.uint8)
+        image[i % (height - 12) :, (3 * i) % (width - 12) :][:12, :12] = [255, (7 * i) % 256, 40]
+        yield image
+
+
+def write_video(path, count=40, codec="libx264", options=None, container_options=None, rate=25, shift=0, **size):
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        for i, image in enumerate(pictures(count, **size)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if i == 0:
+                stream.width, stream.height = frame.width, frame.height
+                stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+            frame = frame.reformat(format=stream.pix_fmt)
+            frame.pts = i + shift
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def decode_all(path):
+    """Every frame, by decoding the file from its start to its end."""
+    with av.open(str(path)) as container:
+        return [(frame.rotation, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def read(source, *indices):
+    return read_clip(source, lambda metadata: indices)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def video(folder):
+    return write_video(folder / "plain.mp4", options={"g": "10", "bf": "2"})
+
+
+@pytest.fixture
+def processor():
+    return RegionLearnerVideoProcessor.for_image_size(32)
+
+
+# Decoding ------------------------------------------------------------------------------------------------
+
+ENCODINGS = {
+    "h264.mp4": {"options": {"g": "10", "bf": "3"}},
+    "h264_one_key_frame.mp4": {"options": {"g": "250"}},
+    "h264.mkv": {"options": {"g": "10", "bf": "3"}},
+    "h264.ts": {"options": {"g": "10", "bf": "3"}},
+    "h264.avi": {"options": {"g": "10", "bf": "2"}},
+    "h264_open_gop.mp4": {"options": {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}},
+    "h264_intra_refresh.mkv": {"options": {"g": "10", "bf": "0", "x264-params": "intra-refresh=1"}},
+    "h264_late_start.mp4": {"options": {"g": "10", "bf": "2"}, "shift": 7},
+    "h264_fragmented.mp4": {
+        "options": {"g": "10"},
+        "container_options": {"movflags": "frag_keyframe+empty_moov"},
+    },
+    "hevc_open_gop.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=10:open-gop=1:log-level=none"}},
+    "vp8.webm": {"codec": "libvpx", "options": {"g": "10", "auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "10", "auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "10", "bf": "2"}},
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": {"g": "10", "bf": "2"}},
+    "mjpeg.mov": {"codec": "mjpeg", "options": {"strict": "unofficial"}},
+    "gif.gif": {"codec": "gif"},
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_frames_are_those_of_decoding_the_whole_file(folder, name):
+    arguments = ENCODINGS[name]
+    if arguments.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"this FFmpeg cannot encode with {arguments['codec']}")
+    path = write_video(folder / name, **arguments)
+    frames = [frame for _, frame in decode_all(path)]
+    for indices in [(3,), (0, len(frames) - 1), (4, 17, 18, 33), (29, 11, 11), range(len(frames))]:
+        clip, metadata = read(path, *indices)
+        assert metadata.total_num_frames == len(frames)
+        assert metadata.frames_indices == list(indices)
+        np.testing.assert_array_equal(clip, np.stack([frames[i] for i in indices]))
+    for i in range(len(frames)):
+        np.testing.assert_array_equal(read(path, i)[0][0], frames[i], err_msg=f"frame {i}")
+
+
+def check_against_whole_file(path, indices_of):
+    frames = decode_all(path)
+    indices = indices_of(len(frames))
+    clip, metadata = read(path, *indices)
+    assert metadata.total_num_frames == len(frames)
+    for index, image in zip(indices, clip):
+        rotation, frame = frames[index]
+        np.testing.assert_array_equal(image, np.rot90(frame, rotation // 90), err_msg=f"{path.name}, frame {index}")
+
+
+def real_clips():
+    return sorted((DATA / "real_clips" / "clips").glob("*.mp4"))
+
+
+@needs_data
+def test_frames_of_some_real_clips():
+    for path in real_clips()[::15]:
+        check_against_whole_file(path, lambda n: [n // 8, n // 8 + 1, n // 2, 7 * n // 8])
+
+
+@needs_data
+@pytest.mark.slow
+def test_frames_of_all_real_clips():
+    generator = np.random.default_rng(0)
+    for path in real_clips():
+        check_against_whole_file(path, lambda n: [*sorted(generator.choice(n, 8)), n - 1])
+
+
+GOOD_ODD_VIDEOS = [
+    "av1_video.mkv",
+    "bt709_full_range.mp4",
+    "h264_10bits.mp4",
+    "h265_video.mp4",
+    "nasa_13013.mp4",
+    "video_0.mov",
+    "video_90.mov",
+    "video_180.mov",
+    "bitmap.mp4",
+    "-video-with-dash-.mp4",
+    "big_buck_bunny_432_433.webm",
+    "example.mp4",
+]
+
+
+@needs_data
+@pytest.mark.parametrize("name", [*GOOD_ODD_VIDEOS, pytest.param("smpte-2997.mp4", marks=pytest.mark.slow)])
+def test_frames_of_odd_videos(name):
+    check_against_whole_file(DATA / "odd_videos" / name, lambda n: sorted({0, n // 3, n // 2, n - 1}))
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nasa_13013.mp4.audio.mp3", "no video stream"),
+        ("sine_mono_s16.wav", "no video stream"),
+        ("result.webm", "empty file"),
+        ("corrupted.mp4", "Invalid data"),
+        ("manifest.jsonl", "Invalid data"),
+    ],
+)
+def test_unreadable_videos_are_errors(processor, name, reason):
+    path = DATA / "odd_videos" / name
+    with pytest.raises(VideoDecodeError, match=reason) as error:
+        processor(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(VideoDecodeError, match=f"^<bytes>: .*{reason}"):
+        processor.decode(path.read_bytes())
+
+
+@needs_data
+def test_frames_before_the_damage_are_read():
+    clip, metadata = read(DATA / "odd_videos" / "corrupted.mp4", 20)
+    assert clip.shape == (1, 720, 1280, 3)
+    assert metadata.total_num_frames == 50
+
+
+@needs_data
+def test_turned_videos_are_set_upright():
+    upright = read(DATA / "odd_videos" / "video_0.mov", 0)[0][0]
+    turned = read(DATA / "odd_videos" / "video_90.mov", 0)[0][0]
+    assert upright.shape == (320, 568, 3)
+    assert turned.shape == (568, 320, 3)
+
+
+def test_only_the_needed_part_is_decoded(folder, monkeypatch):
+    path = write_video(folder / "long.mp4", count=200, options={"g": "10", "bf": "0", "x264-params": "scenecut=0"})
+    decoded = []
+
+    def counted(*args, original=module._decode_from):
+        for frame in original(*args):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(module, "_decode_from", counted)
+    monkeypatch.delattr(module, "_count_frames")
+    read(path, 25, 28, 104, 199)
+    assert len(decoded) == 9 + 5 + 10
+
+
+def test_wrong_seeking_is_noticed(video, monkeypatch):
+    """Whatever a container makes of a seek, the frames are right or the whole file is decoded."""
+    frames = [frame for _, frame in decode_all(video)]
+    whole = []
+    monkeypatch.setattr(module, "_count_frames", lambda media: whole.append(media) or len(frames))
+    original = module._decode_from
+    for wrong in (10, -10):
+        monkeypatch.setattr(
+            module,
+            "_decode_from",
+            lambda stream, key, position, wrong=wrong: original(
+                stream, sorted(position)[max(sorted(position).index(key) + wrong, 0)], position
+            ),
+        )
+        np.testing.assert_array_equal(read(video, 25)[0][0], frames[25])
+    assert len(whole) == 2
+
+
+def test_packets_that_show_nothing_are_not_counted(folder):
+    """VP8 has frames for reference only. Here an ordinary frame is made one."""
+    source = write_video(folder / "shown.webm", codec="libvpx", options={"auto-alt-ref": "0"})
+    path = folder / "hidden.webm"
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        for i, packet in enumerate(container.demux(video=0)):
+            if packet.size:
+                data = bytearray(bytes(packet))
+                data[0] &= 0xFF if i != 10 else ~0x10
+                changed = av.Packet(bytes(data))
+                changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+                changed.is_keyframe, changed.stream = packet.is_keyframe, stream
+                output.mux(changed)
+    frames = [frame for _, frame in decode_all(path)]
+    assert len(frames) == 39
+    for index in (9, 10, 38):
+        clip, metadata = read(path, index)
+        assert metadata.total_num_frames == 39
+        np.testing.assert_array_equal(clip[0], frames[index])
+
+
+@pytest.mark.parametrize("name", ["h264_open_gop.mp4", "hevc_open_gop.mp4"])
+def test_streams_cut_open(folder, name):
+    """The first packet is a key frame, but frames shown before it need what is cut off."""
+    if ENCODINGS[name].get("codec", "libx264") not in av.codecs_available:
+        pytest.skip("this FFmpeg lacks the encoder")
+    source = write_video(folder / f"uncut_{name}", **ENCODINGS[name])
+    path = folder / f"open_{name}".replace(".mp4", ".mkv")
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        start = next(i for i, packet in enumerate(packets) if i and packet.is_keyframe)
+        assert packets[start + 1].pts < packets[start].pts
+        for packet in packets[start:]:
+            packet.stream = stream
+            output.mux(packet)
+    frames = [frame for _, frame in decode_all(path)]
+    assert len(frames) < len(packets) - start
+    for index in range(len(frames)):
+        clip, metadata = read(path, index)
+        assert metadata.total_num_frames == len(frames)
+        np.testing.assert_array_equal(clip[0], frames[index])
+
+
+def test_the_number_of_frames_is_corrected(video, monkeypatch):
+    """Where decoding contradicts the packets, frames are chosen anew."""
+    monkeypatch.setattr(module, "_decode_by_time", lambda *args: None)
+    monkeypatch.setattr(module, "_count_frames", lambda media: 30)
+    clip, metadata = read_clip(video, lambda metadata: [metadata.total_num_frames - 1])
+    assert metadata.frames_indices == [29]
+    np.testing.assert_array_equal(clip[0], decode_all(video)[29][1])
+
+
+def test_frames_an_edit_list_cuts_out_are_not_counted(folder):
+    source = write_video(folder / "uncut.mp4", options={"g": "20", "bf": "0"})
+    path = folder / "cut.mp4"
+    with (
+        av.open(str(source)) as container,
+        av.open(str(path), "w", container_options={"avoid_negative_ts": "disabled"}) as output,
+    ):
+        stream = output.add_stream_from_template(container.streams.video[0])
+        offset = None
+        for packet in container.demux(video=0):
+            if packet.size:
+                offset = offset or 7 * packet.duration
+                packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, stream
+                output.mux(packet)
+    frames = [frame for _, frame in decode_all(path)]
+    assert len(frames) == 33
+    for index in (0, 5, 20, 32):
+        clip, metadata = read(path, index)
+        assert metadata.total_num_frames == 33
+        np.testing.assert_array_equal(clip[0], frames[index])
+
+
+def test_truncated_video(folder):
+    path = write_video(folder / "whole.mkv", options={"g": "10"})
+    cut = folder / "half.mkv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    count = len(decode_all(cut))
+    assert 0 < count < 40
+    check_against_whole_file(cut, lambda n: [0, n // 2])
+
+
+def test_metadata_of_a_decoded_video(video):
+    metadata = read(video, 3)[1]
+    assert metadata.fps == 25
+    assert metadata.duration == pytest.approx(40 / 25)
+    assert (metadata.height, metadata.width) == (48, 64)
+    assert metadata.timestamps == [3 / 25]
+
+
+def test_still_pictures_are_videos_of_one_frame(folder):
+    image = next(pictures(1))
+    Image.fromarray(image).save(folder / "still.png")
+    clip, metadata = read(folder / "still.png", 0)
+    assert metadata.total_num_frames == 1
+    np.testing.assert_array_equal(clip[0], image)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_orientation_of_photographs(folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / "photograph.jpg"
+    Image.fromarray(next(pictures(1))).save(path, exif=exif, quality=95, subsampling=0)
+    expected = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+    clip = read(path, 0)[0]
+    assert clip[0].shape == expected.shape
+    assert np.abs(clip[0] - expected).mean() < 3  # FFmpeg and Pillow round differently
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_put_over_black(folder, processor, mode):
+    rgba = np.full((20, 30, 4), 200, np.uint8)
+    rgba[:, :10, 3], rgba[:, 10:20, 3], rgba[:, 20:, 3] = 0, 128, 255
+    image = Image.fromarray(rgba)
+    if mode == "P":
+        image = Image.fromarray(np.repeat(np.uint8([[0, 1, 1]]), 10, axis=1).repeat(20, axis=0), mode="P")
+        image.putpalette([200] * 3 + [100, 100, 100])
+        image.info["transparency"] = 0
+        expected = {0: 0, 15: 100, 25: 100}
+    else:
+        image = image.convert(mode)
+        expected = {0: 0, 15: 100, 25: 200}
+    image.save(folder / f"{mode}.png")
+    decoded = processor.decode(folder / f"{mode}.png", num_frames=1)[0]
+    given = processor.decode(image, num_frames=1)[0]
+    assert decoded.shape == given.shape == (1, 3, 20, 30)
+    for column, value in expected.items():
+        assert (decoded[..., column] == value).all()
+        assert (given[..., column] == value).all()
+
+
+def test_full_and_limited_range(folder):
+    """White is white, however the file counts."""
+    for pix_fmt, white in (("yuv420p", 235), ("yuvj420p", 255)):
+        frame = av.VideoFrame(64, 48, pix_fmt)
+        for plane, value in zip(frame.planes, (white, 128, 128)):
+            plane.update(bytes([value]) * plane.buffer_size)
+        with av.open(str(folder / f"{pix_fmt}.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=5)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt.replace("j", "")
+            stream.codec_context.color_range = 2 if "j" in pix_fmt else 1
+            if "j" in pix_fmt:
+                frame = frame.reformat(format="yuv420p", src_color_range=2, dst_color_range=2)
+            frame.pts = 0
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        assert read(folder / f"{pix_fmt}.mkv", 0)[0].min() >= 254
+
+
+def test_titles_in_odd_encodings_do_not_matter(folder):
+    path = folder / "title.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "TITLE-TITLE"
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in pictures(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"TITLE-TITLE" in data
+    assert read(data.replace(b"TITLE-TITLE", b"\xff\xfe\xffLE-TITLE"), 2)[1].total_num_frames == 5
+
+
+def test_huge_frames_are_refused(folder):
+    Image.new("L", (9000, 9000)).save(folder / "huge.png")
+    with pytest.raises(VideoDecodeError, match=r"huge.png: frames of 9000x9000 pixels, more than 67108864$"):
+        read(folder / "huge.png", 0)
+
+
+def test_frames_of_changing_size(folder):
+    """The two halves of a raw H.264 stream have different sizes; frames come out in that of the first."""
+    data = b"".join(
+        write_video(folder / f"{width}.h264", count=10, options={"bf": "0"}, width=width).read_bytes()
+        for width in (64, 128)
+    )
+    clip = read(data, 2, 15)[0]
+    assert clip.shape == (2, 48, 64, 3)
+
+
+def test_names_that_look_like_protocols(folder, monkeypatch, video):
+    monkeypatch.chdir(folder)
+    for name in ("-dash.mp4", "concat:a|b.mp4", "100%d.mp4", "http:.mp4"[5:]):
+        shutil.copy(video, name)
+        assert read(name, 1)[1].total_num_frames == 40
+
+
+def test_cover_pictures_are_no_video(folder):
+    path = folder / "song.mp3"
+    if "libmp3lame" not in av.codecs_available:
+        pytest.skip("this FFmpeg cannot encode MP3")
+    cover = io.BytesIO()
+    Image.fromarray(next(pictures(1))).save(cover, "png")
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("libmp3lame", rate=44100)
+        picture = container.add_stream("png", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
+        picture.disposition = av.stream.Disposition.attached_pic.value
+        container.mux(picture.encode(av.VideoFrame.from_ndarray(next(pictures(1)), format="rgb24")))
+        container.mux(picture.encode())
+        samples = av.AudioFrame.from_ndarray(np.zeros((2, 4410), np.int16), format="s16p", layout="stereo")
+        samples.sample_rate = 44100
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    with pytest.raises(VideoDecodeError, match="no video stream"):
+        read(path, 0)
+
+
+def test_missing_file(processor):
+    with pytest.raises(VideoDecodeError, match=r"^nowhere/x.mp4: no such file$"):
+        processor("nowhere/x.mp4")
+
+
+# URLs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(video):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            data = video.read_bytes()
+            if self.path == "/missing.mp4":
+                self.send_error(404)
+            elif self.path == "/moved.mp4":
+                self.send_response(302)
+                self.send_header("Location", "/video.mp4")
+                self.end_headers()
+            elif self.path == "/slow.mp4":
+                released.wait(10)
+            else:
+                self.send_response(200)
+                if self.path != "/open_ended.mp4":
+                    self.send_header("Content-Length", str(len(data) * (2 if "broken_off" in self.path else 1)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    released = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        released.set()
+        httpd.shutdown()
+
+
+def test_videos_from_urls(server, video, monkeypatch):
+    expected = read(video, 5, 30)[0]
+    for url in (f"{server}/video.mp4", f"{server}/moved.mp4", f"{server}/open_ended.mp4", video.as_uri()):
+        np.testing.assert_array_equal(read(url, 5, 30)[0], expected)
+    for name, reason in (("missing", "Not Found"), ("broken_off", "bytes arrived")):
+        with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
+            read(f"{server}/{name}.mp4", 0)
+    monkeypatch.setattr(module, "_DOWNLOAD_TIMEOUT", 0.2)
+    with pytest.raises(VideoDecodeError, match="timed out"):
+        read(f"{server}/slow.mp4", 0)
+    monkeypatch.setattr(module, "_DOWNLOAD_LIMIT", 100)
+    with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
+        read(f"{server}/video.mp4", 0)
+
+
+# Forms of input ------------------------------------------------------------------------------------------
+
+
+def test_one_video_in_every_form(processor, video):
+    frames = [frame for _, frame in decode_all(video)]
+    array = np.stack(frames)
+    with open(video, "rb") as file:
+        mixture = [
+            str(video),
+            video,
+            video.read_bytes(),
+            file,
+            {"path": str(video), "bytes": None},
+            {"path": "not there.mp4", "bytes": video.read_bytes()},
+            array,
+            array.transpose(0, 3, 1, 2),
+            torch.from_numpy(array).permute(0, 3, 1, 2),
+            frames,
+            [torch.from_numpy(frame) for frame in frames],
+            [Image.fromarray(frame) for frame in frames],
+            [video],
+        ]
+        output = processor(mixture, return_tensors="pt")["pixel_values_videos"]
+    assert output.shape == (len(mixture), 4, 3, 32, 32)
+    assert (output == output[0]).all()
+    alone = processor(frames, return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(alone, output[:1])
+    batch = processor(np.stack([array, array]), return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(batch, output[:2])
+
+
+def test_forms_of_images(processor):
+    image = next(pictures(1))
+    for form in (image, Image.fromarray(image), torch.from_numpy(image), [image], [[image]], image[None]):
+        assert processor(form, num_frames=1, return_tensors="pt")["pixel_values_videos"].shape == (1, 1, 3, 32, 32)
+    gray = image[..., 0]
+    for form in ([gray] * 4, [Image.fromarray(gray)] * 4, np.stack([gray] * 4)[..., None]):
+        output = processor(form, return_tensors="pt")["pixel_values_videos"]
+        assert output.shape == (1, 4, 3, 32, 32)
+    lone = processor([image, [image, image]], num_frames=2, return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(lone[0], lone[1])
+
+
+@pytest.mark.parametrize(("videos", "form"), [(3, "int"), ([None], "NoneType"), (np.zeros(3), "1 dimensions")])
+def test_other_things_are_refused(processor, videos, form):
+    with pytest.raises(TypeError, match=form):
+        processor(videos)
+
+
+def test_nothing_is_refused(processor):
+    with pytest.raises(ValueError, match="No videos"):
+        processor([])
+
+
+def test_frames_of_a_clip_have_one_size(processor):
+    with pytest.raises(ValueError, match=r"one size; got \[\(20, 20, 3\), \(20, 30, 3\)\]"):
+        processor([Image.new("RGB", (20, 20)), Image.new("RGB", (30, 20))])
+
+
+def test_clips_of_different_lengths_make_no_batch(processor):
+    clips = [np.zeros((3, 40, 40, 3), np.uint8), np.zeros((5, 40, 40, 3), np.uint8)]
+    with pytest.raises(ValueError, match="num_frames"):
+        processor(clips, do_sample_frames=False, return_tensors="pt")
+    assert [len(clip) for clip in processor(clips, do_sample_frames=False)["pixel_values_videos"]] == [3, 5]
+
+
+def test_decode(processor, video):
+    frames, metadata = processor.decode(video)
+    assert frames.shape == (4, 3, 48, 64)
+    assert frames.dtype == torch.uint8
+    assert metadata.frames_indices == [4, 14, 24, 34]
+    assert processor.decode(video, num_frames=2)[1].frames_indices == [9, 29]
+    first = processor.decode(video, training=True, generator=torch.Generator().manual_seed(0))[1].frames_indices
+    again = processor.decode(video, training=True, generator=torch.Generator().manual_seed(0))[1].frames_indices
+    assert first == again
+    with pytest.raises(ValueError, match="one video at a time; got 2"):
+        processor.decode([video, video])
+    videos, metadata = processor.fetch_videos([str(video)])
+    assert videos[0].shape == (40, 3, 48, 64)
+    assert metadata[0].frames_indices == list(range(40))
+
+
+# Sampling ------------------------------------------------------------------------------------------------
+
+
+def sample(total, **kwargs):
+    return RegionLearnerVideoProcessor().sample_frames(VideoMetadata(total_num_frames=total, fps=25), **kwargs)
+
+
+@pytest.mark.parametrize(("total", "num_frames"), [(4, 4), (5, 4), (9, 4), (300, 8), (301, 1), (17, 16), (30, 22)])
+def test_middle_frames_of_segments(total, num_frames):
+    borders = np.linspace(0, total, num_frames + 1).astype(int)
+    expected = [(borders[i] + borders[i + 1] - 1) // 2 for i in range(num_frames)]
+    assert sample(total, num_frames=num_frames).tolist() == expected
+
+
+def test_random_frames_of_segments():
+    """11 frames in 4 segments of 2, 3, 3 and 3: every frame of each, the last ones included, equally often."""
+    generator = torch.Generator().manual_seed(0)
+    draws = np.stack([sample(11, num_frames=4, training=True, generator=generator) for _ in range(3000)])
+    for column, segment in zip(draws.T, [(0, 1), (2, 3, 4), (5, 6, 7), (8, 9, 10)]):
+        counts = Counter(column.tolist())
+        assert set(counts) == set(segment)
+        assert all(abs(count - 3000 / len(segment)) < 130 for count in counts.values())  # 5 standard deviations
+
+
+def test_random_frames_follow_the_generator():
+    generator = torch.Generator().manual_seed(3)
+    first, second = (sample(1000, training=True, generator=generator).tolist() for _ in range(2))
+    generator.manual_seed(3)
+    assert sample(1000, training=True, generator=generator).tolist() == first != second
+    torch.manual_seed(3)
+    first = sample(1000, training=True).tolist()
+    torch.manual_seed(3)
+    assert sample(1000, training=True).tolist() == first
+
+
+def test_short_clips(processor, folder):
+    path = write_video(folder / "short.mp4", count=3)
+    output = processor(path, return_metadata=True, return_tensors="pt")
+    assert output["video_metadata"][0].frames_indices == [0, 1, 2, 2]
+    clip = output["pixel_values_videos"][0]
+    assert torch.equal(clip[2], clip[3])
+    assert not torch.equal(clip[1], clip[2])
+    with pytest.raises(ValueError, match=r"3 frames.*num_frames=4") as error:
+        processor(path, short_clips="error")
+    assert "short.mp4" in error.value.__notes__[0]
+
+
+def test_frames_a_second(processor, video):
+    assert sample(100, fps=5).tolist() == [(5 * i + 5 * (i + 1) - 1) // 2 for i in range(20)]
+    assert sample(3, fps=1).tolist() == [1]
+    output = processor(video, fps=5, return_metadata=True, return_tensors="pt")  # of 1.6 seconds
+    assert output["pixel_values_videos"].shape[1] == 8
+    slow = RegionLearnerVideoProcessor(fps=5)
+    assert slow.num_frames is None
+    assert slow.decode(video)[0].shape[0] == 8
+    assert slow(video, num_frames=2, return_tensors="pt")["pixel_values_videos"].shape[1] == 2
+    with pytest.raises(ValueError, match="exclude each other"):
+        processor(video, fps=5, num_frames=2)
+    with pytest.raises(ValueError, match="from a video of 25"):
+        processor(video, fps=30)
+    with pytest.raises(ValueError, match="video_metadata"):
+        processor(np.zeros((8, 40, 40, 3), np.uint8), fps=5)
+
+
+def test_metadata_of_arrays(processor):
+    clip = np.zeros((8, 40, 50, 3), np.uint8)
+    metadata = processor(clip, return_metadata=True)["video_metadata"][0]
+    assert metadata == VideoMetadata(total_num_frames=8, height=40, width=50, frames_indices=[0, 2, 4, 6])
+    with pytest.raises(ValueError, match="do_sample_frames=False"):
+        processor(clip, video_metadata=[{"total_num_frames": 80, "fps": 10}])
+    with pytest.raises(ValueError, match="video_metadata"):
+        processor([clip, clip], video_metadata=[{"total_num_frames": 8}])
+
+
+def test_without_sampling(processor, video):
+    output = processor(video, do_sample_frames=False, return_tensors="pt")
+    assert output["pixel_values_videos"].shape[1] == 40
+
+
+# Transforms ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(300, 455), (455, 300), (256, 342), (100, 120), (224, 224)])
+def test_evaluation_transform_is_that_of_the_original(size, antialias):
+    clip = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    original = transforms.Compose(
+        [
+            transforms.Resize(256, antialias=antialias),
+            transforms.CenterCrop(256),
+            transforms.Resize(224, antialias=antialias),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    processor = RegionLearnerVideoProcessor(num_frames=2, antialias=antialias)
+    output = processor(clip, return_tensors="pt")["pixel_values_videos"]
+    assert output.shape == (1, 2, 3, 224, 224)
+    torch.testing.assert_close(output[0], original(clip / 255), atol=1e-5, rtol=0)
+
+
+def training_clip(processor, **kwargs):
+    """Frames that hold their own coordinates, so that a crop can be read off."""
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 120), torch.linspace(0, 1, 160), indexing="ij")
+    clip = torch.stack([rows, columns, torch.zeros_like(rows)]).expand(4, 3, 120, 160)
+    return processor(clip, training=True, do_rescale=False, do_normalize=False, return_tensors="pt", **kwargs)[
+        "pixel_values_videos"
+    ][0]
+
+
+def test_training_transform(processor):
+    generator = torch.Generator().manual_seed(0)
+    flips, shares = 0, []
+    for _ in range(120):
+        output = training_clip(processor, generator=generator)
+        assert output.shape == (4, 3, 32, 32)
+        assert (output == output[:1]).all()  # the same for all frames
+        rows, columns = output[0, 0], output[0, 1]
+        flips += bool(columns[0, 0] > columns[0, -1])
+        height = (rows[-1, 0] - rows[0, 0]).item() * 32 / 31  # centres of the outer pixels to their edges
+        width = (columns[0, -1] - columns[0, 0]).abs().item() * 32 / 31
+        shares.append(height * width)
+        assert 0.72 < width * 160 / (height * 120) < 1.4
+    assert 35 < flips < 85
+    assert 0.45 < min(shares) < 0.55
+    assert 0.85 < max(shares) < 1.02
+    everything = training_clip(processor, crop_scale=(1, 1), flip_probability=0, generator=generator)
+    assert everything.shape == (4, 3, 32, 32)
+    for probability, mirrored in ((0, False), (1, True)):
+        for _ in range(5):
+            columns = training_clip(processor, flip_probability=probability)[0, 1]
+            assert bool(columns[0, 0] > columns[0, -1]) is mirrored
+
+
+def test_random_crops_are_distributed_as_those_of_torchvision(processor):
+    image = torch.zeros(1, 90, 160)
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.tensor([processor.random_crop(image, (0.5, 1.0), generator).shape[1:] for _ in range(3000)])
+    torch.manual_seed(0)
+    reference = transforms.RandomResizedCrop(32, scale=(0.5, 1.0))
+    theirs = [reference.make_params([image]) for _ in range(3000)]
+    theirs = torch.tensor([[params["height"], params["width"]] for params in theirs])
+    torch.testing.assert_close(ours.double().mean(0), theirs.double().mean(0), atol=0.5, rtol=0)
+    torch.testing.assert_close(ours.double().std(0), theirs.double().std(0), atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "crop"), [((20, 2000), (20, 27)), ((2000, 20), (27, 20))])
+def test_random_crop_of_a_strip(processor, shape, crop):
+    assert processor.random_crop(torch.zeros(3, *shape), (0.5, 1.0)).shape == (3, *crop)
+
+
+def test_training_follows_the_generator(processor, video):
+    def output(seed):
+        return processor(video, training=True, generator=torch.Generator().manual_seed(seed), return_tensors="pt")
+
+    assert torch.equal(output(1)["pixel_values_videos"], output(1)["pixel_values_videos"])
+    assert not torch.equal(output(1)["pixel_values_videos"], output(2)["pixel_values_videos"])
+
+
+def test_colours_stay_where_conversion_is_off(processor):
+    clip = np.zeros((4, 40, 40, 1), np.uint8)
+    output = processor(clip, do_convert_rgb=False, image_mean=0.0, image_std=1.0, return_tensors="pt")
+    assert output["pixel_values_videos"].shape == (1, 4, 1, 32, 32)
+    rgba = torch.full((4, 4, 40, 40), 0.5)
+    converted = processor(rgba, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values_videos"]
+    torch.testing.assert_close(converted, torch.full((1, 4, 3, 32, 32), 0.25))
+
+
+def test_without_resizing(processor):
+    clip = np.zeros((4, 40, 50, 3), np.uint8)
+    assert processor(clip, do_resize=False, do_center_crop=False, return_tensors="np")[
+        "pixel_values_videos"
+    ].shape == (1, 4, 3, 40, 50)
+    output = processor(clip, do_resize=False, training=True, return_tensors="pt")["pixel_values_videos"]
+    assert output.shape == (1, 4, 3, 40, 50)
+
+
+# Sizes, saving and loading -------------------------------------------------------------------------------
+
+
+def test_sizes():
+    default = RegionLearnerVideoProcessor()
+    assert default.size == {"shortest_edge": 256}
+    assert default.crop_size == {"height": 256, "width": 256}
+    assert default.output_size == {"height": 224, "width": 224}
+    small = RegionLearnerVideoProcessor.for_image_size(112, num_frames=2)
+    assert small.size == {"shortest_edge": 128}
+    assert small.crop_size == {"height": 128, "width": 128}
+    assert small.output_size == {"height": 112, "width": 112}
+    assert small.num_frames == 2
+    clip = np.zeros((4, 40, 50, 3), np.uint8)
+    cropped = RegionLearnerVideoProcessor(size=20, crop_size=18)
+    assert cropped.output_size is None
+    assert cropped(clip, return_tensors="pt")["pixel_values_videos"].shape[-2:] == (18, 18)
+    assert cropped(clip, training=True, return_tensors="pt")["pixel_values_videos"].shape[-2:] == (18, 18)
+    assert default(clip, crop_size=18, return_tensors="pt")["pixel_values_videos"].shape[-2:] == (18, 18)
+    wide = default(clip, output_size={"height": 16, "width": 24}, return_tensors="pt")["pixel_values_videos"]
+    assert wide.shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"size": 20, "crop_size": 18},
+        {"fps": 2},
+        {"short_clips": "error", "antialias": False, "crop_scale": [0.3, 0.8], "flip_probability": 0},
+        {"training": True, "generator": torch.Generator()},
+    ],
+    ids=str,
+)
+def test_saving_and_loading(tmp_path, kwargs):
+    processor = RegionLearnerVideoProcessor(**kwargs)
+    processor.save_pretrained(tmp_path)
+    loaded = RegionLearnerVideoProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == {**processor.to_dict(), **({"auto_map": loaded.auto_map} if loaded._auto_class else {})}
+    saved = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert not saved.keys() & {"training", "generator"}
+    assert not loaded.training
+    assert loaded.generator is None
+    for name in {"output_size", "num_frames", "fps", "short_clips", "antialias", "crop_scale", "flip_probability"}:
+        assert getattr(loaded, name) == getattr(processor, name), name
+
+
+def test_processors_go_to_other_processes(processor):
+    assert pickle.loads(pickle.dumps(processor)).to_dict() == processor.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
+        ({"flip_probability": 2}, "flip_probability"),
+        ({"short_clips": "black"}, 'short_clips is "repeat" or "error"'),
+        ({"num_frames": 0}, "num_frames"),
+        ({"num_frames": 2, "fps": 1}, "exclude each other"),
+    ],
+)
+def test_wrong_settings(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        RegionLearnerVideoProcessor(**kwargs)
+
+
+def test_without_av_or_torchvision(tmp_path):
+    """The file is alone here, as in a checkpoint; missing packages are named when they are needed."""
+    shutil.copy(module.__file__, tmp_path / "alone.py")
+    script = """
+import importlib.util, sys
+missing = ("av", "torchvision", "region_learner")
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in missing else find_spec(name, *rest)
+import alone
+for use in (lambda: alone.read_clip(b"x", None), alone.RegionLearnerVideoProcessor):
+    try:
+        use()
+    except ImportError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == [
+        "Decoding videos needs PyAV: pip install av",
+        "RegionLearnerVideoProcessor needs torchvision: pip install torchvision",
+    ], result.stderr
