@@ -147,7 +147,8 @@ def train(
     )
     result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     trainer.save_model()
-    results: dict[str, Any] = {"train": result.metrics, "arguments": _shown(model_arguments, data_arguments)}
+    counts = {"videos": len(train_dataset)}
+    results: dict[str, Any] = {"train": counts | result.metrics, "arguments": _shown(model_arguments, data_arguments)}
     results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if test_dataset is not None and trainer.is_world_process_zero():
         results["test"] = _evaluate(trainer, processor, test_dataset)

@@ -1,0 +1,167 @@
+"""The command line, `region-learner COMMAND`."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+app = typer.Typer(
+    name="region-learner",
+    help="Video-text dual encoders that learn regions by themselves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+corpus_app = typer.Typer(no_args_is_help=True, help="List, make and prepare corpora.")
+app.add_typer(corpus_app, name="corpus")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _print(result: dict[str, Any], as_json: bool):
+    """A result on standard output: JSON, or one row a value."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table("", "", show_header=False)
+    for name, value in result.items():
+        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _json_option(name: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be JSON, such as '{{\"seed\": 1}}': {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, not {text}")
+    return value
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where corpus, checkpoint and page go.")] = Path("demo-output"),
+):
+    """The main job on the built-in corpus: make it, train, evaluate, save, load elsewhere, search, look at regions."""
+    from .demo import run_demo
+
+    run_demo(output)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def train(context: typer.Context):
+    """Train: `train [RECIPE] [--name value ...]`; `train --help` lists all names."""
+    from .training import parse_arguments
+    from .training import train as run
+
+    results = run(*parse_arguments(context.args))
+    shown = {key: value for key, value in (results["train"] | results.get("test", {})).items() if value != {}}
+    _print(shown, as_json=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a directory or Hub name.")],
+    corpus: Annotated[str, typer.Option(help="Name of a corpus.")] = "folder",
+    data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    as_json: Json = False,
+):
+    """Retrieval both ways: each video once, with all of its captions."""
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    from .corpora import load_corpus
+    from .evaluation import embed_corpus
+
+    dataset = load_corpus(corpus, data_dir, split, **_json_option("--corpus-options", corpus_options))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = AutoModel.from_pretrained(model).to(device)
+    embeddings = embed_corpus(encoder, AutoProcessor.from_pretrained(model), dataset, batch_size, workers)
+    counts = {"videos": len(embeddings.video_ids), "texts": len(embeddings.texts)}
+    result = embeddings.metrics() | counts | {"unreadable": sorted(embeddings.unreadable)}
+    if output is not None:
+        where = {"model": model, "corpus": corpus, "data_dir": str(data_dir), "split": split}
+        output.write_text(json.dumps(where | result, indent=2) + "\n", encoding="utf-8")
+    _print(result, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
+    output: Annotated[Path, typer.Argument(help="Directory for the converted checkpoint.")],
+    text_config: Annotated[
+        str | None, typer.Option(help="Of the text encoder: JSON, a directory or a Hub name.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="What weights cannot tell, as JSON: num_attention_heads, temperature ...")
+    ] = None,
+    as_json: Json = False,
+):
+    """Convert a checkpoint of the authors' code. Nothing in the file is run."""
+    from .conversion import convert_original_checkpoint
+
+    text = _json_option("--text-config", text_config) if (text_config or "").startswith("{") else text_config
+    options = _json_option("--config", config)
+    model = convert_original_checkpoint(source, output, text_config=text, tokenizer=tokenizer, **options)
+    video = model.config.video_config
+    names = ("hidden_size", "num_hidden_layers", "image_size", "num_frames", "codebook_size", "num_regions")
+    _print({"output": str(output)} | {name: getattr(video, name) for name in names}, as_json)
+
+
+@corpus_app.command("list")
+def corpus_list(as_json: Json = False):
+    """Names and formats."""
+    from .corpora import list_corpora
+
+    _print(list_corpora(), as_json)
+
+
+@corpus_app.command("make")
+def corpus_make(
+    output: Annotated[Path, typer.Argument(help="Directory for the corpus.")],
+    options: Annotated[str | None, typer.Option(help="Sizes and seed, as JSON; see MovingShapesOptions.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a corpus with other options.")] = False,
+):
+    """Write the built-in corpus of moving shapes."""
+    from .corpora import make_moving_shapes
+
+    path = make_moving_shapes(output, workers=workers, overwrite=overwrite, **_json_option("--options", options))
+    Console(stderr=True).print(f"The corpus is in {path}.")
+
+
+def main(argv: list[str] | None = None):
+    """
+    Runs a command and exits: 0 when it is done, 2 with one line for bad usage or input. With REGION_LEARNER_DEBUG
+    set, errors show where they come from.
+    """
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("region_learner").setLevel(logging.INFO)
+    try:
+        app(argv)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("REGION_LEARNER_DEBUG"):
+            raise
+        print(f"region-learner: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

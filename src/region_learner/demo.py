@@ -1,0 +1,181 @@
+"""The whole life of a RegionLearner on the built-in corpus, in a few minutes on a CPU."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from . import search
+from .corpora import load_corpus, make_moving_shapes
+from .evaluation.metrics import RECALL_AT
+from .search import Page, Query, Result, Table, frame_strip, write_page
+from .training import parse_arguments, train
+from .visualization import draw_regions, frames_from_pixel_values
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "moving_shapes"
+NUM_QUERIES = 5
+RESULTS_PER_QUERY = 3
+STRIP_HEIGHT = 112  # pixels
+
+
+@dataclass
+class Search:
+    """What a process without this package found: for each query the indices of the best videos, and their scores."""
+
+    queries: list[str]
+    wanted: list[int]
+    order: torch.Tensor
+    scores: torch.Tensor
+
+
+def chance(videos: int) -> dict[str, float]:
+    """Text-to-video recall in percent, and ranks, of guessing among `videos`."""
+    recalls = {f"R@{k}": 100 * min(1.0, k / videos) for k in RECALL_AT}
+    return recalls | {"MedR": (videos + 1) / 2, "MeanR": (videos + 1) / 2}
+
+
+def metrics_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a retrieval table, the last row that of chance."""
+    names = [*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR"]
+    guessing = chance(metrics["videos"])
+    rows = [
+        [label, *(metrics[f"{prefix}_{name}"] for name in names)]
+        for label, prefix in (("text to video", "t2v"), ("video to text", "v2t"))
+    ]
+    return ["", *names], [*rows, [f"chance ({metrics['videos']} videos)", *(guessing[name] for name in names)]]
+
+
+def print_metrics(console: Console, metrics: dict[str, Any]):
+    header, rows = metrics_rows(metrics)
+    table = ConsoleTable(*header)
+    for row in rows:
+        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+    console.print(table)
+
+
+def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus_options: dict | None = None) -> Path:
+    """
+    Makes the corpus, trains, evaluates, saves, loads the checkpoint in a process that cannot import this package,
+    searches by words there, and writes a page of what was found, with regions.
+
+    Args:
+        output: a directory; the corpus and the checkpoint go into it too.
+        options: of the training command, to change the recipe.
+        corpus_options: of `make_moving_shapes`, to change those of the recipe.
+
+    Returns:
+        The path of the page.
+    """
+    console, output, start = Console(stderr=True), Path(output), time.perf_counter()
+    arguments = parse_arguments([RECIPE, *(options or ())], output_dir=str(output / "checkpoint"))
+    model_arguments, data_arguments, training_arguments = arguments
+
+    console.rule("1. Corpus")
+    made = data_arguments.corpus_options | (corpus_options or {})
+    data_arguments.data_dir = str(make_moving_shapes(output / "corpus", **made))
+    data_arguments.corpus_options = {}
+    test = load_corpus(data_arguments.corpus, data_arguments.data_dir, data_arguments.test_split or "test")
+
+    console.rule("2. Training")
+    results = train(model_arguments, data_arguments, training_arguments)
+    checkpoint = Path(training_arguments.output_dir)
+
+    console.rule(f"3. Retrieval on {len(test)} unseen clips")
+    print_metrics(console, results["test"])
+    ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
+    console.print(f"Text-to-video R@1 is {ratio:.0f} times chance.")
+
+    console.rule("4. The checkpoint, loaded by AutoModel in a process without this package")
+    found = search_in_fresh_process(checkpoint, test, output)
+    for query, order, scores in zip(found.queries, found.order, found.scores):
+        best = ", ".join(f"{test[int(i)]['video_id']} ({score:.2f})" for i, score in zip(order, scores))
+        console.print(f"[bold]{query}[/bold]\n   {best}", highlight=False)
+
+    console.rule("5. Page")
+    page = _page(checkpoint, test, found, results, seconds=time.perf_counter() - start)
+    path = write_page(output / "index.html", page)
+    console.print(f"Done in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.")
+    console.print(f"The checkpoint is in {checkpoint}, what was measured in {checkpoint / 'results.json'}.")
+    return path
+
+
+def search_in_fresh_process(checkpoint: Path, dataset, output: Path) -> Search:
+    """Runs `search/standalone.py` on the videos of `dataset` and captions of some of them, far from one another."""
+    wanted = [round((i + 0.5) * len(dataset) / NUM_QUERIES) for i in range(NUM_QUERIES)]
+    queries = [dataset[i]["captions"][0] for i in wanted]
+    request, result = output / "search.json", output / "search.safetensors"
+    request.write_text(json.dumps({"videos": list(dataset["video"]), "queries": queries}), encoding="utf-8")
+    script = Path(search.__file__).with_name("standalone.py")
+    # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
+    command = [sys.executable, "-I", str(script), str(checkpoint), str(request), str(result)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The checkpoint does not load without this package:\n{done.stderr}")
+    Console(stderr=True).print(done.stdout.strip(), highlight=False)
+    embeds = load_file(result)
+    scores, order = (embeds["text_embeds"] @ embeds["video_embeds"].T).topk(RESULTS_PER_QUERY)
+    return Search(queries, wanted, order, scores)
+
+
+def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], seconds: float) -> Page:
+    model, processor = AutoModel.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
+    queries = []
+    for text, wanted, order, scores in zip(found.queries, found.wanted, found.order, found.scores):
+        best = [
+            _result(model, processor, test[int(i)], float(score), correct=int(i) == wanted)
+            for i, score in zip(order, scores)
+        ]
+        queries.append(Query(text, best))
+    header, rows = metrics_rows(results["test"])
+    caption = (
+        f"Retrieval on {results['test']['videos']} clips that training never saw, with all of their "
+        f"{results['test']['texts']} captions. R@k: the right one is among the first k (%). MedR, MeanR: its rank."
+    )
+    video = model.config.video_config
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return Page(
+        title="RegionLearner: moving shapes",
+        subtitle="Searching video by words, with regions that nobody labelled",
+        facts=[
+            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions a frame, {video.codebook_size} codes"),
+            ("Trained on", f"{results['train']['videos']} clips for {results['train']['train_runtime']:.0f} s"),
+            ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
+            ("Whole demo", f"{seconds:.0f} s"),
+        ],
+        metrics=Table(header, rows, caption=caption, muted={len(rows) - 1}),
+        loss=[(entry["step"], float(entry["loss"])) for entry in results["log"] if "loss" in entry],
+        queries=queries,
+        num_regions=video.num_regions,
+    )
+
+
+@torch.inference_mode()
+def _result(model, processor, row: dict[str, Any], score: float, correct: bool) -> Result:
+    pixel_values = processor(videos=[row["video"]])["pixel_values_videos"]
+    outputs = model.video_model(pixel_values)
+    settings = processor.video_processor
+    frames = frames_from_pixel_values(pixel_values[0], settings.image_mean, settings.image_std)
+    drawn = draw_regions(frames, outputs.region_masks[0], height=STRIP_HEIGHT)
+    return Result(
+        title=row["video_id"],
+        score=score,
+        strip=frame_strip([Image.fromarray(frame) for frame in frames], STRIP_HEIGHT),
+        regions=frame_strip(drawn, STRIP_HEIGHT),
+        captions=row["captions"][:2],
+        correct=correct,
+    )

@@ -1,0 +1,37 @@
+"""
+Embeds videos and queries with a checkpoint, in a process that cannot import region_learner: what a user who has
+nothing but transformers does. The package runs it as a script, never imports it.
+
+    python standalone.py CHECKPOINT REQUEST.json RESULT.safetensors
+
+REQUEST holds `videos` (paths) and `queries`; RESULT gets `video_embeds` and `text_embeds`, of length 1.
+"""
+
+import json
+import sys
+
+sys.modules["region_learner"] = None  # type: ignore[assignment] # any import of it fails from here on
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+
+def main(checkpoint: str, request_file: str, result_file: str):
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    with open(request_file, encoding="utf-8") as file:
+        request = json.load(file)
+    embeds = []
+    with torch.inference_mode():
+        text_embeds = model(**processor(text=request["queries"])).text_embeds
+        for start in range(0, len(request["videos"]), 16):
+            videos = processor(videos=request["videos"][start : start + 16])
+            embeds.append(model(**videos).video_embeds)
+    save_file({"video_embeds": torch.cat(embeds), "text_embeds": text_embeds}, result_file)
+    names = {type(model).__module__.split(".")[0], type(processor).__module__.split(".")[0]}
+    print(f"loaded {type(model).__name__} and {type(processor).__name__} from {', '.join(sorted(names))}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
