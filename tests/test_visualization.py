@@ -1,0 +1,532 @@
+"""Pictures of regions against naive computations, and the page of results as strangers and browsers meet it."""
+
+import base64
+import io
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from region_learner.search import Page, Query, Result, Table, frame_strip, render_page, write_page
+from region_learner.search.page import CAPTIONS_SHOWN, _smooth, _ticks
+from region_learner.visualization import (
+    draw_clusters,
+    draw_region_grid,
+    draw_regions,
+    frames_from_pixel_values,
+    region_colors,
+    standardize_masks,
+)
+
+GREY = 96
+HEIGHT, WIDTH = 64, 80
+
+
+def grey_frames(frames: int = 2) -> np.ndarray:
+    return np.full((frames, HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
+
+
+def blob_masks(*blobs: tuple[int, int, int, int, float], frames: int = 2, regions: int = 3) -> torch.Tensor:
+    """Masks (T, S, 8, 10) that are 0 but for blobs (frame, region, row, column, value)."""
+    masks = torch.zeros(frames, regions, 8, 10)
+    for frame, region, row, column, value in blobs:
+        masks[frame, region, row, column] = value
+    return masks
+
+
+def changed(image: Image.Image) -> np.ndarray:
+    """Which pixels of a picture of a grey frame are not grey any more, (H, W)."""
+    return (np.asarray(image) != GREY).any(-1)
+
+
+def nearest_color(pixel: np.ndarray, colors: list[tuple[int, int, int]]) -> int:
+    """The colour whose direction from the grey of the frame is the pixel's."""
+    direction = pixel.astype(float) - GREY
+    towards = [np.subtract(color, GREY) for color in colors]
+    return int(np.argmax([direction @ t / np.linalg.norm(t) for t in towards]))
+
+
+# --- Regions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0])
+def test_a_blob_is_coloured_where_it_is_and_nowhere_else(value):
+    images = draw_regions(grey_frames(), blob_masks((0, 1, 2, 3, value)))
+
+    assert [image.size for image in images] == [(WIDTH, HEIGHT)] * 2
+    assert not changed(images[1]).any()  # the other frame has no blob
+    rows, columns = np.nonzero(changed(images[0]))
+    cell = 8  # pixels a mask position
+    assert 1.5 * cell <= rows.min()
+    assert rows.max() < 3.5 * cell
+    assert 2.5 * cell <= columns.min()
+    assert columns.max() < 4.5 * cell
+    inside = np.asarray(images[0])[2 * cell : 3 * cell, 3 * cell : 4 * cell].reshape(-1, 3)
+    assert all(nearest_color(pixel, region_colors(3)) == 1 for pixel in inside)
+
+
+def test_each_position_goes_to_the_mask_that_departs_most():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(2, 4, 8, 10, generator=generator) + torch.tensor([0.0, 9.0, -3.0, 1.0]).view(1, 4, 1, 1)
+    # Blocks of equal values, so that interpolation has flat ground in their middle.
+    blocks = masks.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    images = draw_regions(grey_frames(), blocks, height=8 * 3 * 8)
+
+    colors = region_colors(4)
+    for t, image in enumerate(images):
+        pixels = np.asarray(image)
+        for row in range(8):
+            for column in range(10):
+                departures = []
+                for s in range(4):
+                    frame = [float(v) for v in masks[t, s].flatten()]
+                    clip_variance = np.mean([np.var(masks[f, s].numpy()) for f in range(2)])
+                    departures.append(
+                        abs(float(masks[t, s, row, column]) - sum(frame) / len(frame)) / math.sqrt(clip_variance)
+                    )
+                pixel = pixels[row * 24 + 12, column * 24 + 12]
+                if max(departures) < 1.25:
+                    assert (pixel == GREY).all()
+                else:
+                    assert nearest_color(pixel, colors) == int(np.argmax(departures))
+
+
+def test_stronger_departures_are_denser_and_the_frame_stays_visible():
+    frames = grey_frames(1)
+    frames[:, ::2] = 200  # stripes
+    masks = torch.zeros(1, 1, 4, 5)
+    masks[0, 0, 1, 1], masks[0, 0, 2, 3] = 4.0, 8.0
+    image = np.asarray(draw_regions(frames, masks)[0]).astype(int)
+    shift = np.abs(image - frames[0]).sum(-1)
+
+    weak, strong = shift[22:27, 22:27], shift[38:43, 54:59]
+    assert 0 < weak.mean() < strong.mean()
+    stripes = image[38:42, 56].sum(-1)
+    assert abs(stripes[0] - stripes[1]) > 100  # of 312 without the overlay
+
+
+def test_offsets_and_scales_of_masks_change_nothing():
+    masks = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plain = draw_regions(grey_frames(), masks)
+    moved = draw_regions(grey_frames(), masks + torch.tensor([100.0, -7.0, 3.0], dtype=torch.float64).view(1, 3, 1, 1))
+    grown = draw_regions(grey_frames(), masks * torch.tensor([5.0, 0.01, 1.0], dtype=torch.float64).view(1, 3, 1, 1))
+    for image, *others in zip(plain, moved, grown):
+        for other in others:
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
+
+
+def test_standardize_masks_centres_each_frame_and_scales_each_clip():
+    masks = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(2))
+    masks[2] *= 0.1  # a frame in which the regions pick out little
+    standard = standardize_masks(masks)
+    torch.testing.assert_close(standard.mean((2, 3)), torch.zeros(3, 2, dtype=torch.float64))
+    torch.testing.assert_close(standard.square().mean((0, 2, 3)), torch.ones(2, dtype=torch.float64))
+    assert standard[2].abs().max() < standard[0].abs().max() / 3
+
+
+def test_a_mask_constant_but_for_rounding_stays_uncoloured():
+    masks = torch.full((2, 3, 8, 10), 1000.0)
+    masks[0, 0, 0, 0] = torch.nextafter(masks[0, 0, 0, 0], torch.tensor(2000.0))
+    assert not any(changed(image).any() for image in draw_regions(grey_frames(), masks))
+
+
+def test_colors_are_fixed_distinct_and_as_many_as_asked():
+    assert region_colors(3) == region_colors(8)[:3]
+    assert region_colors(0) == []
+    assert len(set(region_colors(24))) == 24
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        region_colors(-1)
+
+
+@pytest.mark.parametrize("deficiency", ["none", "protanopia", "deuteranopia", "tritanopia"])
+def test_the_first_colours_can_be_told_apart(deficiency):
+    # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
+    simulated = {
+        "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        "protanopia": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        "deuteranopia": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ],
+        "tritanopia": [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.3039],
+        ],
+    }[deficiency]
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+
+    def lab(color):
+        value = np.array(color) / 255
+        linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+        xyz = to_xyz @ np.clip(simulated @ linear, 0, 1) / np.array([0.9505, 1, 1.089])
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    labs = [lab(color) for color in region_colors(8)]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]) > 16
+
+
+def test_the_grid_has_the_frames_and_a_signed_row_for_each_region():
+    frames = grey_frames()
+    frames[1] = 150
+    masks = blob_masks((0, 0, 2, 3, 5.0), (1, 1, 5, 6, -5.0), regions=2)
+    sheet = np.asarray(draw_region_grid(frames, masks)).astype(int)
+
+    # The frames are found by their grey, the rows below at the same step.
+    top, left = np.argwhere((sheet == GREY).all(-1))[0]
+    assert (sheet[top : top + HEIGHT, left : left + WIDTH] == GREY).all()
+    gap = 2
+    right = left + WIDTH + gap
+    assert (sheet[top : top + HEIGHT, right : right + WIDTH] == 150).all()
+    cells = [
+        [sheet[y : y + HEIGHT, x : x + WIDTH] for x in (left, right)]
+        for y in (top + HEIGHT + gap, top + 2 * (HEIGHT + gap))
+    ]
+    above, below = cells[0][0][20, 28], cells[1][1][44, 52]
+    assert above[0] > above[2] + 50  # orange
+    assert below[2] > below[0] + 50  # blue
+    flat = cells[0][1]  # region 1 has nothing in the second frame
+    assert (flat == flat[0, 0]).all()
+    assert flat[0, 0, 0] < 150
+
+
+def test_pictures_can_be_made_larger_than_the_frames():
+    masks, codes = torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long)
+    for images in (draw_regions(grey_frames(), masks, height=96), draw_clusters(grey_frames(), codes, height=96)):
+        assert [image.size for image in images] == [(120, 96)] * 2
+    with pytest.raises(ValueError, match="height must be at least 1 pixel, got 0"):
+        draw_regions(grey_frames(), masks, height=0)
+
+
+# --- Clusters and frames ---------------------------------------------------------------------------------------
+
+
+def test_a_code_has_the_same_colour_wherever_it_is():
+    codes = torch.tensor([[[7, 7, 500], [3, 7, 500]], [[2047, 7, 3], [3, 3, 3]]])
+    images = [np.asarray(image) for image in draw_clusters(np.full((2, 40, 60, 3), GREY, np.uint8), codes)]
+
+    colors: dict[int, set] = {}
+    for t in range(2):
+        for row in range(2):
+            for column in range(3):
+                centre = images[t][row * 20 + 10, column * 20 + 10]
+                colors.setdefault(int(codes[t, row, column]), set()).add(tuple(centre.tolist()))
+    assert all(len(found) == 1 for found in colors.values())
+    assert len(set.union(*colors.values())) == 4
+
+
+def test_pixel_values_become_the_frames_they_were():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    pixel_values = torch.empty(2, 3, 5, 6)
+    for t, y, x, c in np.ndindex(frames.shape):
+        pixel_values[t, c, y, x] = (frames[t, y, x, c] / 255 - mean[c]) / std[c]
+
+    np.testing.assert_array_equal(frames_from_pixel_values(pixel_values, mean, std), frames)
+    assert frames_from_pixel_values(pixel_values * 100, mean, std).dtype == np.uint8  # clipped, not wrapped
+    grey = frames_from_pixel_values(torch.zeros(1, 1, 4, 4), [0.5], [0.5])
+    assert grey.shape == (1, 4, 4, 3)
+    assert (grey == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f, m, c: draw_regions(f.astype(float), m), TypeError, r"uint8 .*\(T, H, W, 3\), got float64"),
+        (lambda f, m, c: draw_regions([1], m), TypeError, r"\(T, H, W, 3\), got list"),
+        (lambda f, m, c: draw_regions(f[0], m), ValueError, r"\(T, H, W, 3\), got \(64, 80, 3\)"),
+        (lambda f, m, c: draw_regions(f, m[None]), ValueError, r"one clip.*\(1, 2, 3, 8, 10\).*region_masks\[i\]"),
+        (lambda f, m, c: draw_regions(f, m.long()), TypeError, r"\(T, S, h, w\), got torch.int64"),
+        (lambda f, m, c: draw_regions(f, None), TypeError, "a model without regions"),
+        (lambda f, m, c: draw_regions(f[:1], m), ValueError, "1 frames, but region_masks is of 2"),
+        (lambda f, m, c: draw_regions(f, m / 0), ValueError, "not finite"),
+        (lambda f, m, c: draw_region_grid(f[:1], m), ValueError, "1 frames, but region_masks is of 2"),
+        (lambda f, m, c: draw_clusters(f, c.float()), TypeError, r"\(T, h, w\), got torch.float32"),
+        (lambda f, m, c: draw_clusters(f, None), TypeError, "a model without quantization"),
+        (lambda f, m, c: draw_clusters(f, c[None]), ValueError, r"\(1, 2, 8, 10\).*cluster_ids\[i\]"),
+        (lambda f, m, c: draw_clusters(f, c[:1]), ValueError, "2 frames, but cluster_ids is of 1"),
+        (lambda f, m, c: frames_from_pixel_values(m, [0.5], [0.5]), ValueError, "must have 3 values"),
+        (lambda f, m, c: frames_from_pixel_values(m[0], [0], [1]), ValueError, r"\(T, C, H, W\).*\(3, 8, 10\)"),
+    ],
+)
+def test_wrong_input_is_told_what_is_expected(call, error, message):
+    with pytest.raises(error, match=message):
+        call(grey_frames(), torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long))
+
+
+# --- The page --------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class PageReader(HTMLParser):
+    """Collects elements, texts and attributes, and fails on tags that do not nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open[-1:] == [tag], f"</{tag}> does not close what is open: {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def all_text(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def a_strip(seed: int, height: int = 32) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+    frames = [Image.fromarray(frame).resize((160, 160), Image.Resampling.BICUBIC) for frame in pixels]
+    return frame_strip(frames, height)
+
+
+def a_page(height: int = 32, **changes) -> Page:
+    queries = [
+        Query(
+            f"query {q}",
+            [
+                Result(
+                    title=f"clip {q}-{r}",
+                    score=0.9 - 0.1 * r - 0.011 * q,
+                    strip=a_strip(10 * q + r, height),
+                    regions=a_strip(100 + 10 * q + r, height),
+                    captions=[f"caption {q} {r} {c}" for c in range(3)],
+                    correct=r == q,
+                )
+                for r in range(4)
+            ],
+            note=f"note {q}",
+        )
+        for q in range(5)
+    ]
+    contents = {
+        "title": "A page",
+        "subtitle": "To look at",
+        "facts": [("Machine", "2 cores"), ("Parameters", "3.1 M")],
+        "metrics": Table(["", "R@1"], [["Text to video", 61.25], ["Chance", 0.5]], "What it is", muted=[1]),
+        "loss": [(step, 5 * math.exp(-step / 300)) for step in range(1000)],
+        "eval_loss": [(500, 1.5), (1000, 1.0)],
+        "queries": queries,
+        "num_regions": 8,
+    }
+    return Page(**(contents | changes))
+
+
+def test_the_page_shows_everything_it_is_given():
+    page = a_page()
+    reader = PageReader(render_page(page))
+    text = reader.all_text()
+
+    assert reader.attributes("html") == [{"lang": "en"}]
+    assert "To look at" in text
+    assert "Machine" in text
+    assert "3.1 M" in text
+    assert "61.2" in text
+    assert "What it is" in text
+    for query in page.queries:
+        assert query.text in text
+        assert query.note in text
+        for result in query.results:
+            assert result.title in text
+            assert f"{result.score:.3f}" in text
+            assert all(caption in text for caption in result.captions)
+    assert text.count("✓ right clip") == 4  # of query 4 the right clip is not among the four
+    assert text.count("another clip") == 16
+    assert "Region 8" in text
+    assert "Region 9" not in text
+    headings = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(level <= before + 1 for before, level in itertools.pairwise(headings))
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+
+
+def test_pictures_are_inlined_with_their_size_and_what_they_show():
+    page = a_page()
+    images = PageReader(render_page(page)).attributes("img")
+    assert len(images) == 40
+    kind, data = images[0]["src"].split(",", 1)
+    assert kind == "data:image/webp;base64"
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    strip = page.queries[0].results[0].strip
+    assert shown.size == strip.size == (int(images[0]["width"]), int(images[0]["height"]))
+    assert np.abs(np.asarray(shown.convert("RGB"), int) - np.asarray(strip.convert("RGB"))).mean() < 12
+    assert images[0]["alt"] == "Frames of clip 0-0: caption 0 0 0"
+    assert all(image["alt"] for image in images)
+
+
+def test_the_page_needs_nothing_else():
+    text = render_page(a_page())
+    reader = PageReader(text)
+    tags = {tag for tag, _ in reader.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    for _, attributes in reader.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    policies = [meta["content"] for meta in reader.attributes("meta") if "http-equiv" in meta]
+    assert policies
+    assert policies[0].startswith("default-src 'none'")
+
+
+def test_strangers_text_stays_text():
+    evil = """"><script>alert('1')</script><img src=x onerror="alert(2)">&amp;"""
+    result = Result(evil, 0.5, a_strip(0), a_strip(1), [evil] * (CAPTIONS_SHOWN + 1), True, evil)
+    metrics = Table([evil, evil], [[evil, evil]], evil)
+    page = Page(evil, evil, [(evil, evil)], metrics, queries=[Query(evil, [result], evil)], score_name=evil)
+    reader = PageReader(render_page(page))
+
+    assert not reader.attributes("script")
+    assert len(reader.attributes("img")) == 2
+    assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
+    # 2 titles, subtitle, 2 facts, 2 headers, 2 cells, caption, query, note, 5 of the result, the name of the score
+    flat = " ".join(evil.split())
+    assert reader.all_text().count(flat) == 2 + 1 + 2 + 2 + 2 + 1 + 1 + 1 + (2 + CAPTIONS_SHOWN + 1) + 1
+    assert reader.attributes("img")[0]["alt"] == f"Frames of {evil}: {evil}"
+
+
+def test_sections_without_content_are_left_out():
+    reader = PageReader(render_page(Page("Only a title")))
+    assert [tag for tag, _ in reader.elements if re.fullmatch("h[1-6]|section|dl|table|svg|article|img", tag)] == [
+        "h1"
+    ]
+
+    text = PageReader(render_page(a_page(loss=[], eval_loss=[], metrics=None, facts=[]))).all_text()
+    assert "Clips found" in text
+    assert "Loss" not in text
+    assert "Results" not in text
+
+    text = PageReader(render_page(a_page(queries=[]))).all_text()
+    assert "Loss" in text
+    assert "Results" in text
+    assert "Clips found" not in text
+    assert "Region 1" not in text
+
+    plain = [Query("words", [Result("clip", 0.5)]), Query("nothing")]
+    reader = PageReader(render_page(Page("Search", queries=plain, num_regions=8)))
+    assert "Region 1" not in reader.all_text()  # no picture shows one
+    assert "clip 0.500" in reader.all_text()
+    assert "right clip" not in reader.all_text()
+    assert "Nothing found." in reader.all_text()
+    assert not reader.attributes("img")
+
+
+@pytest.mark.parametrize("loss", [[], [(0, 1.0)], [(0, 1.0), (1, math.nan)], [(3, 1.0), (3, 2.0)]])
+def test_too_few_losses_make_no_curve(loss):
+    assert not PageReader(render_page(Page("Short", loss=loss))).attributes("svg")
+
+
+def test_the_curve_of_the_loss():
+    loss = [(2 * step, 4.0 - step / 500) for step in range(1001)]
+    loss[10] = (20, math.inf)
+    reader = PageReader(render_page(Page("Loss", loss=loss, eval_loss=[(1000, 3.5)])))
+    lines = {line["class"]: line["points"] for line in reader.attributes("polyline")}
+
+    for name in ("raw", "smooth"):  # from top left to bottom right, straight; y ticks are 2.0 to 4.0
+        points = np.array([point.split(",") for point in lines[name].split()], float)
+        assert 300 < len(points) <= 602
+        np.testing.assert_allclose(points[:, 0], points[:, 1], atol=0.11)
+        np.testing.assert_allclose(points[[0, -1]], [[0, 0], [100, 100]], atol=0.11)
+    assert lines["evaluation"] == "50,25"
+    chart = next(svg for svg in reader.attributes("svg") if svg.get("role") == "img")
+    assert "from 4 to 2 at step 2,000" in chart["aria-label"]
+    assert "evaluation loss at the end 3.5" in chart["aria-label"]
+    assert "1 losses were not finite" in chart["aria-label"]
+    text = reader.all_text()
+    assert all(label in text for label in ("2.5", "3.5", "500", "1,500", "2,000", "step", "loss"))
+
+
+def test_a_flat_curve_and_one_of_negative_values_can_be_drawn():
+    for values in ([0.0] * 5, [1e-9] * 5, [-3.0, -2.0, -1.0, -2.0, 5000.0]):
+        assert "nan" not in render_page(Page("Loss", loss=list(enumerate(values))))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.013, 0.017), (-3, 12345), (2, 2), (1e-5, 3e-5), (99.9, 100.1)])
+def test_ticks_are_round_few_and_span_the_values(low, high):
+    ticks = _ticks(low, high, 5)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
+    step = ticks[1] - ticks[0]
+    np.testing.assert_allclose(np.diff(ticks), step, rtol=1e-6)
+    assert round(step / 10 ** math.floor(math.log10(step * 1.000001)), 6) in (1, 2, 5)
+
+
+def test_smoothing_is_a_local_line_fit():
+    rng = np.random.default_rng(0)
+    points = [(step, float(rng.normal())) for step in range(100)]  # 4 neighbours on either side
+    smooth = _smooth(points)
+    for index in (0, 1, 50, 98, 99):
+        near = range(max(0, index - 4), min(100, index + 5))
+        line = np.polyfit(near, [points[i][1] for i in near], 1)
+        assert smooth[index][1] == pytest.approx(np.polyval(line, index))
+
+
+def test_a_page_of_five_queries_is_small_and_replaces_the_one_before(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    assert write_page(path, Page("Before")) == path
+    write_page(path, a_page(height=160))
+    assert 50_000 < path.stat().st_size < 3_000_000
+    assert "<title>A page</title>" in path.read_text(encoding="utf-8")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_file_names_that_are_no_text_can_be_written(tmp_path):
+    name = b"clip-\xff.mp4".decode("utf-8", "surrogateescape")
+    path = write_page(tmp_path / "page.html", Page("Search", queries=[Query("words", [Result(name, 0.5)])]))
+    assert "clip-?.mp4" in path.read_text(encoding="utf-8")
+
+
+def test_rows_as_long_as_the_header():
+    with pytest.raises(ValueError, match="2 cells under a header of 3"):
+        render_page(Page("Wrong", metrics=Table(["", "R@1", "R@5"], [["Chance", 1.0]])))
+
+
+def test_a_strip_joins_frames_with_gaps():
+    frames = [Image.new("RGB", (20, 40), "red"), Image.new("L", (80, 80), 7)]
+    strip = frame_strip(frames, 80)
+    assert strip.size == (40 + 2 + 80, 80)
+    pixels = np.asarray(strip)
+    assert (pixels[:, :40] == [255, 0, 0, 255]).all()
+    assert (pixels[:, 40:42, 3] == 0).all()
+    assert (pixels[:, 42:] == [7, 7, 7, 255]).all()
+    with pytest.raises(ValueError, match="at least one frame"):
+        frame_strip([], 80)
+    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+        frame_strip(frames, 0)
