@@ -1,0 +1,67 @@
+"""Corpora of captioned videos, each under one name and with the same columns.
+
+A corpus is a function in a file of its own, `load(data_dir, split, streaming, *, its options)`, entered in
+`_CORPORA`. The first line of its docstring describes the format; its keyword-only parameters are its options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .folder import CorpusError, check_options, load_folder, suggestion
+from .moving_shapes import load_moving_shapes, make_moving_shapes
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+__all__ = ["CorpusError", "list_corpora", "load_corpus", "make_moving_shapes"]
+
+_CORPORA: dict[str, Callable[..., Any]] = {
+    "folder": load_folder,
+    "moving_shapes": load_moving_shapes,
+}
+
+
+def list_corpora() -> dict[str, str]:
+    """Every name that `load_corpus` knows, with one line about its format."""
+    return {name: (inspect.getdoc(loader) or "").split("\n")[0] for name, loader in _CORPORA.items()}
+
+
+def load_corpus(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    **options: Any,
+) -> Dataset | IterableDataset:
+    """Loads a split of a corpus, one row a video. Nothing is decoded.
+
+    The columns of every corpus are `video` (path of the file), `video_id` (str) and `captions` (list of str);
+    some have more.
+
+    Args:
+        name: one of `list_corpora()`.
+        data_dir: where the corpus lies. `moving_shapes` is made in the cache directory without it.
+        split: name of a split; which there are depends on the corpus.
+        streaming: give an `IterableDataset`, which is split among processes and can be resumed.
+        options: of this corpus; see its function.
+
+    Raises:
+        CorpusError: unknown name, split or option; data that is missing or damaged. One line says what was
+            looked for, where, and the cure.
+    """
+    if name not in _CORPORA:
+        raise CorpusError(
+            f"unknown corpus {name!r}{suggestion(name, _CORPORA)} (corpora: {', '.join(sorted(_CORPORA))})"
+        )
+    loader = _CORPORA[name]
+    parameters = inspect.signature(loader).parameters.values()
+    # A loader that takes any option checks them itself.
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        check_options(name, options, allowed)
+    return loader(data_dir, split, streaming, **options)

@@ -1,0 +1,951 @@
+"""Moving shapes: the built-in corpus, small real videos that the package writes itself.
+
+A clip shows a few main objects, each with a shape, a colour, a texture, a size and a motion of its own, over a
+muted background with grey clutter. Several captions a clip say what the main objects look like and do; every
+caption is true of its clip. Label maps of the main objects lie beside the videos.
+
+- A *scene* is the multiset of a clip's object descriptions. No scene occurs twice, and which of train, val and
+  test a scene may occur in is a property of the scene alone (a hash of it). So splits stay disjoint even across
+  corpora of different sizes and seeds.
+- `HELD_OUT_PAIRS` of shape and colour occur in every clip of the split `test_unseen` and in no other split.
+- Clip `i` of a split depends on the seed, the split and `i`, so the result is the same however many workers
+  write it.
+
+On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written last, `corpus.json`:
+
+    DIR/corpus.json
+    DIR/{train,val,test,test_unseen}/metadata.jsonl
+    DIR/{train,val,test,test_unseen}/clips/<video_id>.mp4
+    DIR/{train,val,test,test_unseen}/masks/<video_id>.npz
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .folder import CorpusError, build_dataset, check_options, check_split, drop_missing, read_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test", "test_unseen")
+
+# Captions speak of left and right: training on flipped frames would teach the wrong words.
+HORIZONTAL_FLIP = False
+
+# Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
+FORMAT = 1
+
+# --- Vocabulary: every attribute with the words that captions use for it -------------------------------------
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "cross": ("cross", "plus sign"),
+    "ring": ("ring", "hoop"),
+    "heart": ("heart",),
+    "crescent": ("crescent", "moon"),
+}
+COLOURS: dict[str, tuple[str, ...]] = {
+    "red": ("red",),
+    "orange": ("orange",),
+    "yellow": ("yellow",),
+    "green": ("green",),
+    "blue": ("blue",),
+    "purple": ("purple", "violet"),
+    "pink": ("pink",),
+    "white": ("white",),
+}
+TEXTURES: dict[str, tuple[str, ...]] = {
+    "plain": ("plain",),
+    "striped": ("striped", "stripy"),
+    "dotted": ("dotted", "spotted"),
+    "checkered": ("checkered", "chequered"),
+}
+# A growing or shrinking object has no size worth naming: it is "medium", which captions never say.
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": (),
+    "large": ("large", "big", "huge"),
+}
+# Each phrase as (third person, gerund).
+MOTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "left": (
+        ("moves left", "moving left"),
+        ("drifts to the left", "drifting to the left"),
+        ("slides leftwards", "sliding leftwards"),
+    ),
+    "right": (
+        ("moves right", "moving right"),
+        ("drifts to the right", "drifting to the right"),
+        ("slides rightwards", "sliding rightwards"),
+    ),
+    "up": (("moves up", "moving up"), ("rises", "rising"), ("floats upwards", "floating upwards")),
+    "down": (("moves down", "moving down"), ("sinks", "sinking"), ("falls down", "falling down")),
+    "diagonal": (("moves diagonally", "moving diagonally"), ("glides diagonally", "gliding diagonally")),
+    "circling": (("moves in a circle", "moving in a circle"), ("loops around", "looping around")),
+    "bouncing": (("bounces", "bouncing"), ("hops up and down", "hopping up and down")),
+    "growing": (("grows", "growing"), ("gets bigger", "getting bigger")),
+    "shrinking": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
+    "spinning": (("spins", "spinning"), ("rotates", "rotating")),
+    "still": (("stays still", "staying still"), ("rests in place", "resting in place")),
+}
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left of": ("to the left of", "left of"),
+    "right of": ("to the right of", "right of"),
+    "above": ("above", "higher than"),
+    "below": ("below", "lower than"),
+}
+
+# The diagonal of the shape-colour table: every shape and every colour is seen in training, and each is part of
+# exactly one unseen pair.
+HELD_OUT_PAIRS = tuple(zip(SHAPES, COLOURS))
+_SEEN_PAIRS = tuple((shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT_PAIRS)
+
+_RGB = {
+    "red": (224, 45, 45),
+    "orange": (250, 140, 30),
+    "yellow": (250, 220, 50),
+    "green": (60, 175, 75),
+    "blue": (45, 100, 225),
+    "purple": (135, 60, 190),
+    "pink": (250, 130, 190),
+    "white": (246, 246, 246),
+}
+# Turning these about their centre cannot be seen.
+_ROUND_SHAPES = ("circle", "ring")
+
+
+# --- Options -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MovingShapesOptions:
+    """What a corpus holds. Two corpora with equal options are equal.
+
+    Ranges are given as (least, most), both included, or as one number, and drawn anew for every clip. More
+    `objects` and `distractors` make retrieval harder to learn; so do fewer `train` clips.
+
+    Raises:
+        CorpusError: a value is out of its range.
+    """
+
+    train: int = 2000  # clips in the split; 0 leaves the split out
+    val: int = 200
+    test: int = 200
+    test_unseen: int = 200
+    seed: int = 0
+    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour needs it
+    frames: int = 16
+    fps: float = 8.0
+    objects: tuple[int, int] = (2, 4)  # main objects a clip, 1 to 5
+    distractors: tuple[int, int] = (2, 5)  # grey clutter that no caption mentions, 0 to 20
+    captions: int = 4  # a clip, 1 to 10
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            _check_integer(name, getattr(self, name), 0, 1_000_000)
+        _check_integer("seed", self.seed, 0, 2**32 - 1)
+        _check_integer("size", self.size, 48, 1024)
+        if self.size % 2:
+            raise CorpusError(f"size must be even, as H.264 needs it, not {self.size}")
+        _check_integer("frames", self.frames, 1, 1000)
+        if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
+            raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
+        object.__setattr__(self, "fps", float(self.fps))
+        object.__setattr__(self, "objects", _as_range("objects", self.objects, 1, 5))
+        object.__setattr__(self, "distractors", _as_range("distractors", self.distractors, 0, 20))
+        _check_integer("captions", self.captions, 1, 10)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def draw(self, name: str, rng: np.random.Generator) -> int:
+        """A number from the range `name`."""
+        least, most = getattr(self, name)
+        return int(rng.integers(least, most + 1))
+
+
+def _check_integer(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise CorpusError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _as_range(name: str, value: Any, least: int, most: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    for bound in pair:
+        _check_integer(name, bound, least, most)
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise CorpusError(f"{name} must be a number or (least, most), not {value!r}")
+    return pair
+
+
+# --- Scenes: what is in a clip -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class ShapeObject:
+    """One main object as captions describe it; each attribute is a key of the vocabulary above."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    motion: str
+
+
+Scene = tuple[ShapeObject, ...]
+
+
+def _rng(options: MovingShapesOptions, split: str, index: int, purpose: int) -> np.random.Generator:
+    """Random numbers of one clip: a stream for its scene (0) and one for how it is drawn and told (1)."""
+    return np.random.default_rng([options.seed, SPLITS.index(split), index, purpose])
+
+
+def _choose(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    return items[int(rng.integers(len(items)))]
+
+
+def _draw_scene(options: MovingShapesOptions, split: str, rng: np.random.Generator) -> Scene:
+    """Objects no two of which have both shape and colour in common."""
+    count = options.draw("objects", rng)
+    if split == "test_unseen":
+        unseen = _choose(rng, HELD_OUT_PAIRS)
+        others = [pair for pair in (*_SEEN_PAIRS, *HELD_OUT_PAIRS) if pair != unseen]
+        pairs = [unseen, *(others[i] for i in rng.choice(len(others), count - 1, replace=False))]
+        pairs = [pairs[i] for i in rng.permutation(count)]
+    else:
+        pairs = [_SEEN_PAIRS[i] for i in rng.choice(len(_SEEN_PAIRS), count, replace=False)]
+    return tuple(_draw_object(rng, shape, colour) for shape, colour in pairs)
+
+
+def _draw_object(rng: np.random.Generator, shape: str, colour: str) -> ShapeObject:
+    motions = [name for name in MOTIONS if not (name == "spinning" and shape in _ROUND_SHAPES)]
+    motion = _choose(rng, motions)
+    size = "medium" if motion in ("growing", "shrinking") else _choose(rng, ("small", "large"))
+    return ShapeObject(shape, colour, texture=_choose(rng, list(TEXTURES)), size=size, motion=motion)
+
+
+def _home_split(scene: Scene) -> str:
+    """The only split among train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
+    description = json.dumps([dataclasses.astuple(shape_object) for shape_object in scene])
+    bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big") % 10
+    return {0: "val", 1: "test"}.get(bucket, "train")
+
+
+def plan_scenes(options: MovingShapesOptions, split: str) -> list[Scene]:
+    """The scenes of a split, all different, objects in the order in which the first caption names them.
+
+    Raises:
+        CorpusError: there are not that many different scenes.
+    """
+    scenes, taken = [], set()
+    for index in range(getattr(options, split)):
+        rng = _rng(options, split, index, purpose=0)
+        for _ in range(1000):
+            scene = _draw_scene(options, split, rng)
+            multiset = tuple(sorted(scene))
+            if multiset not in taken and split in ("test_unseen", _home_split(multiset)):
+                break
+        else:
+            raise CorpusError(
+                f"no {index + 1} different scenes of {options.objects[0]} to {options.objects[1]} objects found "
+                f"for split {split!r}: ask for fewer clips or more objects"
+            )
+        taken.add(multiset)
+        scenes.append(scene)
+    return scenes
+
+
+# --- Layout: where everything is in every frame --------------------------------------------------------------
+
+
+@dataclass
+class Track:
+    """Where an object is. Lengths are fractions of the frame's side, y points down."""
+
+    centre: np.ndarray  # (T, 2): x, y
+    radius: np.ndarray  # (T,)
+    angle: np.ndarray  # (T,) in radians
+
+
+_RADIUS = {"small": 0.105, "medium": 0.13, "large": 0.185}
+_REACH = 1.23  # no shape goes further from its centre than this many radii
+_MARGIN = 0.01  # between an object and the frame's border
+_CANDIDATES = 32  # places tried for each object
+
+
+def _lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> list[Track]:
+    """Tracks that stay in the frame and hide as little of each other as can be found."""
+    time = (np.arange(frames) + 0.5) / frames
+    best, best_gap = [], -math.inf
+    for _ in range(4):
+        tracks: list[Track] = []
+        gap = math.inf
+        for shape_object in scene:
+            track, own_gap = _place(shape_object, tracks, time, rng)
+            tracks.append(track)
+            gap = min(gap, own_gap)
+        if gap > best_gap:
+            best, best_gap = tracks, gap
+        if best_gap > -0.02:
+            break
+    return best
+
+
+def _place(
+    shape_object: ShapeObject, others: Sequence[Track], time: np.ndarray, rng: np.random.Generator
+) -> tuple[Track, float]:
+    """The candidate that keeps furthest from the tracks already there, and its smallest gap to any of them."""
+    radius, angle = _radius_and_angle(shape_object, time, rng)
+    centres = _candidate_centres(shape_object.motion, float(radius.max()), time, rng)  # (K, T, 2)
+    gaps = np.full(len(centres), 1.0)
+    for other in others:
+        distance = np.linalg.norm(centres - other.centre, axis=-1)  # (K, T)
+        gaps = np.minimum(gaps, (distance - radius - other.radius).min(axis=1))
+    # Beyond a small gap any place is as good as another: objects should not be pushed into the corners.
+    chosen = int(np.argmax(np.minimum(gaps, 0.03)))
+    return Track(centres[chosen], radius, angle), float(gaps[chosen])
+
+
+def _radius_and_angle(
+    shape_object: ShapeObject, time: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    radius = np.full(len(time), _RADIUS[shape_object.size] * rng.uniform(0.94, 1.06))
+    angle = np.full(len(time), rng.uniform(-0.2, 0.2))
+    if shape_object.motion == "growing":
+        radius = radius * (0.5 + time)
+    elif shape_object.motion == "shrinking":
+        radius = radius * (1.5 - time)
+    elif shape_object.motion == "spinning":
+        # About 0.6 turns: four frames spread over the clip are 54 degrees apart, at which no shape here (with
+        # symmetries of 72, 90, 120 and 360 degrees) looks as it did in the frame before.
+        angle = angle + rng.choice([-1.0, 1.0]) * 2 * np.pi * rng.uniform(0.57, 0.63) * time
+    return radius, angle
+
+
+def _candidate_centres(motion: str, radius: float, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random places for a motion, the whole track within the frame: (K, T, 2)."""
+    offsets = _motion_offsets(motion, time, rng)  # (K, T, 2), each around or from (0, 0)
+    border = radius * _REACH + _MARGIN
+    least = border - offsets.min(axis=1)  # (K, 2): places whose track touches the left or upper border
+    most = 1 - border - offsets.max(axis=1)
+    start = least + rng.random(least.shape) * (most - least)
+    return start[:, None] + offsets
+
+
+def _motion_offsets(motion: str, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    offsets = np.zeros((_CANDIDATES, len(time), 2))
+    if motion in ("left", "right", "up", "down"):
+        axis = 0 if motion in ("left", "right") else 1
+        sign = -1 if motion in ("left", "up") else 1
+        offsets[..., axis] = sign * rng.uniform(0.34, 0.5, (_CANDIDATES, 1)) * time
+    elif motion == "diagonal":
+        signs = rng.choice([-1.0, 1.0], (_CANDIDATES, 1, 2))
+        offsets[:] = signs * rng.uniform(0.32, 0.48, (_CANDIDATES, 1, 1)) * time[:, None]
+    elif motion == "circling":
+        turn = rng.choice([-1.0, 1.0], (_CANDIDATES, 1)) * 2 * np.pi * time + rng.uniform(
+            0, 2 * np.pi, (_CANDIDATES, 1)
+        )
+        orbit = rng.uniform(0.12, 0.17, (_CANDIDATES, 1))
+        offsets[..., 0], offsets[..., 1] = orbit * np.cos(turn), orbit * np.sin(turn)
+    elif motion == "bouncing":
+        # Two and a half bounces: evenly spread frames, however few, do not all fall on the same height.
+        phase = 2.5 * np.pi * time + rng.uniform(0, 0.3, (_CANDIDATES, 1))
+        offsets[..., 1] = -rng.uniform(0.2, 0.28, (_CANDIDATES, 1)) * np.abs(np.sin(phase))
+    return offsets
+
+
+# --- Captions ------------------------------------------------------------------------------------------------
+
+
+def _write_captions(scene: Scene, tracks: Sequence[Track], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` different captions. The first one tells everything and names the objects in the scene's order."""
+    writers = (_tell_everything, _tell_motions, _tell_relation, _tell_some)
+    captions: list[str] = []
+    attempt = 0
+    while len(captions) < count:
+        caption = writers[attempt % len(writers)](scene, tracks, rng)
+        if caption not in captions:
+            captions.append(caption)
+        attempt += 1
+    return captions
+
+
+def _tell_everything(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
+    return _tell(scene, ("size", "texture"), rng)
+
+
+def _tell_motions(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
+    """Shape, colour and motion of all objects."""
+    return _tell([scene[i] for i in rng.permutation(len(scene))], (), rng)
+
+
+def _tell_some(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
+    """Two of the objects, with their sizes or their textures."""
+    chosen = [scene[i] for i in rng.permutation(len(scene))[:2]]
+    return _tell(chosen, (_choose(rng, ("size", "texture")),), rng)
+
+
+def _tell_relation(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
+    """Where an object is relative to another one, if that stays so for the whole clip."""
+    relations = _true_relations(tracks)
+    if not relations:
+        return _tell_some(scene, tracks, rng)
+    subject, relation, landmark = _choose(rng, relations)
+    first, second = (
+        f"{_noun_phrase(scene[i], (), rng)} that {_choose(rng, MOTIONS[scene[i].motion])[0]}"
+        for i in (subject, landmark)
+    )
+    return f"{first} is {_choose(rng, RELATIONS[relation])} {second}"
+
+
+def _true_relations(tracks: Sequence[Track], clearance: float = 0.12) -> list[tuple[int, str, int]]:
+    """(a, relation, b) for every relation that holds in all frames by at least `clearance` of the frame's side."""
+    relations = []
+    for a, first in enumerate(tracks):
+        for b, second in enumerate(tracks):
+            ahead = (second.centre - first.centre).min(axis=0)  # (2,): how far left of and above b a stays
+            for axis, (relation, inverse) in enumerate((("left of", "right of"), ("above", "below"))):
+                if ahead[axis] > clearance:
+                    relations += [(a, relation, b), (b, inverse, a)]
+    return relations
+
+
+def _tell(objects: Sequence[ShapeObject], extras: tuple[str, ...], rng: np.random.Generator) -> str:
+    opening = _choose(rng, ("", "", "a video of ", "we see "))
+    form = 1 if opening else 0  # "a star spins", but "we see a star spinning"
+    clauses = [
+        f"{_noun_phrase(shape_object, extras, rng)} {_choose(rng, MOTIONS[shape_object.motion])[form]}"
+        for shape_object in objects
+    ]
+    link = _choose(rng, (" and ", " while ")) if form == 0 else " and "
+    return opening + link.join(filter(None, (", ".join(clauses[:-1]), clauses[-1])))
+
+
+def _noun_phrase(shape_object: ShapeObject, extras: tuple[str, ...], rng: np.random.Generator) -> str:
+    words = []
+    if "size" in extras and SIZES[shape_object.size]:
+        words.append(_choose(rng, SIZES[shape_object.size]))
+    look = [_choose(rng, COLOURS[shape_object.colour])]
+    if "texture" in extras:
+        look.append(_choose(rng, TEXTURES[shape_object.texture]))
+        if rng.random() < 0.5:
+            look.reverse()
+    phrase = " ".join([*words, *look, _choose(rng, SHAPES[shape_object.shape])])
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+# --- Drawing -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Paint:
+    """How an object is filled: its colour, and a second one (both (3,), 0 to 255) for texture and outline."""
+
+    texture: str
+    colour: np.ndarray
+    second: np.ndarray
+
+
+def _draw(
+    scene: Scene, tracks: Sequence[Track], options: MovingShapesOptions, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (T, H, W, 3) and label maps (T, H, W), both uint8; label n is the n-th object of the scene."""
+    canvas = _background(options, rng)
+    masks = np.zeros(canvas.shape[:3], dtype=np.uint8)
+    for _ in range(options.draw("distractors", rng)):
+        shape, track, paint = _distractor(options.frames, rng)
+        _paint_shape(canvas, shape, track, paint)
+    # Large objects first, so that small ones pass in front of them.
+    for i in sorted(range(len(scene)), key=lambda i: -float(tracks[i].radius.mean())):
+        paint = _object_paint(scene[i], rng)
+        _paint_shape(canvas, scene[i].shape, tracks[i], paint, masks, label=i + 1)
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), masks
+
+
+def _object_paint(shape_object: ShapeObject, rng: np.random.Generator) -> _Paint:
+    colour = np.clip(np.array(_RGB[shape_object.colour]) + rng.uniform(-7, 7, 3), 0, 255)
+    return _Paint(shape_object.texture, colour, colour * 0.32)
+
+
+def _distractor(frames: int, rng: np.random.Generator) -> tuple[str, Track, _Paint]:
+    """A small grey shape that rests or drifts slowly."""
+    time = (np.arange(frames) + 0.5)[:, None] / frames
+    start, end = rng.uniform(0.06, 0.94, (2, 2))
+    centre = start + (end - start) * time * rng.choice([0.0, 0.3])
+    track = Track(centre, np.full(frames, rng.uniform(0.03, 0.05)), np.full(frames, rng.uniform(0, 2 * np.pi)))
+    grey = np.full(3, rng.uniform(70, 190))
+    return _choose(rng, list(SHAPES)), track, _Paint("plain", grey, grey)
+
+
+def _paint_shape(
+    canvas: np.ndarray, shape: str, track: Track, paint: _Paint, masks: np.ndarray | None = None, label: int = 0
+) -> None:
+    """Draws a shape with soft edges and a dark outline into `canvas`, and its `label` into `masks`.
+
+    Only a window around the shape is computed, the same size in all frames: (T, k, k).
+    """
+    frames, size = canvas.shape[:2]
+    radius = track.radius * size
+    k = min(size, 2 * math.ceil(float(radius.max()) * _REACH) + 3)
+    corner = np.clip(np.rint(track.centre * size).astype(int) - k // 2, 0, size - k)  # (T, 2)
+    columns = corner[:, 0, None] + np.arange(k)  # (T, k)
+    rows = corner[:, 1, None] + np.arange(k)
+
+    x = ((columns + 0.5 - track.centre[:, 0, None] * size) / radius[:, None])[:, None, :]
+    y = ((rows + 0.5 - track.centre[:, 1, None] * size) / radius[:, None])[:, :, None]
+    cos, sin = np.cos(track.angle)[:, None, None], np.sin(track.angle)[:, None, None]
+    # In the shape's own frame, in radii: (T, k, k). Single precision is plenty for pixels and twice as fast.
+    u, v = (x * cos + y * sin).astype(np.float32), (y * cos - x * sin).astype(np.float32)
+
+    scale = radius[:, None, None].astype(np.float32)
+    inside = -_signed_distance(shape, u, v) * scale  # pixels to the edge
+    coverage = np.clip(inside + 0.5, 0, 1)
+    within_outline = np.clip(inside - 0.6, 0, 1)
+    share = _texture_share(paint.texture, u, v, scale)
+    # How much of each pixel is of the first colour, of the second, and of the background behind.
+    first = coverage * within_outline * share
+    second = coverage - first
+    behind = 1 - coverage
+
+    window = np.arange(frames)[:, None, None], rows[:, :, None], columns[:, None, :]
+    for channel in range(3):
+        plane = canvas[..., channel]
+        plane[window] = plane[window] * behind + first * paint.colour[channel] + second * paint.second[channel]
+    if masks is not None:
+        masks[window] = np.where(coverage > 0.5, label, masks[window])
+
+
+def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance to the outline in radii, negative inside; exact near the outline, which is all that is drawn."""
+    match shape:
+        case "circle":
+            return np.hypot(u, v) - 0.95
+        case "ring":
+            return np.abs(np.hypot(u, v) - 0.72) - 0.27
+        case "square":
+            return _box(u, v, 0.85, 0.85)
+        case "triangle":
+            return _half_planes(u, v, directions=(90, 210, 330), distance=0.6)
+        case "star":
+            return _star(u, v)
+        case "cross":
+            return np.minimum(_box(u, v, 1.0, 0.34), _box(u, v, 0.34, 1.0))
+        case "heart":
+            # A square on its corner, and on each of its upper sides a disc as wide as the side.
+            half = 0.41
+            u, v = np.abs(u), v - 0.25
+            lobes = np.hypot(u - half, v + half) - half * math.sqrt(2)
+            return np.minimum(lobes, _half_planes(u, v, directions=(45, -45), distance=half * math.sqrt(2)))
+        case "crescent":
+            u = u - 0.35
+            return np.maximum(np.hypot(u, v) - 0.95, 0.74 - np.hypot(u - 0.475, v))
+    raise ValueError(f"no shape {shape!r}")
+
+
+def _box(u: np.ndarray, v: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
+
+
+def _half_planes(u: np.ndarray, v: np.ndarray, directions: Sequence[float], distance: float) -> np.ndarray:
+    """The convex shape with one side at `distance` from the centre in each direction (degrees, 90 is down)."""
+    sides = [u * math.cos(math.radians(d)) + v * math.sin(math.radians(d)) - distance for d in directions]
+    return np.maximum.reduce(sides)
+
+
+def _star(u: np.ndarray, v: np.ndarray, tip: float = 1.12, dent: float = 0.5) -> np.ndarray:
+    """A five-pointed star, one tip up: folded into the tenth between a tip and a dent, it has a single edge."""
+    fold = 2 * np.pi / 5
+    turned = np.abs((np.arctan2(u, -v) + fold / 2) % fold - fold / 2)
+    distance = np.hypot(u, v)
+    along, across = distance * np.cos(turned), distance * np.sin(turned)
+    edge = np.array([dent * math.cos(fold / 2) - tip, dent * math.sin(fold / 2)])
+    edge /= np.linalg.norm(edge)
+    return (along - tip) * edge[1] - across * edge[0]
+
+
+def _texture_share(texture: str, u: np.ndarray, v: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Share of the first colour, 0 to 1. The pattern turns and grows with its object; edges are a pixel soft."""
+    match texture:
+        case "plain":
+            return np.ones_like(u)
+        case "striped":
+            wave, period = np.sin(2 * np.pi * (u + v) / 0.78), 0.78 / math.sqrt(2)
+        case "checkered":
+            period = 0.92
+            wave = np.sin(2 * np.pi * u / period) * np.sin(2 * np.pi * v / period) * 1.5
+        case "dotted":
+            period = 0.66
+            du, dv = ((w + period / 2) % period - period / 2 for w in (u, v))
+            return np.clip((np.hypot(du, dv) - 0.2) * scale + 0.5, 0, 1)
+        case _:
+            raise ValueError(f"no texture {texture!r}")
+    return np.clip(wave * scale * period / (2 * np.pi) + 0.5, 0, 1)
+
+
+def _background(options: MovingShapesOptions, rng: np.random.Generator) -> np.ndarray:
+    """A muted background, (T, H, W, 3) float32, of one of four kinds."""
+    first, second = _muted_colour(rng), _muted_colour(rng)
+    kind = _choose(rng, (_gradient, _noise, _tiles, _blobs))
+    share = kind(options.frames, options.size, rng)[..., None]  # (T or 1, H, W, 1)
+    picture = (first * share + second * (1 - share)).astype(np.float32)
+    return np.repeat(picture, options.frames, axis=0) if len(picture) == 1 else picture
+
+
+def _muted_colour(rng: np.random.Generator) -> np.ndarray:
+    """A colour, (3,), far less saturated and darker than any object's."""
+    hue = rng.uniform(0, 2 * np.pi)
+    tint = 0.5 + 0.5 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
+    return rng.uniform(85, 175) * (1 - rng.uniform(0.05, 0.3) * tint)
+
+
+def _grid(size: int) -> np.ndarray:
+    return (np.arange(size) + 0.5) / size
+
+
+def _gradient(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    direction = rng.uniform(0, 2 * np.pi)
+    ramp = np.cos(direction) * (_grid(size) - 0.5) + np.sin(direction) * (_grid(size)[:, None] - 0.5)
+    return np.clip(0.5 + ramp, 0, 1)[None]
+
+
+def _noise(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Clouds: random grids of three finenesses, smoothly enlarged."""
+    share = np.zeros((size, size))
+    for cells, weight in ((3, 0.5), (6, 0.3), (14, 0.2)):
+        grid = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
+        share += weight * np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
+    return np.clip(1.6 * share - 0.3, 0, 1)[None]
+
+
+def _tiles(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A board of tiles, each a little different."""
+    tile = rng.uniform(0.12, 0.3)
+    column, row = (np.floor((_grid(size) + rng.uniform(0, tile)) / tile).astype(int) for _ in range(2))
+    board = (column[None, :] + row[:, None]) % 2 * 0.7
+    tones = rng.uniform(0, 0.3, (row.max() + 1, column.max() + 1))
+    return (board + tones[row[:, None], column[None, :]])[None]
+
+
+def _blobs(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Soft blobs that drift slowly."""
+    time = (np.arange(frames) / frames)[:, None]
+    share = np.zeros((frames, size, size))
+    for _ in range(5):
+        start, velocity = rng.uniform(0, 1, 2), rng.uniform(-0.3, 0.3, 2)
+        x, y = (np.exp(-0.5 * ((_grid(size) - start[axis] - velocity[axis] * time) / 0.16) ** 2) for axis in (0, 1))
+        share += x[:, None, :] * y[:, :, None]
+    return np.clip(share, 0, 1)
+
+
+# --- Writing -------------------------------------------------------------------------------------------------
+
+
+def _codec() -> str:
+    import av
+
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Frames (T, H, W, 3) uint8 as MP4. Equal frames give equal bytes, on one encoder thread."""
+    import av
+
+    codec = _codec()
+    # With x264's macroblock tree, the same frames come out differently from one run to the next.
+    x264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+    options = x264 if codec == "libx264" else {"qmin": "2", "qmax": "4"}
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=rate, options=options))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_clip(
+    index: int, scene: Scene, *, directory: Path, split: str, options: MovingShapesOptions
+) -> dict[str, Any]:
+    """Writes the video and the label maps of a clip; returns its row of `metadata.jsonl`."""
+    rng = _rng(options, split, index, purpose=1)
+    tracks = _lay_out(scene, options.frames, rng)
+    captions = _write_captions(scene, tracks, options.captions, rng)
+    frames, masks = _draw(scene, tracks, options, rng)
+
+    video_id = f"{split}-{index:06d}"
+    video, label_maps = f"clips/{video_id}.mp4", f"masks/{video_id}.npz"
+    _write_video(directory / split / video, frames, options.fps)
+    np.savez_compressed(directory / split / label_maps, masks=masks)
+    return {
+        "file_name": video,
+        "video_id": video_id,
+        "captions": captions,
+        "masks": label_maps,
+        "objects": [dataclasses.asdict(shape_object) for shape_object in scene],
+    }
+
+
+def make_moving_shapes(
+    output_dir: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Writes the corpus and returns its directory.
+
+    The directory appears when everything is written: what an interrupted run leaves does not look like a corpus.
+    A directory that already holds the corpus with these options is left as it is.
+
+    Args:
+        workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
+            Python's lock for the most part, so workers are threads: there is no start-up, and scripts need no
+            `if __name__ == "__main__"`.
+        progress: show progress on stderr.
+        overwrite: replace a corpus of moving shapes that has other options.
+        options: see `MovingShapesOptions`.
+
+    Raises:
+        CorpusError: unknown or impossible options; the directory holds something else.
+    """
+    wanted = _options(options)
+    target = Path(os.path.abspath(os.path.expanduser(output_dir)))
+    if _is_in_place(target, wanted, overwrite):
+        message = f"{target} already holds this corpus: nothing to do"
+        logger.info(message)
+        if progress:
+            tqdm.write(message, file=sys.stderr)
+        return target
+
+    # Made beside its place and moved there whole.
+    partial_dir = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial_dir.mkdir(parents=True)
+        _write_corpus(partial_dir, wanted, workers, progress)
+        _replace(target, partial_dir)
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+    return target
+
+
+def _write_corpus(directory: Path, options: MovingShapesOptions, workers: int | None, progress: bool) -> None:
+    splits = {split: getattr(options, split) for split in SPLITS if getattr(options, split)}
+    scenes = {split: plan_scenes(options, split) for split in splits}
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+        tqdm(total=sum(splits.values()), desc="Moving shapes", unit="clip", disable=not progress) as bar,
+    ):
+        try:
+            for split in splits:
+                for folder in ("clips", "masks"):
+                    (directory / split / folder).mkdir(parents=True)
+                write = partial(_write_clip, directory=directory, split=split, options=options)
+                with (directory / split / "metadata.jsonl").open("w", encoding="utf-8") as file:
+                    for row in pool.map(write, range(splits[split]), scenes[split]):
+                        file.write(json.dumps(row) + "\n")
+                        bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _write_json(directory / "corpus.json", _corpus_info(options, splits))
+
+
+def _corpus_info(options: MovingShapesOptions, splits: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "corpus": "moving_shapes",
+        "format": FORMAT,
+        "options": options.to_json(),
+        "splits": dict(splits),
+        "held_out_pairs": [list(pair) for pair in HELD_OUT_PAIRS],
+        "horizontal_flip": HORIZONTAL_FLIP,
+        "codec": _codec(),
+        "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_in_place(target: Path, wanted: MovingShapesOptions, overwrite: bool) -> bool:
+    """Whether `target` holds the corpus already.
+
+    Raises:
+        CorpusError: it holds something that is not to be replaced.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if _read_info(target) is None:
+        raise CorpusError(f"{target} exists and is no corpus of moving shapes: choose another directory")
+    difference = _difference(target, wanted.to_json())
+    if difference and not overwrite:
+        raise CorpusError(
+            f"{target} holds moving shapes with other options ({difference}): choose another directory, or "
+            "replace it with overwrite=True (--overwrite)"
+        )
+    return not difference
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
+    if target.is_dir() and any(target.iterdir()):
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    else:
+        new.replace(target)
+
+
+# --- Loading -------------------------------------------------------------------------------------------------
+
+
+def load_moving_shapes(
+    data_dir: str | os.PathLike[str] | None,
+    split: str,
+    streaming: bool,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Dataset | IterableDataset:
+    """Built in, made on first use: MP4 clips of moving shapes, true captions, object masks, unseen combinations.
+
+    Columns beside the common ones: `objects`, a list of {shape, colour, texture, size, motion}, and `masks`, the
+    path of the label maps (see `load_masks`).
+
+    Args:
+        data_dir: a directory written by `make_moving_shapes`. Without one the corpus is made on first use in the
+            cache directory `$HF_HOME/region_learner`.
+        split: "train", "val", "test" or "test_unseen".
+        workers, progress: see `make_moving_shapes`.
+        options: see `MovingShapesOptions`. With `data_dir` they must be those the corpus was made with.
+
+    Raises:
+        CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
+    """
+    wanted = _options(options)
+    check_split(split, SPLITS, "moving_shapes")
+    directory = _cached(wanted, workers, progress) if data_dir is None else _checked(data_dir, options)
+    made = [name for name in SPLITS if (directory / name).is_dir()]
+    check_split(split, made, str(directory))
+    rows = drop_missing(read_split(directory, split), directory, max_missing=0)
+    for row in rows:
+        row["masks"] = str(directory / split / row["masks"])
+    return build_dataset(
+        rows, streaming, "Moving shapes. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
+    )
+
+
+def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
+    """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
+
+    Where objects overlap the one in front has the pixel. There is a map for every frame of the video.
+
+    Args:
+        source: a row of the data set, or the path in its column `masks`.
+
+    Raises:
+        CorpusError: no such file.
+    """
+    path = Path(source["masks"] if isinstance(source, Mapping) else source)
+    if not path.is_file():
+        raise CorpusError(f"no masks at {path}: make the corpus again")
+    with np.load(path) as file:
+        return file["masks"]
+
+
+def _options(options: Mapping[str, Any]) -> MovingShapesOptions:
+    known = [field.name for field in dataclasses.fields(MovingShapesOptions)]
+    check_options("moving_shapes", options, [*known, "workers", "progress"])
+    return MovingShapesOptions(**options)
+
+
+def _cached(options: MovingShapesOptions, workers: int | None, progress: bool) -> Path:
+    """The corpus in the cache directory, made if it is not there."""
+    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.utils import WeakFileLock
+
+    identity = json.dumps({"format": FORMAT, **options.to_json()}, sort_keys=True)
+    name = f"moving_shapes-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    directory = Path(HF_HOME, "region_learner", name)
+    if _read_info(directory) is None:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # The processes of a distributed run all come here: one makes the corpus, the others wait for it.
+        with WeakFileLock(directory.with_name(f".{name}.lock")):
+            if _read_info(directory) is None:
+                make_moving_shapes(directory, workers=workers, progress=progress, **vars(options))
+    return directory
+
+
+def _checked(data_dir: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
+    directory = Path(os.path.abspath(os.path.expanduser(data_dir)))
+    if _read_info(directory) is None:
+        raise CorpusError(
+            f"no whole corpus of moving shapes in {directory} (no corpus.json): make it with "
+            "make_moving_shapes or `region-learner corpus make`, or leave data_dir out"
+        )
+    made_with = MovingShapesOptions(**options).to_json()
+    difference = _difference(directory, {name: made_with[name] for name in options})
+    if difference:
+        raise CorpusError(
+            f"{directory} holds moving shapes with other options ({difference}): leave the options out, or make "
+            "another corpus"
+        )
+    return directory
+
+
+def _read_info(directory: Path) -> dict[str, Any] | None:
+    """The content of `corpus.json`; None where there is no whole corpus of moving shapes."""
+    try:
+        info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) and info.get("corpus") == "moving_shapes" else None
+
+
+def _difference(directory: Path, wanted: Mapping[str, Any]) -> str:
+    """How the corpus in a directory differs from what is wanted; empty if it does not."""
+    info = _read_info(directory) or {}
+    has = {"format": info.get("format"), **info.get("options", {})}
+    return ", ".join(
+        f"{name} is {has.get(name)}, not {value}"
+        for name, value in {"format": FORMAT, **wanted}.items()
+        if has.get(name) != value
+    )
