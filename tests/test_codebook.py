@@ -69,24 +69,28 @@ def test_evaluation_changes_nothing_and_gradients_pass_straight_through():
 
 
 def test_dead_codes_are_revived_from_current_features():
-    q = quantizer(codebook_revival_steps=3)
+    q = quantizer(codebook_revival_after=36)
     q(features())
     q.embed[:8] = 1e4  # nobody will choose these
     q.embed_avg[:8] = 1e4 * q.cluster_size[:8, None]
     for step in range(3):
+        before = state(q)
         x = features(seed=step)
         q(x)
-    assert (q.embed[:8].abs() < 100).all()
-    distances = distance(q.embed[:8], x)
-    assert (distances.min(1).values < 1e-3).all()
-    assert len(distances.argmin(1).unique()) == 8
-    assert (q.steps_unused[:8] == 0).all()
-    _, ids = q(features(seed=9))
-    assert len(ids.unique()) > 12
+    # Each lies a tenth of the way from a living code to one of its features.
+    ids = distance(x, before["embed"]).argmin(1)
+    splits = 0.9 * before["embed"][ids] + 0.1 * x
+    nearest = distance(q.embed[:8], splits).min(1)
+    assert (nearest.values < 1e-4).all()
+    assert len(nearest.indices.unique()) == 8
+    assert (q.features_unused[:8] == 0).all()
+    for step in range(20):
+        _, ids = q(features(seed=step))
+    assert len(ids.unique()) >= 15
 
 
 def test_without_revival_dead_codes_stay_dead():
-    q = quantizer(codebook_revival_steps=0)
+    q = quantizer(codebook_revival_after=0)
     q(features())
     q.embed[:8] = 1e4
     q.embed_avg[:8] = 1e4 * q.cluster_size[:8, None]
@@ -114,10 +118,10 @@ def test_hash_is_uniform():
 @pytest.mark.parametrize("mode", ["ema", "original"])
 def test_a_revived_run_repeats_itself(mode):
     """Nothing depends on a random state: the statistics are a function of buffers and batches."""
-    one, other = quantizer(codebook_mode=mode, codebook_revival_steps=2), None
+    one, other = quantizer(codebook_mode=mode, codebook_revival_after=24), None
     for step in range(4):
         if step == 2:
-            other = quantizer(codebook_mode=mode, codebook_revival_steps=2)
+            other = quantizer(codebook_mode=mode, codebook_revival_after=24)
             other.load_state_dict(one.state_dict())
         one(features(seed=step))
         if other is not None:
@@ -142,7 +146,7 @@ def _one_step(model, rows: slice, steps: int):
 
 
 MODES = [
-    {"codebook_size": 64, "codebook_revival_steps": 1},  # codes are revived in every step
+    {"codebook_size": 64, "codebook_revival_after": 1},  # codes are revived in every step
     {"codebook_size": 64, "codebook_mode": "original"},
 ]
 

@@ -37,15 +37,9 @@ def _print(result: dict[str, Any], as_json: bool):
 
 
 def _json_option(name: str, text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} must be JSON, such as '{{\"seed\": 1}}': {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object, not {text}")
-    return value
+    from .training.arguments import mapping_from_json
+
+    return mapping_from_json(name, text) or {}
 
 
 @app.command()

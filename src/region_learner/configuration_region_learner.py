@@ -39,8 +39,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             up before they are updated, and codes out of use are revived. "original": as the authors' code does it;
             looked up after the update, nothing initialised or revived.
         codebook_decay (`float`, *optional*): of the moving averages; 0.99 for "ema", 0.1 for "original".
-        codebook_revival_steps (`int`, defaults to 20): a code no feature chose in that many training steps in
-            sequence is put onto a current feature ("ema" only); 0 leaves dead codes dead.
+        codebook_revival_after (`int`, defaults to 100): a code that none of the last so many times K features chose
+            is revived from a current feature ("ema" only); 0 leaves dead codes dead.
         num_regions (`int`, defaults to 8): S, learned masks, and regions, a frame.
         interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
         interaction_heads (`int`, defaults to 8): heads of each of them.
@@ -72,7 +72,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     codebook_size: int = 2048
     codebook_mode: str = "ema"
     codebook_decay: float | None = None
-    codebook_revival_steps: int = 20
+    codebook_revival_after: int = 100
     num_regions: int = 8
     interaction_layers: int = 1
     interaction_heads: int = 8
@@ -95,7 +95,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             ValueError: for unknown choices, and for parts that need one that is left out. (Sizes that do not fit
                 together are the model's to refuse: a configuration may be changed field by field.)
         """
-        for name in ("codebook_size", "codebook_revival_steps", "num_regions", "interaction_layers"):
+        for name in ("codebook_size", "codebook_revival_after", "num_regions", "interaction_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (left out) or more.")
         if self.interaction_layers and not self.num_regions:
@@ -108,7 +108,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
                 "motion_excitation=True adds to quantized features, but codebook_size=0: "
                 "set codebook_size, or motion_excitation=False."
             )
-        if not 0.0 <= self.codebook_decay < 1.0:
+        if self.codebook_decay is None or not 0.0 <= self.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={self.codebook_decay} must be at least 0 and less than 1.")
         _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
         _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))

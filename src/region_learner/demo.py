@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "moving_shapes"
 NUM_QUERIES = 5
-RESULTS_PER_QUERY = 3
+RESULTS_PER_QUERY = 4
 STRIP_HEIGHT = 112  # pixels
 
 
@@ -93,7 +93,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
 
     console.rule("2. Training")
     results = train(model_arguments, data_arguments, training_arguments)
-    checkpoint = Path(training_arguments.output_dir)
+    checkpoint = output / "checkpoint"
 
     console.rule(f"3. Retrieval on {len(test)} unseen clips")
     print_metrics(console, results["test"])
@@ -168,9 +168,11 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
 def _result(model, processor, row: dict[str, Any], score: float, correct: bool) -> Result:
     pixel_values = processor(videos=[row["video"]])["pixel_values_videos"]
     outputs = model.video_model(pixel_values)
-    settings = processor.video_processor
-    frames = frames_from_pixel_values(pixel_values[0], settings.image_mean, settings.image_std)
-    drawn = draw_regions(frames, outputs.region_masks[0], height=STRIP_HEIGHT)
+    # What the model sees, in finer pixels: the same frames and the same crop.
+    fine = type(processor.video_processor).for_image_size(STRIP_HEIGHT, num_frames=pixel_values.shape[1])
+    seen = fine([row["video"]], return_tensors="pt")["pixel_values_videos"][0]
+    frames = frames_from_pixel_values(seen, fine.image_mean, fine.image_std)
+    drawn = draw_regions(frames, outputs.region_masks[0])
     return Result(
         title=row["video_id"],
         score=score,

@@ -33,6 +33,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
 
+# How far a revived code lies from the code that it splits, towards a feature of that code.
+_SPLIT = 0.1
+
 # Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
 _DISTANCES_AT_ONCE = 2**24
 
@@ -60,9 +63,9 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             Code of each patch. None without quantization.
     """
 
-    region_states: torch.FloatTensor | None = None
-    region_masks: torch.FloatTensor | None = None
-    cluster_ids: torch.LongTensor | None = None
+    region_states: torch.Tensor | None = None
+    region_masks: torch.Tensor | None = None
+    cluster_ids: torch.Tensor | None = None
 
 
 @dataclass
@@ -80,11 +83,11 @@ class RegionLearnerOutput(ModelOutput):
         video_model_output (`RegionLearnerVideoOutput`): of the video tower.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits_per_video: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    video_embeds: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits_per_video: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     video_model_output: RegionLearnerVideoOutput | None = None
 
@@ -111,7 +114,7 @@ def eager_attention_forward(
 
 
 def _attend(
-    module: nn.Module,
+    module: "RegionLearnerDividedAttention | RegionLearnerInteractionLayer",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -218,9 +221,9 @@ class RegionLearnerDividedAttention(nn.Module):
         if axis == "time":
             # Attention over time starts as the zero function, and with it the block as that of an image model.
             if config.time_attention_init == "original":
-                self.qkv.initial_weight, self.out_proj.initial_weight = 0.0, 1.0
+                self.qkv.initial_weight, self.out_proj.initial_weight = 0.0, 1.0  # type: ignore[assignment]
             else:
-                self.out_proj.initial_weight = 0.0
+                self.out_proj.initial_weight = 0.0  # type: ignore[assignment]
 
     def forward(
         self,
@@ -350,24 +353,32 @@ class RegionLearnerQuantizer(nn.Module):
     `codebook_mode="original"` computes what the original does: codes start at random, follow with a decay of 0.1,
     and are looked up after their update. Codes the first step does not choose fall to zero and never come back.
     "ema" differs on purpose: codes start as features of the first batch, follow with a decay of 0.99, are looked
-    up before their update, and are put onto current features after `codebook_revival_steps` steps out of use.
+    up before their update, and are revived where current features are dense when `codebook_revival_after` * K
+    features in sequence have not chosen them.
 
     In both modes the statistics are those of the global batch: counts and sums are reduced over all processes,
     where the original leaves each process with its own codebook until DDP overwrites them with that of rank 0. They
     stay in float32 whatever the model's dtype is.
     """
 
+    embed: torch.Tensor
+    embed_avg: torch.Tensor
+    cluster_size: torch.Tensor
+    cluster_sum: torch.Tensor
+    features_unused: torch.Tensor
+    num_updates: torch.Tensor
+
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.mode = config.codebook_mode
-        self.decay = config.codebook_decay
-        self.revival_steps = config.codebook_revival_steps
+        self.decay: float = config.codebook_decay  # type: ignore[assignment] # set by the configuration
+        self.revival_after = config.codebook_revival_after * config.codebook_size
         codes, channels = config.codebook_size, config.hidden_size
         self.register_buffer("embed", _initial_codebook(codes, channels))
         self.register_buffer("embed_avg", _initial_codebook(codes, channels))
         self.register_buffer("cluster_size", torch.zeros(codes, dtype=torch.float32))
         self.register_buffer("cluster_sum", torch.zeros(codes, dtype=torch.float32))
-        self.register_buffer("steps_unused", torch.zeros(codes, dtype=torch.int64))
+        self.register_buffer("features_unused", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def _apply(self, fn, recurse=True):
@@ -386,16 +397,19 @@ class RegionLearnerQuantizer(nn.Module):
         """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
-            candidates = None
-            if self.training and self.mode == "ema":
-                candidates, total = self._sample(observed, valid)
-                self._start_from(candidates, total)
+            learns_by_ema = self.training and self.mode == "ema"
+            if learns_by_ema:
+                chosen, mine, total = self._choose(observed, valid)
+                self._start_from(observed[chosen] * mine, total)
             cluster_ids = self.nearest(observed)
             if self.training and self.mode == "original":
-                self._update(observed, cluster_ids, valid, None)
+                self._update(observed, cluster_ids, valid)
             codes = F.embedding(cluster_ids, self.embed).to(features.dtype)
-            if self.training and self.mode == "ema":
-                self._update(observed, cluster_ids, valid, candidates)
+            if learns_by_ema:
+                near = F.embedding(cluster_ids[chosen], self.embed)
+                splits = torch.lerp(near, observed[chosen], _SPLIT) * mine
+                self._update(observed, cluster_ids, valid)
+                self._revive(splits)
         return codes + (features - features.detach()), cluster_ids
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
@@ -404,8 +418,8 @@ class RegionLearnerQuantizer(nn.Module):
         chunks = features.split(max(1, _DISTANCES_AT_ONCE // len(self.embed)))
         return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
 
-    def _update(self, features, cluster_ids, valid, candidates: torch.Tensor | None):
-        """Moves the averages by the global batch and the codes with them; revives dead codes from `candidates`."""
+    def _update(self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor | None):
+        """Moves the averages by the global batch, and the codes with them."""
         weights = features.new_ones(len(features)) if valid is None else valid.float()
         counts = torch.zeros_like(self.cluster_size).index_add_(0, cluster_ids, weights)
         sums = torch.zeros_like(self.embed_avg).index_add_(
@@ -419,28 +433,44 @@ class RegionLearnerQuantizer(nn.Module):
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + 1e-5) / (total + len(counts) * 1e-5) * total
         self.embed.copy_(self.embed_avg / smoothed[:, None])
-        self.steps_unused.copy_(torch.where(counts > 0, 0, self.steps_unused + 1))
+        self.features_unused.copy_(torch.where(counts > 0, 0, self.features_unused + counts.sum().long()))
         self.num_updates.add_(1)
-        if candidates is not None and self.revival_steps > 0:
-            self._place(self.steps_unused >= self.revival_steps, candidates, total / len(counts))
 
     def _start_from(self, candidates: torch.Tensor, total: torch.Tensor):
-        """In the first step ever, the codes are features of the batch, each with its share of the count."""
+        """In the first step ever, the codes are features of the batch, `candidates` (K, D)."""
+        _all_reduce_(candidates)
         first = (self.num_updates == 0).expand(len(candidates))
         self._place(first, candidates, total / len(candidates))
 
-    def _place(self, which: torch.Tensor, codes: torch.Tensor, size: torch.Tensor):
-        """Sets the codes `which` (K,) to those of `codes` (K, D), as if `size` features had chosen each."""
+    def _revive(self, splits: torch.Tensor):
+        """
+        Puts dead codes onto `splits` (K, D): each beside the code of some feature, a step towards that feature. (In
+        many dimensions no other feature would choose a code that lies on a feature: averages lie nearer to all.)
+        """
+        if self.revival_after == 0:
+            return
+        _all_reduce_(splits)
+        self._place(self.features_unused >= self.revival_after, splits, self.cluster_size.mean())
+
+    def _place(self, which: torch.Tensor, codes: torch.Tensor, count: torch.Tensor):
+        """
+        Sets the codes `which` (K,) to those of `codes` (K, D), as if `count` features had chosen each in one step: a
+        weight so small that the features which choose them from now on soon decide where they are.
+        """
+        size = (1 - self.decay) * count
         self.embed.copy_(torch.where(which[:, None], codes, self.embed))
         self.cluster_size.copy_(torch.where(which, size, self.cluster_size))
         self.embed_avg.copy_(torch.where(which[:, None], codes * size, self.embed_avg))
-        self.steps_unused.copy_(torch.where(which, 0, self.steps_unused))
+        self.features_unused.copy_(torch.where(which, 0, self.features_unused))
 
-    def _sample(self, features: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(
+        self, features: torch.Tensor, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        One feature of the global batch for each code (K, D), evenly spread over the batch and another one in each
-        step, and the number of valid features. The choice is a function of the step and the order of the global
-        batch alone, so that one process and several choose alike; and nothing waits for the device.
+        One feature of the global batch for each code, evenly spread over the batch and another one in each step:
+        indices into `features` (K,), whether they are of this process (K, 1), and the number of valid features. The
+        choice is a function of the step and the order of the global batch alone, so that one process and several
+        choose alike; and nothing waits for the device.
         """
         codes = torch.arange(len(self.embed), device=features.device)
         if valid is None:
@@ -459,9 +489,7 @@ class RegionLearnerQuantizer(nn.Module):
         chosen = chosen.clamp(min=0)
         if order is not None:
             chosen = torch.searchsorted(order, chosen + 1)
-        candidates = features[chosen.clamp(max=len(features) - 1)] * mine[:, None]
-        _all_reduce_(candidates)
-        return candidates, total
+        return chosen.clamp(max=len(features) - 1), mine[:, None], total
 
 
 def _world_size() -> int:
@@ -597,7 +625,7 @@ class RegionLearnerRegionModule(nn.Module):
 class RegionLearnerPreTrainedModel(PreTrainedModel):
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
-    input_modalities = ("video", "text")
+    input_modalities = ["video", "text"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # or the Trainer would leave out the division by its accumulation steps
     _no_split_modules = [
@@ -619,7 +647,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             if hasattr(module, "initial_weight"):
-                init.constant_(module.weight, module.initial_weight)
+                init.constant_(module.weight, module.initial_weight)  # type: ignore[arg-type]
             else:
                 init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -635,7 +663,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             codebook = _initial_codebook(*module.embed.shape)
             init.copy_(module.embed, codebook)
             init.copy_(module.embed_avg, codebook)
-            for name in ("cluster_size", "cluster_sum", "steps_unused", "num_updates"):
+            for name in ("cluster_size", "cluster_sum", "features_unused", "num_updates"):
                 init.zeros_(getattr(module, name))
         elif isinstance(module, RegionLearnerModel) and module.logit_scale is not None:
             init.constant_(module.logit_scale, -math.log(module.config.temperature))
@@ -670,10 +698,10 @@ def _check_sizes(config: RegionLearnerVideoConfig):
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     """The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`."""
 
-    config: RegionLearnerVideoConfig
+    config: RegionLearnerVideoConfig  # type: ignore[assignment]
     base_model_prefix = "video_model"
     main_input_name = "pixel_values_videos"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
@@ -825,7 +853,7 @@ def _build_text_model(config: RegionLearnerConfig) -> PreTrainedModel:
             f"text_config is that of an encoder-decoder ({config.text_config.model_type}): give that of an encoder."
         )
     # A pooling layer whose output is not used would have parameters without gradient.
-    model_class = MODEL_MAPPING.get(type(config.text_config), None)
+    model_class = MODEL_MAPPING.get(type(config.text_config), None)  # type: ignore[arg-type]
     has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     options = {"add_pooling_layer": config.text_pooling == "pooler"} if has_pooling else {}
     return AutoModel.from_config(config.text_config, **options)
@@ -930,13 +958,13 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
-        video_ids: torch.LongTensor | None = None,
+        video_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs,
     ) -> RegionLearnerOutput:

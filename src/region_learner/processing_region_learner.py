@@ -95,6 +95,13 @@ class RegionLearnerProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        # What loading and calls leave on a tokenizer is saved with it: after loading, the `max_length` of the last call
+        # would be that of all calls.
+        for key in ("is_local", "local_files_only"):
+            self.tokenizer.init_kwargs.pop(key, None)
+        if self.tokenizer.is_fast:
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         # Saving leaves on the object what it writes for remote code, loading does not read it back: without this, a
         # processor that was saved would differ from the one loaded.

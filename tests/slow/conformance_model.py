@@ -7,8 +7,6 @@ transformers' own common tests, run against the models and configurations of thi
 import unittest
 
 import torch
-from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 from transformers import DistilBertConfig
 
 from region_learner import (
@@ -17,6 +15,8 @@ from region_learner import (
     RegionLearnerVideoConfig,
     RegionLearnerVideoModel,
 )
+from tests.test_configuration_common import ConfigTester
+from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 
 
 class VideoModelTester:

@@ -247,7 +247,7 @@ def convert_original_checkpoint(
     if config.video_config.codebook_size:
         # The original does not count these: its codes have been trained, and have all been in use lately.
         state[f"{quantizer}.num_updates"] = torch.ones((), dtype=torch.int64)
-        state[f"{quantizer}.steps_unused"] = torch.zeros(config.video_config.codebook_size, dtype=torch.int64)
+        state[f"{quantizer}.features_unused"] = torch.zeros(config.video_config.codebook_size, dtype=torch.int64)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

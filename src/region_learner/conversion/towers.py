@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -57,18 +59,34 @@ class _ImageTower:
 
     sizes: dict[str, Any]
     state: dict[str, torch.Tensor]
-    mean: list[float]
-    std: list[float]
+    mean: list[float] | None  # None where the weights come without
+    std: list[float] | None
+
+
+def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
+    """The config.json of a model directory; None for a name on the Hub or of timm."""
+    path = Path(name)
+    if not path.is_dir():
+        if isinstance(name, os.PathLike) or path.is_absolute() or str(name).startswith((".", "~")):
+            raise FileNotFoundError(f"There is no model directory {name}.")
+        return None
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{name} has no config.json: it is no model directory of timm or transformers.") from None
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'} is no JSON: {error}") from error
+    if not isinstance(config, dict) or not {"architecture", "model_type"} & set(config):
+        raise ValueError(
+            f"{path / 'config.json'} names neither an `architecture` of timm nor a `model_type` of transformers."
+        )
+    return config
 
 
 def _load_image_tower(name: str | os.PathLike) -> _ImageTower:
-    name, config_file = str(name), Path(name) / "config.json"
-    if Path(name).is_dir():
-        if not config_file.is_file():
-            raise ValueError(f"{name} has no config.json: it is no model directory of timm or transformers.")
-        if "architecture" in json.loads(config_file.read_text()):
-            return _load_timm(f"local-dir:{name}")
-        return _load_transformers(name)
+    config, name = _local_config(name), str(name)
+    if config is not None:
+        return _load_timm(f"local-dir:{name}") if "architecture" in config else _load_transformers(name)
     if "/" in name and not name.startswith(("timm/", "hf-hub:", "local-dir:")):
         return _load_transformers(name)
     return _load_timm(f"hf-hub:{name}" if name.startswith("timm/") else name)
@@ -79,7 +97,13 @@ def _load_timm(name: str) -> _ImageTower:
         import timm
     except ImportError as error:
         raise ImportError(f"Loading {name!r} needs timm: `pip install timm`.") from error
-    model = timm.create_model(name, pretrained=True, num_classes=0)
+    try:
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"timm cannot load {name!r}: {str(error).splitlines()[0]} (Give a timm model that has pre-trained "
+            'weights, "owner/name" on the Hub, or a directory.)'
+        ) from error
     weights, unknown = {}, []
     for key, tensor in model.state_dict().items():
         new_key = rename(key, VIT_NAMES)
@@ -119,13 +143,15 @@ def _square(size: tuple[int, int] | int, name: str) -> int:
 
 
 def _load_transformers(name: str) -> _ImageTower:
-    config = AutoConfig.from_pretrained(name)
+    config = _config_of(name)
     if config.model_type == "vit":
-        model = AutoModel.from_pretrained(name, add_pooling_layer=False)
+        model, missing = _load_weights(AutoModel, name, add_pooling_layer=False)
     elif config.model_type in ("clip", "clip_vision_model"):
-        model = CLIPVisionModel.from_pretrained(name)
+        model, missing = _load_weights(CLIPVisionModel, name)
     else:
         raise ValueError(f"{name!r} is a {config.model_type!r} model; the video tower takes 'vit' and 'clip'.")
+    if missing:
+        raise ValueError(f"The weights of {name} are incomplete: there is no {', '.join(missing[:5])}.")
     config, weights = model.config, {}
     for key, tensor in model.state_dict().items():
         key = key.removeprefix("vision_model.")
@@ -156,17 +182,32 @@ def _fuse_qkv(weights: dict[str, torch.Tensor]):
         weights[key.replace(".q.", ".qkv.")] = torch.cat(parts)
 
 
-def _normalisation_of(name: str) -> tuple[list[float], list[float]]:
+def _config_of(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{name!r} is no directory, and the Hub gives no model of that name: {reason}") from error
+
+
+def _load_weights(model_class: Any, name: str, **options) -> tuple[PreTrainedModel, list[str]]:
+    """The model in float32, whatever it was saved in, and what its checkpoint lacks (random in the model)."""
+    try:
+        model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    except (pickle.UnpicklingError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"The weights of {name} cannot be read: {str(error).splitlines()[0]}") from error
+    return model, sorted(info["missing_keys"])
+
+
+def _normalisation_of(name: str) -> tuple[list[float] | None, list[float] | None]:
     from transformers.image_processing_base import ImageProcessingMixin
-    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
         settings = {}
     if "image_mean" not in settings:
-        logger.warning("%s does not say how its images are normalised: taking ImageNet's mean and std.", name)
-        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        return None, None
     return list(settings["image_mean"]), list(settings["image_std"])
 
 
@@ -182,9 +223,14 @@ def _sizes_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def _load_text_tower(name: str | os.PathLike) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name)
-    return (CLIPTextModel if config.model_type == "clip" else AutoModel).from_pretrained(name)
+def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    _local_config(name)
+    config, name = _config_of(str(name)), str(name)
+    if config.model_type != "clip" and not hasattr(config, "vocab_size"):
+        raise ValueError(f"{name!r} is a {config.model_type!r} model: it is no text encoder.")
+    model, missing = _load_weights(CLIPTextModel if config.model_type == "clip" else AutoModel, name)
+    state = {key: value for key, value in model.state_dict().items() if key not in missing}
+    return model.config, state
 
 
 def from_pretrained_towers(
@@ -203,11 +249,11 @@ def from_pretrained_towers(
         config_overrides: fields of the video configuration, or top-level ones such as `projection_dim`.
 
     Raises:
-        ValueError: for an image model that is no plain vision transformer with a class token, for sizes that do not
-            fit the weights, or an unknown override.
+        OSError: where there is no such model.
+        ValueError: for an image model that is no plain vision transformer with a class token, for incomplete
+            weights, sizes that do not fit them, or an unknown override.
     """
-    tower, text_model = _load_image_tower(video), _load_text_tower(text)
-    text_config: PreTrainedConfig = text_model.config
+    tower, (text_config, text_state) = _load_image_tower(video), _load_text_tower(text)
     config = config_with_overrides(config_overrides, video=tower.sizes, text_config=text_config.to_dict())
     changed = [key for key in tower.sizes if getattr(config.video_config, key) != tower.sizes[key]]
     if changed:
@@ -217,7 +263,6 @@ def from_pretrained_towers(
         )
     model = RegionLearnerModel(config)
     _load_tower(model.video_model, tower.state, allowed_missing=_VIDEO_ONLY, name=video)
-    text_state = text_model.state_dict()
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
@@ -225,11 +270,17 @@ def from_pretrained_towers(
 
 
 def _load_tower(module: torch.nn.Module, state: dict[str, torch.Tensor], allowed_missing: tuple[str, ...], name):
-    result = module.load_state_dict(state, strict=False)
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of another shape: positions without one for the class token, say
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"The weights of {name} do not fit: {details}") from error
     missing = [key for key in result.missing_keys if not any(part in key for part in allowed_missing)]
     if missing or result.unexpected_keys:
+        pooler = any(key.startswith("pooler.") for key in missing)
         raise ValueError(
             f"The weights of {name} do not fit: missing {missing[:5]}, without a place {result.unexpected_keys[:5]}."
+            + (' Pass text_pooling="first" or "mean".' if pooler else "")
         )
 
 
@@ -240,13 +291,19 @@ def processor_from_towers(
 ):
     """
     The processor for [`from_pretrained_towers`] of the same arguments: frame size, mean and standard deviation of
-    the image model, and the tokenizer of the text encoder.
+    the image model (where it does not say, a warning and ImageNet's), and the tokenizer of the text encoder.
     """
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
     from ..processing_region_learner import RegionLearnerProcessor
     from ..video_processing_region_learner import RegionLearnerVideoProcessor
 
     tower = _load_image_tower(video)
+    mean, std = tower.mean, tower.std
+    if mean is None or std is None:
+        logger.warning("%s does not say how its images are normalised: taking ImageNet's mean and std.", video)
+        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     video_processor = RegionLearnerVideoProcessor.for_image_size(
-        tower.sizes["image_size"], num_frames=num_frames, image_mean=tower.mean, image_std=tower.std
+        tower.sizes["image_size"], num_frames=num_frames, image_mean=mean, image_std=std
     )
     return RegionLearnerProcessor(video_processor, AutoTokenizer.from_pretrained(text))

@@ -76,7 +76,8 @@ def embed_videos(
         num_workers=num_workers,
         collate_fn=list,
     )
-    embeds, unreadable, seen = [], {}, 0
+    embeds, seen = [], 0
+    unreadable: dict[int, str] = {}
     for clips in tqdm(loader, desc="embedding videos", unit="batch", disable=None if progress else True):
         unreadable |= {seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)}
         seen += len(clips)

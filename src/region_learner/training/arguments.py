@@ -1,6 +1,7 @@
 """Arguments of a training run: dataclasses, the command line, and recipes (YAML files of the same names)."""
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,19 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+
+
+def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
+    """Mappings come as such from recipes and from Python, and as JSON from the command line."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be JSON, such as '{{\"key\": 1}}': {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} must be a JSON object, not {value}")
+    return parsed
 
 
 @dataclass
@@ -26,13 +40,13 @@ class ModelArguments:
     text_tower: str | None = field(
         default=None, metadata={"help": "Text encoder to start from: a Hub name or directory."}
     )
-    video_config: dict | None = field(
+    video_config: dict | str | None = field(
         default=None, metadata={"help": "Fields of the video configuration (JSON): of a new model, or to override."}
     )
-    text_config: dict | None = field(
+    text_config: dict | str | None = field(
         default=None, metadata={"help": "Text configuration of a new model (JSON), with its model_type."}
     )
-    config: dict | None = field(
+    config: dict | str | None = field(
         default=None, metadata={"help": "Other fields of the configuration (JSON), such as projection_dim."}
     )
     tokenizer: str | None = field(
@@ -50,6 +64,11 @@ class ModelArguments:
         },
     )
 
+    def __post_init__(self):
+        self.video_config = mapping_from_json("video_config", self.video_config)
+        self.text_config = mapping_from_json("text_config", self.text_config)
+        self.config = mapping_from_json("config", self.config)
+
 
 @dataclass
 class DataArguments:
@@ -57,11 +76,14 @@ class DataArguments:
 
     corpus: str = field(default="folder", metadata={"help": "Name of a corpus; see `region-learner corpus list`."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the corpus lies."})
-    corpus_options: dict = field(default_factory=dict, metadata={"help": "Options of the corpus (JSON)."})
+    corpus_options: dict | str | None = field(default=None, metadata={"help": "Options of the corpus (JSON)."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split for evaluation while training."})
     test_split: str | None = field(default=None, metadata={"help": "Split for one retrieval evaluation at the end."})
     max_train_videos: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
+
+    def __post_init__(self):
+        self.corpus_options = mapping_from_json("corpus_options", self.corpus_options) or {}
 
 
 @dataclass
@@ -85,7 +107,7 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             raise ValueError(f"max_unreadable={self.max_unreadable} is a share: it must be between 0 and 1.")
 
 
-ARGUMENT_CLASSES = (ModelArguments, DataArguments, RegionLearnerTrainingArguments)
+ARGUMENT_CLASSES: list = [ModelArguments, DataArguments, RegionLearnerTrainingArguments]
 
 
 def list_recipes() -> dict[str, Path]:
@@ -126,6 +148,11 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     return values
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
+
+
 def parse_arguments(
     argv: Sequence[str] | None = None, **overrides: Any
 ) -> tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]:
@@ -134,12 +161,11 @@ def parse_arguments(
     before both.
 
     Raises:
-        ValueError: for an unknown recipe or key.
-        SystemExit: with code 2, for flags that are unknown or do not parse.
+        ValueError: for an unknown recipe, key or flag, or a value that does not parse.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
-    parser = HfArgumentParser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
+    parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
     parser.set_defaults(**values)
     namespace = vars(parser.parse_args(argv)) | overrides
     if namespace.get("output_dir") is None:

@@ -40,10 +40,9 @@ def build_model(
     Raises:
         ValueError: if the arguments name none of these, or several.
     """
-    towers = arguments.video_tower, arguments.text_tower
     named = {
         "model": arguments.model is not None,
-        "video_tower and text_tower": any(towers),
+        "video_tower and text_tower": arguments.video_tower is not None or arguments.text_tower is not None,
         "text_config and tokenizer": arguments.text_config is not None,
     }
     chosen = [name for name, given in named.items() if given]
@@ -51,28 +50,28 @@ def build_model(
         raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
     overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
     if arguments.model is not None:
-        return _from_checkpoint(arguments)
-    if any(towers):
-        if not all(towers):
-            raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
-        model = from_pretrained_towers(*towers, **overrides)
-        frames = arguments.num_frames or model.config.video_config.num_frames
-        return model, processor_from_towers(*towers, num_frames=frames)
-    return _new(arguments, captions)
+        return _from_checkpoint(arguments, arguments.model)
+    if arguments.text_config is not None:
+        return _new(arguments, captions)
+    if arguments.video_tower is None or arguments.text_tower is None:
+        raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
+    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
+    frames = arguments.num_frames or model.config.video_config.num_frames
+    return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
 
 
-def _from_checkpoint(arguments: ModelArguments) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
+def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     overrides = dict(arguments.config or {})
     if arguments.video_config:
-        config = AutoConfig.from_pretrained(arguments.model)
+        config = AutoConfig.from_pretrained(name)
         overrides["video_config"] = config.video_config.to_dict() | arguments.video_config
     frames = (arguments.video_config or {}).get("num_frames")
     if frames is not None:  # positions are resized after loading
         overrides["video_config"].pop("num_frames")
-    model = AutoModel.from_pretrained(arguments.model, **overrides)
+    model = AutoModel.from_pretrained(name, **overrides)
     if frames is not None and frames != model.config.video_config.num_frames:
         model = model.resize_frames(frames)
-    processor = AutoProcessor.from_pretrained(arguments.model)
+    processor = AutoProcessor.from_pretrained(name)
     processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor
 
@@ -83,7 +82,7 @@ def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLear
     if arguments.tokenizer is None:
         raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
     if arguments.tokenizer == "train":
-        tokenizer = train_tokenizer(captions, arguments.vocab_size, length)
+        tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     text_config.setdefault("vocab_size", len(tokenizer))
@@ -118,7 +117,7 @@ def train(
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
     set_seed(training_arguments.seed)
-    output_dir = Path(training_arguments.output_dir)
+    output_dir = Path(str(training_arguments.output_dir))
 
     def split(name: str | None):
         if name is None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class RegionLearnerTrainer(Trainer):
             return
         self.unreadable[video_id] = reason
         logger.warning("unreadable video, another takes its place: %s", reason)
-        total = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        total = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
         if total and len(self.unreadable) > max(1.0, self.args.max_unreadable * total):
             self._write_unreadable(self.unreadable)
             raise VideoDecodeError(
@@ -74,7 +75,7 @@ class RegionLearnerTrainer(Trainer):
             )
 
     def _write_unreadable(self, unreadable: dict[str, str]):
-        path = Path(self.args.output_dir) / "unreadable_videos.json"
+        path = Path(str(self.args.output_dir)) / "unreadable_videos.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

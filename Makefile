@@ -1,0 +1,45 @@
+# Every target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-slow check format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
+	@echo "Setting up $(VENV) (a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[dev]' --constraint constraints.txt
+	@touch $(READY)
+
+demo: $(READY)  ## The main job on the built-in corpus, from training to a page of search results
+	$(BIN)/region-learner demo --output demo-output
+
+test: $(READY)  ## The fast tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(READY)  ## All tests, with downloads of packages
+	$(BIN)/python -m pytest --slow
+
+check: $(READY)  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/typos
+	$(BIN)/mypy
+
+format: $(READY)  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## The benchmarks, as tables
+	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/codebook.py
+
+clean:  ## Remove the virtual environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

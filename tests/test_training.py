@@ -1,0 +1,320 @@
+"""Arguments and recipes, collator, Trainer, and the command line, on tiny corpora."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from region_learner import RegionLearnerModel, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.cli import main
+from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.evaluation import codebook_use, embed_corpus
+from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training import ModelArguments, RegionLearnerCollator, build_model, parse_arguments, train
+from region_learner.training.arguments import list_recipes
+from region_learner.training.collator import stable_id
+from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
+
+from .conftest import TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
+
+TINY = [
+    "--video_config",
+    json.dumps(TINY_VIDEO | {"num_frames": 2}),
+    "--text_config",
+    json.dumps(tiny_text_config().to_diff_dict() | {"vocab_size": 400, "model_type": "distilbert"}),
+    "--tokenizer=train",
+    "--vocab_size=400",
+    "--report_to=none",
+    "--save_strategy=no",
+    "--use_cpu=true",
+    "--dataloader_pin_memory=false",
+    "--disable_tqdm=true",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "corpus"
+    options = {"train": 12, "val": 0, "test": 6, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
+    return make_moving_shapes(folder, workers=1, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def rows(corpus):
+    return load_corpus("folder", corpus)
+
+
+@pytest.fixture(scope="module")
+def processor(rows):
+    tokenizer = train_tokenizer((caption for row in rows["captions"] for caption in row), 400, 32)
+    return RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=2), tokenizer)
+
+
+@pytest.fixture
+def damaged(corpus, tmp_path):
+    """The corpus as a folder, two of its twelve videos damaged."""
+    rows = [json.loads(line) for line in (corpus / "train" / "metadata.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        content = (corpus / "train" / row["file_name"]).read_bytes()
+        (tmp_path / f"clip{i}.mp4").write_bytes({3: content[:200], 7: b"not a video"}.get(i, content))
+        rows[i] = {"file_name": f"clip{i}.mp4", "captions": row["captions"]}
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_batches_for_training_and_for_evaluation(rows, processor):
+    batch = [rows[i] for i in range(4)]
+    torch.manual_seed(0)
+    training = RegionLearnerCollator(processor, training=True)
+    one, other = training(batch), training(batch)
+    assert one["pixel_values_videos"].shape == (4, 2, 3, 32, 32)
+    assert one["return_loss"] is True
+    assert "labels" not in one
+    assert one["video_ids"].tolist() == [stable_id(row["video_id"]) for row in batch]
+    assert not torch.equal(one["pixel_values_videos"], other["pixel_values_videos"])
+    drawn = {
+        processor.tokenizer.decode(ids, skip_special_tokens=True)
+        for _ in range(20)
+        for ids in training(batch)["input_ids"][:1]
+    }
+    assert len(drawn) > 1
+    evaluation = RegionLearnerCollator(processor, training=False)
+    one, other = evaluation(batch), evaluation(batch)
+    assert torch.equal(one["pixel_values_videos"], other["pixel_values_videos"])
+    expected = processor(text=[row["captions"][0] for row in batch], videos=[row["video"] for row in batch])
+    assert torch.equal(one["input_ids"], expected["input_ids"])
+    assert torch.equal(one["pixel_values_videos"], expected["pixel_values_videos"])
+
+
+def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
+    rows = load_corpus("folder", damaged)
+    batch = [rows[i] for i in range(8)]
+    readable = {stable_id(f"clip{i}") for i in range(12)} - {stable_id("clip3"), stable_id("clip7")}
+    result = RegionLearnerCollator(processor, training=True, dataset=rows)(batch)
+    assert {video_id for video_id, _ in result["unreadable"]} == {"clip3", "clip7"}
+    assert set(result["video_ids"].tolist()) <= readable
+    assert all(clip.std() > 0.1 for clip in result["pixel_values_videos"])  # no black frames
+    result = RegionLearnerCollator(processor, training=False)(batch)
+    assert [i for i, video_id in enumerate(result["video_ids"].tolist()) if video_id == -1] == [3, 7]
+    with pytest.raises(VideoDecodeError, match="no video of a batch can be read"):
+        RegionLearnerCollator(processor, training=False)([rows[3], rows[7]])
+    with pytest.raises(VideoDecodeError, match="no readable video found in place"):
+        RegionLearnerCollator(processor, training=True, dataset=[rows[3]])([rows[3]])
+
+
+def test_the_trainer_reports_unreadable_videos(damaged, processor, tmp_path, caplog):
+    def trainer(limit):
+        arguments = RegionLearnerTrainingArguments(
+            output_dir=tmp_path / "run", max_steps=3, per_device_train_batch_size=6, max_unreadable=limit,
+            report_to="none", save_strategy="no", use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True,
+        )  # fmt: skip
+        model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2)
+        rows = load_corpus("folder", damaged)
+        return RegionLearnerTrainer(model=model, args=arguments, processing_class=processor, train_dataset=rows)
+
+    with caplog.at_level(logging.WARNING):
+        result = trainer(limit=0.2).train()
+    assert result.metrics["unreadable_videos"] == 2
+    listed = json.loads((tmp_path / "run" / "unreadable_videos.json").read_text())
+    assert sorted(listed) == ["clip3", "clip7"]
+    assert sum("clip3.mp4" in record.message for record in caplog.records) == 1
+    with pytest.raises(VideoDecodeError, match=r"2 of 12 videos are unreadable, more than max_unreadable=0.05"):
+        trainer(limit=0.05).train()
+
+
+def test_accumulated_gradients_are_divided(rows, processor, tmp_path):
+    """The Trainer must divide the loss by its accumulation steps, and pass the gradient of the mean."""
+    arguments = RegionLearnerTrainingArguments(
+        output_dir=tmp_path, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        learning_rate=0.0, max_grad_norm=0.0, report_to="none", save_strategy="no", use_cpu=True,
+        dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, codebook_size=0)
+    seen, gradients = [], {}
+
+    class Collator(RegionLearnerCollator):
+        def __call__(self, rows):
+            seen.append(super().__call__(rows))
+            return dict(seen[-1])
+
+    class Trainer(RegionLearnerTrainer):
+        def _clip_grad_norm(self, model):
+            return super()._clip_grad_norm(model)
+
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
+            return loss
+
+    trainer = Trainer(
+        model=model, args=arguments, processing_class=processor, train_dataset=rows,
+        data_collator=Collator(processor, training=True),
+    )  # fmt: skip
+    trainer.train()
+    reference = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, codebook_size=0).train()
+    for batch in seen[:2]:
+        inputs = {name: value for name, value in batch.items() if name != "unreadable"}
+        (reference(**inputs).loss / 2).backward()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
+    """The main job, tiny: the loss falls, and what is saved gives the same metrics through the command."""
+    argv = [
+        *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path}", "--test_split=test",
+        "--max_steps=12", "--per_device_train_batch_size=12", "--learning_rate=2e-3", "--logging_steps=1",
+        "--eval_split=test", "--eval_strategy=steps", "--eval_steps=6",
+    ]  # fmt: skip
+    results = train(*parse_arguments(argv))
+    losses = [float(entry["loss"]) for entry in results["log"] if "loss" in entry]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert any("eval_t2v_R@1" in entry for entry in results["log"])
+    assert results["test"]["videos"] == 6
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(model, RegionLearnerModel)
+    assert processor.video_processor.flip_probability == 0  # its captions tell left from right
+    again = embed_corpus(model, processor, load_corpus("moving_shapes", corpus, "test"), progress=False).metrics()
+    assert again == pytest.approx({name: results["test"][name] for name in again})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main(["evaluate", str(tmp_path), "--corpus=moving_shapes", f"--data-dir={corpus}", "--json"])
+    assert exit_info.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {name: printed[name] for name in again} == pytest.approx(again)
+    # and goes on from there, with more frames
+    argv = [
+        f"--model={tmp_path}", "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'more'}",
+        '--video_config={"num_frames": 4}', "--max_steps=1", *TINY[5:],
+    ]  # fmt: skip
+    train(*parse_arguments(argv))
+    assert AutoModel.from_pretrained(tmp_path / "more").config.video_config.num_frames == 4
+    assert AutoProcessor.from_pretrained(tmp_path / "more").video_processor.num_frames == 4
+
+
+def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):
+    model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2)
+    rows = load_corpus("folder", damaged)
+    with caplog.at_level(logging.WARNING):
+        embeddings = embed_corpus(model, processor, rows, batch_size=4, progress=False)
+    assert sorted(embeddings.unreadable) == ["clip3", "clip7"]
+    assert "2 of 12 videos cannot be read" in caplog.text
+    assert len(embeddings.video_ids) == len(embeddings.video_embeds) == 10
+    assert set(embeddings.text_video_ids) == set(embeddings.video_ids)
+    row = next(row for row in rows if row["video_id"] == embeddings.video_ids[4])
+    with torch.no_grad():
+        outputs = model(**processor(text=row["captions"], videos=[row["video"]]))
+    torch.testing.assert_close(embeddings.video_embeds[4], outputs.video_embeds[0], rtol=1e-4, atol=1e-5)
+    mine = torch.tensor([owner == row["video_id"] for owner in embeddings.text_video_ids])
+    torch.testing.assert_close(embeddings.text_embeds[mine], outputs.text_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_codebook_use():
+    model = tiny_model()
+    videos = clips(3)
+    with torch.no_grad():
+        expected = len(model.video_model(videos).cluster_ids.unique()) / 16
+    assert codebook_use(model, videos.split(1)) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no codebook"):
+        codebook_use(tiny_model(codebook_size=0), [videos])
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_parse_and_say_how_to_run_them(name):
+    path = list_recipes()[name]
+    model, data, training = parse_arguments([name, "--output_dir", "elsewhere"])
+    assert training.output_dir == "elsewhere"
+    assert data.corpus in ("folder", "moving_shapes")
+    header = path.read_text().split("\ncorpus:")[0]
+    assert f"region-learner train {name}" in header
+    assert "Data:" in header
+    if model.text_config is not None:
+        model, _ = build_model(model, ["a red circle"])
+        inputs = texts(2)
+        inputs["input_ids"].clamp_(max=3)
+        size, frames = model.config.video_config.image_size, model.config.video_config.num_frames
+        assert model(**inputs, pixel_values_videos=clips(2, frames, size), return_loss=True).loss.isfinite()
+
+
+def test_arguments_come_from_flags_then_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("learning_rate: 0.5\nseed: 7\ncorpus_options: {seed: 3}\n")
+    _, data, training = parse_arguments([str(recipe), "--seed", "8"], output_dir="there")
+    assert (training.learning_rate, training.seed, training.output_dir) == (0.5, 8, "there")
+    assert data.corpus_options == {"seed": 3}
+    assert not training.remove_unused_columns
+    assert training.label_names == ["video_ids"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lerning_rate: 1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_wrong_recipes(tmp_path, content, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "moving_shape"], "no recipe or file 'moving_shape'; did you mean 'moving_shapes'"),
+        (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
+        (["train", "--corpus=nothing"], "unknown corpus 'nothing'"),
+        (["evaluate", "model", "--corpus-options", "{"], "--corpus-options must be JSON"),
+        (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
+        (["train", "--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
+        (["train", "--video_config", "{"], "video_config must be JSON"),
+        (["corpus", "make", "out", "--options", '{"trian": 3}'], "trian"),
+    ],
+)
+def test_the_command_line_says_in_one_line_what_is_wrong(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("region-learner: error: ")
+    assert message in error
+
+
+def test_unknown_commands_exit_with_2(capsys):
+    for argv in (["no-such-command"], ["evaluate"], ["evaluate", "model", "--no-such-flag"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main(argv)
+        assert exit_info.value.code == 2
+
+
+def test_a_model_comes_from_one_place():
+    with pytest.raises(ValueError, match=r"by one of model, video_tower and text_tower, .*; given: none"):
+        build_model(ModelArguments())
+    with pytest.raises(ValueError, match=r"given: \['model', 'text_config and tokenizer'\]"):
+        build_model(ModelArguments(model="a", text_config={"model_type": "bert"}))
+    with pytest.raises(ValueError, match="come in pairs"):
+        build_model(ModelArguments(video_tower="vit_tiny_patch16_224"))
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        build_model(ModelArguments(text_config={"model_type": "bert"}))
+
+
+def test_the_demo_runs_through(tmp_path, capsys):
+    from region_learner.demo import run_demo
+
+    sizes = {"train": 24, "test": 8, "size": 48, "frames": 4}
+    options = ["--max_steps=2", "--per_device_train_batch_size=8", "--dataloader_num_workers=0", "--use_cpu=true"]
+    page = run_demo(tmp_path, options, sizes).read_text()
+    printed = capsys.readouterr().err
+    assert "loaded RegionLearnerModel and RegionLearnerProcessor from transformers_modules" in printed
+    assert "chance (8 videos)" in printed
+    assert page.count("<svg") >= 1
+    assert "Region 8" in page
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
