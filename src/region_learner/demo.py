@@ -86,7 +86,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     model_arguments, data_arguments, training_arguments = arguments
 
     console.rule("1. Corpus")
-    made = data_arguments.corpus_options | (corpus_options or {})
+    made = (data_arguments.corpus_options or {}) | (corpus_options or {})
     data_arguments.data_dir = str(make_moving_shapes(output / "corpus", **made))
     data_arguments.corpus_options = {}
     test = load_corpus(data_arguments.corpus, data_arguments.data_dir, data_arguments.test_split or "test")

@@ -707,7 +707,9 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         super().__init__(config)
         _check_sizes(config)
         if config.codebook_size:
-            self._keep_in_fp32_modules_strict = ["quantizer"]
+            # One by one: "quantizer" would make floats of its integer counters, too.
+            statistics = ("embed", "embed_avg", "cluster_size", "cluster_sum")
+            self._keep_in_fp32_modules_strict = [f"quantizer.{name}" for name in statistics]
         self.embeddings = RegionLearnerVideoEmbeddings(config)
         self.pre_layernorm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None

@@ -95,8 +95,8 @@ class RegionLearnerProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        # What loading and calls leave on a tokenizer is saved with it: after loading, the `max_length` of the last call
-        # would be that of all calls.
+        # What loading and calls leave on a tokenizer is saved with it, and read back: the `max_length` of the last
+        # call would become that of all.
         for key in ("is_local", "local_files_only"):
             self.tokenizer.init_kwargs.pop(key, None)
         if self.tokenizer.is_fast:

@@ -8,14 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+# A mapping comes as such from recipes and from Python, and as JSON from the command line, until `__post_init__`.
+if TYPE_CHECKING:
+    JsonMapping = dict[str, Any] | None
+else:
+    JsonMapping = dict | str | None
+
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
-    """Mappings come as such from recipes and from Python, and as JSON from the command line."""
+    """
+    Parses a mapping given as JSON; lets others through.
+
+    Raises:
+        ValueError: naming `name`, if it is no JSON object.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -40,13 +51,13 @@ class ModelArguments:
     text_tower: str | None = field(
         default=None, metadata={"help": "Text encoder to start from: a Hub name or directory."}
     )
-    video_config: dict | str | None = field(
+    video_config: JsonMapping = field(
         default=None, metadata={"help": "Fields of the video configuration (JSON): of a new model, or to override."}
     )
-    text_config: dict | str | None = field(
+    text_config: JsonMapping = field(
         default=None, metadata={"help": "Text configuration of a new model (JSON), with its model_type."}
     )
-    config: dict | str | None = field(
+    config: JsonMapping = field(
         default=None, metadata={"help": "Other fields of the configuration (JSON), such as projection_dim."}
     )
     tokenizer: str | None = field(
@@ -76,7 +87,7 @@ class DataArguments:
 
     corpus: str = field(default="folder", metadata={"help": "Name of a corpus; see `region-learner corpus list`."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the corpus lies."})
-    corpus_options: dict | str | None = field(default=None, metadata={"help": "Options of the corpus (JSON)."})
+    corpus_options: JsonMapping = field(default=None, metadata={"help": "Options of the corpus (JSON)."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split for evaluation while training."})
     test_split: str | None = field(default=None, metadata={"help": "Split for one retrieval evaluation at the end."})

@@ -122,7 +122,9 @@ def train(
     def split(name: str | None):
         if name is None:
             return None
-        return load_corpus(data_arguments.corpus, data_arguments.data_dir, name, **data_arguments.corpus_options)
+        return load_corpus(
+            data_arguments.corpus, data_arguments.data_dir, name, **(data_arguments.corpus_options or {})
+        )
 
     train_dataset, eval_dataset = split(data_arguments.train_split), split(data_arguments.eval_split)
     test_dataset = split(data_arguments.test_split)  # before training, so that a wrong name loses nothing

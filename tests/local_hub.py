@@ -1,0 +1,272 @@
+"""A Hub of one's own: the part of huggingface.co's HTTP interface that pushing and loading models needs, in memory."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_test"
+USER = "tester"
+LFS_SUFFIXES = (".safetensors", ".bin", ".mp4")
+
+
+@dataclass
+class Repository:
+    """A model repository: `commits` holds all files of each commit, in the order in which they were made."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
+        content = [branch, message, str(len(self.commits)), *(name + _git_hash(files[name]) for name in sorted(files))]
+        commit_id = hashlib.sha1("\n".join(content).encode()).hexdigest()
+        self.commits[commit_id] = files
+        self.messages[commit_id] = message
+        self.branches[branch] = commit_id
+        return commit_id
+
+    def resolve(self, revision: str) -> str | None:
+        """The commit id of a branch, or of itself."""
+        return self.branches.get(revision, revision if revision in self.commits else None)
+
+
+class LocalHub:
+    """
+    Serves repositories at `url`, a free port of this machine, until it is stopped. Anyone may read; writing takes
+    the token `TOKEN`. Use it as a context manager.
+    """
+
+    def __init__(self):
+        self.repositories: dict[str, Repository] = {}
+        self.large_files: dict[str, bytes] = {}  # by their SHA-256
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.hub = self  # type: ignore[attr-defined]
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> "LocalHub":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """Refuses connections from now on. Once stopped, it stays so."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+class _RequestError(Exception):
+    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Message": message}
+        self.headers |= {"X-Error-Code": code} if code else {}
+        self.headers |= {"X-Repo-Commit": commit} if commit else {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # clients keep their connection
+    wbufsize = -1  # headers and body leave in one packet
+
+    def do_GET(self):
+        self._answer()
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+    def _answer(self):
+        path = unquote(urlsplit(self.path).path)
+        self.body = self._read_body()
+        self.hub: LocalHub = self.server.hub  # type: ignore[attr-defined]
+        self.hub.requests.append(f"{self.command} {path}")
+        try:
+            for methods, pattern, action in _ROUTES:
+                if self.command in methods and (match := re.fullmatch(pattern, path)):
+                    if self.command in ("POST", "PUT") and action is not _Handler.upload:  # upload: a signed address
+                        self._check_token()
+                    with self.hub.lock:
+                        return action(self, **match.groupdict())
+            raise _RequestError(404, f"The local Hub has no {self.command} {path}")
+        except _RequestError as error:
+            return self._send_json({"error": str(error)}, error.status, error.headers)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _send_json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None):
+        self._send(json.dumps(content).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
+
+    def _check_token(self):
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise _RequestError(401, "Invalid credentials in Authorization header")
+
+    def _repository(self, repo: str) -> Repository:
+        if repo not in self.hub.repositories:
+            raise _RequestError(404, "Repository not found", "RepoNotFound")
+        return self.hub.repositories[repo]
+
+    def _files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
+        repository = self._repository(repo)
+        commit = repository.resolve(revision)
+        if commit is None:
+            raise _RequestError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit, repository.commits[commit]
+
+    # Accounts and repositories
+
+    def whoami(self):
+        self._check_token()
+        self._send_json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
+
+    def create_repo(self):
+        wanted = json.loads(self.body)
+        repo = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        known = repo in self.hub.repositories
+        if not known:
+            self.hub.repositories[repo] = repository = Repository()
+            repository.commit("main", {}, "initial commit")
+        answer = {"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo}
+        if known:
+            answer["error"] = "You already created this model repo"
+        self._send_json(answer, status=409 if known else 200)
+
+    def info(self, repo: str, revision: str | None = None):
+        commit, files = self._files(repo, revision or "main")
+        siblings = [{"rfilename": name} for name in sorted(files)]
+        self._send_json({"id": repo, "sha": commit, "private": False, "siblings": siblings, "tags": []})
+
+    def tree(self, repo: str, revision: str, folder: str | None = None):
+        commit, files = self._files(repo, revision)
+        prefix = f"{folder}/" if folder else ""
+        below = {name: content for name, content in files.items() if name.startswith(prefix)}
+        if folder and not below:
+            raise _RequestError(404, f"{folder} does not exist on {revision}", "EntryNotFound", commit)
+        recursive = "recursive=true" in urlsplit(self.path).query.lower()
+        entries: dict[str, dict[str, Any]] = {}
+        for name, content in sorted(below.items()):
+            inner = name.removeprefix(prefix).split("/")
+            if len(inner) > 1 and not recursive:
+                path = prefix + inner[0]
+                entries[path] = {"type": "directory", "path": path, "oid": _git_hash(path.encode()), "size": 0}
+                continue
+            entries[name] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+            if _is_large(name):
+                entries[name]["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
+        self._send_json(list(entries.values()))
+
+    def validate_card(self):
+        self._send_json({"errors": [], "warnings": []})
+
+    # Pushing: which files go where, the large ones, then the commit
+
+    def preupload(self, repo: str, revision: str):
+        _, present = self._files(repo, revision)
+        answers = []
+        for name in (file["path"] for file in json.loads(self.body)["files"]):
+            answer = {"path": name, "uploadMode": "lfs" if _is_large(name) else "regular", "shouldIgnore": False}
+            if name in present:  # clients leave out what has not changed
+                answer["oid"] = _sha256(present[name]) if _is_large(name) else _git_hash(present[name])
+            answers.append(answer)
+        self._send_json({"files": answers})
+
+    def lfs_batch(self, repo: str):
+        self._repository(repo)
+        objects = []
+        for wanted in json.loads(self.body)["objects"]:
+            known = wanted["oid"] in self.hub.large_files
+            upload = {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}}
+            objects.append({"oid": wanted["oid"], "size": wanted["size"]} | ({} if known else upload))
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def upload(self, oid: str):
+        if _sha256(self.body) != oid:
+            raise _RequestError(400, "The content does not match its SHA-256")
+        self.hub.large_files[oid] = self.body
+        self._send(b"")
+
+    def commit(self, repo: str, revision: str):
+        files, message = dict(self._files(repo, revision)[1]), ""
+        for operation in map(json.loads, self.body.splitlines()):
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    message = value["summary"]
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    files[value["path"]] = self.hub.large_files[value["oid"]]
+                case unknown:
+                    raise _RequestError(400, f"The local Hub cannot commit a {unknown}")
+        commit = self._repository(repo).commit(revision, files, message)
+        address = f"{self.hub.url}/{repo}/commit/{commit}"
+        self._send_json({"success": True, "commitUrl": address, "commitOid": commit, "pullRequestUrl": None})
+
+    # Loading
+
+    def resolve(self, repo: str, revision: str, name: str):
+        commit, files = self._files(repo, revision)
+        if name not in files:
+            raise _RequestError(404, "Entry not found", "EntryNotFound", commit)
+        content = files[name]
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_hash(content)}"'}
+        if _is_large(name):
+            headers |= {"X-Linked-ETag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
+        self._send(content, headers=headers)
+
+
+_REPO = r"(?P<repo>[^/]+/[^/]+)"
+_ROUTES = [
+    (("GET",), "/api/whoami-v2", _Handler.whoami),
+    (("POST",), "/api/repos/create", _Handler.create_repo),
+    (("POST",), "/api/validate-yaml", _Handler.validate_card),
+    (("GET",), f"/api/models/{_REPO}", _Handler.info),
+    (("GET",), f"/api/models/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
+    (("GET",), f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
+    (("POST",), f"/api/models/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
+    (("POST",), f"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
+    (("POST",), f"/{_REPO}[.]git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.upload),
+    (("GET", "HEAD"), f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
+]
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith(LFS_SUFFIXES)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
