@@ -63,7 +63,7 @@ def test_region_module_parts_equal_a_literal_reading():
     assert torch.equal(ids[0].flatten(1), their_ids)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_implementations_agree(options, implementation):
     videos = clips()
     model = tiny_video_model(**options)
@@ -231,6 +231,32 @@ def test_pairs_of_one_video_are_not_negatives():
     torch.testing.assert_close(contrastive_loss(text, video, 0.05, ids), expected)
 
 
+def test_fillers_count_for_nothing():
+    text, video = (F.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
+    ids = torch.tensor([3, -1, 7, -1, 9])
+    kept = ids >= 0
+    expected = contrastive_loss(text[kept], video[kept], 0.05)
+    torch.testing.assert_close(contrastive_loss(text, video, 0.05, ids), expected)
+
+
+def test_autocast_does_not_blur_the_loss():
+    model = tiny_model(codebook_size=0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
+    assert outputs.loss.dtype == outputs.logits_per_text.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, contrastive_loss(outputs.text_embeds, outputs.video_embeds, 0.05))
+
+
+def test_a_batch_of_masked_frames_leaves_the_codebook_as_it_is():
+    model = tiny_video_model().train()
+    before = model.region_module.quantizer.embed.clone()
+    model(clips(), frame_mask=torch.zeros(2, 4))
+    assert torch.equal(model.region_module.quantizer.embed, before)
+    model(clips())
+    assert model.region_module.quantizer.num_updates == 1
+    assert model.region_module.quantizer.embed.isfinite().all()
+
+
 def test_dual_encoder_outputs():
     model = tiny_model()
     inputs = {**texts(3), "pixel_values_videos": clips(2)}
@@ -369,3 +395,8 @@ def test_compiles():
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(clips()).pooler_output, model(clips()).pooler_output)
+    compiled.train(), model.train()
+    for one in (compiled, model):
+        one(clips()).pooler_output.sum().backward()
+    for (name, mine), (_, theirs) in zip(model.named_buffers(), compiled.named_buffers()):
+        torch.testing.assert_close(mine, theirs, msg=name)

@@ -145,7 +145,7 @@ class Thief:
 def test_nothing_in_a_checkpoint_is_run(tmp_path, function):
     proof = tmp_path / "proof"
     argument = {"exec": f"open({str(proof)!r}, 'w')", "system": f"touch {proof}"}.get(function.__name__, proof)
-    state = torch.load(FIXTURES / "frozen_in_time.pth", weights_only=False, pickle_module=_stub_pickle())["state_dict"]
+    state = _tensors("frozen_in_time")
     path = tmp_path / "hostile.pth"
     torch.save({"state_dict": state, "config": Thief(function, argument)}, path)
     try:
@@ -158,6 +158,11 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, function):
     with zipfile.ZipFile(path) as archive:  # and it would have run:
         data = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         assert function.__name__.encode() in archive.read(data)
+
+
+def _tensors(case: str) -> dict[str, torch.Tensor]:
+    path = FIXTURES / f"{case}.pth"
+    return torch.load(path, weights_only=False, pickle_module=_stub_pickle())["state_dict"]
 
 
 def _stub_pickle():
@@ -184,6 +189,12 @@ def test_files_that_are_no_checkpoint(tmp_path):
     torch.save({"state_dict": {"a.b": torch.zeros(1)}}, path)
     with pytest.raises(ValueError, match=r"no model that can be converted: a\.b"):
         convert_original_checkpoint(path)
+    state = {name: tensor for name, tensor in _tensors("frozen_in_time").items() if "temporal_embed" not in name}
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(ValueError, match=r"noise\.pth is no whole dual encoder: it lacks 'embeddings.temporal"):
+        convert_original_checkpoint(path)
+    torch.save({"state_dict": _tensors("frozen_in_time")}, path, _use_new_zipfile_serialization=False)
+    assert convert_original_checkpoint(path, num_attention_heads=4, text_config={"n_heads": 4}) is not None
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="no `state_dict` of tensors"):
         convert_original_checkpoint(path)

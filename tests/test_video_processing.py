@@ -794,7 +794,6 @@ def test_sizes():
         {"short_clips": "error", "antialias": False, "crop_scale": [0.3, 0.8], "flip_probability": 0},
         {"training": True, "generator": torch.Generator()},
     ],
-    ids=str,
 )
 def test_saving_and_loading(tmp_path, kwargs):
     processor = RegionLearnerVideoProcessor(**kwargs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -54,13 +55,17 @@ def demo(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def train(context: typer.Context):
-    """Train: `train [RECIPE] [--name value ...]`; `train --help` lists all names."""
+    """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
+    from accelerate import PartialState
+
     from .training import parse_arguments
     from .training import train as run
 
-    results = run(*parse_arguments(context.args))
-    shown = {key: value for key, value in (results["train"] | results.get("test", {})).items() if value != {}}
-    _print(shown, as_json=False)
+    as_json = "--json" in context.args
+    results = run(*parse_arguments([argument for argument in context.args if argument != "--json"]))
+    shown = results["train"] | {f"test_{name}": value for name, value in results.get("test", {}).items()}
+    if PartialState().is_main_process:
+        _print({name: value for name, value in shown.items() if value != {}}, as_json)
 
 
 @app.command()
@@ -112,6 +117,8 @@ def convert(
 
     text = _json_option("--text-config", text_config) if (text_config or "").startswith("{") else text_config
     options = _json_option("--config", config)
+    if reserved := {"path", "output_dir", "text_config", "tokenizer"} & set(options):
+        raise ValueError(f"--config takes fields of the configuration, not {', '.join(sorted(reserved))}.")
     model = convert_original_checkpoint(source, output, text_config=text, tokenizer=tokenizer, **options)
     video = model.config.video_config
     names = ("hidden_size", "num_hidden_layers", "image_size", "num_frames", "codebook_size", "num_regions")
@@ -150,7 +157,7 @@ def main(argv: list[str] | None = None):
     logging.getLogger("region_learner").setLevel(logging.INFO)
     try:
         app(argv)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         if os.environ.get("REGION_LEARNER_DEBUG"):
             raise
         print(f"region-learner: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -60,8 +60,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
@@ -71,7 +71,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     time_attention_init: str = "zero_projection"
     codebook_size: int = 2048
     codebook_mode: str = "ema"
-    codebook_decay: float | None = None
+    codebook_decay: float | int | None = None
     codebook_revival_after: int = 100
     num_regions: int = 8
     interaction_layers: int = 1
@@ -143,13 +143,13 @@ class RegionLearnerConfig(PreTrainedConfig):
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
-    temperature: float = 0.05
+    temperature: float | int = 0.05
     learn_temperature: bool = False
     loss: str = "infonce"
     text_pooling: str | None = None
     text_projection_relu: bool = True
     projection_bias: bool = True
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         if self.video_config is None:

@@ -189,7 +189,7 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         if frames > self.config.num_frames:
             raise ValueError(
                 f"The clips have {frames} frames, but the model has {self.config.num_frames} temporal positions: "
-                f"sample fewer frames, or use `model.resize_frames({frames})`."
+                f"sample fewer frames, or `model = model.resize_frames({frames})`."
             )
         if height % patch or width % patch:
             raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
@@ -432,14 +432,15 @@ class RegionLearnerQuantizer(nn.Module):
         self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + 1e-5) / (total + len(counts) * 1e-5) * total
-        self.embed.copy_(self.embed_avg / smoothed[:, None])
+        # (An average of nothing, where every frame so far was masked, leaves the codes as they are.)
+        self.embed.copy_(torch.where(total > 0, self.embed_avg / smoothed[:, None], self.embed))
         self.features_unused.copy_(torch.where(counts > 0, 0, self.features_unused + counts.sum().long()))
-        self.num_updates.add_(1)
+        self.num_updates.add_((total > 0).long())
 
     def _start_from(self, candidates: torch.Tensor, total: torch.Tensor):
         """In the first step ever, the codes are features of the batch, `candidates` (K, D)."""
         _all_reduce_(candidates)
-        first = (self.num_updates == 0).expand(len(candidates))
+        first = ((self.num_updates == 0) & (total > 0)).expand(len(candidates))
         self._place(first, candidates, total / len(candidates))
 
     def _revive(self, splits: torch.Tensor):
@@ -669,16 +670,20 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, -math.log(module.config.temperature))
 
 
-def _resized_frames(temporal_embeddings: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
-    """(1, T, D) to (1, `num_frames`, D)."""
-    have = temporal_embeddings.shape[1]
+def _resize_frames_(model: "RegionLearnerVideoModel", num_frames: int, fill: str):
+    """Gives `model` `num_frames` temporal positions, in place."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames={num_frames} must be at least 1.")
+    old = model.embeddings.temporal_embeddings  # (1, T, D)
     if fill == "zeros":
-        return F.pad(temporal_embeddings[:, :num_frames], (0, 0, 0, max(0, num_frames - have)))
-    if fill not in ("nearest", "bilinear"):
+        new = F.pad(old[:, :num_frames], (0, 0, 0, max(0, num_frames - old.shape[1])))
+    elif fill in ("nearest", "bilinear"):
+        options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
+        new = F.interpolate(old.float().transpose(1, 2), size=num_frames, **options).transpose(1, 2).to(old.dtype)
+    else:
         raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
-    options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
-    resized = F.interpolate(temporal_embeddings.float().transpose(1, 2), size=num_frames, **options)
-    return resized.transpose(1, 2).to(temporal_embeddings.dtype)
+    model.embeddings.temporal_embeddings = nn.Parameter(new.detach().clone(), requires_grad=old.requires_grad)
+    model.config.num_frames = num_frames
 
 
 def _check_sizes(config: RegionLearnerVideoConfig):
@@ -734,12 +739,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         Raises:
             ValueError: for no frames, or an unknown `fill`.
         """
-        if num_frames < 1:
-            raise ValueError(f"num_frames={num_frames} must be at least 1.")
         model = copy.deepcopy(self)
-        resized = _resized_frames(self.embeddings.temporal_embeddings.detach(), num_frames, fill)
-        model.embeddings.temporal_embeddings = nn.Parameter(resized.clone())
-        model.config.num_frames = num_frames
+        _resize_frames_(model, num_frames, fill)
         return model
 
     @merge_with_config_defaults
@@ -771,6 +772,11 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 raise ValueError(
                     f"frame_mask must be of shape (batch, frames) = {tuple(pixel_values_videos.shape[:2])}, "
                     f"not {tuple(frame_mask.shape)}."
+                )
+            if "flash" in str(self.config._attn_implementation):
+                raise ValueError(
+                    "Flash attention takes no frame_mask: use `model.set_attn_implementation('sdpa')`, or clips of "
+                    "equally many frames."
                 )
             frame_mask = frame_mask.bool()
 
@@ -825,6 +831,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
+def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities of embeddings of length 1, in their own precision under autocast, too."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
 def contrastive_loss(
     text_embeds: torch.Tensor,
     video_embeds: torch.Tensor,
@@ -838,14 +850,17 @@ def contrastive_loss(
         text_embeds, video_embeds (`torch.Tensor` of shape `(B, dim)`): of length 1; those with the same index belong
             together.
         temperature (`torch.Tensor` or `float`): cosine similarities are divided by it.
-        video_ids (`torch.Tensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's negatives.
+        video_ids (`torch.Tensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's negatives;
+            those with a negative id fill a batch and count for nothing.
     """
-    logits = text_embeds @ video_embeds.T / temperature  # (text, video)
-    if video_ids is not None:
-        same = video_ids[:, None] == video_ids[None, :]
-        same = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-        logits = logits.masked_fill(same, torch.finfo(logits.dtype).min)
+    logits = _similarity(text_embeds, video_embeds) / temperature  # (text, video)
     labels = torch.arange(len(logits), device=logits.device)
+    if video_ids is not None:
+        ignored = video_ids < 0
+        no_negatives = (video_ids[:, None] == video_ids[None, :]) | ignored[:, None] | ignored[None, :]
+        no_negatives = no_negatives & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        logits = logits.masked_fill(no_negatives, torch.finfo(logits.dtype).min)
+        labels = labels.masked_fill(ignored, -100)  # cross_entropy leaves these out of its mean
     return F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
 
 
@@ -892,7 +907,7 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
     def resize_frames(self, num_frames: int, fill: str = "zeros") -> "RegionLearnerModel":
         """Returns a copy of this model that takes up to `num_frames` frames; see that of the video tower."""
         model = copy.deepcopy(self)
-        model.video_model = self.video_model.resize_frames(num_frames, fill)
+        _resize_frames_(model.video_model, num_frames, fill)
         model.config.video_config = model.video_model.config
         return model
 
@@ -1002,7 +1017,7 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
 
         logits_per_video = logits_per_text = loss = None
         if text_embeds is not None and video_embeds is not None:
-            logits_per_video = video_embeds @ text_embeds.T / self.temperature
+            logits_per_video = _similarity(video_embeds, text_embeds) / self.temperature
             logits_per_text = logits_per_video.T
         if return_loss:
             texts = 0 if text_embeds is None else len(text_embeds)

@@ -142,6 +142,8 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
         source = name if source.get("bytes") is None else source["bytes"]
     if hasattr(source, "read"):
         name = getattr(source, "name", "<file>")
+        if source.seekable():
+            source.seek(0)
         source = source.read()
     if isinstance(source, bytes | bytearray | memoryview):
         name = str(name or "<bytes>")

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        # Files of PyTorch before 1.6 are no archives, and cannot be asked: they may hold nothing but tensors.
+        known_format = zipfile.is_zipfile(path)
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if known_format else []
         with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError, TypeError) as error:
@@ -236,9 +239,13 @@ def convert_original_checkpoint(
             override.
     """
     state = _convert_names(read_checkpoint(path), path)
+    try:
+        sizes = _video_sizes(state)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no whole dual encoder: it lacks {error} (by our name).") from error
     config = config_with_overrides(
         config_overrides,
-        video=_video_sizes(state),
+        video=sizes,
         text_config=_text_config(state, text_config),
         projection_dim=state["text_projection.weight"].shape[0],
     )

@@ -62,9 +62,9 @@ class ModelArguments:
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Directory or Hub name; 'train' makes word pieces of the training captions."},
+        metadata={"help": "Directory or Hub name; 'train' learns one from the training captions."},
     )
-    vocab_size: int = field(default=4000, metadata={"help": "Word pieces at most, for --tokenizer train."})
+    vocab_size: int = field(default=4000, metadata={"help": "Tokens at most, for --tokenizer train."})
     num_frames: int | None = field(
         default=None, metadata={"help": "Frames a clip; by default as many as the model has temporal positions."}
     )
@@ -106,6 +106,10 @@ class RegionLearnerTrainingArguments(TrainingArguments):
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["video_ids"], metadata={"help": "What evaluation keeps of a batch: its video ids."}
+    )
+    accelerator_config: JsonMapping = field(
+        default_factory=lambda: {"dispatch_batches": False},
+        metadata={"help": "As in transformers; here each process reads its own part of a stream."},
     )
     max_unreadable: float = field(
         default=0.1,

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
-from ..configuration_region_learner import RegionLearnerConfig
+from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
 from ..corpora import load_corpus
@@ -35,7 +36,7 @@ def build_model(
 
     Args:
         arguments: where they come from.
-        captions: what `tokenizer="train"` learns word pieces from.
+        captions: what `tokenizer="train"` learns from.
 
     Raises:
         ValueError: if the arguments name none of these, or several.
@@ -49,6 +50,8 @@ def build_model(
     if len(chosen) != 1:
         raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
     overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
+    if arguments.tokenizer is not None and arguments.text_config is None:
+        raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
     if arguments.model is not None:
         return _from_checkpoint(arguments, arguments.model)
     if arguments.text_config is not None:
@@ -63,8 +66,14 @@ def build_model(
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     overrides = dict(arguments.config or {})
     if arguments.video_config:
-        config = AutoConfig.from_pretrained(name)
-        overrides["video_config"] = config.video_config.to_dict() | arguments.video_config
+        given = arguments.video_config
+        video_config = AutoConfig.from_pretrained(name).video_config.to_dict()
+        # What the configuration derives from other fields is derived anew where these change.
+        if "codebook_mode" in given:
+            video_config["codebook_decay"] = None
+        if given.keys() & {"codebook_size", "num_regions"}:
+            video_config["video_pooling"] = None
+        overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
     frames = (arguments.video_config or {}).get("num_frames")
     if frames is not None:  # positions are resized after loading
         overrides["video_config"].pop("num_frames")
@@ -85,7 +94,10 @@ def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLear
         tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     text_config.setdefault("vocab_size", len(tokenizer))
+    if tokenizer.pad_token_id is not None:
+        text_config.setdefault("pad_token_id", tokenizer.pad_token_id)
     if "model_type" not in text_config:
         raise ValueError("text_config needs a model_type, for example 'distilbert'.")
     text = AutoConfig.for_model(text_config.pop("model_type"), **text_config)
@@ -117,6 +129,11 @@ def train(
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
     set_seed(training_arguments.seed)
+    if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
+        training_arguments.eval_strategy = IntervalStrategy.EPOCH
+    resume: Any = training_arguments.resume_from_checkpoint
+    if isinstance(resume, str) and resume.lower() in ("true", "false"):
+        resume = resume.lower() == "true"  # the last checkpoint in output_dir, as the Trainer has it
     output_dir = Path(str(training_arguments.output_dir))
 
     def split(name: str | None):
@@ -146,9 +163,9 @@ def train(
         eval_dataset=eval_dataset,
         callbacks=callbacks,
     )
-    result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    counts = {"videos": len(train_dataset)}
+    counts = {"videos": len(train_dataset)} if isinstance(train_dataset, Sized) else {}
     results: dict[str, Any] = {"train": counts | result.metrics, "arguments": _shown(model_arguments, data_arguments)}
     results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if test_dataset is not None and trainer.is_world_process_zero():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -10,17 +10,19 @@ _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "s
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
-    Word pieces, lower case, as BERT has them: `[CLS] ... [SEP]`, padded with `[PAD]`, id 0.
+    Byte pair encoding of lower-case words, `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The same texts in the same
+    order give the same tokenizer in every process (which word pieces, numbered by a hash map, do not).
 
     Args:
-        texts: what to learn them from.
-        vocab_size: at most so many.
+        texts: what to learn it from.
+        vocab_size: at most so many tokens.
         max_length: texts are cut to so many tokens.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
+    tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

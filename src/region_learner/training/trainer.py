@@ -29,10 +29,11 @@ class RegionLearnerTrainer(Trainer):
 
     args: RegionLearnerTrainingArguments
 
-    def __init__(self, model=None, args=None, processing_class=None, **kwargs):
+    def __init__(self, model=None, args=None, *, processing_class=None, **kwargs):
         if processing_class is None:
             raise ValueError("RegionLearnerTrainer needs the processor: pass processing_class=RegionLearnerProcessor.")
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}  # message by video id, of this process
+        self.unreadable_in_evaluation: dict[str, str] = {}
         train_dataset = kwargs.get("train_dataset")
         rows = train_dataset if hasattr(train_dataset, "__len__") else None
         kwargs.setdefault("data_collator", RegionLearnerCollator(processing_class, training=True, dataset=rows))
@@ -57,16 +58,21 @@ class RegionLearnerTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         for video_id, reason in inputs.pop("unreadable", ()):
-            self._report_unreadable(video_id, reason)
+            self._report_unreadable(video_id, reason, in_training=self.model.training)
         return super()._prepare_inputs(inputs)
 
-    def _report_unreadable(self, video_id: str, reason: str):
-        if video_id in self.unreadable:
+    def _report_unreadable(self, video_id: str, reason: str, in_training: bool):
+        if video_id in self.unreadable or video_id in self.unreadable_in_evaluation:
+            return
+        if not in_training:
+            self.unreadable_in_evaluation[video_id] = reason
+            logger.warning("unreadable video, left out of the evaluation: %s", reason)
             return
         self.unreadable[video_id] = reason
         logger.warning("unreadable video, another takes its place: %s", reason)
         total = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
-        if total and len(self.unreadable) > max(1.0, self.args.max_unreadable * total):
+        # Each process sees its own part of the corpus.
+        if total and len(self.unreadable) > self.args.max_unreadable * total / self.args.world_size:
             self._write_unreadable(self.unreadable)
             raise VideoDecodeError(
                 f"{len(self.unreadable)} of {total} videos are unreadable, more than max_unreadable="
