@@ -101,8 +101,8 @@ def _load_timm(name: str) -> _ImageTower:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"timm cannot load {name!r}: {str(error).splitlines()[0]} (Give a timm model that has pre-trained "
-            'weights, "owner/name" on the Hub, or a directory.)'
+            f"timm cannot load {name!r}: {_start_of(error)} (Give a timm model that has pre-trained weights, "
+            '"owner/name" on the Hub, or a directory.)'
         ) from error
     weights, unknown = {}, []
     for key, tensor in model.state_dict().items():
@@ -125,6 +125,10 @@ def _load_timm(name: str) -> _ImageTower:
         "patch_size": _square(model.patch_embed.patch_size, name),
     }
     return _ImageTower(sizes | _sizes_of(weights), weights, list(cfg["mean"]), list(cfg["std"]))
+
+
+def _start_of(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])[:300]
 
 
 def _activation_of(module: torch.nn.Module, name: str) -> str:
@@ -186,16 +190,19 @@ def _config_of(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"{name!r} is no directory, and the Hub gives no model of that name: {reason}") from error
+        raise OSError(
+            f"{name!r} is no directory, and the Hub gives no model of that name: {_start_of(error)}"
+        ) from error
 
 
 def _load_weights(model_class: Any, name: str, **options) -> tuple[PreTrainedModel, list[str]]:
     """The model in float32, whatever it was saved in, and what its checkpoint lacks (random in the model)."""
     try:
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
-    except (pickle.UnpicklingError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"The weights of {name} cannot be read: {str(error).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"The weights of {name} hold more than tensors: they are not read.") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"The weights of {name} cannot be read: {_start_of(error)}") from error
     return model, sorted(info["missing_keys"])
 
 
