@@ -23,8 +23,9 @@ from region_learner.training.collator import stable_id
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
 
-from .conftest import TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
+from .conftest import FIXTURES, TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
 
+FROZEN = FIXTURES / "frozen_in_time.pth"
 TINY = [
     "--video_config",
     json.dumps(TINY_VIDEO | {"num_frames": 2}),
@@ -327,6 +328,9 @@ def test_wrong_recipes(tmp_path, content, message):
         (["train", "--corpus=nothing"], "unknown corpus 'nothing'"),
         (["evaluate", "model", "--corpus-options", "{"], "--corpus-options must be JSON"),
         (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
+        (["convert", str(FROZEN), "out", "--config", '{"num_frames": "4"}'], "expected int, got str"),
+        (["convert", str(FROZEN), "out", "--config", '{"tokenizer": "a"}'], "--config takes fields"),
+        (["convert", str(FROZEN), "out", "--config", '{"num_heads": 4}'], "'num_heads' is no field"),
         (["train", "--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
         (["train", "--video_config", "{"], "video_config must be JSON"),
         (["corpus", "make", "out", "--options", '{"trian": 3}'], "trian"),

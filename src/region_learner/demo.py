@@ -104,13 +104,17 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found = search_in_fresh_process(checkpoint, test, output)
     for query, order, scores in zip(found.queries, found.order, found.scores):
         best = ", ".join(f"{test[int(i)]['video_id']} ({score:.2f})" for i, score in zip(order, scores))
-        console.print(f"[bold]{query}[/bold]\n   {best}", highlight=False)
+        console.print(f"[bold]{query}[/bold]\n   {best}", highlight=False, soft_wrap=True)
 
     console.rule("5. Page")
     page = _page(checkpoint, test, found, results, seconds=time.perf_counter() - start)
     path = write_page(output / "index.html", page)
-    console.print(f"Done in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.")
-    console.print(f"The checkpoint is in {checkpoint}, what was measured in {checkpoint / 'results.json'}.")
+    console.print(
+        f"Done in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.", soft_wrap=True
+    )
+    console.print(
+        f"The checkpoint is in {checkpoint}, what was measured in {checkpoint / 'results.json'}.", soft_wrap=True
+    )
     return path
 
 
@@ -147,6 +151,7 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
         f"{results['test']['texts']} captions. R@k: the right one is among the first k (%). MedR, MeanR: its rank."
     )
     video = model.config.video_config
+    ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return Page(
         title="RegionLearner: moving shapes",
@@ -156,6 +161,7 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
             ("Trained on", f"{results['train']['videos']} clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
+            ("Text to video", f"R@1 {ratio:.0f} times chance"),
         ],
         metrics=Table(header, rows, caption=caption, muted={len(rows) - 1}),
         loss=[(entry["step"], float(entry["loss"])) for entry in results["log"] if "loss" in entry],
