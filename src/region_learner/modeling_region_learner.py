@@ -351,7 +351,7 @@ class RegionLearnerQuantizer(nn.Module):
     (K, D), `cluster_size` n and `embed_avg` m the averages of counts and sums, `cluster_sum` an undecayed count.
 
     `codebook_mode="original"` computes what the original does: codes start at random, follow with a decay of 0.1,
-    and are looked up after their update. Codes the first step does not choose fall to zero and never come back.
+    and are looked up after their update. Codes that no feature chooses shrink towards zero.
     "ema" differs on purpose: codes start as features of the first batch, follow with a decay of 0.99, are looked
     up before their update, and are revived where current features are dense when `codebook_revival_after` * K
     features in sequence have not chosen them.
