@@ -251,6 +251,7 @@ class RegionLearnerDividedAttention(nn.Module):
                 group_mask = group_mask.repeat_interleave(patches, 0)[:, None, None]  # (B * N, 1, 1, 1 + T)
         cls_output, _ = _attend(self, query[:, :1], key, value, cls_mask, **kwargs)
 
+        # CLS belongs to every group, so keys and values are joined here: no view has the shared token at one stride.
         def to_groups(x: torch.Tensor) -> torch.Tensor:  # (B, groups, tokens of a group, H, D / H)
             x = x[:, 1:].unflatten(1, (frames, patches))
             return x.transpose(1, 2) if self.axis == "time" else x
