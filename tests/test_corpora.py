@@ -38,7 +38,7 @@ def test_list_corpora_describes_each_in_one_line():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(CorpusError, match=r"'moving_shape'; did you mean 'moving_shapes'\?.*folder, moving_shapes"):
+    with pytest.raises(CorpusError, match=r"'moving_shape'; did you mean 'moving_shapes'\?.*folder,.* moving_shapes"):
         load_corpus("moving_shape")
 
 

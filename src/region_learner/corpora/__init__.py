@@ -11,24 +11,64 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .actions import load_hmdb51, load_ucf101
+from .cc3m import load_cc3m
+from .common import answer_vocabulary
+from .didemo import load_didemo
 from .folder import CorpusError, check_options, load_folder, suggestion
+from .lsmdc import load_lsmdc, load_lsmdc_mc
 from .moving_shapes import load_moving_shapes, make_moving_shapes
+from .msrvtt import load_msrvtt, load_msrvtt_mc, load_msrvtt_qa
+from .msvd import load_msvd, load_msvd_qa
+from .webdataset import load_webdataset
+from .webvid import load_webvid
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-__all__ = ["CorpusError", "list_corpora", "load_corpus", "make_moving_shapes"]
+__all__ = ["CorpusError", "answer_vocabulary", "corpus_options", "list_corpora", "load_corpus", "make_moving_shapes"]
 
 _CORPORA: dict[str, Callable[..., Any]] = {
+    "cc3m": load_cc3m,
+    "didemo": load_didemo,
     "folder": load_folder,
+    "hmdb51": load_hmdb51,
+    "lsmdc": load_lsmdc,
+    "lsmdc_mc": load_lsmdc_mc,
     "moving_shapes": load_moving_shapes,
+    "msrvtt": load_msrvtt,
+    "msrvtt_mc": load_msrvtt_mc,
+    "msrvtt_qa": load_msrvtt_qa,
+    "msvd": load_msvd,
+    "msvd_qa": load_msvd_qa,
+    "ucf101": load_ucf101,
+    "webdataset": load_webdataset,
+    "webvid": load_webvid,
 }
 
 
 def list_corpora() -> dict[str, str]:
     """Every name that `load_corpus` knows, with one line about its format."""
     return {name: (inspect.getdoc(loader) or "").split("\n")[0] for name, loader in _CORPORA.items()}
+
+
+def corpus_options(name: str) -> list[str]:
+    """Names of the options of a corpus.
+
+    Raises:
+        CorpusError: unknown name.
+    """
+    parameters = inspect.signature(_loader(name)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _loader(name: str) -> Callable[..., Any]:
+    if name not in _CORPORA:
+        raise CorpusError(
+            f"unknown corpus {name!r}{suggestion(name, _CORPORA)} (corpora: {', '.join(sorted(_CORPORA))})"
+        )
+    return _CORPORA[name]
 
 
 def load_corpus(
@@ -54,14 +94,8 @@ def load_corpus(
         CorpusError: unknown name, split or option; data that is missing or damaged. One line says what was
             looked for, where, and the cure.
     """
-    if name not in _CORPORA:
-        raise CorpusError(
-            f"unknown corpus {name!r}{suggestion(name, _CORPORA)} (corpora: {', '.join(sorted(_CORPORA))})"
-        )
-    loader = _CORPORA[name]
-    parameters = inspect.signature(loader).parameters.values()
+    loader = _loader(name)
     # A loader that takes any option checks them itself.
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-        check_options(name, options, allowed)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(loader).parameters.values()):
+        check_options(name, options, corpus_options(name))
     return loader(data_dir, split, streaming, **options)

@@ -1,7 +1,7 @@
-"""A folder of videos with a metadata file, the VideoFolder layout of `datasets`; and what all corpora share.
+"""A folder of videos or images with a metadata file, as `datasets` has it; and what all corpora share.
 
 DIR/[SPLIT/]metadata.csv, metadata.jsonl or metadata.parquet
-DIR/[SPLIT/]... videos, named by the column `file_name` relative to their metadata file
+DIR/[SPLIT/]... videos or images, named by the column `file_name` relative to their metadata file
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -25,6 +25,13 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTION_COLUMNS = ("captions", "caption", "text")
 # One split, several names in use.
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
+
+# By what their names end in, lower case, and the likelier of two files of one name first.
+VIDEO_EXTENSIONS = (
+    ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".3gpp", ".flv", ".ogv",
+    ".ts", ".mts", ".m2ts", ".qt", ".asf", ".divx", ".gif",
+)  # fmt: skip
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # Of a streamed corpus: as many loader processes as this can share the work.
 STREAMING_SHARDS = 64
@@ -82,19 +89,37 @@ def check_data_dir(corpus: str, data_dir: str | os.PathLike[str] | None) -> Path
     return path
 
 
-def drop_missing(rows: list[Row], data_dir: Path, max_missing: int | float) -> list[Row]:
+def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what: str = "file_name") -> str:
+    """The absolute path of a file, which must not lead out of the corpus.
+
+    Checked by name alone: a link inside the directory was put there by whoever owns it.
+
+    Raises:
+        CorpusError: it leads out of `data_dir`.
+    """
+    path = os.path.normpath(base / file_name)
+    if "\0" in path or not path.startswith(os.path.join(data_dir, "")):
+        raise CorpusError(f"{where}: {what} {file_name!r} leads outside of {data_dir}: name a file within it")
+    return path
+
+
+def drop_missing(
+    rows: list[Row],
+    data_dir: Path,
+    max_missing: int | float,
+    missing_list: str | os.PathLike[str] | None = None,
+    split: str = "",
+) -> list[Row]:
     """Leaves out rows whose file `video` does not exist, and says which in one warning.
 
     Directories are listed instead of files looked up: millions of lookups take hours on network file systems.
 
     Args:
-        max_missing: how many files may be missing: a number, or a fraction (a float below 1) of all files.
+        max_missing, missing_list, split: see `report_missing`.
 
     Raises:
         CorpusError: more are missing.
     """
-    if isinstance(max_missing, bool) or not isinstance(max_missing, int | float) or max_missing < 0:
-        raise CorpusError(f"max_missing must be a number of files or a fraction below 1, not {max_missing!r}")
     listings: dict[str, set[str]] = {}
 
     def exists(video: str) -> bool:
@@ -104,46 +129,99 @@ def drop_missing(rows: list[Row], data_dir: Path, max_missing: int | float) -> l
         return name in listings[directory]
 
     present = [row for row in rows if exists(row["video"])]
-    missing = sorted({row["video"] for row in rows} - {row["video"] for row in present})
+    files = {row["video"] for row in rows}
+    missing = files - {row["video"] for row in present}
+    report_missing(missing, len(files), data_dir, max_missing, missing_list, split)
+    return present if missing else rows
+
+
+def report_missing(
+    missing: Iterable[str],
+    files: int,
+    data_dir: Path,
+    max_missing: int | float,
+    missing_list: str | os.PathLike[str] | None = None,
+    split: str = "",
+) -> None:
+    """Writes down which files are missing, refuses if they are too many, and warns of them otherwise.
+
+    Args:
+        missing: absolute paths.
+        files: how many there should be.
+        max_missing: how many may be missing: a number, or a fraction (a float below 1) of all files.
+        missing_list: text file for the paths, one a line; written anew each time, empty if none is missing, and also
+            when they are too many. `{split}` in its name stands for `split`, as each split has a list of its own.
+
+    Raises:
+        CorpusError: more are missing, or all; the list cannot be written.
+    """
+    if isinstance(max_missing, bool) or not isinstance(max_missing, int | float) or not max_missing >= 0:
+        raise CorpusError(f"max_missing must be a number of files or a fraction below 1, not {max_missing!r}")
+    missing = sorted(missing)
+    listed = ""
+    if missing_list is not None:
+        path = os.path.abspath(os.path.expanduser(str(missing_list).replace("{split}", split)))
+        _write_lines(Path(path), missing)
+        listed = f" (all of them in {path})"
     if not missing:
-        return rows
-    files = len({row["video"] for row in rows})
+        return
     allowed = max_missing * files if isinstance(max_missing, float) and max_missing < 1 else max_missing
     report = f"{len(missing)} of {files} video files named by the metadata are missing under {data_dir}"
     if len(missing) > allowed:
         raise CorpusError(
-            f"{report}: {_some_names(missing, data_dir, 3)}; bring them, or pass max_missing={len(missing)} "
+            f"{report}: {_some_names(missing, data_dir, 3)}{listed}; bring them, or pass max_missing={len(missing)} "
             "to leave them out"
         )
-    if not present:
-        raise CorpusError(f"{report}: none is left; check data_dir=")
-    logger.warning("%s and left out: %s", report, _some_names(missing, data_dir, 100))
-    return present
+    if len(missing) == files:
+        raise CorpusError(f"{report}: none is left{listed}; check data_dir=")
+    logger.warning("%s and left out: %s%s", report, _some_names(missing, data_dir, 3 if listed else 100), listed)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """All or nothing: the processes of a distributed run write the same list at the same time."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Names of files need not be text.
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        temporary.replace(path)
+    except OSError as error:
+        raise CorpusError(f"cannot write missing_list={str(path)!r}: {error}") from error
 
 
 def _some_names(paths: Sequence[str], data_dir: Path, limit: int) -> str:
-    names = ", ".join(os.path.relpath(path, data_dir) for path in paths[:limit])
+    inside = os.path.join(data_dir, "")
+    names = ", ".join(path.removeprefix(inside) for path in paths[:limit])
     return f"{names} and {len(paths) - limit} more" if len(paths) > limit else names
 
 
-def build_dataset(rows: Sequence[Row], streaming: bool, description: str = "") -> Dataset | IterableDataset:
+def build_dataset(
+    rows: Sequence[Row], streaming: bool, description: str = "", features: Mapping[str, Any] | None = None
+) -> Dataset | IterableDataset:
     """Rows as a data set; a column that a row lacks is None there. Paths stay strings: nothing is decoded.
+
+    Args:
+        features: of columns whose values do not tell their own type, such as lists that are all empty.
 
     Raises:
         CorpusError: the values of a column are of different types.
     """
     # Imported here: `datasets` takes seconds, which processes that only write clips need not spend.
     import pyarrow as pa
-    from datasets import Dataset, DatasetInfo
+    from datasets import Dataset, DatasetInfo, Features
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
+    types = []
     for name, values in columns.items():
         try:
-            pa.array(values)
+            types.append((name, pa.array(values).type))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise CorpusError(f"column {name!r} holds values of different types: {error}") from error
-    dataset = Dataset.from_dict(columns, info=DatasetInfo(description=description))
+    schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
+    info = DatasetInfo(description=description, features=schema)
+    dataset = Dataset.from_dict(columns, features=schema, info=info)
     return dataset.to_iterable_dataset(min(STREAMING_SHARDS, len(rows))) if streaming else dataset
 
 
@@ -156,12 +234,15 @@ def load_folder(
     streaming: bool,
     *,
     caption_column: str | None = None,
+    media: Literal["all", "videos", "images"] = "all",
     max_missing: int | float = 0,
+    missing_list: str | os.PathLike[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Videos beside metadata.csv, .jsonl or .parquet with `file_name` and `text`, `caption` or `captions`.
+    """Videos, images or both beside metadata.csv, .jsonl or .parquet with `file_name` and `text` or `captions`.
 
-    Rows of the same file become one row with all their captions. Other columns are kept as they are, the first
-    row's where several became one. Whether the files can be decoded is not looked at.
+    An image is a clip of one frame; its path stands in the column `video` too. Rows of the same file become one row
+    with all their captions. Other columns are kept as they are, the first row's where several became one. Whether the
+    files can be decoded is not looked at.
 
     Args:
         data_dir: has a metadata file in it, then every row is of split "train"; or a subdirectory with one for
@@ -169,16 +250,27 @@ def load_folder(
         split: name of a split, or "all".
         caption_column: column to take captions from, where they have another name or several columns qualify.
             Its values are strings or lists of strings (in CSV, a list in JSON).
+        media: keep "videos" or "images" only, told apart by what their names end in.
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
+        missing_list: text file for the paths of all missing files, one a line; see `report_missing`.
 
     Raises:
         CorpusError: no such directory, metadata, column or split; a row without a caption; a file that is missing
             or named outside of `data_dir`; two files with one id.
     """
     directory = check_data_dir("folder", data_dir)
+    if media not in _MEDIA:
+        raise CorpusError(f"media must be one of {', '.join(_MEDIA)}, not {media!r}")
     rows = read_split(directory, split, caption_column=caption_column)
-    return build_dataset(drop_missing(rows, directory, max_missing), streaming)
+    if media != "all":
+        rows = [row for row in rows if row["video"].lower().endswith(_MEDIA[media])]
+        if not rows:
+            raise CorpusError(f"no {media} among the rows of split {split!r} in {directory}: leave out media=")
+    return build_dataset(drop_missing(rows, directory, max_missing, missing_list, split), streaming)
+
+
+_MEDIA = {"all": ("",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}
 
 
 def read_split(data_dir: Path, split: str, caption_column: str | None = None) -> list[Row]:
@@ -252,7 +344,7 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None) -> Iter
             empty.append(f"{number} ({file_name})")
             continue
         yield {
-            "video": _resolve(path.parent, file_name, data_dir, where),
+            "video": resolve_within(path.parent, file_name, data_dir, where),
             "video_id": str(row.get("video_id") or os.path.splitext(file_name)[0]),
             "captions": captions,
             **{key: value for key, value in row.items() if key not in _RESERVED and key != caption_column},
@@ -293,17 +385,6 @@ def _captions(value: Any, where: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(caption, str | None) for caption in values):
         raise CorpusError(f"{where}: a caption must be a string or a list of strings, not {value!r}")
     return values if all(caption and caption.strip() for caption in values) else []
-
-
-def _resolve(base: Path, file_name: str, data_dir: Path, where: str) -> str:
-    """The absolute path of a file, which must not lead out of the corpus.
-
-    Checked by name alone: a link inside the directory was put there by whoever owns it.
-    """
-    path = os.path.normpath(base / file_name)
-    if "\0" in path or not path.startswith(os.path.join(data_dir, "")):
-        raise CorpusError(f"{where}: file_name {file_name!r} leads outside of {data_dir}: name a file within it")
-    return path
 
 
 def _merge(videos: dict[str, Row], row: Row) -> None:

@@ -30,7 +30,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,7 +42,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .folder import CorpusError, build_dataset, check_options, check_split, drop_missing, read_split
+from .folder import CorpusError, Row, build_dataset, check_options, check_split, drop_missing, read_split, suggestion
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -833,6 +833,164 @@ def _replace(target: Path, new: Path) -> None:
         new.replace(target)
 
 
+# --- Tasks: questions, choices and actions of clips that are already written -----------------------------------
+
+TASKS = ("retrieval", "question_answering", "multiple_choice", "action_recognition")
+
+# Class names of action recognition.
+ACTIONS = tuple(phrases[0][0] for phrases in MOTIONS.values())
+
+_CHOICES = 5
+_NUMBERS = ("no", "one", "two", "three", "four", "five")
+_WAYS = {"left": "left", "right": "right", "up": "up", "down": "down", "diagonal": "diagonally"}
+
+
+def _rows_of_task(rows: Sequence[Row], task: str, split: str) -> tuple[list[Row], dict[str, Any]]:
+    """What a task makes of the rows of clips, and the types of its columns.
+
+    All is drawn from the stored descriptions of a clip alone: the same clip gives the same rows in every corpus.
+
+    Raises:
+        CorpusError: there is nothing for this task.
+    """
+    from datasets import ClassLabel, List, Value
+
+    new_rows: list[Row] = []
+    for row in rows:
+        scene = tuple(ShapeObject(**attributes) for attributes in row["objects"])
+        seed = json.dumps([task, row["video_id"], row["objects"]])
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
+        match task:
+            case "question_answering":
+                for question, answer in _ask(scene, rng):
+                    new_rows.append({**row, "captions": [], "question": question, "answer": answer})
+            case "multiple_choice":
+                options, answer_index = _choices(scene, split, rng)
+                new_rows.append(
+                    {**row, "captions": [options[answer_index]], "options": options, "answer": answer_index}
+                )
+            case "action_recognition":
+                largest = _largest(scene)
+                if largest is not None:
+                    label = list(MOTIONS).index(largest.motion)
+                    new_rows.append({**row, "captions": [ACTIONS[label]], "label": label})
+            case _:
+                new_rows.append(row)
+    if not new_rows:
+        raise CorpusError(
+            f"no clip of split {split!r} has one object larger than the others: make clips with objects=1"
+        )
+    if len(new_rows) < len(rows):
+        logger.info(
+            "%d of %d clips left out: none of their objects is the largest", len(rows) - len(new_rows), len(rows)
+        )
+    features: dict[str, Any] = {}
+    if task == "question_answering":
+        features["captions"] = List(Value("string"))  # all empty
+    elif task == "action_recognition":
+        features["label"] = ClassLabel(names=list(ACTIONS))
+    return new_rows, features
+
+
+def _ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A question of each kind that the clip answers in one way only, with its answer.
+
+    Shapes are asked for by colours, and colours by shapes, that only one object has; shape and colour together are
+    of one object in every scene.
+    """
+
+    def alone(name: str) -> list[ShapeObject]:
+        values = [getattr(shape_object, name) for shape_object in scene]
+        return [shape_object for shape_object, value in zip(scene, values) if values.count(value) == 1]
+
+    def named(shape_object: ShapeObject) -> str:
+        return f"the {shape_object.colour} {shape_object.shape}"
+
+    # Clutter is grey, so that it does not count.
+    questions = [("how many objects are not gray?", _NUMBERS[len(scene)])]
+    if some := alone("shape"):
+        chosen = _choose(rng, some)
+        questions.append((f"what color is the {chosen.shape}?", chosen.colour))
+    if some := alone("colour"):
+        chosen = _choose(rng, some)
+        questions.append((f"what shape is {chosen.colour}?", chosen.shape))
+    if some := [shape_object for shape_object in scene if shape_object.motion in _WAYS]:
+        chosen = _choose(rng, some)
+        questions.append((f"which way does {named(chosen)} move?", _WAYS[chosen.motion]))
+    chosen = _choose(rng, scene)
+    questions.append((f"what does {named(chosen)} do?", MOTIONS[chosen.motion][0][0]))
+    chosen = _choose(rng, scene)
+    questions.append((f"what pattern does {named(chosen)} have?", chosen.texture))
+    if some := [shape_object for shape_object in scene if SIZES[shape_object.size]]:
+        chosen = _choose(rng, some)
+        questions.append((f"is {named(chosen)} small or large?", chosen.size))
+    return questions
+
+
+def _choices(scene: Scene, split: str, rng: np.random.Generator) -> tuple[list[str], int]:
+    """Captions that tell everything, one of the scene and the others of altered scenes; and the index of the true one.
+
+    Were all wrong ones altered from the right one, it could be found without looking at the clip: it would be the
+    one that is most like all others. So captions are the nodes of a random tree, neighbours differ in one attribute,
+    and any node is as likely as another to be the right one.
+    """
+    neighbours: list[list[int]] = [[] for _ in range(_CHOICES)]
+    for node in range(1, _CHOICES):
+        other = int(rng.integers(node))
+        neighbours[node].append(other)
+        neighbours[other].append(node)
+    answer = int(rng.integers(_CHOICES))
+    scenes = {answer: scene}
+    to_visit = [answer]
+    for node in to_visit:
+        for other in neighbours[node]:
+            if other not in scenes:
+                scenes[other] = _alter(scenes[node], scenes.values(), split, rng)
+                to_visit.append(other)
+    return [_tell_everything(scenes[node], [], rng) for node in range(_CHOICES)], answer
+
+
+def _alter(scene: Scene, taken: Collection[Scene], split: str, rng: np.random.Generator) -> Scene:
+    """The scene with another value of one attribute of one object, such as the split could have."""
+    altered = []
+    for i, shape_object in enumerate(scene):
+        for name, values in _ATTRIBUTES.items():
+            for value in values:
+                other = (*scene[:i], dataclasses.replace(shape_object, **{name: value}), *scene[i + 1 :])
+                if _is_possible(other, split) and sorted(other) not in [sorted(known) for known in taken]:
+                    altered.append((name, other))
+    # Attributes alike, however many values they have.
+    name = _choose(rng, sorted({name for name, _ in altered}))
+    return _choose(rng, [other for attribute, other in altered if attribute == name])
+
+
+_ATTRIBUTES: dict[str, Collection[str]] = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "texture": TEXTURES,
+    "size": SIZES,
+    "motion": MOTIONS,
+}
+
+
+def _is_possible(scene: Scene, split: str) -> bool:
+    """Whether a scene could have been drawn: else its caption alone would give it away as wrong."""
+    pairs = [(shape_object.shape, shape_object.colour) for shape_object in scene]
+    return (
+        len(set(pairs)) == len(pairs)
+        and any(pair in HELD_OUT_PAIRS for pair in pairs) == (split == "test_unseen")
+        and all((thing.size == "medium") == (thing.motion in ("growing", "shrinking")) for thing in scene)
+        and not any(thing.motion == "spinning" and thing.shape in _ROUND_SHAPES for thing in scene)
+    )
+
+
+def _largest(scene: Scene) -> ShapeObject | None:
+    """The one object of the largest size; None if there are several."""
+    radius = max(_RADIUS[shape_object.size] for shape_object in scene)
+    largest = [shape_object for shape_object in scene if _RADIUS[shape_object.size] == radius]
+    return largest[0] if len(largest) == 1 else None
+
+
 # --- Loading -------------------------------------------------------------------------------------------------
 
 
@@ -841,6 +999,7 @@ def load_moving_shapes(
     split: str,
     streaming: bool,
     *,
+    task: str = "retrieval",
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -854,6 +1013,10 @@ def load_moving_shapes(
         data_dir: a directory written by `make_moving_shapes`. Without one the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val", "test" or "test_unseen".
+        task: "retrieval"; or, from the same clips, "question_answering" (columns `question` and `answer`, both str;
+            one row a question, several a clip; no captions), "multiple_choice" (`options`, five captions that differ
+            in single attributes, and `answer`, the index of the only true one), "action_recognition" (`label`: how
+            the largest object moves; clips in which no object is the largest are left out: `objects=1` keeps all).
         workers, progress: see `make_moving_shapes`.
         options: see `MovingShapesOptions`. With `data_dir` they must be those the corpus was made with.
 
@@ -861,6 +1024,10 @@ def load_moving_shapes(
         CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
     """
     wanted = _options(options)
+    if task not in TASKS:
+        raise CorpusError(
+            f"unknown task {task!r} of moving_shapes{suggestion(task, TASKS)} (tasks: {', '.join(TASKS)})"
+        )
     check_split(split, SPLITS, "moving_shapes")
     directory = _cached(wanted, workers, progress) if data_dir is None else _checked(data_dir, options)
     made = [name for name in SPLITS if (directory / name).is_dir()]
@@ -868,9 +1035,9 @@ def load_moving_shapes(
     rows = drop_missing(read_split(directory, split), directory, max_missing=0)
     for row in rows:
         row["masks"] = str(directory / split / row["masks"])
-    return build_dataset(
-        rows, streaming, "Moving shapes. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
-    )
+    rows, features = _rows_of_task(rows, task, split)
+    description = "Moving shapes. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
+    return build_dataset(rows, streaming, description, features)
 
 
 def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
@@ -893,7 +1060,7 @@ def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray
 
 def _options(options: Mapping[str, Any]) -> MovingShapesOptions:
     known = [field.name for field in dataclasses.fields(MovingShapesOptions)]
-    check_options("moving_shapes", options, [*known, "workers", "progress"])
+    check_options("moving_shapes", options, [*known, "task", "workers", "progress"])
     return MovingShapesOptions(**options)
 
 

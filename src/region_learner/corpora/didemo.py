@@ -1,0 +1,90 @@
+"""DiDeMo (Hendricks et al., ICCV 2017): unedited personal videos, each with descriptions of several moments."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .common import (
+    PathLike,
+    VideoFiles,
+    check_count,
+    find_annotation,
+    finish,
+    look_for,
+    open_benchmark,
+    read_json,
+    read_list,
+)
+from .folder import CorpusError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+# Of the published lists; collaborative-experts leaves out three videos of training.
+_SIZES = {"train": (8395, 8392), "val": (1065,), "test": (1004,)}
+_ANNOTATION_DIRS = ("data", "didemo_data", "DiDeMo", "LocalizingMoments/data")
+_VIDEO_DIRS = (
+    "videos/all",
+    "videos",
+    "video",
+    "didemo_videos",
+    "DiDeMo_Videos",
+    "videos/train",
+    "videos/val",
+    "videos/test",
+)
+
+
+def load_didemo(
+    data_dir: PathLike | None,
+    split: str,
+    streaming: bool,
+    *,
+    video_dir: PathLike | None = None,
+    max_missing: int | float = 0,
+    missing_list: PathLike | None = None,
+) -> Dataset | IterableDataset:
+    """DiDeMo: {train,val,test}_data.json and _list.txt; the descriptions of a video joined into one paragraph.
+
+    The paragraph protocol (Zhang et al., ECCV 2018; Liu et al., BMVC 2019): one caption a video, all its descriptions
+    joined by spaces in the order of the file. Lists of 8,395, 1,065 and 1,004 videos are published, and for training
+    one of 8,392.
+
+    Args:
+        data_dir: holds the annotation files, or has them in data/, annotations/ or the like. Without a list, the
+            videos of the JSON file count.
+        split: "train", "val" or "test".
+        video_dir: where the videos lie, absolute or below `data_dir`; else videos/, video/ ... are looked through.
+            A video "x.mov" may be x.mov, x.mov.mp4 or x.mp4.
+        max_missing, missing_list: of videos; see `report_missing`.
+
+    Raises:
+        CorpusError: a file or video is missing, or an entry is damaged.
+    """
+    directory, split = open_benchmark("didemo", data_dir, split, list(_SIZES))
+    source = find_annotation(directory, [f"{split}_data.json"], f"descriptions of DiDeMo {split}", _ANNOTATION_DIRS)
+    entries = read_json(source)
+    if not isinstance(entries, list):
+        raise CorpusError(f"{source}: expected a list of moments")
+    descriptions: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"{source}, entry {number}"
+        name = entry.get("video") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name.strip() or not isinstance(entry.get("description"), str):
+            raise CorpusError(f"{where}: expected a video and a description")
+        descriptions.setdefault(name.strip(), []).append(entry["description"].strip())
+        first.setdefault(name.strip(), where)
+    path = look_for(directory, [f"{split}_list.txt"], _ANNOTATION_DIRS)
+    chosen = {line: f"{path}, line {number}" for number, line in read_list(path)} if path else first
+    check_count(len(chosen), _SIZES[split], f"videos of DiDeMo {split}", path or source)
+    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
+    rows = []
+    for name, where in chosen.items():
+        # Names end in whatever the uploader's file did, or in a mere dot; ids have no dot in them.
+        stem = os.path.splitext(name)[0].rstrip(".")
+        paragraph = " ".join(text for text in descriptions.get(name, []) if text)
+        rows.append({"video": videos.find(name, where, stem), "video_id": stem, "captions": [paragraph]})
+    return finish(rows, videos, source, split, streaming, max_missing, missing_list)

@@ -1,0 +1,142 @@
+"""MSVD (Chen and Dolan, ACL 2011): 1,970 short clips of the web with about 40 captions each; retrieval, questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import (
+    PathLike,
+    VideoFiles,
+    check_count,
+    find_annotation,
+    finish,
+    look_for,
+    open_benchmark,
+    question_features,
+    question_rows,
+    read_csv,
+    read_json,
+    read_list,
+    strings,
+)
+from .folder import CorpusError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+_SIZES = {"train": 1200, "val": 100, "test": 670}
+_QUESTIONS = {"train": 30_933, "val": 6_415, "test": 13_157}
+_CAPTIONS = ("captions_msvd.json", "AllVideoDescriptions.txt", "MSR Video Description Corpus.csv")
+_ANNOTATION_DIRS = ("msvd_data", "MSVD", "MSVD-QA")
+_VIDEO_DIRS = ("YouTubeClips", "MSVD_Videos", "videos/all", "videos", "video", "MSVD/YouTubeClips")
+
+
+def load_msvd(
+    data_dir: PathLike | None,
+    split: str,
+    streaming: bool,
+    *,
+    video_dir: PathLike | None = None,
+    max_missing: int | float = 0,
+    missing_list: PathLike | None = None,
+) -> Dataset | IterableDataset:
+    """MSVD: captions_msvd.json, AllVideoDescriptions.txt or the corpus's CSV; {train,val,test}_list.txt; .avi files.
+
+    The split 1,200/100/670 is that of Venugopalan et al. (ICCV 2015), which retrieval keeps; as in
+    collaborative-experts every one of the about 40 captions of a video counts.
+
+    Args:
+        data_dir: holds the annotation files, or has them in msvd_data/, annotations/ or the like. Of the CSV of the
+            first release only descriptions in English are taken.
+        split: "train", "val" or "test".
+        video_dir: where the videos lie, absolute or below `data_dir`; else YouTubeClips, videos ... are looked
+            through, for files ID.avi or re-encoded ones.
+        max_missing, missing_list: of videos; see `report_missing`.
+
+    Raises:
+        CorpusError: a file, column or video is missing, or an entry is damaged.
+    """
+    directory, split = open_benchmark("msvd", data_dir, split, list(_SIZES))
+    path = find_annotation(directory, [f"{split}_list.txt"], f"list of MSVD {split}", _ANNOTATION_DIRS)
+    chosen = {line: f"{path}, line {number}" for number, line in read_list(path)}
+    check_count(len(chosen), _SIZES[split], f"videos of MSVD {split}", path)
+    source = find_annotation(directory, _CAPTIONS, "captions of MSVD", _ANNOTATION_DIRS)
+    captions = _read_captions(source)
+    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
+    rows = [
+        {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions.get(video_id, [])}
+        for video_id, where in chosen.items()
+    ]
+    return finish(rows, videos, source, split, streaming, max_missing, missing_list)
+
+
+def load_msvd_qa(
+    data_dir: PathLike | None,
+    split: str,
+    streaming: bool,
+    *,
+    video_dir: PathLike | None = None,
+    max_missing: int | float = 0,
+    missing_list: PathLike | None = None,
+) -> Dataset | IterableDataset:
+    """MSVD-QA: {train,val,test}_qa.json, youtube_mapping.txt of `YOUTUBE_ID vidN`; one row a question; .avi files.
+
+    Made from MSVD by Xu et al. (ACM Multimedia 2017): 30,933, 6,415 and 13,157 questions. `captions` is empty.
+    A classifier usually chooses among the 1,000 most frequent answers of training; see `answer_vocabulary`.
+
+    Args:
+        data_dir: holds the files, or has them in MSVD-QA/ or annotations/. Without the mapping the videos are
+            expected as vidN.avi.
+        split: "train", "val" or "test".
+        video_dir, max_missing, missing_list: as of `load_msvd`.
+
+    Raises:
+        CorpusError: a file or video is missing, or an entry is damaged.
+    """
+    directory, split = open_benchmark("msvd_qa", data_dir, split, list(_QUESTIONS))
+    names = (f"{split}_qa.json", f"msvd_qa_{split}.jsonl", f"{split}.jsonl")
+    path = find_annotation(directory, names, f"questions of MSVD-QA for split {split!r}", _ANNOTATION_DIRS)
+    mapping = look_for(directory, ["youtube_mapping.txt"], _ANNOTATION_DIRS)
+    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
+    rows = question_rows(path, _read_mapping(mapping) if mapping else None, "vid", videos)
+    check_count(len(rows), _QUESTIONS[split], f"questions of MSVD-QA {split}", path)
+    return finish(
+        rows, videos, path, split, streaming, max_missing, missing_list, captioned=False, features=question_features()
+    )
+
+
+def _read_captions(path: Path) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    if path.suffix == ".json":
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise CorpusError(f"{path}: expected an object of lists of captions by video")
+        return {video_id: strings(texts, f"{path}, {video_id!r}") for video_id, texts in data.items()}
+    if path.suffix == ".csv":
+        columns = ("VideoID", "Start", "End", "Language", "Description")
+        for _, row in read_csv(path, columns):
+            if row["Language"] == "English":
+                video_id = f"{row['VideoID']}_{row['Start']}_{row['End']}"
+                captions.setdefault(video_id, []).append(row["Description"])
+        return captions
+    for number, line in read_list(path):
+        if line.startswith("#"):
+            continue
+        video_id, _, caption = line.partition(" ")
+        if not caption:
+            raise CorpusError(f"{path}, line {number}: expected an id of a video and a description")
+        captions.setdefault(video_id, []).append(caption)
+    return captions
+
+
+def _read_mapping(path: Path) -> dict[int, str]:
+    names = {}
+    for number, line in read_list(path):
+        video_id, _, label = line.partition(" ")
+        digits = label.strip().removeprefix("vid")
+        if not (digits.isascii() and digits.isdigit()):
+            raise CorpusError(f"{path}, line {number}: expected `YOUTUBE_ID vidN`")
+        names[int(digits)] = video_id
+    return names

@@ -1,0 +1,96 @@
+"""WebVid (Bain et al., ICCV 2021): stock footage with its titles, 2.5 or 10 million pairs for pre-training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import ANNOTATION_DIRS, PathLike, open_benchmark, video_roots
+from .folder import VIDEO_EXTENSIONS, CorpusError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+_NAMES = ("results_2M_{}.csv", "results_10M_{}.csv", "webvid_{}.csv", "{}_webvid.csv", "{}.csv")
+
+
+def load_webvid(
+    data_dir: PathLike | None,
+    split: str,
+    streaming: bool,
+    *,
+    file: PathLike | None = None,
+    video_dir: PathLike | None = None,
+    max_missing: int | float = 0,
+    missing_list: PathLike | None = None,
+) -> Dataset | IterableDataset:
+    """WebVid: results_2M_{train,val}.csv with videoid, name and page_dir; videos as PAGE_DIR/VIDEOID.mp4.
+
+    The release of Bain et al.: WebVid-2M for pre-training as in Frozen in Time, WebVid-10M in the same form. One
+    caption a video. There are lists for training and validation; a list for testing is read if there is one.
+
+    Args:
+        data_dir: holds the CSV file, or has it in metadata/, annotations/ or the like: results_2M_{split}.csv,
+            results_10M_{split}.csv, webvid_{split}.csv, {split}_webvid.csv or {split}.csv. Columns beside the three
+            are passed over; without page_dir, videos are looked for side by side only.
+        split: "train", "val" or "test".
+        file: the CSV file, absolute or below `data_dir`, where it has another name or there are several.
+        video_dir: where the directories of pages lie, absolute or below `data_dir`; else videos/, videos/{split}/,
+            {split}/ and `data_dir` itself are looked through. Videos may also lie side by side, as VIDEOID.mp4.
+        max_missing, missing_list: of videos; see `report_missing`. Only directories are listed, no file is looked up.
+
+    Raises:
+        CorpusError: the file, a column or videos are missing, or a row is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from .pairs import check_names, list_files, locate, pairs_dataset, read_delimited, read_header
+
+    directory, split = open_benchmark("webvid", data_dir, split, ("train", "val", "test"))
+    path = _find_file(directory, split, file)
+    header = read_header(path, ",", quoted=True)
+    if absent := [name for name in ("videoid", "name") if name not in header]:
+        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
+    paged = "page_dir" in header
+    table = read_delimited(path, ",", None, ["videoid", "name", *["page_dir"] * paged], quoted=True)
+    if not table.num_rows:
+        raise CorpusError(f"{path} has no rows")
+
+    ids = pc.utf8_trim_whitespace(table["videoid"])
+    check_names(ids, path, "videoid")
+    roots = video_roots(directory, video_dir, ("videos", f"videos/{split}", split))
+    nested, directories = ids, {""}
+    if paged:
+        pages = pc.utf8_trim_whitespace(table["page_dir"])
+        nested = pc.if_else(pc.equal(pages, ""), ids, pc.binary_join_element_wise(pages, ids, "/"))
+        check_names(nested, path, "page_dir and videoid")
+        directories |= set(pc.unique(pages).to_pylist())
+    files = list_files(roots, directories, VIDEO_EXTENSIONS)
+    videos = locate(nested, *files)
+    if paged:
+        videos = pc.coalesce(videos, locate(ids, *files))
+    expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), nested, ".mp4", "")
+    columns = {"video_id": ids, "caption": table["name"], "video": videos, "expected": expected}
+    return pairs_dataset(pa.table(columns), path, directory, split, streaming, max_missing, missing_list)
+
+
+def _find_file(directory: Path, split: str, file: PathLike | None) -> Path:
+    if file is not None:
+        path = Path(os.path.normpath(directory / os.path.expanduser(file)))
+        if not path.is_file():
+            raise CorpusError(f"no file {path}: check file=")
+        return path
+    names = [name.format(split) for name in _NAMES]
+    found = [path for name in names for place in ANNOTATION_DIRS if (path := directory / place / name).is_file()]
+    if not found:
+        places = ", ".join(f"{place}/" for place in ANNOTATION_DIRS if place)
+        raise CorpusError(
+            f"no CSV file of WebVid {split} in {directory}: looked for {', '.join(names)} there and in {places}; "
+            "put it there or name it with file="
+        )
+    if len(found) > 1:
+        raise CorpusError(f"both {found[0]} and {found[1]}: choose with file=")
+    return found[0]
