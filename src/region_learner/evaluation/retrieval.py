@@ -1,7 +1,7 @@
 """Embeds texts and the videos of a corpus with a model, each video once."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..corpora.folder import CorpusError
+from ..corpora.webdataset import is_reference, read_member
 from ..video_processing_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
 
@@ -36,7 +38,10 @@ class Embeddings:
 
 
 class _Clips(torch.utils.data.Dataset):
-    """Decoded and transformed clips of a corpus; the message of the error for one that cannot be read."""
+    """
+    Decoded and transformed clips (T, C, H, W) of a corpus; the message of the error for one that cannot be read.
+    References of a lazy corpus are read here, in the loader's workers.
+    """
 
     def __init__(self, videos: Sequence[Any], video_processor):
         self.videos, self.video_processor = videos, video_processor
@@ -46,8 +51,11 @@ class _Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
-            clip = self.video_processor([self.videos[index]], return_tensors="pt")
-        except VideoDecodeError as error:
+            video = self.videos[index]
+            if is_reference(video):
+                video = {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
+            clip = self.video_processor([video], return_tensors="pt")
+        except (CorpusError, VideoDecodeError) as error:
             return str(error)
         return clip["pixel_values_videos"][0]
 
@@ -62,6 +70,40 @@ def embed_texts(model, processor, texts: Sequence[str], batch_size: int = 256) -
     return torch.cat(embeds)
 
 
+def read_clips(
+    processor,
+    videos: Sequence[Any],
+    unreadable: dict[int, str],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+    description: str = "embedding videos",
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """
+    Batches of the readable ones of `videos`: their indices, and clips (B, T, C, H, W) with middle frames and centre
+    crop. Of the others, the message of the error goes into `unreadable`, by index.
+
+    Raises:
+        ValueError: if no video can be read.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Clips(videos, getattr(processor, "video_processor", processor)),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    seen, any_readable = 0, False
+    for clips in tqdm(loader, desc=description, unit="batch", disable=None if progress else True):
+        indices = [seen + i for i, clip in enumerate(clips) if not isinstance(clip, str)]
+        unreadable |= {seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)}
+        seen += len(clips)
+        if indices:
+            any_readable = True
+            yield indices, torch.stack([clip for clip in clips if not isinstance(clip, str)])
+    if not any_readable:
+        raise ValueError(f"None of the {seen} videos can be read; the first: {next(iter(unreadable.values()), None)}")
+
+
 @torch.inference_mode()
 def embed_videos(
     model, processor, videos: Sequence[Any], batch_size: int = 16, num_workers: int = 0, progress: bool = True
@@ -70,23 +112,19 @@ def embed_videos(
     Embeddings of length 1 for the readable ones of `videos`, in order, (readable, dim), on the CPU; and the message
     of the error for each other, by its index.
     """
-    loader = torch.utils.data.DataLoader(
-        _Clips(videos, processor.video_processor),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-    )
-    embeds, seen = [], 0
+    embeds: list[torch.Tensor] = []
     unreadable: dict[int, str] = {}
-    for clips in tqdm(loader, desc="embedding videos", unit="batch", disable=None if progress else True):
-        unreadable |= {seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)}
-        seen += len(clips)
-        if readable := [clip for clip in clips if not isinstance(clip, str)]:
-            features = model.get_video_features(torch.stack(readable).to(model.device)).pooler_output
-            embeds.append(F.normalize(features.float(), dim=-1).cpu())
-    if not embeds:
-        raise ValueError(f"None of the {len(videos)} videos can be read; the first: {next(iter(unreadable.values()))}")
+    for _, clips in read_clips(processor, videos, unreadable, batch_size, num_workers, progress):
+        features = model.get_video_features(clips.to(model.device)).pooler_output
+        embeds.append(F.normalize(features.float(), dim=-1).cpu())
     return torch.cat(embeds), unreadable
+
+
+def warn_of_unreadable(unreadable: Mapping[int, str], video_ids: Sequence[str]) -> None:
+    """Names the first of the videos that were left out; `unreadable` holds a message for each, by its index."""
+    if unreadable:
+        names = "; ".join(f"{video_ids[i]} ({message})" for i, message in list(unreadable.items())[:5])
+        logger.warning("%d of %d videos cannot be read and are left out: %s", len(unreadable), len(video_ids), names)
 
 
 def embed_corpus(
@@ -115,9 +153,7 @@ def embed_corpus(
         text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs])
     finally:
         model.train(was_training)
-    if failures:
-        names = "; ".join(list(failures.values())[:5])
-        logger.warning("%d of %d videos cannot be read and are left out: %s", len(failures), len(videos), names)
+    warn_of_unreadable(failures, ids)
     return Embeddings(
         video_ids=[ids[i] for i in kept],
         video_embeds=video_embeds,

@@ -1,0 +1,411 @@
+"""
+Multiple choice, action recognition and question answering: accuracies of a model on a corpus, and `compute_metrics`
+for the Trainer.
+
+All accuracies are in percent. Where the best scores are tied, a right answer among them counts for the chance of
+drawing it, so that a model that gives everything the same score is not taken for a good one. Videos that cannot be
+read are left out, counted, and named in a warning.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .retrieval import embed_texts, embed_videos, read_clips, warn_of_unreadable
+
+# Labels of the training collator: an answer outside of the vocabulary, and a row that only fills its batch.
+UNKNOWN_LABEL = -1
+IGNORED_LABEL = -100
+
+# With a bare class name too, as that is what the captions of action corpora are.
+TEMPLATES = ("{}", "a video of {}", "a person is doing {}")
+
+
+# --- Scores --------------------------------------------------------------------------------------------------
+
+
+def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    """
+    For each row of `scores` (n, classes) the chance, (n,), that the class `labels` (n,) is among its `k` best, ties
+    broken at random. Negative labels, which no class has, are never right.
+    """
+    # Matrix products sum in another order at the edges of a matrix: equal scores can differ in the last bit.
+    scores = scores.double().round(decimals=10)
+    labels = labels.to(scores.device)
+    own = scores.gather(1, labels.clamp(min=0)[:, None])
+    better, tied = (scores > own).sum(1), (scores == own).sum(1)
+    chance = ((k - better) / tied.clamp(min=1).double()).clamp(0, 1)
+    # A score that is not finite is no answer.
+    return torch.where((labels >= 0) & own.isfinite().squeeze(1), chance, torch.zeros_like(chance))
+
+
+def _percent(right: torch.Tensor) -> float:
+    return float(100 * right.double().mean())
+
+
+# --- Rows ----------------------------------------------------------------------------------------------------
+
+
+class _Videos(Sequence):
+    """The videos of some rows, looked up when asked for: encoded bytes of a whole corpus do not fit memory."""
+
+    def __init__(self, rows: Any, indices: Sequence[int]):
+        self.rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.rows[self.indices[index]]["video"]
+
+
+class _Questions:
+    """
+    The rows of a corpus: `columns`, without the videos; each video once, in `videos`, with its id in `ids`; and
+    `owners`, the index of each row's video.
+    """
+
+    def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
+        rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
+        self.columns: list[dict[str, Any]] = [
+            {name: row[name] for name in columns if name in row} for row in _without_videos(rows)
+        ]
+        if not self.columns:
+            raise ValueError("The data set has no rows.")
+        for name in columns:
+            if name not in self.columns[0]:
+                raise ValueError(
+                    f"The data set has no column {name!r} (columns: {', '.join(sorted(_names(rows)))}): is it of "
+                    "another task?"
+                )
+        first: dict[str, int] = {}
+        video_ids = [row["video_id"] for row in _without_videos(rows)]
+        for i, video_id in enumerate(video_ids):
+            first.setdefault(video_id, i)
+        self.ids = list(first)
+        self.videos = _Videos(rows, list(first.values()))
+        numbers = {video_id: number for number, video_id in enumerate(self.ids)}
+        self.owners = torch.tensor([numbers[video_id] for video_id in video_ids])
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.columns]
+
+
+def _names(rows: Any) -> Iterable[str]:
+    return getattr(rows, "column_names", None) or rows[0].keys()
+
+
+def _without_videos(rows: Any) -> Iterable[dict[str, Any]]:
+    """The rows; of a `datasets.Dataset`, without the column that may be large."""
+    names = getattr(rows, "column_names", None)
+    return rows.select_columns([name for name in names if name != "video"]) if names else rows
+
+
+@contextmanager
+def _evaluating(model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _class_labels(dataset: Any) -> list[str] | None:
+    """The class names of the column `label`, if it tells them."""
+    features = getattr(dataset, "features", None) or {}
+    return getattr(features.get("label"), "names", None)
+
+
+def _label_names(questions: _Questions, names: Sequence[str] | None) -> list[str]:
+    """The class name of each row."""
+    labels = questions.column("label")
+    if all(isinstance(label, str) for label in labels):
+        return labels
+    if names is None:
+        raise ValueError(
+            "The column 'label' holds numbers without names: cast it to datasets.ClassLabel, or make it strings."
+        )
+    if wrong := [label for label in labels if not isinstance(label, int | np.integer) or not 0 <= label < len(names)]:
+        raise ValueError(f"The label {wrong[0]!r} is none of the {len(names)} classes.")
+    return [names[label] for label in labels]
+
+
+# --- Dual encoder --------------------------------------------------------------------------------------------
+
+
+def multiple_choice_accuracy(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """
+    Multiple choice by retrieval: the option with the highest cosine similarity to the video wins.
+
+    Args:
+        model: the dual encoder.
+        processor: its processor.
+        dataset: rows with `video`, `video_id`, `options` (texts, any number) and `answer` (index of the right one).
+            Each video, by its id, is embedded once.
+        batch_size: videos at a time.
+        num_workers: processes that decode.
+        progress: whether to show a bar.
+
+    Returns:
+        `accuracy`, `questions` (answered ones), `unreadable` (videos).
+
+    Raises:
+        ValueError: no rows, a column is missing, an answer is none of the options, or no video can be read.
+    """
+    questions = _Questions(dataset, ("options", "answer"))
+    options, answers = questions.column("options"), questions.column("answer")
+    for some, answer, owner in zip(options, answers, questions.owners.tolist()):
+        if not isinstance(answer, int | np.integer) or not 0 <= answer < len(some):
+            raise ValueError(f"Video {questions.ids[owner]!r}: the answer {answer!r} is none of {len(some)} options.")
+    # Equal texts are embedded once, or they could differ by what they are padded with.
+    texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
+    with _evaluating(model):
+        embeds, unreadable = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress)
+        text_embeds = embed_texts(model, processor, list(texts))
+    warn_of_unreadable(unreadable, questions.ids)
+    place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in unreadable)}
+    right = []
+    for some, answer, owner in zip(options, answers, questions.owners.tolist()):
+        if owner in place:
+            scores = text_embeds[[texts[text] for text in some]].double() @ embeds[place[owner]].double()
+            right.append(top_k(scores[None], torch.tensor([answer]), 1))
+    return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": len(unreadable)}
+
+
+def zero_shot_accuracy(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """
+    Action recognition through prompts: the embedding of a class is the normalised mean of those of its prompts.
+
+    Args:
+        model: the dual encoder.
+        processor: its processor.
+        dataset: rows with `video`, `video_id` and `label`, a number or a class name.
+        class_names: in words, as they go into the prompts, in the order of the numbers; by default those of the
+            data set's `ClassLabel`.
+        templates: prompts, with "{}" in the place of the class name.
+        batch_size, num_workers, progress: as in [`multiple_choice_accuracy`].
+
+    Returns:
+        `top1`, `top5`, `videos` (those read), `classes`, `unreadable`.
+
+    Raises:
+        ValueError: no rows or names, a label that is no class, a template without "{}", or no video can be read.
+    """
+    questions = _Questions(dataset, ("label",))
+    known = _class_labels(dataset)
+    names = list(class_names if class_names is not None else known or [])
+    if not names:
+        raise ValueError("The data set does not tell the names of its classes: pass class_names.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two classes are called {next(name for name in names if names.count(name) > 1)!r}.")
+    if known is not None and len(known) != len(names):
+        raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
+    if not templates or isinstance(templates, str):
+        raise ValueError(f"templates is a sequence of one prompt or more, not {templates!r}.")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"The template {wrong[0]!r} has no '{{}}' in the place of the class name.")
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = _label_names(questions, names)
+    if missing := sorted({label for label in labels if label not in numbers}):
+        raise ValueError(f"{len(missing)} labels are none of the classes: {', '.join(map(repr, missing[:3]))}.")
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    with _evaluating(model):
+        embeds, unreadable = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress)
+        prompt_embeds = embed_texts(model, processor, prompts).view(len(names), len(templates), -1)
+    warn_of_unreadable(unreadable, questions.ids)
+    class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
+    scores = torch.zeros(len(questions.videos), len(names), dtype=torch.float64)
+    kept = torch.tensor([i for i in range(len(questions.videos)) if i not in unreadable])
+    scores[kept] = embeds.double() @ class_embeds.T
+    rows = torch.isin(questions.owners, kept)
+    return _top_metrics(scores[questions.owners[rows]], torch.tensor([numbers[label] for label in labels])[rows]) | {
+        "videos": len(kept),
+        "classes": len(names),
+        "unreadable": len(unreadable),
+    }
+
+
+def _top_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    return {f"top{k}": _percent(top_k(scores, labels, k)) for k in (1, 5)}
+
+
+# --- Models with a head --------------------------------------------------------------------------------------
+
+
+def _labels_of(model) -> dict[str, int]:
+    """Class or answer of a model -> its number."""
+    return {str(label): int(number) for number, label in model.config.id2label.items()}
+
+
+def classification_accuracy(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """
+    Action recognition with a classification head. Classes are matched by name, not by number.
+
+    Args:
+        model: a `RegionLearnerForVideoClassification`.
+        processor: its processor, or video processor alone.
+        dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
+        batch_size, num_workers, progress: as in [`multiple_choice_accuracy`].
+
+    Returns:
+        `top1`, `top5`, `videos` (those read), `unreadable`.
+
+    Raises:
+        ValueError: no rows or names, the model lacks a class, or no video can be read.
+    """
+    questions = _Questions(dataset, ("label",))
+    known = _class_labels(dataset)
+    names = _label_names(questions, known)
+    numbers = _labels_of(model)
+    if missing := [name for name in dict.fromkeys([*(known or ()), *names]) if name not in numbers]:
+        raise ValueError(
+            f"The model lacks {len(missing)} of the data set's classes: {', '.join(map(repr, missing[:3]))}; it knows "
+            f"{', '.join(map(repr, list(numbers)[:3]))}, ... ({len(numbers)}). Train it on these classes, or give "
+            "them the same names in config.id2label."
+        )
+    unreadable: dict[int, str] = {}
+    logits = torch.zeros(len(questions.videos), len(numbers), dtype=torch.float64)
+    with _evaluating(model):
+        batches = read_clips(
+            processor, questions.videos, unreadable, batch_size, num_workers, progress, "classifying videos"
+        )
+        for indices, clips in batches:
+            logits[indices] = model(pixel_values_videos=clips.to(model.device)).logits.double().cpu()
+    warn_of_unreadable(unreadable, questions.ids)
+    rows = torch.tensor([owner not in unreadable for owner in questions.owners.tolist()])
+    labels = torch.tensor([numbers[name] for name in names])
+    return _top_metrics(logits[questions.owners[rows]], labels[rows]) | {
+        "videos": len(questions.videos) - len(unreadable),
+        "unreadable": len(unreadable),
+    }
+
+
+def answer_accuracy(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """
+    Open-ended question answering over an answer vocabulary: how often the best-scored answer is the right one.
+
+    Args:
+        model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
+        processor: its processor.
+        dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded once.
+        batch_size: pairs of video and question at a time, and videos decoded at a time.
+        num_workers, progress: as in [`multiple_choice_accuracy`].
+
+    Returns:
+        `accuracy`, `questions`, `out_of_vocabulary` (questions whose answer the model cannot give; they are among
+        `questions` and count as wrong), `unreadable` (videos; their questions are in none of these).
+
+    Raises:
+        ValueError: no rows, a column is missing, or no video can be read.
+    """
+    questions = _Questions(dataset, ("question", "answer"))
+    numbers = _labels_of(model)
+    labels = torch.tensor([numbers.get(str(answer), UNKNOWN_LABEL) for answer in questions.column("answer")])
+    texts = questions.column("question")
+    rows_of: list[list[int]] = [[] for _ in questions.ids]
+    for row, owner in enumerate(questions.owners.tolist()):
+        rows_of[owner].append(row)
+    unreadable: dict[int, str] = {}
+    right = torch.zeros(len(questions), dtype=torch.float64)
+    with _evaluating(model):
+        batches = read_clips(
+            processor, questions.videos, unreadable, batch_size, num_workers, progress, "answering questions"
+        )
+        for indices, clips in batches:
+            pairs = [(row, position) for position, index in enumerate(indices) for row in rows_of[index]]
+            for start in range(0, len(pairs), batch_size):
+                rows, positions = (list(part) for part in zip(*pairs[start : start + batch_size]))
+                inputs = processor(text=[texts[row] for row in rows], return_tensors="pt").to(model.device)
+                videos = clips[positions].to(model.device)
+                logits = model(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    pixel_values_videos=videos,
+                ).logits
+                right[rows] = top_k(logits.cpu(), labels[rows], 1)
+    warn_of_unreadable(unreadable, questions.ids)
+    counted = torch.tensor([owner not in unreadable for owner in questions.owners.tolist()])
+    return {
+        "accuracy": _percent(right[counted]),
+        "questions": int(counted.sum()),
+        "out_of_vocabulary": int((labels[counted] == UNKNOWN_LABEL).sum()),
+        "unreadable": len(unreadable),
+    }
+
+
+# --- Trainer -------------------------------------------------------------------------------------------------
+
+
+def _logits_and_labels(prediction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of an `EvalPrediction`, without the rows that count for nothing."""
+    logits, labels = (
+        torch.as_tensor(part[0] if isinstance(part, tuple | list) else part)
+        for part in (prediction.predictions, prediction.label_ids)
+    )
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"Logits (n, classes) and labels (n,), not {tuple(logits.shape)} and {tuple(labels.shape)}.")
+    kept = labels != IGNORED_LABEL
+    if not kept.any():
+        raise ValueError("No row counts: no video could be read.")
+    return logits[kept], labels[kept].long()
+
+
+def compute_classification_metrics(prediction) -> dict[str, float]:
+    """
+    `compute_metrics` for the Trainer: `top1` and `top5` of logits (n, classes), `prediction.predictions`, and labels
+    (n,), `prediction.label_ids`. Rows with the label -100 count for nothing, those with -1 are wrong.
+    """
+    return _top_metrics(*_logits_and_labels(prediction))
+
+
+def compute_answer_metrics(prediction) -> dict[str, float]:
+    """
+    `compute_metrics` for the Trainer: `accuracy`, `questions` and `out_of_vocabulary` of logits (n, answers),
+    `prediction.predictions`, and labels (n,), `prediction.label_ids`. Rows with the label -100 count for nothing;
+    those with -1, whose answer is outside of the vocabulary, are wrong.
+    """
+    logits, labels = _logits_and_labels(prediction)
+    return {
+        "accuracy": _percent(top_k(logits, labels, 1)),
+        "questions": len(labels),
+        "out_of_vocabulary": int((labels == UNKNOWN_LABEL).sum()),
+    }

@@ -1,0 +1,357 @@
+"""Evaluation of the tasks against naive loops, on moving shapes and tiny models."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+
+from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.evaluation import (
+    answer_accuracy,
+    classification_accuracy,
+    compute_answer_metrics,
+    compute_classification_metrics,
+    embed_corpus,
+    multiple_choice_accuracy,
+    zero_shot_accuracy,
+)
+from region_learner.evaluation.tasks import top_k
+from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
+
+from .conftest import tiny_model, tiny_text_config
+from .test_webdataset import write_shard
+
+CLIPS = 14
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    sizes = {"train": CLIPS, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
+    return make_moving_shapes(tmp_path_factory.mktemp("shapes") / "corpus", workers=1, progress=False, **sizes)
+
+
+@pytest.fixture(scope="module")
+def tables(directory):
+    tasks = ("retrieval", "multiple_choice", "question_answering", "action_recognition")
+    return {task: load_corpus("moving_shapes", directory, task=task) for task in tasks}
+
+
+@pytest.fixture(scope="module")
+def processor(tables):
+    words = [text for row in tables["multiple_choice"] for text in row["options"]]
+    words += tables["question_answering"]["question"][:]
+    tokenizer = train_tokenizer(words, 400, 32)
+    return RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=2), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(text=tiny_text_config(vocab_size=400))
+
+
+def cosine(model, processor, video, text):
+    """Of one video and one text, each alone in its batch."""
+    with torch.no_grad():
+        clip = processor(videos=[video], return_tensors="pt")
+        one = model.get_video_features(**clip).pooler_output[0].double()
+        other = model.get_text_features(**processor(text=[text], return_tensors="pt")).pooler_output[0].double()
+    return float(one @ other / one.norm() / other.norm())
+
+
+class Head(torch.nn.Module):
+    """Stands for a model with a head: scores that depend on the clip, and on the question if there is one."""
+
+    def __init__(self, labels, seed=0):
+        super().__init__()
+        self.config = SimpleNamespace(id2label=dict(enumerate(labels)))
+        generator = torch.Generator().manual_seed(seed)
+        self.of_clip = torch.nn.Parameter(torch.randn(2 * 3 * 32 * 32, len(labels), generator=generator))
+        self.of_word = torch.nn.Parameter(3 * torch.randn(400, len(labels), generator=generator))
+        self.batches = []
+
+    @property
+    def device(self):
+        return self.of_clip.device
+
+    def forward(self, pixel_values_videos, input_ids=None, attention_mask=None):
+        assert not self.training
+        self.batches.append(len(pixel_values_videos))
+        logits = pixel_values_videos.flatten(1) @ self.of_clip
+        if input_ids is not None:
+            logits = logits + (self.of_word[input_ids] * attention_mask[..., None]).sum(1)
+        return SimpleNamespace(logits=logits)
+
+
+def damage(table, tmp_path, which):
+    """The table with some videos, by their ids, replaced by a file that is none."""
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(b"not a video")
+    return table.map(lambda row: {"video": str(path) if row["video_id"] in which else row["video"]})
+
+
+# --- Scores --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_is_the_chance_with_ties_broken_at_random(k):
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 3, (40, 4)).astype(float), rng.integers(-1, 4, 40)
+    for row, label, chance in zip(scores, labels, top_k(torch.tensor(scores), torch.tensor(labels), k).tolist()):
+        hits = [label in np.lexsort((rng.random(4), -row))[:k] for _ in range(400)]
+        assert abs(np.mean(hits) - chance) < 0.1
+        if label < 0:
+            assert chance == 0
+        if k >= 4:
+            assert chance == (label >= 0)
+
+
+def test_top_k_of_scores_that_are_not_finite():
+    scores = torch.full((1, 3), torch.nan)
+    assert top_k(scores, torch.tensor([0]), 1).tolist() == [0]
+
+
+# --- Multiple choice -----------------------------------------------------------------------------------------
+
+
+def test_multiple_choice_against_a_naive_loop(model, processor, tables):
+    table = tables["multiple_choice"]
+    right = 0
+    for row in table:
+        scores = [cosine(model, processor, row["video"], option) for option in row["options"]]
+        right += int(np.argmax(scores) == row["answer"])
+    result = multiple_choice_accuracy(model, processor, table, batch_size=4, progress=False)
+    assert result == {"accuracy": pytest.approx(100 * right / CLIPS), "questions": CLIPS, "unreadable": 0}
+
+
+def test_multiple_choice_embeds_each_video_once(model, processor, tables, monkeypatch):
+    rows = tables["multiple_choice"].to_list()[:3]
+    questions = [row | {"options": row["options"][:n], "answer": 0} for row in rows for n in (2, 3, 5)]
+    seen = []
+    embed = type(model).get_video_features
+
+    def counted(self, pixel_values_videos, **kwargs):
+        seen.append(len(pixel_values_videos))
+        return embed(self, pixel_values_videos, **kwargs)
+
+    monkeypatch.setattr(type(model), "get_video_features", counted)
+    result = multiple_choice_accuracy(model, processor, questions, progress=False)
+    assert seen == [3]
+    assert result["questions"] == 9
+    monkeypatch.undo()
+    right = [
+        np.argmax([cosine(model, processor, row["video"], option) for option in row["options"]]) == row["answer"]
+        for row in questions
+    ]
+    assert result["accuracy"] == pytest.approx(100 * np.mean(right))
+
+
+def test_multiple_choice_ties_count_in_part(model, processor, tables):
+    row = tables["multiple_choice"][0]
+    for answer in (0, 3):
+        same = [row | {"options": ["a red star"] * 4, "answer": answer}]
+        assert multiple_choice_accuracy(model, processor, same, progress=False)["accuracy"] == 25
+
+
+def test_multiple_choice_leaves_out_and_names_unreadable_videos(model, processor, tables, tmp_path, caplog):
+    table = tables["multiple_choice"]
+    lost = table["video_id"][2:4]
+    with caplog.at_level(logging.WARNING):
+        result = multiple_choice_accuracy(model, processor, damage(table, tmp_path, lost), 3, progress=False)
+    kept = [row for row in table if row["video_id"] not in lost]
+    expected = multiple_choice_accuracy(model, processor, kept, progress=False)
+    assert result == expected | {"unreadable": 2}
+    assert result["questions"] == CLIPS - 2
+    assert f"2 of {CLIPS} videos cannot be read" in caplog.records[-1].message
+    assert all(video_id in caplog.records[-1].message for video_id in lost)
+    with pytest.raises(ValueError, match=r"None of the 14 videos can be read; the first: .*damaged.mp4"):
+        multiple_choice_accuracy(model, processor, damage(table, tmp_path, table["video_id"][:]), progress=False)
+
+
+def test_bad_questions(model, processor, tables):
+    row = tables["multiple_choice"][0]
+    with pytest.raises(ValueError, match=r"no rows"):
+        multiple_choice_accuracy(model, processor, [])
+    with pytest.raises(ValueError, match=r"no column 'options' .*another task"):
+        multiple_choice_accuracy(model, processor, tables["retrieval"])
+    for answer in (5, -1, "0"):
+        with pytest.raises(ValueError, match=f"the answer {answer!r} is none of 5 options"):
+            multiple_choice_accuracy(model, processor, [row | {"answer": answer}])
+
+
+# --- Zero-shot action recognition ----------------------------------------------------------------------------
+
+
+def naive_zero_shot(model, processor, rows, names, templates):
+    with torch.no_grad():
+        classes = []
+        for name in names:
+            prompts = [template.replace("{}", name) for template in templates]
+            each = [
+                model.get_text_features(**processor(text=[p], return_tensors="pt")).pooler_output[0] for p in prompts
+            ]
+            mean = torch.stack([one / one.norm() for one in each]).mean(0)
+            classes.append(mean / mean.norm())
+        top = {1: 0, 5: 0}
+        for row in rows:
+            clip = model.get_video_features(**processor(videos=[row["video"]], return_tensors="pt")).pooler_output[0]
+            order = torch.stack([clip @ one for one in classes]).argsort(descending=True).tolist()
+            for k in top:
+                top[k] += row["label"] in order[:k]
+    return {f"top{k}": pytest.approx(100 * hits / len(rows)) for k, hits in top.items()}
+
+
+def test_zero_shot_against_a_naive_loop(model, processor, tables):
+    table = tables["action_recognition"]
+    names = table.features["label"].names
+    templates = ("{}", "a video of a shape that {}", "we see {} here")
+    result = zero_shot_accuracy(model, processor, table, templates=templates, batch_size=3, progress=False)
+    counts = {"videos": table.num_rows, "classes": len(names), "unreadable": 0}
+    assert result == naive_zero_shot(model, processor, table, names, templates) | counts
+
+
+def test_zero_shot_takes_names_and_labels_in_words(model, processor, tables, tmp_path):
+    table = tables["action_recognition"]
+    names = [f"it {name}" for name in table.features["label"].names]
+    by_number = zero_shot_accuracy(model, processor, table, class_names=names, progress=False)
+    rows = [row | {"label": names[row["label"]]} for row in table]
+    assert zero_shot_accuracy(model, processor, rows, class_names=names, progress=False) == by_number
+    lost = damage(table, tmp_path, table["video_id"][:1])
+    part = zero_shot_accuracy(model, processor, lost, class_names=names, progress=False)
+    expected = zero_shot_accuracy(model, processor, rows[1:], class_names=names, progress=False)
+    assert part == expected | {"unreadable": 1}
+
+
+def test_zero_shot_bad_input(model, processor, tables):
+    table = tables["action_recognition"]
+    rows = table.to_list()
+    with pytest.raises(ValueError, match="pass class_names"):
+        zero_shot_accuracy(model, processor, rows)
+    with pytest.raises(ValueError, match="2 names for the data set's 11 classes"):
+        zero_shot_accuracy(model, processor, table, class_names=["a", "b"])
+    with pytest.raises(ValueError, match="Two classes are called 'a'"):
+        zero_shot_accuracy(model, processor, rows, class_names=["a", "a"])
+    with pytest.raises(ValueError, match=r"The label \d+ is none of the 1 classes"):
+        zero_shot_accuracy(model, processor, [row | {"label": 7} for row in rows], class_names=["a"])
+    with pytest.raises(ValueError, match="1 labels are none of the classes: 'b'"):
+        zero_shot_accuracy(model, processor, [row | {"label": "b"} for row in rows], class_names=["a"])
+    with pytest.raises(ValueError, match=r"'a video' has no '\{\}'"):
+        zero_shot_accuracy(model, processor, table, templates=["a video"])
+    with pytest.raises(ValueError, match="a sequence of one prompt or more"):
+        zero_shot_accuracy(model, processor, table, templates="{}")
+
+
+# --- Models with a head --------------------------------------------------------------------------------------
+
+
+def test_classification_matches_classes_by_name(processor, tables, tmp_path):
+    table = tables["action_recognition"]
+    names = table.features["label"].names
+    model = Head([*reversed(names), "something else"])
+    top = {1: 0, 5: 0}
+    for row in table:
+        clip = processor(videos=[row["video"]], return_tensors="pt")["pixel_values_videos"]
+        order = (clip.flatten(1) @ model.of_clip)[0].argsort(descending=True).tolist()
+        for k in top:
+            top[k] += names[row["label"]] in [model.config.id2label[number] for number in order[:k]]
+    expected = {f"top{k}": pytest.approx(100 * hits / table.num_rows) for k, hits in top.items()}
+    counts = {"videos": table.num_rows, "unreadable": 0}
+    model.train()
+    assert classification_accuracy(model, processor, table, batch_size=3, progress=False) == expected | counts
+    assert model.training
+    assert max(model.batches) == 3
+    # The video processor alone will do, and labels in words.
+    rows = [row | {"label": names[row["label"]]} for row in table]
+    alone = classification_accuracy(model, processor.video_processor, rows, progress=False)
+    assert alone == expected | counts
+    lost = damage(table, tmp_path, table["video_id"][1:3])
+    part = classification_accuracy(model, processor, lost, batch_size=2, progress=False)
+    assert part == classification_accuracy(model, processor, [rows[0], *rows[3:]], progress=False) | {"unreadable": 2}
+
+
+def test_classification_with_classes_that_the_model_lacks(processor, tables):
+    table = tables["action_recognition"]
+    names = table.features["label"].names
+    with pytest.raises(ValueError, match="The model lacks 2 of the data set's classes: 'moves left', 'stays still'"):
+        classification_accuracy(Head(names[1:-1]), processor, table)
+    rows = Dataset.from_dict({"video": ["a"], "video_id": ["a"], "label": [3]})
+    with pytest.raises(ValueError, match=r"numbers without names: cast it to datasets.ClassLabel"):
+        classification_accuracy(Head(names), processor, rows)
+    features = Features({"video": Value("string"), "video_id": Value("string"), "label": ClassLabel(names=["x"])})
+    with pytest.raises(ValueError, match="lacks 1 of"):
+        classification_accuracy(Head(names), processor, Dataset.from_dict(dict(rows.to_dict(), label=[0]), features))
+
+
+def test_answers_against_a_naive_loop(processor, tables, tmp_path):
+    table = tables["question_answering"]
+    vocabulary = sorted(set(table["answer"]))[::2]  # half of the answers are unknown to the model
+    model = Head(vocabulary)
+    right = {}
+    for row in table:
+        inputs = processor(text=[row["question"]], videos=[row["video"]], return_tensors="pt")
+        scores = model.eval()(
+            **{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values_videos")}
+        )
+        given = vocabulary[int(scores.logits.argmax())]
+        right[row["video_id"], row["question"]] = given == row["answer"]
+    unknown = sum(row["answer"] not in vocabulary for row in table)
+    assert sum(right.values()) > 0
+    assert 0 < unknown < table.num_rows
+    model.batches.clear()
+    assert answer_accuracy(model, processor, table, batch_size=4, progress=False) == {
+        "accuracy": pytest.approx(100 * np.mean(list(right.values()))),
+        "questions": table.num_rows,
+        "out_of_vocabulary": unknown,
+        "unreadable": 0,
+    }
+    assert max(model.batches) <= 4
+    lost = set(table["video_id"][:1])
+    part = answer_accuracy(model, processor, damage(table, tmp_path, lost), batch_size=3, progress=False)
+    kept = [row for row in table if row["video_id"] not in lost]
+    assert part == answer_accuracy(model, processor, kept, progress=False) | {"unreadable": 1}
+    with pytest.raises(ValueError, match="no column 'question'"):
+        answer_accuracy(model, processor, tables["retrieval"])
+
+
+def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_path):
+    """Videos as references into a shard, in a table and as a stream, read in the loader's processes."""
+    members = []
+    for row in tables["action_recognition"].to_list():
+        with open(row["video"], "rb") as file:
+            members.append((f"{row['video_id']}.mp4", file.read()))
+        members.append((f"{row['video_id']}.json", f'{{"caption": "x", "label": "{row["captions"][0]}"}}'.encode()))
+    members += [("broken.mp4", b"not a video"), ("broken.json", b'{"caption": "x", "label": "moves left"}')]
+    write_shard(tmp_path / "0.tar", members)
+    expected = zero_shot_accuracy(model, processor, tables["action_recognition"], progress=False) | {"unreadable": 1}
+    names = tables["action_recognition"].features["label"].names
+    for options in ({}, {"streaming": True}, {"streaming": True, "lazy": True}):
+        shards = load_corpus("webdataset", tmp_path, **options)
+        workers = 0 if options else 2
+        result = zero_shot_accuracy(model, processor, shards, names, num_workers=workers, progress=False)
+        assert result == expected
+    embeddings = embed_corpus(model, processor, load_corpus("webdataset", tmp_path), progress=False)
+    assert list(embeddings.unreadable) == ["broken"]
+    assert "0.tar at byte" in embeddings.unreadable["broken"]
+
+
+# --- Trainer -------------------------------------------------------------------------------------------------
+
+
+def test_trainer_metrics():
+    logits = np.array(
+        [[3, 2, 1, 0, 0, -9], [0, 9, 1, 2, 3, 4], [1, 0, 0, 0, 0, 0], [9, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+    )
+    labels = np.array([0, 0, -1, -100, 1])
+    prediction = SimpleNamespace(predictions=logits.astype(np.float32), label_ids=labels)
+    assert compute_answer_metrics(prediction) == {"accuracy": 50, "questions": 4, "out_of_vocabulary": 1}
+    assert compute_classification_metrics(prediction) == {"top1": 50, "top5": 50}
+    in_tuples = SimpleNamespace(predictions=(prediction.predictions, None), label_ids=(labels,))
+    assert compute_answer_metrics(in_tuples)["accuracy"] == 50
+    with pytest.raises(ValueError, match="No row counts"):
+        compute_answer_metrics(SimpleNamespace(predictions=logits, label_ids=np.full(5, -100)))
+    with pytest.raises(ValueError, match=r"not \(5, 6\) and \(4,\)"):
+        compute_classification_metrics(SimpleNamespace(predictions=logits, label_ids=labels[:4]))
