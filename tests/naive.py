@@ -106,10 +106,30 @@ def region_module(module, features, h, w):
     return regions, masks, ids
 
 
+def _late_fusion(model, clip, h, w):
+    """Frames encoded one by one; only regions (and motion) know of more than one."""
+    encoded = torch.stack([encoder(model, frame[None]) for frame in clip])  # (T, 1 + N, D)
+    states = encoded[:, 1:]
+    if model.region_module is not None:
+        states, _, _ = region_module(model.region_module, states, h, w)
+        states = states.view(len(clip), -1, states.shape[-1])
+    features = []
+    for x, own in zip(encoded, states):
+        z = _norm(torch.cat([x[:1], own]), model.layernorm)
+        features.append(z[0] + z[1:].mean(0) if model.config.video_pooling == "cls_mean" else z[0])
+    if model.config.temporal_fusion == "pool":
+        return sum(features) / len(features)
+    linear = model.temporal_fusion
+    features += [torch.zeros_like(features[0])] * (model.config.num_frames - len(features))
+    return linear.weight @ torch.cat(features) + linear.bias
+
+
 def video_feature(model, clip):
     """The whole video tower on one clip: (D,)."""
-    x = encoder(model, clip)
     h, w = clip.shape[-2] // model.config.patch_size, clip.shape[-1] // model.config.patch_size
+    if model.config.temporal_fusion != "attention":
+        return _late_fusion(model, clip, h, w)
+    x = encoder(model, clip)
     states = x[1:]
     if model.region_module is not None:
         states, _, _ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, CLIPTextConfig
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
-from region_learner.modeling_region_learner import contrastive_loss
+from region_learner.modeling_region_learner import infonce_loss
 
 from . import naive
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, texts, tiny_model, tiny_video_model
@@ -23,6 +23,11 @@ OPTIONS = {
     "masks_only": {"codebook_size": 0, "interaction_layers": 0},
     "several_layers": {"interaction_layers": 2, "interaction_residual": True, "interaction_norm": True},
     "mean_of_patches": NO_REGIONS | {"video_pooling": "cls_mean"},
+    "pool": {"temporal_fusion": "pool", "motion_excitation": True},
+    "pool_frozen_in_time": NO_REGIONS | {"temporal_fusion": "pool"},
+    "pool_mean_of_patches": NO_REGIONS | {"temporal_fusion": "pool", "video_pooling": "cls_mean"},
+    "linear": {"temporal_fusion": "linear"},
+    "linear_frozen_in_time": NO_REGIONS | {"temporal_fusion": "linear"},
 }
 
 
@@ -94,7 +99,18 @@ def test_attention_weights_on_request():
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0]])
-@pytest.mark.parametrize("extra", [{}, {"motion_excitation": True}, {"codebook_size": 0}, NO_REGIONS])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"motion_excitation": True},
+        {"codebook_size": 0},
+        NO_REGIONS,
+        {"temporal_fusion": "pool", "motion_excitation": True},
+        {"temporal_fusion": "linear"},
+        NO_REGIONS | {"temporal_fusion": "linear"},
+    ],
+)
 def test_masked_frames_have_no_influence(mask, extra):
     model = tiny_video_model(**extra)
     frame_mask = torch.tensor([mask, [1, 1, 1, 1]])
@@ -180,6 +196,68 @@ def test_more_frames(fill):
     assert torch.equal(more.resize_frames(2).video_model.embeddings.temporal_embeddings[0], new[:2])
 
 
+@pytest.mark.parametrize("fill", ["zeros", "nearest", "bilinear"])
+def test_more_frames_under_linear_fusion(fill):
+    model = tiny_video_model(temporal_fusion="linear", interaction_layers=0)
+    more = model.resize_frames(8, fill=fill)
+    old = model.temporal_fusion.weight.view(32, 4, 32)
+    new = more.temporal_fusion.weight.view(32, 8, 32)
+    assert model.temporal_fusion.num_frames == 4
+    still = clips(frames=1)
+    with torch.no_grad():
+        if fill == "zeros":
+            assert torch.equal(new[:, :4], old)
+            assert not new[:, 4:].any()
+            torch.testing.assert_close(more(clips()).pooler_output, model(clips()).pooler_output)
+            # Dropping them again gives the first model; dropping more, the function of shorter clips.
+            less = more.resize_frames(2)
+            torch.testing.assert_close(less(clips(frames=2)).pooler_output, model(clips(frames=2)).pooler_output)
+        else:
+            if fill == "nearest":
+                torch.testing.assert_close(new, old.repeat_interleave(2, 1) / 2)
+            else:  # the first and the last frame keep theirs, but for what the correction adds to all
+                gaps = new[:, 1:] - new[:, :-1]
+                torch.testing.assert_close(gaps[:, 0] * 7 / 3, (old[:, 1] - old[:, 0]) / 2, rtol=1e-4, atol=1e-5)
+            for frames, resized in ((8, more), (3, model.resize_frames(3, fill=fill))):
+                torch.testing.assert_close(
+                    resized(still.expand(-1, frames, -1, -1, -1)).pooler_output,
+                    model(still.expand(-1, 4, -1, -1, -1)).pooler_output,
+                    rtol=1e-4,
+                    atol=1e-4,
+                )
+    assert more.temporal_fusion.weight.shape == (32, 8 * 32)
+    again = RegionLearnerVideoModel(more.config)
+    again.load_state_dict(more.state_dict())
+
+
+def test_linear_fusion_starts_as_the_mean():
+    options = NO_REGIONS | {"num_frames": 4}
+    models = []
+    for fusion in ("linear", "pool"):
+        torch.manual_seed(0)
+        config = RegionLearnerVideoConfig(**TINY_VIDEO | options | {"temporal_fusion": fusion})
+        models.append(RegionLearnerVideoModel(config).eval())
+    models[1].load_state_dict(models[0].state_dict(), strict=False)
+    with torch.no_grad():
+        one, other = (model(clips()).pooler_output for model in models)
+    torch.testing.assert_close(one, other)
+
+
+def test_late_fusion_encodes_frames_as_images():
+    """Without interaction of regions, the feature of a clip is the mean of those of its frames alone."""
+    model = tiny_video_model(temporal_fusion="pool", interaction_layers=0)
+    videos = clips()
+    with torch.no_grad():
+        outputs = model(videos, output_hidden_states=True)
+        alone = torch.stack([model(videos[:, i : i + 1]).pooler_output for i in range(4)])
+    torch.testing.assert_close(outputs.pooler_output, alone.mean(0), rtol=1e-4, atol=1e-5)
+    assert outputs.last_hidden_state.shape == (2, 4 + 4 * 3, 32)
+    assert outputs.region_states.shape == (2, 4 * 3, 32)
+    assert outputs.region_masks.shape == (2, 4, 3, 4, 4)
+    assert outputs.cluster_ids.shape == (2, 4, 4, 4)
+    assert outputs.hidden_states[0].shape == (8, 17, 32)
+
+
 def test_errors_name_the_thing_and_the_cure():
     model = tiny_model()
     for call, message in [
@@ -197,6 +275,8 @@ def test_errors_name_the_thing_and_the_cure():
         (lambda: RegionLearnerVideoConfig(codebook_size=0, motion_excitation=True), "motion_excitation=True adds"),
         (lambda: RegionLearnerVideoConfig(codebook_mode="vq"), "codebook_mode='vq' is not known"),
         (lambda: RegionLearnerVideoConfig(video_pooling="max"), "video_pooling='max' is not known"),
+        (lambda: RegionLearnerVideoConfig(temporal_fusion="mean"), "temporal_fusion='mean' is not known"),
+        (lambda: tiny_video_model(temporal_fusion="pool")(clips(frames=5)), "5 frames.*4 temporal positions"),
         (lambda: RegionLearnerVideoConfig(codebook_decay=1.0), "codebook_decay=1.0"),
         (lambda: RegionLearnerConfig(temperature=0.0), "temperature=0.0 must be greater than 0"),
         (lambda: RegionLearnerConfig(text_config={"dim": 8}), "dict without `model_type`"),
@@ -216,7 +296,7 @@ def test_loss_equals_a_literal_reading():
         t2v = torch.stack([text[i] @ video[j] / 0.05 for j in range(5)])
         v2t = torch.stack([video[i] @ text[j] / 0.05 for j in range(5)])
         expected = expected - (t2v[i] - t2v.logsumexp(0) + v2t[i] - v2t.logsumexp(0)) / 5
-    torch.testing.assert_close(contrastive_loss(text, video, 0.05), expected)
+    torch.testing.assert_close(infonce_loss(text, video, 0.05), expected)
 
 
 def test_pairs_of_one_video_are_not_negatives():
@@ -228,15 +308,15 @@ def test_pairs_of_one_video_are_not_negatives():
         for a, b in ((text, video), (video, text)):
             logits = torch.stack([a[i] @ b[j] / 0.05 for j in others])
             expected = expected - (logits[others.index(i)] - logits.logsumexp(0)) / 4
-    torch.testing.assert_close(contrastive_loss(text, video, 0.05, ids), expected)
+    torch.testing.assert_close(infonce_loss(text, video, 0.05, ids), expected)
 
 
 def test_fillers_count_for_nothing():
     text, video = (F.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
     ids = torch.tensor([3, -1, 7, -1, 9])
     kept = ids >= 0
-    expected = contrastive_loss(text[kept], video[kept], 0.05)
-    torch.testing.assert_close(contrastive_loss(text, video, 0.05, ids), expected)
+    expected = infonce_loss(text[kept], video[kept], 0.05)
+    torch.testing.assert_close(infonce_loss(text, video, 0.05, ids), expected)
 
 
 def test_autocast_does_not_blur_the_loss():
@@ -244,7 +324,7 @@ def test_autocast_does_not_blur_the_loss():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
     assert outputs.loss.dtype == outputs.logits_per_text.dtype == torch.float32
-    torch.testing.assert_close(outputs.loss, contrastive_loss(outputs.text_embeds, outputs.video_embeds, 0.05))
+    torch.testing.assert_close(outputs.loss, infonce_loss(outputs.text_embeds, outputs.video_embeds, 0.05))
 
 
 def test_a_batch_of_masked_frames_leaves_the_codebook_as_it_is():

@@ -114,6 +114,30 @@ def test_sizes_come_from_the_weights():
     assert config.text_config.dim == sizes["text"]["dim"]
 
 
+def test_late_fusion(tmp_path):
+    """The weights that the original has for it, and the function of them that it computes after the encoder."""
+    state = {name.removeprefix("module."): tensor for name, tensor in _tensors("region_learner").items()}
+    width = state["video_model.cls_token"].shape[-1]
+    weight, bias = torch.randn(width, 4 * width) / width**0.5, torch.randn(width)
+    state |= {"video_model.late_temporal_fusion.weight": weight, "video_model.late_temporal_fusion.bias": bias}
+    torch.save({"state_dict": state}, tmp_path / "late.pth")
+    sizes = json.loads((FIXTURES / "region_learner.json").read_text())
+    options = {"num_attention_heads": sizes["num_attention_heads"], "text_config": sizes["text"]}
+    linear = convert_original_checkpoint(tmp_path / "late.pth", **options).video_model
+    assert linear.config.temporal_fusion == "linear"
+    pool = convert("region_learner", temporal_fusion="pool").video_model
+    attention = convert("region_learner").video_model
+    videos = torch.randn(2, 4, 3, sizes["image_size"], sizes["image_size"])
+    with torch.no_grad():
+        outputs = linear(videos)
+        # Features of the frames, one by one: encoded alone, with regions that interact over frames.
+        frames, regions = outputs.last_hidden_state.split([4, 4 * sizes["num_regions"]], dim=1)
+        features = frames + regions.unflatten(1, (4, -1)).mean(2)
+        close(outputs.pooler_output, features.flatten(1) @ weight.T + bias)
+        close(pool(videos).pooler_output, features.mean(1))
+        close(frames[:, 1], attention(videos[:, 1:2]).last_hidden_state[:, 0])
+
+
 def test_what_weights_cannot_tell_is_that_of_the_original():
     config = convert_original_checkpoint(
         FIXTURES / "frozen_in_time.pth", num_attention_heads=4, text_config={"n_heads": 4}

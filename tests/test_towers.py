@@ -274,6 +274,119 @@ def test_both_towers_of_one_clip(sources, tmp_path):
     assert torch.equal(output.logits_per_video, again.logits_per_video)
 
 
+# Both sides of one CLIP
+
+
+@pytest.fixture(scope="module", params=["eos_token", "openai", "gelu", "unequal_widths"])
+def clip(request, tmp_path_factory) -> SimpleNamespace:
+    """A tiny CLIP: with the end of text named, with OpenAI's id 2 in its place, and of other shapes."""
+    text = TEXT | {"bos_token_id": 97, "eos_token_id": 2 if request.param == "openai" else 98, "pad_token_id": 1}
+    vision, activation = SIZES | IMAGE, "gelu" if request.param == "gelu" else "quick_gelu"
+    if request.param == "unequal_widths":
+        text |= {"hidden_size": 16, "intermediate_size": 48}
+    parts = {
+        "text_config": text | {"hidden_act": activation},
+        "vision_config": vision | {"hidden_act": activation},
+    }
+    path = tmp_path_factory.mktemp(request.param)
+    model = save(path, CLIPModel(CLIPConfig(**parts, projection_dim=24)))
+    model.logit_scale.data.fill_(3.21)
+    model.save_pretrained(path)
+    return SimpleNamespace(path=path, model=model, text=text)
+
+
+def assert_same_as_clip(model: RegionLearnerModel, clip, inputs: dict[str, torch.Tensor]):
+    """Embeddings and logits of images, as clips of one frame, and texts."""
+    images = clips(batch=3, frames=1)
+    ours = model(**inputs, pixel_values_videos=images)
+    theirs = clip.model(**inputs, pixel_values=images[:, 0])
+    close(ours.text_embeds, theirs.text_embeds)
+    close(ours.video_embeds, theirs.image_embeds)
+    close(ours.logits_per_text, theirs.logits_per_text)
+    close(ours.logits_per_video, theirs.logits_per_image)
+    assert ours.logits_per_text.std() > 0.1
+    close(model.get_text_features(**inputs).pooler_output, clip.model.get_text_features(**inputs).pooler_output)
+    close(model.get_video_features(images).pooler_output, clip.model.get_image_features(images[:, 0]).pooler_output)
+
+
+@torch.no_grad()
+def test_a_clip_is_the_same_in_one_call(clip, tmp_path):
+    model = from_pretrained_towers(clip.path, clip.path, **NO_REGIONS)
+    config = model.config
+    assert (config.projection_dim, config.projection_bias, config.text_projection_relu) == (24, False, False)
+    assert (config.learn_temperature, config.text_pooling) == (True, "eos")
+    assert model.logit_scale.item() == pytest.approx(3.21)
+    assert_same_as_clip(model, clip, padded_texts())
+    if clip.text["eos_token_id"] == 2:  # the highest token, whichever it is
+        assert_same_as_clip(model, clip, texts(3))
+    model.save_pretrained(tmp_path)
+    assert_same_as_clip(RegionLearnerModel.from_pretrained(tmp_path), clip, padded_texts())
+    # By another spelling of the same directory.
+    assert_same_as_clip(
+        from_pretrained_towers(f"{clip.path}/../{clip.path.name}", clip.path, **NO_REGIONS), clip, padded_texts()
+    )
+
+
+@torch.no_grad()
+def test_pooled_frames_of_a_clip(clip):
+    """As the original takes CLIP for its backbone: the mean of the frames' embeddings."""
+    model = from_pretrained_towers(clip.path, clip.path, temporal_fusion="pool", **NO_REGIONS)
+    videos = clips(frames=3)
+    expected = torch.stack([clip.model.get_image_features(frame).pooler_output for frame in videos.unbind(1)]).mean(0)
+    close(model.get_video_features(videos).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_with_regions_the_projections_are_still_those_of_clip(clip):
+    model = from_pretrained_towers(clip.path, clip.path, codebook_size=8, num_regions=4)
+    assert torch.equal(model.video_projection.weight, clip.model.visual_projection.weight)
+    assert torch.equal(model.text_projection.weight, clip.model.text_projection.weight)
+    output = model(**padded_texts(), pixel_values_videos=clips())
+    close(
+        output.video_embeds,
+        torch.nn.functional.normalize(clip.model.visual_projection(output.video_model_output.pooler_output), dim=-1),
+    )
+    close(output.logits_per_text, output.text_embeds @ output.video_embeds.T * torch.tensor(3.21).exp())
+
+
+@torch.no_grad()
+def test_what_a_clip_brings_can_be_overridden(clip):
+    def load(**options):
+        return from_pretrained_towers(clip.path, clip.path, **NO_REGIONS, **options)
+
+    inputs = padded_texts() | {"pixel_values_videos": clips()}
+    biased = load(projection_bias=True)
+    assert not biased.video_projection.bias.any()
+    close(biased(**inputs).logits_per_text, load()(**inputs).logits_per_text)
+    fixed = load(learn_temperature=False)
+    assert fixed.logit_scale is None
+    close(fixed(**inputs).logits_per_text, load()(**inputs).logits_per_text)
+    assert load(temperature=0.5).temperature.item() == pytest.approx(0.5)
+    margin = load(loss="max_margin")
+    assert not margin.config.learn_temperature
+    assert load(text_projection_relu=True).config.text_projection_relu
+    new = load(projection_dim=8)
+    assert new.video_projection.weight.shape == (8, 32)
+    assert new.video_projection.weight.std() < 0.1
+
+
+@torch.no_grad()
+def test_two_different_clips_share_no_projection(clip, sources):
+    model = from_pretrained_towers(sources.path["clip"], clip.path, **NO_REGIONS)
+    assert (model.config.projection_dim, model.config.temperature) == (256, 0.05)
+    assert model.config.projection_bias
+    assert model.logit_scale is None
+
+
+def test_a_clip_without_its_projections(clip, tmp_path):
+    folder = shutil.copytree(clip.path, tmp_path / "clip")
+    state = load_file(folder / "model.safetensors")
+    del state["visual_projection.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"incomplete: there is no visual_projection\.weight"):
+        from_pretrained_towers(folder, folder)
+
+
 @torch.no_grad()
 def test_weights_in_half_precision_become_float32(sources, tmp_path):
     for name in ("vit", "bert"):

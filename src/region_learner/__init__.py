@@ -3,10 +3,21 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForVideoClassification,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
 
 from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
-from .modeling_region_learner import RegionLearnerModel, RegionLearnerVideoModel
+from .modeling_region_learner import (
+    RegionLearnerForVideoClassification,
+    RegionLearnerForVideoQuestionAnswering,
+    RegionLearnerModel,
+    RegionLearnerVideoModel,
+)
 from .processing_region_learner import RegionLearnerProcessor
 from .video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -42,6 +53,13 @@ def _register():
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
         AutoProcessor.register(config, RegionLearnerProcessor, exist_ok=True)
+    # Of these configurations AutoModel makes a dual encoder; heads have Auto classes of their own.
+    for auto_class, head in (
+        (AutoModelForVideoClassification, RegionLearnerForVideoClassification),
+        (AutoModelForVisualQuestionAnswering, RegionLearnerForVideoQuestionAnswering),
+    ):
+        auto_class.register(RegionLearnerConfig, head, exist_ok=True)
+        head.register_for_auto_class(auto_class)
     RegionLearnerProcessor.register_for_auto_class()
     try:
         from transformers import AutoVideoProcessor
@@ -57,6 +75,8 @@ _register()
 
 __all__ = [
     "RegionLearnerConfig",
+    "RegionLearnerForVideoClassification",
+    "RegionLearnerForVideoQuestionAnswering",
     "RegionLearnerModel",
     "RegionLearnerProcessor",
     "RegionLearnerTrainer",

@@ -50,6 +50,10 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, or "cls". By
             default "cls_mean" where the region module has any step, else "cls".
+        temporal_fusion (`str`, defaults to `"attention"`): how frames become one clip. "attention": they attend to
+            each other in every block. "pool", "linear": late fusion; each frame is encoded alone, as an image is, and
+            has a feature of its own, and these are averaged, or concatenated and projected. (Regions interact over
+            all frames in every case.)
     """
 
     model_type = "region_learner_video"
@@ -80,6 +84,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     interaction_norm: bool = False
     motion_excitation: bool = False
     video_pooling: str | None = None
+    temporal_fusion: str = "attention"
 
     def __post_init__(self, **kwargs):
         if self.codebook_decay is None:
@@ -113,6 +118,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
         _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
         _choose("video_pooling", self.video_pooling, ("cls_mean", "cls"))
+        _choose("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
 
 
 @strict
@@ -128,7 +134,11 @@ class RegionLearnerConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 256): width of the embedding space.
         temperature (`float`, defaults to 0.05): cosine similarities are divided by it.
         learn_temperature (`bool`, defaults to `False`): make it a parameter that starts there.
-        loss (`str`, defaults to `"infonce"`): the contrastive loss.
+        loss (`str`, defaults to `"infonce"`): "infonce": cross-entropy among all pairs of a batch. "sigmoid": every
+            pair judged on its own, as SigLIP does it (arXiv 2303.15343), with a learned bias added to all logits.
+            "max_margin": a ranking loss on the cosine similarities themselves, which knows no temperature.
+        sigmoid_bias (`float`, defaults to -10.0): where the bias of "sigmoid" starts.
+        margin (`float`, defaults to 0.2): of "max_margin"; by so much a pair has to be more similar than others are.
         text_pooling (`str`, *optional*): "first", "eos", "mean" or "pooler"; by default the encoder's own pooled
             state for BERT, CLIP and SigLIP, and the first token for all others.
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
@@ -146,6 +156,8 @@ class RegionLearnerConfig(PreTrainedConfig):
     temperature: float | int = 0.05
     learn_temperature: bool = False
     loss: str = "infonce"
+    sigmoid_bias: float | int = -10.0
+    margin: float | int = 0.2
     text_pooling: str | None = None
     text_projection_relu: bool = True
     projection_bias: bool = True
@@ -181,7 +193,13 @@ class RegionLearnerConfig(PreTrainedConfig):
             raise ValueError(f"projection_dim={self.projection_dim} must be at least 1.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be greater than 0.")
-        _choose("loss", self.loss, ("infonce",))
+        _choose("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
+        if not self.margin > 0:
+            raise ValueError(f"margin={self.margin} must be greater than 0.")
+        if self.loss == "max_margin" and self.learn_temperature:
+            raise ValueError(
+                "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
+            )
         _choose("text_pooling", self.text_pooling, ("first", "eos", "mean", "pooler"))
 
 

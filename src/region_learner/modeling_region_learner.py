@@ -15,7 +15,9 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
@@ -48,13 +50,15 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
             CLS state and region states after the final LayerNorm. Without aggregation the patches (quantized, if
-            there are codes) stand in for the regions: `(B, 1 + T * N, D)`.
+            there are codes) stand in for the regions: `(B, 1 + T * N, D)`. Under late fusion (`temporal_fusion`
+            "pool" or "linear") it begins with the CLS states of all T frames, instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
             The video feature; from `get_video_features` its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
             With `output_hidden_states=True`: input of the first block and outputs of all.
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
-            With `output_attentions=True` and eager attention: weights of each block's attention over space.
+            With `output_attentions=True` and eager attention: weights of each block's attention over space. (Under
+            late fusion these and the hidden states are those of B * T clips of one frame.)
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
             Regions after their interaction, before the final LayerNorm. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
@@ -75,7 +79,8 @@ class RegionLearnerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss.
-        logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature.
+        logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature, plus
+            the learned bias where the loss is "sigmoid".
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): its transpose.
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): of length 1.
         video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): of length 1.
@@ -181,7 +186,10 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         return positions.flatten(2).transpose(1, 2).to(self.position_embeddings.dtype)
 
     def forward(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """(B, T, C, height, width) to the tokens (B, 1 + T * N, D), and (T, h, w)."""
+        """
+        (B, T, C, height, width) to the tokens (B, 1 + T * N, D), and (T, h, w). Under late fusion the tokens are
+        those of B * T clips of one frame.
+        """
         batch, frames, channels, height, width = pixel_values_videos.shape
         patch = self.config.patch_size
         if channels != self.config.num_channels:
@@ -193,6 +201,9 @@ class RegionLearnerVideoEmbeddings(nn.Module):
             )
         if height % patch or width % patch:
             raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
+        if self.config.temporal_fusion != "attention":  # each frame a clip of its own: (B * T, 1, C, height, width)
+            pixel_values_videos = pixel_values_videos.flatten(0, 1).unsqueeze(1)
+            batch, frames = batch * frames, 1
         pixel_values_videos = pixel_values_videos.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values_videos.flatten(0, 1))  # (B * T, D, h, w)
         grid = (frames, *patches.shape[-2:])
@@ -345,6 +356,23 @@ def _initial_codebook(codes: int, channels: int) -> torch.Tensor:
     return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view(codes, channels)
 
 
+@dataclass
+class _Pieces:
+    """What the quantizer has seen of a batch that comes in several forward passes; see its `pieces`."""
+
+    phase: str
+    features: int  # of the whole batch in this process, without masked ones
+    seen: torch.Tensor | int = 0
+    counts: torch.Tensor | None = None  # (K,)
+    sums: torch.Tensor | None = None  # (K, D)
+    chosen: torch.Tensor | None = None  # candidates or splits (K, D), zero where another piece or process has them
+
+    def add(self, **statistics: torch.Tensor):
+        for name, value in statistics.items():
+            before = getattr(self, name)
+            setattr(self, name, value if before is None else before + value)
+
+
 class RegionLearnerQuantizer(nn.Module):
     """
     Replaces features by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
@@ -381,6 +409,8 @@ class RegionLearnerQuantizer(nn.Module):
         self.register_buffer("cluster_sum", torch.zeros(codes, dtype=torch.float32))
         self.register_buffer("features_unused", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.frozen = False  # True: training leaves the codes as they are
+        self._pieces: _Pieces | None = None
 
     def _apply(self, fn, recurse=True):
         # `model.to(bfloat16)` must not round the statistics: move them, but keep their values.
@@ -398,20 +428,59 @@ class RegionLearnerQuantizer(nn.Module):
         """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
-            learns_by_ema = self.training and self.mode == "ema"
+            pieces = self._pieces
+            learns = self.training and not self.frozen
+            learns_by_ema = learns and self.mode == "ema" and (pieces is None or pieces.phase != "look")
             if learns_by_ema:
                 chosen, mine, total = self._choose(observed, valid)
-                self._start_from(observed[chosen] * mine, total)
+                if pieces is None:
+                    self._start_from(observed[chosen] * mine, total)
             cluster_ids = self.nearest(observed)
-            if self.training and self.mode == "original":
-                self._update(observed, cluster_ids, valid)
+            if learns and self.mode == "original":
+                self._update(*self._count(observed, cluster_ids, valid))
             codes = F.embedding(cluster_ids, self.embed).to(features.dtype)
-            if learns_by_ema:
+            if learns_by_ema and pieces is not None and pieces.phase == "start":
+                pieces.add(chosen=observed[chosen] * mine)
+            elif learns_by_ema:
                 near = F.embedding(cluster_ids[chosen], self.embed)
                 splits = torch.lerp(near, observed[chosen], _SPLIT) * mine
-                self._update(observed, cluster_ids, valid)
-                self._revive(splits)
+                counts, sums = self._count(observed, cluster_ids, valid)
+                if pieces is None:
+                    self._update(counts, sums)
+                    self._revive(splits)
+                else:
+                    pieces.add(counts=counts, sums=sums, chosen=splits)
         return codes + (features - features.detach()), cluster_ids
+
+    @contextmanager
+    def pieces(self, phase: str, features: int):
+        """
+        Within it the forward passes are pieces of one training batch, and the codebook (`codebook_mode="ema"`) is
+        what it would be had they been one pass. Made for cached gradients, which see a batch several times.
+
+        Args:
+            phase: "start" puts the codes of a codebook that has learned nothing yet onto features of the batch;
+                "look" leaves it as it is; "learn" looks up, too, and updates it once, at the end.
+            features: number of features (patches of real frames) in all pieces of this process together.
+        """
+        if self.mode == "original" and self.training and not self.frozen:
+            raise ValueError(
+                'codebook_mode="original" looks codes up after their update, so that a batch cannot come in pieces: '
+                'use codebook_mode="ema", or no cached gradients.'
+            )
+        pieces = self._pieces = _Pieces(phase, features)
+        try:
+            yield
+        finally:
+            self._pieces = None
+        if not self.training or pieces.chosen is None:  # nothing was learned from
+            return
+        with torch.no_grad():
+            if phase == "start":
+                self._start_from(pieces.chosen, _all_gather(self.embed.new_tensor([features])).sum())
+            elif pieces.counts is not None and pieces.sums is not None:
+                self._update(pieces.counts, pieces.sums)
+                self._revive(pieces.chosen)
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """Index of the code nearest to each of `features` (tokens, D) in squared L2 distance, in bounded memory."""
@@ -419,13 +488,19 @@ class RegionLearnerQuantizer(nn.Module):
         chunks = features.split(max(1, _DISTANCES_AT_ONCE // len(self.embed)))
         return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
 
-    def _update(self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor | None):
-        """Moves the averages by the global batch, and the codes with them."""
+    def _count(
+        self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many of this process' features chose each code (K,), and their sums (K, D)."""
         weights = features.new_ones(len(features)) if valid is None else valid.float()
         counts = torch.zeros_like(self.cluster_size).index_add_(0, cluster_ids, weights)
         sums = torch.zeros_like(self.embed_avg).index_add_(
             0, cluster_ids, features if valid is None else features * weights[:, None]
         )
+        return counts, sums
+
+    def _update(self, counts: torch.Tensor, sums: torch.Tensor):
+        """Moves the averages by the global batch, and the codes with them."""
         _all_reduce_(counts)
         _all_reduce_(sums)
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -481,12 +556,16 @@ class RegionLearnerQuantizer(nn.Module):
         else:
             order = valid.long().cumsum(0)  # the n-th valid feature is the first place where this reaches n
             local = order[-1:]
-        lengths = _all_gather(local)
+        pieces = self._pieces
+        lengths = _all_gather(local if pieces is None else local.new_tensor([pieces.features]))
         total = lengths.sum()
         stride = (total // len(codes)).clamp(min=1)
         jitter = (_hash_uniform(self.num_updates * len(codes) + codes) * stride).long()
         chosen = (codes * total // len(codes) + jitter).clamp(max=(total - 1).clamp(min=0))
         chosen = chosen - (lengths.cumsum(0) - lengths)[_rank()]  # counted from this process' first feature
+        if pieces is not None:
+            chosen = chosen - pieces.seen  # ... of this piece
+            pieces.seen = pieces.seen + local
         mine = (chosen >= 0) & (chosen < local)
         chosen = chosen.clamp(min=0)
         if order is not None:
@@ -624,6 +703,51 @@ class RegionLearnerRegionModule(nn.Module):
         return states, masks, cluster_ids
 
 
+class RegionLearnerTemporalFusion(nn.Module):
+    """
+    Late fusion: one feature a frame to one a clip, by their mean ("pool") or by a Linear over all of them in sequence
+    ("linear"). The original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", under which, as here, frames
+    are encoded one by one (all at the first temporal position, so as images are), and only regions interact over
+    frames. ("att", ours "attention", needs no such module.)
+
+    "linear" differs on purpose. Clips may have fewer frames than the model, and masked ones: zeros stand in for what
+    is not there (the original crashes). And it starts as the mean over frames, so that it begins with what encoder
+    and projection have learned, where the original starts at random.
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        self.num_frames = config.num_frames
+        size, linear = config.hidden_size, config.temporal_fusion == "linear"
+        self.weight = nn.Parameter(torch.zeros(size, config.num_frames * size)) if linear else None
+        self.bias = nn.Parameter(torch.zeros(size)) if linear else None
+
+    def forward(self, frame_features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`frame_features`: (B, T, D); `frame_mask`: (B, T), True for real frames. Returns (B, D)."""
+        if frame_mask is not None:
+            frame_features = frame_features.masked_fill(~frame_mask[:, :, None], 0)
+        if self.weight is not None:
+            missing = self.num_frames - frame_features.shape[1]
+            return F.linear(F.pad(frame_features, (0, 0, 0, missing)).flatten(1), self.weight, self.bias)
+        if frame_mask is None:
+            return frame_features.mean(1)
+        return frame_features.sum(1) / frame_mask.sum(1, keepdim=True).clamp(min=1)
+
+    def resize_(self, num_frames: int, fill: str):
+        """
+        Takes up to `num_frames` frames from now on. "zeros" appends weights of zero: the same function of shorter
+        clips. Otherwise weights are stretched, and corrected so that a still clip keeps its feature.
+        """
+        if self.weight is not None:
+            old = self.weight.detach().unflatten(1, (self.num_frames, -1))  # (D, T, D)
+            new = _resize_frame_axis(old, num_frames, fill)
+            if fill != "zeros":
+                new = new * (self.num_frames / num_frames)
+                new = new + (old.sum(1, keepdim=True) - new.sum(1, keepdim=True)) / num_frames
+            self.weight = nn.Parameter(new.flatten(1).contiguous(), requires_grad=self.weight.requires_grad)
+        self.num_frames = num_frames
+
+
 class RegionLearnerPreTrainedModel(PreTrainedModel):
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
@@ -644,6 +768,30 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
     }
 
+    def resize_frames(self, num_frames: int, fill: str = "zeros") -> Self:
+        """
+        Returns a copy of this model that takes up to `num_frames` frames.
+
+        Args:
+            num_frames (`int`): temporal positions of the copy.
+            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last);
+                "nearest" and "bilinear" stretch them. The weights of a "linear" temporal fusion are treated alike.
+
+        Raises:
+            ValueError: for no frames, or an unknown `fill`.
+        """
+        model = copy.deepcopy(self)
+        tower: Any = getattr(model, "video_model", model)
+        old = tower.embeddings.temporal_embeddings
+        new = _resize_frame_axis(old.detach(), num_frames, fill).clone()
+        tower.embeddings.temporal_embeddings = nn.Parameter(new, requires_grad=old.requires_grad)
+        if tower.temporal_fusion is not None:
+            tower.temporal_fusion.resize_(num_frames, fill)
+        tower.config.num_frames = num_frames
+        if tower is not model:
+            model.config.video_config = tower.config
+        return model
+
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
@@ -661,30 +809,38 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
+        elif isinstance(module, RegionLearnerTemporalFusion) and module.weight is not None:
+            mean = torch.eye(len(module.weight)).repeat(1, module.num_frames) / module.num_frames
+            init.copy_(module.weight, mean)
+            init.zeros_(module.bias)  # type: ignore[arg-type] # there with the weight
+        elif isinstance(module, RegionLearnerWeightNormLinear):  # keeps the scale of what comes in
+            outputs, inputs = module.weight.shape
+            init.trunc_normal_(module.weight, std=inputs**-0.5)
+            init.constant_(module.scale, outputs**0.5)
+            init.zeros_(module.bias)
         elif isinstance(module, RegionLearnerQuantizer):
             codebook = _initial_codebook(*module.embed.shape)
             init.copy_(module.embed, codebook)
             init.copy_(module.embed_avg, codebook)
             for name in ("cluster_size", "cluster_sum", "features_unused", "num_updates"):
                 init.zeros_(getattr(module, name))
-        elif isinstance(module, RegionLearnerModel) and module.logit_scale is not None:
-            init.constant_(module.logit_scale, -math.log(module.config.temperature))
+        elif isinstance(module, RegionLearnerModel):
+            if module.logit_scale is not None:
+                init.constant_(module.logit_scale, -math.log(module.config.temperature))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, float(module.config.sigmoid_bias))
 
 
-def _resize_frames_(model: "RegionLearnerVideoModel", num_frames: int, fill: str):
-    """Gives `model` `num_frames` temporal positions, in place."""
+def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
+    """`x` (any, T, any) with `num_frames` in place of T."""
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1.")
-    old = model.embeddings.temporal_embeddings  # (1, T, D)
     if fill == "zeros":
-        new = F.pad(old[:, :num_frames], (0, 0, 0, max(0, num_frames - old.shape[1])))
-    elif fill in ("nearest", "bilinear"):
+        return F.pad(x[:, :num_frames], (0, 0, 0, max(0, num_frames - x.shape[1])))
+    if fill in ("nearest", "bilinear"):
         options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
-        new = F.interpolate(old.float().transpose(1, 2), size=num_frames, **options).transpose(1, 2).to(old.dtype)
-    else:
-        raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
-    model.embeddings.temporal_embeddings = nn.Parameter(new.detach().clone(), requires_grad=old.requires_grad)
-    model.config.num_frames = num_frames
+        return F.interpolate(x.float().transpose(1, 2), size=num_frames, **options).transpose(1, 2).to(x.dtype)
+    raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
 
 
 def _check_sizes(config: RegionLearnerVideoConfig):
@@ -723,26 +879,11 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
         self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_fusion = RegionLearnerTemporalFusion(config) if config.temporal_fusion != "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
-
-    def resize_frames(self, num_frames: int, fill: str = "zeros") -> "RegionLearnerVideoModel":
-        """
-        Returns a copy of this model that takes up to `num_frames` frames.
-
-        Args:
-            num_frames (`int`): temporal positions of the copy.
-            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last);
-                "nearest" and "bilinear" stretch them.
-
-        Raises:
-            ValueError: for no frames, or an unknown `fill`.
-        """
-        model = copy.deepcopy(self)
-        _resize_frames_(model, num_frames, fill)
-        return model
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -784,16 +925,25 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         hidden_states, grid = self.embeddings(pixel_values_videos)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)
+        attention_mask = frame_mask if self.temporal_fusion is None else None  # a frame alone sees no masked one
         for layer in self.layers:
-            hidden_states = layer(hidden_states, grid, frame_mask, **kwargs)
+            hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
 
-        cls, states = hidden_states[:, :1], hidden_states[:, 1:]
+        grid = (pixel_values_videos.shape[1], *grid[1:])
+        cls, states = hidden_states[:, 0], hidden_states[:, 1:]
+        cls = cls.view(len(pixel_values_videos), -1, cls.shape[-1])  # (B, 1, D), or (B, T, D) under late fusion
+        states = states.reshape(len(cls), -1, cls.shape[-1])  # (B, T * N, D)
         region_masks, cluster_ids = None, None
         if self.region_module is not None:
             states, region_masks, cluster_ids = self.region_module(states.unflatten(1, grid), frame_mask)
         last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
         video_feature = last_hidden_state[:, 0]
-        if self.config.video_pooling == "cls_mean":
+        if self.temporal_fusion is not None:
+            frame_features, tokens = last_hidden_state.split([grid[0], states.shape[1]], dim=1)
+            if self.config.video_pooling == "cls_mean":
+                frame_features = frame_features + tokens.unflatten(1, (grid[0], -1)).mean(2)
+            video_feature = self.temporal_fusion(frame_features, frame_mask)
+        elif self.config.video_pooling == "cls_mean":
             tokens = last_hidden_state[:, 1:]
             if frame_mask is None:
                 video_feature = video_feature + tokens.mean(1)
@@ -838,31 +988,75 @@ def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a @ b.T
 
 
-def contrastive_loss(
+# The contrastive losses. All take embeddings of length 1, (B, dim), of texts and videos of which those with the same
+# index belong together, and `video_ids` (B,): pairs with the same id are not each other's negatives, and those with a
+# negative id fill a batch and count for nothing.
+
+
+def _real_and_negatives(batch: torch.Tensor, video_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which pairs of the `batch` are no fillers (B,), and which of its texts and videos are negatives (B, B)."""
+    real = torch.ones(len(batch), dtype=torch.bool, device=batch.device)
+    if video_ids is None:
+        return real, ~torch.eye(len(batch), dtype=torch.bool, device=batch.device)
+    real = video_ids >= 0
+    return real, (video_ids[:, None] != video_ids[None, :]) & real[:, None] & real[None, :]
+
+
+def infonce_loss(
     text_embeds: torch.Tensor,
     video_embeds: torch.Tensor,
     temperature: torch.Tensor | float,
     video_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    InfoNCE: the mean cross-entropy of finding each text's video among all, plus that of finding each video's text.
-
-    Args:
-        text_embeds, video_embeds (`torch.Tensor` of shape `(B, dim)`): of length 1; those with the same index belong
-            together.
-        temperature (`torch.Tensor` or `float`): cosine similarities are divided by it.
-        video_ids (`torch.Tensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's negatives;
-            those with a negative id fill a batch and count for nothing.
+    The mean cross-entropy of finding each text's video among all, plus that of finding each video's text, in cosine
+    similarities over `temperature`. The original's `NormSoftmaxLoss`.
     """
     logits = _similarity(text_embeds, video_embeds) / temperature  # (text, video)
+    real, negatives = _real_and_negatives(logits, video_ids)
     labels = torch.arange(len(logits), device=logits.device)
     if video_ids is not None:
-        ignored = video_ids < 0
-        no_negatives = (video_ids[:, None] == video_ids[None, :]) | ignored[:, None] | ignored[None, :]
-        no_negatives = no_negatives & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        logits = logits.masked_fill(no_negatives, torch.finfo(logits.dtype).min)
-        labels = labels.masked_fill(ignored, -100)  # cross_entropy leaves these out of its mean
-    return F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+        others = ~negatives & (labels[:, None] != labels[None, :])
+        logits = logits.masked_fill(others, torch.finfo(logits.dtype).min)
+        labels = labels.masked_fill(~real, -100)
+    loss = F.cross_entropy(logits, labels, reduction="sum") + F.cross_entropy(logits.T, labels, reduction="sum")
+    return loss / real.sum().clamp(min=1)
+
+
+def sigmoid_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    temperature: torch.Tensor | float,
+    bias: torch.Tensor | float,
+    video_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    SigLIP's loss (arXiv 2303.15343): every text with every video is a yes-or-no question of its own, with the cosine
+    similarity over `temperature` plus `bias` as its logit. The sum over all, divided, as there, by the number of
+    texts, so that the negatives of a text count the more the larger the batch is. Not in the original.
+    """
+    logits = _similarity(text_embeds, video_embeds) / temperature + bias  # (text, video)
+    real, negatives = _real_and_negatives(logits, video_ids)
+    loss = (F.softplus(logits) * negatives).sum() + (F.softplus(-logits.diagonal()) * real).sum()
+    return loss / real.sum().clamp(min=1)
+
+
+def max_margin_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    margin: float,
+    video_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    By how much each negative of a text, and of a video, comes closer to the similarity of its pair than `margin`:
+    the mean over all negatives of both directions. The original's `MaxMarginRankingLoss`, whose margin is 1 by
+    default.
+    """
+    similarity = _similarity(text_embeds, video_embeds)  # (text, video)
+    _, negatives = _real_and_negatives(similarity, video_ids)
+    pairs = similarity.diagonal()
+    violations = F.relu(margin + similarity - pairs[:, None]) + F.relu(margin + similarity - pairs[None, :])
+    return (violations * negatives).sum() / (2 * negatives.sum()).clamp(min=1)
 
 
 def _build_text_model(config: RegionLearnerConfig) -> PreTrainedModel:
@@ -877,8 +1071,11 @@ def _build_text_model(config: RegionLearnerConfig) -> PreTrainedModel:
     return AutoModel.from_config(config.text_config, **options)
 
 
-class RegionLearnerModel(RegionLearnerPreTrainedModel):
-    """The dual encoder: video tower, text encoder, and their projections. The original's `FrozenInTime`."""
+class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
+    """
+    Video tower, text encoder and their projections: what the dual encoder and the question answering model share, by
+    the same names, so that weights of one load into the other.
+    """
 
     main_input_name = "input_ids"
 
@@ -889,28 +1086,12 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(config.text_config.hidden_size, dim, bias=bias)
-        self.logit_scale = (
-            nn.Parameter(torch.tensor(-math.log(config.temperature))) if config.learn_temperature else None
-        )
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
-
-    @property
-    def temperature(self) -> torch.Tensor | float:
-        """What cosine similarities are divided by."""
-        return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
-
-    def resize_frames(self, num_frames: int, fill: str = "zeros") -> "RegionLearnerModel":
-        """Returns a copy of this model that takes up to `num_frames` frames; see that of the video tower."""
-        model = copy.deepcopy(self)
-        _resize_frames_(model.video_model, num_frames, fill)
-        model.config.video_config = model.video_model.config
-        return model
 
     @can_return_tuple
     def get_video_features(
@@ -966,12 +1147,55 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
             weights = attention_mask.to(states.dtype)
             return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
         eos = self.config.text_config.eos_token_id
+        tokens = input_ids.masked_fill(~attention_mask.bool(), -1)  # type: ignore[union-attr]
         if self.config.text_config.model_type == "clip_text_model" and eos == 2:
-            eos = self.config.text_config.vocab_size - 1  # OpenAI's CLIP: end of text is the last token
-        is_eos = (input_ids == eos) & attention_mask.bool()
+            eos = tokens.amax(1, keepdim=True)  # OpenAI's CLIP: a text ends with its highest token
+        is_eos = tokens == eos
         last = attention_mask.long().cumsum(1).argmax(1)  # for texts cut off before their end
         position = torch.where(is_eos.any(1), is_eos.int().argmax(1), last)
         return states[torch.arange(len(states), device=states.device), position]
+
+
+class RegionLearnerModel(RegionLearnerTwoTowerModel):
+    """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
+
+    def __init__(self, config: RegionLearnerConfig):
+        super().__init__(config)
+        # Of shape (1,): parameters without a dimension cannot be sharded (FSDP).
+        self.logit_scale = (
+            nn.Parameter(-torch.tensor([config.temperature]).log()) if config.learn_temperature else None
+        )
+        self.logit_bias = (
+            nn.Parameter(torch.tensor([float(config.sigmoid_bias)])) if config.loss == "sigmoid" else None
+        )
+        self.post_init()
+
+    @property
+    def temperature(self) -> torch.Tensor | float:
+        """What cosine similarities are divided by."""
+        return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
+
+    def contrastive_loss(
+        self, text_embeds: torch.Tensor, video_embeds: torch.Tensor, video_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        The loss that the configuration names, of embeddings as the outputs have them. In training mode with several
+        processes it is that of the global batch, of which each process must hold a part of the same size.
+
+        Args:
+            text_embeds, video_embeds (`torch.Tensor` of shape `(B, projection_dim)`): of length 1; those with the
+                same index belong together.
+            video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
+                negatives; those with a negative id fill a batch and count for nothing.
+        """
+        if self.training and _world_size() > 1:
+            text_embeds, video_embeds = map(_GatherWithGradient.apply, (text_embeds, video_embeds))
+            video_ids = None if video_ids is None else _all_gather(video_ids)
+        if self.config.loss == "max_margin":
+            return max_margin_loss(text_embeds, video_embeds, self.config.margin, video_ids)
+        if self.logit_bias is not None:
+            return sigmoid_loss(text_embeds, video_embeds, self.temperature, self.logit_bias, video_ids)
+        return infonce_loss(text_embeds, video_embeds, self.temperature, video_ids)
 
     @can_return_tuple
     def forward(
@@ -1019,18 +1243,15 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
         logits_per_video = logits_per_text = loss = None
         if text_embeds is not None and video_embeds is not None:
             logits_per_video = _similarity(video_embeds, text_embeds) / self.temperature
+            if self.logit_bias is not None:
+                logits_per_video = logits_per_video + self.logit_bias
             logits_per_text = logits_per_video.T
         if return_loss:
             texts = 0 if text_embeds is None else len(text_embeds)
             videos = 0 if video_embeds is None else len(video_embeds)
-            if texts != videos:
+            if text_embeds is None or video_embeds is None or texts != videos:
                 raise ValueError(f"The loss needs one text for each video, but there are {texts} and {videos}.")
-            if self.training and _world_size() > 1:
-                text_embeds_, video_embeds_ = map(_GatherWithGradient.apply, (text_embeds, video_embeds))
-                video_ids = None if video_ids is None else _all_gather(video_ids)
-            else:
-                text_embeds_, video_embeds_ = text_embeds, video_embeds
-            loss = contrastive_loss(text_embeds_, video_embeds_, self.temperature, video_ids)
+            loss = self.contrastive_loss(text_embeds, video_embeds, video_ids)
         return RegionLearnerOutput(
             loss=loss,
             logits_per_video=logits_per_video,
@@ -1042,4 +1263,189 @@ class RegionLearnerModel(RegionLearnerPreTrainedModel):
         )
 
 
-__all__ = ["RegionLearnerModel", "RegionLearnerPreTrainedModel", "RegionLearnerVideoModel"]
+def _num_labels(config: RegionLearnerConfig) -> int:
+    if not config.num_labels:
+        raise ValueError("There are no classes: set num_labels, or id2label, of the configuration.")
+    return config.num_labels
+
+
+def _classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Mean cross-entropy of `logits` (B, classes) and `labels` (B,), without the labels -100, which stand for nothing,
+    and -1, which are of a class that the model does not have (no answer of its can be right, and a metric says so).
+    """
+    ignored = (labels == -100) | (labels == -1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits, labels.masked_fill(ignored, -100), reduction="sum")
+    return loss / (~ignored).sum().clamp(min=1)
+
+
+class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
+    """
+    The video tower and a linear classifier of the video feature: action recognition, say. `from_pretrained` of a
+    dual encoder takes its video tower, and only the classifier is new.
+
+    Not in the original, which recognises actions by the similarity of video and prompt (for which
+    [`RegionLearnerModel`] is there).
+    """
+
+    main_input_name = "pixel_values_videos"
+    input_modalities = ["video"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|video)_projection\.", r"^logit_(scale|bias)$"]
+
+    def __init__(self, config: RegionLearnerConfig):
+        super().__init__(config)
+        self.num_labels = _num_labels(config)
+        self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
+        self.classifier = nn.Linear(config.video_config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.video_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values_videos, frame_mask: as in [`RegionLearnerVideoModel.forward`].
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes; -100, and -1 for one that the model does
+                not have, do not count in the loss.
+
+        Returns:
+            `loss` of shape `()`, `logits` of shape `(B, num_labels)`, and, if asked for, `hidden_states` and
+            `attentions` of the video tower.
+        """
+        outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        return ImageClassifierOutput(
+            loss=None if labels is None else _classification_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@dataclass
+class RegionLearnerQuestionAnsweringOutput(ModelOutput):
+    """
+    Output of the question answering model.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`): the mean cross-entropy.
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): of every answer of the vocabulary.
+        text_model_output (`BaseModelOutputWithPooling`): of the text encoder, as from `get_text_features`.
+        video_model_output (`RegionLearnerVideoOutput`): of the video tower, as from `get_video_features`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    video_model_output: RegionLearnerVideoOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
+
+
+class RegionLearnerWeightNormLinear(nn.Module):
+    """A linear layer whose weight is a direction times one learned `scale` (weight normalisation, as a whole)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * (self.scale / self.weight.norm()), self.bias)
+
+
+class RegionLearnerAnswerHead(nn.Module):
+    """
+    Scores every answer of a vocabulary from the embeddings of question and video, both (B, projection_dim) and not
+    normalised: a projection of each, their product, a hidden layer. The original's `BUTDQAHead`.
+    """
+
+    def __init__(self, width: int, num_labels: int):
+        super().__init__()
+        self.question_projection = RegionLearnerWeightNormLinear(width, width)
+        self.video_projection = RegionLearnerWeightNormLinear(width, width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, num_labels)
+
+    def forward(self, question: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        joint = F.relu(self.question_projection(question)) * F.relu(self.video_projection(video))
+        return self.fc2(F.relu(self.fc1(joint)))
+
+
+class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
+    """
+    Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
+    (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
+
+    `from_pretrained` of a dual encoder takes all of it but the temperature; only the classifier is new. A saved one
+    loads through `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a vocabulary;
+    through `AutoModel` its configuration means a dual encoder.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^logit_(scale|bias)$"]
+
+    def __init__(self, config: RegionLearnerConfig):
+        super().__init__(config)
+        self.num_labels = _num_labels(config)
+        self.classifier = RegionLearnerAnswerHead(config.projection_dim, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> RegionLearnerQuestionAnsweringOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, length)`): tokens of the questions.
+            pixel_values_videos, frame_mask: one clip for each, as in [`RegionLearnerVideoModel.forward`].
+            attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
+            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
+                that take them.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): answers; -100, and -1 for one that is not in the
+                vocabulary, do not count in the loss.
+
+        Raises:
+            ValueError: if a side is missing, or there is not one clip for each question.
+        """
+        if input_ids is None or pixel_values_videos is None or len(input_ids) != len(pixel_values_videos):
+            questions, videos = (0 if x is None else len(x) for x in (input_ids, pixel_values_videos))
+            raise ValueError(f"Give one video for each question: there are {questions} questions, {videos} videos.")
+        text_inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        text_inputs = {name: value for name, value in text_inputs.items() if value is not None}
+        text_outputs = self.get_text_features(input_ids, attention_mask, **text_inputs, **kwargs)
+        video_outputs = self.get_video_features(pixel_values_videos, frame_mask, **kwargs)
+        logits = self.classifier(text_outputs.pooler_output, video_outputs.pooler_output)
+        return RegionLearnerQuestionAnsweringOutput(
+            loss=None if labels is None else _classification_loss(logits, labels),
+            logits=logits,
+            text_model_output=text_outputs,
+            video_model_output=video_outputs,
+        )
+
+
+__all__ = [
+    "RegionLearnerForVideoClassification",
+    "RegionLearnerForVideoQuestionAnswering",
+    "RegionLearnerModel",
+    "RegionLearnerPreTrainedModel",
+    "RegionLearnerVideoModel",
+]

@@ -11,12 +11,20 @@ from transformers import DistilBertConfig
 
 from region_learner import (
     RegionLearnerConfig,
+    RegionLearnerForVideoClassification,
+    RegionLearnerForVideoQuestionAnswering,
     RegionLearnerModel,
     RegionLearnerVideoConfig,
     RegionLearnerVideoModel,
 )
 from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
+from tests.test_modeling_common import (
+    ModelTesterMixin,
+    floats_tensor,
+    ids_tensor,
+    random_attention_mask,
+    torch_device,
+)
 
 
 class VideoModelTester:
@@ -97,6 +105,14 @@ class VideoModelWithoutRegionsTest(CommonVideoModelTests, unittest.TestCase):
     config = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
 
 
+class VideoModelWithLateFusionTest(CommonVideoModelTests, unittest.TestCase):
+    config = {"temporal_fusion": "linear"}
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of a frame
+
+
 class TextModelTester:
     num_hidden_layers = 2
     shape = (3, 7)
@@ -112,8 +128,9 @@ class TextModelTester:
 
 
 class DualEncoderTester:
-    def __init__(self, parent):
+    def __init__(self, parent, **config):
         self.parent = parent
+        self.config = config
         self.video = self.video_model_tester = VideoModelTester(parent)
         self.text_model_tester = TextModelTester()
         self.batch_size, self.seq_length = self.text_model_tester.shape
@@ -121,7 +138,7 @@ class DualEncoderTester:
 
     def get_config(self):
         towers = {"video_config": self.video.get_config(), "text_config": self.text_model_tester.get_config()}
-        return RegionLearnerConfig(**towers, projection_dim=16)
+        return RegionLearnerConfig(**towers, projection_dim=16, **self.config)
 
     def prepare_config_and_inputs_for_common(self):
         _, text_inputs = self.text_model_tester.prepare_config_and_inputs_for_common()
@@ -129,15 +146,15 @@ class DualEncoderTester:
         return self.get_config(), text_inputs | videos | {"return_loss": True}
 
 
-class DualEncoderTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (RegionLearnerModel,)
+class CommonDualEncoderTests(ModelTesterMixin):
     test_resize_embeddings = False
     test_torch_exportable = False
     has_attentions = False  # those of its towers are in their outputs
     _is_composite = True
+    model_tester_class, config = DualEncoderTester, {}
 
     def setUp(self):
-        self.model_tester = DualEncoderTester(self)
+        self.model_tester = self.model_tester_class(self, **self.config)
         self.config_tester = ConfigTester(
             self, config_class=RegionLearnerConfig, has_text_modality=False, common_properties=["projection_dim"]
         )
@@ -160,3 +177,58 @@ class DualEncoderTest(ModelTesterMixin, unittest.TestCase):
     @unittest.skip("Two inputs: there is no single sequence of embeddings")
     def test_inputs_embeds_matches_input_ids(self):
         pass
+
+
+class DualEncoderTest(CommonDualEncoderTests, unittest.TestCase):
+    all_model_classes = (RegionLearnerModel,)
+
+
+class LearnedTemperatureAndBiasTest(CommonDualEncoderTests, unittest.TestCase):
+    all_model_classes = (RegionLearnerModel,)
+    config = {"loss": "sigmoid", "learn_temperature": True}
+
+
+class QuestionAnsweringTester(DualEncoderTester):
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        del inputs["return_loss"]
+        return config, inputs
+
+
+class WithLabels:
+    """The common tests know the labels of transformers' own heads only."""
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels:
+            batch_size = len(inputs_dict["pixel_values_videos"])
+            inputs_dict["labels"] = torch.zeros(batch_size, dtype=torch.long, device=torch_device)
+        return inputs_dict
+
+
+class QuestionAnsweringTest(WithLabels, CommonDualEncoderTests, unittest.TestCase):
+    all_model_classes = (RegionLearnerForVideoQuestionAnswering,)
+    model_tester_class = QuestionAnsweringTester
+
+
+class VideoClassificationTester(VideoModelTester):
+    def __init__(self, parent, batch_size=3, **config):
+        super().__init__(parent, batch_size, **config)
+        self.is_training = True
+
+    def prepare_config_and_inputs_for_common(self):
+        towers = {"video_config": self.get_config(), "text_config": TextModelTester().get_config()}
+        return RegionLearnerConfig(**towers, projection_dim=16), {"pixel_values_videos": self.pixel_values()}
+
+
+class VideoClassificationTest(WithLabels, CommonVideoModelTests, unittest.TestCase):
+    all_model_classes = (RegionLearnerForVideoClassification,)
+    _is_composite = True
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = VideoClassificationTester(self)
+
+    def test_model_get_set_embeddings(self):
+        model = RegionLearnerForVideoClassification(self.model_tester.prepare_config_and_inputs_for_common()[0])
+        assert isinstance(model.get_input_embeddings(), torch.nn.Conv2d)

@@ -41,6 +41,7 @@ _REGION_NAMES = {
     r"^RegionLearner\.Aggregation\.spatial_att\.": "region_module.aggregation.conv.",
     r"^RegionLearner\.Interaction\.qkv\.": "region_module.interaction.0.qkv.",
     r"^RegionLearner\.Interaction\.proj\.": "region_module.interaction.0.out_proj.",
+    r"^late_temporal_fusion\.": "temporal_fusion.",
 }
 _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_projection."}
 
@@ -153,6 +154,7 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         "num_regions": 0 if masks is None else masks.shape[0],
         "interaction_layers": _count(state, r"region_module\.interaction\.(\d+)\."),
         "motion_excitation": "region_module.motion_excitation.conv.weight" in state,
+        "temporal_fusion": "linear" if "temporal_fusion.weight" in state else "attention",
         "codebook_mode": "original",
         "time_attention_init": "original",
     }
@@ -222,7 +224,8 @@ def convert_original_checkpoint(
     Converts a checkpoint of the authors' code, of RegionLearner or of Frozen in Time.
 
     Sizes come from the weights. What weights cannot tell has the original's value: 12 heads in both towers,
-    8 in the interaction, temperature 0.05. The model has `codebook_mode="original"`.
+    8 in the interaction, temperature 0.05, fusion over time by attention (or "linear", where there are weights of it;
+    `temporal_fusion="pool"` has none). The model has `codebook_mode="original"`.
 
     Args:
         path: the `.pth` file. Nothing in it is run; see [`read_checkpoint`].

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import pickle
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    CLIPModel,
     CLIPTextModel,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -240,6 +242,40 @@ def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[st
     return model.config, state
 
 
+@dataclass
+class _ClipHead:
+    """How a CLIP compares its two sides."""
+
+    settings: dict[str, Any]  # of our configuration, with which its projections compute what they do in CLIP
+    weights: dict[str, torch.Tensor]
+
+
+def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
+    """Whether both names are of one checkpoint that holds both sides of a CLIP."""
+    if str(video) != str(text) and not (Path(video).is_dir() and Path(video).resolve() == Path(text).resolve()):
+        return False
+    return _config_of(str(text)).model_type == "clip"
+
+
+def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
+    model, missing = _load_weights(CLIPModel, str(name))
+    if missing:
+        raise ValueError(f"The weights of {name} are incomplete: there is no {', '.join(missing[:5])}.")
+    state = model.state_dict()
+    weights = {
+        "video_projection.weight": state["visual_projection.weight"],
+        "text_projection.weight": state["text_projection.weight"],
+    }
+    settings = {
+        "projection_dim": model.config.projection_dim,
+        "projection_bias": False,
+        "text_projection_relu": False,
+        "temperature": math.exp(-state["logit_scale"].item()),
+        "learn_temperature": True,
+    }
+    return _ClipHead(settings, weights)
+
+
 def from_pretrained_towers(
     video: str | os.PathLike = "vit_base_patch16_224.orig_in21k_ft_in1k",
     text: str | os.PathLike = "distilbert-base-uncased",
@@ -248,6 +284,11 @@ def from_pretrained_towers(
     """
     A dual encoder whose towers start from pre-trained weights. The image model inflates exactly: as its attention
     over time starts as zero, a clip of one frame has the image's CLS state. Region module and projections are new.
+
+    Where both are the same CLIP, its projections are taken over as well (with `projection_dim` and
+    `projection_bias=False`, `text_projection_relu=False`), and its temperature (with `learn_temperature=True`, but
+    for the loss that has none). Without region module, one frame then has the embedding and the logits it has in
+    CLIP. Any of these settings can be overridden; projections of another `projection_dim` are new.
 
     Args:
         video: of the image model: a name of timm (the paper's by default), a ViT or CLIP by its Hub name
@@ -261,7 +302,12 @@ def from_pretrained_towers(
             weights, sizes that do not fit them, or an unknown override.
     """
     tower, (text_config, text_state) = _load_image_tower(video), _load_text_tower(text)
-    config = config_with_overrides(config_overrides, video=tower.sizes, text_config=text_config.to_dict())
+    head = _load_clip_head(text) if _is_same_clip(video, text) else _ClipHead({}, {})
+    if config_overrides.get("loss") == "max_margin":
+        head.settings.pop("learn_temperature", None)
+    config = config_with_overrides(
+        config_overrides, video=tower.sizes, text_config=text_config.to_dict(), **head.settings
+    )
     changed = [key for key in tower.sizes if getattr(config.video_config, key) != tower.sizes[key]]
     if changed:
         raise ValueError(
@@ -273,6 +319,8 @@ def from_pretrained_towers(
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
+    if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if asked for, starts as zero
+        model.load_state_dict(head.weights, strict=False)
     return model.eval()
 
 
