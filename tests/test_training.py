@@ -99,7 +99,7 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
     rows = load_corpus("folder", damaged)
     batch = [rows[i] for i in range(8)]
     readable = {stable_id(f"clip{i}") for i in range(12)} - {stable_id("clip3"), stable_id("clip7")}
-    result = RegionLearnerCollator(processor, training=True, dataset=rows)(batch)
+    result = RegionLearnerCollator(processor, training=True, datasets=[rows])(batch)
     assert {video_id for video_id, _ in result["unreadable"]} == {"clip3", "clip7"}
     assert set(result["video_ids"].tolist()) <= readable
     assert all(clip.std() > 0.1 for clip in result["pixel_values_videos"])  # no black frames
@@ -108,7 +108,7 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
     with pytest.raises(VideoDecodeError, match="no video of a batch can be read"):
         RegionLearnerCollator(processor, training=False)([rows[3], rows[7]])
     with pytest.raises(VideoDecodeError, match="no readable video found in place"):
-        RegionLearnerCollator(processor, training=True, dataset=[rows[3]])([rows[3]])
+        RegionLearnerCollator(processor, training=True, datasets=[[rows[3]]])([rows[3]])
 
 
 def test_the_trainer_reports_unreadable_videos(damaged, processor, tmp_path, caplog):

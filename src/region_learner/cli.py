@@ -58,11 +58,10 @@ def train(context: typer.Context):
     """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
     from accelerate import PartialState
 
-    from .training import parse_arguments
-    from .training import train as run
+    from .training import parse_stages, train_stages
 
     as_json = "--json" in context.args
-    results = run(*parse_arguments([argument for argument in context.args if argument != "--json"]))
+    results = train_stages(parse_stages([argument for argument in context.args if argument != "--json"]))
     shown = results["train"] | {f"test_{name}": value for name, value in results.get("test", {}).items()}
     if PartialState().is_main_process:
         _print({name: value for name, value in shown.items() if value != {}}, as_json)

@@ -1,11 +1,20 @@
 """Training with the Trainer of transformers: arguments, collator, Trainer, recipes."""
 
-from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments, parse_arguments
+from .arguments import (
+    DataArguments,
+    ModelArguments,
+    RegionLearnerTrainingArguments,
+    parse_arguments,
+    parse_stages,
+)
 from .collator import RegionLearnerCollator
-from .run import build_model, train
+from .data import CorpusPart
+from .model import build_model
+from .run import train, train_stages
 from .trainer import RegionLearnerTrainer
 
 __all__ = [
+    "CorpusPart",
     "DataArguments",
     "ModelArguments",
     "RegionLearnerCollator",
@@ -13,5 +22,7 @@ __all__ = [
     "RegionLearnerTrainingArguments",
     "build_model",
     "parse_arguments",
+    "parse_stages",
     "train",
+    "train_stages",
 ]

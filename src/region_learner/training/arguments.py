@@ -1,6 +1,7 @@
 """Arguments of a training run: dataclasses, the command line, and recipes (YAML files of the same names)."""
 
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -11,13 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
-# A mapping comes as such from recipes and from Python, and as JSON from the command line, until `__post_init__`.
+# Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
 if TYPE_CHECKING:
     JsonMapping = dict[str, Any] | None
+    JsonList = list[dict[str, Any]] | None
 else:
     JsonMapping = dict | str | None
+    JsonList = list | str | None
+
+TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
+
+
+def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be JSON, such as '{example}': {error}") from error
+    if not isinstance(parsed, kind):
+        raise ValueError(f"{name} must be a JSON {what}, not {value}")
+    return parsed
 
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
@@ -27,15 +44,7 @@ def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     Raises:
         ValueError: naming `name`, if it is no JSON object.
     """
-    if not isinstance(value, str):
-        return value
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} must be JSON, such as '{{\"key\": 1}}': {error}") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{name} must be a JSON object, not {value}")
-    return parsed
+    return _from_json(name, value, dict, "object", '{"key": 1}')
 
 
 @dataclass
@@ -60,6 +69,18 @@ class ModelArguments:
     config: JsonMapping = field(
         default=None, metadata={"help": "Other fields of the configuration (JSON), such as projection_dim."}
     )
+    task: str = field(default="retrieval", metadata={"help": f"One of {', '.join(TASKS)}."})
+    max_answers: int = field(
+        default=1500, metadata={"help": "Size of the vocabulary of a new head for questions: the most frequent ones."}
+    )
+    lora: JsonMapping = field(
+        default=None,
+        metadata={"help": "Low-rank adapters instead of whole towers (JSON): fields of peft.LoraConfig, and towers."},
+    )
+    frame_fill: str = field(
+        default="zeros",
+        metadata={"help": "Temporal positions of a checkpoint with fewer frames: zeros, nearest or bilinear."},
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={"help": "Directory or Hub name; 'train' learns one from the training captions."},
@@ -79,11 +100,29 @@ class ModelArguments:
         self.video_config = mapping_from_json("video_config", self.video_config)
         self.text_config = mapping_from_json("text_config", self.text_config)
         self.config = mapping_from_json("config", self.config)
+        self.lora = mapping_from_json("lora", self.lora)
+        if self.task not in TASKS:
+            raise ValueError(
+                f"task={self.task!r} is not known{_nearest(self.task, TASKS)} (tasks: {', '.join(TASKS)})"
+            )
+
+
+CORPUS_KEYS = (
+    "corpus",
+    "data_dir",
+    "split",
+    "options",
+    "batch_size",
+    "num_frames",
+    "weight",
+    "streaming",
+    "shuffle_buffer",
+)
 
 
 @dataclass
 class DataArguments:
-    """The corpus."""
+    """The corpus, or the corpora."""
 
     corpus: str = field(default="folder", metadata={"help": "Name of a corpus; see `region-learner corpus list`."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the corpus lies."})
@@ -91,10 +130,32 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split for evaluation while training."})
     test_split: str | None = field(default=None, metadata={"help": "Split for one retrieval evaluation at the end."})
+    corpora: JsonList = field(
+        default=None,
+        metadata={
+            "help": "Several corpora to train on (JSON): a list of mappings with corpus, data_dir, split, options, "
+            "batch_size, num_frames, weight, streaming, shuffle_buffer."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training corpus as a stream, with max_steps and shards."}
+    )
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Rows that a stream is shuffled among."})
+    max_missing: float = field(
+        default=0.0,
+        metadata={"help": "Missing videos that are left out and listed, instead of an error: a number or a share."},
+    )
     max_train_videos: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
 
     def __post_init__(self):
         self.corpus_options = mapping_from_json("corpus_options", self.corpus_options) or {}
+        self.corpora = _from_json("corpora", self.corpora, list, "list", '[{"corpus": "cc3m", "data_dir": "cc3m"}]')
+        for entry in self.corpora or []:
+            for key in entry:
+                if key not in CORPUS_KEYS:
+                    raise ValueError(
+                        f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
+                    )
 
 
 @dataclass
@@ -115,9 +176,50 @@ class RegionLearnerTrainingArguments(TrainingArguments):
         default=0.1,
         metadata={"help": "Share of videos that may be unreadable; each is replaced by another and reported."},
     )
+    mix: str = field(
+        default="alternate",
+        metadata={"help": "Several corpora: 'alternate' takes a batch of each in turn, 'weighted' by their weights."},
+    )
+    samples_per_epoch: int | None = field(
+        default=None, metadata={"help": "Bound on the rows of an epoch, of all corpora and processes together."}
+    )
+    gradient_cache_chunk: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs in one forward pass of cached gradients: a batch of any size in the memory of so many."
+        },
+    )
+    lr_milestones: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of the training (0.6 0.8 ...) at which the learning rate is multiplied by lr_gamma."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
+    video_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the video tower, where it differs from learning_rate."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the text encoder, where it differs from learning_rate."}
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate for each block below the output of a tower."}
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Parameters that stay as they are, by the beginnings of their names: text_model ..."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
+            raise ValueError(f"gradient_cache_chunk={self.gradient_cache_chunk} must be at least 1.")
+        if any(not 0.0 < share < 1.0 for share in self.lr_milestones):
+            raise ValueError(f"lr_milestones={self.lr_milestones} are shares of the training, between 0 and 1.")
+        if self.lr_milestones and "constant" not in SchedulerType(self.lr_scheduler_type).value:
+            raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
+        if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise ValueError(f"max_unreadable={self.max_unreadable} is a share: it must be between 0 and 1.")
 
@@ -157,9 +259,12 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of argument names to values.")
     known = {item.name for cls in ARGUMENT_CLASSES for item in fields(cls) if item.init}
-    for key in values:
+    stages = values.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"{path}: stages must be a list of mappings of argument names to values.")
+    for key in itertools.chain({key for key in values if key != "stages"}, *stages):
         if key not in known:
-            raise ValueError(f"{path}: unknown key {key!r}{_nearest(str(key), known)}")
+            raise ValueError(f"{path}: unknown key {key!r}{_nearest(str(key), known | {'stages'})}")
     return values
 
 
@@ -168,21 +273,48 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, **overrides: Any
-) -> tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]:
+Arguments = tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
     """
     Parses `[RECIPE] [--name value ...]`. Values of the command line go before those of the recipe, and `overrides`
     before both.
 
     Raises:
-        ValueError: for an unknown recipe, key or flag, or a value that does not parse.
+        ValueError: for an unknown recipe, key or flag, a value that does not parse, or a recipe of several stages.
+    """
+    stages = parse_stages(argv, **overrides)
+    if len(stages) > 1:
+        raise ValueError("The recipe has several stages: use parse_stages and train_stages.")
+    return stages[0]
+
+
+def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Arguments]:
+    """
+    As [`parse_arguments`], for recipes with `stages`: a list of mappings, each of which goes before the values that
+    all stages share. A stage begins with the checkpoint of the one before it; the last one's lies in `output_dir`,
+    those of the others in `output_dir/stage-N`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
-    parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
-    parser.set_defaults(**values)
-    namespace = vars(parser.parse_args(argv)) | overrides
-    if namespace.get("output_dir") is None:
-        namespace["output_dir"] = os.path.join("runs", f"{namespace['corpus']}")
-    return parser.parse_dict(namespace, allow_extra_keys=False)  # type: ignore[return-value]
+    stages = values.pop("stages", None) or [{}]
+    parsed = []
+    for number, stage in enumerate(stages, start=1):
+        parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
+        parser.set_defaults(**values | stage)
+        namespace = vars(parser.parse_args(argv)) | overrides
+        if namespace.get("output_dir") is None:
+            namespace["output_dir"] = os.path.join("runs", f"{namespace['corpus']}")
+        if number > 1:
+            previous = os.path.join(namespace["output_dir"], f"stage-{number - 1}")
+            namespace |= {"model": previous, "video_tower": None, "text_tower": None, "tokenizer": None}
+            namespace |= {
+                "text_config": None,
+                "config": stage.get("config"),
+                "video_config": stage.get("video_config"),
+            }
+        if number < len(stages):
+            namespace["output_dir"] = os.path.join(namespace["output_dir"], f"stage-{number}")
+        parsed.append(parser.parse_dict(namespace, allow_extra_keys=False))
+    return parsed  # type: ignore[return-value]

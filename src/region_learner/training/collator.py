@@ -1,13 +1,19 @@
 """From rows of a corpus to a batch of the model: decodes clips, chooses captions. Runs in the loader's workers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from ..corpora.webdataset import is_reference, read_member
 from ..evaluation.metrics import IGNORED_ID
 from ..video_processing_region_learner import VideoDecodeError
+
+# Label of a row that stands in for an unreadable video: neither losses nor metrics count it.
+IGNORED_LABEL = -100
+
+TASKS = ("retrieval", "question_answering", "classification")
 
 
 def stable_id(video_id: str) -> int:
@@ -17,69 +23,109 @@ def stable_id(video_id: str) -> int:
 
 class RegionLearnerCollator:
     """
-    Makes batches of `input_ids`, `attention_mask`, `pixel_values_videos` (B, T, C, H, W), `video_ids` (B,) and
-    `return_loss=True` from rows with the columns `video`, `video_id` and `captions`.
+    Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W); further, by the task,
 
-    For training, frames, crop and caption are drawn at random (by torch's generator, which the Trainer seeds in each
-    worker); for evaluation, middle frames, centre crop and the first caption.
+    - "retrieval": `input_ids`, `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`;
+    - "question_answering": `input_ids`, `attention_mask` of the question, and `labels` (B,);
+    - "classification": `labels` (B,).
 
-    A video that cannot be read never becomes black frames. In training another row of `dataset` takes its place; in
-    evaluation another row of the batch, with the id -1, so that it counts for nothing. The batch tells of it in
-    `unreadable`, pairs of video id and reason.
+    For training, frames, crop and caption are drawn at random, from the `seed` of the row if it has one (rows of the
+    Trainer do: so a resumed run draws what an uninterrupted one does), else from torch's generator; for evaluation,
+    middle frames, centre crop and the first caption.
+
+    A video that cannot be read never becomes black frames. In training another row of its corpus takes its place; in
+    evaluation another row of the batch, with the id -1 or the label -100, so that it counts for nothing. The batch
+    tells of it in `unreadable`, pairs of video id and reason.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
         training (`bool`): random or fixed choices.
-        dataset (sequence of rows, *optional*): where replacements come from; by default the batch itself.
+        datasets (sequence of data sets, *optional*): where replacements come from, by the `part` of a row; by
+            default the batch itself.
+        task (`str`): as above.
+        label (callable, *optional*): the label of a row, for tasks that have one; -1 for an unknown one.
     """
 
     MAX_REPLACEMENTS = 20  # in a row, before the corpus is taken to be broken
 
-    def __init__(self, processor, training: bool, dataset: Sequence[dict[str, Any]] | None = None):
+    def __init__(
+        self,
+        processor,
+        training: bool,
+        datasets: Sequence[Any] = (),
+        task: str = "retrieval",
+        label: Callable[[dict[str, Any]], int] | None = None,
+    ):
+        if task not in TASKS:
+            raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
+        if (label is None) != (task == "retrieval"):
+            raise ValueError(f"label= goes with the tasks that have labels; task={task!r}.")
         self.processor = processor
         self.training = training
-        self.dataset = dataset
+        self.datasets = datasets
+        self.task = task
+        self.label = label
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[tuple[str, str]] = []
-        decoded = [(row, self._decode(row, unreadable)) for row in rows]
+        generators = [_generator(row) for row in rows]
+        decoded = [(row, self._decode(row, generator, unreadable)) for row, generator in zip(rows, generators)]
         good = [(row, clip) for row, clip in decoded if clip is not None]
-        pairs = []
-        for row, clip in decoded:
-            video_id = stable_id(row["video_id"])
+        pairs: list[tuple[dict[str, Any], torch.Tensor, bool]] = []  # row, clip, whether it counts
+        for (row, clip), generator in zip(decoded, generators):
+            counts = clip is not None or self.training
             if clip is None and self.training:
-                row, clip = self._replacement(good, unreadable)
-                video_id = stable_id(row["video_id"])
+                row, clip = self._replacement(row, good, generator, unreadable)
             elif clip is None:
                 if not good:
                     raise VideoDecodeError(f"no video of a batch can be read, the first: {unreadable[0][1]}")
-                (row, clip), video_id = good[0], IGNORED_ID
-            pairs.append((row, clip, video_id))
-        batch = dict(self.processor(text=[self._caption(row) for row, _, _ in pairs], return_tensors="pt"))
-        return batch | {
-            "pixel_values_videos": torch.stack([clip for _, clip, _ in pairs]),
-            "video_ids": torch.tensor([video_id for _, _, video_id in pairs]),
-            "return_loss": True,
-            "unreadable": unreadable,
-        }
+                row, clip = good[0]
+            pairs.append((row, clip, counts))
+        batch: dict[str, Any] = {}
+        if self.task != "classification":
+            texts = [self._text(row, generator) for (row, _, _), generator in zip(pairs, generators)]
+            batch |= dict(self.processor(text=texts, return_tensors="pt"))
+        batch["pixel_values_videos"] = torch.stack([clip for _, clip, _ in pairs])
+        if self.task == "retrieval":
+            ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
+            batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
+        else:
+            assert self.label is not None
+            labels = [self.label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
+            batch["labels"] = torch.tensor(labels)
+        return batch | {"unreadable": unreadable}
 
-    def _decode(self, row: dict[str, Any], unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
+    def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
+        frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
         try:
-            clips = self.processor.video_processor([row["video"]], training=self.training, return_tensors="pt")
+            video = read_member(row["video"]) if is_reference(row["video"]) else row["video"]
+            clips = self.processor.video_processor(
+                [video], training=self.training, generator=generator, return_tensors="pt", **frames
+            )
         except VideoDecodeError as error:
             unreadable.append((row["video_id"], str(error)))
             return None
         return clips["pixel_values_videos"][0]
 
-    def _replacement(self, good, unreadable) -> tuple[dict[str, Any], torch.Tensor]:
-        source: Sequence = self.dataset if self.dataset is not None else [row for row, _ in good]
+    def _replacement(self, row, good, generator, unreadable) -> tuple[dict[str, Any], torch.Tensor]:
+        part = row.get("part", 0)
+        source: Any = [other for other, _ in good]
+        if part < len(self.datasets) and hasattr(self.datasets[part], "__len__"):
+            source = self.datasets[part]
         for _ in range(self.MAX_REPLACEMENTS if len(source) else 0):
-            row = source[int(torch.randint(len(source), ()))]
-            clip = self._decode(row, unreadable)
+            other = dict(source[int(torch.randint(len(source), (), generator=generator))])
+            other |= {name: row[name] for name in ("part", "num_frames") if name in row}
+            clip = self._decode(other, generator, unreadable)
             if clip is not None:
-                return row, clip
+                return other, clip
         raise VideoDecodeError(f"no readable video found in place of unreadable ones, the last: {unreadable[-1][1]}")
 
-    def _caption(self, row: dict[str, Any]) -> str:
+    def _text(self, row: dict[str, Any], generator) -> str:
+        if self.task == "question_answering":
+            return row["question"]
         captions = row["captions"]
-        return captions[int(torch.randint(len(captions), ()))] if self.training else captions[0]
+        return captions[int(torch.randint(len(captions), (), generator=generator))] if self.training else captions[0]
+
+
+def _generator(row: dict[str, Any]) -> torch.Generator | None:
+    return torch.Generator().manual_seed(row["seed"]) if row.get("seed") is not None else None

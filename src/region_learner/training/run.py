@@ -1,24 +1,20 @@
-"""One training run from its arguments: corpus, model, Trainer, final evaluation, checkpoint."""
+"""One training run from its arguments: corpora, model, Trainer, final evaluation, checkpoint."""
 
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
-from ..conversion import from_pretrained_towers, processor_from_towers
-from ..conversion.original import config_with_overrides
-from ..corpora import load_corpus
-from ..evaluation.retrieval import embed_corpus
-from ..modeling_region_learner import RegionLearnerModel
-from ..processing_region_learner import RegionLearnerProcessor
-from ..video_processing_region_learner import RegionLearnerVideoProcessor
+from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
+from ..evaluation import answer_accuracy, classification_accuracy, embed_corpus, multiple_choice_accuracy
 from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
-from .tokenizer import train_tokenizer
+from .data import CorpusPart
+from .model import build_model, with_head, with_lora
 from .trainer import RegionLearnerTrainer
 
 logger = logging.getLogger(__name__)
@@ -26,89 +22,105 @@ logger = logging.getLogger(__name__)
 # Captions of these corpora tell left from right, so that a mirrored clip would belie them.
 _TELLS_LEFT_FROM_RIGHT = {"moving_shapes"}
 
-
-def build_model(
-    arguments: ModelArguments, captions: Iterable[str] = ()
-) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
-    """
-    The model and its processor: of a checkpoint (`model`), from pre-trained towers (`video_tower` and `text_tower`),
-    or new (`text_config` and `tokenizer`).
-
-    Args:
-        arguments: where they come from.
-        captions: what `tokenizer="train"` learns from.
-
-    Raises:
-        ValueError: if the arguments name none of these, or several.
-    """
-    named = {
-        "model": arguments.model is not None,
-        "video_tower and text_tower": arguments.video_tower is not None or arguments.text_tower is not None,
-        "text_config and tokenizer": arguments.text_config is not None,
-    }
-    chosen = [name for name, given in named.items() if given]
-    if len(chosen) != 1:
-        raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
-    overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
-    if arguments.tokenizer is not None and arguments.text_config is None:
-        raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
-    if arguments.model is not None:
-        return _from_checkpoint(arguments, arguments.model)
-    if arguments.text_config is not None:
-        return _new(arguments, captions)
-    if arguments.video_tower is None or arguments.text_tower is None:
-        raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
-    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
-    frames = arguments.num_frames or model.config.video_config.num_frames
-    return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
+# A tokenizer is learned from so many rows of a stream.
+_ROWS_FOR_TOKENIZER = 100_000
 
 
-def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
-    overrides = dict(arguments.config or {})
-    if arguments.video_config:
-        given = arguments.video_config
-        video_config = AutoConfig.from_pretrained(name).video_config.to_dict()
-        # What the configuration derives from other fields is derived anew where these change.
-        if "codebook_mode" in given:
-            video_config["codebook_decay"] = None
-        if given.keys() & {"codebook_size", "num_regions"}:
-            video_config["video_pooling"] = None
-        overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
-    frames = (arguments.video_config or {}).get("num_frames")
-    if frames is not None:  # positions are resized after loading
-        overrides["video_config"].pop("num_frames")
-    model = AutoModel.from_pretrained(name, **overrides)
-    if frames is not None and frames != model.config.video_config.num_frames:
-        model = model.resize_frames(frames)
-    processor = AutoProcessor.from_pretrained(name)
-    processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
-    return model, processor
+class AnswerLabel:
+    """The number of a row's answer in the vocabulary of a model, -1 if it is not in it."""
+
+    def __init__(self, label2id: dict[str, int]):
+        self.label2id = label2id
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        return self.label2id.get(row["answer"], -1)
 
 
-def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
-    text_config = dict(arguments.text_config or {})
-    length = text_config.get("max_position_embeddings", 64)
-    if arguments.tokenizer is None:
-        raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
-    if arguments.tokenizer == "train":
-        tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    text_config.setdefault("vocab_size", len(tokenizer))
-    if tokenizer.pad_token_id is not None:
-        text_config.setdefault("pad_token_id", tokenizer.pad_token_id)
-    if "model_type" not in text_config:
-        raise ValueError("text_config needs a model_type, for example 'distilbert'.")
-    text = AutoConfig.for_model(text_config.pop("model_type"), **text_config)
-    config: RegionLearnerConfig = config_with_overrides(
-        dict(arguments.config or {}), video=arguments.video_config or {}, text_config=text
-    )
-    video = config.video_config
-    video_processor = RegionLearnerVideoProcessor.for_image_size(
-        video.image_size, num_frames=arguments.num_frames or video.num_frames
-    )
-    return RegionLearnerModel(config), RegionLearnerProcessor(video_processor, tokenizer)
+class ClassLabel:
+    """The number of a row's class in a model, whatever its number in the corpus is; -1 if the model lacks it."""
+
+    def __init__(self, names: list[str], label2id: dict[str, int]):
+        self.numbers = [label2id.get(name, -1) for name in names]
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        return self.numbers[row["label"]]
+
+
+def load_parts(arguments: DataArguments, training: RegionLearnerTrainingArguments) -> list[CorpusPart]:
+    """The corpora to train on, of `corpora` or of `corpus`. Missing videos are counted, and listed in a file."""
+    parts = []
+    for number, entry in enumerate(arguments.corpora or [{}]):
+        name = entry.get("corpus", arguments.corpus)
+        options = dict(arguments.corpus_options or {}) if "corpus" not in entry else {}
+        options |= entry.get("options", {})
+        streaming = entry.get("streaming", arguments.streaming)
+        if streaming and "lazy" in corpus_options(name):
+            options.setdefault("lazy", True)
+        data_dir = entry.get("data_dir", arguments.data_dir if "corpus" not in entry else None)
+        suffix = f"_{number}" if arguments.corpora else ""
+        dataset = _load(
+            arguments, training, name, data_dir, entry.get("split", arguments.train_split), suffix, options, streaming
+        )
+        if arguments.max_train_videos is not None:
+            dataset = dataset.take(arguments.max_train_videos)
+        parts.append(
+            CorpusPart(
+                dataset,
+                entry.get("batch_size", training.per_device_train_batch_size),
+                entry.get("num_frames"),
+                float(entry.get("weight", 1.0)),
+                entry.get("shuffle_buffer", arguments.shuffle_buffer),
+            )
+        )
+    return parts
+
+
+def _load(arguments, training, name: str, data_dir, split: str, suffix: str, options: dict, streaming: bool = False):
+    known = corpus_options(name)
+    if "max_missing" in known:
+        options.setdefault("max_missing", arguments.max_missing)
+    if "missing_list" in known:
+        folder = Path(str(training.output_dir))
+        options.setdefault("missing_list", folder / f"missing_videos_{split}{suffix}.txt")
+    return load_corpus(name, data_dir, split, streaming=streaming, **options)
+
+
+def _texts(parts: list[CorpusPart], task: str) -> Iterable[str]:
+    """What a tokenizer is learned from."""
+    for part in parts:
+        rows = itertools.islice(part.dataset, _ROWS_FOR_TOKENIZER) if part.streamed else part.dataset
+        if not part.streamed:
+            columns = set(part.dataset.column_names) & {"captions", "question"}
+            rows = part.dataset.select_columns(sorted(columns))
+        for row in rows:
+            yield from [row["question"]] if task == "question_answering" else row["captions"]
+
+
+def _labels(parts: list[CorpusPart], model_arguments: ModelArguments) -> list[str]:
+    """Names of the labels that a new head is to tell apart, from the training corpus."""
+    task = model_arguments.task
+    if len(parts) != 1 or parts[0].streamed:
+        raise ValueError(f"task={task!r} trains on one corpus that is not streamed: leave out corpora and streaming.")
+    dataset = parts[0].dataset
+    column = "answer" if task == "question_answering" else "label"
+    if column not in dataset.column_names or (
+        task == "classification" and not hasattr(dataset.features[column], "names")
+    ):
+        raise CorpusError(
+            f"task={task!r} needs the column {column!r}, which this corpus does not have (columns: "
+            f"{', '.join(dataset.column_names)})"
+        )
+    if task == "question_answering":
+        return answer_vocabulary(dataset, model_arguments.max_answers)
+    return list(dataset.features[column].names)
+
+
+def _labelling(model_arguments: ModelArguments, model, dataset) -> Callable[[dict[str, Any]], int] | None:
+    if model_arguments.task == "question_answering":
+        return AnswerLabel(model.config.label2id)
+    if model_arguments.task == "classification":
+        return ClassLabel(dataset.features["label"].names, model.config.label2id)
+    return None
 
 
 def train(
@@ -122,13 +134,14 @@ def train(
     with `results.json`.
 
     Returns:
-        What `results.json` holds: `train` (loss, seconds, unreadable videos ...), `test` (retrieval metrics), and
-        the `arguments`.
+        What `results.json` holds: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task), the
+        `log`, and the `arguments`.
 
     Raises:
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
     set_seed(training_arguments.seed)
+    task = model_arguments.task
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
         training_arguments.eval_strategy = IntervalStrategy.EPOCH
     resume: Any = training_arguments.resume_from_checkpoint
@@ -139,19 +152,25 @@ def train(
     def split(name: str | None):
         if name is None:
             return None
-        return load_corpus(
-            data_arguments.corpus, data_arguments.data_dir, name, **(data_arguments.corpus_options or {})
+        options = dict(data_arguments.corpus_options or {})
+        return _load(
+            data_arguments, training_arguments, data_arguments.corpus, data_arguments.data_dir, name, "", options
         )
 
-    train_dataset, eval_dataset = split(data_arguments.train_split), split(data_arguments.eval_split)
-    test_dataset = split(data_arguments.test_split)  # before training, so that a wrong name loses nothing
-    if data_arguments.max_train_videos is not None:
-        train_dataset = train_dataset.take(data_arguments.max_train_videos)
-    captions = (caption for row in train_dataset["captions"] for caption in row)
-    model, processor = build_model(model_arguments, captions)
+    parts = load_parts(data_arguments, training_arguments)
+    if any(part.streamed for part in parts) and training_arguments.max_steps <= 0:
+        raise ValueError("A stream has no end: say how long to train with --max_steps.")
+    eval_dataset, test_dataset = split(data_arguments.eval_split), split(data_arguments.test_split)
+    model: Any
+    model, processor = build_model(model_arguments, _texts(parts, task))
+    if task in ("question_answering", "classification"):
+        model = with_head(model, model_arguments, _labels(parts, model_arguments))
+    if model_arguments.lora is not None:
+        model = with_lora(model, model_arguments.lora)
     flips = model_arguments.flip_probability
     if flips is None:
-        flips = 0.0 if data_arguments.corpus in _TELLS_LEFT_FROM_RIGHT else 0.5
+        corpora = {data_arguments.corpus} | {entry.get("corpus") for entry in data_arguments.corpora or []}
+        flips = 0.0 if _TELLS_LEFT_FROM_RIGHT & corpora else 0.5
     processor.video_processor.flip_probability = flips
     logger.info("%.1f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
 
@@ -159,26 +178,60 @@ def train(
         model=model,
         args=training_arguments,
         processing_class=processor,
-        train_dataset=train_dataset,
+        train_dataset=parts,
         eval_dataset=eval_dataset,
+        task="retrieval" if task == "multiple_choice" else task,
+        label=_labelling(model_arguments, model, parts[0].dataset),
         callbacks=callbacks,
     )
     result = trainer.train(resume_from_checkpoint=resume)
+    if model_arguments.lora is not None:  # what is saved, and used, is a plain model
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
-    counts = {"videos": len(train_dataset)} if isinstance(train_dataset, Sized) else {}
-    results: dict[str, Any] = {"train": counts | result.metrics, "arguments": _shown(model_arguments, data_arguments)}
+    rows = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in parts)}
+    arguments = _shown(model_arguments, data_arguments)
+    results: dict[str, Any] = {"train": rows | result.metrics, "arguments": arguments}
     results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    if test_dataset is not None and trainer.is_world_process_zero():
-        results["test"] = _evaluate(trainer, processor, test_dataset)
     if trainer.is_world_process_zero():
+        if test_dataset is not None:
+            results["test"] = _evaluate(task, trainer, processor, test_dataset)
+        output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def _evaluate(trainer: RegionLearnerTrainer, processor, dataset) -> dict[str, Any]:
+def train_stages(
+    stages: list[tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]],
+) -> dict[str, Any]:
+    """
+    Trains one stage after the other, each from the checkpoint of the one before it. With `resume_from_checkpoint`,
+    stages that are through are not run again.
+
+    Returns:
+        The results of the last stage.
+    """
+    for number, arguments in enumerate(stages, start=1):
+        output_dir = Path(str(arguments[2].output_dir))
+        done = output_dir / "results.json"
+        if number < len(stages) and arguments[2].resume_from_checkpoint and done.is_file():
+            logger.info("Stage %d of %d is through: %s.", number, len(stages), output_dir)
+            continue
+        if len(stages) > 1:
+            logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
+        results = train(*arguments)
+    return results
+
+
+def _evaluate(task: str, trainer: RegionLearnerTrainer, processor, dataset) -> dict[str, Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
-    workers = trainer.args.dataloader_num_workers
-    embeddings = embed_corpus(model, processor, dataset, trainer.args.per_device_eval_batch_size, workers)
+    share = (trainer.args.per_device_eval_batch_size, trainer.args.dataloader_num_workers)
+    if task == "multiple_choice":
+        return multiple_choice_accuracy(model, processor, dataset, *share)
+    if task == "question_answering":
+        return answer_accuracy(model, processor, dataset, *share)
+    if task == "classification":
+        return classification_accuracy(model, processor, dataset, *share)
+    embeddings = embed_corpus(model, processor, dataset, *share)
     counts = {"videos": len(embeddings.video_ids), "texts": len(embeddings.texts)}
     return embeddings.metrics() | counts | {"unreadable": embeddings.unreadable}
 

@@ -2,46 +2,149 @@
 
 import json
 import logging
-from collections.abc import Sized
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+import torch
+from accelerate.utils import DistributedType, gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
+from ..evaluation.tasks import compute_answer_metrics, compute_classification_metrics
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
 from .collator import RegionLearnerCollator
+from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
+from .gradient_cache import cached_backward
+from .optimization import freeze, milestones, parameter_groups
+from .progress import Progress
 
 logger = logging.getLogger(__name__)
+
+# Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
+COMPLETE = "complete.json"
+
+_METRICS = {
+    "retrieval": compute_retrieval_metrics,
+    "question_answering": compute_answer_metrics,
+    "classification": compute_classification_metrics,
+}
 
 
 class RegionLearnerTrainer(Trainer):
     """
-    [`~transformers.Trainer`] for [`RegionLearnerModel`] on rows of `load_corpus`.
+    [`~transformers.Trainer`] for RegionLearner models on rows of `load_corpus`.
 
-    Beyond the Trainer it has collators that decode, one for training and one for evaluation; retrieval metrics as
-    its `compute_metrics`; and an account of videos that cannot be read: each is reported once by name, listed in
-    `unreadable_videos.json`, and above the share `args.max_unreadable` of the corpus training ends with an error.
+    Beyond the Trainer: batches that are a function of the seed and the step, from one corpus or several
+    ([`CorpusPart`]), so that a resumed run equals an uninterrupted one; cached contrastive gradients
+    (`args.gradient_cache_chunk`); learning rates by tower and layer, and frozen parts; checkpoints that are known to
+    be complete; metrics of the task as its `compute_metrics`; throughput and the state of the codebook in its logs;
+    and an account of videos that cannot be read: each is reported once by name, listed in `unreadable_videos.json`,
+    and above the share `args.max_unreadable` of the corpus training ends with an error.
+
+    Args:
+        train_dataset: rows, or a list of [`CorpusPart`].
+        task: "retrieval", "question_answering" or "classification".
+        label: the label of a row, for the tasks that have one; see [`RegionLearnerCollator`].
     """
 
     args: RegionLearnerTrainingArguments
 
-    def __init__(self, model=None, args=None, *, processing_class=None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args: RegionLearnerTrainingArguments | None = None,
+        *,
+        processing_class=None,
+        train_dataset=None,
+        task: str = "retrieval",
+        label=None,
+        callbacks: list | None = None,
+        **kwargs,
+    ):
         if processing_class is None:
             raise ValueError("RegionLearnerTrainer needs the processor: pass processing_class=RegionLearnerProcessor.")
+        args = args or RegionLearnerTrainingArguments()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process a GPU with "
+                "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
         self.unreadable: dict[str, str] = {}  # message by video id, of this process
         self.unreadable_in_evaluation: dict[str, str] = {}
-        train_dataset = kwargs.get("train_dataset")
-        rows = train_dataset if hasattr(train_dataset, "__len__") else None
-        kwargs.setdefault("data_collator", RegionLearnerCollator(processing_class, training=True, dataset=rows))
-        kwargs.setdefault("compute_metrics", compute_retrieval_metrics)
-        self.eval_collator = RegionLearnerCollator(processing_class, training=False)
+        if train_dataset is not None and not isinstance(train_dataset, list | tuple):
+            train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
+        self.parts: Sequence[CorpusPart] = train_dataset or []
+        datasets = [part.dataset for part in self.parts]
+        kwargs.setdefault("data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label))
+        kwargs.setdefault("compute_metrics", _METRICS[task])
+        self.eval_collator = RegionLearnerCollator(processing_class, training=False, task=task, label=label)
+        if task != "retrieval":
+            args.label_names = ["labels"]
+            if args.gradient_cache_chunk is not None:
+                raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
+        self.sampler: TrainingBatchSampler | None = None
+        self.batches_to_skip = 0  # of a stream, when resuming
         super().__init__(
-            model=model, args=args or RegionLearnerTrainingArguments(), processing_class=processing_class, **kwargs
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            train_dataset=self._train_rows() if self.parts else None,
+            callbacks=[_EpochOfSampler(self), *(callbacks or [])],
+            **kwargs,
         )
+        freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
+        if args.ddp_find_unused_parameters is None:
+            # All parameters have a gradient in every step, but motion needs two frames.
+            args.ddp_find_unused_parameters = getattr(self._video_config, "motion_excitation", False)
+        self.progress = self._new_progress()
+
+    @property
+    def _video_config(self):
+        return getattr(self.model.config, "video_config", self.model.config)
+
+    def _new_progress(self) -> Progress:
+        return Progress(getattr(self._video_config, "codebook_size", 0))
+
+    # Batches
+
+    @property
+    def streamed(self) -> bool:
+        return any(part.streamed for part in self.parts)
+
+    def _train_rows(self) -> TrainingRows | TrainingStream:
+        return TrainingStream(self.parts) if self.streamed else TrainingRows(self.parts)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process alone: what each process reads is decided here, not by `accelerate`."""
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        share = {"mix": args.mix, "seed": seed, "rank": args.process_index, "world_size": args.world_size}
+        options: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "generator": torch.Generator().manual_seed(seed),  # not the global one, which the model draws from
+        }
+        if self.streamed:
+            return StreamLoader(TrainingStream(self.parts, skip=self.batches_to_skip, **share), **options)
+        self.sampler = TrainingBatchSampler(
+            self.parts, samples_per_epoch=args.samples_per_epoch, drop_last=args.dataloader_drop_last, **share
+        )
+        return DataLoader(TrainingRows(self.parts), batch_sampler=self.sampler, **options)
+
+    def get_batch_samples(self, epoch_iterator, *args, **kwargs):
+        start = time.perf_counter()
+        batches = super().get_batch_samples(epoch_iterator, *args, **kwargs)
+        self.progress.waited += time.perf_counter() - start
+        return batches
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)
@@ -57,9 +160,71 @@ class RegionLearnerTrainer(Trainer):
             self.data_collator = training_collator
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        for video_id, reason in inputs.pop("unreadable", ()):
+        unreadable = inputs.pop("unreadable", ())
+        if self.model.training and "pixel_values_videos" in inputs:
+            self.progress.samples += len(inputs["pixel_values_videos"])
+        for video_id, reason in unreadable:
             self._report_unreadable(video_id, reason, in_training=self.model.training)
         return super()._prepare_inputs(inputs)
+
+    # Steps
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if options.keys() & {"params", "model", "optimizer_dict"}:
+                raise ValueError(f"optim={self.args.optim} chooses parameters itself: it is not supported here.")
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.args.lr_milestones and self.lr_scheduler is None:
+            self.lr_scheduler = milestones(
+                self.optimizer if optimizer is None else optimizer,  # type: ignore[arg-type]
+                [round(share * num_training_steps) for share in self.args.lr_milestones],
+                self.args.lr_gamma,
+                self.args.get_warmup_steps(num_training_steps),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            self.progress.observe(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        chunk = self.args.gradient_cache_chunk
+        if chunk is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "Cached gradients do not work with DeepSpeed: use DDP or FSDP, or no gradient_cache_chunk."
+            )
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        return cached_backward(
+            self.accelerator,
+            model,
+            inputs,
+            chunk,
+            self.compute_loss_context_manager,
+            scale=1 / self.current_gradient_accumulation_steps,
+            observe=self.progress.observe,
+        )
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs and self.is_in_train:
+            logs |= self.progress.summary(self.accelerator, len(self.unreadable))
+            temperature = getattr(self.accelerator.unwrap_model(self.model), "temperature", None)
+            if temperature is not None:
+                logs["temperature"] = float(torch.as_tensor(temperature).detach())
+        super().log(logs, start_time)
 
     def _report_unreadable(self, video_id: str, reason: str, in_training: bool):
         if video_id in self.unreadable or video_id in self.unreadable_in_evaluation:
@@ -70,12 +235,15 @@ class RegionLearnerTrainer(Trainer):
             return
         self.unreadable[video_id] = reason
         logger.warning("unreadable video, another takes its place: %s", reason)
-        total = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
-        # Each process sees its own part of the corpus.
-        if total and len(self.unreadable) > self.args.max_unreadable * total / self.args.world_size:
+        # Each process sees its own part of the corpus; of a stream, what it has seen so far.
+        if self.streamed:
+            total = max(self.progress.total_samples + self.progress.samples, 100)
+        else:
+            total = sum(len(part.dataset) for part in self.parts) / self.args.world_size
+        if total and len(self.unreadable) > self.args.max_unreadable * total:
             self._write_unreadable(self.unreadable)
             raise VideoDecodeError(
-                f"{len(self.unreadable)} of {total} videos are unreadable, more than max_unreadable="
+                f"{len(self.unreadable)} of {round(total)} videos are unreadable, more than max_unreadable="
                 f"{self.args.max_unreadable}: see unreadable_videos.json in {self.args.output_dir}; mend or remove "
                 "them, or raise the limit."
             )
@@ -85,11 +253,109 @@ class RegionLearnerTrainer(Trainer):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
+    # Interruptions
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As that of the Trainer; True resumes from the last complete checkpoint in `output_dir`, if there is one."""
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        skip_data = self.args.ignore_data_skip
+        if self.streamed and checkpoint is not None:
+            # The Trainer would decode, and throw away, all it was trained on; the stream knows how to skip.
+            state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+            self.batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
+            self.args.ignore_data_skip = True
+        self.progress = self._new_progress()
+        try:
+            result = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.args.ignore_data_skip, self.batches_to_skip = skip_data, 0
         unreadable = dict(gather_object(list(self.unreadable.items())))
         result.metrics["unreadable_videos"] = len(unreadable)
         if unreadable and self.is_world_process_zero():
             self._write_unreadable(unreadable)
             logger.warning("%d videos could not be read; unreadable_videos.json names them.", len(unreadable))
         return result
+
+    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
+        if resume is None or resume is False:
+            return None
+        output_dir = str(self.args.output_dir)
+        if resume is True:
+            found = sort_checkpoints(output_dir) if os.path.isdir(output_dir) else []
+            found = sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]))
+            for path in reversed(found):
+                if (problem := incompleteness(path)) is None:
+                    return path
+                logger.warning("%s is passed over: %s", path, problem)
+            logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
+            return None
+        if not os.path.isdir(resume):
+            raise ValueError(f"There is no checkpoint {resume}.")
+        if (problem := incompleteness(resume)) is not None:
+            raise ValueError(
+                f"{resume} cannot be resumed from: {problem}. `--resume_from_checkpoint true` takes the last complete "
+                "one."
+            )
+        return resume
+
+    def _save_checkpoint(self, model, trial):
+        # Older checkpoints may go only when this one is known to be complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes its random state
+        run_dir = self._get_output_dir(trial=trial)
+        if self.args.should_save:
+            folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / COMPLETE).unlink(missing_ok=True)
+            sizes = {
+                str(path.relative_to(folder)): path.stat().st_size
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and not path.name.startswith(".")
+            }
+            partial = folder / f".{COMPLETE}"
+            partial.write_text(json.dumps({"step": self.state.global_step, "files": sizes}, indent=1) + "\n")
+            partial.replace(folder / COMPLETE)
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # The Trainer copies weights and configuration; without the source files nobody could load them.
+        if self.is_world_process_zero():
+            for source in Path(checkpoint_folder).glob("*.py"):
+                target = Path(str(self.args.output_dir)) / source.name
+                target.write_bytes(source.read_bytes())
+        super()._push_from_checkpoint(checkpoint_folder)
+
+
+def incompleteness(checkpoint: str | os.PathLike[str]) -> str | None:
+    """What a checkpoint of [`RegionLearnerTrainer`] lacks, in words; None if it is whole."""
+    folder = Path(checkpoint)
+    try:
+        files = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"it has no {COMPLETE}, so that saving it was interrupted"
+    except (ValueError, KeyError, TypeError):
+        return f"its {COMPLETE} is damaged"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"its file {name} is missing or has another size than it was saved with"
+    return None
+
+
+class _EpochOfSampler(TrainerCallback):
+    """Tells the sampler which epoch begins; the Trainer finds samplers of its own alone."""
+
+    def __init__(self, trainer: RegionLearnerTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))

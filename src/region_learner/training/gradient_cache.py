@@ -1,0 +1,123 @@
+"""
+Cached contrastive gradients, after "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
+(arXiv 2101.06983): a batch of negatives many times larger than what fits in memory at once.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def cached_backward(
+    accelerator,
+    model: torch.nn.Module,
+    inputs: dict[str, Any],
+    chunk: int,
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    scale: float = 1.0,
+    observe: Callable[[Any], None] = lambda outputs: None,
+) -> torch.Tensor:
+    """
+    Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
+
+    The embeddings are computed first without gradient, the loss and its gradient with respect to them next, and then
+    chunk by chunk the embeddings again, with this gradient as that of their output. Random numbers are the same both
+    times, and the codebook is updated once, from the whole batch.
+
+    Args:
+        accelerator (`accelerate.Accelerator`): does the backward passes.
+        model: [`RegionLearnerModel`], or what `accelerator.prepare` made of it.
+        inputs: a batch of [`RegionLearnerCollator`] on the model's device.
+        chunk: pairs in one forward pass.
+        autocast: makes the context of a forward pass.
+        scale: what gradients are multiplied by, one over the number of accumulated batches.
+        observe: is given the outputs of each chunk.
+
+    Returns:
+        The loss of the (global) batch, multiplied by `scale`.
+    """
+    inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+    video_ids = inputs.pop("video_ids", None)
+    pairs = len(inputs["pixel_values_videos"])
+    chunks = [
+        {name: value[start : start + chunk] if torch.is_tensor(value) else value for name, value in inputs.items()}
+        for start in range(0, pairs, chunk)
+    ]
+    bare = accelerator.unwrap_model(model)
+    pieces = _codebook_pieces(bare, inputs)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+
+    with torch.no_grad(), torch.random.fork_rng(devices), pieces("start"):
+        for part in chunks if pieces.needs_start else ():
+            with autocast():
+                model(**part)
+
+    states, texts, videos = [], [], []
+    with torch.no_grad(), pieces("look"):
+        for part in chunks:
+            states.append(_random_state(devices))
+            with autocast():
+                outputs = model(**part)
+            texts.append(outputs.text_embeds)
+            videos.append(outputs.video_embeds)
+            del outputs
+
+    text_embeds = torch.cat(texts).requires_grad_()
+    video_embeds = torch.cat(videos).requires_grad_()
+    # A learned temperature or bias has its gradient from the loss, not through the embeddings.
+    of_loss = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
+    loss = bare.contrastive_loss(text_embeds, video_embeds, video_ids) * scale
+    text_gradient, video_gradient, *gradients = torch.autograd.grad(loss, [text_embeds, video_embeds, *of_loss])
+
+    with pieces("learn"):
+        for number, (part, state) in enumerate(zip(chunks, states)):
+            last = number == len(chunks) - 1
+            with torch.random.fork_rng(devices):
+                _set_random_state(state, devices)
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    with autocast():
+                        outputs = model(**part)
+                    observe(outputs)
+                    rows = slice(number * chunk, number * chunk + len(part["pixel_values_videos"]))
+                    surrogate = (outputs.text_embeds * text_gradient[rows]).sum()
+                    surrogate = surrogate + (outputs.video_embeds * video_gradient[rows]).sum()
+                    if last:
+                        for parameter, gradient in zip(of_loss, gradients):
+                            surrogate = surrogate + (parameter * gradient).sum()
+                    accelerator.backward(surrogate)
+            del outputs
+    return loss.detach()
+
+
+class _codebook_pieces:  # noqa: N801 # reads as the function it stands for
+    """Puts the model's quantizer, if it has one that learns, into one of its phases for batches in pieces."""
+
+    def __init__(self, model, inputs: dict[str, Any]):
+        module = model.video_model.region_module
+        self.quantizer = None if module is None else module.quantizer
+        _, frames, _, height, width = inputs["pixel_values_videos"].shape
+        patch = model.video_model.config.patch_size
+        mask = inputs.get("frame_mask")
+        real_frames = len(inputs["pixel_values_videos"]) * frames if mask is None else int(mask.bool().sum())
+        self.features = real_frames * (height // patch) * (width // patch)
+
+    @property
+    def needs_start(self) -> bool:
+        return self.quantizer is not None and self.quantizer.mode == "ema" and not bool(self.quantizer.num_updates)
+
+    def __call__(self, phase: str):
+        if self.quantizer is None:
+            return contextlib.nullcontext()
+        return self.quantizer.pieces(phase, self.features)
+
+
+def _random_state(devices):
+    return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+
+def _set_random_state(state, devices):
+    torch.set_rng_state(state[0])
+    for device, its_state in zip(devices, state[1]):
+        torch.cuda.set_rng_state(its_state, device)

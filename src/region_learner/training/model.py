@@ -1,0 +1,179 @@
+"""The model of a training run: from a checkpoint, from pre-trained towers, or new."""
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
+
+from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from ..conversion import from_pretrained_towers, processor_from_towers
+from ..conversion.original import config_with_overrides
+from ..modeling_region_learner import (
+    RegionLearnerForVideoClassification,
+    RegionLearnerForVideoQuestionAnswering,
+    RegionLearnerModel,
+)
+from ..processing_region_learner import RegionLearnerProcessor
+from ..video_processing_region_learner import RegionLearnerVideoProcessor
+from .arguments import ModelArguments
+from .tokenizer import train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_HEADS: dict[str, type[PreTrainedModel]] = {
+    "question_answering": RegionLearnerForVideoQuestionAnswering,
+    "classification": RegionLearnerForVideoClassification,
+}
+
+
+def build_model(
+    arguments: ModelArguments, captions: Iterable[str] = ()
+) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
+    """
+    The model and its processor: of a checkpoint (`model`), from pre-trained towers (`video_tower` and `text_tower`),
+    or new (`text_config` and `tokenizer`).
+
+    Args:
+        arguments: where they come from.
+        captions: what `tokenizer="train"` learns from.
+
+    Raises:
+        ValueError: if the arguments name none of these, or several.
+    """
+    named = {
+        "model": arguments.model is not None,
+        "video_tower and text_tower": arguments.video_tower is not None or arguments.text_tower is not None,
+        "text_config and tokenizer": arguments.text_config is not None,
+    }
+    chosen = [name for name, given in named.items() if given]
+    if len(chosen) != 1:
+        raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
+    overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
+    if arguments.tokenizer is not None and arguments.text_config is None:
+        raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
+    if arguments.model is not None:
+        return _from_checkpoint(arguments, arguments.model)
+    if arguments.text_config is not None:
+        return _new(arguments, captions)
+    if arguments.video_tower is None or arguments.text_tower is None:
+        raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
+    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
+    frames = arguments.num_frames or model.config.video_config.num_frames
+    return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
+
+
+def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
+    overrides = dict(arguments.config or {})
+    if arguments.video_config:
+        given = arguments.video_config
+        video_config = AutoConfig.from_pretrained(name).video_config.to_dict()
+        # What the configuration derives from other fields is derived anew where these change.
+        if "codebook_mode" in given:
+            video_config["codebook_decay"] = None
+        if given.keys() & {"codebook_size", "num_regions"}:
+            video_config["video_pooling"] = None
+        overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
+    frames = (arguments.video_config or {}).get("num_frames")
+    if frames is not None:  # positions are resized after loading
+        overrides["video_config"].pop("num_frames")
+    model = AutoModel.from_pretrained(name, **overrides)
+    if frames is not None and frames != model.config.video_config.num_frames:
+        model = model.resize_frames(frames, fill=arguments.frame_fill)
+    processor = AutoProcessor.from_pretrained(name)
+    processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
+    return model, processor
+
+
+def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
+    text_config = dict(arguments.text_config or {})
+    length = text_config.get("max_position_embeddings", 64)
+    if arguments.tokenizer is None:
+        raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
+    if arguments.tokenizer == "train":
+        tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    text_config.setdefault("vocab_size", len(tokenizer))
+    if tokenizer.pad_token_id is not None:
+        text_config.setdefault("pad_token_id", tokenizer.pad_token_id)
+    if "model_type" not in text_config:
+        raise ValueError("text_config needs a model_type, for example 'distilbert'.")
+    text = AutoConfig.for_model(text_config.pop("model_type"), **text_config)
+    config: RegionLearnerConfig = config_with_overrides(
+        dict(arguments.config or {}), video=arguments.video_config or {}, text_config=text
+    )
+    video = config.video_config
+    video_processor = RegionLearnerVideoProcessor.for_image_size(
+        video.image_size, num_frames=arguments.num_frames or video.num_frames
+    )
+    return RegionLearnerModel(config), RegionLearnerProcessor(video_processor, tokenizer)
+
+
+def with_head(
+    model: RegionLearnerModel, arguments: ModelArguments, labels: Sequence[str]
+) -> RegionLearnerForVideoQuestionAnswering | RegionLearnerForVideoClassification:
+    """
+    The towers of a dual encoder under the head of a task. A checkpoint that has this head already keeps it, and with
+    it its labels.
+
+    Args:
+        model: the dual encoder.
+        arguments: its `task`, and the checkpoint the model came from.
+        labels: names of the classes, or the answers, of a new head.
+    """
+    head = _HEADS[arguments.task]
+    if arguments.model is not None:
+        architectures = AutoConfig.from_pretrained(arguments.model).architectures or []
+        if head.__name__ in architectures:
+            return head.from_pretrained(arguments.model, config=model.config)  # type: ignore[return-value]
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    result = head(config)
+    missing, _ = result.load_state_dict(model.state_dict(), strict=False)
+    of_towers = [name for name in missing if name.split(".")[0] in {name for name, _ in model.named_children()}]
+    if of_towers:
+        raise RuntimeError(f"Weights of the dual encoder did not reach {head.__name__}: {of_towers[:3]}")
+    return result  # type: ignore[return-value]
+
+
+def with_lora(model: PreTrainedModel, options: dict[str, Any]):
+    """
+    Low-rank adapters (PEFT) in the blocks of the towers. What is not of a pre-trained tower (region module,
+    projections, heads) is trained whole.
+
+    Args:
+        model: of any task.
+        options: of `peft.LoraConfig`, and `towers`, by default both: "video_model", "text_model".
+
+    Raises:
+        ImportError: without `peft`.
+        ValueError: for towers that the model does not have.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    options = dict(options)
+    towers = options.pop("towers", ["video_model", "text_model"])
+    known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
+    if unknown := set(towers) - set(known):
+        raise ValueError(f"lora: there is no tower {sorted(unknown)}; towers: {', '.join(known)}.")
+    in_blocks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in towers and "region_module" not in name
+    ]
+    trained_whole = [name for name, _ in model.named_children() if name not in known]
+    if "video_model" in towers and getattr(model.video_model, "region_module", None) is not None:
+        trained_whole.append("region_module")
+    defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
+    adapted = get_peft_model(model, LoraConfig(**defaults | options))
+    quantizer = getattr(getattr(model.video_model, "region_module", None), "quantizer", None)
+    if "video_model" not in towers and quantizer is not None:
+        quantizer.frozen = True
+    return adapted

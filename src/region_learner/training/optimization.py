@@ -1,0 +1,103 @@
+"""Which parameters are trained, how fast, and with weight decay or not."""
+
+import bisect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .arguments import RegionLearnerTrainingArguments
+
+# Besides norms and biases, which the Trainer exempts: positions, class tokens, scales of logits and of weight norms.
+_NO_DECAY = re.compile(r"position|temporal_embeddings|cls_token|class_embedding|logit_|\.original0$")
+
+_TOWERS = ("video_model", "text_model")
+
+
+def _plain(name: str) -> str:
+    """A parameter's name in the model itself, without what wrappers (compilation, PEFT, FSDP) put before it."""
+    return re.sub(r"^(?:module\.|_orig_mod\.|base_model\.model\.|_fsdp_wrapped_module\.)+", "", name)
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]):
+    """
+    Leaves parameters out of training whose names begin with one of `prefixes`, such as "text_model" or
+    "video_model.layers.0.". A codebook within them stays as it is, too.
+
+    Raises:
+        ValueError: for a prefix that no parameter has.
+    """
+    for prefix in prefixes:
+        matching = [p for name, p in model.named_parameters() if _plain(name).startswith(prefix)]
+        if not matching:
+            parts = ", ".join(dict.fromkeys(_plain(name).split(".")[0] for name, _ in model.named_parameters()))
+            raise ValueError(f"freeze={prefix!r} is the beginning of no parameter's name (parts: {parts}).")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+        for name, module in model.named_modules():
+            if hasattr(module, "cluster_size") and f"{_plain(name)}.".startswith(prefix):
+                module.frozen = True
+
+
+def milestones(optimizer: Optimizer, steps: Sequence[int], gamma: float, warmup: int = 0) -> LambdaLR:
+    """A learning rate that rises during `warmup` steps, and is multiplied by `gamma` once at each of `steps`."""
+    ordered = sorted(steps)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup + 1)) * gamma ** bisect.bisect_right(ordered, step)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """Number of blocks in each tower, by the longest list of modules in it."""
+    return {
+        tower: max(
+            (len(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and tower in name.split(".")),
+            default=0,
+        )
+        for tower in _TOWERS
+    }
+
+
+def _height(name: str, depths: dict[str, int]) -> int:
+    """Blocks between a parameter and the output of its tower: 0 behind the last one, the number of all before."""
+    tower = next((tower for tower in _TOWERS if name.startswith(f"{tower}.")), None)
+    if tower is None:
+        return 0
+    block = re.search(r"\.(?:layers?|h|blocks?)\.(\d+)\.", name)
+    if block:
+        return depths[tower] - int(block.group(1))
+    return depths[tower] + 1 if re.search(r"embed|pre_layernorm|cls_token", name) else 0
+
+
+def parameter_groups(
+    model: nn.Module, args: RegionLearnerTrainingArguments, decayed: Sequence[str]
+) -> list[dict[str, Any]]:
+    """
+    Groups for an optimizer. The learning rate of a parameter is that of its tower, times `args.layer_decay` for each
+    block between it and the output of the tower. Weight decay is for the names in `decayed`, without positions,
+    class tokens and scales.
+    """
+    depths = _depths(model)
+    rates = {"video_model": args.video_learning_rate, "text_model": args.text_learning_rate}
+    with_decay = {name for name in decayed if not _NO_DECAY.search(name)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = _plain(name)
+        rate = rates.get(plain.split(".")[0])
+        rate = args.learning_rate if rate is None else rate
+        if args.layer_decay is not None:
+            rate *= args.layer_decay ** _height(plain, depths)
+        decay = args.weight_decay if name in with_decay else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
+        raise ValueError("All parameters are frozen: there is nothing to train.")
+    # The first group's learning rate is the one that logs show.
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != args.learning_rate, -item[0][0], -item[0][1]))
+    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in ordered]

@@ -1,0 +1,61 @@
+"""What can be seen of a run while it trains."""
+
+import time
+from typing import Any
+
+import torch
+
+
+class Progress:
+    """
+    Collects, between two logs: rows trained on, seconds that the model waited for them, and which codes were
+    assigned. Counts stay on the device until they are logged.
+
+    Args:
+        codebook_size: number of codes, 0 for none.
+    """
+
+    def __init__(self, codebook_size: int = 0):
+        self.codebook_size = codebook_size
+        self.total_samples = 0  # before the last log
+        self.codes: torch.Tensor | None = None  # (K,), how often each was assigned
+        self._restart()
+
+    def _restart(self):
+        self.samples = 0
+        self.waited = 0.0
+        self.since = time.perf_counter()
+        if self.codes is not None:
+            self.codes = torch.zeros_like(self.codes)
+
+    def observe(self, outputs: Any):
+        """Counts the codes that a batch was assigned."""
+        ids = getattr(getattr(outputs, "video_model_output", None), "cluster_ids", None)
+        if ids is not None:
+            counts = torch.bincount(ids.detach().flatten(), minlength=self.codebook_size)
+            self.codes = counts if self.codes is None else self.codes + counts
+
+    def summary(self, accelerator, unreadable: int) -> dict[str, float]:
+        """
+        What happened in all processes since the last summary, which each of them has to ask for:
+        `samples_per_second`; `data_wait`, the share of time spent waiting for data; `unreadable_videos` so far;
+        `codebook_use`, the percentage of codes that were assigned, and `codebook_perplexity`, the number of equally
+        frequent codes that would be as diverse.
+        """
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        numbers = torch.tensor([self.samples, self.waited, unreadable], dtype=torch.float32, device=accelerator.device)
+        samples, waited, failures = accelerator.reduce(numbers, reduction="sum").tolist()
+        result = {
+            "samples_per_second": round(samples / seconds, 2),
+            "data_wait": round(waited / seconds / accelerator.num_processes, 4),
+            "unreadable_videos": int(failures),
+        }
+        if self.codes is not None:
+            shares = accelerator.reduce(self.codes, reduction="sum").double()
+            result["codebook_use"] = round(100 * float((shares > 0).double().mean()), 2)
+            shares = shares / shares.sum().clamp(min=1)
+            entropy = -torch.special.xlogy(shares, shares).sum()
+            result["codebook_perplexity"] = round(float(entropy.exp()), 2)
+        self.total_samples += self.samples
+        self._restart()
+        return result

@@ -1,0 +1,151 @@
+"""Two processes against one with the whole batch, and cached gradients against the batch they stand for."""
+
+import pytest
+import torch
+from torch import multiprocessing
+from torch.distributed.fsdp import fully_shard
+
+from .conftest import clips, texts, tiny_model
+from .toy_run import free_port, launch, run
+
+# Plain gradient descent: what differs in a gradient differs as much in the weights. Several steps in double precision,
+# as training multiplies the rounding errors of float32.
+SGD = {"dtype": "float64", "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 1.0, "max_steps": 3}
+
+
+def close(ours: dict, expected: dict, tolerance: float = 1e-5):
+    """Losses, gradients of every step, and what became of weights and codebook."""
+    losses, expected_losses = ([entry["loss"] for entry in run["log"]] for run in (ours, expected))
+    assert losses == pytest.approx(expected_losses, rel=tolerance)
+    assert len(ours["gradients"]) == len(expected["gradients"]) == len(losses)
+    for step, reference in enumerate(expected["gradients"]):
+        for name, gradient in reference.items():
+            # (Where a projection starts at 0, what is before it has no gradient yet: 0 in both.)
+            if name.endswith("k_lin.bias"):  # 0 but for rounding: a softmax does not see what is added to all keys
+                continue
+            error = (ours["gradients"][step][name] - gradient).norm() / gradient.norm().clamp(min=1e-30)
+            assert error < tolerance, (step, name, float(error))
+    for name, value in expected["state"].items():
+        if name.endswith("k_lin.bias"):
+            continue
+        got = ours["state"][name].double()
+        error = (got - value.double()).norm() / value.double().norm().clamp(min=1e-12)
+        assert error < tolerance, (name, float(error))
+
+
+def moved(result: dict, start: dict):
+    """A test of equality is worth nothing where nothing was trained."""
+    changed = [name for name, value in result["state"].items() if not torch.equal(value, start["state"][name])]
+    assert {"logit_scale", "video_model.region_module.quantizer.embed"} <= set(changed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation_checkpointing": True},
+        {"gradient_cache_chunk": 2},
+        {"loss": "sigmoid"},
+        {"image_rows": 16},
+    ],
+    ids=["plain", "checkpointing", "cached", "sigmoid", "images and videos"],
+)
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path, options):
+    options = dict(options)
+    model = {"learn_temperature": True} | ({"loss": options.pop("loss")} if "loss" in options else {})
+    if options.pop("activation_checkpointing", False):
+        options["gradient_checkpointing"] = True
+    pair = launch(tmp_path / "two", 2, model=model, per_device_train_batch_size=4, **SGD | options)
+    whole = run(tmp_path / "one", model=model, per_device_train_batch_size=8, **SGD)  # without checkpointing or cache
+    if "image_rows" in options:
+        whole = run(tmp_path / "images", model=model, per_device_train_batch_size=8, **SGD | options)
+    start = run(tmp_path / "start", model=model, per_device_train_batch_size=8, **SGD | {"learning_rate": 0.0})
+    close(pair[0], whole)
+    close(pair[1], whole)
+    moved(whole, start)
+
+
+def test_one_step_in_single_precision(tmp_path):
+    options = SGD | {"dtype": "float32", "max_steps": 1, "gradient_cache_chunk": 2}
+    pair = launch(tmp_path / "two", 2, per_device_train_batch_size=4, **options)
+    close(pair[0], run(tmp_path / "one", per_device_train_batch_size=8, **options | {"gradient_cache_chunk": None}))
+
+
+def test_accumulation_in_two_processes_equals_one_with_joined_batches(tmp_path):
+    options = SGD | {"gradient_accumulation_steps": 2, "model": {"learn_temperature": True}}
+    pair = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **options)
+    close(pair[0], run(tmp_path / "one", per_device_train_batch_size=4, **options))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid", "max_margin"])
+def test_cached_gradients_are_those_of_the_batch(tmp_path, chunk, loss):
+    model = {"loss": loss, "learn_temperature": loss != "max_margin"}
+    options = SGD | {"per_device_train_batch_size": 8, "model": model}
+    close(run(tmp_path / "cached", gradient_cache_chunk=chunk, **options), run(tmp_path / "whole", **options))
+
+
+def test_cached_gradients_with_accumulation_and_without_codebook(tmp_path):
+    options = SGD | {"gradient_accumulation_steps": 2, "video": {"codebook_size": 0}}
+    close(run(tmp_path / "cached", gradient_cache_chunk=3, **options), run(tmp_path / "whole", **options))
+
+
+def test_cached_gradients_repeat_their_random_numbers(tmp_path):
+    """With dropout the second pass has to drop what the first one did: chunks of a batch drop other numbers than the
+    batch, so that it is compared with itself, a gradient of the embeddings with that of finite differences."""
+    options = SGD | {"per_device_train_batch_size": 4, "dropout": 0.5, "learning_rate": 0.0}
+    once = run(tmp_path / "one", gradient_cache_chunk=4, **options)
+    plain = run(tmp_path / "two", **options)
+    # One chunk drops what the batch does, in the first pass (the loss) and in the second (the gradient norm).
+    norms = [[entry["grad_norm"] for entry in result["log"]] for result in (once, plain)]
+    assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-5)
+    assert once["log"][0]["loss"] == pytest.approx(plain["log"][0]["loss"], rel=1e-6)
+
+
+def test_the_original_codebook_refuses_pieces(tmp_path):
+    with pytest.raises(ValueError, match='codebook_mode="original" looks codes up after their update'):
+        run(tmp_path, gradient_cache_chunk=2, video={"codebook_mode": "original"}, **SGD)
+
+
+def _sharded(rank: int, port: int, path: str):
+    """One step of a model under FSDP2, and of the same model whole, with the same half of a batch in each process."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    part = slice(2 * rank, 2 * rank + 2)
+    inputs = {name: value[part] for name, value in texts(batch=4).items()}
+    inputs |= {"pixel_values_videos": clips(batch=4)[part], "return_loss": True}
+    results = []
+    for shard in (False, True):
+        model = tiny_model(learn_temperature=True).train()
+        if shard:
+            # As accelerate does: each class of _no_split_modules by itself, then the whole.
+            mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+            names = set(model._no_split_modules)
+            for module in model.modules():
+                if type(module).__name__ in names:
+                    fully_shard(module, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        loss = model(**inputs).loss
+        loss.backward()
+        gradients = {}
+        for name, parameter in model.named_parameters():
+            if shard:
+                gradients[name] = parameter.grad.full_tensor()
+            else:
+                torch.distributed.all_reduce(parameter.grad)
+                gradients[name] = parameter.grad / 2
+        results.append({"loss": loss.detach(), "gradients": gradients, "buffers": dict(model.named_buffers())})
+    if rank == 0:
+        torch.save(results, path)
+    torch.distributed.destroy_process_group()
+
+
+def test_fully_sharded_data_parallelism(tmp_path):
+    multiprocessing.spawn(_sharded, (free_port(), str(tmp_path / "result")), nprocs=2)
+    whole, sharded = torch.load(tmp_path / "result", weights_only=True)
+    assert sharded["loss"] == pytest.approx(float(whole["loss"]), rel=1e-6)
+    assert whole["gradients"].keys() == sharded["gradients"].keys()
+    for name, gradient in whole["gradients"].items():
+        torch.testing.assert_close(sharded["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    for name, buffer in whole["buffers"].items():
+        torch.testing.assert_close(sharded["buffers"][name], buffer, msg=name)

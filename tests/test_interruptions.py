@@ -1,0 +1,105 @@
+"""Runs that are killed and resumed, against runs that are not: every bit of losses, weights and codebook."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+
+from region_learner.training.trainer import COMPLETE, incompleteness
+
+from .toy_run import launch, run
+
+# Eight steps of three epochs; dropout and seeds of rows use random numbers.
+OPTIONS = {
+    "max_steps": 8,
+    "rows": 24,
+    "dropout": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 2,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+}
+
+
+def same(resumed: dict, whole: dict):
+    for name, value in whole["state"].items():
+        assert torch.equal(resumed["state"][name], value), name
+    timed = ("samples_per_second", "data_wait", "epoch")
+    logs = [
+        {entry["step"]: {k: v for k, v in entry.items() if k not in timed} for entry in r["log"]}
+        for r in (resumed, whole)
+    ]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == OPTIONS["max_steps"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs, by the options they are of."""
+    results = {}
+
+    def get(processes, **options):
+        key = (processes, json.dumps(options))
+        if key not in results:
+            folder = tmp_path_factory.mktemp("whole")
+            results[key] = launch(folder, processes, **OPTIONS | options)
+        return results[key]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("processes", "options", "kill"),
+    [
+        (1, {}, {"kill_at": 3}),  # between two checkpoints
+        (1, {}, {"kill_at": 7}),  # in the second epoch
+        (1, {}, {"kill_while_saving": 4}),  # the checkpoint before has to do
+        (1, {"dataloader_num_workers": 2, "image_rows": 30, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
+        (1, {"shards": 4, "dataloader_num_workers": 2}, {"kill_at": 5}),
+        (1, {"gradient_cache_chunk": 2}, {"kill_at": 3}),
+        (2, {}, {"kill_at": 5}),
+        (2, {}, {"kill_while_saving": 6}),
+        (2, {"shards": 4}, {"kill_at": 5}),
+    ],
+)
+def test_a_killed_run_resumes_bit_by_bit(tmp_path, whole, processes, options, kill):
+    codes = launch(tmp_path, processes, check=False, **OPTIONS | options | kill)
+    assert codes[0] == -signal.SIGKILL
+    resumed = launch(tmp_path, processes, resume=True, **OPTIONS | options)
+    for ours, expected in zip(resumed, whole(processes, **options), strict=True):
+        same(ours, expected)
+
+
+def test_checkpoints_cut_off_are_passed_over(tmp_path, caplog):
+    options = OPTIONS | {"save_total_limit": None}
+    expected = run(tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-8" / COMPLETE).unlink()
+    weights = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert incompleteness(tmp_path / "run" / "checkpoint-4") is None
+    same(run(tmp_path / "run", resume=True, **options), expected)
+    assert f"checkpoint-8 is passed over: it has no {COMPLETE}" in caplog.text
+    assert "checkpoint-6 is passed over: its file model.safetensors is missing or has another size" in caplog.text
+
+
+def test_what_cannot_be_resumed_from(tmp_path, caplog):
+    with pytest.raises(ValueError, match="There is no checkpoint nowhere"):
+        run(tmp_path, resume="nowhere")
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=f"cannot be resumed from: it has no {COMPLETE}"):
+        run(tmp_path, resume=str(folder))
+    run(tmp_path, resume=True, max_steps=1)
+    assert "There is no complete checkpoint" in caplog.text
+
+
+def test_old_checkpoints_go_when_the_new_one_is_complete(tmp_path):
+    run(tmp_path, **OPTIONS)
+    left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert left == ["checkpoint-6", "checkpoint-8"]
+    assert all(incompleteness(tmp_path / name) is None for name in left)

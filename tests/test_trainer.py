@@ -1,0 +1,257 @@
+"""What the Trainer adds: learning rates by tower and layer, frozen parts, logs, adapters, stages, pushes."""
+
+import json
+import math
+import tarfile
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.training import (
+    RegionLearnerTrainer,
+    RegionLearnerTrainingArguments,
+    parse_stages,
+    train_stages,
+)
+from region_learner.training.optimization import freeze, milestones, parameter_groups
+from region_learner.training.progress import Progress
+
+from .conftest import tiny_model
+from .test_training import TINY
+from .toy_run import Processor, run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "corpus"
+    options = {"train": 8, "val": 0, "test": 4, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
+    return make_moving_shapes(folder, workers=1, progress=False, **options)
+
+
+def command(corpus, output, *more):
+    return [*TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={output}", "--max_steps=2",
+            "--per_device_train_batch_size=4", *more]  # fmt: skip
+
+
+# Optimisation
+
+
+def groups_by_name(model, decayed=(), **arguments):
+    arguments = RegionLearnerTrainingArguments(report_to="none", use_cpu=True, **arguments)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, arguments, list(decayed))
+        for p in group["params"]
+    }
+
+
+def test_learning_rates_of_towers_and_layers():
+    model = tiny_model(learn_temperature=True)
+    rates = groups_by_name(model, learning_rate=1.0, video_learning_rate=0.5, text_learning_rate=0.25, layer_decay=0.5)
+    assert rates.keys() == {name for name, _ in model.named_parameters()}
+    expected = {
+        "video_projection.weight": 1.0,
+        "logit_scale": 1.0,
+        "video_model.layernorm.weight": 0.5,
+        "video_model.region_module.aggregation.conv.weight": 0.5,
+        "video_model.layers.1.mlp.fc1.weight": 0.5 * 0.5,
+        "video_model.layers.0.space_attention.qkv.weight": 0.5 * 0.5**2,
+        "video_model.embeddings.temporal_embeddings": 0.5 * 0.5**3,
+        "text_model.transformer.layer.1.ffn.lin1.weight": 0.25 * 0.5,
+        "text_model.embeddings.word_embeddings.weight": 0.25 * 0.5**3,
+    }
+    assert {name: rates[name][0] for name in expected} == expected
+    assert {rate for rate, _ in groups_by_name(model, learning_rate=0.1).values()} == {0.1}
+
+
+def test_weight_decay_exempts_norms_positions_and_biases(tmp_path):
+    seen = {}
+
+    class Look(torch.optim.SGD):
+        def __init__(self, groups, **options):
+            seen["groups"] = [(group["weight_decay"], group["params"]) for group in groups]
+            super().__init__(groups, **options)
+
+    model = tiny_model(learn_temperature=True)
+    arguments = RegionLearnerTrainingArguments(report_to="none", use_cpu=True, weight_decay=0.1)
+    trainer = RegionLearnerTrainer(model=model, args=arguments, processing_class=Processor())
+    trainer.get_optimizer_cls_and_kwargs = lambda *_: (Look, {"lr": 0.1})
+    trainer.create_optimizer()
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay = {names[id(p)]: value for value, parameters in seen["groups"] for p in parameters}
+    for name, parameter in model.named_parameters():
+        exempt = parameter.ndim < 2 or "norm" in name.lower() or "position" in name or "temporal" in name
+        assert decay[name] == (0.0 if exempt or "cls_token" in name else 0.1), name
+
+
+def test_frozen_parts_stay_as_they_are(tmp_path):
+    start = run(tmp_path / "0", max_steps=1, learning_rate=0.0, freeze=["video_model."])["state"]
+    trained = run(tmp_path / "1", max_steps=3, learning_rate=0.01, freeze=["video_model.", "text_projection"])["state"]
+    changed = {name for name, value in trained.items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all(name.startswith(("text_model", "video_projection")) for name in changed)
+
+
+def test_frozen_names():
+    with pytest.raises(ValueError, match=r"freeze='audio' is the beginning of no parameter's name .*video_model"):
+        freeze(tiny_model(), ["audio"])
+    model = tiny_model()
+    freeze(model, ["video_model", "text_model", "video_projection", "text_projection"])
+    with pytest.raises(ValueError, match="All parameters are frozen"):
+        groups_by_name(model)
+    layer = tiny_model()
+    freeze(layer, ["video_model.layers.0."])
+    assert not layer.video_model.region_module.quantizer.frozen
+    assert layer.video_model.layers[1].mlp.fc1.weight.requires_grad
+
+
+def test_milestones():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = milestones(optimizer, [6, 8], 0.1, warmup=1)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_milestones_in_a_run(tmp_path):
+    log = run(tmp_path, max_steps=5, lr_milestones=[0.4, 0.8], learning_rate=1e-3, lr_scheduler_type="constant")["log"]
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer_decay": 2.0}, "layer_decay=2.0 must be above 0 and at most 1"),
+        ({"lr_milestones": [30.0]}, "are shares of the training"),
+        ({"lr_milestones": [0.5], "lr_scheduler_type": "cosine"}, "go with lr_scheduler_type constant"),
+        ({"gradient_cache_chunk": 0}, "gradient_cache_chunk=0 must be at least 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RegionLearnerTrainingArguments(report_to="none", **arguments)
+
+
+# Logs
+
+
+class OneProcess:
+    device = torch.device("cpu")
+    num_processes = 1
+
+    @staticmethod
+    def reduce(x, reduction):
+        return x
+
+
+def test_the_state_of_the_codebook_is_logged():
+    class Outputs:
+        class video_model_output:  # noqa: N801
+            cluster_ids = torch.tensor([[0, 0, 1], [1, 2, 2]])
+
+    progress = Progress(codebook_size=6)
+    progress.observe(Outputs)
+    assert progress.summary(OneProcess, 0)["codebook_use"] == 50.0
+    progress.observe(Outputs)  # a new count begins after each summary
+    Outputs.video_model_output.cluster_ids = torch.tensor([3, 3, 3, 3, 3, 3])
+    progress.observe(Outputs)
+    shares = [2 / 12, 2 / 12, 2 / 12, 6 / 12]
+    summary = progress.summary(OneProcess, 7)
+    assert summary["codebook_perplexity"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), abs=0.01)
+    assert summary["unreadable_videos"] == 7
+
+
+def test_what_is_logged(tmp_path):
+    log = run(tmp_path, max_steps=2, model={"learn_temperature": True})["log"]
+    for name in ("samples_per_second", "codebook_use", "codebook_perplexity", "temperature", "grad_norm"):
+        assert log[0][name] > 0
+    assert 0 <= log[0]["data_wait"] < 1
+    assert log[0]["unreadable_videos"] == 0
+    without = run(tmp_path, max_steps=1, video={"codebook_size": 0})["log"]
+    assert "codebook_use" not in without[0]
+
+
+# Runs
+
+
+def test_adapters(corpus, tmp_path):
+    """Only what adapters may change differs, and what is saved is a plain model."""
+    pytest.importorskip("peft")
+    train_stages(parse_stages(command(corpus, tmp_path / "whole", "--test_split=test")))
+    lora = json.dumps({"r": 2, "towers": ["text_model"]})
+    argv = ["--corpus=moving_shapes", f"--data_dir={corpus}", "--use_cpu=true", "--report_to=none", "--max_steps=2",
+            f"--model={tmp_path / 'whole'}", "--learning_rate=0.01", "--per_device_train_batch_size=4",
+            "--disable_tqdm=true", "--test_split=test"]  # fmt: skip
+    results = train_stages(parse_stages([*argv, "--lora", lora], output_dir=str(tmp_path / "text")))
+    assert results["test"]["videos"] == 4
+    both = json.dumps({"r": 2})
+    train_stages(parse_stages([*argv, "--lora", both], output_dir=str(tmp_path / "both")))
+    before = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, parts in (("text", ("text_model", "text_projection", "video_projection")), ("both", ("",))):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert after.keys() == before.keys()
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed
+        assert all(key.startswith(parts) for key in changed), changed
+        AutoModel.from_pretrained(tmp_path / name)
+    assert "video_model.region_module.quantizer.embed" in changed
+    assert "video_model.layers.0.mlp.fc1.weight" in changed
+    assert "video_model.embeddings.temporal_embeddings" not in changed
+    with pytest.raises(ValueError, match="there is no tower"):
+        train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
+
+
+def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: [{num_frames: 1}, {num_frames: 4, video_config: {num_frames: 4}, learning_rate: 0.0}]")
+    argv = [str(recipe), *command(corpus, tmp_path / "run"), "--test_split=test"]
+    stages = parse_stages(argv)
+    assert [stage[0].num_frames for stage in stages] == [1, 4]
+    results = train_stages(stages)
+    assert results["test"]["videos"] == 4
+    first = AutoModel.from_pretrained(tmp_path / "run" / "stage-1")
+    last = AutoModel.from_pretrained(tmp_path / "run")
+    assert (first.config.video_config.num_frames, last.config.video_config.num_frames) == (2, 4)
+    name = "video_model.layers.0.mlp.fc1.weight"
+    assert torch.equal(first.state_dict()[name], last.state_dict()[name])  # learning rate 0
+    trained = (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns
+    caplog.set_level("INFO", logger="region_learner")
+    train_stages(parse_stages([*argv, "--resume_from_checkpoint=true"]))
+    assert "Stage 1 of 2 is through" in caplog.text
+    assert (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_several_corpora_and_a_stream(corpus, tmp_path):
+    """Shards and files in turn, with frames and batch sizes of their own."""
+    rows = load_corpus("moving_shapes", corpus)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            for i in range(shard, 8, 2):
+                (tmp_path / f"{i}.txt").write_text(rows[i]["captions"][0])
+                tar.add(rows[i]["video"], f"{i}.mp4")
+                tar.add(tmp_path / f"{i}.txt", f"{i}.txt")
+    corpora = [
+        {"corpus": "webdataset", "data_dir": str(tmp_path), "streaming": True, "num_frames": 1, "batch_size": 3},
+        {"corpus": "moving_shapes", "data_dir": str(corpus), "batch_size": 2},
+    ]
+    argv = command(corpus, tmp_path / "run", "--corpora", json.dumps(corpora), "--max_steps=4", "--logging_steps=1")
+    results = train_stages(parse_stages(argv))
+    assert len(results["log"]) == 4
+    assert results["train"]["unreadable_videos"] == 0
+    with pytest.raises(ValueError, match="say how long to train with --max_steps"):
+        train_stages(parse_stages([*argv, "--max_steps=-1"]))
+
+
+def test_compiled(tmp_path):
+    """(On the CPU this takes a C++ compiler.)"""
+    compiled = run(tmp_path / "1", max_steps=2, torch_compile=True)
+    plain = run(tmp_path / "2", max_steps=2)
+    for ours, expected in zip(compiled["log"], plain["log"], strict=True):
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)

@@ -1,0 +1,179 @@
+"""
+Small training runs without videos, in processes of their own: to be compared with one another, and killed.
+
+`python -m tests.toy_run OUTPUT '{"per_device_train_batch_size": 4, ...}'`, with RANK, WORLD_SIZE and so on in the
+environment for several processes. Keys that are no training argument are those of `run`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
+
+from .conftest import ROOT, TINY_VIDEO, tiny_text_config
+
+DEFAULTS = {
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "dataloader_pin_memory": False,
+    "logging_steps": 1,
+    "lr_scheduler_type": "constant",
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+}
+
+
+class Processor:
+    """What the Trainer asks of a processor, where clips do not come from videos."""
+
+    def save_pretrained(self, folder):
+        pass
+
+
+class Collator:
+    """Clips and captions that depend on the row and, as augmentations do, on its seed."""
+
+    def __call__(self, rows):
+        clips, texts, ids = [], [], []
+        for row in rows:
+            number = int(row["video_id"])
+            fixed = torch.Generator().manual_seed(number)
+            drawn = torch.Generator().manual_seed(row["seed"])
+            frames = row["num_frames"] or 2
+            clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
+            clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
+            texts.append(torch.randint(1, 99, (6,), generator=fixed))
+            ids.append(number // 2)  # every other clip is of the same video as the one before
+        return {
+            "input_ids": torch.stack(texts),
+            "attention_mask": torch.ones(len(rows), 6, dtype=torch.long),
+            "pixel_values_videos": torch.stack(clips),
+            "video_ids": torch.tensor(ids),
+            "return_loss": True,
+        }
+
+
+class Kill(TrainerCallback):
+    """Ends the process as `kill -9` does, at a step or while its checkpoint is being saved."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self):
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+class ToyTrainer(RegionLearnerTrainer):
+    kill_while_saving: int | None = None
+
+    def _save_scaler(self, output_dir):  # between the weights and the random states
+        if self.state.global_step == self.kill_while_saving:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._save_scaler(output_dir)
+
+
+def run(
+    output_dir,
+    dropout: float = 0.0,
+    model: dict | None = None,
+    video: dict | None = None,
+    dtype: str = "float32",
+    rows: int = 24,
+    image_rows: int = 0,
+    shards: int = 0,
+    resume=None,
+    kill_at: int | None = None,
+    kill_while_saving: int | None = None,
+    **arguments,
+) -> dict:
+    """Trains, and returns the losses and the model's state; each process also writes them to `OUTPUT/rank{N}.pt`."""
+    torch.set_num_threads(1)
+    arguments = RegionLearnerTrainingArguments(output_dir=str(output_dir), **DEFAULTS | arguments)
+    text = tiny_text_config(dropout=dropout, attention_dropout=dropout)
+    # Initial weights as they come: `randomize` makes a model that multiplies rounding errors.
+    options = {"projection_dim": 16, "video_config": TINY_VIDEO | {"codebook_revival_after": 2} | (video or {})}
+    torch.manual_seed(0)
+    dual_encoder = RegionLearnerModel(RegionLearnerConfig(text_config=text, **options | (model or {})))
+    dual_encoder.to(getattr(torch, dtype))
+    batch = arguments.per_device_train_batch_size
+    dataset = Dataset.from_dict({"video_id": [str(i) for i in range(rows)]})
+    if shards:
+        dataset = dataset.to_iterable_dataset(num_shards=shards)
+    parts = [CorpusPart(dataset, batch, num_frames=2, shuffle_buffer=5)]
+    if image_rows:
+        images = Dataset.from_dict({"video_id": [str(1000 + i) for i in range(image_rows)]})
+        parts.insert(0, CorpusPart(images, batch, num_frames=1))
+    trainer = ToyTrainer(
+        model=dual_encoder,
+        args=arguments,
+        processing_class=Processor(),
+        train_dataset=parts,
+        data_collator=Collator(),
+        callbacks=[Kill(kill_at), gradients := KeepGradients()],
+    )
+    trainer.kill_while_saving = kill_while_saving
+    trainer.train(resume_from_checkpoint=resume)
+    result = {
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "gradients": gradients.steps,
+        "state": {name: value.clone() for name, value in dual_encoder.state_dict().items()},
+    }
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    torch.save(result, Path(output_dir) / f"rank{arguments.process_index}.pt")
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(output_dir, processes: int = 1, check: bool = True, **options) -> list[dict] | list[int]:
+    """Runs in new processes. Returns their results, or without `check` their exit codes."""
+    port = free_port()
+    started = []
+    for rank in range(processes):
+        env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        if processes > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
+        command = [sys.executable, "-m", "tests.toy_run", str(output_dir), json.dumps(options)]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    if not check:
+        # The others wait for the killed one: end them, too, as a scheduler would.
+        codes = [started[0].wait(timeout=300)]
+        for process in started[1:]:
+            process.kill()
+            codes.append(process.wait())
+        return codes
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()[-4000:]
+    paths = [Path(output_dir) / f"rank{rank}.pt" for rank in range(processes)]
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], **json.loads(sys.argv[2]))
