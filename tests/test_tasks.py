@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from transformers import AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering
 
+from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.training import parse_arguments, train
 
@@ -81,13 +82,21 @@ def test_question_answering(make, tmp_path):
     assert set(model.config.label2id) == set(rows["answer"])
 
 
-def test_action_recognition(make, tmp_path):
+def test_action_recognition(make, tmp_path, capsys):
     corpus = make(64)
     results = run(corpus, tmp_path, "classification", "action_recognition", 60)["test"]
     rows = load_corpus("moving_shapes", corpus, task="action_recognition")
     assert results["top1"] > 2 * without_looking(rows, "label")
     assert results["top5"] > results["top1"]
     model = AutoModelForVideoClassification.from_pretrained(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([
+            "evaluate", str(tmp_path), "--corpus=moving_shapes", f"--data-dir={corpus}", "--split=train", "--json",
+            "--task=classification", '--corpus-options={"task": "action_recognition"}',
+        ])  # fmt: skip
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == results
     assert [model.config.id2label[i] for i in range(len(model.config.id2label))] == rows.features["label"].names
 
 

@@ -73,27 +73,44 @@ def evaluate(
     corpus: Annotated[str, typer.Option(help="Name of a corpus.")] = "folder",
     data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    task: Annotated[
+        str, typer.Option(help="retrieval, multiple_choice, question_answering, classification or zero_shot.")
+    ] = "retrieval",
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     as_json: Json = False,
 ):
-    """Retrieval both ways: each video once, with all of its captions."""
+    """
+    Retrieval both ways (each video once, with all of its captions), multiple choice, question answering, or
+    recognition of actions, by a classifier (classification) or by prompts (zero_shot).
+    """
     import torch
-    from transformers import AutoModel, AutoProcessor
+    from transformers import (
+        AutoModel,
+        AutoModelForVideoClassification,
+        AutoModelForVisualQuestionAnswering,
+        AutoProcessor,
+    )
 
     from .corpora import load_corpus
-    from .evaluation import embed_corpus
+    from .evaluation import EVALUATIONS
 
+    if task not in EVALUATIONS:
+        raise ValueError(f"--task {task!r} is not known; choose one of {', '.join(EVALUATIONS)}.")
+    heads = {
+        "question_answering": AutoModelForVisualQuestionAnswering,
+        "classification": AutoModelForVideoClassification,
+    }
     dataset = load_corpus(corpus, data_dir, split, **_json_option("--corpus-options", corpus_options))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = AutoModel.from_pretrained(model).to(device)
-    embeddings = embed_corpus(encoder, AutoProcessor.from_pretrained(model), dataset, batch_size, workers)
-    counts = {"videos": len(embeddings.video_ids), "texts": len(embeddings.texts)}
-    result = embeddings.metrics() | counts | {"unreadable": sorted(embeddings.unreadable)}
+    encoder = heads.get(task, AutoModel).from_pretrained(model).to(device)
+    result = EVALUATIONS[task](encoder, AutoProcessor.from_pretrained(model), dataset, batch_size, workers)
+    if isinstance(result["unreadable"], dict):
+        result["unreadable"] = sorted(result["unreadable"])
     if output is not None:
-        where = {"model": model, "corpus": corpus, "data_dir": str(data_dir), "split": split}
+        where = {"model": model, "task": task, "corpus": corpus, "data_dir": str(data_dir), "split": split}
         output.write_text(json.dumps(where | result, indent=2) + "\n", encoding="utf-8")
     _print(result, as_json)
 

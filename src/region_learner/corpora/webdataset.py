@@ -251,6 +251,18 @@ def is_reference(video: Any) -> bool:
     return isinstance(video, Mapping) and {"path", "offset", "size"} <= video.keys()
 
 
+def video_source(video: Any) -> Any:
+    """
+    What a video processor takes, for a row's `video`: references are read, all else is as it was.
+
+    Raises:
+        CorpusError: the shard cannot be read, or is not what it was.
+    """
+    if not is_reference(video):
+        return video
+    return {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
+
+
 def _shorten(text: str, length: int = 100) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 

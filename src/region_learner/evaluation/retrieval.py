@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
-from ..corpora.webdataset import is_reference, read_member
+from ..corpora.webdataset import video_source
 from ..video_processing_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
 
@@ -51,10 +51,7 @@ class _Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
-            video = self.videos[index]
-            if is_reference(video):
-                video = {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
-            clip = self.video_processor([video], return_tensors="pt")
+            clip = self.video_processor([video_source(self.videos[index])], return_tensors="pt")
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
         return clip["pixel_values_videos"][0]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..corpora.webdataset import is_reference, read_member
+from ..corpora.folder import CorpusError
+from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..video_processing_region_learner import VideoDecodeError
 
@@ -98,11 +99,14 @@ class RegionLearnerCollator:
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
         frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
         try:
-            video = read_member(row["video"]) if is_reference(row["video"]) else row["video"]
             clips = self.processor.video_processor(
-                [video], training=self.training, generator=generator, return_tensors="pt", **frames
+                [video_source(row["video"])],
+                training=self.training,
+                generator=generator,
+                return_tensors="pt",
+                **frames,
             )
-        except VideoDecodeError as error:
+        except (CorpusError, VideoDecodeError) as error:
             unreadable.append((row["video_id"], str(error)))
             return None
         return clips["pixel_values_videos"][0]

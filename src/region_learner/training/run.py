@@ -11,7 +11,7 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
-from ..evaluation import answer_accuracy, classification_accuracy, embed_corpus, multiple_choice_accuracy
+from ..evaluation import EVALUATIONS
 from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
 from .model import build_model, with_head, with_lora
@@ -194,9 +194,13 @@ def train(
     results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if trainer.is_world_process_zero():
         if test_dataset is not None:
-            results["test"] = _evaluate(task, trainer, processor, test_dataset)
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            share = (training_arguments.per_device_eval_batch_size, training_arguments.dataloader_num_workers)
+            results["test"] = EVALUATIONS[task](trained, processor, test_dataset, *share)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
     return results
 
 
@@ -220,20 +224,6 @@ def train_stages(
             logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
         results = train(*arguments)
     return results
-
-
-def _evaluate(task: str, trainer: RegionLearnerTrainer, processor, dataset) -> dict[str, Any]:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    share = (trainer.args.per_device_eval_batch_size, trainer.args.dataloader_num_workers)
-    if task == "multiple_choice":
-        return multiple_choice_accuracy(model, processor, dataset, *share)
-    if task == "question_answering":
-        return answer_accuracy(model, processor, dataset, *share)
-    if task == "classification":
-        return classification_accuracy(model, processor, dataset, *share)
-    embeddings = embed_corpus(model, processor, dataset, *share)
-    counts = {"videos": len(embeddings.video_ids), "texts": len(embeddings.texts)}
-    return embeddings.metrics() | counts | {"unreadable": embeddings.unreadable}
 
 
 def _shown(*arguments) -> dict[str, Any]:
