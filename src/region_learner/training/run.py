@@ -79,10 +79,13 @@ def _load(arguments, training, name: str, data_dir, split: str, suffix: str, opt
     known = corpus_options(name)
     if "max_missing" in known:
         options.setdefault("max_missing", arguments.max_missing)
-    if "missing_list" in known:
-        folder = Path(str(training.output_dir))
-        options.setdefault("missing_list", folder / f"missing_videos_{split}{suffix}.txt")
-    return load_corpus(name, data_dir, split, streaming=streaming, **options)
+    missing_list = Path(str(training.output_dir)) / f"missing_videos_{split}{suffix}.txt"
+    if "missing_list" in known and training.process_index == 0:
+        options.setdefault("missing_list", missing_list)
+    dataset = load_corpus(name, data_dir, split, streaming=streaming, **options)
+    if missing_list.is_file() and missing_list.stat().st_size == 0:
+        missing_list.unlink(missing_ok=True)
+    return dataset
 
 
 def _texts(parts: list[CorpusPart], task: str) -> Iterable[str]:

@@ -90,6 +90,9 @@ class RegionLearnerTrainer(Trainer):
                 raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
         self.sampler: TrainingBatchSampler | None = None
         self.batches_to_skip = 0  # of a stream, when resuming
+        if args.ddp_find_unused_parameters is None and model is not None:
+            # All parameters have a gradient in every step, but motion needs two frames.
+            args.ddp_find_unused_parameters = getattr(_video_config(model), "motion_excitation", False)
         super().__init__(
             model=model,
             args=args,
@@ -99,17 +102,10 @@ class RegionLearnerTrainer(Trainer):
             **kwargs,
         )
         freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
-        if args.ddp_find_unused_parameters is None:
-            # All parameters have a gradient in every step, but motion needs two frames.
-            args.ddp_find_unused_parameters = getattr(self._video_config, "motion_excitation", False)
         self.progress = self._new_progress()
 
-    @property
-    def _video_config(self):
-        return getattr(self.model.config, "video_config", self.model.config)
-
     def _new_progress(self) -> Progress:
-        return Progress(getattr(self._video_config, "codebook_size", 0))
+        return Progress(getattr(_video_config(self.model), "codebook_size", 0))
 
     # Batches
 
@@ -332,6 +328,10 @@ class RegionLearnerTrainer(Trainer):
                 target = Path(str(self.args.output_dir)) / source.name
                 target.write_bytes(source.read_bytes())
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _video_config(model):
+    return getattr(model.config, "video_config", model.config)
 
 
 def incompleteness(checkpoint: str | os.PathLike[str]) -> str | None:
