@@ -28,7 +28,7 @@ OPTIONS = {
 def same(resumed: dict, whole: dict):
     for name, value in whole["state"].items():
         assert torch.equal(resumed["state"][name], value), name
-    timed = ("samples_per_second", "data_wait", "epoch")
+    timed = ("samples_per_second", "videos_per_second", "data_wait", "epoch")
     logs = [
         {entry["step"]: {k: v for k, v in entry.items() if k not in timed} for entry in r["log"]}
         for r in (resumed, whole)

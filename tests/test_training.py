@@ -18,12 +18,11 @@ from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.evaluation import codebook_use, embed_corpus
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import ModelArguments, RegionLearnerCollator, build_model, parse_arguments, train
-from region_learner.training.arguments import list_recipes
 from region_learner.training.collator import stable_id
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
 
-from .conftest import FIXTURES, TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
+from .conftest import FIXTURES, TINY_VIDEO, clips, tiny_model, tiny_text_config
 
 FROZEN = FIXTURES / "frozen_in_time.pth"
 TINY = [
@@ -278,23 +277,6 @@ def test_changing_a_checkpoint_changes_what_follows_from_it(tmp_path, processor)
     assert torch.equal(changed.video_projection.weight, model.video_projection.weight)
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_recipes_parse_and_say_how_to_run_them(name):
-    path = list_recipes()[name]
-    model, data, training = parse_arguments([name, "--output_dir", "elsewhere"])
-    assert training.output_dir == "elsewhere"
-    assert data.corpus in ("folder", "moving_shapes")
-    header = path.read_text().split("\ncorpus:")[0]
-    assert f"region-learner train {name}" in header
-    assert "Data:" in header
-    if model.text_config is not None:
-        model, _ = build_model(model, ["a red circle"])
-        inputs = texts(2)
-        inputs["input_ids"].clamp_(max=3)
-        size, frames = model.config.video_config.image_size, model.config.video_config.num_frames
-        assert model(**inputs, pixel_values_videos=clips(2, frames, size), return_loss=True).loss.isfinite()
-
-
 def test_arguments_come_from_flags_then_recipe(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("learning_rate: 0.5\nseed: 7\ncorpus_options: {seed: 3}\n")
@@ -325,7 +307,8 @@ def test_wrong_recipes(tmp_path, content, message):
     [
         (["train", "moving_shape"], "no recipe or file 'moving_shape'; did you mean 'moving_shapes'"),
         (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
-        (["train", "--corpus=nothing"], "unknown corpus 'nothing'"),
+        (["train", *TINY, "--corpus=nothing"], "unknown corpus 'nothing'"),
+        (["train", "--corpus=nothing"], "Say where the model comes from by one of model"),
         (["evaluate", "model", "--corpus-options", "{"], "--corpus-options must be JSON"),
         (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
         (["convert", str(FROZEN), "out", "--config", '{"num_frames": "4"}'], "expected int, got str"),

@@ -22,6 +22,9 @@ else:
     JsonMapping = dict | str | None
     JsonList = list | str | None
 
+# How the command line takes back what a recipe says.
+_NOTHING = ("none", "null")
+
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 
 
@@ -101,6 +104,9 @@ class ModelArguments:
         self.text_config = mapping_from_json("text_config", self.text_config)
         self.config = mapping_from_json("config", self.config)
         self.lora = mapping_from_json("lora", self.lora)
+        for name in ("model", "video_tower", "text_tower", "tokenizer"):
+            if getattr(self, name) in _NOTHING:
+                setattr(self, name, None)
         if self.task not in TASKS:
             raise ValueError(
                 f"task={self.task!r} is not known{_nearest(self.task, TASKS)} (tasks: {', '.join(TASKS)})"
@@ -128,14 +134,22 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Where the corpus lies."})
     corpus_options: JsonMapping = field(default=None, metadata={"help": "Options of the corpus (JSON)."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split for evaluation while training."})
-    test_split: str | None = field(default=None, metadata={"help": "Split for one retrieval evaluation at the end."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split for evaluation while training; 'none' takes back a recipe's."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split for one evaluation at the end; 'none' takes back a recipe's."}
+    )
     corpora: JsonList = field(
         default=None,
         metadata={
             "help": "Several corpora to train on (JSON): a list of mappings with corpus, data_dir, split, options, "
             "batch_size, num_frames, weight, streaming, shuffle_buffer."
         },
+    )
+    data_dirs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Where the corpora of a recipe lie, instead of where it says: cc3m=DIR webvid=DIR ..."},
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read the training corpus as a stream, with max_steps and shards."}
@@ -150,12 +164,37 @@ class DataArguments:
     def __post_init__(self):
         self.corpus_options = mapping_from_json("corpus_options", self.corpus_options) or {}
         self.corpora = _from_json("corpora", self.corpora, list, "list", '[{"corpus": "cc3m", "data_dir": "cc3m"}]')
+        for name in ("eval_split", "test_split"):
+            if getattr(self, name) in _NOTHING:
+                setattr(self, name, None)
+        if self.corpora is not None and not (
+            isinstance(self.corpora, list) and all(isinstance(entry, dict) for entry in self.corpora)
+        ):
+            raise ValueError(f"corpora must be a list of mappings with keys of {', '.join(CORPUS_KEYS)}.")
         for entry in self.corpora or []:
             for key in entry:
                 if key not in CORPUS_KEYS:
                     raise ValueError(
                         f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
                     )
+        for item in self.data_dirs or []:
+            self._set_data_dir(*item.partition("=")[::2])
+
+    def _set_data_dir(self, corpus: str, data_dir: str):
+        named = dict.fromkeys([self.corpus, *(entry.get("corpus", self.corpus) for entry in self.corpora or [])])
+        if not data_dir:
+            raise ValueError(f"data_dirs: {corpus!r} is not of the form CORPUS=DIRECTORY, such as webvid=data/WebVid.")
+        if corpus not in named:
+            raise ValueError(
+                f"data_dirs: {corpus!r} is no corpus of this run{_nearest(corpus, named)} ({', '.join(named)})"
+            )
+        if corpus == self.corpus:
+            self.data_dir = data_dir
+        if self.corpora is not None:  # a recipe's own list stays as it is, for its other stages
+            self.corpora = [
+                entry | {"data_dir": data_dir} if entry.get("corpus", self.corpus) == corpus else entry
+                for entry in self.corpora
+            ]
 
 
 @dataclass

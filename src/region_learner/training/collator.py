@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..corpora.folder import CorpusError
+from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..video_processing_region_learner import VideoDecodeError
@@ -36,7 +36,7 @@ class RegionLearnerCollator:
 
     A video that cannot be read never becomes black frames. In training another row of its corpus takes its place; in
     evaluation another row of the batch, with the id -1 or the label -100, so that it counts for nothing. The batch
-    tells of it in `unreadable`, pairs of video id and reason.
+    tells of it in `unreadable`, pairs of video id and reason; `videos` is the number of its clips that are no images.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
@@ -94,7 +94,7 @@ class RegionLearnerCollator:
             assert self.label is not None
             labels = [self.label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
-        return batch | {"unreadable": unreadable}
+        return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
         frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
@@ -129,6 +129,11 @@ class RegionLearnerCollator:
             return row["question"]
         captions = row["captions"]
         return captions[int(torch.randint(len(captions), (), generator=generator))] if self.training else captions[0]
+
+
+def _is_video(row: dict[str, Any]) -> bool:
+    """Whether a row's clip is of a video, as far as its name tells, and not of an image."""
+    return not (isinstance(row["video"], str) and row["video"].lower().endswith(IMAGE_EXTENSIONS))
 
 
 def _generator(row: dict[str, Any]) -> torch.Generator | None:

@@ -43,6 +43,24 @@ def build_model(
     Raises:
         ValueError: if the arguments name none of these, or several.
     """
+    check_source(arguments)
+    overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
+    if arguments.model is not None:
+        return _from_checkpoint(arguments, arguments.model)
+    if arguments.text_config is not None:
+        return _new(arguments, captions)
+    assert arguments.video_tower is not None  # as was checked
+    assert arguments.text_tower is not None
+    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
+    frames = arguments.num_frames or model.config.video_config.num_frames
+    return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
+
+
+def check_source(arguments: ModelArguments):
+    """
+    Raises:
+        ValueError: if the arguments do not say where the model comes from, or say it twice.
+    """
     named = {
         "model": arguments.model is not None,
         "video_tower and text_tower": arguments.video_tower is not None or arguments.text_tower is not None,
@@ -51,18 +69,12 @@ def build_model(
     chosen = [name for name, given in named.items() if given]
     if len(chosen) != 1:
         raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
-    overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
     if arguments.tokenizer is not None and arguments.text_config is None:
         raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
-    if arguments.model is not None:
-        return _from_checkpoint(arguments, arguments.model)
-    if arguments.text_config is not None:
-        return _new(arguments, captions)
-    if arguments.video_tower is None or arguments.text_tower is None:
+    if arguments.text_config is not None and arguments.tokenizer is None:
+        raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
+    if (arguments.video_tower is None) != (arguments.text_tower is None):
         raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
-    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
-    frames = arguments.num_frames or model.config.video_config.num_frames
-    return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
 
 
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
@@ -90,8 +102,6 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
 def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     text_config = dict(arguments.text_config or {})
     length = text_config.get("max_position_embeddings", 64)
-    if arguments.tokenizer is None:
-        raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
     if arguments.tokenizer == "train":
         tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
     else:

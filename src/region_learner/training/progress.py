@@ -23,6 +23,7 @@ class Progress:
 
     def _restart(self):
         self.samples = 0
+        self.videos = 0
         self.waited = 0.0
         self.since = time.perf_counter()
         if self.codes is not None:
@@ -38,15 +39,17 @@ class Progress:
     def summary(self, accelerator, unreadable: int) -> dict[str, float]:
         """
         What happened in all processes since the last summary, which each of them has to ask for:
-        `samples_per_second`; `data_wait`, the share of time spent waiting for data; `unreadable_videos` so far;
-        `codebook_use`, the percentage of codes that were assigned, and `codebook_perplexity`, the number of equally
-        frequent codes that would be as diverse.
+        `samples_per_second`, and of these `videos_per_second`; `data_wait`, the share of time spent waiting for
+        data; `unreadable_videos` so far; `codebook_use`, the percentage of codes that were assigned, and
+        `codebook_perplexity`, the number of equally frequent codes that would be as diverse.
         """
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        numbers = torch.tensor([self.samples, self.waited, unreadable], dtype=torch.float32, device=accelerator.device)
-        samples, waited, failures = accelerator.reduce(numbers, reduction="sum").tolist()
+        numbers = [self.samples, self.videos, self.waited, unreadable]
+        sums = accelerator.reduce(torch.tensor(numbers, device=accelerator.device), reduction="sum")
+        samples, videos, waited, failures = sums.tolist()
         result = {
             "samples_per_second": round(samples / seconds, 2),
+            "videos_per_second": round(videos / seconds, 2),
             "data_wait": round(waited / seconds / accelerator.num_processes, 4),
             "unreadable_videos": int(failures),
         }

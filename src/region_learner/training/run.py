@@ -14,7 +14,7 @@ from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpu
 from ..evaluation import EVALUATIONS
 from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
-from .model import build_model, with_head, with_lora
+from .model import build_model, check_source, with_head, with_lora
 from .trainer import RegionLearnerTrainer
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,7 @@ def train(
     Raises:
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
+    check_source(model_arguments)  # before corpora are loaded, which can take minutes
     set_seed(training_arguments.seed)
     task = model_arguments.task
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":

@@ -157,6 +157,8 @@ class RegionLearnerTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         unreadable = inputs.pop("unreadable", ())
+        if (videos := inputs.pop("videos", None)) is not None and self.model.training:
+            self.progress.videos += videos
         if self.model.training and "pixel_values_videos" in inputs:
             self.progress.samples += len(inputs["pixel_values_videos"])
         for video_id, reason in unreadable:
