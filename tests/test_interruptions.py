@@ -55,6 +55,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "options", "kill"),
     [
+        (1, {}, {"kill_at": 1}),  # before the first checkpoint
         (1, {}, {"kill_at": 3}),  # between two checkpoints
         (1, {}, {"kill_at": 7}),  # in the second epoch
         (1, {}, {"kill_while_saving": 4}),  # the checkpoint before has to do

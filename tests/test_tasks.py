@@ -37,7 +37,7 @@ ARGUMENTS = [
     "--vocab_size=400",
     "--learning_rate=4e-3",
     "--warmup_steps=10",
-    "--per_device_train_batch_size=32",
+    "--per_device_train_batch_size=16",
     "--per_device_eval_batch_size=32",
     "--report_to=none",
     "--save_strategy=no",
@@ -84,7 +84,7 @@ def test_question_answering(make, tmp_path):
 
 def test_action_recognition(make, tmp_path, capsys):
     corpus = make(64)
-    results = run(corpus, tmp_path, "classification", "action_recognition", 60)["test"]
+    results = run(corpus, tmp_path, "classification", "action_recognition", 150)["test"]
     rows = load_corpus("moving_shapes", corpus, task="action_recognition")
     assert results["top1"] > 2 * without_looking(rows, "label")
     assert results["top5"] > results["top1"]
@@ -101,6 +101,6 @@ def test_action_recognition(make, tmp_path, capsys):
 
 
 def test_multiple_choice(make, tmp_path):
-    results = run(make(64), tmp_path, "multiple_choice", "multiple_choice", 40)["test"]
+    results = run(make(64), tmp_path, "multiple_choice", "multiple_choice", 80)["test"]
     assert results["accuracy"] > 50  # chance: 20
     assert results["questions"] == 64

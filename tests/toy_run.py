@@ -1,16 +1,10 @@
-"""
-Small training runs without videos, in processes of their own: to be compared with one another, and killed.
+"""Small training runs without videos, in processes of their own: to be compared with one another, and killed."""
 
-`python -m tests.toy_run OUTPUT '{"per_device_train_batch_size": 4, ...}'`, with RANK, WORLD_SIZE and so on in the
-environment for several processes. Keys that are no training argument are those of `run`.
-"""
-
-import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,7 +14,7 @@ from transformers import TrainerCallback
 from region_learner import RegionLearnerConfig, RegionLearnerModel
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
 
-from .conftest import ROOT, TINY_VIDEO, tiny_text_config
+from .conftest import TINY_VIDEO, tiny_text_config
 
 DEFAULTS = {
     "use_cpu": True,
@@ -150,30 +144,49 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(output_dir, processes: int = 1, check: bool = True, **options) -> list[dict] | list[int]:
+# Processes are forked from one that has imported everything: starting anew takes each of them several seconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.toy_run"])
+
+
+def _child(log: str, environment: dict[str, str], output_dir: str, options: dict):
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes; this one would pass on its own
+    os.environ |= environment
+    run(output_dir, **options)
+
+
+def launch(output_dir, processes: int = 1, check: bool = True, **options) -> list:
     """Runs in new processes. Returns their results, or without `check` their exit codes."""
     port = free_port()
-    started = []
+    started, logs = [], []
     for rank in range(processes):
-        env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        environment = {"ACCELERATE_USE_CPU": "true"}
         if processes > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
-        command = [sys.executable, "-m", "tests.toy_run", str(output_dir), json.dumps(options)]
-        started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    if not check:
-        # The others wait for the killed one: end them, too, as a scheduler would.
-        codes = [started[0].wait(timeout=300)]
-        for process in started[1:]:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
+        log = tempfile.NamedTemporaryFile(suffix=".log", delete=False)  # noqa: SIM115 # the child writes to it
+        logs.append(Path(log.name))
+        arguments = (log.name, environment, str(output_dir), options)
+        started.append(_PROCESSES.Process(target=_child, args=arguments))
+        started[-1].start()
+    try:
+        started[0].join(300)
+        if not check:
+            # The others wait for the killed one: end them, too, as a scheduler would.
+            for process in started[1:]:
+                process.kill()
+        for process in started:
+            process.join(300)
+        if not check:
+            return [process.exitcode for process in started]
+        for process, log in zip(started, logs):
+            assert process.exitcode == 0, log.read_text(errors="replace")[-4000:]
+    finally:
+        for process, log in zip(started, logs):
             process.kill()
-            codes.append(process.wait())
-        return codes
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()[-4000:]
+            log.unlink(missing_ok=True)
     paths = [Path(output_dir) / f"rank{rank}.pt" for rank in range(processes)]
     return [torch.load(path, weights_only=True) for path in paths]
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], **json.loads(sys.argv[2]))

@@ -1,0 +1,156 @@
+"""
+Seconds a training step takes (forward, loss, backward, codebook, AdamW), and what that means for pre-training.
+
+    python benchmarks/training.py [--size paper] [--batch 64] [--frames 1 4] [--device cuda] [--dtype bf16]
+                                  [--gpus 16] [--price 2.5] [--ways plain checkpointing cached compiled] [--json FILE]
+
+Clips and captions are random numbers that lie ready: what is measured is the model, not the loading of data, which has
+to keep up (`data_wait` in the log of a run says whether it does). Ways of training alternate in one run; times are
+medians. The estimate is of the paper's pre-training, 50 epochs of 1 million pairs, on `--gpus` of the device measured,
+without the time that processes spend on one another; at `--price` an hour and GPU.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import DistilBertConfig
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner.training.gradient_cache import cached_backward
+
+SIZES = {
+    "paper": ({}, {}),
+    "small": (
+        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
+        {"dim": 384, "n_layers": 3, "n_heads": 6, "hidden_dim": 1536},
+    ),
+}
+PAIRS = 50 * 1_000_000
+WAYS = ("plain", "checkpointing", "cached", "compiled")
+
+
+class OneProcess:
+    """What `cached_backward` asks of an accelerator, for one process."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def unwrap_model(self, model):
+        return getattr(model, "_orig_mod", model)
+
+    def no_sync(self, model):
+        return nullcontext()
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def make_step(way: str, options: argparse.Namespace, frames: int):
+    """A function that makes one training step in the given way."""
+    device = torch.device(options.device)
+    video, text = SIZES[options.size]
+    torch.manual_seed(0)
+    config = RegionLearnerConfig(video_config={"num_frames": frames, **video}, text_config=DistilBertConfig(**text))
+    model = RegionLearnerModel(config).to(device).train()
+    if way == "checkpointing":
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
+    size = config.video_config.image_size
+    inputs = {
+        "input_ids": torch.randint(1, 30000, (options.batch, 20), device=device),
+        "attention_mask": torch.ones(options.batch, 20, dtype=torch.long, device=device),
+        "pixel_values_videos": torch.randn(options.batch, frames, 3, size, size, device=device),
+    }
+    called = torch.compile(model) if way == "compiled" else model
+
+    def autocast():
+        return torch.autocast(device.type, torch.bfloat16) if options.dtype == "bf16" else nullcontext()
+
+    def step():
+        if way == "cached":
+            cached_backward(OneProcess(device), called, inputs, max(1, options.batch // 4), autocast)
+        else:
+            with autocast():
+                loss = called(**inputs, return_loss=True).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def measure(options: argparse.Namespace, frames: int) -> list[dict]:
+    steps = {way: make_step(way, options, frames) for way in options.ways}
+    memory = {}
+    for way, step in steps.items():
+        for _ in range(2):  # the first ones compile, and fill the optimiser
+            step()
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            memory[way] = (torch.cuda.max_memory_allocated() - before) / 2**30
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for _ in range(options.repeats):
+        for way, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[way].append(time.perf_counter() - start)
+    rows = []
+    for way in steps:
+        seconds = statistics.median(times[way])
+        hours = PAIRS / (options.batch / seconds) / 3600 / options.gpus
+        rows.append(
+            {
+                "way": way,
+                "frames": frames,
+                "seconds": round(seconds, 4),
+                "of plain": round(seconds / statistics.median(times[options.ways[0]]), 2),
+                "pairs/s": round(options.batch / seconds, 2),
+                "activations GiB": round(memory[way], 2) if way in memory else None,
+                "days": round(hours / 24, 1),
+                "cost": None if options.price is None else round(hours * options.gpus * options.price),
+            }
+        )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="paper")
+    parser.add_argument("--batch", type=int, default=2, help="pairs a step")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["plain", "checkpointing", "cached"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--price", type=float, help="of an hour of one GPU")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    name = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores {platform.machine()}"
+    print(f"{name}, PyTorch {torch.__version__}, size {options.size}, batch {options.batch}, {options.dtype}")
+    rows = [row for frames in options.frames for row in measure(options, frames)]
+    columns = [column for column in rows[0] if any(row[column] is not None for row in rows)]
+    print(" | ".join(f"{column:>14}" for column in columns))
+    for row in rows:
+        print(" | ".join(f"{row[column]!s:>14}" for column in columns))
+    print(f"days: {PAIRS // 10**6} million pairs on {options.gpus} of these, with data that keeps up")
+    if options.json:
+        result = SimpleNamespace(**vars(options) | {"json": None, "device_name": name, "rows": rows})
+        options.json.write_text(json.dumps(vars(result), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
