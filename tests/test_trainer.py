@@ -249,6 +249,18 @@ def test_several_corpora_and_a_stream(corpus, tmp_path):
         train_stages(parse_stages([*argv, "--max_steps=-1"]))
 
 
+def test_bfloat16(tmp_path):
+    half = run(tmp_path / "1", max_steps=2, bf16=True)
+    full = run(tmp_path / "2", max_steps=2)
+    for ours, expected in zip(half["log"], full["log"], strict=True):
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        assert ours["loss"] != expected["loss"]  # it was bfloat16
+    for name, value in half["state"].items():
+        if "quantizer" in name and value.is_floating_point():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value.sum(), full["state"][name].sum(), rtol=0.05, atol=0.5, msg=name)
+
+
 def test_compiled(tmp_path):
     """(On the CPU this takes a C++ compiler.)"""
     compiled = run(tmp_path / "1", max_steps=2, torch_compile=True)

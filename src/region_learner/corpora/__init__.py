@@ -80,8 +80,9 @@ def load_corpus(
 ) -> Dataset | IterableDataset:
     """Loads a split of a corpus, one row a video. Nothing is decoded.
 
-    The columns of every corpus are `video` (path of the file), `video_id` (str) and `captions` (list of str);
-    some have more.
+    The columns of every corpus are `video` (path of the file; from shards its bytes, or a reference to them),
+    `video_id` (str) and `captions` (list of str, empty for questions). Those for a task have more: `question` and
+    `answer` (str), `options` (list of str) and `answer` (int), or `label` (a `ClassLabel`).
 
     Args:
         name: one of `list_corpora()`.

@@ -75,6 +75,9 @@ class RegionLearnerTrainer(Trainer):
                 f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process a GPU with "
                 "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
+        if args.device.type == "cpu":
+            # Not "cpu:0", as it is called in one of several processes: torch.load, when resuming, does not know it.
+            args.__dict__["_setup_devices"] = torch.device("cpu")
         self.unreadable: dict[str, str] = {}  # message by video id, of this process
         self.unreadable_in_evaluation: dict[str, str] = {}
         if train_dataset is not None and not isinstance(train_dataset, list | tuple):
