@@ -28,7 +28,7 @@ OPTIONS = {
 def same(resumed: dict, whole: dict):
     for name, value in whole["state"].items():
         assert torch.equal(resumed["state"][name], value), name
-    timed = ("samples_per_second", "videos_per_second", "data_wait", "epoch")
+    timed = ("samples_per_second", "videos_per_second", "data_wait")
     logs = [
         {entry["step"]: {k: v for k, v in entry.items() if k not in timed} for entry in r["log"]}
         for r in (resumed, whole)
@@ -104,3 +104,30 @@ def test_old_checkpoints_go_when_the_new_one_is_complete(tmp_path):
     left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert left == ["checkpoint-6", "checkpoint-8"]
     assert all(incompleteness(tmp_path / name) is None for name in left)
+
+
+def test_a_checkpoint_that_is_written_over_is_not_complete(tmp_path):
+    """A run in a directory that was used before, killed while it saves: of two runs a half each."""
+    options = OPTIONS | {"max_steps": 4}
+    run(tmp_path, **options)
+    codes = launch(tmp_path, 1, check=False, **options | {"seed": 1, "kill_while_saving": 4})
+    assert codes[0] == -signal.SIGKILL
+    assert incompleteness(tmp_path / "checkpoint-4") is not None
+    assert incompleteness(tmp_path / "checkpoint-2") is None
+
+
+def test_unreadable_videos_are_remembered(tmp_path):
+    options = OPTIONS | {"bad": (3, 11), "max_unreadable": 1.0}
+    run(tmp_path, **options)
+    whole = json.loads((tmp_path / "unreadable_videos.json").read_text())
+    assert set(whole) == {"3", "11"}
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    run(tmp_path, resume=True, **options | {"bad": ()})  # none is met again in the last steps
+    assert json.loads((tmp_path / "unreadable_videos.json").read_text()) == whole
+
+
+@pytest.mark.parametrize("changed", [{"dataloader_num_workers": 2}, {"per_device_train_batch_size": 2}])
+def test_a_stream_refuses_to_resume_with_other_settings(tmp_path, changed):
+    run(tmp_path, **OPTIONS | {"shards": 4, "max_steps": 2})
+    with pytest.raises(ValueError, match="rows would be repeated or left out"):
+        run(tmp_path, resume=True, **OPTIONS | {"shards": 4} | changed)

@@ -86,6 +86,17 @@ class Head(torch.nn.Module):
             logits = logits + (self.of_word[input_ids] * attention_mask[..., None]).sum(1)
         return SimpleNamespace(logits=logits)
 
+    def get_video_features(self, pixel_values_videos):
+        self.batches.append(len(pixel_values_videos))
+        return SimpleNamespace(pooler_output=pixel_values_videos.flatten(1) @ self.of_clip)
+
+    def get_text_features(self, input_ids, attention_mask, **_):
+        return SimpleNamespace(pooler_output=(self.of_word[input_ids] * attention_mask[..., None]).sum(1))
+
+    @staticmethod
+    def classifier(question, video):
+        return question + video
+
 
 def damage(table, tmp_path, which):
     """The table with some videos, by their ids, replaced by a file that is none."""

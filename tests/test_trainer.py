@@ -2,22 +2,28 @@
 
 import json
 import math
+import shutil
 import tarfile
+import time
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.training import (
+    ModelArguments,
     RegionLearnerTrainer,
     RegionLearnerTrainingArguments,
     parse_stages,
     train_stages,
 )
+from region_learner.training.model import with_head, with_lora
 from region_learner.training.optimization import freeze, milestones, parameter_groups
 from region_learner.training.progress import Progress
+from region_learner.video_processing_region_learner import VideoDecodeError
 
 from .conftest import tiny_model
 from .test_training import TINY
@@ -168,6 +174,15 @@ def test_the_state_of_the_codebook_is_logged():
     assert summary["unreadable_videos"] == 7
 
 
+def test_what_is_no_training_is_left_out_of_the_time():
+    progress = Progress()
+    progress.samples = 100
+    time.sleep(0.05)
+    with progress.paused():
+        time.sleep(0.5)
+    assert progress.summary(OneProcess, 0)["samples_per_second"] > 100 / 0.5
+
+
 def test_what_is_logged(tmp_path):
     log = run(tmp_path, max_steps=2, model={"learn_temperature": True})["log"]
     for name in ("samples_per_second", "codebook_use", "codebook_perplexity", "temperature", "grad_norm"):
@@ -203,9 +218,68 @@ def test_adapters(corpus, tmp_path):
         AutoModel.from_pretrained(tmp_path / name)
     assert "video_model.region_module.quantizer.embed" in changed
     assert "video_model.layers.0.mlp.fc1.weight" in changed
-    assert "video_model.embeddings.temporal_embeddings" not in changed
+    assert "video_model.embeddings.temporal_embeddings" in changed
+    assert "video_model.embeddings.position_embeddings" not in changed
     with pytest.raises(ValueError, match="there is no tower"):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
+
+
+def test_adapters_leave_nothing_new_frozen():
+    pytest.importorskip("peft")
+    model = with_lora(tiny_model(learn_temperature=True, loss="sigmoid", temporal_fusion="linear"), {"r": 2})
+    trained = {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
+    assert {"logit_scale", "logit_bias", "video_model.embeddings.temporal_embeddings"} <= trained
+    assert any("temporal_fusion" in name for name in trained)
+    assert "text_model.embeddings.word_embeddings.weight" not in trained
+
+
+def test_adapters_resume(corpus, tmp_path):
+    """What PEFT does not save, a learned temperature for one, goes on where it was."""
+    pytest.importorskip("peft")
+    options = ["--config", json.dumps({"learn_temperature": True}), "--learning_rate=0.01", "--save_strategy=steps",
+               "--save_steps=2", "--lora", '{"r": 2}', "--max_steps=4"]  # fmt: skip
+    train_stages(parse_stages([*command(corpus, tmp_path / "whole"), *options]))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    train_stages(parse_stages([*command(corpus, tmp_path / "resumed"), *options, "--resume_from_checkpoint=true"]))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert one["logit_scale"] != -math.log(0.05)
+
+
+def test_a_checkpoint_to_resume_from_is_of_one_stage(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: [{num_frames: 1}, {num_frames: 2}, {num_frames: 4}]")
+    output = tmp_path / "run"
+    argv = [str(recipe), *TINY, f"--output_dir={output}"]
+    stages = parse_stages([*argv, f"--resume_from_checkpoint={output}/stage-2/checkpoint-7"])
+    resumes = [arguments[2].resume_from_checkpoint for arguments in stages]
+    assert resumes == ["true", f"{output}/stage-2/checkpoint-7", None]
+    with pytest.raises(ValueError, match="is of none of the stages"):
+        parse_stages([*argv, "--resume_from_checkpoint=elsewhere/checkpoint-7"])
+
+
+def test_a_head_takes_more_frames_than_it_was_trained_with(tmp_path):
+    arguments = ModelArguments(model=str(tmp_path), task="question_answering")
+    head = with_head(tiny_model(), ModelArguments(task="question_answering"), ["red", "blue"])
+    head.save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path).resize_frames(8)
+    again = with_head(model, arguments, ["other", "answers", "now"])
+    assert again.config.video_config.num_frames == 8
+    assert again.config.label2id == {"red": 0, "blue": 1}
+    assert torch.equal(again.classifier.fc2.weight, head.classifier.fc2.weight)
+    decayed = {name for name, _ in again.named_parameters()}
+    assert groups_by_name(again, decayed, weight_decay=0.1)["classifier.video_projection.scale"][1] == 0.0
+
+
+def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tmp_path):
+    rows = Dataset.from_dict({"video_id": [str(i % 10) for i in range(200)], "question": ["what?"] * 200})
+    arguments = RegionLearnerTrainingArguments(report_to="none", use_cpu=True, output_dir=str(tmp_path))
+    trainer = RegionLearnerTrainer(
+        model=tiny_model(), args=arguments, processing_class=Processor(), train_dataset=rows
+    )
+    trainer._report_unreadable("1", "cannot be read", in_training=True)
+    with pytest.raises(VideoDecodeError, match=r"2 of 10 videos are unreadable, more than max_unreadable=0.1"):
+        trainer._report_unreadable("2", "cannot be read", in_training=True)
 
 
 def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):

@@ -89,7 +89,9 @@ def test_corpora_mixed_by_weight():
 @pytest.mark.parametrize(("mix", "steps"), [("alternate", 6), ("weighted", 6)])
 def test_the_length_of_an_epoch_is_bounded_by_samples(mix, steps):
     parts = [CorpusPart(rows(100), 4), CorpusPart(rows(100), 2)]
-    assert len(epoch(TrainingBatchSampler(parts, mix, samples_per_epoch=20))) == steps
+    sampler = TrainingBatchSampler(parts, mix, samples_per_epoch=20)
+    assert len(epoch(sampler)) == steps
+    assert sampler.num_samples == 18
     with pytest.raises(ValueError, match="samples_per_epoch=2 is less than one batch"):
         TrainingBatchSampler(parts, mix, samples_per_epoch=2)
 
@@ -133,6 +135,16 @@ def test_a_pass_through_a_stream_reads_every_row_once(world_size, workers):
         parts = [CorpusPart(stream(24, 4), 2, shuffle_buffer=5)]
         seen += names(read(parts, share // 2, workers, rank=rank, world_size=world_size))
     assert sorted(itertools.chain(*seen)) == sorted(f"a{i}" for i in range(24))
+
+
+def test_shards_that_processes_cannot_divide():
+    """6 shards of 4 rows among 4 processes: each has shards of its own, if not equally many."""
+    seen = []
+    for rank in range(4):
+        mine = names(read([CorpusPart(stream(24, 6), 1)], 8, rank=rank, world_size=4))
+        seen.append(set(itertools.chain(*mine)))
+    assert set.union(*seen) == {f"a{i}" for i in range(24)}
+    assert sum(len(part) for part in seen) == 24
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])

@@ -37,9 +37,13 @@ class Processor:
 
 
 class Collator:
-    """Clips and captions that depend on the row and, as augmentations do, on its seed."""
+    """Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported."""
+
+    def __init__(self, bad=()):
+        self.bad = bad
 
     def __call__(self, rows):
+        unreadable = [(row["video_id"], "cannot be read") for row in rows if int(row["video_id"]) in self.bad]
         clips, texts, ids = [], [], []
         for row in rows:
             number = int(row["video_id"])
@@ -56,6 +60,7 @@ class Collator:
             "pixel_values_videos": torch.stack(clips),
             "video_ids": torch.tensor(ids),
             "return_loss": True,
+            "unreadable": unreadable,
         }
 
 
@@ -96,6 +101,7 @@ def run(
     rows: int = 24,
     image_rows: int = 0,
     shards: int = 0,
+    bad: tuple = (),
     resume=None,
     kill_at: int | None = None,
     kill_while_saving: int | None = None,
@@ -123,7 +129,7 @@ def run(
         args=arguments,
         processing_class=Processor(),
         train_dataset=parts,
-        data_collator=Collator(),
+        data_collator=Collator(bad),
         callbacks=[Kill(kill_at), gradients := KeepGradients()],
     )
     trainer.kill_while_saving = kill_while_saving

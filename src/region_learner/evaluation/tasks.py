@@ -326,8 +326,8 @@ def answer_accuracy(
     Args:
         model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
         processor: its processor.
-        dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded once.
-        batch_size: pairs of video and question at a time, and videos decoded at a time.
+        dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded and encoded once.
+        batch_size: videos at a time, and questions at a time.
         num_workers, progress: as in [`multiple_choice_accuracy`].
 
     Returns:
@@ -351,16 +351,12 @@ def answer_accuracy(
             processor, questions.videos, unreadable, batch_size, num_workers, progress, "answering questions"
         )
         for indices, clips in batches:
+            features = model.get_video_features(clips.to(model.device)).pooler_output  # once a video
             pairs = [(row, position) for position, index in enumerate(indices) for row in rows_of[index]]
             for start in range(0, len(pairs), batch_size):
                 rows, positions = (list(part) for part in zip(*pairs[start : start + batch_size]))
                 inputs = processor(text=[texts[row] for row in rows], return_tensors="pt").to(model.device)
-                videos = clips[positions].to(model.device)
-                logits = model(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    pixel_values_videos=videos,
-                ).logits
+                logits = model.classifier(model.get_text_features(**inputs).pooler_output, features[positions])
                 right[rows] = top_k(logits.cpu(), labels[rows], 1)
     warn_of_unreadable(unreadable, questions.ids)
     counted = torch.tensor([owner not in unreadable for owner in questions.owners.tolist()])

@@ -356,4 +356,20 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         if number < len(stages):
             namespace["output_dir"] = os.path.join(namespace["output_dir"], f"stage-{number}")
         parsed.append(parser.parse_dict(namespace, allow_extra_keys=False))
+    if len(parsed) > 1:
+        _resume_one_stage([arguments[2] for arguments in parsed])
     return parsed  # type: ignore[return-value]
+
+
+def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]):
+    """A checkpoint to resume from is that of one stage: those before it are through, those after it begin anew."""
+    resume = stages[0].resume_from_checkpoint
+    if resume is None or resume.lower() in ("true", "false"):
+        return
+    folder = os.path.dirname(os.path.abspath(resume))
+    folders = [os.path.abspath(str(stage.output_dir)) for stage in stages]
+    if folder not in folders:
+        raise ValueError(f"resume_from_checkpoint={resume} is of none of the stages ({', '.join(folders)}).")
+    for number, stage in enumerate(stages):
+        if folders[number] != folder:
+            stage.resume_from_checkpoint = "true" if number < folders.index(folder) else None

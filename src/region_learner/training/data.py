@@ -133,6 +133,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
                 )
             steps = min(steps, bound)
         self._steps = steps
+        self.num_samples = round(steps * rows_a_step)  # rows an epoch of all processes (of "weighted", on average)
 
     def __len__(self) -> int:
         return self._steps
@@ -226,7 +227,10 @@ class TrainingStream(IterableDataset):
                 yield part.dataset[index]
             return
         stream = part.dataset.shuffle(seed=seed % 2**32, buffer_size=part.shuffle_buffer)
-        if self.world_size > 1:
+        if self.world_size > 1 and stream.num_shards % self.world_size and stream.num_shards > self.world_size:
+            # (By node, every process would read all shards that cannot be divided, and throw most rows away.)
+            stream = stream.shard(num_shards=self.world_size, index=self.rank)
+        elif self.world_size > 1:
             stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
         stream.set_epoch(epoch)
         yield from stream  # `datasets` itself leaves each loader process its shards

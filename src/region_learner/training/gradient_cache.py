@@ -105,7 +105,9 @@ class _codebook_pieces:  # noqa: N801 # reads as the function it stands for
 
     @property
     def needs_start(self) -> bool:
-        return self.quantizer is not None and self.quantizer.mode == "ema" and not bool(self.quantizer.num_updates)
+        quantizer = self.quantizer
+        learns = quantizer is not None and quantizer.mode == "ema" and not quantizer.frozen
+        return learns and not bool(quantizer.num_updates)
 
     def __call__(self, phase: str):
         if self.quantizer is None:

@@ -139,7 +139,11 @@ def with_head(
     if arguments.model is not None:
         architectures = AutoConfig.from_pretrained(arguments.model).architectures or []
         if head.__name__ in architectures:
-            return head.from_pretrained(arguments.model, config=model.config)  # type: ignore[return-value]
+            config, frames = copy.deepcopy(model.config), model.config.video_config.num_frames
+            config.video_config.num_frames = AutoConfig.from_pretrained(arguments.model).video_config.num_frames
+            loaded: Any = head.from_pretrained(arguments.model, config=config)
+            same = config.video_config.num_frames == frames
+            return loaded if same else loaded.resize_frames(frames, fill=arguments.frame_fill)
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
@@ -153,8 +157,8 @@ def with_head(
 
 def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     """
-    Low-rank adapters (PEFT) in the blocks of the towers. What is not of a pre-trained tower (region module,
-    projections, heads) is trained whole.
+    Low-rank adapters (PEFT) in the blocks of the towers. What is not of a pre-trained tower (region module, fusion
+    and positions of frames, projections, heads, a learned temperature) is trained whole.
 
     Args:
         model: of any task.
@@ -181,8 +185,15 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     trained_whole = [name for name, _ in model.named_children() if name not in known]
     if "video_model" in towers and getattr(model.video_model, "region_module", None) is not None:
         trained_whole.append("region_module")
+    if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
+        trained_whole.append("temporal_fusion")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
     adapted = get_peft_model(model, LoraConfig(**defaults | options))
+    for name, parameter in adapted.named_parameters():
+        # No modules, so PEFT leaves them frozen: scale and bias of the loss, and positions that may all be zero yet.
+        is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
+        if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
+            parameter.requires_grad_(True)
     quantizer = getattr(getattr(model.video_model, "region_module", None), "quantizer", None)
     if "video_model" not in towers and quantizer is not None:
         quantizer.frozen = True

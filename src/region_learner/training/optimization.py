@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .arguments import RegionLearnerTrainingArguments
 
 # Besides norms and biases, which the Trainer exempts: positions, class tokens, scales of logits and of weight norms.
-_NO_DECAY = re.compile(r"position|temporal_embeddings|cls_token|class_embedding|logit_|\.original0$")
+_NO_DECAY = re.compile(r"position|temporal_embeddings|cls_token|class_embedding|logit_|\.scale$")
 
 _TOWERS = ("video_model", "text_model")
 

@@ -1,6 +1,7 @@
 """What can be seen of a run while it trains."""
 
 import time
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ class Progress:
         self.since = time.perf_counter()
         if self.codes is not None:
             self.codes = torch.zeros_like(self.codes)
+
+    @contextmanager
+    def paused(self):
+        """Leaves out of the time that is measured what happens within, an evaluation or the saving of a checkpoint."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - start
 
     def observe(self, outputs: Any):
         """Counts the codes that a batch was assigned."""

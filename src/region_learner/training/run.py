@@ -188,10 +188,15 @@ def train(
         label=_labelling(model_arguments, model, parts[0].dataset),
         callbacks=callbacks,
     )
+    if test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "A sharded model is evaluated after training: give --test_split none, and then `region-learner evaluate`."
+        )
     result = trainer.train(resume_from_checkpoint=resume)
     if model_arguments.lora is not None:  # what is saved, and used, is a plain model
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
+    trainer.accelerator.wait_for_everyone()  # a next stage reads what the first process has written
     rows = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in parts)}
     arguments = _shown(model_arguments, data_arguments)
     results: dict[str, Any] = {"train": rows | result.metrics, "arguments": arguments}

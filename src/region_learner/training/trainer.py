@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
 COMPLETE = "complete.json"
+
+# Of a model with adapters, in a checkpoint.
+BESIDE_ADAPTERS = "beside_adapters.safetensors"
 
 _METRICS = {
     "retrieval": compute_retrieval_metrics,
@@ -80,7 +84,10 @@ class RegionLearnerTrainer(Trainer):
             args.__dict__["_setup_devices"] = torch.device("cpu")
         self.unreadable: dict[str, str] = {}  # message by video id, of this process
         self.unreadable_in_evaluation: dict[str, str] = {}
-        if train_dataset is not None and not isinstance(train_dataset, list | tuple):
+        self._number_of_videos: int | None = None
+        self._saving = False
+        in_parts = isinstance(train_dataset, list | tuple) and all(isinstance(p, CorpusPart) for p in train_dataset)
+        if train_dataset is not None and not in_parts:
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
         self.parts: Sequence[CorpusPart] = train_dataset or []
         datasets = [part.dataset for part in self.parts]
@@ -130,6 +137,7 @@ class RegionLearnerTrainer(Trainer):
             "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
             "generator": torch.Generator().manual_seed(seed),  # not the global one, which the model draws from
         }
         if self.streamed:
@@ -138,6 +146,11 @@ class RegionLearnerTrainer(Trainer):
             self.parts, samples_per_epoch=args.samples_per_epoch, drop_last=args.dataloader_drop_last, **share
         )
         return DataLoader(TrainingRows(self.parts), batch_sampler=self.sampler, **options)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        if self.sampler is not None and getattr(dataloader, "batch_sampler", None) is self.sampler:
+            return self.sampler.num_samples
+        return super().num_examples(dataloader)
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
         start = time.perf_counter()
@@ -206,6 +219,8 @@ class RegionLearnerTrainer(Trainer):
                 "Cached gradients do not work with DeepSpeed: use DDP or FSDP, or no gradient_cache_chunk."
             )
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         return cached_backward(
             self.accelerator,
@@ -224,7 +239,10 @@ class RegionLearnerTrainer(Trainer):
             logs |= self.progress.summary(self.accelerator, len(self.unreadable))
             temperature = getattr(self.accelerator.unwrap_model(self.model), "temperature", None)
             if temperature is not None:
-                logs["temperature"] = float(torch.as_tensor(temperature).detach())
+                temperature = torch.as_tensor(temperature).detach()
+                if hasattr(temperature, "full_tensor"):  # of a sharded model
+                    temperature = temperature.full_tensor()
+                logs["temperature"] = float(temperature)
         super().log(logs, start_time)
 
     def _report_unreadable(self, video_id: str, reason: str, in_training: bool):
@@ -236,18 +254,24 @@ class RegionLearnerTrainer(Trainer):
             return
         self.unreadable[video_id] = reason
         logger.warning("unreadable video, another takes its place: %s", reason)
-        # Each process sees its own part of the corpus; of a stream, what it has seen so far.
-        if self.streamed:
-            total = max(self.progress.total_samples + self.progress.samples, 100)
-        else:
-            total = sum(len(part.dataset) for part in self.parts) / self.args.world_size
+        total = self._videos()
         if total and len(self.unreadable) > self.args.max_unreadable * total:
             self._write_unreadable(self.unreadable)
             raise VideoDecodeError(
-                f"{len(self.unreadable)} of {round(total)} videos are unreadable, more than max_unreadable="
+                f"{len(self.unreadable)} of {total} videos are unreadable, more than max_unreadable="
                 f"{self.args.max_unreadable}: see unreadable_videos.json in {self.args.output_dir}; mend or remove "
                 "them, or raise the limit."
             )
+
+    def _videos(self) -> int:
+        """Videos that a process may meet: of the corpora, as it draws from all of them; of a stream, those so far."""
+        if self.streamed:
+            return max(self.progress.total_samples + self.progress.samples, 100)
+        if self._number_of_videos is None:
+            ids = (part.dataset["video_id"] if hasattr(part.dataset, "column_names") else () for part in self.parts)
+            distinct = sum(len(set(column)) for column in ids)  # of questions there are several a video
+            self._number_of_videos = distinct or sum(len(part.dataset) for part in self.parts)
+        return self._number_of_videos
 
     def _write_unreadable(self, unreadable: dict[str, str]):
         path = Path(str(self.args.output_dir)) / "unreadable_videos.json"
@@ -260,12 +284,14 @@ class RegionLearnerTrainer(Trainer):
         """As that of the Trainer; True resumes from the last complete checkpoint in `output_dir`, if there is one."""
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         skip_data = self.args.ignore_data_skip
+        self.progress = self._new_progress()
+        if checkpoint is not None:
+            self._restore(Path(checkpoint))
         if self.streamed and checkpoint is not None:
             # The Trainer would decode, and throw away, all it was trained on; the stream knows how to skip.
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
             self.batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
             self.args.ignore_data_skip = True
-        self.progress = self._new_progress()
         try:
             result = super().train(checkpoint, *args, **kwargs)
         finally:
@@ -280,6 +306,31 @@ class RegionLearnerTrainer(Trainer):
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if resume is None or resume is False:
             return None
+        if self.args.world_size == 1:
+            return self._choose_checkpoint(resume)
+        # The first process chooses for all; a refusal is every process' own.
+        chosen: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                chosen[0] = self._choose_checkpoint(resume)
+            except ValueError as error:
+                chosen[1] = str(error)
+        broadcast_object_list(chosen)
+        if chosen[1] is not None:
+            raise ValueError(chosen[1])
+        lacking = [process for process, there in enumerate(gather_object([self._sees(chosen[0])])) if not there]
+        if lacking:
+            raise ValueError(
+                f"Processes {lacking} do not see {chosen[0]} whole: output_dir must be on a disk that all machines "
+                "share."
+            )
+        return chosen[0]
+
+    @staticmethod
+    def _sees(checkpoint: str | None) -> bool:
+        return checkpoint is None or incompleteness(checkpoint) is None
+
+    def _choose_checkpoint(self, resume: Any) -> str | None:
         output_dir = str(self.args.output_dir)
         if resume is True:
             found = sort_checkpoints(output_dir) if os.path.isdir(output_dir) else []
@@ -300,17 +351,25 @@ class RegionLearnerTrainer(Trainer):
         return resume
 
     def _save_checkpoint(self, model, trial):
-        # Older checkpoints may go only when this one is known to be complete.
+        with self.progress.paused():
+            self._save_complete_checkpoint(model, trial)
+
+    def _save_complete_checkpoint(self, model, trial):
+        run_dir = self._get_output_dir(trial=trial)
+        folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:  # a checkpoint of an earlier run is not complete while it is written over
+            (folder / COMPLETE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        # Older checkpoints may go, and this one may be pushed, only when it is known to be complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._saving = True
         try:
             super()._save_checkpoint(model, trial)
+            self._save_state_of_process(folder)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self._saving = limit, False
         self.accelerator.wait_for_everyone()  # each process writes its random state
-        run_dir = self._get_output_dir(trial=trial)
         if self.args.should_save:
-            folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-            (folder / COMPLETE).unlink(missing_ok=True)
             sizes = {
                 str(path.relative_to(folder)): path.stat().st_size
                 for path in sorted(folder.rglob("*"))
@@ -319,6 +378,9 @@ class RegionLearnerTrainer(Trainer):
             partial = folder / f".{COMPLETE}"
             partial.write_text(json.dumps({"step": self.state.global_step, "files": sizes}, indent=1) + "\n")
             partial.replace(folder / COMPLETE)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -326,13 +388,72 @@ class RegionLearnerTrainer(Trainer):
                 use_mtime=True,
             )
 
+    def _save_state_of_process(self, folder: Path):
+        """What the Trainer does not save: unreadable videos so far, how a stream is read, what adapters leave out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"unreadable_{self.args.process_index}.json").write_text(json.dumps(self.unreadable))
+        if not self.args.should_save:
+            return
+        if self.streamed:
+            (folder / "stream.json").write_text(json.dumps(self._stream_settings()))
+        if whole := self._trained_beside_adapters():
+            save_file({name: p.detach().cpu() for name, p in whole.items()}, folder / BESIDE_ADAPTERS)
+
+    def _restore(self, checkpoint: Path):
+        unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
+        if unreadable.is_file():
+            self.unreadable = json.loads(unreadable.read_text())
+        settings = checkpoint / "stream.json"
+        if self.streamed and settings.is_file():
+            before, now = json.loads(settings.read_text()), self._stream_settings()
+            if changed := [
+                f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]
+            ]:
+                raise ValueError(
+                    f"{checkpoint} was trained on a stream read with {', '.join(changed)}: with other settings rows "
+                    "would be repeated or left out. Take those it had."
+                )
+        if (checkpoint / BESIDE_ADAPTERS).is_file():
+            parameters = self._trained_beside_adapters()
+            for name, value in load_file(checkpoint / BESIDE_ADAPTERS).items():
+                parameters[name].data.copy_(value)
+
+    def _stream_settings(self) -> dict[str, Any]:
+        return {
+            "processes": self.args.world_size,
+            "dataloader_num_workers": self.args.dataloader_num_workers,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "mix": self.args.mix,
+            "batch_sizes": [part.batch_size for part in self.parts],
+            "weights": [part.weight for part in self.parts],
+            "shuffle_buffers": [part.shuffle_buffer for part in self.parts],
+            "shards": [getattr(part.dataset, "num_shards", None) for part in self.parts],
+        }
+
+    def _trained_beside_adapters(self) -> dict[str, torch.nn.Parameter]:
+        """Single parameters of a model with adapters that are trained whole, which PEFT does not save."""
+        if not hasattr(self.model, "peft_config"):
+            return {}
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name
+        }
+
     def _push_from_checkpoint(self, checkpoint_folder: str):
+        if self._saving:  # it is not complete yet
+            return
         # The Trainer copies weights and configuration; without the source files nobody could load them.
         if self.is_world_process_zero():
             for source in Path(checkpoint_folder).glob("*.py"):
                 target = Path(str(self.args.output_dir)) / source.name
                 target.write_bytes(source.read_bytes())
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def evaluate(self, *args, **kwargs):
+        with self.progress.paused():
+            return super().evaluate(*args, **kwargs)
 
 
 def _video_config(model):
@@ -360,6 +481,10 @@ class _EpochOfSampler(TrainerCallback):
 
     def __init__(self, trainer: RegionLearnerTrainer):
         self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.streamed:  # whose epochs the Trainer counts from where it resumed
+            state.epoch = state.global_step / state.max_steps
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.trainer.sampler is not None:
