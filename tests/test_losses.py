@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import multiprocessing
 
-from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner import RegionLearnerConfig, RegionLearnerForVideoClassification, RegionLearnerModel
 from region_learner.modeling_region_learner import infonce_loss, max_margin_loss, sigmoid_loss
 
 from .conftest import clips, texts, tiny_model
@@ -147,6 +147,20 @@ def _step(model, rows: slice):
     return loss.detach()
 
 
+def _classifier() -> RegionLearnerForVideoClassification:
+    torch.manual_seed(0)
+    config = tiny_model(codebook_size=0).config
+    config.id2label = dict(enumerate("abc"))
+    return RegionLearnerForVideoClassification(config).double().train()
+
+
+def _classify(model, part: slice) -> torch.Tensor:
+    labels = torch.tensor([0, -1, 1, 2])  # one class that the model does not have: the parts count unevenly
+    loss = model(pixel_values_videos=clips(batch=4).double()[part], labels=labels[part]).loss
+    loss.backward()
+    return loss.detach()
+
+
 def _worker(rank: int, store: str, result_file: str):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -155,6 +169,10 @@ def _worker(rank: int, store: str, result_file: str):
         model = tiny_model(codebook_size=0, **options).double().train()
         loss = _step(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
         results[name] = loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+    model = _classifier()
+    loss = _classify(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
+    torch.distributed.all_reduce(loss)
+    results["classes"] = loss / 2, {name: parameter.grad for name, parameter in model.named_parameters()}
     torch.save(results, f"{result_file}.{rank}")
     torch.distributed.destroy_process_group()
 
@@ -169,3 +187,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
             torch.testing.assert_close(results[name][0], _step(single, slice(0, 4)))
             for parameter_name, parameter in single.named_parameters():
                 torch.testing.assert_close(results[name][1][parameter_name], parameter.grad, rtol=1e-6, atol=1e-9)
+        single = _classifier()
+        torch.testing.assert_close(results["classes"][0], _classify(single, slice(0, 4)))
+        for parameter_name, parameter in single.named_parameters():
+            torch.testing.assert_close(results["classes"][1][parameter_name], parameter.grad, rtol=1e-6, atol=1e-9)

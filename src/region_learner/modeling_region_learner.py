@@ -1269,15 +1269,20 @@ def _num_labels(config: RegionLearnerConfig) -> int:
     return config.num_labels
 
 
-def _classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _classification_loss(logits: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor:
     """
     Mean cross-entropy of `logits` (B, classes) and `labels` (B,), without the labels -100, which stand for nothing,
     and -1, which are of a class that the model does not have (no answer of its can be right, and a metric says so).
+    While `training` in several processes, their losses (and gradients) average to that mean of the global batch.
     """
     ignored = (labels == -100) | (labels == -1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = F.cross_entropy(logits, labels.masked_fill(ignored, -100), reduction="sum")
-    return loss / (~ignored).sum().clamp(min=1)
+    count = (~ignored).sum()
+    if training and _world_size() > 1:
+        _all_reduce_(count)
+        loss = loss * _world_size()
+    return loss / count.clamp(min=1)
 
 
 class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
@@ -1324,7 +1329,7 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutput(
-            loss=None if labels is None else _classification_loss(logits, labels),
+            loss=None if labels is None else _classification_loss(logits, labels, self.training),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1435,7 +1440,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         video_outputs = self.get_video_features(pixel_values_videos, frame_mask, **kwargs)
         logits = self.classifier(text_outputs.pooler_output, video_outputs.pooler_output)
         return RegionLearnerQuestionAnsweringOutput(
-            loss=None if labels is None else _classification_loss(logits, labels),
+            loss=None if labels is None else _classification_loss(logits, labels, self.training),
             logits=logits,
             text_model_output=text_outputs,
             video_model_output=video_outputs,
