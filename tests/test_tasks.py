@@ -4,10 +4,16 @@ import json
 from collections import Counter
 
 import pytest
-from transformers import AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering
+from transformers import (
+    AutoModel,
+    AutoModelForVideoClassification,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
 
 from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.evaluation import zero_shot_accuracy
 from region_learner.training import parse_arguments, train
 
 from .conftest import tiny_text_config
@@ -104,3 +110,13 @@ def test_multiple_choice(make, tmp_path):
     results = run(make(64), tmp_path, "multiple_choice", "multiple_choice", 80)["test"]
     assert results["accuracy"] > 50  # chance: 20
     assert results["questions"] == 64
+
+
+def test_zero_shot_recognition(make, tmp_path):
+    """A dual encoder that was trained on captions, the names of the actions, and never on labels."""
+    corpus = make(64)
+    run(corpus, tmp_path, "retrieval", "action_recognition", 150)
+    rows = load_corpus("moving_shapes", corpus, task="action_recognition")
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    results = zero_shot_accuracy(model, processor, rows, templates=("{}",), progress=False)
+    assert results["top1"] > 1.5 * without_looking(rows, "label")
