@@ -115,7 +115,7 @@ def test_multiple_choice(make, tmp_path):
 def test_zero_shot_recognition(make, tmp_path):
     """A dual encoder that was trained on captions, the names of the actions, and never on labels."""
     corpus = make(64)
-    run(corpus, tmp_path, "retrieval", "action_recognition", 150)
+    run(corpus, tmp_path, "retrieval", "action_recognition", 400)
     rows = load_corpus("moving_shapes", corpus, task="action_recognition")
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     results = zero_shot_accuracy(model, processor, rows, templates=("{}",), progress=False)
