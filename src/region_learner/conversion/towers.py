@@ -320,7 +320,9 @@ def from_pretrained_towers(
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
     if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if asked for, starts as zero
-        model.load_state_dict(head.weights, strict=False)
+        unexpected = model.load_state_dict(head.weights, strict=False).unexpected_keys  # the towers are in place
+        if unexpected:
+            raise ValueError(f"The weights of {text} do not fit: without a place {unexpected}.")
     return model.eval()
 
 

@@ -9,10 +9,8 @@ import torch
 from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
+from ..evaluation.tasks import IGNORED_LABEL
 from ..video_processing_region_learner import VideoDecodeError
-
-# Label of a row that stands in for an unreadable video: neither losses nor metrics count it.
-IGNORED_LABEL = -100
 
 TASKS = ("retrieval", "question_answering", "classification")
 

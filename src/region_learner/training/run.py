@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
 from ..evaluation import EVALUATIONS
+from ..evaluation.tasks import UNKNOWN_LABEL
 from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
 from .model import build_model, check_source, with_head, with_lora
@@ -33,14 +34,14 @@ class AnswerLabel:
         self.label2id = label2id
 
     def __call__(self, row: dict[str, Any]) -> int:
-        return self.label2id.get(row["answer"], -1)
+        return self.label2id.get(row["answer"], UNKNOWN_LABEL)
 
 
 class ClassLabel:
     """The number of a row's class in a model, whatever its number in the corpus is; -1 if the model lacks it."""
 
     def __init__(self, names: list[str], label2id: dict[str, int]):
-        self.numbers = [label2id.get(name, -1) for name in names]
+        self.numbers = [label2id.get(name, UNKNOWN_LABEL) for name in names]
 
     def __call__(self, row: dict[str, Any]) -> int:
         return self.numbers[row["label"]]
