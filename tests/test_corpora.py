@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
 
-from region_learner.corpora import CorpusError, list_corpora, load_corpus, make_moving_shapes, moving_shapes
+from region_learner.corpora import CorpusError, generated, list_corpora, load_corpus, make_moving_shapes, moving_shapes
 from region_learner.corpora.moving_shapes import HELD_OUT_PAIRS, SPLITS, load_masks
 
 SIZES = {"train": 24, "val": 8, "test": 8, "test_unseen": 12}
@@ -590,14 +590,14 @@ def test_shapes_leave_other_directories_alone(tmp_path):
 
 
 def test_shapes_interrupted(tmp_path, monkeypatch):
-    write = moving_shapes._write_clip
+    write = generated._write_clip
 
     def interrupted(index, scene, **kwargs):
         if index == 3:
             raise KeyboardInterrupt
         return write(index, scene, **kwargs)
 
-    monkeypatch.setattr(moving_shapes, "_write_clip", interrupted)
+    monkeypatch.setattr(generated, "_write_clip", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_moving_shapes(tmp_path / "corpus", train=8, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -609,7 +609,7 @@ def test_shapes_are_made_in_the_cache_once(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     options = {"train": 2, "val": 0, "test": 0, "test_unseen": 0, "progress": False}
     first = load_corpus("moving_shapes", **options)
-    monkeypatch.setattr(moving_shapes, "_write_corpus", None)  # must not be called again
+    monkeypatch.setattr(generated, "_write_corpus", None)  # must not be called again
     assert load_corpus("moving_shapes", **options).to_list() == first.to_list()
     assert Path(first["video"][0]).is_relative_to(tmp_path / "region_learner")
     with pytest.raises(CorpusError, match="no split 'valid' in moving_shapes; did you mean 'val'"):

@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .actions import load_hmdb51, load_ucf101
 from .cc3m import load_cc3m
 from .common import answer_vocabulary
 from .didemo import load_didemo
+from .drifting_letters import load_drifting_letters, make_drifting_letters
 from .folder import CorpusError, check_options, load_folder, suggestion
+from .generated import load_masks
 from .lsmdc import load_lsmdc, load_lsmdc_mc
 from .moving_shapes import load_moving_shapes, make_moving_shapes
 from .msrvtt import load_msrvtt, load_msrvtt_mc, load_msrvtt_qa
@@ -27,11 +30,22 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-__all__ = ["CorpusError", "answer_vocabulary", "corpus_options", "list_corpora", "load_corpus", "make_moving_shapes"]
+__all__ = [
+    "CorpusError",
+    "answer_vocabulary",
+    "corpus_options",
+    "list_corpora",
+    "load_corpus",
+    "load_masks",
+    "make_corpus",
+    "make_drifting_letters",
+    "make_moving_shapes",
+]
 
 _CORPORA: dict[str, Callable[..., Any]] = {
     "cc3m": load_cc3m,
     "didemo": load_didemo,
+    "drifting_letters": load_drifting_letters,
     "folder": load_folder,
     "hmdb51": load_hmdb51,
     "lsmdc": load_lsmdc,
@@ -45,6 +59,11 @@ _CORPORA: dict[str, Callable[..., Any]] = {
     "ucf101": load_ucf101,
     "webdataset": load_webdataset,
     "webvid": load_webvid,
+}
+
+_BUILT_IN: dict[str, Callable[..., Path]] = {
+    "drifting_letters": make_drifting_letters,
+    "moving_shapes": make_moving_shapes,
 }
 
 
@@ -86,7 +105,7 @@ def load_corpus(
 
     Args:
         name: one of `list_corpora()`.
-        data_dir: where the corpus lies. `moving_shapes` is made in the cache directory without it.
+        data_dir: where the corpus lies. Those built in are made in the cache directory without it.
         split: name of a split; which there are depends on the corpus.
         streaming: give an `IterableDataset`, which is split among processes and can be resumed.
         options: of this corpus; see its function.
@@ -100,3 +119,19 @@ def load_corpus(
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(loader).parameters.values()):
         check_options(name, options, corpus_options(name))
     return loader(data_dir, split, streaming, **options)
+
+
+def make_corpus(name: str, output_dir: str | os.PathLike[str], **options: Any) -> Path:
+    """Writes a built-in corpus, `moving_shapes` or `drifting_letters`, and returns its directory.
+
+    Args:
+        options: of this corpus, and how it is written; see `make_moving_shapes` and `make_drifting_letters`.
+
+    Raises:
+        CorpusError: it is not built in; unknown or impossible options; the directory holds something else.
+    """
+    if name not in _BUILT_IN:
+        raise CorpusError(
+            f"{name!r} is no built-in corpus{suggestion(name, _BUILT_IN)} (built in: {', '.join(sorted(_BUILT_IN))})"
+        )
+    return _BUILT_IN[name](output_dir, **options)

@@ -4,45 +4,32 @@ A clip shows a few main objects, each with a shape, a colour, a texture, a size 
 muted background with grey clutter. Several captions a clip say what the main objects look like and do; every
 caption is true of its clip. Label maps of the main objects lie beside the videos.
 
-- A *scene* is the multiset of a clip's object descriptions. No scene occurs twice, and which of train, val and
-  test a scene may occur in is a property of the scene alone (a hash of it). So splits stay disjoint even across
-  corpora of different sizes and seeds.
+- Scenes, splits and what is on disk: see `generated.py`.
 - `HELD_OUT_PAIRS` of shape and colour occur in every clip of the split `test_unseen` and in no other split.
-- Clip `i` of a split depends on the seed, the split and `i`, so the result is the same however many workers
-  write it.
-
-On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written last, `corpus.json`:
-
-    DIR/corpus.json
-    DIR/{train,val,test,test_unseen}/metadata.jsonl
-    DIR/{train,val,test,test_unseen}/clips/<video_id>.mp4
-    DIR/{train,val,test,test_unseen}/masks/<video_id>.npz
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import shutil
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
-from .folder import CorpusError, Row, build_dataset, check_options, check_split, drop_missing, read_split, suggestion
+from . import generated
+from .folder import CorpusError, Row, build_dataset, suggestion
+from .generated import HORIZONTAL_FLIP as HORIZONTAL_FLIP
+from .generated import Clip, GeneratedCorpus, GeneratedOptions, choose, different_captions, load_rows, make
+from .generated import load_masks as load_masks
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -51,9 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test", "test_unseen")
-
-# Captions speak of left and right: training on flipped frames would teach the wrong words.
-HORIZONTAL_FLIP = False
 
 # Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
 FORMAT = 1
@@ -144,7 +128,7 @@ _ROUND_SHAPES = ("circle", "ring")
 
 
 @dataclass(frozen=True)
-class MovingShapesOptions:
+class MovingShapesOptions(GeneratedOptions):
     """What a corpus holds. Two corpora with equal options are equal.
 
     Ranges are given as (least, most), both included, or as one number, and drawn anew for every clip. More
@@ -153,6 +137,8 @@ class MovingShapesOptions:
     Raises:
         CorpusError: a value is out of its range.
     """
+
+    splits: ClassVar = SPLITS
 
     train: int = 2000  # clips in the split; 0 leaves the split out
     val: int = 200
@@ -167,41 +153,9 @@ class MovingShapesOptions:
     captions: int = 4  # a clip, 1 to 10
 
     def __post_init__(self) -> None:
-        for name in SPLITS:
-            _check_integer(name, getattr(self, name), 0, 1_000_000)
-        _check_integer("seed", self.seed, 0, 2**32 - 1)
-        _check_integer("size", self.size, 48, 1024)
-        if self.size % 2:
-            raise CorpusError(f"size must be even, as H.264 needs it, not {self.size}")
-        _check_integer("frames", self.frames, 1, 1000)
-        if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
-            raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
-        object.__setattr__(self, "fps", float(self.fps))
-        object.__setattr__(self, "objects", _as_range("objects", self.objects, 1, 5))
-        object.__setattr__(self, "distractors", _as_range("distractors", self.distractors, 0, 20))
-        _check_integer("captions", self.captions, 1, 10)
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
-    def draw(self, name: str, rng: np.random.Generator) -> int:
-        """A number from the range `name`."""
-        least, most = getattr(self, name)
-        return int(rng.integers(least, most + 1))
-
-
-def _check_integer(name: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise CorpusError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
-
-
-def _as_range(name: str, value: Any, least: int, most: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
-    for bound in pair:
-        _check_integer(name, bound, least, most)
-    if len(pair) != 2 or pair[0] > pair[1]:
-        raise CorpusError(f"{name} must be a number or (least, most), not {value!r}")
-    return pair
+        self.check()
+        self.check_range("objects", 1, 5)
+        self.check_range("distractors", 0, 20)
 
 
 # --- Scenes: what is in a clip -------------------------------------------------------------------------------
@@ -221,20 +175,11 @@ class ShapeObject:
 Scene = tuple[ShapeObject, ...]
 
 
-def _rng(options: MovingShapesOptions, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Random numbers of one clip: a stream for its scene (0) and one for how it is drawn and told (1)."""
-    return np.random.default_rng([options.seed, SPLITS.index(split), index, purpose])
-
-
-def _choose(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
-
-
 def _draw_scene(options: MovingShapesOptions, split: str, rng: np.random.Generator) -> Scene:
     """Objects no two of which have both shape and colour in common."""
     count = options.draw("objects", rng)
     if split == "test_unseen":
-        unseen = _choose(rng, HELD_OUT_PAIRS)
+        unseen = choose(rng, HELD_OUT_PAIRS)
         others = [pair for pair in (*_SEEN_PAIRS, *HELD_OUT_PAIRS) if pair != unseen]
         pairs = [unseen, *(others[i] for i in rng.choice(len(others), count - 1, replace=False))]
         pairs = [pairs[i] for i in rng.permutation(count)]
@@ -245,16 +190,9 @@ def _draw_scene(options: MovingShapesOptions, split: str, rng: np.random.Generat
 
 def _draw_object(rng: np.random.Generator, shape: str, colour: str) -> ShapeObject:
     motions = [name for name in MOTIONS if not (name == "spinning" and shape in _ROUND_SHAPES)]
-    motion = _choose(rng, motions)
-    size = "medium" if motion in ("growing", "shrinking") else _choose(rng, ("small", "large"))
-    return ShapeObject(shape, colour, texture=_choose(rng, list(TEXTURES)), size=size, motion=motion)
-
-
-def _home_split(scene: Scene) -> str:
-    """The only split among train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
-    description = json.dumps([dataclasses.astuple(shape_object) for shape_object in scene])
-    bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big") % 10
-    return {0: "val", 1: "test"}.get(bucket, "train")
+    motion = choose(rng, motions)
+    size = "medium" if motion in ("growing", "shrinking") else choose(rng, ("small", "large"))
+    return ShapeObject(shape, colour, texture=choose(rng, list(TEXTURES)), size=size, motion=motion)
 
 
 def plan_scenes(options: MovingShapesOptions, split: str) -> list[Scene]:
@@ -263,22 +201,7 @@ def plan_scenes(options: MovingShapesOptions, split: str) -> list[Scene]:
     Raises:
         CorpusError: there are not that many different scenes.
     """
-    scenes, taken = [], set()
-    for index in range(getattr(options, split)):
-        rng = _rng(options, split, index, purpose=0)
-        for _ in range(1000):
-            scene = _draw_scene(options, split, rng)
-            multiset = tuple(sorted(scene))
-            if multiset not in taken and split in ("test_unseen", _home_split(multiset)):
-                break
-        else:
-            raise CorpusError(
-                f"no {index + 1} different scenes of {options.objects[0]} to {options.objects[1]} objects found "
-                f"for split {split!r}: ask for fewer clips or more objects"
-            )
-        taken.add(multiset)
-        scenes.append(scene)
-    return scenes
+    return generated.plan_scenes(_CORPUS, options, split)
 
 
 # --- Layout: where everything is in every frame --------------------------------------------------------------
@@ -386,14 +309,7 @@ def _motion_offsets(motion: str, time: np.ndarray, rng: np.random.Generator) -> 
 def _write_captions(scene: Scene, tracks: Sequence[Track], count: int, rng: np.random.Generator) -> list[str]:
     """`count` different captions. The first one tells everything and names the objects in the scene's order."""
     writers = (_tell_everything, _tell_motions, _tell_relation, _tell_some)
-    captions: list[str] = []
-    attempt = 0
-    while len(captions) < count:
-        caption = writers[attempt % len(writers)](scene, tracks, rng)
-        if caption not in captions:
-            captions.append(caption)
-        attempt += 1
-    return captions
+    return different_captions([partial(writer, scene, tracks, rng) for writer in writers], count)
 
 
 def _tell_everything(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
@@ -408,7 +324,7 @@ def _tell_motions(scene: Scene, tracks: Sequence[Track], rng: np.random.Generato
 def _tell_some(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
     """Two of the objects, with their sizes or their textures."""
     chosen = [scene[i] for i in rng.permutation(len(scene))[:2]]
-    return _tell(chosen, (_choose(rng, ("size", "texture")),), rng)
+    return _tell(chosen, (choose(rng, ("size", "texture")),), rng)
 
 
 def _tell_relation(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
@@ -416,12 +332,12 @@ def _tell_relation(scene: Scene, tracks: Sequence[Track], rng: np.random.Generat
     relations = _true_relations(tracks)
     if not relations:
         return _tell_some(scene, tracks, rng)
-    subject, relation, landmark = _choose(rng, relations)
+    subject, relation, landmark = choose(rng, relations)
     first, second = (
-        f"{_noun_phrase(scene[i], (), rng)} that {_choose(rng, MOTIONS[scene[i].motion])[0]}"
+        f"{_noun_phrase(scene[i], (), rng)} that {choose(rng, MOTIONS[scene[i].motion])[0]}"
         for i in (subject, landmark)
     )
-    return f"{first} is {_choose(rng, RELATIONS[relation])} {second}"
+    return f"{first} is {choose(rng, RELATIONS[relation])} {second}"
 
 
 def _true_relations(tracks: Sequence[Track], clearance: float = 0.12) -> list[tuple[int, str, int]]:
@@ -437,26 +353,26 @@ def _true_relations(tracks: Sequence[Track], clearance: float = 0.12) -> list[tu
 
 
 def _tell(objects: Sequence[ShapeObject], extras: tuple[str, ...], rng: np.random.Generator) -> str:
-    opening = _choose(rng, ("", "", "a video of ", "we see "))
+    opening = choose(rng, ("", "", "a video of ", "we see "))
     form = 1 if opening else 0  # "a star spins", but "we see a star spinning"
     clauses = [
-        f"{_noun_phrase(shape_object, extras, rng)} {_choose(rng, MOTIONS[shape_object.motion])[form]}"
+        f"{_noun_phrase(shape_object, extras, rng)} {choose(rng, MOTIONS[shape_object.motion])[form]}"
         for shape_object in objects
     ]
-    link = _choose(rng, (" and ", " while ")) if form == 0 else " and "
+    link = choose(rng, (" and ", " while ")) if form == 0 else " and "
     return opening + link.join(filter(None, (", ".join(clauses[:-1]), clauses[-1])))
 
 
 def _noun_phrase(shape_object: ShapeObject, extras: tuple[str, ...], rng: np.random.Generator) -> str:
     words = []
     if "size" in extras and SIZES[shape_object.size]:
-        words.append(_choose(rng, SIZES[shape_object.size]))
-    look = [_choose(rng, COLOURS[shape_object.colour])]
+        words.append(choose(rng, SIZES[shape_object.size]))
+    look = [choose(rng, COLOURS[shape_object.colour])]
     if "texture" in extras:
-        look.append(_choose(rng, TEXTURES[shape_object.texture]))
+        look.append(choose(rng, TEXTURES[shape_object.texture]))
         if rng.random() < 0.5:
             look.reverse()
-    phrase = " ".join([*words, *look, _choose(rng, SHAPES[shape_object.shape])])
+    phrase = " ".join([*words, *look, choose(rng, SHAPES[shape_object.shape])])
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -500,7 +416,7 @@ def _distractor(frames: int, rng: np.random.Generator) -> tuple[str, Track, _Pai
     centre = start + (end - start) * time * rng.choice([0.0, 0.3])
     track = Track(centre, np.full(frames, rng.uniform(0.03, 0.05)), np.full(frames, rng.uniform(0, 2 * np.pi)))
     grey = np.full(3, rng.uniform(70, 190))
-    return _choose(rng, list(SHAPES)), track, _Paint("plain", grey, grey)
+    return choose(rng, list(SHAPES)), track, _Paint("plain", grey, grey)
 
 
 def _paint_shape(
@@ -611,7 +527,7 @@ def _texture_share(texture: str, u: np.ndarray, v: np.ndarray, scale: np.ndarray
 def _background(options: MovingShapesOptions, rng: np.random.Generator) -> np.ndarray:
     """A muted background, (T, H, W, 3) float32, of one of four kinds."""
     first, second = _muted_colour(rng), _muted_colour(rng)
-    kind = _choose(rng, (_gradient, _noise, _tiles, _blobs))
+    kind = choose(rng, (_gradient, _noise, _tiles, _blobs))
     share = kind(options.frames, options.size, rng)[..., None]  # (T or 1, H, W, 1)
     picture = (first * share + second * (1 - share)).astype(np.float32)
     return np.repeat(picture, options.frames, axis=0) if len(picture) == 1 else picture
@@ -663,54 +579,24 @@ def _blobs(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(share, 0, 1)
 
 
-# --- Writing -------------------------------------------------------------------------------------------------
+# --- Making --------------------------------------------------------------------------------------------------
 
 
-def _codec() -> str:
-    import av
-
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
-
-
-def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Frames (T, H, W, 3) uint8 as MP4. Equal frames give equal bytes, on one encoder thread."""
-    import av
-
-    codec = _codec()
-    # With x264's macroblock tree, the same frames come out differently from one run to the next.
-    x264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-    options = x264 if codec == "libx264" else {"qmin": "2", "qmax": "4"}
-    with av.open(str(path), "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = cast("av.VideoStream", container.add_stream(codec, rate=rate, options=options))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _write_clip(
-    index: int, scene: Scene, *, directory: Path, split: str, options: MovingShapesOptions
-) -> dict[str, Any]:
-    """Writes the video and the label maps of a clip; returns its row of `metadata.jsonl`."""
-    rng = _rng(options, split, index, purpose=1)
+def _make_clip(scene: Scene, options: MovingShapesOptions, rng: np.random.Generator) -> Clip:
     tracks = _lay_out(scene, options.frames, rng)
     captions = _write_captions(scene, tracks, options.captions, rng)
-    frames, masks = _draw(scene, tracks, options, rng)
+    return Clip(captions, *_draw(scene, tracks, options, rng))
 
-    video_id = f"{split}-{index:06d}"
-    video, label_maps = f"clips/{video_id}.mp4", f"masks/{video_id}.npz"
-    _write_video(directory / split / video, frames, options.fps)
-    np.savez_compressed(directory / split / label_maps, masks=masks)
-    return {
-        "file_name": video,
-        "video_id": video_id,
-        "captions": captions,
-        "masks": label_maps,
-        "objects": [dataclasses.asdict(shape_object) for shape_object in scene],
-    }
+
+_CORPUS = GeneratedCorpus(
+    "moving_shapes",
+    FORMAT,
+    MovingShapesOptions,
+    "objects",
+    _draw_scene,
+    _make_clip,
+    info={"held_out_pairs": [list(pair) for pair in HELD_OUT_PAIRS]},
+)
 
 
 def make_moving_shapes(
@@ -723,114 +609,14 @@ def make_moving_shapes(
 ) -> Path:
     """Writes the corpus and returns its directory.
 
-    The directory appears when everything is written: what an interrupted run leaves does not look like a corpus.
-    A directory that already holds the corpus with these options is left as it is.
-
     Args:
-        workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
-            Python's lock for the most part, so workers are threads: there is no start-up, and scripts need no
-            `if __name__ == "__main__"`.
-        progress: show progress on stderr.
-        overwrite: replace a corpus of moving shapes that has other options.
+        workers, progress, overwrite: see `generated.make`.
         options: see `MovingShapesOptions`.
 
     Raises:
         CorpusError: unknown or impossible options; the directory holds something else.
     """
-    wanted = _options(options)
-    target = Path(os.path.abspath(os.path.expanduser(output_dir)))
-    if _is_in_place(target, wanted, overwrite):
-        message = f"{target} already holds this corpus: nothing to do"
-        logger.info(message)
-        if progress:
-            tqdm.write(message, file=sys.stderr)
-        return target
-
-    # Made beside its place and moved there whole.
-    partial_dir = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial_dir.mkdir(parents=True)
-        _write_corpus(partial_dir, wanted, workers, progress)
-        _replace(target, partial_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-    return target
-
-
-def _write_corpus(directory: Path, options: MovingShapesOptions, workers: int | None, progress: bool) -> None:
-    splits = {split: getattr(options, split) for split in SPLITS if getattr(options, split)}
-    scenes = {split: plan_scenes(options, split) for split in splits}
-    with (
-        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-        tqdm(total=sum(splits.values()), desc="Moving shapes", unit="clip", disable=not progress) as bar,
-    ):
-        try:
-            for split in splits:
-                for folder in ("clips", "masks"):
-                    (directory / split / folder).mkdir(parents=True)
-                write = partial(_write_clip, directory=directory, split=split, options=options)
-                with (directory / split / "metadata.jsonl").open("w", encoding="utf-8") as file:
-                    for row in pool.map(write, range(splits[split]), scenes[split]):
-                        file.write(json.dumps(row) + "\n")
-                        bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    _write_json(directory / "corpus.json", _corpus_info(options, splits))
-
-
-def _corpus_info(options: MovingShapesOptions, splits: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "corpus": "moving_shapes",
-        "format": FORMAT,
-        "options": options.to_json(),
-        "splits": dict(splits),
-        "held_out_pairs": [list(pair) for pair in HELD_OUT_PAIRS],
-        "horizontal_flip": HORIZONTAL_FLIP,
-        "codec": _codec(),
-        "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
-    }
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_in_place(target: Path, wanted: MovingShapesOptions, overwrite: bool) -> bool:
-    """Whether `target` holds the corpus already.
-
-    Raises:
-        CorpusError: it holds something that is not to be replaced.
-    """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return False
-    if _read_info(target) is None:
-        raise CorpusError(f"{target} exists and is no corpus of moving shapes: choose another directory")
-    difference = _difference(target, wanted.to_json())
-    if difference and not overwrite:
-        raise CorpusError(
-            f"{target} holds moving shapes with other options ({difference}): choose another directory, or "
-            "replace it with overwrite=True (--overwrite)"
-        )
-    return not difference
-
-
-def _replace(target: Path, new: Path) -> None:
-    """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
-    if target.is_dir() and any(target.iterdir()):
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old)
-    else:
-        new.replace(target)
+    return make(_CORPUS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite)
 
 
 # --- Tasks: questions, choices and actions of clips that are already written -----------------------------------
@@ -909,20 +695,20 @@ def _ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     # Clutter is grey, so that it does not count.
     questions = [("how many objects are not gray?", _NUMBERS[len(scene)])]
     if some := alone("shape"):
-        chosen = _choose(rng, some)
+        chosen = choose(rng, some)
         questions.append((f"what color is the {chosen.shape}?", chosen.colour))
     if some := alone("colour"):
-        chosen = _choose(rng, some)
+        chosen = choose(rng, some)
         questions.append((f"what shape is {chosen.colour}?", chosen.shape))
     if some := [shape_object for shape_object in scene if shape_object.motion in _WAYS]:
-        chosen = _choose(rng, some)
+        chosen = choose(rng, some)
         questions.append((f"which way does {named(chosen)} move?", _WAYS[chosen.motion]))
-    chosen = _choose(rng, scene)
+    chosen = choose(rng, scene)
     questions.append((f"what does {named(chosen)} do?", MOTIONS[chosen.motion][0][0]))
-    chosen = _choose(rng, scene)
+    chosen = choose(rng, scene)
     questions.append((f"what pattern does {named(chosen)} have?", chosen.texture))
     if some := [shape_object for shape_object in scene if SIZES[shape_object.size]]:
-        chosen = _choose(rng, some)
+        chosen = choose(rng, some)
         questions.append((f"is {named(chosen)} small or large?", chosen.size))
     return questions
 
@@ -960,8 +746,8 @@ def _alter(scene: Scene, taken: Collection[Scene], split: str, rng: np.random.Ge
                 if _is_possible(other, split) and sorted(other) not in [sorted(known) for known in taken]:
                     altered.append((name, other))
     # Attributes alike, however many values they have.
-    name = _choose(rng, sorted({name for name, _ in altered}))
-    return _choose(rng, [other for attribute, other in altered if attribute == name])
+    name = choose(rng, sorted({name for name, _ in altered}))
+    return choose(rng, [other for attribute, other in altered if attribute == name])
 
 
 _ATTRIBUTES: dict[str, Collection[str]] = {
@@ -1017,102 +803,16 @@ def load_moving_shapes(
             one row a question, several a clip; no captions), "multiple_choice" (`options`, five captions that differ
             in single attributes, and `answer`, the index of the only true one), "action_recognition" (`label`: how
             the largest object moves; clips in which no object is the largest are left out: `objects=1` keeps all).
-        workers, progress: see `make_moving_shapes`.
+        workers, progress: see `generated.make`.
         options: see `MovingShapesOptions`. With `data_dir` they must be those the corpus was made with.
 
     Raises:
         CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
     """
-    wanted = _options(options)
     if task not in TASKS:
         raise CorpusError(
             f"unknown task {task!r} of moving_shapes{suggestion(task, TASKS)} (tasks: {', '.join(TASKS)})"
         )
-    check_split(split, SPLITS, "moving_shapes")
-    directory = _cached(wanted, workers, progress) if data_dir is None else _checked(data_dir, options)
-    made = [name for name in SPLITS if (directory / name).is_dir()]
-    check_split(split, made, str(directory))
-    rows = drop_missing(read_split(directory, split), directory, max_missing=0)
-    for row in rows:
-        row["masks"] = str(directory / split / row["masks"])
+    rows = load_rows(_CORPUS, data_dir, split, options, workers=workers, progress=progress, also=["task"])
     rows, features = _rows_of_task(rows, task, split)
-    description = "Moving shapes. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
-    return build_dataset(rows, streaming, description, features)
-
-
-def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
-    """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
-
-    Where objects overlap the one in front has the pixel. There is a map for every frame of the video.
-
-    Args:
-        source: a row of the data set, or the path in its column `masks`.
-
-    Raises:
-        CorpusError: no such file.
-    """
-    path = Path(source["masks"] if isinstance(source, Mapping) else source)
-    if not path.is_file():
-        raise CorpusError(f"no masks at {path}: make the corpus again")
-    with np.load(path) as file:
-        return file["masks"]
-
-
-def _options(options: Mapping[str, Any]) -> MovingShapesOptions:
-    known = [field.name for field in dataclasses.fields(MovingShapesOptions)]
-    check_options("moving_shapes", options, [*known, "task", "workers", "progress"])
-    return MovingShapesOptions(**options)
-
-
-def _cached(options: MovingShapesOptions, workers: int | None, progress: bool) -> Path:
-    """The corpus in the cache directory, made if it is not there."""
-    from huggingface_hub.constants import HF_HOME
-    from huggingface_hub.utils import WeakFileLock
-
-    identity = json.dumps({"format": FORMAT, **options.to_json()}, sort_keys=True)
-    name = f"moving_shapes-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    directory = Path(HF_HOME, "region_learner", name)
-    if _read_info(directory) is None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # The processes of a distributed run all come here: one makes the corpus, the others wait for it.
-        with WeakFileLock(directory.with_name(f".{name}.lock")):
-            if _read_info(directory) is None:
-                make_moving_shapes(directory, workers=workers, progress=progress, **vars(options))
-    return directory
-
-
-def _checked(data_dir: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
-    directory = Path(os.path.abspath(os.path.expanduser(data_dir)))
-    if _read_info(directory) is None:
-        raise CorpusError(
-            f"no whole corpus of moving shapes in {directory} (no corpus.json): make it with "
-            "make_moving_shapes or `region-learner corpus make`, or leave data_dir out"
-        )
-    made_with = MovingShapesOptions(**options).to_json()
-    difference = _difference(directory, {name: made_with[name] for name in options})
-    if difference:
-        raise CorpusError(
-            f"{directory} holds moving shapes with other options ({difference}): leave the options out, or make "
-            "another corpus"
-        )
-    return directory
-
-
-def _read_info(directory: Path) -> dict[str, Any] | None:
-    """The content of `corpus.json`; None where there is no whole corpus of moving shapes."""
-    try:
-        info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return info if isinstance(info, dict) and info.get("corpus") == "moving_shapes" else None
-
-
-def _difference(directory: Path, wanted: Mapping[str, Any]) -> str:
-    """How the corpus in a directory differs from what is wanted; empty if it does not."""
-    info = _read_info(directory) or {}
-    has = {"format": info.get("format"), **info.get("options", {})}
-    return ", ".join(
-        f"{name} is {has.get(name)}, not {value}"
-        for name, value in {"format": FORMAT, **wanted}.items()
-        if has.get(name) != value
-    )
+    return build_dataset(rows, streaming, _CORPUS.description, features)

@@ -21,7 +21,7 @@ from .trainer import RegionLearnerTrainer
 logger = logging.getLogger(__name__)
 
 # Captions of these corpora tell left from right, so that a mirrored clip would belie them.
-_TELLS_LEFT_FROM_RIGHT = {"moving_shapes"}
+_TELLS_LEFT_FROM_RIGHT = {"drifting_letters", "moving_shapes"}
 
 # A tokenizer is learned from so many rows of a stream.
 _ROWS_FOR_TOKENIZER = 100_000

@@ -1,0 +1,477 @@
+"""Corpora that the package writes itself: all that does not depend on what is drawn and said.
+
+Such a corpus is described by a `GeneratedCorpus`. Its clips show *scenes*.
+
+- A scene is the multiset of descriptions of what a clip shows. No scene occurs twice, and which of train, val and
+  test a scene may occur in is a property of the scene alone (a hash of it). So splits stay disjoint even across
+  corpora of different sizes and seeds.
+- Clip `i` of a split depends on the seed, the split and `i`, so the result is the same however many workers
+  write it.
+
+On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written last, `corpus.json`:
+
+    DIR/corpus.json
+    DIR/SPLIT/metadata.jsonl
+    DIR/SPLIT/clips/<video_id>.mp4
+    DIR/SPLIT/masks/<video_id>.npz
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .folder import CorpusError, Row, check_options, check_split, drop_missing, read_split
+
+logger = logging.getLogger(__name__)
+
+# Captions speak of left and right: training on flipped frames would teach the wrong words.
+HORIZONTAL_FLIP = False
+
+# These three share out the scenes; a corpus may have other splits that take any.
+_HOME_SPLITS = ("train", "val", "test")
+
+
+# --- What a corpus is described by ---------------------------------------------------------------------------
+
+
+class GeneratedOptions:
+    """What the options of every generated corpus have in common; the classes derived from it are dataclasses.
+
+    They have a field for each split, the number of its clips, and those named here.
+    """
+
+    splits: ClassVar[tuple[str, ...]]
+
+    seed: int
+    size: int  # width and height in pixels
+    frames: int
+    fps: float
+    captions: int  # a clip
+
+    def check(self, least_frames: int = 1) -> None:
+        """
+        Raises:
+            CorpusError: a value is out of its range.
+        """
+        for name in self.splits:
+            _check_integer(name, getattr(self, name), 0, 1_000_000)
+        _check_integer("seed", self.seed, 0, 2**32 - 1)
+        _check_integer("size", self.size, 48, 1024)
+        if self.size % 2:
+            raise CorpusError(f"size must be even, as H.264 needs it, not {self.size}")
+        _check_integer("frames", self.frames, least_frames, 1000)
+        if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
+            raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
+        object.__setattr__(self, "fps", float(self.fps))
+        _check_integer("captions", self.captions, 1, 10)
+
+    def check_range(self, name: str, least: int, most: int) -> None:
+        """Makes (least, most) of an option that may be one number, too.
+
+        Raises:
+            CorpusError: a value is out of its range.
+        """
+        value = getattr(self, name)
+        pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+        for bound in pair:
+            _check_integer(name, bound, least, most)
+        if len(pair) != 2 or pair[0] > pair[1]:
+            raise CorpusError(f"{name} must be a number or (least, most), not {value!r}")
+        object.__setattr__(self, name, pair)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def draw(self, name: str, rng: np.random.Generator) -> int:
+        """A number from the range `name`."""
+        least, most = getattr(self, name)
+        return int(rng.integers(least, most + 1))
+
+
+def _check_integer(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise CorpusError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+@dataclass
+class Clip:
+    captions: list[str]  # all different, all true
+    frames: np.ndarray  # (T, H, W, 3) uint8
+    masks: np.ndarray  # (T, H, W) uint8: 0, or n where the n-th object of the scene is seen
+
+
+@dataclass(frozen=True)
+class GeneratedCorpus:
+    """A corpus and how its clips are made. A scene is a tuple of dataclass instances that can be sorted."""
+
+    name: str  # as `load_corpus` knows it, and in `make_NAME`
+    format: int  # to be raised with every change of what is drawn or said
+    options: type[Any]  # a dataclass derived from `GeneratedOptions`
+    things: str  # what scenes consist of, and the option that says of how many
+    draw_scene: Callable[[Any, str, np.random.Generator], tuple[Any, ...]]  # options, split -> a scene
+    make_clip: Callable[[Any, Any, np.random.Generator], Clip]  # scene, options -> its clip
+    info: Mapping[str, Any] = field(default_factory=dict)  # more to write into `corpus.json`
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def description(self) -> str:
+        return f"{self.title.capitalize()}. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
+
+    def read_options(self, options: Mapping[str, Any], also: Collection[str]) -> Any:
+        """
+        Args:
+            also: names of other options, for the message.
+
+        Raises:
+            CorpusError: unknown or impossible options.
+        """
+        known = [option.name for option in dataclasses.fields(self.options)]
+        check_options(self.name, options, [*known, *also])
+        return self.options(**options)
+
+
+# --- Help with scenes and captions ---------------------------------------------------------------------------
+
+
+def choose(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    return items[int(rng.integers(len(items)))]
+
+
+def plan_scenes(corpus: GeneratedCorpus, options: Any, split: str) -> list[Any]:
+    """The scenes of a split, all different, in the order of its clips.
+
+    Raises:
+        CorpusError: there are not that many different scenes.
+    """
+    scenes, taken = [], set()
+    for index in range(getattr(options, split)):
+        rng = _rng(options, split, index, purpose=0)
+        for _ in range(1000):
+            scene = corpus.draw_scene(options, split, rng)
+            multiset = tuple(sorted(scene))
+            if multiset not in taken and (split not in _HOME_SPLITS or split == _home_split(multiset)):
+                break
+        else:
+            least, most = getattr(options, corpus.things)
+            raise CorpusError(
+                f"no {index + 1} different scenes of {least} to {most} {corpus.things} found for split {split!r}: "
+                f"ask for fewer clips or more {corpus.things}"
+            )
+        taken.add(multiset)
+        scenes.append(scene)
+    return scenes
+
+
+def _rng(options: Any, split: str, index: int, purpose: int) -> np.random.Generator:
+    """Random numbers of one clip: a stream for its scene (0) and one for how it is drawn and told (1)."""
+    return np.random.default_rng([options.seed, options.splits.index(split), index, purpose])
+
+
+def _home_split(multiset: tuple[Any, ...]) -> str:
+    """The only split among train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
+    description = json.dumps([dataclasses.astuple(thing) for thing in multiset])
+    bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big") % 10
+    return {0: "val", 1: "test"}.get(bucket, "train")
+
+
+def different_captions(writers: Sequence[Callable[[], str]], count: int) -> list[str]:
+    """`count` different captions, of the writers in turn."""
+    captions: list[str] = []
+    attempt = 0
+    while len(captions) < count:
+        caption = writers[attempt % len(writers)]()
+        if caption not in captions:
+            captions.append(caption)
+        attempt += 1
+    return captions
+
+
+# --- Writing -------------------------------------------------------------------------------------------------
+
+
+def make(
+    corpus: GeneratedCorpus,
+    output_dir: str | os.PathLike[str],
+    options: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the corpus and returns its directory.
+
+    The directory appears when everything is written: what an interrupted run leaves does not look like a corpus.
+    A directory that already holds the corpus with these options is left as it is.
+
+    Args:
+        workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
+            Python's lock for the most part, so workers are threads: there is no start-up, and scripts need no
+            `if __name__ == "__main__"`.
+        progress: show progress on stderr.
+        overwrite: replace a corpus of this name that has other options.
+
+    Raises:
+        CorpusError: unknown or impossible options; the directory holds something else.
+    """
+    wanted = corpus.read_options(options, also=("workers", "progress", "overwrite"))
+    target = Path(os.path.abspath(os.path.expanduser(output_dir)))
+    if _is_in_place(corpus, target, wanted, overwrite):
+        message = f"{target} already holds this corpus: nothing to do"
+        logger.info(message)
+        if progress:
+            tqdm.write(message, file=sys.stderr)
+        return target
+
+    # Made beside its place and moved there whole.
+    partial_dir = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial_dir.mkdir(parents=True)
+        _write_corpus(corpus, partial_dir, wanted, workers, progress)
+        _replace(target, partial_dir)
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+    return target
+
+
+def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
+    """Whether `target` holds the corpus already.
+
+    Raises:
+        CorpusError: it holds something that is not to be replaced.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if _read_info(corpus, target) is None:
+        raise CorpusError(f"{target} exists and is no corpus of {corpus.title}: choose another directory")
+    difference = _difference(corpus, target, wanted.to_json())
+    if difference and not overwrite:
+        raise CorpusError(
+            f"{target} holds {corpus.title} with other options ({difference}): choose another directory, or "
+            "replace it with overwrite=True (--overwrite)"
+        )
+    return not difference
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
+    if target.is_dir() and any(target.iterdir()):
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    else:
+        new.replace(target)
+
+
+def _write_corpus(corpus: GeneratedCorpus, directory: Path, options: Any, workers: int | None, progress: bool) -> None:
+    splits = {split: getattr(options, split) for split in options.splits if getattr(options, split)}
+    scenes = {split: plan_scenes(corpus, options, split) for split in splits}
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+        tqdm(total=sum(splits.values()), desc=corpus.title.capitalize(), unit="clip", disable=not progress) as bar,
+    ):
+        try:
+            for split in splits:
+                for folder in ("clips", "masks"):
+                    (directory / split / folder).mkdir(parents=True)
+                write = partial(_write_clip, corpus=corpus, directory=directory, split=split, options=options)
+                with (directory / split / "metadata.jsonl").open("w", encoding="utf-8") as file:
+                    for row in pool.map(write, range(splits[split]), scenes[split]):
+                        file.write(json.dumps(row) + "\n")
+                        bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    info = {
+        "corpus": corpus.name,
+        "format": corpus.format,
+        "options": options.to_json(),
+        "splits": splits,
+        **corpus.info,
+        "horizontal_flip": HORIZONTAL_FLIP,
+        "codec": _codec(),
+        "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
+    }
+    (directory / "corpus.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_clip(
+    index: int, scene: Any, *, corpus: GeneratedCorpus, directory: Path, split: str, options: Any
+) -> dict[str, Any]:
+    """Writes the video and the label maps of a clip; returns its row of `metadata.jsonl`."""
+    clip = corpus.make_clip(scene, options, _rng(options, split, index, purpose=1))
+    video_id = f"{split}-{index:06d}"
+    video, label_maps = f"clips/{video_id}.mp4", f"masks/{video_id}.npz"
+    _write_video(directory / split / video, clip.frames, options.fps)
+    np.savez_compressed(directory / split / label_maps, masks=clip.masks)
+    return {
+        "file_name": video,
+        "video_id": video_id,
+        "captions": clip.captions,
+        "masks": label_maps,
+        "objects": [dataclasses.asdict(thing) for thing in scene],
+    }
+
+
+def _codec() -> str:
+    import av
+
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Frames (T, H, W, 3) uint8 as MP4. Equal frames give equal bytes, on one encoder thread."""
+    import av
+
+    codec = _codec()
+    # With x264's macroblock tree, the same frames come out differently from one run to the next.
+    x264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+    options = x264 if codec == "libx264" else {"qmin": "2", "qmax": "4"}
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=rate, options=options))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+# --- Loading -------------------------------------------------------------------------------------------------
+
+
+def load_rows(
+    corpus: GeneratedCorpus,
+    data_dir: str | os.PathLike[str] | None,
+    split: str,
+    options: Mapping[str, Any],
+    *,
+    workers: int | None,
+    progress: bool,
+    also: Collection[str] = (),
+) -> list[Row]:
+    """Rows of a split: the common columns, `objects`, and `masks`, the path of the label maps.
+
+    Args:
+        data_dir: a directory written by `make`. Without one the corpus is made on first use in the cache directory
+            `$HF_HOME/region_learner`.
+        options: with `data_dir` they must be those the corpus was made with.
+        also: names of other options that loading has, for the message.
+
+    Raises:
+        CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
+    """
+    wanted = corpus.read_options(options, also=("workers", "progress", *also))
+    check_split(split, wanted.splits, corpus.name)
+    if data_dir is None:
+        directory = _cached(corpus, wanted, workers, progress)
+    else:
+        directory = _checked(corpus, data_dir, wanted, options)
+    made = [name for name in wanted.splits if (directory / name).is_dir()]
+    check_split(split, made, str(directory))
+    rows = drop_missing(read_split(directory, split), directory, max_missing=0)
+    for row in rows:
+        row["masks"] = str(directory / split / row["masks"])
+    return rows
+
+
+def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
+    """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
+
+    Where objects overlap the one in front has the pixel. There is a map for every frame of the video.
+
+    Args:
+        source: a row of the data set, or the path in its column `masks`.
+
+    Raises:
+        CorpusError: no such file.
+    """
+    path = Path(source["masks"] if isinstance(source, Mapping) else source)
+    if not path.is_file():
+        raise CorpusError(f"no masks at {path}: make the corpus again")
+    with np.load(path) as file:
+        return file["masks"]
+
+
+def _cached(corpus: GeneratedCorpus, options: Any, workers: int | None, progress: bool) -> Path:
+    """The corpus in the cache directory, made if it is not there."""
+    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.utils import WeakFileLock
+
+    identity = json.dumps({"format": corpus.format, **options.to_json()}, sort_keys=True)
+    name = f"{corpus.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    directory = Path(HF_HOME, "region_learner", name)
+    if _read_info(corpus, directory) is None:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # The processes of a distributed run all come here: one makes the corpus, the others wait for it.
+        with WeakFileLock(directory.with_name(f".{name}.lock")):
+            if _read_info(corpus, directory) is None:
+                make(corpus, directory, vars(options), workers=workers, progress=progress)
+    return directory
+
+
+def _checked(
+    corpus: GeneratedCorpus, data_dir: str | os.PathLike[str], wanted: Any, options: Mapping[str, Any]
+) -> Path:
+    directory = Path(os.path.abspath(os.path.expanduser(data_dir)))
+    if _read_info(corpus, directory) is None:
+        raise CorpusError(
+            f"no whole corpus of {corpus.title} in {directory} (no corpus.json): make it with "
+            f"make_{corpus.name} or `region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
+        )
+    made_with = wanted.to_json()
+    difference = _difference(corpus, directory, {name: made_with[name] for name in options})
+    if difference:
+        raise CorpusError(
+            f"{directory} holds {corpus.title} with other options ({difference}): leave the options out, or make "
+            "another corpus"
+        )
+    return directory
+
+
+def _read_info(corpus: GeneratedCorpus, directory: Path) -> dict[str, Any] | None:
+    """The content of `corpus.json`; None where there is no whole corpus of this name."""
+    try:
+        info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) and info.get("corpus") == corpus.name else None
+
+
+def _difference(corpus: GeneratedCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
+    """How the corpus in a directory differs from what is wanted; empty if it does not."""
+    info = _read_info(corpus, directory) or {}
+    has = {"format": info.get("format"), **info.get("options", {})}
+    return ", ".join(
+        f"{name} is {has.get(name)}, not {value}"
+        for name, value in {"format": corpus.format, **wanted}.items()
+        if has.get(name) != value
+    )
