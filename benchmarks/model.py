@@ -219,7 +219,8 @@ def build_encoders(options: argparse.Namespace) -> dict[str, nn.Module]:
 
 def build_region_modules(options: argparse.Namespace) -> dict[str, nn.Module]:
     # Only the region module is used: one layer before it will do.
-    config = RegionLearnerVideoConfig(**options.sizes | {"num_hidden_layers": 1}, codebook_size=options.codes)
+    sizes = options.sizes | {"num_hidden_layers": 1, "codebook_size": options.codes}
+    config = RegionLearnerVideoConfig(**sizes, region_form="paper")
     ours = RegionLearnerVideoModel(config).region_module.to(options.device).train()
     clips = math.ceil(2 * options.codes / options.tokens_of_clip)
     with torch.no_grad():

@@ -71,28 +71,39 @@ def _conv3x3(features, conv, h, w):
     for i in range(h):
         for j in range(w):
             window = grid[i : i + 3, j : j + 3].permute(2, 0, 1)  # (D, 3, 3)
-            rows.append((conv.weight * window).sum((1, 2, 3)) + conv.bias)
+            rows.append((conv.weight * window).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias))
     return torch.stack(rows)
 
 
 def region_module(module, features, h, w):
     """`features`: (T, N, D) of one clip. Returns regions (T * S, D), masks (T, S, N) and codes (T, N)."""
-    x, ids = features, None
+    x, ids, content = features, None, features
     if module.quantizer is not None:
         codes = module.quantizer.embed
         ids = ((features[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
-        x = codes[ids]
+        x = codes[ids].to(features.dtype)
+    if module.content == "quantized" or module.aggregation is None:
+        content = x
     if module.motion_excitation is not None and len(features) > 1:
         added = []
         for t, frame in enumerate(features):
             difference = frame - features[t - 1] if t else torch.zeros_like(frame)
             weights = _conv3x3(difference, module.motion_excitation.conv, h, w)[:, 0].softmax(0)
             added.append(weights[:, None] * frame)
-        x = x + torch.stack(added)
+        x, content = x + torch.stack(added), content + torch.stack(added)
     if module.aggregation is None:
         return x.flatten(0, 1), None, ids
     masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w).T for frame in x])  # (T, S, N)
-    regions = torch.stack([(mask[:, None] * x[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
+    masks = masks.double()
+    if module.aggregation.normalization == "positions":
+        weights = torch.exp(masks - masks.amax(-1, keepdim=True))
+        masks = torch.stack([torch.stack([mask / mask.mean() for mask in frame]) for frame in weights])
+    elif module.aggregation.normalization == "regions":
+        weights = torch.exp(masks - masks.amax(1, keepdim=True))
+        shares = weights / weights.sum(1, keepdim=True)
+        masks = torch.stack([torch.stack([share / share.mean() for share in frame]) for frame in shares])
+    masks = masks.to(x.dtype)
+    regions = torch.stack([(mask[:, None] * content[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
     for layer in module.interaction:
         inner = _norm(regions, layer.norm) if isinstance(layer.norm, torch.nn.LayerNorm) else regions
         q, k, v = F.linear(inner, layer.qkv.weight).chunk(3, -1)
@@ -103,7 +114,15 @@ def region_module(module, features, h, w):
         ]
         output = F.linear(torch.cat(heads, -1), layer.out_proj.weight, layer.out_proj.bias)
         regions = regions + output if layer.residual else output
+        if layer.mlp is not None:
+            norm, mlp = layer.mlp
+            hidden = F.gelu(F.linear(_norm(regions, norm), mlp.fc1.weight, mlp.fc1.bias))
+            regions = regions + F.linear(hidden, mlp.fc2.weight, mlp.fc2.bias)
     return regions, masks, ids
+
+
+def _pooled(z, pooling):
+    return z[0] + {"cls": 0, "cls_mean": sum(z[1:]) / len(z[1:]), "cls_max": z[1:].max(0).values}[pooling]
 
 
 def _late_fusion(model, clip, h, w):
@@ -116,7 +135,7 @@ def _late_fusion(model, clip, h, w):
     features = []
     for x, own in zip(encoded, states):
         z = _norm(torch.cat([x[:1], own]), model.layernorm)
-        features.append(z[0] + z[1:].mean(0) if model.config.video_pooling == "cls_mean" else z[0])
+        features.append(_pooled(z, model.config.video_pooling))
     if model.config.temporal_fusion == "pool":
         return sum(features) / len(features)
     linear = model.temporal_fusion
@@ -134,4 +153,4 @@ def video_feature(model, clip):
     if model.region_module is not None:
         states, _, _ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
     z = _norm(torch.cat([x[:1], states]), model.layernorm)
-    return z[0] + z[1:].mean(0) if model.config.video_pooling == "cls_mean" else z[0]
+    return _pooled(z, model.config.video_pooling)

@@ -210,8 +210,10 @@ def test_every_tensor_of_the_image_model_matters(sources, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["vit", "clip"])
 @torch.no_grad()
-def test_with_regions_the_naive_reading_holds(sources, name):
+def test_with_regions_the_naive_reading_holds(sources, name, monkeypatch):
     """After the (tested) encoder: every video feature is that of the region module on the encoder's tokens."""
+    if name == "clip":  # whose activation the MLPs of the region module take over
+        monkeypatch.setattr(naive.F, "gelu", lambda x: x * torch.sigmoid(1.702 * x))
     options = {"codebook_size": 8, "num_regions": 4}
     tower = from_pretrained_towers(sources.path[name], sources.path["distilbert"], **options).video_model
     clip = clips(batch=1, frames=2)
@@ -222,7 +224,7 @@ def test_with_regions_the_naive_reading_holds(sources, name):
     close(output.region_masks[0].flatten(2), masks)
     assert torch.equal(output.cluster_ids[0].flatten(1), ids)
     z = tower.layernorm(torch.cat([encoded[:1], regions]))
-    close(output.pooler_output[0], z[0] + z[1:].mean(0))
+    close(output.pooler_output[0], z[0] + z[1:].max(0).values)
 
 
 def padded_texts() -> dict[str, torch.Tensor]:

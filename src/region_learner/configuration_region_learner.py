@@ -10,6 +10,24 @@ from transformers import AutoConfig, PreTrainedConfig
 # Text encoders with a pooled state of their own that their authors trained; all others give the first token.
 _POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_text_model": "pooler"}
 
+# What the forms of the region module stand for. Configurations hold, and save, the single options.
+_REGION_FORMS = {
+    "decoupled": {
+        "mask_normalization": "positions",
+        "region_content": "features",
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+    },
+    "paper": {
+        "mask_normalization": "none",
+        "region_content": "quantized",
+        "interaction_residual": False,
+        "interaction_norm": False,
+        "interaction_mlp": False,
+    },
+}
+
 
 def _choose(name: str, value, allowed: tuple):
     if value not in allowed:
@@ -44,12 +62,25 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         num_regions (`int`, defaults to 8): S, learned masks, and regions, a frame.
         interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
         interaction_heads (`int`, defaults to 8): heads of each of them.
-        interaction_residual (`bool`, defaults to `False`): a residual around each of them.
-        interaction_norm (`bool`, defaults to `False`): a LayerNorm before each of them.
+        region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the five
+            options below where they are not given. "decoupled": codes say where a region is and features say what it
+            is, and regions interact in a whole transformer block; the best form in our measurements
+            (docs/evidence.md). "paper": as the paper and the authors' code have it.
+        mask_normalization (`str`, *optional*): "none" ("paper"): masks of any sign, and a region the mean over
+            positions of mask x content. "positions" ("decoupled"): each mask is a softmax over the positions of its
+            frame. "regions": at each position the masks are a softmax over regions, which compete for it, and then
+            each is scaled to a mean of 1.
+        region_content (`str`, *optional*): what masks gather. "quantized" ("paper"): the features that they are made
+            from. "features" ("decoupled"): the features before quantization.
+        interaction_residual (`bool`, *optional*): a residual around each interaction layer (False in "paper").
+        interaction_norm (`bool`, *optional*): a LayerNorm before each of them (False in "paper").
+        interaction_mlp (`bool`, *optional*): a LayerNorm and an MLP, with a residual around both, after each of them,
+            as in a block of the encoder (False in "paper").
         motion_excitation (`bool`, defaults to `False`): adds features weighted by their change between frames to
             the quantized ones.
-        video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, or "cls". By
-            default "cls_mean" where the region module has any step, else "cls".
+        video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, "cls_max", plus the
+            maximum of the regions in each channel, or "cls". By default "cls" without a region module, and with one
+            "cls_max", or "cls_mean" if `region_form` is "paper".
         temporal_fusion (`str`, defaults to `"attention"`): how frames become one clip. "attention": they attend to
             each other in every block. "pool", "linear": late fusion; each frame is encoded alone, as an image is, and
             has a feature of its own, and these are averaged, or concatenated and projected. (Regions interact over
@@ -80,17 +111,26 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     num_regions: int = 8
     interaction_layers: int = 1
     interaction_heads: int = 8
-    interaction_residual: bool = False
-    interaction_norm: bool = False
+    region_form: str = "decoupled"
+    mask_normalization: str | None = None
+    region_content: str | None = None
+    interaction_residual: bool | None = None
+    interaction_norm: bool | None = None
+    interaction_mlp: bool | None = None
     motion_excitation: bool = False
     video_pooling: str | None = None
     temporal_fusion: str = "attention"
 
     def __post_init__(self, **kwargs):
+        _choose("region_form", self.region_form, tuple(_REGION_FORMS))
+        for name, value in _REGION_FORMS[self.region_form].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.codebook_decay is None:
             self.codebook_decay = 0.1 if self.codebook_mode == "original" else 0.99
         if self.video_pooling is None:
-            self.video_pooling = "cls_mean" if self.codebook_size or self.num_regions else "cls"
+            pooling = "cls_mean" if self.region_form == "paper" else "cls_max"
+            self.video_pooling = pooling if self.codebook_size or self.num_regions else "cls"
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
@@ -115,9 +155,11 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             )
         if self.codebook_decay is None or not 0.0 <= self.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={self.codebook_decay} must be at least 0 and less than 1.")
+        _choose("mask_normalization", self.mask_normalization, ("none", "positions", "regions"))
+        _choose("region_content", self.region_content, ("quantized", "features"))
         _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
         _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
-        _choose("video_pooling", self.video_pooling, ("cls_mean", "cls"))
+        _choose("video_pooling", self.video_pooling, ("cls_mean", "cls_max", "cls"))
         _choose("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
 
 

@@ -620,25 +620,39 @@ class RegionLearnerMotionExcitation(nn.Module):
 
 
 class RegionLearnerAggregation(nn.Module):
-    """S learned masks on each frame, and the mean of the features under each. The original's `Aggregation`."""
+    """
+    S learned masks on each frame, and the mean of the features under each. The original's `Aggregation`. Beyond it:
+    masks that are normalised over positions or compete between regions, and features to gather that are not those
+    which masks are made from. In all forms a region is the mean over positions of mask x feature.
+    """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
-        self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1)
+        self.normalization = config.mask_normalization
+        # (A softmax over positions cancels a bias.)
+        bias = config.mask_normalization != "positions"
+        self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`features`: (B, T, h, w, D). Returns the regions (B, T * S, D) and the masks (B, T, S, h, w)."""
+    def forward(self, features: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        `features`, of which masks are made, and `content`, which they gather: (B, T, h, w, D). Returns the regions
+        (B, T * S, D) and the masks (B, T, S, h, w).
+        """
         batch, frames, height, width, _ = features.shape
-        features = features.flatten(0, 1)  # (B * T, h, w, D)
-        masks = self.conv(features.permute(0, 3, 1, 2))  # (B * T, S, h, w)
-        regions = masks.flatten(2) @ features.flatten(1, 2) / (height * width)  # (B * T, S, D)
-        return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks.unflatten(0, (batch, frames))
+        masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
+        if self.normalization == "regions":
+            masks = masks.log_softmax(1)  # a region's share of each position; as logarithms, they cannot all vanish
+        if self.normalization != "none":
+            masks = masks.softmax(-1) * (height * width)
+        regions = masks.to(content.dtype) @ content.flatten(0, 1).flatten(1, 2) / (height * width)  # (B * T, S, D)
+        masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
+        return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks
 
 
 class RegionLearnerInteractionLayer(nn.Module):
     """
     Self-attention over all regions of a clip, the original's `Interaction`. Beyond it: several layers (which crash
-    there), and a residual and a LayerNorm on request.
+    there), and a residual, a LayerNorm and an MLP on request.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -653,13 +667,20 @@ class RegionLearnerInteractionLayer(nn.Module):
         )
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlp = (
+            nn.Sequential(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), RegionLearnerMLP(config))
+            if config.interaction_mlp
+            else None
+        )
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`regions`: (B, T * S, D); `mask`: additive, (B, 1, 1, T * S)."""
         query, key, value = self.qkv(self.norm(regions)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
         output, _ = _attend(self, query, key, value, mask)
         output = self.out_proj(output)
-        return regions + output if self.residual else output
+        if self.residual:
+            output = regions + output
+        return output if self.mlp is None else output + self.mlp(output)
 
 
 class RegionLearnerRegionModule(nn.Module):
@@ -671,6 +692,7 @@ class RegionLearnerRegionModule(nn.Module):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
+        self.content = config.region_content
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
         self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
@@ -690,11 +712,13 @@ class RegionLearnerRegionModule(nn.Module):
             valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
             states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
             states, cluster_ids = states.view_as(features), cluster_ids.view(features.shape[:-1])
+        content = features if self.content == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
-            states = states + self.motion_excitation(features, frame_mask)
+            motion = self.motion_excitation(features, frame_mask)
+            states, content = states + motion, content + motion
         if self.aggregation is None:
             return states.flatten(1, 3), masks, cluster_ids
-        states, masks = self.aggregation(states)
+        states, masks = self.aggregation(states, content)
         mask = None
         if frame_mask is not None:
             mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
@@ -885,6 +909,21 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
+    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        One feature of the CLS state (..., D) and regions (..., n, D), of which those count that are `real` (..., n).
+        """
+        if self.config.video_pooling == "cls":
+            return cls
+        if real is None:
+            return cls + (tokens.amax(-2) if self.config.video_pooling == "cls_max" else tokens.mean(-2))
+        if self.config.video_pooling == "cls_max":
+            highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
+            return cls + torch.where(real.any(-1, keepdim=True), highest, 0)
+        weights = real.to(tokens.dtype)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+        return cls + (weights[..., None, :] @ tokens).squeeze(-2)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -937,20 +976,14 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         if self.region_module is not None:
             states, region_masks, cluster_ids = self.region_module(states.unflatten(1, grid), frame_mask)
         last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
-        video_feature = last_hidden_state[:, 0]
         if self.temporal_fusion is not None:
             frame_features, tokens = last_hidden_state.split([grid[0], states.shape[1]], dim=1)
-            if self.config.video_pooling == "cls_mean":
-                frame_features = frame_features + tokens.unflatten(1, (grid[0], -1)).mean(2)
+            frame_features = self._pool(frame_features, tokens.unflatten(1, (grid[0], -1)))
             video_feature = self.temporal_fusion(frame_features, frame_mask)
-        elif self.config.video_pooling == "cls_mean":
-            tokens = last_hidden_state[:, 1:]
-            if frame_mask is None:
-                video_feature = video_feature + tokens.mean(1)
-            else:
-                weights = frame_mask.repeat_interleave(tokens.shape[1] // grid[0], 1).to(tokens.dtype)
-                weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-                video_feature = video_feature + (weights[:, None] @ tokens).squeeze(1)
+        else:
+            cls, tokens = last_hidden_state[:, 0], last_hidden_state[:, 1:]
+            real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // grid[0], 1)
+            video_feature = self._pool(cls, tokens, real)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=video_feature,

@@ -155,6 +155,7 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         "interaction_layers": _count(state, r"region_module\.interaction\.(\d+)\."),
         "motion_excitation": "region_module.motion_excitation.conv.weight" in state,
         "temporal_fusion": "linear" if "temporal_fusion.weight" in state else "attention",
+        "region_form": "paper",
         "codebook_mode": "original",
         "time_attention_init": "original",
     }

@@ -23,6 +23,15 @@ from .tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
 
+# What a configuration derives from its `region_form`.
+_OF_REGION_FORM = (
+    "mask_normalization",
+    "region_content",
+    "interaction_residual",
+    "interaction_norm",
+    "interaction_mlp",
+)
+
 _HEADS: dict[str, type[PreTrainedModel]] = {
     "question_answering": RegionLearnerForVideoQuestionAnswering,
     "classification": RegionLearnerForVideoClassification,
@@ -85,7 +94,9 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
         # What the configuration derives from other fields is derived anew where these change.
         if "codebook_mode" in given:
             video_config["codebook_decay"] = None
-        if given.keys() & {"codebook_size", "num_regions"}:
+        if "region_form" in given:
+            video_config |= dict.fromkeys(_OF_REGION_FORM)
+        if given.keys() & {"codebook_size", "num_regions", "region_form"}:
             video_config["video_pooling"] = None
         overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
     frames = (arguments.video_config or {}).get("num_frames")
