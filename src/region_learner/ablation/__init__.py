@@ -1,0 +1,155 @@
+"""
+What each part of the method brings: one small model with and without it, trained from nothing on the same clips, with
+several seeds, and a table of how well each finds clips by words. `docs/evidence.md` says what came of it.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .cost import relative_cost
+from .rows import ROWS, SETTINGS, rows_of
+from .run import Row, Setting, prepare, run
+from .summary import read_runs, summarize, table
+
+__all__ = ["ROWS", "SETTINGS", "Row", "Setting", "ablate", "read_runs", "report", "rows_of", "summarize", "table"]
+
+logger = logging.getLogger(__name__)
+
+
+def ablate(
+    output: str | os.PathLike[str],
+    setting: Setting,
+    rows: Sequence[Row],
+    seeds: int | Sequence[int] = 5,
+    jobs: int = 1,
+    use_cpu: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """
+    Runs what is missing of a table: each of `rows` with each of `seeds`. One JSON file a run, in `output/runs`; runs
+    that are there already are not run again, so that the same command goes on after an interruption, and one with
+    more rows or seeds adds to it.
+
+    Args:
+        jobs: runs side by side, in processes of their own; they share the cores, and the GPUs in turn.
+        use_cpu: even where there is a GPU.
+
+    Returns:
+        One entry for each row; see [`summarize`].
+
+    Raises:
+        ValueError: `output` holds runs of another setting.
+        RuntimeError: some runs failed; the others are done and kept.
+    """
+    output = Path(output)
+    wanted = [(row, seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds) for row in rows]
+    missing = [(row, seed) for row, seed in wanted if not _is_done(output, setting, row, seed)]
+    if missing:
+        prepare(setting, output / "corpus")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    gpus = [] if use_cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = gpus if any(gpus) else [str(gpu) for gpu in range(torch.cuda.device_count())] or [""]
+    failed: dict[str, str] = {}
+    # "spawn": a forked process could neither use the GPU nor count on its threads.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    with pool, tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", disable=not progress) as bar:
+        futures = {
+            pool.submit(_run, output, setting, row, seed, threads, use_cpu, gpus[number % len(gpus)]): (
+                f"{row.name}, seed {seed}"
+            )
+            for number, (row, seed) in enumerate(missing)
+        }
+        for future in as_completed(futures):
+            bar.update()
+            if error := future.exception():
+                failed[futures[future]] = f"{type(error).__name__}: {error}"
+                logger.error("%s failed: %s", futures[future], failed[futures[future]])
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "
+            f"({next(iter(failed.values()))}). The same command tries them again."
+        )
+    names = {row.name for row in rows}
+    return summarize(entry for entry in read_runs(output) if entry["row"] in names)
+
+
+def report(
+    output: str | os.PathLike[str],
+    setting: Setting,
+    rows: Sequence[Row],
+    entries: Sequence[dict[str, Any]],
+    use_cpu: bool = False,
+    cost: bool = False,
+    figures: bool = False,
+) -> str:
+    """
+    Writes `table.md` and `summary.json` in `output`; with `cost` the time of a training step relative to the first
+    of `rows`, with `figures` pictures of means, curves and masks.
+
+    Args:
+        entries: as [`ablate`] returns them; `cost` goes into them.
+
+    Returns:
+        The table, in Markdown.
+    """
+    output = Path(output)
+    describes = {row.name: row.describes for row in rows}
+    if cost:
+        times = relative_cost(setting, rows, use_cpu=use_cpu)
+        for entry in entries:
+            entry["cost"] = times[entry["row"]]
+    (output / "summary.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    text = table(entries, describes)
+    (output / "table.md").write_text(text + "\n", encoding="utf-8")
+    if figures:
+        from .figures import draw_curves, draw_masks, draw_means
+
+        draw_means(entries, output / "means.png", describes)
+        some = [name for name in ("frozen", "patches", "paper", "ours", "ours_no_codes") if name in describes]
+        draw_curves(read_runs(output), some, output / "curves.png", describes)
+        for path in sorted((output / "masks").glob("*.npz")):
+            draw_masks(path, path.with_suffix(".png"))
+    return text
+
+
+def _path(output: Path, row: Row, seed: int) -> Path:
+    return output / "runs" / f"{row.name}-{seed}.json"
+
+
+def _is_done(output: Path, setting: Setting, row: Row, seed: int) -> bool:
+    path = _path(output, row, seed)
+    if not path.exists():
+        return False
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps({"setting": vars(setting), "video_config": row.video_config}))
+    for name, value in now.items():
+        if before[name] != value:
+            changed = [key for key in value if before[name].get(key) != value[key]] or list(before[name])
+            raise ValueError(
+                f"{path} is of another {name} ({', '.join(changed)}): choose another output, or remove it."
+            )
+    return True
+
+
+def _run(output: Path, setting: Setting, row: Row, seed: int, threads: int, use_cpu: bool, gpu: str):
+    """One run, in a process of its own."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything asks for a GPU
+    torch.set_num_threads(threads)
+    for name in ("region_learner", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    masks_to = output / "masks" / f"{row.name}.npz" if seed == 0 else None
+    result = run(setting, row, seed, output / "corpus", use_cpu, masks_to)
+    path = _path(output, row, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,162 @@
+"""The ablation at toy size: runs that can be interrupted and added to, and statistics against scipy."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from region_learner import load_corpus
+from region_learner.ablation import ROWS, SETTINGS, Row, ablate, report, rows_of, summarize, table
+from region_learner.ablation.cost import relative_cost
+from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
+from region_learner.ablation.summary import interval
+from region_learner.cli import main
+
+TOY = dataclasses.replace(
+    SETTINGS["shapes"],
+    options=SETTINGS["shapes"].options | {"train": 16, "val": 8, "test": 8},
+    video_config=SETTINGS["shapes"].video_config
+    | {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16},
+    text_config=SETTINGS["shapes"].text_config | {"dim": 16, "n_layers": 1, "hidden_dim": 16},
+    epochs=2,
+    batch_size=8,
+    warmup_steps=1,
+    regions_on=4,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Corpora are made in a cache directory of this module, not in that of the user."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        home = str(tmp_path_factory.mktemp("home"))
+        patch.setattr(constants, "HF_HOME", home)
+        patch.setenv("HF_HOME", home)  # of the processes of the runs
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    prepare(TOY, directory)
+    return directory
+
+
+@pytest.mark.parametrize("row", [row for rows in ROWS.values() for row in rows], ids=lambda row: row.name)
+def test_every_row_is_a_model_that_learns_in_all_its_parts(row):
+    torch.manual_seed(0)
+    small = row.video_config | ({"codebook_size": 8} if row.video_config["codebook_size"] else {})
+    model, _ = new_model(TOY, dataclasses.replace(row, video_config=small), ["a word or two for the tokenizer"])
+    clips, texts = torch.randn(4, 3, 3, 48, 48), torch.randint(4, 10, (4, 5))
+    for _ in range(2):  # time attention starts at zero: what is before it has a gradient from the second step on
+        model.zero_grad()
+        model.train()(
+            input_ids=texts, attention_mask=torch.ones_like(texts), pixel_values_videos=clips, return_loss=True
+        ).loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+    without = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+    # What a softmax cancels: the bias of a mask's convolution, that of motion's, and keys' biases.
+    assert all(name.endswith("bias") for name in without), without
+
+
+def test_clips_in_memory_are_those_of_the_processor(prepared):
+    rows = load_corpus(TOY.corpus, split="val", **TOY.options)
+    _, processor = new_model(TOY, rows_of(["frozen"])[0], rows["captions"][0])
+    split, clip = Split.load(TOY, prepared, "val"), ClipsInMemory(processor.video_processor)
+    whole = {"do_resize": False, "do_center_crop": False, "output_size": None}
+    for index in (0, 5):
+        theirs = processor.video_processor([rows["video"][index]], return_tensors="pt", **whole)
+        torch.testing.assert_close(clip(split.frames[index]), theirs["pixel_values_videos"][0])
+    drawn = [clip(split.frames[0], True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
+    first = ablate(tmp_path, TOY, rows_of(["frozen", "ours"]), seeds=1, use_cpu=True, progress=False)
+    assert [(row["row"], row["seeds"]) for row in first] == [("frozen", [0]), ("ours", [0])]
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert set(files) == {"frozen-0.json", "ours-0.json"}
+    second = ablate(tmp_path, TOY, rows_of(["frozen", "ours"]), seeds=2, jobs=2, use_cpu=True, progress=False)
+    assert [row["seeds"] for row in second] == [[0, 1], [0, 1]]
+    assert {name: (tmp_path / "runs" / name).stat().st_mtime_ns for name in files} == files
+    run = json.loads((tmp_path / "runs" / "ours-0.json").read_text())
+    assert run["test"]["t2v_R@1"] == first[1]["values"][0]
+    assert [point["epoch"] for point in run["curve"]] == [1, 2]
+    assert run["curve"][-1]["t2v_R@1"] == run["val"]["t2v_R@1"]
+    assert 0 < run["codes_in_use"] <= 1
+    assert run["regions"]["clips"] == 4
+    assert run["parameters"] > run["parameters_of_region_module"] > 0
+
+    chosen = rows_of(["frozen", "ours"])
+    text = report(tmp_path, TOY, chosen, second, use_cpu=True, cost=True, figures=True)
+    assert "no regions: Frozen in Time | 2 |" in text
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["cost"] == 1.0
+    for picture in ("means.png", "curves.png", "masks/ours.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+
+    with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
+        ablate(tmp_path, dataclasses.replace(TOY, epochs=1), chosen, seeds=1, progress=False)
+
+
+def test_the_same_seed_gives_the_same_run(prepared):
+    results = [run(TOY, rows_of(["ours"])[0], seed, prepared, use_cpu=True) for seed in (3, 3, 4)]
+    assert results[0]["val"] == results[1]["val"]
+    assert results[0]["loss"] == results[1]["loss"]
+    assert results[0]["regions"] == results[1]["regions"]
+    assert results[0]["curve"] != results[2]["curve"]
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
+    rows = [Row("broken", "", {"hidden_size": 17}), rows_of(["frozen"])[0]]
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"):
+        ablate(tmp_path, TOY, rows, seeds=1, jobs=2, use_cpu=True, progress=False)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["frozen-0.json"]
+
+
+def _runs(values: dict[str, list[float]]) -> list[dict]:
+    return [
+        {"row": row, "seed": seed, "test": {"t2v_R@1": value, "v2t_R@1": value}, "parameters": 1}
+        for row, of_row in values.items()
+        for seed, value in enumerate(of_row)
+    ]
+
+
+def test_intervals_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    base, other = rng.normal(30, 3, 5), rng.normal(36, 3, 5)
+    frozen, ours = summarize(_runs({"frozen": base, "ours": other}))
+    for row, values in ((frozen, base), (ours, other)):
+        low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+        assert (row["mean"] - row["half_width"], row["mean"] + row["half_width"]) == pytest.approx((low, high))
+    paired = stats.ttest_rel(other, base).confidence_interval(0.95)
+    difference, half = ours["difference"], ours["difference_half_width"]
+    assert (difference - half, difference + half) == pytest.approx((paired.low, paired.high))
+    assert "difference" not in frozen
+    assert interval([4.0]) == (4.0, None)
+    # only seeds that both have are paired
+    assert summarize(_runs({"frozen": [1.0, 2.0], "ours": [4.0]}))[1]["difference"] == 3.0
+    assert f"{ours['mean']:.1f} ± {ours['half_width']:.1f}" in table([frozen, ours])
+
+
+def test_cost_is_relative_to_the_first_row():
+    cost = relative_cost(TOY, rows_of(["frozen", "ours"]), rounds=2, use_cpu=True)
+    assert cost["frozen"] == 1.0
+    assert set(cost) == {"frozen", "ours"}
+    assert cost["ours"] > 0
+
+
+def test_errors(capsys):
+    with pytest.raises(ValueError, match=r"no table or row 'ourz' \(did you mean 'ours'\?\)|no table or row 'ourz'"):
+        rows_of(["ourz"])
+    with pytest.raises(SystemExit) as end:
+        main(["ablate", "--output", "x", "--setting", "shape"])
+    assert end.value.code == 2
+    assert "--setting 'shape' is not known" in capsys.readouterr().err
