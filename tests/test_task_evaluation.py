@@ -1,8 +1,12 @@
 """Evaluation of the tasks against naive loops, on moving shapes and tiny models."""
 
+import itertools
 import logging
+import math
+from fractions import Fraction
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.evaluation import (
+    Views,
     answer_accuracy,
     classification_accuracy,
     compute_answer_metrics,
@@ -18,7 +23,8 @@ from region_learner.evaluation import (
     multiple_choice_accuracy,
     zero_shot_accuracy,
 )
-from region_learner.evaluation.tasks import top_k
+from region_learner.evaluation.retrieval import ONE_VIEW, read_clips
+from region_learner.evaluation.tasks import PROMPTS, TEMPLATES, read_prompts, top_k
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
@@ -136,7 +142,7 @@ def test_multiple_choice_against_a_naive_loop(model, processor, tables):
         scores = [cosine(model, processor, row["video"], option) for option in row["options"]]
         right += int(np.argmax(scores) == row["answer"])
     result = multiple_choice_accuracy(model, processor, table, batch_size=4, progress=False)
-    assert result == {"accuracy": pytest.approx(100 * right / CLIPS), "questions": CLIPS, "unreadable": 0}
+    assert result == {"accuracy": pytest.approx(100 * right / CLIPS), "questions": CLIPS, "unreadable": []}
 
 
 def test_multiple_choice_embeds_each_video_once(model, processor, tables, monkeypatch):
@@ -175,7 +181,7 @@ def test_multiple_choice_leaves_out_and_names_unreadable_videos(model, processor
         result = multiple_choice_accuracy(model, processor, damage(table, tmp_path, lost), 3, progress=False)
     kept = [row for row in table if row["video_id"] not in lost]
     expected = multiple_choice_accuracy(model, processor, kept, progress=False)
-    assert result == expected | {"unreadable": 2}
+    assert result == expected | {"unreadable": lost}
     assert result["questions"] == CLIPS - 2
     assert f"2 of {CLIPS} videos cannot be read" in caplog.records[-1].message
     assert all(video_id in caplog.records[-1].message for video_id in lost)
@@ -221,7 +227,7 @@ def test_zero_shot_against_a_naive_loop(model, processor, tables):
     names = table.features["label"].names
     templates = ("{}", "a video of a shape that {}", "we see {} here")
     result = zero_shot_accuracy(model, processor, table, templates=templates, batch_size=3, progress=False)
-    counts = {"videos": table.num_rows, "classes": len(names), "unreadable": 0}
+    counts = {"videos": table.num_rows, "classes": len(names), "unreadable": []}
     assert result == naive_zero_shot(model, processor, table, names, templates) | counts
 
 
@@ -234,7 +240,7 @@ def test_zero_shot_takes_names_and_labels_in_words(model, processor, tables, tmp
     lost = damage(table, tmp_path, table["video_id"][:1])
     part = zero_shot_accuracy(model, processor, lost, class_names=names, progress=False)
     expected = zero_shot_accuracy(model, processor, rows[1:], class_names=names, progress=False)
-    assert part == expected | {"unreadable": 1}
+    assert part == expected | {"unreadable": table["video_id"][:1]}
 
 
 def test_zero_shot_bad_input(model, processor, tables):
@@ -270,7 +276,7 @@ def test_classification_matches_classes_by_name(processor, tables, tmp_path):
         for k in top:
             top[k] += names[row["label"]] in [model.config.id2label[number] for number in order[:k]]
     expected = {f"top{k}": pytest.approx(100 * hits / table.num_rows) for k, hits in top.items()}
-    counts = {"videos": table.num_rows, "unreadable": 0}
+    counts = {"videos": table.num_rows, "unreadable": []}
     model.train()
     assert classification_accuracy(model, processor, table, batch_size=3, progress=False) == expected | counts
     assert model.training
@@ -281,7 +287,8 @@ def test_classification_matches_classes_by_name(processor, tables, tmp_path):
     assert alone == expected | counts
     lost = damage(table, tmp_path, table["video_id"][1:3])
     part = classification_accuracy(model, processor, lost, batch_size=2, progress=False)
-    assert part == classification_accuracy(model, processor, [rows[0], *rows[3:]], progress=False) | {"unreadable": 2}
+    kept = classification_accuracy(model, processor, [rows[0], *rows[3:]], progress=False)
+    assert part == kept | {"unreadable": table["video_id"][1:3]}
 
 
 def test_classification_with_classes_that_the_model_lacks(processor, tables):
@@ -317,13 +324,13 @@ def test_answers_against_a_naive_loop(processor, tables, tmp_path):
         "accuracy": pytest.approx(100 * np.mean(list(right.values()))),
         "questions": table.num_rows,
         "out_of_vocabulary": unknown,
-        "unreadable": 0,
+        "unreadable": [],
     }
     assert max(model.batches) <= 4
     lost = set(table["video_id"][:1])
     part = answer_accuracy(model, processor, damage(table, tmp_path, lost), batch_size=3, progress=False)
     kept = [row for row in table if row["video_id"] not in lost]
-    assert part == answer_accuracy(model, processor, kept, progress=False) | {"unreadable": 1}
+    assert part == answer_accuracy(model, processor, kept, progress=False) | {"unreadable": list(lost)}
     with pytest.raises(ValueError, match="no column 'question'"):
         answer_accuracy(model, processor, tables["retrieval"])
 
@@ -337,7 +344,8 @@ def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_pat
         members.append((f"{row['video_id']}.json", f'{{"caption": "x", "label": "{row["captions"][0]}"}}'.encode()))
     members += [("broken.mp4", b"not a video"), ("broken.json", b'{"caption": "x", "label": "moves left"}')]
     write_shard(tmp_path / "0.tar", members)
-    expected = zero_shot_accuracy(model, processor, tables["action_recognition"], progress=False) | {"unreadable": 1}
+    expected = zero_shot_accuracy(model, processor, tables["action_recognition"], progress=False)
+    expected["unreadable"] = ["broken"]
     names = tables["action_recognition"].features["label"].names
     for options in ({}, {"streaming": True}, {"streaming": True, "lazy": True}):
         shards = load_corpus("webdataset", tmp_path, **options)
@@ -347,6 +355,232 @@ def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_pat
     embeddings = embed_corpus(model, processor, load_corpus("webdataset", tmp_path), progress=False)
     assert list(embeddings.unreadable) == ["broken"]
     assert "0.tar at byte" in embeddings.unreadable["broken"]
+
+
+# --- Prompts -------------------------------------------------------------------------------------------------
+
+
+def test_sets_of_prompts_and_files(tmp_path):
+    assert read_prompts("few") == TEMPLATES
+    assert len(set(read_prompts("actions"))) == len(PROMPTS["actions"]) >= 10
+    assert all(template.count("{}") == 1 for prompts in PROMPTS.values() for template in prompts)
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa film of {}\n\n  {} \r\n", encoding="utf-8")
+    assert read_prompts(str(path)) == ("a film of {}", "{}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}\na film\n", r"prompts.txt, line 2: 'a film' has no '\{\}'"),
+        (b"\n \n", "prompts.txt holds no prompts"),
+        (b"\xff{}", "prompts.txt is not UTF-8 text"),
+        (None, r"neither a set \(few, name, original, actions\) nor a text file"),
+    ],
+)
+def test_wrong_prompts(tmp_path, content, message):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(str(path))
+
+
+# --- Views ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory):
+    """Videos of 1, 2, 5, 11 and 23 frames of noise, as a corpus for all tasks."""
+    folder = tmp_path_factory.mktemp("lengths")
+    generator = np.random.default_rng(0)
+    rows = []
+    for number, frames in enumerate((1, 2, 5, 11, 23)):
+        path = folder / f"{frames}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=8)
+            stream.width = stream.height = 48
+            stream.pix_fmt = "yuv420p"
+            for _ in range(frames):
+                pixels = generator.integers(0, 255, (6, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        row = {"video": str(path), "video_id": str(frames), "captions": [f"a red star {frames}", "it moves"]}
+        row |= {"question": "what colour is it?", "label": ("red", "blue")[number % 2]}
+        rows.append(row | {"options": ["a red star", "a blue circle", "it moves left"]})
+    return rows
+
+
+def clips_of(processor, video, views):
+    """The clips of a video, each processed by itself from all of its frames: (clips, T, C, H, W)."""
+    frames, _ = processor.video_processor.fetch_videos(video)  # all of them
+    indices = views.frames(len(frames), processor.video_processor.num_frames)
+    clips = [processor(videos=[frames[own]], do_sample_frames=False)["pixel_values_videos"] for own in indices]
+    return torch.cat(clips)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 4, 8])
+def test_one_view_has_the_frames_of_the_video_processor(num_frames):
+    video_processor = RegionLearnerVideoProcessor(num_frames=num_frames)
+    for total in range(1, 80):
+        expected = video_processor.sample_frames(SimpleNamespace(total_num_frames=total, fps=None)).tolist()
+        assert Views().frames(total, num_frames).tolist() == [expected]
+
+
+@pytest.mark.parametrize("clips", [2, 3, 5])
+def test_clips_take_the_middles_of_equal_parts_of_each_segment(clips):
+    for total in range(1, 60):
+        for num_frames in (1, 3, 4):
+            frames = Views(clips).frames(total, num_frames)
+            assert frames.shape == (clips, num_frames)
+            used = min(total, num_frames)
+            borders = [int(Fraction(total * i, used)) for i in range(used + 1)]
+            for k in range(clips):
+                for segment in range(num_frames):
+                    start, end = borders[min(segment, used - 1)], borders[min(segment, used - 1) + 1]
+                    middle = start + Fraction(2 * k + 1, 2 * clips) * (end - start)  # frame i lasts from i to i + 1
+                    assert frames[k, segment] == max(start, math.floor(middle - Fraction(1, 2))) < end
+            if total >= clips * num_frames:
+                assert len(np.unique(frames)) == clips * num_frames
+
+
+@pytest.mark.parametrize("stride", [1, 2, 7])
+def test_windows_take_the_same_frame_of_each_segment(stride):
+    for total in range(1, 60):
+        for num_frames in (1, 3, 4):
+            used = min(total, num_frames)
+            borders = [int(Fraction(total * i, used)) for i in range(used + 1)]
+            shortest = min(end - start for start, end in itertools.pairwise(borders))
+            expected = [[start + i for start in borders[:-1]] for i in range(shortest) if i % stride == 0]
+            expected = [frames + frames[-1:] * (num_frames - used) for frames in expected]
+            assert Views(window_stride=stride).frames(total, num_frames).tolist() == expected
+
+
+def test_wrong_views():
+    for options, message in (
+        ({"clips": 0}, "clips=0 must be a whole number, at least 1"),
+        ({"clips": 1.5}, "clips=1.5 must be"),
+        ({"window_stride": 0}, "window_stride=0 must be"),
+        ({"clips": 2, "window_stride": 2}, "exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Views(**options)
+
+
+VIEWS = [Views(2), Views(3), Views(window_stride=1), Views(window_stride=3)]
+
+
+@pytest.mark.parametrize("views", [ONE_VIEW, *VIEWS])
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_size, monkeypatch):
+    decoded = []
+    fetch = RegionLearnerVideoProcessor.fetch_videos
+
+    def counted(self, video, choose=None):
+        decoded.append(video)
+        return fetch(self, video, choose)
+
+    videos = [row["video"] for row in lengths]
+    expected = [clips_of(processor, video, views) for video in videos]
+    monkeypatch.setattr(RegionLearnerVideoProcessor, "fetch_videos", counted)
+    found: dict[int, list] = {}
+    for indices, clips in read_clips(processor, videos, {}, batch_size, progress=False, views=views):
+        for index, clip in zip(indices, clips, strict=True):
+            found.setdefault(index, []).append(clip)
+    assert decoded == videos  # each once
+    assert list(found) == list(range(len(videos)))
+    for index, clips in found.items():
+        assert torch.equal(torch.stack(clips), expected[index])
+
+
+def test_views_of_one_clip_are_the_clip_itself(processor, lengths):
+    """The other way of reading clips, that of several, gives the same for one."""
+    far_apart = Views(window_stride=1000)  # the first frame of each segment
+    videos = [row["video"] for row in lengths]
+    for index, (_, clips) in enumerate(read_clips(processor, videos, {}, 1, progress=False, views=far_apart)):
+        assert torch.equal(clips, clips_of(processor, videos[index], far_apart))
+        if index < 2:  # no choice of frames
+            assert torch.equal(clips, processor(videos=[videos[index]])["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_embeddings_of_clips_are_averaged(model, processor, lengths, views, tmp_path):
+    rows = [*lengths, lengths[0] | {"video": str(tmp_path / "none.mp4"), "video_id": "gone"}]
+    embeddings = embed_corpus(model, processor, rows, batch_size=2, progress=False, views=views)
+    assert list(embeddings.unreadable) == ["gone"]
+    for row, embed in zip(lengths, embeddings.video_embeds, strict=True):
+        with torch.no_grad():
+            each = model.get_video_features(clips_of(processor, row["video"], views)).pooler_output
+        mean = (each / each.norm(dim=1, keepdim=True)).mean(0)
+        torch.testing.assert_close(embed, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+    assert embeddings.text_embeds.shape[0] == 2 * len(lengths)
+
+
+@pytest.mark.parametrize("views", VIEWS[1:3])
+def test_tasks_with_views(model, processor, lengths, views):
+    with torch.no_grad():
+        videos = []
+        for row in lengths:
+            each = model.get_video_features(clips_of(processor, row["video"], views)).pooler_output
+            mean = (each / each.norm(dim=1, keepdim=True)).mean(0)
+            videos.append(mean / mean.norm())
+
+        def text(words):
+            return model.get_text_features(**processor(text=[words], return_tensors="pt")).pooler_output[0]
+
+        chosen = [int(torch.stack([v @ F_normalize(text(o)) for o in lengths[0]["options"]]).argmax()) for v in videos]
+        named = [int(torch.stack([v @ F_normalize(text(name)) for name in ("red", "blue")]).argmax()) for v in videos]
+    answered = [row | {"answer": choice} for row, choice in zip(lengths, chosen)]
+    options = {"batch_size": 2, "progress": False, "views": views}
+    assert multiple_choice_accuracy(model, processor, answered, **options)["accuracy"] == 100
+    labelled = [row | {"label": ("red", "blue")[number]} for row, number in zip(lengths, named)]
+    result = zero_shot_accuracy(model, processor, labelled, ("red", "blue"), ("{}",), **options)
+    assert result["top1"] == 100
+
+
+def F_normalize(vector):  # noqa: N802
+    return vector / vector.norm()
+
+
+class Bent(Head):
+    """A head whose logits are no linear function of the features: means of the one are not those of the other."""
+
+    @staticmethod
+    def classifier(question, video):
+        assert len(question) == len(video)
+        return (question + video).relu() ** 2
+
+
+@pytest.mark.parametrize("views", [ONE_VIEW, *VIEWS])
+def test_heads_with_views(processor, lengths, views):
+    labels = ["red", "blue", "green", "left"]
+    model = Bent(labels, seed=3)
+    question = processor(text=[lengths[0]["question"]], return_tensors="pt")
+    classes, answers = [], []
+    with torch.no_grad():
+        for row in lengths:
+            clips = clips_of(processor, row["video"], views)
+            classes.append(labels[int((clips.flatten(1) @ model.of_clip).mean(0).argmax())])
+            asked = (model.of_word[question["input_ids"]] * question["attention_mask"][..., None]).sum(1)
+            each = [model.classifier(asked, (clip.flatten()[None] @ model.of_clip)) for clip in clips]
+            answers.append(labels[int(torch.cat(each).mean(0).argmax())])
+    options = {"batch_size": 2, "progress": False, "views": views}
+    labelled = [row | {"label": label} for row, label in zip(lengths, classes)]
+    assert classification_accuracy(model, processor, labelled, **options)["top1"] == 100
+    answered = [row | {"answer": answer} for row, answer in zip(lengths, answers)]
+    twice = [*answered, *answered[::-1]]
+    assert answer_accuracy(model, processor, twice, **options)["accuracy"] == 100
+    assert max(model.batches) <= 2
+
+
+def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
+    strict = RegionLearnerVideoProcessor.for_image_size(32, num_frames=4, short_clips="error")
+    videos = [lengths[1]["video"]]
+    with pytest.raises(ValueError, match="The video has 2 frames, num_frames=4 are wanted"):
+        next(read_clips(strict, videos, {}, progress=False, views=Views(2)))
+    by_rate = RegionLearnerVideoProcessor.for_image_size(32, fps=2)
+    with pytest.raises(ValueError, match="Several clips a video need a video processor with num_frames"):
+        next(read_clips(by_rate, videos, {}, progress=False, views=Views(2)))
 
 
 # --- Trainer -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(
     name="region-learner",
@@ -34,6 +34,14 @@ def _print(result: dict[str, Any], as_json: bool):
     table = Table("", "", show_header=False)
     for name, value in result.items():
         table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _print_rows(what: str, rows: dict[str, dict[str, Any]]):
+    """Results of the same kind on standard output, a row each: `what` says what the rows are."""
+    table = Table(what, *next(iter(rows.values())))
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
 
 
@@ -69,50 +77,156 @@ def train(context: typer.Context):
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint: a directory or Hub name.")],
-    corpus: Annotated[str, typer.Option(help="Name of a corpus.")] = "folder",
-    data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
-    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint: a directory or Hub name. With --all-folds, {fold} in it stands for the fold's number.",
+        ),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Name of a benchmark's protocol.")] = None,
+    list_protocols: Annotated[bool, typer.Option("--list-protocols", help="Show all protocols.")] = False,
+    corpus: Annotated[str | None, typer.Option(help="Name of a corpus, without --protocol (default: folder).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the corpus lies.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the corpus (default: test).")] = None,
     task: Annotated[
-        str, typer.Option(help="retrieval, multiple_choice, question_answering, classification or zero_shot.")
-    ] = "retrieval",
+        str | None,
+        typer.Option(
+            help="retrieval, multiple_choice, question_answering, classification or zero_shot (default: retrieval)."
+        ),
+    ] = None,
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
+    all_folds: Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")] = False,
+    clips: Annotated[int, typer.Option(help="Clips of each video, of other frames each, to average.")] = 1,
+    window_stride: Annotated[
+        int | None, typer.Option(help="Sliding windows instead: a clip for every so many frames of a segment.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="For zero_shot: few (default), name, original, actions, or a text file, one a line."),
+    ] = None,
+    dual_softmax: Annotated[
+        bool, typer.Option("--dual-softmax", help="Retrieval: also re-scored metrics, reported apart.")
+    ] = False,
+    dual_softmax_temperature: Annotated[float | None, typer.Option(help="By default that of the model.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    seed: Annotated[int, typer.Option(help="Recorded; nothing is drawn at random.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write all of the result to this JSON file.")] = None,
     as_json: Json = False,
 ):
     """
     Retrieval both ways (each video once, with all of its captions), multiple choice, question answering, or
-    recognition of actions, by a classifier (classification) or by prompts (zero_shot).
+    recognition of actions, by a classifier (classification) or by prompts (zero_shot). See docs/evaluation.md.
+    """
+    if list_protocols:
+        _print_protocols(as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("Say which checkpoint to evaluate.", param_hint="'MODEL'")
+
+    from .evaluation import EVALUATIONS, Views
+    from .evaluation.protocols import Protocol, evaluate_checkpoint, get_protocol
+    from .evaluation.results import check_output, write_results
+    from .evaluation.tasks import read_prompts
+
+    if protocol is None:
+        chosen = Protocol(None, corpus or "folder", task or "retrieval", split or "test")
+        if chosen.task not in EVALUATIONS:
+            raise ValueError(f"--task {task!r} is not known; choose one of {', '.join(EVALUATIONS)}.")
+    else:
+        chosen = get_protocol(protocol)
+        for name, value in {"corpus": corpus, "split": split, "task": task}.items():
+            if value is not None:
+                raise ValueError(f"--protocol {protocol} decides on the {name}: leave out --protocol or --{name}.")
+    if output is not None:
+        check_output(output)
+    results = evaluate_checkpoint(
+        chosen,
+        model,
+        data_dir,
+        options=_json_option("--corpus-options", corpus_options),
+        all_folds=all_folds,
+        views=Views(clips, window_stride),
+        templates=None if prompts is None else read_prompts(prompts),
+        dual_softmax=dual_softmax,
+        dual_softmax_temperature=dual_softmax_temperature,
+        batch_size=batch_size,
+        num_workers=workers,
+        seed=seed,
+    )
+    if output is not None:
+        write_results(results, output)
+    shown = results.metrics | {name: value for name, value in results.data.items() if name not in _WHERE}
+    apart: dict[str, Any] = {"folds": results.folds, "rescored": results.rescored, "notes": results.notes}
+    apart = {name: value for name, value in apart.items() if value}
+    if as_json:
+        _print(shown | apart, as_json)
+        return
+    _print(shown, as_json)
+    for fold in apart.get("folds", ()):
+        Console().print(f"Fold {fold['fold']}:")
+        _print(fold["metrics"], as_json)
+    if "rescored" in apart:
+        Console().print("Re-scored by dual softmax, with all queries at once:")
+        _print(apart["rescored"], as_json)
+
+
+# Of `EvaluationResults.data`: what the command itself said.
+_WHERE = ("corpus", "data_dir", "split", "options")
+
+
+def _print_protocols(as_json: bool):
+    import dataclasses
+
+    from .evaluation.protocols import PROTOCOLS
+
+    if as_json:
+        table = {name: dataclasses.asdict(value) | {"metric": value.metric} for name, value in PROTOCOLS.items()}
+        print(json.dumps(table, indent=2))
+        return
+    shown = Table(Column("protocol", no_wrap=True), "task", "metric", "sizes")
+    for name, value in PROTOCOLS.items():
+        folds = range(1, 1 + max(1, value.folds))
+        sizes = {what: dict.fromkeys(f"{value.size(what, fold):,}" for fold in folds) for what in value.sizes}
+        in_words = ", ".join(f"{' / '.join(numbers)} {what}" for what, numbers in sizes.items())
+        shown.add_row(name, value.task, value.metric, in_words)
+    Console().print(shown)
+
+
+@app.command()
+def regions(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a directory or Hub name.")],
+    videos: Annotated[list[str], typer.Argument(help="Files or URLs.", metavar="VIDEO...")],
+    output: Annotated[
+        Path | None, typer.Option(help="Also draw regions, codes and masks over the frames, into this picture.")
+    ] = None,
+    as_json: Json = False,
+):
+    """
+    What the regions do in videos, without knowing what is to be seen: how much of a frame they cover, how far they
+    overlap, how sharp, different and lasting they are, and how many codes are in use. Shares in percent, averaged
+    over the videos.
     """
     import torch
-    from transformers import (
-        AutoModel,
-        AutoModelForVideoClassification,
-        AutoModelForVisualQuestionAnswering,
-        AutoProcessor,
-    )
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
 
-    from .corpora import load_corpus
-    from .evaluation import EVALUATIONS
+    from .evaluation.regions import draw_report, region_report
 
-    if task not in EVALUATIONS:
-        raise ValueError(f"--task {task!r} is not known; choose one of {', '.join(EVALUATIONS)}.")
-    heads = {
-        "question_answering": AutoModelForVisualQuestionAnswering,
-        "classification": AutoModelForVideoClassification,
-    }
-    dataset = load_corpus(corpus, data_dir, split, **_json_option("--corpus-options", corpus_options))
+    if output is not None and output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {str(output)!r} is no picture: give it the extension .png.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = heads.get(task, AutoModel).from_pretrained(model).to(device)
-    result = EVALUATIONS[task](encoder, AutoProcessor.from_pretrained(model), dataset, batch_size, workers)
-    if isinstance(result["unreadable"], dict):
-        result["unreadable"] = sorted(result["unreadable"])
+    encoder, processor = AutoModel.from_pretrained(model).to(device), AutoProcessor.from_pretrained(model)
+    report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
     if output is not None:
-        where = {"model": model, "task": task, "corpus": corpus, "data_dir": str(data_dir), "split": split}
-        output.write_text(json.dumps(where | result, indent=2) + "\n", encoding="utf-8")
-    _print(result, as_json)
+        draw_report(encoder, processor, videos).save(output)
+    if as_json:
+        _print(report, as_json)
+        return
+    rows = {str(number): row for number, row in enumerate(report.pop("regions"), start=1)}
+    _print_rows("region", rows | {"mean": {name: report.pop(name) for name in rows["1"]}})
+    _print(report, as_json)
 
 
 @app.command()
@@ -141,6 +255,55 @@ def convert(
     _print({"output": str(output)} | {name: getattr(video, name) for name in names}, as_json)
 
 
+@app.command()
+def ablate(
+    output: Annotated[Path, typer.Option(help="Directory for the runs, one JSON file each, table and figures.")],
+    setting: Annotated[str, typer.Option(help="shapes or letters: corpus, encoders, training.")] = "shapes",
+    rows: Annotated[str, typer.Option(help="Tables (main, sweeps, second_corpus) or rows: a,b.")] = "main",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Even where there is a GPU.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Also measure the time of a training step.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Also draw the figures (needs matplotlib).")] = False,
+    as_json: Json = False,
+):
+    """
+    What each part of the method brings: the same small model with and without it, from several seeds. The same
+    command again goes on where it was interrupted.
+    """
+    from .ablation import SETTINGS, ablate, report, rows_of
+    from .corpora.folder import suggestion
+
+    if setting not in SETTINGS:
+        raise ValueError(f"--setting {setting!r} is not known{suggestion(setting, SETTINGS)}: {', '.join(SETTINGS)}.")
+    chosen = rows_of(rows.split(","))
+    entries = ablate(output, SETTINGS[setting], chosen, seeds, jobs, cpu)
+    text = report(output, SETTINGS[setting], chosen, entries, use_cpu=cpu, cost=cost, figures=figures)
+    print(json.dumps(entries, indent=2) if as_json else text)
+
+
+@app.command()
+def card(
+    results: Annotated[list[Path], typer.Argument(help="Files of `region-learner evaluate --output`, of one model.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Its directory, for what its training run says.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Its name on the Hub.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, such as apache-2.0.")] = None,
+    title: Annotated[str | None, typer.Option()] = None,
+    description: Annotated[str, typer.Option()] = "",
+    query: Annotated[str, typer.Option(help="Of the example.")] = "a dog catches a frisbee",
+    output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
+):
+    """Model card from measured results."""
+    from .hub import model_card
+
+    text = model_card(results, checkpoint, repo, license, title, description, query)
+    if output is None:
+        print(text)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+
+
 @corpus_app.command("list")
 def corpus_list(as_json: Json = False):
     """Names and formats."""
@@ -152,14 +315,17 @@ def corpus_list(as_json: Json = False):
 @corpus_app.command("make")
 def corpus_make(
     output: Annotated[Path, typer.Argument(help="Directory for the corpus.")],
-    options: Annotated[str | None, typer.Option(help="Sizes and seed, as JSON; see MovingShapesOptions.")] = None,
+    corpus: Annotated[str, typer.Option(help="moving_shapes or drifting_letters.")] = "moving_shapes",
+    options: Annotated[
+        str | None, typer.Option(help="Sizes and seed, as JSON; see MovingShapesOptions and DriftingLettersOptions.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a corpus with other options.")] = False,
 ):
-    """Write the built-in corpus of moving shapes."""
-    from .corpora import make_moving_shapes
+    """Write a built-in corpus."""
+    from .corpora import make_corpus
 
-    path = make_moving_shapes(output, workers=workers, overwrite=overwrite, **_json_option("--options", options))
+    path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **_json_option("--options", options))
     Console(stderr=True).print(f"The corpus is in {path}.")
 
 

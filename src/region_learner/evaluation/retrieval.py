@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
@@ -37,24 +38,96 @@ class Embeddings:
         return retrieval_metrics(self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids)
 
 
-class _Clips(torch.utils.data.Dataset):
+@dataclass(frozen=True)
+class Views:
     """
-    Decoded and transformed clips (T, C, H, W) of a corpus; the message of the error for one that cannot be read.
-    References of a lazy corpus are read here, in the loader's workers.
+    Test-time views: the clips of a video that are embedded and averaged. All of them span the whole video, as the
+    clips of training do, and differ in the frame that they take of each segment.
+
+    Args:
+        clips: so many. Each of the `num_frames` segments is divided into `clips` equal parts, and clip k has the
+            middle frame of each k-th part: with one clip, the middle frame of each segment.
+        window_stride: sliding windows instead (Frozen in Time, arXiv 2104.00650, and its option
+            `sliding_window_stride`): a clip has frame i of each segment, for i = 0, stride, 2 * stride, ... as long
+            as all segments have one. So the number of clips grows with the length of the video.
+
+    Raises:
+        ValueError: either is less than 1, or both are given.
     """
 
-    def __init__(self, videos: Sequence[Any], video_processor):
-        self.videos, self.video_processor = videos, video_processor
+    clips: int = 1
+    window_stride: int | None = None
+
+    def __post_init__(self):
+        for name in ("clips", "window_stride"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number, at least 1.")
+        if self.clips > 1 and self.window_stride is not None:
+            raise ValueError("clips and window_stride exclude each other: the stride decides how many there are.")
+
+    @property
+    def single(self) -> bool:
+        """Whether every video has one clip, that of the video processor."""
+        return self.clips == 1 and self.window_stride is None
+
+    def frames(self, total: int, num_frames: int) -> np.ndarray:
+        """
+        Indices of the frames of each clip, (clips, num_frames), in a video of `total` frames. Where there are fewer
+        than `num_frames`, the last one is repeated, as the video processor does.
+        """
+        used = min(total, num_frames)
+        borders = np.floor(np.linspace(0, total, used + 1)).astype(int)
+        starts, lengths = borders[:-1], np.diff(borders)
+        if self.window_stride is None:
+            # The frame at or before the middle of part k, that is at (k + 1/2) / clips of the segment.
+            middles = (2 * np.arange(self.clips)[:, None] + 1) * lengths - self.clips
+            offsets = np.maximum(middles // (2 * self.clips), 0)
+        else:
+            # The authors' code stops at a share 1 / (num_frames + 1) of the video, short of the segments' end.
+            offsets = np.arange(0, lengths.min(), self.window_stride)[:, None]
+        return np.pad(starts + offsets, ((0, 0), (0, num_frames - used)), mode="edge")
+
+
+ONE_VIEW = Views()
+
+
+class _Clips(torch.utils.data.Dataset):
+    """
+    Decoded and transformed clips (views, T, C, H, W) of each video of a corpus; the message of the error for one
+    that cannot be read. References of a lazy corpus are read here, in the loader's workers.
+    """
+
+    def __init__(self, videos: Sequence[Any], video_processor, views: Views):
+        self.videos, self.video_processor, self.views = videos, video_processor, views
+        if not views.single and video_processor.num_frames is None:
+            raise ValueError("Several clips a video need a video processor with num_frames instead of fps.")
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
-            clip = self.video_processor([video_source(self.videos[index])], return_tensors="pt")
+            video = video_source(self.videos[index])
+            if self.views.single:
+                clips = self.video_processor([video], return_tensors="pt")
+            else:
+                clips = self._views(video)
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        return clip["pixel_values_videos"][0]
+        return clips["pixel_values_videos"]
+
+    def _views(self, video: Any):
+        """The clips of an encoded video, which is decoded once."""
+        processor = self.video_processor
+
+        def choose(metadata):
+            processor.sample_frames(metadata)  # refuses the videos that it refuses with one clip
+            return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel().tolist()
+
+        frames, _ = processor.fetch_videos(video, choose)
+        clips = list(frames.unflatten(0, (-1, processor.num_frames)))
+        return processor(clips, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
 
 
 @torch.inference_mode()
@@ -75,53 +148,82 @@ def read_clips(
     num_workers: int = 0,
     progress: bool = True,
     description: str = "embedding videos",
+    views: Views = ONE_VIEW,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
-    Batches of the readable ones of `videos`: their indices, and clips (B, T, C, H, W) with middle frames and centre
-    crop. Of the others, the message of the error goes into `unreadable`, by index.
+    Batches of the readable ones of `videos`: clips (B, T, C, H, W) with centre crop, and the index of the video of
+    each. All clips of a video are in one batch, which has more than `batch_size` only if a video has. Of the videos
+    that cannot be read, the message of the error goes into `unreadable`, by index.
 
     Raises:
         ValueError: if no video can be read.
     """
     loader = torch.utils.data.DataLoader(
-        _Clips(videos, getattr(processor, "video_processor", processor)),
-        batch_size=batch_size,
+        _Clips(videos, getattr(processor, "video_processor", processor), views),
+        batch_size=max(1, batch_size // views.clips) if views.window_stride is None else 1,
         num_workers=num_workers,
         collate_fn=list,
     )
     seen, any_readable = 0, False
-    for clips in tqdm(loader, desc=description, unit="batch", disable=None if progress else True):
-        indices = [seen + i for i, clip in enumerate(clips) if not isinstance(clip, str)]
-        unreadable |= {seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)}
-        seen += len(clips)
-        if indices:
+    for batch in tqdm(loader, desc=description, unit="batch", disable=None if progress else True):
+        indices, clips = [], []
+        for index, of_video in enumerate(batch, start=seen):
+            if isinstance(of_video, str):
+                unreadable[index] = of_video
+            else:
+                indices += [index] * len(of_video)
+                clips.append(of_video)
+        seen += len(batch)
+        if clips:
             any_readable = True
-            yield indices, torch.stack([clip for clip in clips if not isinstance(clip, str)])
+            yield indices, torch.cat(clips)
     if not any_readable:
         raise ValueError(f"None of the {seen} videos can be read; the first: {next(iter(unreadable.values()), None)}")
 
 
+def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+    """The mean over the clips of each video: (clips, dim), with the index of the video of each, to (videos, dim)."""
+    counts = torch.unique_consecutive(torch.tensor(indices), return_counts=True)[1].tolist()
+    return torch.stack([of_video.mean(0) for of_video in values.split(counts)])
+
+
 @torch.inference_mode()
 def embed_videos(
-    model, processor, videos: Sequence[Any], batch_size: int = 16, num_workers: int = 0, progress: bool = True
+    model,
+    processor,
+    videos: Sequence[Any],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+    views: Views = ONE_VIEW,
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """
     Embeddings of length 1 for the readable ones of `videos`, in order, (readable, dim), on the CPU; and the message
-    of the error for each other, by its index.
+    of the error for each other, by its index. With several clips a video, the normalised mean of their embeddings,
+    which are normalised before, too, so that each clip counts the same.
     """
     embeds: list[torch.Tensor] = []
+    owners: list[int] = []
     unreadable: dict[int, str] = {}
-    for _, clips in read_clips(processor, videos, unreadable, batch_size, num_workers, progress):
-        features = model.get_video_features(clips.to(model.device)).pooler_output
-        embeds.append(F.normalize(features.float(), dim=-1).cpu())
-    return torch.cat(embeds), unreadable
+    for indices, clips in read_clips(processor, videos, unreadable, batch_size, num_workers, progress, views=views):
+        for part in clips.split(batch_size):
+            features = model.get_video_features(part.to(model.device)).pooler_output
+            embeds.append(F.normalize(features.float(), dim=-1).cpu())
+        owners += indices
+    if views.single:
+        return torch.cat(embeds), unreadable
+    return F.normalize(mean_of_views(torch.cat(embeds), owners), dim=-1), unreadable
 
 
-def warn_of_unreadable(unreadable: Mapping[int, str], video_ids: Sequence[str]) -> None:
-    """Names the first of the videos that were left out; `unreadable` holds a message for each, by its index."""
+def warn_of_unreadable(unreadable: Mapping[int, str], video_ids: Sequence[str]) -> list[str]:
+    """
+    Names the first of the videos that were left out, in a warning, and returns the ids of all; `unreadable` holds a
+    message for each, by its index.
+    """
     if unreadable:
         names = "; ".join(f"{video_ids[i]} ({message})" for i, message in list(unreadable.items())[:5])
         logger.warning("%d of %d videos cannot be read and are left out: %s", len(unreadable), len(video_ids), names)
+    return [video_ids[i] for i in unreadable]
 
 
 def embed_corpus(
@@ -131,10 +233,12 @@ def embed_corpus(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
+    views: Views = ONE_VIEW,
 ) -> Embeddings:
     """
-    Embeds a corpus with the columns of `load_corpus`: each video once (middle frames, centre crop), and all of its
-    captions. Videos that cannot be read are left out, named in a warning and in `unreadable`.
+    Embeds a corpus with the columns of `load_corpus`: each video once (middle frames and centre crop, or the mean
+    over several `views`), and all of its captions. Videos that cannot be read are left out, named in a warning and
+    in `unreadable`.
 
     Raises:
         ValueError: if no video can be read.
@@ -144,7 +248,7 @@ def embed_corpus(
     columns = [(row["video"], row["video_id"], row["captions"]) for row in dataset]
     videos, ids, captions = (list(column) for column in zip(*columns))
     try:
-        video_embeds, failures = embed_videos(model, processor, videos, batch_size, num_workers, progress)
+        video_embeds, failures = embed_videos(model, processor, videos, batch_size, num_workers, progress, views)
         kept = [i for i in range(len(videos)) if i not in failures]
         pairs = [(caption, ids[i]) for i in kept for caption in captions[i]]
         text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs])

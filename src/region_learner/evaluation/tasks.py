@@ -4,18 +4,19 @@ for the Trainer.
 
 All accuracies are in percent. Where the best scores are tied, a right answer among them counts for the chance of
 drawing it, so that a model that gives everything the same score is not taken for a good one. Videos that cannot be
-read are left out, counted, and named in a warning.
+read are left out, listed by their ids, and named in a warning.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .retrieval import embed_texts, embed_videos, read_clips, warn_of_unreadable
+from .retrieval import ONE_VIEW, Views, embed_texts, embed_videos, mean_of_views, read_clips, warn_of_unreadable
 
 # Labels of the training collator: an answer outside of the vocabulary, and a row that only fills its batch.
 UNKNOWN_LABEL = -1
@@ -23,6 +24,55 @@ IGNORED_LABEL = -100
 
 # With a bare class name too, as that is what the captions of action corpora are.
 TEMPLATES = ("{}", "a video of {}", "a person is doing {}")
+
+# Sets of prompts, by name. The authors' code tests HMDB51 with a sentence and UCF101 with the bare class name.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "few": TEMPLATES,
+    "name": ("{}",),
+    "original": ("A person is {}",),
+    "actions": (
+        "{}",
+        "{} in progress",
+        "a video of {}",
+        "a short clip of {}",
+        "footage of {}",
+        "this video shows {}",
+        "an example of {}",
+        "a demonstration of {}",
+        "the action of {}",
+        "the activity called {}",
+        "someone doing {}",
+        "people doing {}",
+        "a person performing {}",
+        "a person practising {}",
+        "a video of a person doing {}",
+        "a clip in which somebody is doing {}",
+    ),
+}
+
+
+def read_prompts(name: str) -> tuple[str, ...]:
+    """
+    A set of `PROMPTS` by its name, or the lines of a text file that are not blank, "{}" in the place of the class.
+
+    Raises:
+        ValueError: neither a set nor a file; a file without prompts, or with a line without "{}".
+    """
+    if name in PROMPTS:
+        return PROMPTS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"Prompts {name!r} are neither a set ({', '.join(PROMPTS)}) nor a text file, one a line.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line and "{}" not in line:
+            raise ValueError(f"{path}, line {number}: {line!r} has no '{{}}' in the place of the class name.")
+    if not any(lines):
+        raise ValueError(f"{path} holds no prompts: write one a line, with '{{}}' in the place of the class name.")
+    return tuple(line for line in lines if line)
 
 
 # --- Scores --------------------------------------------------------------------------------------------------
@@ -149,7 +199,8 @@ def multiple_choice_accuracy(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
-) -> dict[str, float]:
+    views: Views = ONE_VIEW,
+) -> dict[str, Any]:
     """
     Multiple choice by retrieval: the option with the highest cosine similarity to the video wins.
 
@@ -161,9 +212,10 @@ def multiple_choice_accuracy(
         batch_size: videos at a time.
         num_workers: processes that decode.
         progress: whether to show a bar.
+        views: clips of a video, whose embeddings are averaged.
 
     Returns:
-        `accuracy`, `questions` (answered ones), `unreadable` (videos).
+        `accuracy`, `questions` (answered ones), `unreadable` (ids of videos).
 
     Raises:
         ValueError: no rows, a column is missing, an answer is none of the options, or no video can be read.
@@ -176,16 +228,16 @@ def multiple_choice_accuracy(
     # Equal texts are embedded once, or they could differ by what they are padded with.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
     with _evaluating(model):
-        embeds, unreadable = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress)
+        embeds, failures = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress, views)
         text_embeds = embed_texts(model, processor, list(texts))
-    warn_of_unreadable(unreadable, questions.ids)
-    place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in unreadable)}
+    unreadable = warn_of_unreadable(failures, questions.ids)
+    place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in failures)}
     right = []
     for some, answer, owner in zip(options, answers, questions.owners.tolist()):
         if owner in place:
             scores = text_embeds[[texts[text] for text in some]].double() @ embeds[place[owner]].double()
             right.append(top_k(scores[None], torch.tensor([answer]), 1))
-    return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": len(unreadable)}
+    return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": unreadable}
 
 
 def zero_shot_accuracy(
@@ -197,7 +249,8 @@ def zero_shot_accuracy(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
-) -> dict[str, float]:
+    views: Views = ONE_VIEW,
+) -> dict[str, Any]:
     """
     Action recognition through prompts: the embedding of a class is the normalised mean of those of its prompts.
 
@@ -207,11 +260,11 @@ def zero_shot_accuracy(
         dataset: rows with `video`, `video_id` and `label`, a number or a class name.
         class_names: in words, as they go into the prompts, in the order of the numbers; by default those of the
             data set's `ClassLabel`.
-        templates: prompts, with "{}" in the place of the class name.
-        batch_size, num_workers, progress: as in [`multiple_choice_accuracy`].
+        templates: prompts, with "{}" in the place of the class name; see `PROMPTS`.
+        batch_size, num_workers, progress, views: as in [`multiple_choice_accuracy`].
 
     Returns:
-        `top1`, `top5`, `videos` (those read), `classes`, `unreadable`.
+        `top1`, `top5`, `videos` (those read), `classes`, `unreadable` (ids of videos).
 
     Raises:
         ValueError: no rows or names, a label that is no class, a template without "{}", or no video can be read.
@@ -235,18 +288,18 @@ def zero_shot_accuracy(
         raise ValueError(f"{len(missing)} labels are none of the classes: {', '.join(map(repr, missing[:3]))}.")
     prompts = [template.replace("{}", name) for name in names for template in templates]
     with _evaluating(model):
-        embeds, unreadable = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress)
+        embeds, failures = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress, views)
         prompt_embeds = embed_texts(model, processor, prompts).view(len(names), len(templates), -1)
-    warn_of_unreadable(unreadable, questions.ids)
+    unreadable = warn_of_unreadable(failures, questions.ids)
     class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
     scores = torch.zeros(len(questions.videos), len(names), dtype=torch.float64)
-    kept = torch.tensor([i for i in range(len(questions.videos)) if i not in unreadable])
+    kept = torch.tensor([i for i in range(len(questions.videos)) if i not in failures])
     scores[kept] = embeds.double() @ class_embeds.T
     rows = torch.isin(questions.owners, kept)
     return _top_metrics(scores[questions.owners[rows]], torch.tensor([numbers[label] for label in labels])[rows]) | {
         "videos": len(kept),
         "classes": len(names),
-        "unreadable": len(unreadable),
+        "unreadable": unreadable,
     }
 
 
@@ -269,7 +322,8 @@ def classification_accuracy(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
-) -> dict[str, float]:
+    views: Views = ONE_VIEW,
+) -> dict[str, Any]:
     """
     Action recognition with a classification head. Classes are matched by name, not by number.
 
@@ -278,9 +332,10 @@ def classification_accuracy(
         processor: its processor, or video processor alone.
         dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
         batch_size, num_workers, progress: as in [`multiple_choice_accuracy`].
+        views: clips of a video, whose logits are averaged (which, with a linear head, is to average features).
 
     Returns:
-        `top1`, `top5`, `videos` (those read), `unreadable`.
+        `top1`, `top5`, `videos` (those read), `unreadable` (ids of videos).
 
     Raises:
         ValueError: no rows or names, the model lacks a class, or no video can be read.
@@ -295,20 +350,21 @@ def classification_accuracy(
             f"{', '.join(map(repr, list(numbers)[:3]))}, ... ({len(numbers)}). Train it on these classes, or give "
             "them the same names in config.id2label."
         )
-    unreadable: dict[int, str] = {}
+    failures: dict[int, str] = {}
     logits = torch.zeros(len(questions.videos), len(numbers), dtype=torch.float64)
     with _evaluating(model):
         batches = read_clips(
-            processor, questions.videos, unreadable, batch_size, num_workers, progress, "classifying videos"
+            processor, questions.videos, failures, batch_size, num_workers, progress, "classifying videos", views
         )
         for indices, clips in batches:
-            logits[indices] = model(pixel_values_videos=clips.to(model.device)).logits.double().cpu()
-    warn_of_unreadable(unreadable, questions.ids)
-    rows = torch.tensor([owner not in unreadable for owner in questions.owners.tolist()])
+            parts = [model(pixel_values_videos=part.to(model.device)).logits for part in clips.split(batch_size)]
+            logits[list(dict.fromkeys(indices))] = mean_of_views(torch.cat(parts).double().cpu(), indices)
+    unreadable = warn_of_unreadable(failures, questions.ids)
+    rows = torch.tensor([owner not in failures for owner in questions.owners.tolist()])
     labels = torch.tensor([numbers[name] for name in names])
     return _top_metrics(logits[questions.owners[rows]], labels[rows]) | {
         "videos": len(questions.videos) - len(unreadable),
-        "unreadable": len(unreadable),
+        "unreadable": unreadable,
     }
 
 
@@ -319,7 +375,8 @@ def answer_accuracy(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
-) -> dict[str, float]:
+    views: Views = ONE_VIEW,
+) -> dict[str, Any]:
     """
     Open-ended question answering over an answer vocabulary: how often the best-scored answer is the right one.
 
@@ -329,10 +386,11 @@ def answer_accuracy(
         dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded and encoded once.
         batch_size: videos at a time, and questions at a time.
         num_workers, progress: as in [`multiple_choice_accuracy`].
+        views: clips of a video, each of which is asked; their logits are averaged.
 
     Returns:
         `accuracy`, `questions`, `out_of_vocabulary` (questions whose answer the model cannot give; they are among
-        `questions` and count as wrong), `unreadable` (videos; their questions are in none of these).
+        `questions` and count as wrong), `unreadable` (ids of videos; their questions are in none of these).
 
     Raises:
         ValueError: no rows, a column is missing, or no video can be read.
@@ -344,27 +402,34 @@ def answer_accuracy(
     rows_of: list[list[int]] = [[] for _ in questions.ids]
     for row, owner in enumerate(questions.owners.tolist()):
         rows_of[owner].append(row)
-    unreadable: dict[int, str] = {}
+    failures: dict[int, str] = {}
     right = torch.zeros(len(questions), dtype=torch.float64)
     with _evaluating(model):
         batches = read_clips(
-            processor, questions.videos, unreadable, batch_size, num_workers, progress, "answering questions"
+            processor, questions.videos, failures, batch_size, num_workers, progress, "answering questions", views
         )
-        for indices, clips in batches:
-            features = model.get_video_features(clips.to(model.device)).pooler_output  # once a video
-            pairs = [(row, position) for position, index in enumerate(indices) for row in rows_of[index]]
-            for start in range(0, len(pairs), batch_size):
-                rows, positions = (list(part) for part in zip(*pairs[start : start + batch_size]))
+        for indices, clips in batches:  # encoded once a video
+            parts = [model.get_video_features(part.to(model.device)) for part in clips.split(batch_size)]
+            features = torch.cat([part.pooler_output for part in parts])
+            clips_of: dict[int, list[int]] = {}
+            for position, index in enumerate(indices):
+                clips_of.setdefault(index, []).append(position)
+            asked = [row for index in clips_of for row in rows_of[index]]
+            for start in range(0, len(asked), batch_size):
+                rows = asked[start : start + batch_size]
                 inputs = processor(text=[texts[row] for row in rows], return_tensors="pt").to(model.device)
-                logits = model.classifier(model.get_text_features(**inputs).pooler_output, features[positions])
-                right[rows] = top_k(logits.cpu(), labels[rows], 1)
-    warn_of_unreadable(unreadable, questions.ids)
-    counted = torch.tensor([owner not in unreadable for owner in questions.owners.tolist()])
+                owners = questions.owners[rows].tolist()
+                positions = [position for owner in owners for position in clips_of[owner]]
+                number = [i for i, owner in enumerate(owners) for _ in clips_of[owner]]
+                logits = model.classifier(model.get_text_features(**inputs).pooler_output[number], features[positions])
+                right[rows] = top_k(mean_of_views(logits.cpu(), number), labels[rows], 1)
+    unreadable = warn_of_unreadable(failures, questions.ids)
+    counted = torch.tensor([owner not in failures for owner in questions.owners.tolist()])
     return {
         "accuracy": _percent(right[counted]),
         "questions": int(counted.sum()),
         "out_of_vocabulary": int((labels[counted] == UNKNOWN_LABEL).sum()),
-        "unreadable": len(unreadable),
+        "unreadable": unreadable,
     }
 
 

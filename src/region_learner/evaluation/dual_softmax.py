@@ -1,0 +1,113 @@
+"""
+Dual-softmax re-scoring (Cheng et al., "Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual
+Softmax Loss", arXiv 2109.04290), which many papers apply to the scores of a trained model.
+
+It uses the whole set of queries at once: what one query finds depends on which others are asked, and it gains from
+every entry being asked for equally often, which holds for benchmarks and not for users. So its metrics have names of
+their own and are reported apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .metrics import _ids, _summary
+
+TIED = 1e-12  # two scores are equal if they differ by no more than this share of them
+
+_SCORES_AT_ONCE = 2**21  # 16 MiB of float64
+
+
+def dual_softmax_metrics(
+    text_embeds: Any,
+    video_embeds: Any,
+    text_video_ids: Sequence[Any] | None = None,
+    video_ids: Sequence[Any] | None = None,
+    temperature: float = 0.05,
+) -> dict[str, float]:
+    """
+    Retrieval metrics of re-scored pairs: the score s of a query and an entry becomes `s * softmax(s / temperature)`,
+    the softmax being over all queries for the same entry. Text-to-video takes the texts for queries, video-to-text
+    the videos that have one.
+
+    As in the authors' code it is the score itself that is weighted, so that a negative one falls the further, the
+    more it stands out; there it is also multiplied by the number of queries, which changes no rank. Scores are
+    computed in tiles, twice: for the sums of the softmax, and for the ranks.
+
+    Args:
+        text_embeds (array of shape `(texts, dim)`): compared by dot product: of length 1 for cosine similarity.
+        video_embeds (array of shape `(videos, dim)`): likewise.
+        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
+            text i describes the i-th video.
+        video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
+        temperature: of the softmax; usually that of the model.
+
+    Returns:
+        `dsl_t2v_R@1` and so on, as of [`retrieval_metrics`], with the same rules for ties and for several texts a
+        video.
+
+    Raises:
+        ValueError: for shapes and ids that do not fit, values that are not finite, a text whose video is missing, or
+            a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be above 0.")
+    texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
+    if texts.shape[1] != videos.shape[1]:
+        raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
+    if text_video_ids is None and video_ids is None and len(texts) != len(videos):
+        raise ValueError(
+            f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
+        )
+    owners, ids = _ids("text_video_ids", text_video_ids, len(texts)), _ids("video_ids", video_ids, len(videos))
+    texts_of, videos_of = _places(owners), _places(ids)
+    if missing := [video_id for video_id in texts_of if video_id not in videos_of]:
+        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
+    described = [i for i, video_id in enumerate(ids) if video_id in texts_of]
+    t2v = _best_ranks(texts, videos, [videos_of[video_id] for video_id in owners], temperature)
+    v2t = _best_ranks(videos[described], texts, [texts_of[ids[i]] for i in described], temperature)
+    return _summary("dsl_t2v", t2v) | _summary("dsl_v2t", v2t)
+
+
+def _matrix(name: str, embeds: Any) -> torch.Tensor:
+    embeds = torch.as_tensor(embeds).detach().cpu().double()
+    if embeds.ndim != 2 or not len(embeds):
+        raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
+    if not torch.isfinite(embeds).all():
+        raise ValueError(f"{name} holds values that are not finite.")
+    return embeds
+
+
+def _places(ids: Sequence[Any]) -> dict[Any, list[int]]:
+    places: dict[Any, list[int]] = {}
+    for i, video_id in enumerate(ids):
+        places.setdefault(video_id, []).append(i)
+    return places
+
+
+def _tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some queries at a time, and their scores with the whole gallery."""
+    step = max(1, _SCORES_AT_ONCE // len(gallery))
+    for start in range(0, len(queries), step):
+        part = slice(start, min(start + step, len(queries)))
+        # Matrix products sum in another order at the edges of a matrix: equal embeddings can differ in the last bit.
+        yield part, (queries[part] @ gallery.T).round_(decimals=10)
+
+
+def _best_ranks(
+    queries: torch.Tensor, gallery: torch.Tensor, relevant: Sequence[Sequence[int]], temperature: float
+) -> np.ndarray:
+    """Rank of the best-ranked of the `relevant` entries of each query, (queries,); ties share their mean rank."""
+    normalizer = torch.full((len(gallery),), -torch.inf, dtype=torch.float64)  # log of the sum over all queries
+    for _, scores in _tiles(queries, gallery):
+        normalizer = torch.logaddexp(normalizer, scores.div_(temperature).logsumexp(0))
+    ranks = torch.zeros(len(queries), dtype=torch.float64)
+    for part, scores in _tiles(queries, gallery):
+        scores *= (scores / temperature).sub_(normalizer).exp_()
+        best = torch.stack([row[list(own)].max() for row, own in zip(scores, relevant[part])])[:, None]
+        margin = TIED * best.abs()  # as small a share of scores of any size: most weights are next to nothing
+        above, not_below = (scores > best + margin).sum(1), (scores >= best - margin).sum(1)
+        ranks[part] = (above + not_below + 1) / 2
+    return ranks.numpy()

@@ -1,0 +1,382 @@
+"""
+The benchmarks' protocols by name, and the evaluation of a checkpoint by one of them.
+
+A protocol says what is compared with what: videos, texts that are queries, the number to look at, and where it comes
+from. Sizes are those published; an evaluation on other ones says so. docs/evaluation.md tells what other papers do
+differently.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .results import EvaluationResults, describe_data, describe_model, mean_of_folds
+from .retrieval import ONE_VIEW, Views
+from .tasks import TEMPLATES
+
+logger = logging.getLogger(__name__)
+
+# Of what an evaluation returns, what is no metric.
+_COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
+
+PRIMARY_METRIC = {
+    "retrieval": "t2v_R@1",
+    "multiple_choice": "accuracy",
+    "question_answering": "accuracy",
+    "classification": "top1",
+    "zero_shot": "top1",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    Args:
+        name: as on the command line; None for a corpus and a task chosen freely.
+        corpus: name of the corpus.
+        task: one of `EVALUATIONS`. "zero_shot" recognises actions by prompts.
+        split: of the corpus.
+        options: of the corpus.
+        captions: which texts are queries, in words.
+        sizes: published numbers by name ("videos", "texts", "questions"); several where they differ by fold.
+        source: paper, and repository where that set the rules.
+        zero_shot: whether the model must not have been trained on the corpus.
+        folds: how many there are, of which fold 1 is the default; 0 where there are none.
+    """
+
+    name: str | None
+    corpus: str
+    task: str = "retrieval"
+    split: str = "test"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    captions: str = ""
+    sizes: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    source: str = ""
+    zero_shot: bool = False
+    folds: int = 0
+
+    @property
+    def metric(self) -> str:
+        """The primary metric."""
+        return PRIMARY_METRIC[self.task]
+
+    def size(self, name: str, fold: int = 1) -> int:
+        """The published number of videos, texts or questions."""
+        size = self.sizes[name]
+        return size if isinstance(size, int) else size[fold - 1]
+
+
+_ALL = "all captions of a video, each a query of its own"
+_ONE = "one caption a video"
+
+_FINE_TUNED = [
+    Protocol(
+        "msrvtt_1ka", "msrvtt",
+        options={"protocol": "1k-A"}, captions="the one caption a video of the published pairs",
+        sizes={"videos": 1000, "texts": 1000},
+        source="Yu et al., ECCV 2018 (JSFusion), pairs; training on 9,000 videos: Gabeur et al., ECCV 2020",
+    ),
+    Protocol(
+        "msrvtt_1kb", "msrvtt",
+        options={"protocol": "1k-B"}, captions=_ALL, sizes={"videos": 1000, "texts": 20_000},
+        source="Miech et al., arXiv 1804.02516, lists; captions as in github.com/albanie/collaborative-experts",
+    ),
+    Protocol(
+        "msrvtt_full", "msrvtt",
+        options={"protocol": "full"}, captions=_ALL, sizes={"videos": 2990, "texts": 59_800},
+        source="Xu et al., CVPR 2016; as in github.com/albanie/collaborative-experts",
+    ),
+    Protocol(
+        "msvd", "msvd", captions=_ALL, sizes={"videos": 670},
+        source="Chen and Dolan, ACL 2011; split of Venugopalan et al., ICCV 2015; all captions as in "
+        "github.com/albanie/collaborative-experts",
+    ),
+    Protocol(
+        "didemo", "didemo",
+        captions="one paragraph a video: its descriptions joined", sizes={"videos": 1004, "texts": 1004},
+        source="Hendricks et al., ICCV 2017; paragraphs: Zhang et al., ECCV 2018, and Liu et al., BMVC 2019",
+    ),
+    Protocol(
+        "lsmdc", "lsmdc", captions=_ONE, sizes={"videos": 1000, "texts": 1000},
+        source="Rohrbach et al., IJCV 2017; the 1,000 public test clips of the 2016 challenge",
+    ),
+    Protocol(
+        "msrvtt_mc", "msrvtt_mc", task="multiple_choice", captions="5 options a question", sizes={"questions": 2990},
+        source="Yu et al., ECCV 2018 (JSFusion)",
+    ),
+    Protocol(
+        "lsmdc_mc", "lsmdc_mc", task="multiple_choice", captions="5 options a question", sizes={"questions": 10_053},
+        source="LSMDC 2016, movie multiple choice (Torabi et al., arXiv 1609.08124)",
+    ),
+    Protocol(
+        "msrvtt_qa", "msrvtt_qa", task="question_answering",
+        captions="questions with open answers, from the vocabulary of the model", sizes={"questions": 72_821},
+        source="Xu et al., ACM Multimedia 2017",
+    ),
+    Protocol(
+        "msvd_qa", "msvd_qa", task="question_answering",
+        captions="questions with open answers, from the vocabulary of the model", sizes={"questions": 13_157},
+        source="Xu et al., ACM Multimedia 2017",
+    ),
+    Protocol(
+        "hmdb51", "hmdb51", task="classification", captions="51 classes, by a classifier",
+        sizes={"videos": 1530}, folds=3, source="Kuehne et al., ICCV 2011",
+    ),
+    Protocol(
+        "ucf101", "ucf101", task="classification", captions="101 classes, by a classifier",
+        sizes={"videos": (3783, 3734, 3696)}, folds=3, source="Soomro et al., arXiv 1212.0402",
+    ),
+    Protocol(
+        "moving_shapes", "moving_shapes", captions=_ALL, source="built in: see corpora/moving_shapes.py",
+    ),
+    Protocol(
+        "moving_shapes_unseen", "moving_shapes", split="test_unseen", captions=_ALL,
+        source="built in: combinations that training does not have; see corpora/moving_shapes.py",
+    ),
+]  # fmt: skip
+
+
+def _prompted(protocol: Protocol, suffix: str, zero_shot: bool) -> Protocol:
+    captions = f"{protocol.captions.partition(',')[0]}, by prompts"
+    return dataclasses.replace(
+        protocol, name=f"{protocol.name}_{suffix}", task="zero_shot", captions=captions, zero_shot=zero_shot
+    )
+
+
+def _table() -> dict[str, Protocol]:
+    protocols = list(_FINE_TUNED)
+    for protocol in _FINE_TUNED:
+        if protocol.task == "classification":
+            protocols.append(_prompted(protocol, "prompts", zero_shot=False))
+            protocols.append(_prompted(protocol, "zero_shot", zero_shot=True))
+        elif protocol.task != "question_answering" and protocol.sizes:  # a vocabulary of answers has to be trained
+            protocols.append(dataclasses.replace(protocol, name=f"{protocol.name}_zero_shot", zero_shot=True))
+    return {str(protocol.name): protocol for protocol in protocols}
+
+
+PROTOCOLS: dict[str, Protocol] = _table()
+
+
+def get_protocol(name: str) -> Protocol:
+    """
+    Raises:
+        ValueError: there is none of this name.
+    """
+    from ..corpora.folder import suggestion
+
+    if name not in PROTOCOLS:
+        raise ValueError(
+            f"There is no protocol {name!r}{suggestion(name, PROTOCOLS)} (protocols: {', '.join(PROTOCOLS)})."
+        )
+    return PROTOCOLS[name]
+
+
+def evaluate_checkpoint(
+    protocol: Protocol,
+    model: str,
+    data_dir: str | Path | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    all_folds: bool = False,
+    views: Views = ONE_VIEW,
+    templates: Sequence[str] | None = None,
+    dual_softmax: bool = False,
+    dual_softmax_temperature: float | None = None,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> EvaluationResults:
+    """
+    Evaluates a checkpoint by a protocol.
+
+    Args:
+        protocol: of `PROTOCOLS`, or one's own.
+        model: directory or Hub name; with `all_folds`, "{fold}" in it stands for the number of the fold.
+        data_dir: where the corpus lies.
+        options: of the corpus, beside those of the protocol.
+        all_folds: the mean over all folds. A model that was trained on one fold has seen the tests of the others, so
+            that each takes its own model; a model that saw none may be one for all.
+        views: clips of a video.
+        templates: prompts for actions.
+        dual_softmax: for retrieval, also re-scored metrics.
+        dual_softmax_temperature: by default that of the model.
+        batch_size: clips at a time.
+        num_workers: processes that decode.
+        seed: set before, though nothing here is drawn at random.
+
+    Raises:
+        ValueError: options that do not fit the protocol, a model that was trained on a corpus it is to be evaluated
+            on zero-shot; CorpusError: missing or damaged data.
+    """
+    options = dict(options or {})
+    for name, value in protocol.options.items():
+        if options.setdefault(name, value) != value:
+            raise ValueError(f"Protocol {protocol.name} has {name}={value!r}: the corpus option must not change it.")
+    if (dual_softmax or dual_softmax_temperature is not None) and protocol.task != "retrieval":
+        raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {protocol.task!r}.")
+    if dual_softmax_temperature is not None and not dual_softmax_temperature > 0:
+        raise ValueError(f"The temperature of dual softmax, {dual_softmax_temperature}, must be above 0.")
+    if templates is not None and protocol.task != "zero_shot":
+        raise ValueError(f"Prompts are for actions with the task 'zero_shot', not for the task {protocol.task!r}.")
+    arguments: dict[str, Any] = {
+        "views": views,
+        "templates": templates,
+        "dual_softmax": dual_softmax or dual_softmax_temperature is not None,
+        "dual_softmax_temperature": dual_softmax_temperature,
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "seed": seed,
+    }
+    if not all_folds:
+        return _evaluate(protocol, model, data_dir, options, **arguments)
+    if not protocol.folds:
+        with_folds = [name for name, other in PROTOCOLS.items() if other.folds]
+        raise ValueError(f"All folds are of a protocol that has some: {', '.join(with_folds)}.")
+    if "fold" in options:
+        raise ValueError("All folds and the corpus option 'fold' exclude each other.")
+    if "{fold}" not in model and not protocol.zero_shot:
+        raise ValueError(
+            f"Each fold takes the model that was trained on it, as others have seen its test videos: write {{fold}} "
+            f"where the names of the models differ, as in {model}-{{fold}}."
+        )
+    folds = range(1, protocol.folds + 1)
+    models = [model.replace("{fold}", str(fold)) for fold in folds]
+    results = [
+        _evaluate(protocol, its_model, data_dir, options | {"fold": fold}, **arguments)
+        for fold, its_model in zip(folds, models)
+    ]
+    return mean_of_folds(results, folds)
+
+
+def _evaluate(
+    protocol: Protocol,
+    name: str,
+    data_dir: str | Path | None,
+    options: dict[str, Any],
+    *,
+    views: Views,
+    templates: Sequence[str] | None,
+    dual_softmax: bool,
+    dual_softmax_temperature: float | None,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+) -> EvaluationResults:
+    import torch
+    from transformers import (
+        AutoModel,
+        AutoModelForVideoClassification,
+        AutoModelForVisualQuestionAnswering,
+        AutoProcessor,
+        set_seed,
+    )
+
+    from ..corpora import load_corpus
+    from . import EVALUATIONS
+
+    start = time.perf_counter()
+    if protocol.zero_shot:
+        _check_zero_shot(protocol, name)
+    set_seed(seed)
+    dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
+    heads = {
+        "question_answering": AutoModelForVisualQuestionAnswering,
+        "classification": AutoModelForVideoClassification,
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = heads.get(protocol.task, AutoModel).from_pretrained(name).to(device)
+    processor = AutoProcessor.from_pretrained(name)
+    extra: dict[str, Any] = {}
+    if protocol.task == "zero_shot":
+        extra["templates"] = list(TEMPLATES if templates is None else templates)
+    if dual_softmax:
+        given = dual_softmax_temperature
+        extra["dual_softmax_temperature"] = float(model.temperature) if given is None else given
+    found = EVALUATIONS[protocol.task](
+        model, processor, dataset, batch_size=batch_size, num_workers=num_workers, views=views, **extra
+    )
+
+    counts = {key: found.pop(key) for key in _COUNTS if key in found}
+    unreadable, rescored = found.pop("unreadable"), found.pop("rescored", None)
+    notes = size_notes(protocol, counts, options.get("fold", 1))
+    for note in notes:
+        logger.warning(note)
+    if rescored is not None:
+        notes.append("Re-scored metrics use all queries at once: they do not compare with plain ones.")
+    return EvaluationResults(
+        model=describe_model(model, name),
+        data=describe_data(protocol.corpus, data_dir, protocol.split, options) | counts | {"unreadable": unreadable},
+        protocol={
+            "name": protocol.name,
+            "task": protocol.task,
+            "zero_shot": protocol.zero_shot,
+            "captions": protocol.captions,
+            "source": protocol.source,
+            "primary_metric": protocol.metric,
+            "frames": processor.video_processor.num_frames,
+            "clips": views.clips if views.window_stride is None else None,
+            "window_stride": views.window_stride,
+            **extra,
+        },
+        metrics=found,
+        rescored=rescored,
+        notes=notes,
+        seed=seed,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> list[str]:
+    """
+    What to say of an evaluation that did not have all videos, texts or questions of the benchmark: nothing if it had.
+
+    Args:
+        counts: numbers of what was evaluated.
+        fold: where sizes differ by it.
+    """
+    different = [
+        f"{counts[name]:,} {name} instead of {protocol.size(name, fold):,}"
+        for name in protocol.sizes
+        if counts[name] != protocol.size(name, fold)
+    ]
+    if not different:
+        return []
+    return [
+        f"{protocol.name} was evaluated on {' and '.join(different)}: videos are missing or unreadable, or the lists "
+        "are other ones. The results do not compare with published ones."
+    ]
+
+
+def _check_zero_shot(protocol: Protocol, model: str):
+    """
+    Asks the results.json that a training run leaves beside a model; earlier runs it began from are not known.
+
+    Raises:
+        ValueError: the model was trained on the corpus.
+    """
+    path = Path(model) / "results.json"
+    try:
+        arguments = json.loads(path.read_bytes())["arguments"]
+        corpus = arguments.get("corpus")
+        trained = {entry.get("corpus", corpus) for entry in arguments.get("corpora") or [{}]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if _videos_of(protocol.corpus) in {_videos_of(str(name)) for name in trained}:
+        base = str(protocol.name).removesuffix("_zero_shot")
+        others = [name for name in (base, f"{base}_prompts") if name in PROTOCOLS]
+        raise ValueError(
+            f"Protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but {path.name} of "
+            f"{model} says that this one was: take {' or '.join(others)}."
+        )
+
+
+def _videos_of(corpus: str) -> str:
+    """The corpus that the videos are of: questions and choices are asked about those of others."""
+    return corpus.removesuffix("_qa").removesuffix("_mc")

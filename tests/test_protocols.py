@@ -1,0 +1,405 @@
+"""Protocols on stand-ins for the benchmarks, from the command line to the file; and which split chooses what."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from region_learner import RegionLearnerForVideoClassification
+from region_learner.cli import main
+from region_learner.corpora import corpus_options, make_moving_shapes
+from region_learner.corpora.actions import _HMDB51_SIZES, _UCF101_SIZES
+from region_learner.corpora.didemo import _SIZES as _DIDEMO_SIZES
+from region_learner.corpora.lsmdc import _CHOICE, _RETRIEVAL
+from region_learner.corpora.msrvtt import _LISTS
+from region_learner.corpora.msvd import _QUESTIONS
+from region_learner.corpora.msvd import _SIZES as _MSVD_SIZES
+from region_learner.evaluation import (
+    EVALUATIONS,
+    Views,
+    dual_softmax_metrics,
+    embed_corpus,
+    evaluate_checkpoint,
+    get_protocol,
+)
+from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, size_notes
+from region_learner.evaluation.results import read_results
+from region_learner.evaluation.tasks import PROMPTS
+from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training import parse_arguments, parse_stages, train, trainer
+from region_learner.training.arguments import list_recipes
+from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
+
+from .conftest import ROOT, tiny_model
+from .test_recipes import Media, caption, make_didemo, make_lsmdc, make_msrvtt, make_msvd, write
+from .test_training import TINY
+
+ACTIONS = ("brush_hair", "climb", "wave")
+
+
+def make_folds(root, media):
+    """HMDB51 with three videos a class, of which fold N tests the N-th."""
+    for label in ACTIONS:
+        names = [f"{label}{n}.avi" for n in (1, 2, 3)]
+        media.link(root / "hmdb51_org" / label, names)
+        for fold in (1, 2, 3):
+            uses = "\n".join(f"{name} {2 if n == fold else 1}" for n, name in enumerate(names, start=1))
+            write(root / "testTrainMulti_7030_splits" / f"{label}_test_split{fold}.txt", uses)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Stand-ins in `data`, a dual encoder in `model`, and a classifier for each fold of the actions."""
+    root = tmp_path_factory.mktemp("protocols")
+    media = Media(root / "media")
+    for name, make in {"msrvtt": make_msrvtt, "msvd": make_msvd, "didemo": make_didemo, "lsmdc": make_lsmdc}.items():
+        make(root / "data" / name, media)
+    make_folds(root / "data" / "hmdb51", media)
+    tokenizer = train_tokenizer([caption(n) for n in range(12)] + list(ACTIONS), 99, 16)
+    processor = RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=2), tokenizer)
+    model = tiny_model()
+    model.save_pretrained(root / "model")
+    processor.save_pretrained(root / "model")
+    for fold in (1, 2, 3):
+        config = tiny_model().config
+        config.id2label = dict(enumerate(["brush hair", "climb", "wave"]))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        torch.manual_seed(fold)
+        RegionLearnerForVideoClassification(config).save_pretrained(root / f"fold{fold}")
+        processor.save_pretrained(root / f"fold{fold}")
+    return SimpleNamespace(root=root, data=root / "data", model=str(root / "model"))
+
+
+def command(capsys, *argv) -> dict:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, argv), "--json"])
+    assert end.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# --- The table -----------------------------------------------------------------------------------------------
+
+
+def test_the_table():
+    wanted = {"msrvtt_1ka", "msrvtt_1kb", "msrvtt_full", "msvd", "didemo", "lsmdc", "msrvtt_mc", "lsmdc_mc"}
+    zero_shot = {f"{name}_zero_shot" for name in wanted} | {"hmdb51_zero_shot", "ucf101_zero_shot"}
+    wanted |= {"msrvtt_qa", "msvd_qa", "hmdb51", "ucf101", "hmdb51_prompts", "ucf101_prompts"}
+    assert set(PROTOCOLS) == wanted | zero_shot | {"moving_shapes", "moving_shapes_unseen"}
+    assert set(PRIMARY_METRIC) == set(EVALUATIONS)
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert protocol.zero_shot == name.endswith("_zero_shot")
+        assert set(protocol.options) <= set(corpus_options(protocol.corpus))
+        assert protocol.source
+        assert protocol.captions
+        assert protocol.sizes or protocol.corpus == "moving_shapes"
+
+
+def test_sizes_are_those_that_the_corpora_check():
+    msrvtt = {name: _LISTS[name]["test"][1] for name in _LISTS}
+    for name, protocol in PROTOCOLS.items():
+        expected = {
+            "msrvtt": lambda protocol: {"videos": msrvtt[protocol.options["protocol"]]},
+            "msvd": lambda _: {"videos": _MSVD_SIZES["test"]},
+            "didemo": lambda _: {"videos": _DIDEMO_SIZES["test"][0]},
+            "lsmdc": lambda _: {"videos": _RETRIEVAL["test"][1]},
+            "lsmdc_mc": lambda _: {"questions": _CHOICE["test"][1]},
+            "msvd_qa": lambda _: {"questions": _QUESTIONS["test"]},
+            "hmdb51": lambda _: {"videos": _HMDB51_SIZES["test"]},
+            "ucf101": lambda _: {"videos": _UCF101_SIZES["test"]},
+        }.get(protocol.corpus, lambda _: {})(protocol)
+        assert {key: protocol.sizes[key] for key in expected} == expected, name
+
+
+def test_the_guide_names_every_protocol():
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    for name in PROTOCOLS:
+        assert f"`{name.removesuffix('_zero_shot').removesuffix('_prompts')}`" in text
+    for name in PROMPTS:
+        assert f"`{name}`" in text
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"no protocol 'msrvtt_fll'; did you mean 'msrvtt_full'\? \(protocols: "):
+        get_protocol("msrvtt_fll")
+
+
+def test_sizes_by_fold():
+    protocol = get_protocol("ucf101")
+    assert [protocol.size("videos", fold) for fold in (1, 2, 3)] == [3783, 3734, 3696]
+    assert size_notes(protocol, {"videos": 3734}, 2) == []
+    (note,) = size_notes(protocol, {"videos": 3734}, 3)
+    assert note.startswith("ucf101 was evaluated on 3,734 videos instead of 3,696: ")
+    assert size_notes(get_protocol("moving_shapes"), {"videos": 3, "texts": 4}) == []
+
+
+# --- Runs ----------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "msrvtt_1ka": ("msrvtt", {"videos": 3, "texts": 3}),
+    "msrvtt_full": ("msrvtt", {"videos": 3, "texts": 6}),
+    "msvd": ("msvd", {"videos": 3, "texts": 6}),
+    "didemo_zero_shot": ("didemo", {"videos": 3, "texts": 3}),
+    "lsmdc": ("lsmdc", {"videos": 3, "texts": 3}),
+    "msrvtt_mc_zero_shot": ("msrvtt", {"questions": 3}),
+    "lsmdc_mc": ("lsmdc", {"questions": 3}),
+    "hmdb51_zero_shot": ("hmdb51", {"videos": 3, "classes": 3}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog):
+    corpus, counts = RUNS[name]
+    argv = ["evaluate", places.model, "--protocol", name, "--data-dir", places.data / corpus]
+    printed = command(capsys, *argv, "--output", tmp_path / "evaluation.json")
+    found = read_results(tmp_path / "evaluation.json")
+    assert {key: found.data[key] for key in counts} == {key: printed[key] for key in counts} == counts
+    assert found.metrics.items() <= printed.items()
+    assert found.protocol["name"] == name
+    assert found.primary[0] == get_protocol(name).metric
+    assert found.data["unreadable"] == []
+    # Galleries of three videos are no benchmark, and say so.
+    assert found.notes == printed["notes"]
+    assert f"{name} was evaluated on 3 " in found.notes[0]
+    assert found.notes[0] in caplog.text
+    assert str(places.root) not in (tmp_path / "evaluation.json").read_text()
+    assert found.model["name"] == "model"
+
+
+def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
+    protocol = replace(PROTOCOLS["msvd"], sizes={"videos": 3})
+    monkeypatch.setitem(PROTOCOLS, "msvd", protocol)
+    whole = evaluate_checkpoint(protocol, places.model, places.data / "msvd")
+    assert whole.notes == []
+    broken = tmp_path / "videos"
+    broken.mkdir()
+    (broken / "id7_1_2.mp4").symlink_to(places.data / "msvd" / "YouTubeClips" / "id7_1_2.avi")
+    (broken / "id8_1_2.mp4").write_bytes(b"not a video")
+    options = {"video_dir": str(broken), "max_missing": 1}
+    argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd"]
+    printed = command(capsys, *argv, "--corpus-options", json.dumps(options), "--output", tmp_path / "e.json")
+    assert printed["unreadable"] == ["id8_1_2"]
+    assert "msvd was evaluated on 1 videos instead of 3" in printed["notes"][0]
+    assert read_results(tmp_path / "e.json").data["options"] == {"video_dir": "videos", "max_missing": 1}
+
+
+def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, capsys):
+    argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--clips=2", "--seed=5"]
+    argv += ["--dual-softmax", "--output", tmp_path / "evaluation.json"]
+    printed = command(capsys, *argv)
+    found = read_results(tmp_path / "evaluation.json")
+    assert found.protocol["frames"] == 2
+    assert (found.protocol["clips"], found.protocol["window_stride"]) == (2, None)
+    assert found.protocol["dual_softmax_temperature"] == pytest.approx(0.05)  # that of the model
+    assert (found.seed, found.dtype) == (5, "float32")
+    assert found.seconds > 0
+    # What was re-scored is apart, under names of its own.
+    assert all(name.startswith("dsl_") for name in found.rescored)
+    assert not any(name.startswith("dsl_") for name in found.metrics)
+    assert printed["rescored"] == found.rescored
+    assert any("use all queries at once" in note for note in found.notes)
+    printed = command(capsys, *argv[:-1], tmp_path / "windows.json", "--window-stride=3", "--clips=1")
+    found = read_results(tmp_path / "windows.json")
+    assert (found.protocol["clips"], found.protocol["window_stride"]) == (None, 3)
+
+
+def test_views_and_dual_softmax_reach_the_numbers(places):
+    from region_learner import RegionLearnerModel, load_corpus
+
+    protocol = get_protocol("msrvtt_full")
+    found = evaluate_checkpoint(
+        protocol, places.model, places.data / "msrvtt", views=Views(3), dual_softmax_temperature=0.2
+    )
+    model = RegionLearnerModel.from_pretrained(places.model).eval()
+    processor = RegionLearnerProcessor.from_pretrained(places.model)
+    dataset = load_corpus("msrvtt", places.data / "msrvtt", "test", protocol="full")
+    embeddings = embed_corpus(model, processor, dataset, progress=False, views=Views(3))
+    assert found.metrics == embeddings.metrics()
+    expected = dual_softmax_metrics(
+        embeddings.text_embeds, embeddings.video_embeds, embeddings.text_video_ids, embeddings.video_ids, 0.2
+    )
+    assert found.rescored == expected
+    plain = evaluate_checkpoint(protocol, places.model, places.data / "msrvtt")
+    assert plain.rescored is None
+    assert plain.protocol.keys().isdisjoint({"dual_softmax_temperature", "templates"})
+
+
+def test_prompts(places, tmp_path, capsys):
+    argv = ["evaluate", places.model, "--protocol=hmdb51_zero_shot", "--data-dir", places.data / "hmdb51"]
+    for prompts, expected in {"": PROMPTS["few"], "actions": PROMPTS["actions"]}.items():
+        command(capsys, *argv, *(["--prompts", prompts] if prompts else []), "--output", tmp_path / "e.json")
+        assert read_results(tmp_path / "e.json").protocol["templates"] == list(expected)
+    (tmp_path / "mine.txt").write_text("{}\nlook: {}\n")
+    command(capsys, *argv, "--prompts", tmp_path / "mine.txt", "--output", tmp_path / "e.json")
+    assert read_results(tmp_path / "e.json").protocol["templates"] == ["{}", "look: {}"]
+
+
+# --- Folds ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "model"), [("hmdb51_zero_shot", "model"), ("hmdb51", "fold{fold}")])
+def test_all_folds(name, model, places, tmp_path, capsys):
+    path = places.root / model
+    argv = ["evaluate", path, "--protocol", name, "--data-dir", places.data / "hmdb51", "--all-folds"]
+    printed = command(capsys, *argv, "--output", tmp_path / "evaluation.json")
+    found = read_results(tmp_path / "evaluation.json")
+    protocol = get_protocol(name)
+    each = [
+        evaluate_checkpoint(
+            protocol, str(path).replace("{fold}", str(fold)), places.data / "hmdb51", options={"fold": fold}
+        )
+        for fold in (1, 2, 3)
+    ]
+    assert len({json.dumps(one.data["options"]) for one in each}) == 3
+    for metric, value in found.metrics.items():
+        assert value == pytest.approx(sum(one.metrics[metric] for one in each) / 3)
+    assert [part["metrics"] for part in found.folds] == [one.metrics for one in each]
+    assert [part["model"]["name"] for part in found.folds] == [model.replace("{fold}", str(n)) for n in (1, 2, 3)]
+    assert [part["data"]["options"]["fold"] for part in printed["folds"]] == [1, 2, 3]
+    assert len({json.dumps(part["model"]["weights"]) for part in found.folds}) == (3 if "{fold}" in model else 1)
+    assert [note[:7] for note in found.notes] == ["fold 1:", "fold 2:", "fold 3:"]
+
+
+# --- Wrong use -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--protocol=msvdd"], "There is no protocol 'msvdd'; did you mean 'msvd'?"),
+        (
+            ["--protocol=msvd", "--corpus=msvd"],
+            "decides on the corpus: leave out --protocol or --corpus",
+        ),
+        (["--protocol=msvd", "--task=retrieval"], "decides on the task"),
+        (["--protocol=msvd", "--split=val"], "decides on the split"),
+        (["--protocol=msvd"], "corpus 'msvd' needs data_dir="),
+        (["--protocol=msvd", "--data-dir=nowhere"], "no directory"),
+        (["--protocol=msrvtt_1ka", '--corpus-options={"protocol": "full"}'], "has protocol='1k-A': the corpus option"),
+        (["--protocol=msvd", "--clips=0"], "clips=0 must be a whole number, at least 1"),
+        (["--protocol=msvd", "--clips=2", "--window-stride=4"], "clips and window_stride exclude each other"),
+        (["--protocol=msvd", "--window-stride=-1"], "window_stride=-1 must be a whole number"),
+        (["--protocol=msrvtt_mc", "--dual-softmax"], "Dual-softmax re-scoring is for retrieval, not for the task"),
+        (["--protocol=msvd", "--dual-softmax-temperature=0"], "The temperature of dual softmax, 0.0, must be above 0"),
+        (["--protocol=msvd", "--prompts=actions"], "Prompts are for actions with the task 'zero_shot'"),
+        (["--protocol=hmdb51_zero_shot", "--prompts=no-such"], "Prompts 'no-such' are neither a set"),
+        (["--protocol=msvd", "--all-folds"], "All folds are of a protocol that has some: hmdb51, ucf101"),
+        (
+            ["--protocol=hmdb51", "--all-folds"],
+            "write {fold} where the names of the models differ",
+        ),
+        (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold takes the model that was trained on it"),
+        (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
+        (["--task=retrievals"], "--task 'retrievals' is not known; choose one of retrieval, multiple_choice"),
+        (["--protocol=msvd", "--output=."], "is a directory: give a file for the results"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "model", *argv])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("region-learner: error: ")
+    assert message in error[0]
+
+
+def test_a_model_is_asked_for(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--protocol=msvd"])
+    assert end.value.code == 2
+    assert "MODEL" in capsys.readouterr().err
+
+
+def test_the_list(capsys):
+    assert command(capsys, "evaluate", "--list-protocols")["msvd"]["sizes"] == {"videos": 670}
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--list-protocols"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PROTOCOLS)
+    assert "3,783 / 3,734" in printed
+
+
+def test_zero_shot_is_refused_for_what_was_trained_on(places, tmp_path):
+    def evaluate(name, folder, **arguments):
+        (tmp_path / "results.json").write_text(json.dumps({"arguments": arguments}))
+        return evaluate_checkpoint(get_protocol(name), str(tmp_path), places.data / folder)
+
+    for path in (places.root / "model").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match=r"not trained on msvd, but results.json of .* says .*: take msvd\."):
+        evaluate("msvd_zero_shot", "msvd", corpus="msvd")
+    with pytest.raises(ValueError, match=r"take msrvtt_mc\."):  # asked about the same videos
+        evaluate("msrvtt_mc_zero_shot", "msrvtt", corpus="webvid", corpora=[{"corpus": "msrvtt"}])
+    with pytest.raises(ValueError, match=r"take hmdb51 or hmdb51_prompts\."):
+        evaluate("hmdb51_zero_shot", "hmdb51", corpus="hmdb51")
+    # Of several corpora, `corpus` is that of the validation.
+    assert evaluate("msvd_zero_shot", "msvd", corpus="msvd", corpora=[{"corpus": "webvid"}]).metrics
+    assert evaluate("msvd", "msvd", corpus="msvd").metrics
+    (tmp_path / "results.json").write_text("[]")
+    assert evaluate_checkpoint(get_protocol("msvd_zero_shot"), str(tmp_path), places.data / "msvd").metrics
+
+
+# --- Validation chooses, the test is seen once ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("finetune_")])
+def test_recipes_choose_by_validation_or_not_at_all(name):
+    model, data, arguments = parse_stages([name, "--model=x", "--data_dir=x"])[-1]
+    # Where there is no validation split, the number of epochs is fixed.
+    without = {"finetune_msrvtt", "finetune_msrvtt_mc", "finetune_hmdb51", "finetune_ucf101", "finetune_folder"}
+    assert (data.eval_split is None) == (name in without)
+    assert data.test_split == (None if name == "finetune_folder" else "test")
+    assert data.train_split == "train"
+    assert arguments.load_best_model_at_end == (data.eval_split is not None)
+    if data.eval_split is not None:
+        assert data.eval_split == "val"
+        task = "retrieval" if model.task == "multiple_choice" else model.task
+        assert arguments.metric_for_best_model == {"retrieval": "t2v_gmean", "question_answering": "accuracy"}[task]
+        assert arguments.eval_strategy == arguments.save_strategy == "epoch"
+        assert arguments.greater_is_better
+
+
+def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
+    """Validation says that the second of three checkpoints is best, the test would say the third: the second it is."""
+    corpus = make_moving_shapes(
+        tmp_path / "corpus", workers=1, progress=False, train=8, val=2, test=4, test_unseen=0, size=48, frames=4,
+        objects=[1, 1],
+    )  # fmt: skip
+    validations, tests = iter([10.0, 30.0, 20.0]), []
+
+    def validate(prediction):
+        assert len(prediction.predictions[0]) == 2  # the validation split, not the four videos of the test
+        return {"t2v_gmean": next(validations)}
+
+    def test(model, processor, dataset, *_):
+        tests.append({name: value.clone() for name, value in model.state_dict().items()})
+        assert len(dataset) == 4
+        return {"t2v_gmean": 100.0, "unreadable": []}
+
+    monkeypatch.setitem(trainer._METRICS, "retrieval", validate)
+    monkeypatch.setitem(EVALUATIONS, "retrieval", test)
+    argv = [
+        *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'run'}",
+        "--per_device_train_batch_size=8", "--learning_rate=0.01", "--num_train_epochs=3", "--eval_split=val",
+        "--test_split=test", "--load_best_model_at_end=true", "--metric_for_best_model=t2v_gmean",
+        "--eval_strategy=epoch", "--save_strategy=epoch",
+    ]  # fmt: skip
+    results = train(*parse_arguments(argv))
+    assert next(validations, None) is None  # three, and no more after training
+    assert len(tests) == 1
+    assert results["test"]["t2v_gmean"] == 100.0
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    chosen, last = (load_file(tmp_path / "run" / f"checkpoint-{n}" / "model.safetensors") for n in (2, 3))
+    assert all(torch.equal(saved[name], value) for name, value in chosen.items())
+    assert all(torch.equal(tests[0][name], value) for name, value in chosen.items())
+    assert any(not torch.equal(saved[name], value) for name, value in last.items())
+    assert not any("test" in name for entry in results["log"] for name in entry)
