@@ -1,35 +1,268 @@
-"""Ranks and what is made of them."""
+"""
+Ranks and what is made of them, without ever holding the matrix of scores.
 
-from collections.abc import Sequence
+Scores are computed in float32, a tile at a time, and each tile serves both directions. Where float32 cannot tell
+whether a score is above the one that it is compared with, it is computed again in float64: results are those of
+float64 at nearly the price of float32.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 RECALL_AT = (1, 5, 10, 50)
-_SCORES_AT_ONCE = 2**24  # 128 MiB of float64
 
 # Of rows that are there to fill a batch and count for nothing.
 IGNORED_ID = -1
 
+# Rows and columns of a tile. Eight booleans are counted at once, as the bytes of an integer: a byte counts to 255.
+_ROWS, _COLUMNS = 248, 8 * 255
 
-def _matrix(name: str, embeds: Any) -> torch.Tensor:
-    embeds = torch.as_tensor(embeds)
-    if embeds.ndim != 2 or not len(embeds):
-        raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
-    if not torch.isfinite(embeds).all():
-        raise ValueError(f"{name} holds values that are not finite.")
-    return embeds.detach().cpu().double()
+# Above this share of a tile, operations on all of its scores are faster than on single ones.
+_FEW = 1 / 64
+
+_NUMBERS_AT_ONCE = 2**18  # 2 MiB of float64: they stay in the cache
+_PAIRS_AT_ONCE = 2**18
+
+# Held by who changes settings of torch, and restores them.
+_SETTINGS = Lock()
+
+_FLOAT64_ROUNDING, _FLOAT32_ROUNDING = 2.0**-53, 2.0**-24
+_FLOAT32_SMALLEST = 2.0**-126
+_FLOAT32_LENGTHS = (1e-12, 1e12)  # of the longest embedding: far from where products overflow or vanish
 
 
-def _ids(name: str, ids: Any, length: int) -> list:
-    ids = list(range(length)) if ids is None else ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if len(ids) != length:
-        raise ValueError(f"{name} has {len(ids)} entries for {length} embeddings.")
-    return ids
+class _Side:
+    """
+    The texts or the videos, and as queries what is known of their ranks.
+
+    `embeds`: (n, dim), of the type they came in. `lengths`: (n,), float64. `best`: (n,), float64, the best score of
+    a relevant entry. `bounds`: two of (n,), within which scores are tied with it, and `float32_bounds`, within which
+    float32 cannot tell. `above`: (n,), the number of scores tied with the best plus twice the number of greater ones.
+    """
+
+    bounds: tuple[torch.Tensor, torch.Tensor]
+    float32_bounds: tuple[torch.Tensor, torch.Tensor]
+
+    def __init__(self, name: str, embeds: Any):
+        with warnings.catch_warnings():  # of memory-mapped files that cannot be written to, as nobody does
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            embeds = torch.as_tensor(embeds)
+        if embeds.ndim != 2 or not len(embeds):
+            raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
+        self.embeds = embeds.detach().cpu()
+        self.dim = embeds.shape[1]
+        self.at_once = max(1, _NUMBERS_AT_ONCE // max(1, self.dim))
+        self.lengths = torch.cat([part.double().norm(dim=1) for part in self.embeds.split(self.at_once)])
+        if not torch.isfinite(self.lengths).all():
+            raise ValueError(f"{name} holds values that are not finite.")
+        self.longest = float(self.lengths.max())
+        self.best = torch.full_like(self.lengths, -torch.inf)
+        self.above = torch.zeros(len(embeds), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def ranks(self) -> np.ndarray:
+        """Ranks of the best relevant entries, (n,), float64: the mean of the ranks of all that are tied with it."""
+        return (self.above.double() + 1).numpy() / 2
 
 
-def best_ranks(queries: torch.Tensor, gallery: torch.Tensor, relevant: Sequence[Sequence[int]]) -> np.ndarray:
+def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """Scores of the pairs (i, j), each of shape (pairs,), in float64."""
+    scores = torch.empty(len(i), dtype=torch.float64)
+    for start in range(0, len(i), left.at_once):
+        part = slice(start, start + left.at_once)
+        scores[part] = (left.embeds[i[part]].double() * right.embeds[j[part]].double()).sum(1)
+    return scores
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Matrix products as exact as their type, whatever was asked for elsewhere: oneDNN may take bfloat16 instead."""
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+@contextmanager
+def _threads(tasks: int) -> Iterator[Callable[..., Iterable]]:
+    """
+    A `map` over as many threads as torch has, each of which computes alone.
+
+    Operations on tiles are so short that threads which share one would mostly wait for one another.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, tasks) == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, tasks)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _mask(compare: Callable, scores: torch.Tensor, bound: torch.Tensor, dim: int) -> torch.Tensor:
+    """Of `scores` (rows, columns) compared with the bound of each query; columns filled up to a multiple of 8."""
+    width = scores.shape[1]
+    mask = torch.zeros(len(scores), width + -width % 8, dtype=torch.bool)
+    compare(scores, bound.unsqueeze(dim), out=mask[:, :width])
+    return mask
+
+
+def _count(mask: torch.Tensor, dim: int) -> torch.Tensor:
+    """How many entries are true along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
+    sums = mask.view(torch.int64).sum(dim).view(torch.uint8)
+    return sums.long() if dim == 0 else sums.view(len(mask), 8).sum(1)
+
+
+def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the true entries of a mask (rows, columns), columns a multiple of 8."""
+    eights = mask.view(torch.int64)
+    row, eighth = eights.nonzero(as_tuple=True)
+    found, byte = eights[row, eighth][:, None].view(torch.uint8).nonzero(as_tuple=True)
+    return row[found], 8 * eighth[found] + byte
+
+
+def _few(mask: torch.Tensor) -> bool:
+    return bool(_count(mask, 1).sum() <= _FEW * mask.numel())
+
+
+class _Counter:
+    """
+    Counts scores above the best relevant ones, tile by tile, into `above` of the queries.
+
+    Whatever its order of summation, a score is off by at most n u / (1 - n u) times the product of the two lengths,
+    with n = dim and u the rounding of its type, 2^-24 or 2^-53 (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2002, section 3.1); n = dim + 2 where embeddings had to be rounded, too. Scores that float64 cannot
+    tell apart are tied: as a matrix product sums in another order at its edges, those of equal embeddings can differ.
+    """
+
+    def __init__(self, left: _Side, right: _Side):
+        self.left, self.right = left, right
+        rounding = (left.dim + 4) * _FLOAT32_ROUNDING
+        low, high = _FLOAT32_LENGTHS
+        self.in_float32 = rounding < 0.5 and all(low < side.longest < high for side in (left, right))
+        # What vanishes below the smallest float32: of embeddings, and of each product.
+        vanishing = 3 * left.dim * _FLOAT32_SMALLEST * (1 + left.longest + right.longest)
+        for queries, gallery in ((left, right), (right, left)):
+            reach = queries.lengths * gallery.longest  # of scores, from 0
+            tied = 4 * (left.dim + 4) * _FLOAT64_ROUNDING * reach  # two scores, and a factor of 2 to spare
+            queries.bounds = queries.best - tied, queries.best + tied
+            # The bounds are rounded to float32, too.
+            unsure = tied + (rounding / (1 - rounding) + 4 * _FLOAT32_ROUNDING) * reach + vanishing
+            queries.float32_bounds = (queries.best - unsure).float(), (queries.best + unsure).float()
+        self.adding = Lock()
+
+    def run(self, dims: Sequence[int]) -> None:
+        """`dims`: along which the gallery lies: 1 where the left side is the queries, 0 where it is the right one."""
+        row_starts = range(0, len(self.left), _ROWS)
+        with _threads(len(row_starts)) as map_in_threads:
+            # The right side is read once, from disk if it is there.
+            for start in tqdm(range(0, len(self.right), _COLUMNS), "ranks", disable=None, delay=5, leave=False):
+                columns = slice(start, start + _COLUMNS)
+                count = partial(self._count_tile, self.right.embeds[columns].float(), columns, dims)
+                for _ in map_in_threads(count, row_starts):  # waits, and raises what was raised
+                    pass
+
+    @torch.inference_mode()
+    def _count_tile(self, right: torch.Tensor, columns: slice, dims: Sequence[int], start: int) -> None:
+        rows = slice(start, start + _ROWS)
+        remaining = list(dims)
+        if self.in_float32:
+            scores = self.left.embeds[rows].float() @ right.T
+            remaining = [dim for dim in dims if not self._count_sure_ones(scores, rows, columns, dim)]
+        if remaining:
+            scores = self.left.embeds[rows].double() @ self.right.embeds[columns].double().T
+            for dim in remaining:
+                queries, part = self._queries(dim, rows, columns)
+                low, high = (bound[part] for bound in queries.bounds)
+                at_least, above = _mask(torch.ge, scores, low, dim), _mask(torch.gt, scores, high, dim)
+                self._add(_count(at_least, dim) + _count(above, dim), queries, part)
+
+    def _queries(self, dim: int, rows: slice, columns: slice) -> tuple[_Side, slice]:
+        return (self.left, rows) if dim == 1 else (self.right, columns)
+
+    def _count_sure_ones(self, scores: torch.Tensor, rows: slice, columns: slice, dim: int) -> bool:
+        """Counts with float32 `scores` (rows, columns) and computes unsure ones again; False if they are too many."""
+        queries, part = self._queries(dim, rows, columns)
+        low, high = (bound[part] for bound in queries.float32_bounds)
+        possibly = _mask(torch.ge, scores, low, dim)
+        if _few(possibly):  # as of a good model: each is looked at
+            i, j = _places(possibly)
+            unsure = scores[i, j] <= high[i if dim == 1 else j]
+            counts = 2 * torch.bincount((i if dim == 1 else j)[~unsure], minlength=len(low))
+            i, j = i[unsure], j[unsure]
+        else:
+            above = _mask(torch.gt, scores, high, dim)
+            possibly ^= above  # all that is above is possibly above: what remains is unsure
+            if not _few(possibly):
+                return False
+            counts = 2 * _count(above, dim)
+            i, j = _places(possibly)
+        query = i if dim == 1 else j
+        exact = _pair_scores(self.left, self.right, i + rows.start, j + columns.start)
+        low, high = (bound[part][query] for bound in queries.bounds)
+        counts.index_add_(0, query, (exact >= low).long() + (exact > high))
+        self._add(counts, queries, part)
+        return True
+
+    def _add(self, counts: torch.Tensor, queries: _Side, part: slice) -> None:
+        with self.adding:
+            above = queries.above[part]
+            above += counts[: len(above)]
+
+
+def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], both: bool) -> None:
+    """
+    Ranks the right side for each of the left, and with `both` the left for each of the right.
+
+    `pairs` are pieces (i, j) of what belongs together. What belongs to nothing gets no meaningful rank.
+    """
+    for i, j in pairs:
+        scores = _pair_scores(left, right, i, j)
+        left.best.scatter_reduce_(0, i, scores, "amax")
+        right.best.scatter_reduce_(0, j, scores, "amax")
+    dims: tuple[int, ...] = (1, 0) if both else (1,)
+    if len(left) > len(right):
+        left, right, dims = right, left, tuple(1 - dim for dim in dims)
+    with _SETTINGS, _true_float32():
+        _Counter(left, right).run(dims)
+
+
+def _pairs(entries: np.ndarray, first: np.ndarray, counts: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Pairs of a query and each of its relevant entries, in pieces.
+
+    Those of query i are `entries[first[i]]` and the following, `counts[i]` of them.
+    """
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        begin = ends[start] - counts[start]
+        stop = max(start + 1, int(np.searchsorted(ends, begin + _PAIRS_AT_ONCE, side="right")))
+        part = counts[start:stop]
+        offsets = np.arange(ends[stop - 1] - begin) - np.repeat(ends[start:stop] - part - begin, part)
+        queries = np.repeat(np.arange(start, stop), part)
+        yield torch.from_numpy(queries), torch.from_numpy(entries[first[queries] + offsets])
+        start = stop
+
+
+def best_ranks(queries: Any, gallery: Any, relevant: Sequence[Sequence[int]]) -> np.ndarray:
     """
     Rank of the best-ranked relevant gallery entry for each query, by dot product, in bounded memory.
 
@@ -37,23 +270,34 @@ def best_ranks(queries: torch.Tensor, gallery: torch.Tensor, relevant: Sequence[
     the middle, not first.
 
     Args:
-        queries: (n, dim), float64.
-        gallery: (m, dim), float64.
+        queries: (n, dim).
+        gallery: (m, dim).
         relevant: for each query, the indices of its relevant gallery entries (one at least).
 
     Returns:
         ranks of shape (n,), float64: whole, or half where there are ties.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, or a query without a relevant entry.
     """
-    ranks = []
-    step = max(1, _SCORES_AT_ONCE // len(gallery))
-    for start in range(0, len(queries), step):
-        # Matrix products sum in another order at the edges of a matrix: equal embeddings can differ in the last bit.
-        scores = (queries[start : start + step] @ gallery.T).round(decimals=10)
-        rows = relevant[start : start + step]
-        best = torch.stack([row[list(indices)].max() for row, indices in zip(scores, rows)])[:, None]
-        greater, tied = (scores > best).sum(1), (scores == best).sum(1)
-        ranks.append(1 + greater + (tied - 1) / 2)
-    return torch.cat(ranks).numpy()
+    left, right = _Side("queries", queries), _Side("gallery", gallery)
+    if left.dim != right.dim:
+        raise ValueError(f"queries have {left.dim} dimensions, gallery {right.dim}.")
+    if len(relevant) != len(left):
+        raise ValueError(f"relevant has {len(relevant)} entries for {len(left)} queries.")
+    counts = np.array([len(indices) for indices in relevant], dtype=np.int64)
+    if not counts.all():
+        raise ValueError(f"Query {int(np.argmin(counts))} has no relevant entry.")
+    entries = np.fromiter((index for indices in relevant for index in indices), dtype=np.int64)
+    _rank(left, right, _pairs(entries, np.cumsum(counts) - counts, counts), both=False)
+    return left.ranks()
+
+
+def _ids(name: str, ids: Any, length: int) -> list[Hashable]:
+    ids = list(range(length)) if ids is None else ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if len(ids) != length:
+        raise ValueError(f"{name} has {len(ids)} entries for {length} embeddings.")
+    return ids
 
 
 def _summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
@@ -72,6 +316,9 @@ def retrieval_metrics(
     """
     Text-to-video (`t2v_`) and video-to-text (`v2t_`) retrieval.
 
+    The matrix of scores is never held, and the embeddings are not copied: they may be tensors, arrays or
+    memory-mapped files, of any floating type. Computes on the CPU, with torch's threads.
+
     Args:
         text_embeds (array of shape `(texts, dim)`): compared by dot product: of length 1 for cosine similarity.
         video_embeds (array of shape `(videos, dim)`): likewise.
@@ -87,27 +334,27 @@ def retrieval_metrics(
     Raises:
         ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing.
     """
-    texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
-    if texts.shape[1] != videos.shape[1]:
-        raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
+    texts, videos = _Side("text_embeds", text_embeds), _Side("video_embeds", video_embeds)
+    if texts.dim != videos.dim:
+        raise ValueError(f"text_embeds have {texts.dim} dimensions, video_embeds {videos.dim}.")
     if text_video_ids is None and video_ids is None and len(texts) != len(videos):
         raise ValueError(
             f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
         )
     owners = _ids("text_video_ids", text_video_ids, len(texts))
     ids = _ids("video_ids", video_ids, len(videos))
-    videos_of: dict[Any, list[int]] = {}
-    texts_of: dict[Any, list[int]] = {}
-    for i, video_id in enumerate(ids):
-        videos_of.setdefault(video_id, []).append(i)
-    for i, video_id in enumerate(owners):
-        texts_of.setdefault(video_id, []).append(i)
-    if missing := [video_id for video_id in texts_of if video_id not in videos_of]:
+    numbers: dict[Hashable, int] = {}
+    of_video = np.array([numbers.setdefault(video_id, len(numbers)) for video_id in ids])
+    if missing := list(dict.fromkeys(video_id for video_id in owners if video_id not in numbers)):
         raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
-    t2v = best_ranks(texts, videos, [videos_of[video_id] for video_id in owners])
-    described = [i for i, video_id in enumerate(ids) if video_id in texts_of]
-    v2t = best_ranks(videos[described], texts, [texts_of[ids[i]] for i in described])
-    return _summary("t2v", t2v) | _summary("v2t", v2t)
+    of_text = np.array([numbers[video_id] for video_id in owners])
+    # Usually there is one video of each id; a few corpora have several clips of one.
+    counts = np.bincount(of_video)
+    first = np.cumsum(counts) - counts
+    pairs = _pairs(np.argsort(of_video, kind="stable"), first[of_text], counts[of_text])
+    _rank(texts, videos, pairs, both=True)
+    described = np.isin(of_video, of_text)
+    return _summary("t2v", texts.ranks()) | _summary("v2t", videos.ranks()[described])
 
 
 def compute_retrieval_metrics(prediction) -> dict[str, float]:

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
 from ..evaluation.tasks import compute_answer_metrics, compute_classification_metrics
@@ -167,9 +167,16 @@ class RegionLearnerTrainer(Trainer):
     def _with_eval_collator(self, make_dataloader, dataset) -> DataLoader:
         training_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
-            return make_dataloader(dataset)
+            dataloader = make_dataloader(dataset)
         finally:
             self.data_collator = training_collator
+        if self.args.world_size > 1 and not has_length(dataloader.dataset):
+            # Nobody knows which rows of the last batches are repeated, or whether processes have as many batches.
+            raise ValueError(
+                "In several processes a stream cannot be evaluated on without repeating or losing rows: load the "
+                "corpus with streaming=False."
+            )
+        return dataloader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         unreadable = inputs.pop("unreadable", ())

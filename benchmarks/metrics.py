@@ -1,0 +1,163 @@
+"""
+Seconds and memory of retrieval metrics in both directions, beside plain NumPy with the whole matrix of scores.
+
+    python benchmarks/metrics.py [--large] [--dim 256] [--repeats 3] [--threads N] [--json FILE]
+
+10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos of 1 to 9 captions; `--large` adds 100,000 texts
+with 1,000,000 videos, which nothing but a streaming implementation can do. Each is measured in a process of its own,
+on embeddings of length 1 in float32; all processes have the same. Before times are compared, results are. The plain
+one is what one would write, in float32, where ranks can differ in the last bits of scores, and in float64, where they
+are the same. Times are medians; "CPU s" adds up all threads, and tells what other load on the machine hides. Peak
+memory is that of the whole process, imports and embeddings included, and "added" what the metrics add to it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from region_learner.evaluation import retrieval_metrics
+
+# Texts and videos, and what is compared with ours.
+CASES = {
+    "pairs": (10_000, 10_000, ("ours", "plain float32", "plain float64")),
+    "captions": (10_000, 2_000, ("ours", "plain float32", "plain float64")),
+    "large": (100_000, 1_000_000, ("ours",)),
+}
+
+
+def embeddings(case: str, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts (texts, dim), videos (videos, dim), and the index of the video that each text describes, (texts,)."""
+    texts, videos, _ = CASES[case]
+    rng = np.random.default_rng(0)
+    if case == "captions":
+        counts = 1 + rng.multinomial(texts - videos, np.full(videos, 1 / videos))
+        owners = rng.permutation(np.repeat(np.arange(videos), counts))
+    else:
+        owners = rng.permutation(videos)[:texts]
+    video = rng.standard_normal((videos, dim), dtype=np.float32)
+    video /= np.linalg.norm(video, axis=1, keepdims=True)
+    # Captions that find their video first about half of the time among 10,000.
+    text = video[owners] + rng.standard_normal((texts, dim), dtype=np.float32) * np.float32(0.24)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    return text, video, owners
+
+
+def plain_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Of `scores` (queries, gallery), where `relevant` tells which entries are right ones."""
+    best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
+    return 1 + (scores > best).sum(1) + ((scores == best).sum(1) - 1) / 2
+
+
+def plain_metrics(text: np.ndarray, video: np.ndarray, owners: np.ndarray, dtype: str) -> dict[str, float]:
+    scores = text.astype(dtype) @ video.astype(dtype).T
+    if dtype == "float64":
+        scores = scores.round(10)
+    relevant = owners[:, None] == np.arange(len(video))
+    described = relevant.any(0)
+    result = {}
+    for prefix, ranks in (
+        ("t2v", plain_ranks(scores, relevant)),
+        ("v2t", plain_ranks(scores.T[described], relevant.T[described])),
+    ):
+        recalls = {k: float(100 * np.mean(ranks <= k)) for k in (1, 5, 10, 50)}
+        result |= {f"{prefix}_R@{k}": value for k, value in recalls.items()}
+        result[f"{prefix}_MedR"], result[f"{prefix}_MeanR"] = float(np.median(ranks)), float(np.mean(ranks))
+        result[f"{prefix}_gmean"] = float(np.cbrt(recalls[1] * recalls[5] * recalls[10]))
+    return result
+
+
+def peak() -> int:
+    """Bytes that this process has held at most."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def measure(case: str, implementation: str, dim: int, repeats: int) -> dict:
+    text, video, owners = embeddings(case, dim)
+    before = peak()
+    seconds, cpu_seconds = [], []
+    for _ in range(repeats):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        if implementation == "ours":
+            metrics = retrieval_metrics(text, video, owners, range(len(video)))
+        else:
+            metrics = plain_metrics(text, video, owners, implementation.split()[1])
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
+    return {
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(cpu_seconds),
+        "peak_bytes": peak(),
+        "added_bytes": peak() - before,
+        "metrics": metrics,
+    }
+
+
+def in_own_process(case: str, implementation: str, options: argparse.Namespace) -> dict:
+    repeats = 1 if case == "large" else options.repeats
+    command = [sys.executable, __file__, "--measure", case, implementation]
+    command += ["--dim", str(options.dim), "--repeats", str(repeats), "--threads", str(options.threads)]
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads)
+    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true", help="also 100,000 x 1,000,000: minutes, and 3 GB of memory")
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        torch.set_num_threads(options.threads)
+        print(json.dumps(measure(*options.measure, options.dim, options.repeats)))
+        return
+    print(f"{os.cpu_count()} cores {platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}")
+    columns = ("texts", "videos", "implementation", "seconds", "CPU s", "peak GiB", "added GiB", "t2v R@1", "v2t R@1")
+    print(" | ".join(f"{column:>14}" for column in columns), flush=True)
+    rows = []
+    for case in CASES if options.large else [case for case in CASES if case != "large"]:
+        texts, videos, implementations = CASES[case]
+        results = {name: in_own_process(case, name, options) for name in implementations}
+        ours = results["ours"]["metrics"]
+        for name, result in results.items():
+            for key, value in result["metrics"].items():
+                # One rank in a thousand texts that float32 takes for another would be seen.
+                allowed = 1e-9 if name == "plain float64" else 1e-3 * abs(ours[key])
+                if abs(value - ours[key]) > allowed:
+                    raise SystemExit(f"{case}: {key} is {ours[key]}, with {name} {value}")
+            cells = (
+                f"{texts:,}",
+                f"{videos:,}",
+                name,
+                f"{result['seconds']:.2f}",
+                f"{result['cpu_seconds']:.2f}",
+                f"{result['peak_bytes'] / 2**30:.2f}",
+                f"{result['added_bytes'] / 2**30:.2f}",
+                f"{result['metrics']['t2v_R@1']:.2f}",
+                f"{result['metrics']['v2t_R@1']:.2f}",
+            )
+            print(" | ".join(f"{cell:>14}" for cell in cells), flush=True)
+            rows.append({"texts": texts, "videos": videos, "implementation": name} | result)
+    if options.json:
+        result = {"dim": options.dim, "machine": f"{platform.machine()}, {options.threads} threads", "rows": rows}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`evaluate` module: open-ended question answering, by `region_learner.evaluation.compute_answer_metrics`."""
+
+import datasets
+import evaluate
+from transformers import EvalPrediction
+
+from region_learner.evaluation import compute_answer_metrics
+from region_learner.evaluation.modules.columns import matrix, numbers
+
+DESCRIPTION = """
+Accuracy, in percent, of answers out of a vocabulary. A right answer tied with others for the best counts for the
+chance of drawing it.
+"""
+
+INPUTS = """
+Args:
+    predictions (sequences of float, as long as the vocabulary): logits of the answers; kept in float32.
+    references (integers): number of the right answer; -1 for one outside of the vocabulary, which counts as wrong;
+        rows with -100 count for nothing.
+
+Returns:
+    accuracy; questions; out_of_vocabulary, those of the questions whose answer is -1.
+"""
+
+
+class AnswerAccuracy(evaluate.Metric):
+    def _info(self):
+        logits = datasets.Sequence(datasets.Value("float32"))
+        info = evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": logits, "references": datasets.Value("int64")}),
+        )
+        info.format = "arrow"  # not above, where it is refused for sequences; Python lists take eight times as much
+        return info
+
+    def _compute(self, predictions, references):
+        logits = matrix("predictions", predictions)
+        return compute_answer_metrics(EvalPrediction(predictions=logits, label_ids=numbers(references)))

@@ -1,0 +1,52 @@
+"""`evaluate` module: multiple choice, with the ties of `region_learner.evaluation.multiple_choice_accuracy`."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from region_learner.evaluation.modules.columns import list_lengths, numbers
+from region_learner.evaluation.tasks import IGNORED_LABEL, top_k
+
+DESCRIPTION = """
+Accuracy, in percent, of choosing the option with the highest score. A right option tied with others for the best
+counts for the chance of drawing it.
+"""
+
+INPUTS = """
+Args:
+    predictions (sequences of float, as long as there are options, which may differ from row to row): scores of the
+        options, such as their cosine similarities to the video.
+    references (integers): number of the right option, from 0; rows with -100 count for nothing.
+
+Returns:
+    accuracy; questions, the number of rows that count.
+"""
+
+
+class MultipleChoiceAccuracy(evaluate.Metric):
+    def _info(self):
+        scores = datasets.Sequence(datasets.Value("float64"))
+        info = evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": scores, "references": datasets.Value("int64")}),
+        )
+        info.format = "arrow"  # not above, where it is refused for sequences; Python lists take eight times as much
+        return info
+
+    def _compute(self, predictions, references):
+        lengths, answers = list_lengths(predictions), numbers(references)
+        kept = answers != IGNORED_LABEL
+        if not kept.any():
+            raise ValueError("No row counts.")
+        wrong = kept & ((answers < 0) | (answers >= lengths))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"Row {row}: the answer {answers[row]} is none of {lengths[row]} options.")
+        # Options that are not there are worse than all others.
+        scores = np.full((len(lengths), lengths.max()), -np.inf)
+        scores[np.arange(lengths.max()) < lengths[:, None]] = numbers(predictions)
+        right = top_k(torch.from_numpy(scores[kept]), torch.tensor(answers[kept]), 1)
+        return {"accuracy": float(100 * right.mean()), "questions": len(right)}
