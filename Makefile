@@ -40,6 +40,7 @@ format: $(READY)  ## Rewrite the code in the project's format
 bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/codebook.py
+	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/training.py --size small
 
 clean:  ## Remove the virtual environment and what tools left behind

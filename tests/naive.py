@@ -95,15 +95,21 @@ def region_module(module, features, h, w):
         return x.flatten(0, 1), None, ids
     masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w).T for frame in x])  # (T, S, N)
     masks = masks.double()
+    shares = None
     if module.aggregation.normalization == "positions":
         weights = torch.exp(masks - masks.amax(-1, keepdim=True))
-        masks = torch.stack([torch.stack([mask / mask.mean() for mask in frame]) for frame in weights])
+        shares = weights / weights.sum(-1, keepdim=True)
     elif module.aggregation.normalization == "regions":
         weights = torch.exp(masks - masks.amax(1, keepdim=True))
         shares = weights / weights.sum(1, keepdim=True)
+    if shares is not None:
         masks = torch.stack([torch.stack([share / share.mean() for share in frame]) for frame in shares])
     masks = masks.to(x.dtype)
-    regions = torch.stack([(mask[:, None] * content[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
+    if module.aggregation.gather == "mean":
+        regions = torch.stack([(mask[:, None] * content[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
+    else:
+        logs = shares.clamp(min=1e-300).log().to(x.dtype)
+        regions = torch.stack([(log[:, None] + content[t]).max(0).values for t in range(len(x)) for log in logs[t]])
     for layer in module.interaction:
         inner = _norm(regions, layer.norm) if isinstance(layer.norm, torch.nn.LayerNorm) else regions
         q, k, v = F.linear(inner, layer.qkv.weight).chunk(3, -1)

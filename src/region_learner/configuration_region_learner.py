@@ -13,7 +13,8 @@ _POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_tex
 # What the forms of the region module stand for. Configurations hold, and save, the single options.
 _REGION_FORMS = {
     "decoupled": {
-        "mask_normalization": "positions",
+        "mask_normalization": "regions",
+        "region_gather": "max",
         "region_content": "features",
         "interaction_residual": True,
         "interaction_norm": True,
@@ -21,6 +22,7 @@ _REGION_FORMS = {
     },
     "paper": {
         "mask_normalization": "none",
+        "region_gather": "mean",
         "region_content": "quantized",
         "interaction_residual": False,
         "interaction_norm": False,
@@ -62,14 +64,16 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         num_regions (`int`, defaults to 8): S, learned masks, and regions, a frame.
         interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
         interaction_heads (`int`, defaults to 8): heads of each of them.
-        region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the five
+        region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the six
             options below where they are not given. "decoupled": codes say where a region is and features say what it
-            is, and regions interact in a whole transformer block; the best form in our measurements
-            (docs/evidence.md). "paper": as the paper and the authors' code have it.
-        mask_normalization (`str`, *optional*): "none" ("paper"): masks of any sign, and a region the mean over
-            positions of mask x content. "positions" ("decoupled"): each mask is a softmax over the positions of its
-            frame. "regions": at each position the masks are a softmax over regions, which compete for it, and then
-            each is scaled to a mean of 1.
+            is, regions compete for positions, and interact in a whole transformer block; the best form in our
+            measurements (docs/evidence.md). "paper": as the paper and the authors' code have it.
+        mask_normalization (`str`, *optional*): "none" ("paper"): masks of any sign. "positions": each mask is a
+            softmax over the positions of its frame. "regions" ("decoupled"): at each position the masks are a softmax
+            over regions, which compete for it, and then each is scaled to a mean of 1.
+        region_gather (`str`, *optional*): "mean" ("paper"): a region is the mean over positions of mask x content.
+            "max" ("decoupled"): in each channel it is the maximum over positions of content + log mask, so that
+            what another region has does not count. Needs masks that are normalised.
         region_content (`str`, *optional*): what masks gather. "quantized" ("paper"): the features that they are made
             from. "features" ("decoupled"): the features before quantization.
         interaction_residual (`bool`, *optional*): a residual around each interaction layer (False in "paper").
@@ -113,6 +117,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     interaction_heads: int = 8
     region_form: str = "decoupled"
     mask_normalization: str | None = None
+    region_gather: str | None = None
     region_content: str | None = None
     interaction_residual: bool | None = None
     interaction_norm: bool | None = None
@@ -156,6 +161,12 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         if self.codebook_decay is None or not 0.0 <= self.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={self.codebook_decay} must be at least 0 and less than 1.")
         _choose("mask_normalization", self.mask_normalization, ("none", "positions", "regions"))
+        _choose("region_gather", self.region_gather, ("mean", "max"))
+        if self.region_gather == "max" and self.mask_normalization == "none":
+            raise ValueError(
+                "region_gather='max' takes the logarithm of masks, but mask_normalization='none' gives masks of any "
+                "sign: set mask_normalization to 'positions' or 'regions', or region_gather='mean'."
+            )
         _choose("region_content", self.region_content, ("quantized", "features"))
         _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
         _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))

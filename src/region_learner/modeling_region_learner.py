@@ -62,7 +62,8 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
             Regions after their interaction, before the final LayerNorm. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
-            The raw masks the regions were gathered with. None without aggregation.
+            The masks the regions were gathered with: raw ones, of any sign, or normalised ones, which are h * w times
+            a distribution over the positions of a frame (`mask_normalization`). None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Code of each patch. None without quantization.
     """
@@ -621,14 +622,18 @@ class RegionLearnerMotionExcitation(nn.Module):
 
 class RegionLearnerAggregation(nn.Module):
     """
-    S learned masks on each frame, and the mean of the features under each. The original's `Aggregation`. Beyond it:
-    masks that are normalised over positions or compete between regions, and features to gather that are not those
-    which masks are made from. In all forms a region is the mean over positions of mask x feature.
+    S learned masks on each frame, and what of the features is under each. The original's `Aggregation`, whose regions
+    are means over positions of mask x feature, with masks of any sign.
+
+    Beyond it: masks that are normalised over positions or compete between regions; features to gather that are not
+    those which masks are made from; and gathering by the maximum. A mean dilutes what is small and makes the regions
+    of a frame alike, a maximum keeps in each channel what is there at all.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.normalization = config.mask_normalization
+        self.gather = config.region_gather
         # (A softmax over positions cancels a bias.)
         bias = config.mask_normalization != "positions"
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
@@ -640,11 +645,18 @@ class RegionLearnerAggregation(nn.Module):
         """
         batch, frames, height, width, _ = features.shape
         masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
+        content = content.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
         if self.normalization == "regions":
             masks = masks.log_softmax(1)  # a region's share of each position; as logarithms, they cannot all vanish
+        logarithms = masks.log_softmax(-1) if self.normalization == "positions" else masks
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
-        regions = masks.to(content.dtype) @ content.flatten(0, 1).flatten(1, 2) / (height * width)  # (B * T, S, D)
+        if self.gather == "max":
+            # One region at a time, and by indices: what would be (S, h * w, D) a frame is never held.
+            shares = logarithms.to(content.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
+            regions = torch.stack([(content + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
+        else:
+            regions = masks.to(content.dtype) @ content / (height * width)
         masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
         return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks
 

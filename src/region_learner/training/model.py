@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # What a configuration derives from its `region_form`.
 _OF_REGION_FORM = (
     "mask_normalization",
+    "region_gather",
     "region_content",
     "interaction_residual",
     "interaction_norm",
