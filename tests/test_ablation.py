@@ -107,7 +107,7 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_run(prepared):
-    results = [run(TOY, rows_of(["ours"])[0], seed, prepared, use_cpu=True) for seed in (3, 3, 4)]
+    results = [run(TOY, rows_of(["ours"])[0], seed, prepared) for seed in (3, 3, 4)]
     assert results[0]["val"] == results[1]["val"]
     assert results[0]["loss"] == results[1]["loss"]
     assert results[0]["regions"] == results[1]["regions"]

@@ -93,7 +93,7 @@ def test_action_recognition(make, tmp_path, capsys):
     results = run(corpus, tmp_path, "classification", "action_recognition", 150)["test"]
     rows = load_corpus("moving_shapes", corpus, task="action_recognition")
     assert results["top1"] > 2 * without_looking(rows, "label")
-    assert results["top5"] > results["top1"]
+    assert results["top5"] >= results["top1"]
     model = AutoModelForVideoClassification.from_pretrained(tmp_path)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:

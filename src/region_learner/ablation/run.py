@@ -177,7 +177,8 @@ def run(
     set_seed(seed)
     train, val, test = (Split.load(setting, directory, name) for name in SPLITS)
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
-    if use_cpu or not torch.cuda.is_available():
+    use_cpu = use_cpu or not torch.cuda.is_available()
+    if use_cpu:
         model.set_attn_implementation("eager")  # with so few tokens faster on a CPU than its fused kernel
     clip = ClipsInMemory(processor.video_processor)
     masks: dict[str, np.ndarray] = {}
