@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .metrics import _ids, _summary
+from .metrics import match_ids, summary
 
 TIED = 1e-12  # two scores are equal if they differ by no more than this share of them
 
@@ -55,20 +55,12 @@ def dual_softmax_metrics(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0.")
     texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
-    if texts.shape[1] != videos.shape[1]:
-        raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
-    if text_video_ids is None and video_ids is None and len(texts) != len(videos):
-        raise ValueError(
-            f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
-        )
-    owners, ids = _ids("text_video_ids", text_video_ids, len(texts)), _ids("video_ids", video_ids, len(videos))
+    owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
     texts_of, videos_of = _places(owners), _places(ids)
-    if missing := [video_id for video_id in texts_of if video_id not in videos_of]:
-        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
     described = [i for i, video_id in enumerate(ids) if video_id in texts_of]
     t2v = _best_ranks(texts, videos, [videos_of[video_id] for video_id in owners], temperature)
     v2t = _best_ranks(videos[described], texts, [texts_of[ids[i]] for i in described], temperature)
-    return _summary("dsl_t2v", t2v) | _summary("dsl_v2t", v2t)
+    return summary("dsl_t2v", t2v) | summary("dsl_v2t", v2t)
 
 
 def _matrix(name: str, embeds: Any) -> torch.Tensor:

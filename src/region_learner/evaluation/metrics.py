@@ -300,7 +300,30 @@ def _ids(name: str, ids: Any, length: int) -> list[Hashable]:
     return ids
 
 
-def _summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
+def match_ids(
+    texts: torch.Tensor, videos: torch.Tensor, text_video_ids: Any, video_ids: Any
+) -> tuple[list[Hashable], list[Hashable]]:
+    """
+    The ids of the videos that `texts` (texts, dim) describe, and those of `videos` (videos, dim).
+
+    Raises:
+        ValueError: dimensions or numbers of ids do not fit, or the video of a text is missing.
+    """
+    if texts.shape[1] != videos.shape[1]:
+        raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
+    if text_video_ids is None and video_ids is None and len(texts) != len(videos):
+        raise ValueError(
+            f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
+        )
+    owners = _ids("text_video_ids", text_video_ids, len(texts))
+    ids = _ids("video_ids", video_ids, len(videos))
+    known = set(ids)
+    if missing := list(dict.fromkeys(video_id for video_id in owners if video_id not in known)):
+        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
+    return owners, ids
+
+
+def summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
     result = {f"{prefix}_R@{k}": float(100 * np.mean(ranks <= k)) for k in RECALL_AT}
     recalls = [result[f"{prefix}_R@{k}"] for k in (1, 5, 10)]
     return result | {
@@ -335,18 +358,9 @@ def retrieval_metrics(
         ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing.
     """
     texts, videos = _Side("text_embeds", text_embeds), _Side("video_embeds", video_embeds)
-    if texts.dim != videos.dim:
-        raise ValueError(f"text_embeds have {texts.dim} dimensions, video_embeds {videos.dim}.")
-    if text_video_ids is None and video_ids is None and len(texts) != len(videos):
-        raise ValueError(
-            f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
-        )
-    owners = _ids("text_video_ids", text_video_ids, len(texts))
-    ids = _ids("video_ids", video_ids, len(videos))
+    owners, ids = match_ids(texts.embeds, videos.embeds, text_video_ids, video_ids)
     numbers: dict[Hashable, int] = {}
     of_video = np.array([numbers.setdefault(video_id, len(numbers)) for video_id in ids])
-    if missing := list(dict.fromkeys(video_id for video_id in owners if video_id not in numbers)):
-        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
     of_text = np.array([numbers[video_id] for video_id in owners])
     # Usually there is one video of each id; a few corpora have several clips of one.
     counts = np.bincount(of_video)
@@ -354,7 +368,7 @@ def retrieval_metrics(
     pairs = _pairs(np.argsort(of_video, kind="stable"), first[of_text], counts[of_text])
     _rank(texts, videos, pairs, both=True)
     described = np.isin(of_video, of_text)
-    return _summary("t2v", texts.ranks()) | _summary("v2t", videos.ranks()[described])
+    return summary("t2v", texts.ranks()) | summary("v2t", videos.ranks()[described])
 
 
 def compute_retrieval_metrics(prediction) -> dict[str, float]:
