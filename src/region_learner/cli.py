@@ -277,6 +277,10 @@ def ablate(
     if setting not in SETTINGS:
         raise ValueError(f"--setting {setting!r} is not known{suggestion(setting, SETTINGS)}: {', '.join(SETTINGS)}.")
     chosen = rows_of(rows.split(","))
+    if figures:
+        from .ablation.figures import pyplot
+
+        pyplot()  # where it is missing, better now than after hours
     entries = ablate(output, SETTINGS[setting], chosen, seeds, jobs, cpu)
     text = report(output, SETTINGS[setting], chosen, entries, use_cpu=cpu, cost=cost, figures=figures)
     print(json.dumps(entries, indent=2) if as_json else text)

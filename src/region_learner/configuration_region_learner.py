@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 _POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_text_model": "pooler"}
 
 # What the forms of the region module stand for. Configurations hold, and save, the single options.
-_REGION_FORMS = {
+REGION_FORMS = {
     "decoupled": {
         "mask_normalization": "regions",
         "region_gather": "max",
@@ -66,8 +66,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         interaction_heads (`int`, defaults to 8): heads of each of them.
         region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the six
             options below where they are not given. "decoupled": codes say where a region is and features say what it
-            is, regions compete for positions, and interact in a whole transformer block; the best form in our
-            measurements (docs/evidence.md). "paper": as the paper and the authors' code have it.
+            is, regions compete for positions, and interact in a whole transformer block; the best form found so
+            far (docs/evidence.md). "paper": as the paper and the authors' code have it.
         mask_normalization (`str`, *optional*): "none" ("paper"): masks of any sign. "positions": each mask is a
             softmax over the positions of its frame. "regions" ("decoupled"): at each position the masks are a softmax
             over regions, which compete for it, and then each is scaled to a mean of 1.
@@ -127,8 +127,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     temporal_fusion: str = "attention"
 
     def __post_init__(self, **kwargs):
-        _choose("region_form", self.region_form, tuple(_REGION_FORMS))
-        for name, value in _REGION_FORMS[self.region_form].items():
+        _choose("region_form", self.region_form, tuple(REGION_FORMS))
+        for name, value in REGION_FORMS[self.region_form].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.codebook_decay is None:

@@ -626,8 +626,8 @@ class RegionLearnerAggregation(nn.Module):
     are means over positions of mask x feature, with masks of any sign.
 
     Beyond it: masks that are normalised over positions or compete between regions; features to gather that are not
-    those which masks are made from; and gathering by the maximum. A mean dilutes what is small and makes the regions
-    of a frame alike, a maximum keeps in each channel what is there at all.
+    those which masks are made from; and gathering by the maximum, which keeps in each channel what is there at all,
+    where a mean dilutes what is small.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):

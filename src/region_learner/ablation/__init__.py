@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .cost import relative_cost
 from .rows import ROWS, SETTINGS, rows_of
 from .run import Row, Setting, prepare, run
-from .summary import read_runs, summarize, table
+from .summary import read_runs, student_t, summarize, table
 
 __all__ = ["ROWS", "SETTINGS", "Row", "Setting", "ablate", "read_runs", "report", "rows_of", "summarize", "table"]
 
@@ -48,8 +48,10 @@ def ablate(
 
     Raises:
         ValueError: `output` holds runs of another setting.
+        ImportError: scipy is not installed.
         RuntimeError: some runs failed; the others are done and kept.
     """
+    student_t()  # where it is missing, better now than after hours
     output = Path(output)
     wanted = [(row, seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds) for row in rows]
     missing = [(row, seed) for row, seed in wanted if not _is_done(output, setting, row, seed)]
@@ -78,8 +80,9 @@ def ablate(
             f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "
             f"({next(iter(failed.values()))}). The same command tries them again."
         )
-    names = {row.name for row in rows}
-    return summarize(entry for entry in read_runs(output) if entry["row"] in names)
+    places = {row.name: place for place, row in enumerate(rows)}
+    runs = [entry for entry in read_runs(output) if entry["row"] in places]
+    return summarize(sorted(runs, key=lambda entry: places[entry["row"]]))
 
 
 def report(
@@ -114,7 +117,7 @@ def report(
         from .figures import draw_curves, draw_masks, draw_means
 
         draw_means(entries, output / "means.png", describes)
-        some = [name for name in ("frozen", "patches", "paper", "ours", "ours_no_codes") if name in describes]
+        some = [name for name in ("frozen", "patches_max", "paper", "ours", "ours_no_codes") if name in describes]
         draw_curves(read_runs(output), some, output / "curves.png", describes)
         for path in sorted((output / "masks").glob("*.npz")):
             draw_masks(path, path.with_suffix(".png"))

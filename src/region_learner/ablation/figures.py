@@ -13,20 +13,21 @@ from .summary import METRIC
 _HEIGHT = 96  # pixels of a frame in pictures of masks
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib's, drawing to files; an ImportError that tells the cure where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError("Figures need matplotlib: pip install 'region-learner[ablation]'") from error
     matplotlib.use("Agg")  # files alone, also where there is no display
-    from matplotlib import pyplot
+    import matplotlib.pyplot
 
-    return pyplot
+    return matplotlib.pyplot
 
 
 def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[str, str], baseline: str = "frozen"):
     """R@1 of every row of [`summarize`]: seeds as dots, the mean with its 95 % interval, a line at the baseline."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.1), layout="constrained")
     for place, row in enumerate(rows):
         color = "#777777" if row["row"].startswith(baseline) else "#0072b2"
@@ -44,7 +45,7 @@ def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[st
 
 def draw_curves(runs: Sequence[dict[str, Any]], names: Sequence[str], path: Path, describes: Mapping[str, str]):
     """Validation R@1 while training, of the rows `names`: a thin line a seed, a thick one for their mean."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     colors = ["#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]
     for name, color in zip(names, colors):
@@ -65,7 +66,7 @@ def draw_curves(runs: Sequence[dict[str, Any]], names: Sequence[str], path: Path
 
 def draw_masks(masks: Path, path: Path, clips: int = 3):
     """Regions over the frames of a few clips, a row of pictures for each moment of the training kept in `masks`."""
-    plt = _pyplot()
+    plt = pyplot()
     with np.load(masks) as file:
         kept = {name: file[name] for name in file.files}
     frames = kept.pop("frames")[:clips]  # (clips, T, height, width, 3)

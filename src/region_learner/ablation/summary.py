@@ -11,17 +11,29 @@ import numpy as np
 METRIC = "t2v_R@1"
 
 
+def student_t():
+    """
+    Student's distribution.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError("Intervals need scipy: pip install 'region-learner[ablation]'") from error
+    return t
+
+
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """
     Mean of `values`, and half the width of its 95 % interval: Student's t with one degree of freedom less than there
     are values. None for a single one.
     """
-    from scipy.stats import t
-
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, None
-    return mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    return mean, float(student_t().ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
 def read_runs(directory: Path) -> list[dict[str, Any]]:

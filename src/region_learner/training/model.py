@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from ..configuration_region_learner import REGION_FORMS, RegionLearnerConfig, RegionLearnerVideoConfig
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
 from ..modeling_region_learner import (
@@ -22,16 +22,6 @@ from .arguments import ModelArguments
 from .tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
-
-# What a configuration derives from its `region_form`.
-_OF_REGION_FORM = (
-    "mask_normalization",
-    "region_gather",
-    "region_content",
-    "interaction_residual",
-    "interaction_norm",
-    "interaction_mlp",
-)
 
 _HEADS: dict[str, type[PreTrainedModel]] = {
     "question_answering": RegionLearnerForVideoQuestionAnswering,
@@ -96,7 +86,7 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
         if "codebook_mode" in given:
             video_config["codebook_decay"] = None
         if "region_form" in given:
-            video_config |= dict.fromkeys(_OF_REGION_FORM)
+            video_config |= dict.fromkeys(REGION_FORMS["paper"])
         if given.keys() & {"codebook_size", "num_regions", "region_form"}:
             video_config["video_pooling"] = None
         overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
