@@ -159,7 +159,8 @@ def add_own_rows(rank: int, log: str, folder: str):
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    evaluate.config.HF_MODULES_CACHE = str(Path(folder) / "modules")
+    # Of its own: this test is of the rows, not of two processes that set up one folder in the same moment.
+    evaluate.config.HF_MODULES_CACHE = str(Path(folder) / f"modules-{rank}")
     metric = load_metric(
         "video_text_retrieval", cache_dir=folder, num_process=2, process_id=rank, experiment_id="of two"
     )

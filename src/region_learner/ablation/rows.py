@@ -42,6 +42,8 @@ ROWS: dict[str, list[Row]] = {
         Row("paper_cls_max", "paper, maximum of regions", _PAPER | {"video_pooling": "cls_max"}),
         Row("ours_64_codes", "ours, 64 codes", _OURS | {"codebook_size": 64}),
         Row("ours_1024_codes", "ours, 1024 codes", _OURS | {"codebook_size": 1024}),
+        # A single region has nothing to compete with: its mask is the whole frame.
+        Row("ours_1_region", "ours, one region a frame: no masks", _OURS | {"num_regions": 1}),
         Row("ours_2_regions", "ours, 2 regions", _OURS | {"num_regions": 2}),
         Row("ours_4_regions", "ours, 4 regions", _OURS | {"num_regions": 4}),
         Row("ours_16_regions", "ours, 16 regions", _OURS | {"num_regions": 16}),

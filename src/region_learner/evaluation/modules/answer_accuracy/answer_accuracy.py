@@ -1,11 +1,10 @@
 """`evaluate` module: open-ended question answering, by `region_learner.evaluation.compute_answer_metrics`."""
 
-import datasets
 import evaluate
 from transformers import EvalPrediction
 
 from region_learner.evaluation import compute_answer_metrics
-from region_learner.evaluation.modules.columns import matrix, numbers
+from region_learner.evaluation.modules.columns import info, matrix, numbers, scores_and_labels
 
 DESCRIPTION = """
 Accuracy, in percent, of answers out of a vocabulary. A right answer tied with others for the best counts for the
@@ -25,15 +24,7 @@ Returns:
 
 class AnswerAccuracy(evaluate.Metric):
     def _info(self):
-        logits = datasets.Sequence(datasets.Value("float32"))
-        info = evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": logits, "references": datasets.Value("int64")}),
-        )
-        info.format = "arrow"  # not above, where it is refused for sequences; Python lists take eight times as much
-        return info
+        return info(DESCRIPTION, INPUTS, scores_and_labels("float32"))
 
     def _compute(self, predictions, references):
         logits = matrix("predictions", predictions)

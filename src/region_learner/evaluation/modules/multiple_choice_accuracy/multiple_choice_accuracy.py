@@ -1,11 +1,10 @@
 """`evaluate` module: multiple choice, with the ties of `region_learner.evaluation.multiple_choice_accuracy`."""
 
-import datasets
 import evaluate
 import numpy as np
 import torch
 
-from region_learner.evaluation.modules.columns import list_lengths, numbers
+from region_learner.evaluation.modules.columns import info, list_lengths, numbers, scores_and_labels
 from region_learner.evaluation.tasks import IGNORED_LABEL, top_k
 
 DESCRIPTION = """
@@ -26,15 +25,7 @@ Returns:
 
 class MultipleChoiceAccuracy(evaluate.Metric):
     def _info(self):
-        scores = datasets.Sequence(datasets.Value("float64"))
-        info = evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": scores, "references": datasets.Value("int64")}),
-        )
-        info.format = "arrow"  # not above, where it is refused for sequences; Python lists take eight times as much
-        return info
+        return info(DESCRIPTION, INPUTS, scores_and_labels("float64"))
 
     def _compute(self, predictions, references):
         lengths, answers = list_lengths(predictions), numbers(references)

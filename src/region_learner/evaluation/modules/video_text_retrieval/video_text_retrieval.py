@@ -6,7 +6,7 @@ import numpy as np
 
 from region_learner.evaluation import retrieval_metrics
 from region_learner.evaluation.metrics import IGNORED_ID
-from region_learner.evaluation.modules.columns import vectors
+from region_learner.evaluation.modules.columns import info, vectors
 
 DESCRIPTION = """
 Text-to-video (t2v_) and video-to-text (v2t_) retrieval by dot product: R@1, R@5, R@10 and R@50 in percent, median
@@ -36,14 +36,7 @@ def _features(ids: str) -> datasets.Features:
 
 class VideoTextRetrieval(evaluate.Metric):
     def _info(self):
-        info = evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=[_features("string"), _features("int64")],
-        )
-        info.format = "arrow"  # not above, where it is refused for sequences; Python lists take eight times as much
-        return info
+        return info(DESCRIPTION, INPUTS, [_features("string"), _features("int64")])
 
     def _compute(self, predictions, references, video_ids):
         ids = video_ids.to_pylist()
