@@ -1,10 +1,13 @@
 """Decoding, sampling and transforms, each against a plain computation of the same thing."""
 
+import http.client
 import http.server
 import io
 import json
 import pickle
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -429,6 +432,23 @@ def test_names_that_look_like_protocols(folder, monkeypatch, video):
         assert read(name, 1)[1].total_num_frames == 40
 
 
+def test_files_that_are_lists_of_others(folder, video):
+    """Playlists would make FFmpeg open what they name."""
+    segment = folder / "segment.ts"
+    write_video(segment)
+    lists = {
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{segment}\n#EXT-X-ENDLIST\n",
+        "list.mp4": f"ffconcat version 1.0\nfile {video.name}\n",
+        "drawing.nfo": "some text " * 100,
+    }
+    for name, text in lists.items():
+        path = folder / name
+        path.write_text(text)
+        for source in (path, path.read_bytes()):
+            with pytest.raises(VideoDecodeError, match="a list of other files, or text|Invalid data"):
+                read(source, 0)
+
+
 def test_cover_pictures_are_no_video(folder):
     path = folder / "song.mp3"
     if "libmp3lame" not in av.codecs_available:
@@ -469,6 +489,10 @@ def server(video):
                 self.send_response(302)
                 self.send_header("Location", "/video.mp4")
                 self.end_headers()
+            elif self.path == "/elsewhere.mp4":
+                self.send_response(302)
+                self.send_header("Location", "http://127.0.0.1/video.mp4")
+                self.end_headers()
             elif self.path == "/slow.mp4":
                 released.wait(10)
             else:
@@ -489,7 +513,18 @@ def server(video):
         httpd.shutdown()
 
 
+def ssl_free_connection(server: str):
+    """A connection that reaches `server`, unencrypted, whatever it is asked for."""
+
+    class Connection(http.client.HTTPConnection):
+        def __init__(self, host, **kwargs):
+            super().__init__(server.removeprefix("http://"), timeout=10)
+
+    return Connection
+
+
 def test_videos_from_urls(server, video, monkeypatch):
+    monkeypatch.setenv("REGION_LEARNER_URLS", "any")
     expected = read(video, 5, 30)[0]
     for url in (f"{server}/video.mp4", f"{server}/moved.mp4", f"{server}/open_ended.mp4", video.as_uri()):
         np.testing.assert_array_equal(read(url, 5, 30)[0], expected)
@@ -502,6 +537,50 @@ def test_videos_from_urls(server, video, monkeypatch):
     monkeypatch.setattr(module, "_DOWNLOAD_LIMIT", 100)
     with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
         read(f"{server}/video.mp4", 0)
+
+
+def test_urls_are_public_unless_asked_for(server, video, monkeypatch):
+    monkeypatch.delenv("REGION_LEARNER_URLS", raising=False)
+    asked = "set REGION_LEARNER_URLS=any"
+    for url, reason in (
+        (f"{server}/video.mp4", "http is not encrypted"),
+        (video.as_uri(), "a URL of a local file"),
+        ("https://127.0.0.1/video.mp4", "127.0.0.1, no public address"),
+        ("https://[::1]/video.mp4", "::1, no public address"),
+        ("https://169.254.169.254/video.mp4", "no public address"),
+        ("https://localhost/video.mp4", "no public address"),
+    ):
+        with pytest.raises(VideoDecodeError, match=f"^{re.escape(url)}: .*{re.escape(reason)}.*{asked}"):
+            read(url, 0)
+    for url in ("https://", "https://[oops/video.mp4", "https:///video.mp4"):
+        with pytest.raises(VideoDecodeError, match=re.escape(url)):
+            read(url, 0)
+
+
+def test_redirections_are_looked_at(server, monkeypatch):
+    """A public server may send one elsewhere. Here the first request is taken for one of a public address."""
+    redirecting = ssl_free_connection(server)
+    monkeypatch.setattr(module, "_PublicConnection", redirecting)
+    with pytest.raises(VideoDecodeError, match=r"http is not encrypted"):
+        read("https://example.org/elsewhere.mp4", 0)
+
+
+def test_what_is_connected_to_was_looked_at(monkeypatch):
+    """A name that is public when looked at, and local when looked at again."""
+    answers = iter(["93.184.216.34", "127.0.0.1"])
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, port, *args, **kwargs: [(socket.AF_INET, 1, 6, "", (next(answers), port))]
+    )
+    connected = []
+
+    def connect(address, *args):
+        connected.append(address)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(VideoDecodeError, match="stop here"):
+        read("https://rebinding.example/video.mp4", 0)
+    assert connected == [("93.184.216.34", 443)]
 
 
 # Forms of input ------------------------------------------------------------------------------------------

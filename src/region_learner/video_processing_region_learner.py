@@ -19,8 +19,12 @@ normalisation), an unreadable video is an error (there a black clip), and resizi
 import dataclasses
 import http.client
 import io
+import ipaddress
 import math
 import os
+import socket
+import ssl
+import time
 import urllib.request
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,12 +71,30 @@ _MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is d
 # Codecs of which FFmpeg can leave out frames that no other frame refers to, and everything else is as before. (H.265
 # is not among them: its flag is about frames of the same temporal layer only.)
 _SKIPS_UNREFERRED = {"h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}
+# What FFmpeg also takes for video: lists that make it open other files and addresses, and drawings made of text.
+_OTHER_FORMATS = {
+    *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
+    *("adf", "bin", "idf", "tty", "xbin"),
+}
 _DOWNLOAD_LIMIT = 2**30  # bytes
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+_DOWNLOAD_SECONDS = 600  # in all
 
 
 class VideoDecodeError(ValueError):
     """A video whose wanted frames cannot be read. The message is one line: which video, and why."""
+
+
+@dataclasses.dataclass
+class ClipMetadata(VideoMetadata):
+    """
+    What is known of a video when frames are chosen.
+
+    Args:
+        keyframes: sorted indices of the frames that can be decoded without any other; None if not known.
+    """
+
+    keyframes: list[int] | None = None
 
 
 class _Packet(NamedTuple):
@@ -91,9 +113,9 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
     decoding contradicts them, the whole file is decoded instead.
 
     Args:
-        source: a path, an http(s) or file URL, the bytes of a file, a binary file object, or a
-            `{"path": ..., "bytes": ...}` dict as of `datasets.Video(decode=False)`.
-        choose: called as `choose(metadata=VideoMetadata)`, gives the indices of the wanted frames in any order,
+        source: a path, an https URL (others with REGION_LEARNER_URLS=any in the environment), the bytes of a file,
+            a binary file object, or a `{"path": ..., "bytes": ...}` dict as of `datasets.Video(decode=False)`.
+        choose: called as `choose(metadata=ClipMetadata)`, gives the indices of the wanted frames in any order,
             repetitions included. Called again if decoding finds another number of frames.
 
     Returns:
@@ -113,7 +135,9 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
             packets = _list_packets(stream)
             if packets:
                 times = sorted(packet.pts for packet in packets if packet.is_shown)
-                metadata, indices = _choose_frames(stream, len(times), choose)
+                keys = {packet.pts for packet in packets if packet.is_key}
+                keyframes = [index for index, time in enumerate(times) if time in keys]
+                metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
                 frames = _decode_by_time(stream, packets, times, set(indices))
         if frames is None:
             num_frames = _count_frames(media)
@@ -159,7 +183,11 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
         return name, _download(name)
-    path = urllib.request.url2pathname(urlsplit(name).path) if name.startswith("file://") else name
+    path = name
+    if name.startswith("file://"):
+        if os.environ.get("REGION_LEARNER_URLS") != "any":
+            raise VideoDecodeError(f"{name}: a URL of a local file; give its path, or {_ASK}")
+        path = urllib.request.url2pathname(urlsplit(name).path)
     if not os.path.isfile(path):
         raise VideoDecodeError(f"{name}: no such file")
     if os.path.getsize(path) == 0:
@@ -168,22 +196,90 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
 
 
 def _download(url: str) -> BinaryIO:
-    request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
+    """
+    The file at an https URL of a public address, in memory. Others are refused, redirections included, as names of
+    videos come with data sets of strangers, and what this machine may reach is nobody else's business; unless
+    REGION_LEARNER_URLS=any is set.
+    """
+    any_url = os.environ.get("REGION_LEARNER_URLS") == "any"
+    opener = urllib.request.OpenerDirector()
+    handlers = [
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPSHandler() if any_url else _PublicHTTPSHandler(),
+        urllib.request.HTTPHandler() if any_url else _RefusingHTTPHandler(),
+    ]
+    for handler in handlers:
+        opener.add_handler(handler)
     file = io.BytesIO()
+    ends_at = time.monotonic() + _DOWNLOAD_SECONDS
     try:
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as response:
-            while chunk := response.read(2**20):
+        request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
+        with opener.open(request, timeout=_DOWNLOAD_TIMEOUT) as response:
+            announced = response.headers.get("Content-Length")
+            if announced is not None and int(announced) > _DOWNLOAD_LIMIT:
+                raise VideoDecodeError(f"{url}: larger than {_DOWNLOAD_LIMIT} bytes")
+            while chunk := response.read1(2**20):
                 file.write(chunk)
                 if file.tell() > _DOWNLOAD_LIMIT:
                     raise VideoDecodeError(f"{url}: larger than {_DOWNLOAD_LIMIT} bytes")
-            announced = int(response.headers.get("Content-Length", file.tell()))
-    except (OSError, http.client.HTTPException) as error:
+                if time.monotonic() > ends_at:
+                    raise VideoDecodeError(f"{url}: not there after {_DOWNLOAD_SECONDS} seconds")
+    except VideoDecodeError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise VideoDecodeError(f"{url}: {getattr(error, 'reason', None) or error}") from error
-    if file.tell() != announced:
+    if announced is not None and file.tell() != int(announced):
         raise VideoDecodeError(f"{url}: {file.tell()} of {announced} bytes arrived")
     if file.tell() == 0:
         raise VideoDecodeError(f"{url}: empty file")
     return file
+
+
+_ASK = "set REGION_LEARNER_URLS=any to allow it"
+
+
+class _PublicConnection(http.client.HTTPSConnection):
+    """Connects to public addresses only, and to those that were looked at: a name may have others a moment later."""
+
+    def __init__(self, host: str, **kwargs):
+        self.tls = ssl.create_default_context()
+        self.behind_proxy: str | None = None
+        super().__init__(host, context=self.tls, **kwargs)
+
+    def set_tunnel(self, host: str, port: int | None = None, headers: Any = None):
+        self.behind_proxy = host
+        super().set_tunnel(host, port, headers)
+
+    def connect(self):
+        host = self.behind_proxy or self.host
+        try:
+            found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            if self.behind_proxy is None:
+                raise
+            found = []  # a name that the proxy knows alone
+        addresses = [address[0] for *_, address in found]
+        for address in addresses:
+            if not ipaddress.ip_address(address.partition("%")[0]).is_global:
+                raise OSError(f"{host} is {address}, no public address; {_ASK}")
+        if self.behind_proxy is not None:
+            super().connect()
+            return
+        connection = socket.create_connection((addresses[0], self.port), self.timeout, self.source_address)
+        self.sock = self.tls.wrap_socket(connection, server_hostname=host)
+
+
+class _PublicHTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(_PublicConnection, request)
+
+
+class _RefusingHTTPHandler(urllib.request.BaseHandler):
+    def http_open(self, request):
+        raise OSError(f"http is not encrypted: use https, or {_ASK}")
 
 
 @contextmanager
@@ -191,7 +287,12 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
     """The first video stream of an opened file."""
     if not isinstance(media, str):
         media.seek(0)
-    with av.open(media, metadata_errors="ignore") as container:
+    allowed = ",".join(av.formats_available - _OTHER_FORMATS)
+    try:
+        container = av.open(media, metadata_errors="ignore", options={"format_whitelist": allowed})
+    except av.error.ArgumentError as error:
+        raise VideoDecodeError("a list of other files, or text: no video") from error
+    with container:
         cover = av.stream.Disposition.attached_pic  # the picture in a sound file is no video
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
         if stream is None:
@@ -223,7 +324,9 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
     return None if cut or len(times) < len(packets) else packets
 
 
-def _choose_frames(stream: Any, num_frames: int, choose: Callable) -> tuple[VideoMetadata, list[int]]:
+def _choose_frames(
+    stream: Any, num_frames: int, choose: Callable, keyframes: list[int] | None = None
+) -> tuple[VideoMetadata, list[int]]:
     if num_frames == 0:
         raise VideoDecodeError("no frames")
     fps = float(stream.average_rate) if stream.average_rate else None
@@ -234,7 +337,7 @@ def _choose_frames(stream: Any, num_frames: int, choose: Callable) -> tuple[Vide
         duration = stream.container.duration / av.time_base
     else:
         duration = num_frames / fps if fps else None
-    metadata = VideoMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav")
+    metadata = ClipMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav", keyframes=keyframes)
     metadata.frames_indices = [int(index) for index in choose(metadata=metadata)]
     return metadata, metadata.frames_indices
 
@@ -272,9 +375,7 @@ def _decode_by_time(
     return frames if len(frames) == len(wanted) else None
 
 
-def _decode_from(
-    stream: Any, key: int, position: dict[int, int], wanted: set[int], leave_out: bool
-) -> Iterator[Any]:
+def _decode_from(stream: Any, key: int, position: dict[int, int], wanted: set[int], leave_out: bool) -> Iterator[Any]:
     """
     Frames from the key frame at time `key` on, until all `wanted` times have come; none if the container cannot be
     entered there or before. With `leave_out`, without frames that neither are wanted nor are referred to by others,
@@ -443,6 +544,9 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
     short_clips (`"repeat"` or `"error"`, *optional*, defaults to `"repeat"`):
         What to do with a video of fewer frames than `num_frames`: repeat its last frame, which
         `VideoMetadata.frames_indices` shows, or raise a `ValueError`.
+    sampling (`"segments"` or `"keyframes"`, *optional*, defaults to `"segments"`):
+        Which frame of a segment training draws: any, or, where there is one in the segment, a key frame, which needs
+        no other frame to be decoded. That is faster the more key frames a video has, and frames are less varied.
     crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
         In training, the share of a frame's area that the random crop keeps.
     flip_probability (`float`, *optional*, defaults to 0.5):
@@ -456,6 +560,7 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
     output_size: Annotated[int | list[int] | tuple[int, ...] | dict[str, int] | None, image_size_validator()]
     antialias: bool | None
     short_clips: Literal["repeat", "error"] | None
+    sampling: Literal["segments", "keyframes"] | None
     crop_scale: list[int | float] | tuple[int | float, int | float] | None
     flip_probability: int | float | None
     training: bool | None
@@ -474,7 +579,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     the first three. Frames of uint8 are resized as such, unless `antialias=False`: that is 5 to 15 times as fast as in
     floating point, and each resizing rounds. `do_resize=False` leaves out all resizing, and with it the random crop.
 
-    `videos` is one clip or a list of them, of any mixture of kinds: a path, an http(s) or file URL, the bytes of a
+    `videos` is one clip or a list of them, of any mixture of kinds: a path, an https URL, the bytes of a
     file, a binary file object, a `{"path": ..., "bytes": ...}` dict, an array or tensor of 4 dimensions, or a list of
     frames (PIL images or arrays). Transparent parts are put over black.
 
@@ -507,6 +612,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     num_frames = 4
     fps = None
     short_clips = "repeat"
+    sampling = "segments"
     crop_scale = (0.5, 1.0)
     flip_probability = 0.5
     training = False
@@ -592,18 +698,19 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         training: bool = False,
         generator: torch.Generator | None = None,
         short_clips: str | None = None,
+        sampling: str | None = None,
         **kwargs,
     ) -> np.ndarray:
         """
         Segment sampling: indices of `num_frames` frames, one from each of as many equal segments of the video.
 
         Args:
-            metadata: `total_num_frames`, and for `fps` its `fps`.
+            metadata: `total_num_frames`, for `fps` its `fps`, and for key frames its `keyframes`, if it has them.
             num_frames: defaults to that of the processor.
             fps: segments a second, instead of `num_frames`.
             training: a random frame of each segment (any of them, the last included) instead of the middle one.
             generator: for `training`.
-            short_clips: defaults to that of the processor.
+            short_clips, sampling: default to those of the processor.
 
         Raises:
             ValueError: more frames are asked for than there are and `short_clips` is "error"; or `fps` is asked for
@@ -634,7 +741,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
         borders = np.floor(np.linspace(0, total, min(num_frames, total) + 1)).astype(int).tolist()
         if training:
-            indices = [int(torch.randint(*segment, (), generator=generator)) for segment in pairwise(borders)]
+            keyframes = getattr(metadata, "keyframes", None) if (sampling or self.sampling) == "keyframes" else None
+            indices = [_draw(start, end, keyframes or [], generator) for start, end in pairwise(borders)]
         else:
             indices = [(start + end - 1) // 2 for start, end in pairwise(borders)]
         return np.array(indices + indices[-1:] * (num_frames - total))
@@ -722,6 +830,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"flip_probability is between 0 and 1; got {kwargs['flip_probability']}.")
         if kwargs.get("short_clips") not in (None, "repeat", "error"):
             raise ValueError(f'short_clips is "repeat" or "error"; got {kwargs["short_clips"]!r}.')
+        if kwargs.get("sampling") not in (None, "segments", "keyframes"):
+            raise ValueError(f'sampling is "segments" or "keyframes"; got {kwargs["sampling"]!r}.')
         if kwargs.get("num_frames") is not None and kwargs["num_frames"] < 1:
             raise ValueError(f"num_frames is at least 1; got {kwargs['num_frames']}.")
         return kwargs
@@ -792,6 +902,12 @@ def _settle(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if kwargs.get("crop_size") is not None:
         kwargs.setdefault("output_size", None)
     return kwargs
+
+
+def _draw(start: int, end: int, keyframes: list[int], generator: torch.Generator | None) -> int:
+    """A random frame from `start` to `end`, excluded: one of the `keyframes` (sorted), if any lies there."""
+    there = keyframes[bisect_left(keyframes, start) : bisect_left(keyframes, end)] or range(start, end)
+    return there[int(torch.randint(len(there), (), generator=generator))]
 
 
 def _all_frames(metadata: VideoMetadata) -> range:

@@ -1,0 +1,352 @@
+"""
+Clips a second from video files, beside what one would use instead: the loader of transformers, decord and torchcodec.
+
+    python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
+
+Of each clip the middle frames of 8 equal segments, resized, cropped and normalised to 224 x 224, all by the same code:
+what differs is how frames are read. Directories hold videos; without any, clips are made (H.264 as x264 encodes it by
+default, 256p and 1080p). Rivals are installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the
+system; a rival that cannot be loaded is named and left out.
+
+Every implementation has a process of its own, all on the same core and with one thread. They take turns clip by clip,
+and only one is at work at a time. Times are medians over repetitions, summed over clips. Before times are compared,
+frames are: ours with those of decoding the whole file, bit by bit; the rivals' with ours, in levels of 255, since not
+all convert colours alike.
+
+"decoded": frames that pass through the decoder. "between" are those from a key frame to a wanted one, which the others
+decode; "needed" those without frames that neither are wanted nor are referred to by any other.
+
+"keyframes" is ours with `sampling="keyframes"`, on random frames as in training; it reads other frames, and by how
+much they are moved is said. It is compared with ours on random frames.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RIVALS = Path(__file__).parent.parent / "build" / "rivals"
+NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate")
+EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+
+
+def middle_frames(total: int, frames: int) -> list[int]:
+    """The middles of equal segments."""
+    borders = np.floor(np.linspace(0, total, min(frames, total) + 1)).astype(int)
+    chosen = ((borders[:-1] + borders[1:] - 1) // 2).tolist()
+    return chosen + chosen[-1:] * (frames - len(chosen))
+
+
+# --- What is measured: each reads the wanted frames of a path, uint8 (T, height, width, 3), and their indices --------
+
+
+def read_ours(path: str, frames: int) -> np.ndarray:
+    from region_learner.video_processing_region_learner import read_clip
+
+    return read_clip(path, lambda metadata: middle_frames(metadata.total_num_frames, frames))[0]
+
+
+def read_random(path: str, frames: int, sampling: str) -> np.ndarray:
+    from region_learner import RegionLearnerVideoProcessor
+
+    processor = RegionLearnerVideoProcessor(num_frames=frames, sampling=sampling)
+    return processor.decode(path, training=True)[0].permute(0, 2, 3, 1).numpy()
+
+
+def read_transformers(path: str, frames: int) -> np.ndarray:
+    from transformers.video_utils import load_video
+
+    def choose(metadata, **kwargs):
+        return np.array(middle_frames(metadata.total_num_frames, frames))
+
+    return np.asarray(load_video(path, backend="pyav", sample_indices_fn=choose)[0])
+
+
+def read_decord(path: str, frames: int) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    return reader.get_batch(middle_frames(len(reader), frames)).asnumpy()
+
+
+def read_torchcodec(path: str, frames: int, seek_mode: str) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek_mode, dimension_order="NHWC")
+    return decoder.get_frames_at(middle_frames(len(decoder), frames)).data.numpy()
+
+
+READERS: dict[str, Any] = {
+    "ours": read_ours,
+    "transformers": read_transformers,
+    "decord": read_decord,
+    "torchcodec": partial(read_torchcodec, seek_mode="exact"),
+    "torchcodec approximate": partial(read_torchcodec, seek_mode="approximate"),
+    "random": partial(read_random, sampling="segments"),
+    "keyframes": partial(read_random, sampling="keyframes"),
+}
+
+
+def serve(name: str, frames: int, connection) -> None:
+    """In a process of its own: reads paths, answers with seconds, and with frames where they are asked for."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import torch
+
+    torch.set_num_threads(1)
+    if name not in ("ours", "random", "keyframes"):
+        sys.path.append(str(RIVALS))
+    from region_learner import RegionLearnerVideoProcessor
+
+    processor = RegionLearnerVideoProcessor(num_frames=frames)
+    while (task := connection.recv()) is not None:
+        path, with_frames = task
+        try:
+            torch.manual_seed(0)
+            start = time.perf_counter()
+            clip = READERS[name](path, frames)
+            pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)
+            processor(videos=pixels, do_sample_frames=False, return_tensors="pt")
+            connection.send((time.perf_counter() - start, clip if with_frames else None))
+        except Exception as error:
+            connection.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+
+
+# --- Frames that have to be decoded ----------------------------------------------------------------------------------
+
+
+def count_frames(path: str, frames: int) -> dict[str, int]:
+    """How many frames lie between key frames and wanted ones, how many of them are needed, and how many we decode."""
+    import av
+
+    from region_learner import video_processing_region_learner as module
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        order, keys = [packet.pts for packet in packets], [packet.is_keyframe for packet in packets]
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.skip_frame = "NONREF"
+        referred = {frame.pts for frame in container.decode(stream)}
+    times = sorted(order)
+    wanted = {times[index] for index in middle_frames(len(times), frames)}
+    between = needed = 0
+    start = 0
+    for end in [*(i for i, key in enumerate(keys) if key and i), len(order)]:
+        group = order[start:end]
+        last = max((i for i, time in enumerate(group) if time in wanted), default=-1)
+        between += last + 1
+        needed += sum(time in referred or time in wanted for time in group[: last + 1])
+        start = end
+
+    decoded = 0
+
+    def counted(*args, original=module._decode_from):
+        nonlocal decoded
+        for frame in original(*args):
+            decoded += 1
+            yield frame
+
+    original = module._decode_from
+    module._decode_from = counted
+    try:
+        read_ours(path, frames)
+    finally:
+        module._decode_from = original
+    return {"all": len(order), "between": between, "needed": needed, "decoded": decoded}
+
+
+def whole_file(path: str, frames: int) -> np.ndarray:
+    """The wanted frames of plainly decoding all of them."""
+    import av
+
+    with av.open(path) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack([every[index] for index in middle_frames(len(every), frames)])
+
+
+def moved_by(path: str, frames: int) -> tuple[float, float]:
+    """By how many frames, and which share of a segment, key frames lie from the random ones, in the mean."""
+    import torch
+
+    from region_learner import RegionLearnerVideoProcessor
+
+    chosen = []
+    for sampling in ("segments", "keyframes"):
+        torch.manual_seed(0)
+        processor = RegionLearnerVideoProcessor(num_frames=frames, sampling=sampling)
+        _, metadata = processor.decode(path, training=True)
+        chosen.append(np.array(metadata.frames_indices))
+    distance = np.abs(chosen[0] - chosen[1]).mean()
+    return float(distance), float(distance * frames / metadata.total_num_frames)
+
+
+# --- Clips ---------------------------------------------------------------------------------------------------------
+
+
+def make_clips(directory: Path, height: int, count: int) -> None:
+    """Scrolling noise of several scales with things that move, H.264 as x264 encodes it by default, 10 s at 30."""
+    import av
+    from PIL import Image
+
+    directory.mkdir()
+    width = height * 16 // 9
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        wall = sum(
+            np.asarray(Image.fromarray(rng.integers(0, 256, (n, 2 * n, 3), np.uint8)).resize((2 * width, height)), int)
+            for n in (4, 16, 64)
+        )
+        with av.open(str(directory / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for i in range(300):
+                left = i * width // 300
+                image = (wall[:, left : left + width] // 3).astype(np.uint8)
+                x, y = int(width * (0.5 + 0.4 * np.sin(i / 20))), int(height * (0.5 + 0.4 * np.cos(i / 33)))
+                image[max(y - height // 8, 0) : y + height // 8, max(x - height // 8, 0) : x + height // 8] = 30
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def videos_in(directory: Path) -> list[str]:
+    return sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+
+
+def install_rivals() -> None:
+    if not RIVALS.exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(RIVALS)]
+        subprocess.run([*command, "decord", "torchcodec"], check=True)
+
+
+# --- The run ---------------------------------------------------------------------------------------------------------
+
+
+def measure(paths: list[str], names: list[str], frames: int, repeats: int) -> tuple[dict[str, Any], list[str]]:
+    """Seconds of each implementation for each clip (clips, repeats), how far its frames are from ours, and notes."""
+    context = get_context("spawn")
+    connections, processes = {}, []
+    for name in names:
+        connections[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, frames, theirs), daemon=True))
+        processes[-1].start()
+    notes: list[str] = []
+    seconds: dict[str, list[list[float]]] = {name: [] for name in names}
+    differences: dict[str, list[float]] = {name: [] for name in names}
+
+    def ask(name: str, path: str, with_frames: bool = False):
+        connections[name].send((path, with_frames))
+        elapsed, answer = connections[name].recv()
+        if elapsed is None:
+            notes.append(f"{name} is left out: {answer} ({path})")
+            connections.pop(name).send(None)
+            seconds.pop(name)
+            differences.pop(name)
+        return elapsed, answer
+
+    for path in paths:
+        ours = None
+        for name in list(connections):  # not timed: imports, the file into memory
+            elapsed, clip = ask(name, path, True)
+            if elapsed is None:
+                continue
+            if name == "ours":
+                ours = clip
+                if not np.array_equal(clip, whole_file(path, frames)):
+                    raise SystemExit(f"{path}: our frames are not those of decoding the whole file")
+            elif name not in ("random", "keyframes") and ours is not None:
+                differences[name].append(float(np.abs(clip.astype(int) - ours.astype(int)).mean()))
+            seconds[name].append([])
+    for repeat in range(repeats):
+        for number, path in enumerate(paths):
+            order = list(connections)
+            for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
+                elapsed, _ = ask(name, path)
+                if elapsed is not None:
+                    seconds[name][number].append(elapsed)
+    for connection in connections.values():
+        connection.send(None)
+    for process in processes:
+        process.join(10)
+    return {name: {"seconds": seconds[name], "difference": differences[name]} for name in seconds}, notes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clips", type=int, help="of each directory, at most")
+    parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not options.no_rivals:
+        install_rivals()
+    print(f"one of {os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}")
+    results = []
+    with tempfile.TemporaryDirectory() as made:
+        directories = options.directories
+        if not directories:
+            print("Making clips ...")
+            directories = [Path(made) / name for name in ("256p", "1080p")]
+            make_clips(directories[0], 256, 12)
+            make_clips(directories[1], 1080, 3)
+        for directory in directories:
+            results.append(compare(directory, options))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    paths = videos_in(directory)[: options.clips]
+    if not paths:
+        raise SystemExit(f"no videos in {directory}")
+    names = ["ours", "random", "keyframes"] if options.no_rivals else [*NAMES, "random", "keyframes"]
+    measured, notes = measure(paths, names, options.frames, options.repeats)
+    totals = {name: sum(statistics.median(times) for times in result["seconds"]) for name, result in measured.items()}
+    rivals = {name: total for name, total in totals.items() if name in NAMES and name != "ours"}
+    print(f"\n{directory.name}: {len(paths)} clips, {options.frames} frames each")
+    print(f"{'':24} | {'clips/s':>8} | {'of ours':>8} | {'frames differ by':>16}")
+    for name in (name for name in NAMES if name in totals):
+        difference = measured[name]["difference"]
+        apart = f"{statistics.mean(difference):.3f} levels" if difference else "exact"
+        print(f"{name:24} | {len(paths) / totals[name]:8.2f} | {totals['ours'] / totals[name]:8.2f} | {apart:>16}")
+    if rivals:
+        best = min(rivals, key=lambda name: rivals[name])
+        print(f"ours is {rivals[best] / totals['ours']:.2f} times as fast as the best of the others, {best}")
+    counts = [count_frames(path, options.frames) for path in paths]
+    frames = {name: sum(count[name] for count in counts) for name in counts[0]}
+    print(f"frames: {', '.join(f'{count:,} {name}' for name, count in frames.items())}")
+    moved = [moved_by(path, options.frames) for path in paths]
+    distance, share = (statistics.mean(values) for values in zip(*moved))
+    print(
+        f'sampling="keyframes": {totals["random"] / totals["keyframes"]:.2f} times as fast as random frames, which '
+        f"move by {distance:.1f} frames, {100 * share:.0f} % of a segment, in the mean"
+    )
+    for note in notes:
+        print(note)
+    return {
+        "directory": directory.name,
+        "clips": len(paths),
+        "clips_per_second": {name: len(paths) / total for name, total in totals.items()},
+        "frames": frames,
+        "keyframes_move_by": {"frames": distance, "share_of_a_segment": share},
+        "notes": notes,
+        "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores",
+    }
+
+
+if __name__ == "__main__":
+    main()
