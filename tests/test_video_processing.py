@@ -445,7 +445,7 @@ def test_files_that_are_lists_of_others(folder, video):
         path = folder / name
         path.write_text(text)
         for source in (path, path.read_bytes()):
-            with pytest.raises(VideoDecodeError, match="a list of other files, or text|Invalid data"):
+            with pytest.raises(VideoDecodeError, match=r"a list of other files, or text|Invalid data"):
                 read(source, 0)
 
 

@@ -333,6 +333,35 @@ def corpus_make(
     Console(stderr=True).print(f"The corpus is in {path}.")
 
 
+@corpus_app.command("prepare")
+def corpus_prepare(
+    output: Annotated[Path, typer.Argument(help="Directory for the shards, OUTPUT/SPLIT/*.tar.")],
+    corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "folder",
+    data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
+    split: Annotated[str, typer.Option(help="Its split, and name of that of the shards.")] = "train",
+    corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
+    short_side: Annotated[int, typer.Option(help="Pixels; smaller frames stay as they are.")] = 256,
+    max_fps: Annotated[float, typer.Option(help="At most this many frames a second; 0 keeps all.")] = 30,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Fixed length instead: as many frames a clip, spread evenly.")
+    ] = None,
+    group: Annotated[int, typer.Option(help="Frames in a group of pictures: fewer read faster, and take more.")] = 6,
+    crf: Annotated[int, typer.Option(help="Quality of H.264; lower is better.")] = 23,
+    clips_per_shard: Annotated[int, typer.Option(help="The unit that an interrupted run goes on with.")] = 500,
+    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    as_json: Json = False,
+):
+    """
+    Re-encode a corpus once, to train on it many times as fast: small frames, short groups of pictures, in WebDataset
+    shards (--corpus webdataset reads them). The same command goes on where it was interrupted.
+    """
+    from .corpora import PrepareOptions, load_corpus, prepare_corpus
+
+    options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
+    rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
+    _print(prepare_corpus(rows, output, split, options, workers), as_json)
+
+
 def main(argv: list[str] | None = None):
     """
     Runs a command and exits: 0 when it is done, 2 with one line for bad usage or input. With REGION_LEARNER_DEBUG

@@ -103,7 +103,9 @@ class _Packet(NamedTuple):
     is_shown: bool  # False where an edit list cuts it out
 
 
-def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.ndarray, VideoMetadata]:
+def read_clip(
+    source: Any, choose: Callable[..., Iterable[int]], exact: bool = False
+) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes some frames of one video: exactly those that decoding the whole file would give at their indices.
 
@@ -117,6 +119,7 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
             a binary file object, or a `{"path": ..., "bytes": ...}` dict as of `datasets.Video(decode=False)`.
         choose: called as `choose(metadata=ClipMetadata)`, gives the indices of the wanted frames in any order,
             repetitions included. Called again if decoding finds another number of frames.
+        exact: convert colours without a bias, slowly; see `_ToRGB`.
 
     Returns:
         Frames, uint8 of shape (T, height, width, 3): RGB, upright, transparent parts over black. And the metadata
@@ -126,10 +129,7 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
         VideoDecodeError: the video, or a wanted frame, cannot be read.
         ImportError: PyAV is not installed.
     """
-    if av is None:
-        raise ImportError("Decoding videos needs PyAV: pip install av")
-    name, media = _locate(source)
-    try:
+    with _located(source) as media:
         frames = None
         with _open_video(media) as stream:
             packets = _list_packets(stream)
@@ -138,13 +138,57 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
                 keys = {packet.pts for packet in packets if packet.is_key}
                 keyframes = [index for index, time in enumerate(times) if time in keys]
                 metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
-                frames = _decode_by_time(stream, packets, times, set(indices))
+                frames = _decode_by_time(stream, packets, times, set(indices), _ToRGB(exact=exact))
         if frames is None:
             num_frames = _count_frames(media)
             with _open_video(media) as stream:
                 if not packets or num_frames != len(times):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
-                frames = _decode_by_count(stream, set(indices))
+                frames = _decode_by_count(stream, set(indices), _ToRGB(exact=exact))
+
+    clip = np.stack([frames[index] for index in indices])
+    metadata.height, metadata.width = clip.shape[1:3]
+    return clip, metadata
+
+
+def iterate_frames(
+    source: Any, size_for: Callable[[int, int], tuple[int, int]] | None = None
+) -> Iterator[tuple[np.ndarray, float | None]]:
+    """
+    All frames of one video, one after another.
+
+    Args:
+        source: as in [`read_clip`].
+        size_for: the height and width that frames are scaled to, for those of each, as stored. By default they stay
+            as they are.
+
+    Yields:
+        A frame, uint8 (height, width, 3) as of [`read_clip`] with `exact`, and its time in seconds, None where the
+        file does not tell.
+
+    Raises:
+        VideoDecodeError: the video cannot be read to its end, or a frame of it is damaged.
+        ImportError: PyAV is not installed.
+    """
+    with _located(source) as media, _open_video(media) as stream:
+        to_rgb = _ToRGB(size_for, exact=True)
+        index = -1
+        for index, frame in enumerate(stream.container.decode(stream)):
+            if frame.is_corrupt:
+                raise VideoDecodeError(f"frame {index} is damaged")
+            yield to_rgb(frame), frame.time
+        if index < 0:
+            raise VideoDecodeError("no frames")
+
+
+@contextmanager
+def _located(source: Any) -> Iterator[str | BinaryIO]:
+    """What PyAV opens, and errors that name it."""
+    if av is None:
+        raise ImportError("Decoding videos needs PyAV: pip install av")
+    name, media = _locate(source)
+    try:
+        yield media
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
@@ -155,10 +199,6 @@ def read_clip(source: Any, choose: Callable[..., Iterable[int]]) -> tuple[np.nda
     finally:
         if not isinstance(media, str):
             media.close()
-
-    clip = np.stack([frames[index] for index in indices])
-    metadata.height, metadata.width = clip.shape[1:3]
-    return clip, metadata
 
 
 def _locate(source: Any) -> tuple[str, str | BinaryIO]:
@@ -261,14 +301,14 @@ class _PublicConnection(http.client.HTTPSConnection):
             if self.behind_proxy is None:
                 raise
             found = []  # a name that the proxy knows alone
-        addresses = [address[0] for *_, address in found]
+        addresses = [str(address[0]) for *_, address in found]
         for address in addresses:
             if not ipaddress.ip_address(address.partition("%")[0]).is_global:
                 raise OSError(f"{host} is {address}, no public address; {_ASK}")
         if self.behind_proxy is not None:
             super().connect()
             return
-        connection = socket.create_connection((addresses[0], self.port), self.timeout, self.source_address)
+        connection = socket.create_connection((addresses[0], self.port), self.timeout)
         self.sock = self.tls.wrap_socket(connection, server_hostname=host)
 
 
@@ -343,7 +383,7 @@ def _choose_frames(
 
 
 def _decode_by_time(
-    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int]
+    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int], to_rgb: "_ToRGB"
 ) -> dict[int, np.ndarray] | None:
     """
     The wanted frames, each decoded from the key frame before it on; None if what comes out is not what `times`
@@ -358,7 +398,6 @@ def _decode_by_time(
     # Time stamps out of decoding order are those of the encoder, and tell which frame is which. Those in order may be
     # made up by the container (AVI): then frames have to come out one after another, as foretold, to be believed.
     leave_out = [packet.pts for packet in packets] != sorted(position)
-    to_rgb = _ToRGB()
     frames: dict[int, np.ndarray] = {}
     try:
         for key, its_times in from_key.items():
@@ -407,9 +446,8 @@ def _decode_from(stream: Any, key: int, position: dict[int, int], wanted: set[in
             return
 
 
-def _decode_by_count(stream: Any, wanted: set[int]) -> dict[int, np.ndarray]:
+def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB") -> dict[int, np.ndarray]:
     """The wanted frames, all before them decoded too."""
-    to_rgb = _ToRGB()
     frames: dict[int, np.ndarray] = {}
     damaged = False
     for index, frame in enumerate(stream.container.decode(stream)):
@@ -433,26 +471,39 @@ def _count_frames(media: str | BinaryIO) -> int:
 class _ToRGB:
     """
     Turns frames of one clip into upright RGB (height, width, 3), all of the size of the first, as the size may change
-    within a stream. (One converter for all: to set one up takes longer than to convert a small frame.)
+    within a stream; or of what `size_for` makes of that. (One converter for all: to set one up takes longer than to
+    convert a small frame.)
+
+    FFmpeg's usual conversion, which all readers of videos use, is a level too dark in the mean; the `exact` one is
+    not, and slower. What is encoded again should be converted exactly: it then is as dark as its original when read.
     """
 
-    def __init__(self):
+    def __init__(self, size_for: Callable[[int, int], tuple[int, int]] | None = None, exact: bool = False):
+        self.size_for = size_for
+        flags = av.video.reformatter.Interpolation
+        self.flags = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT if exact else None
         self.converter = av.video.reformatter.VideoReformatter()
-        self.shape: tuple[int, ...] | None = None
+        self.shape: Any = None
 
     def __call__(self, frame: Any) -> np.ndarray:
+        size = {}
+        turns = round(frame.rotation / 90)  # counterclockwise, as for `rot90`
+        if self.size_for is not None:
+            size["height"], size["width"] = self.size_for(frame.height, frame.width)
+            if turns % 2:
+                size["width"], size["height"] = self.size_for(frame.width, frame.height)
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-            image = _over_black(self._convert(frame, "rgba"))
+            image = _over_black(self._convert(frame, "rgba", size))
         else:
-            image = self._convert(frame, "rgb24")
-        image = np.rot90(image, round(frame.rotation / 90))  # both count counterclockwise
+            image = self._convert(frame, "rgb24", size)
+        image = np.rot90(image, turns)
         self.shape = self.shape or image.shape
         if image.shape != self.shape:
             image = np.asarray(Image.fromarray(image).resize(self.shape[1::-1], Image.Resampling.BILINEAR))
         return image
 
-    def _convert(self, frame: Any, form: str) -> np.ndarray:
-        return self.converter.reformat(frame, format=form, threads=1).to_ndarray()
+    def _convert(self, frame: Any, form: str, size: dict[str, int]) -> np.ndarray:
+        return self.converter.reformat(frame, format=form, interpolation=self.flags, threads=1, **size).to_ndarray()
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:

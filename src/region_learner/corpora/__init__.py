@@ -23,6 +23,7 @@ from .lsmdc import load_lsmdc, load_lsmdc_mc
 from .moving_shapes import load_moving_shapes, make_moving_shapes
 from .msrvtt import load_msrvtt, load_msrvtt_mc, load_msrvtt_qa
 from .msvd import load_msvd, load_msvd_qa
+from .prepare import PrepareOptions, prepare_corpus
 from .webdataset import load_webdataset
 from .webvid import load_webvid
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorpusError",
+    "PrepareOptions",
     "answer_vocabulary",
     "corpus_options",
     "list_corpora",
@@ -40,6 +42,7 @@ __all__ = [
     "make_corpus",
     "make_drifting_letters",
     "make_moving_shapes",
+    "prepare_corpus",
 ]
 
 _CORPORA: dict[str, Callable[..., Any]] = {

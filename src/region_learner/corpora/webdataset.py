@@ -386,6 +386,8 @@ class _UnusableError(ValueError):
 
 # Columns that a corpus defines itself, and those that captions and ids come from.
 _RESERVED = ("video", "video_id", "key", "captions", "caption", "text")
+# Columns of tasks whose rows have no captions.
+_WITHOUT_CAPTIONS = {"question", "label"}
 
 
 def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member], lazy: bool) -> Row:
@@ -398,7 +400,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     captions = _captions(content, parts.get(".json"))
     if not captions and ".txt" in parts:
         captions = [text] if (text := _read_text(file, shard, parts[".txt"]).strip()) else []
-    if not captions:
+    if not captions and not _WITHOUT_CAPTIONS & content.keys():
         raise _UnusableError("without a caption")
     return {
         "video": (
@@ -483,7 +485,8 @@ def load_webdataset(
     """WebDataset shards (.tar): samples of one video or image and .txt or .json with `caption` or `captions`.
 
     The members of a sample follow one another and share their name up to the first dot of the file name, the key.
-    Captions come from `captions`, `caption` or `text` in .json, or else from .txt. `video_id` is `video_id` or `key`
+    Captions come from `captions`, `caption` or `text` in .json, or else from .txt; samples without any are left out,
+    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key`
     in .json, or else the key; it should be unique among all shards. Other fields of .json become columns. Other
     members are passed over, and so is an image beside a video.
 

@@ -1,0 +1,446 @@
+"""
+Re-encodes a corpus once, so that training reads it many times as fast: small frames, short groups of pictures, in
+WebDataset shards with captions and whatever else is known of a clip. `load_corpus("webdataset")` reads them.
+
+A shard is the unit of what is done: it is written beside its place, moved there when it is whole, and a report of it
+then says that it is done. So a run that was killed goes on with the shard that was under way, and no clip is lost or
+there twice. What is in which shard depends on the rows alone, not on the processes.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import json
+import logging
+import math
+import multiprocessing
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .folder import IMAGE_EXTENSIONS, CorpusError
+from .webdataset import video_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
+
+_OPTIONS = "prepare.json"
+_REPORT = "report.json"
+_TICKS = 90_000  # a second, of time stamps
+_USUAL_FPS = 25  # of files that do not tell when a frame is shown
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """
+    How clips are re-encoded.
+
+    Args:
+        short_side: of frames, in pixels; those of smaller ones are kept.
+        max_fps: of videos of more frames a second, as many are kept, spread evenly. None keeps all.
+        num_frames: fixed length instead: this many frames a clip, spread evenly over it; shorter clips keep all.
+        group: frames in a group of pictures. A frame is reached by decoding half as many, in the mean; with 1 each
+            frame stands for itself, and files are largest.
+        crf: quality of x264: 0 is lossless, 18 looks so, each 6 more halve the size.
+        clips_per_shard: rows of the corpus that go into one shard.
+    """
+
+    short_side: int = 256
+    max_fps: float | None = 30
+    num_frames: int | None = None
+    group: int = 6
+    crf: int = 23
+    clips_per_shard: int = 500
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("short_side", 16, 4096),
+            ("max_fps", 0.01, 1000),
+            ("num_frames", 1, 100_000),
+            ("group", 1, 1000),
+            ("crf", 0, 51),
+            ("clips_per_shard", 1, 10_000_000),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise CorpusError(f"{name}={value} must be between {low} and {high}")
+
+
+def prepare_corpus(
+    rows: Dataset,
+    output_dir: str | os.PathLike[str],
+    split: str = "train",
+    options: PrepareOptions | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """
+    Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
+
+    A sample is the clip (.mp4, or .jpg of an image) and a .json with all columns of its row and, in `prepared`, its
+    size, frames and frames a second, and those of its source. Frames are upright, and sound is left out.
+
+    Args:
+        rows: of [`load_corpus`], not streamed.
+        workers: processes that re-encode; by default one a core.
+
+    Returns:
+        `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
+        of this run, and `report`, a file that also lists every clip that was left out and why.
+
+    Raises:
+        CorpusError: `output_dir/split` holds a corpus of other rows or options, is being written to, or no clip
+            could be read.
+    """
+    options = options or PrepareOptions()
+    directory = Path(output_dir) / split
+    directory.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with _locked(directory):
+        _check_options(directory, rows, options)
+        shards = math.ceil(len(rows) / options.clips_per_shard)
+        missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
+        sizes = [len(_rows_of(rows, number, options)) for number in missing]
+        with (
+            _Encoders(options, workers or os.cpu_count() or 1) as encoders,
+            tqdm(total=len(rows), initial=len(rows) - sum(sizes), unit="clip", desc="Preparing", disable=None) as bar,
+        ):
+            indices = (index for number in missing for index in _rows_of(rows, number, options))
+            classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+            encoded = encoders.run(_named(rows[index], classes) for index in indices)
+            for number in missing:
+                _write_shard(directory, number, _rows_of(rows, number, options), encoded, bar)
+        return _report(directory, shards, time.monotonic() - start)
+
+
+def _rows_of(rows: Dataset, shard: int, options: PrepareOptions) -> range:
+    first = shard * options.clips_per_shard
+    return range(first, min(first + options.clips_per_shard, len(rows)))
+
+
+def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A row whose numbers of classes are their names: numbers mean nothing without the data set."""
+    names = {column: known[row[column]] for column, known in classes.items() if row[column] is not None}
+    return dict(row) | names
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two runs at once would write the same files. (The lock goes with its process, however that ends.)"""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CorpusError(f"{directory} is being written to by another run: wait for it, or stop it") from None
+        yield
+
+
+def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
+    digest = hashlib.blake2b(digest_size=16)
+    for video_id in rows["video_id"]:
+        digest.update(video_id.encode() + b"\0")
+    wanted = asdict(options) | {"rows": len(rows), "ids": digest.hexdigest()}
+    path = directory / _OPTIONS
+    if not path.exists():
+        if others := [other.name for other in directory.iterdir() if other.name != ".lock"]:
+            raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
+        _write(path, wanted)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [f"{name} is {before.get(name)}, not {new}" for name, new in wanted.items() if before.get(name) != new]
+    if changed:
+        raise CorpusError(
+            f"{directory} holds a corpus made otherwise ({'; '.join(changed)}): choose another directory"
+        )
+
+
+def _report_path(directory: Path, shard: int) -> Path:
+    return directory / f"{shard:06}.json"
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator[_Encoded], bar: tqdm) -> None:
+    path = directory / f"{number:06}.tar"
+    partial = path.with_name(f"{path.name}.partial")
+    report: dict[str, Any] = {"clips": 0, "left_out": [], "source_bytes": 0, "bytes": 0}
+    with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+        for index in indices:
+            clip = next(encoded)
+            bar.update()
+            if clip.reason is not None:
+                report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
+                bar.set_postfix(left_out=len(report["left_out"]))
+                continue
+            report["clips"] += 1
+            report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
+            report["bytes"] += len(clip.data)
+            described = {name: value for name, value in clip.row.items() if name != "video"}
+            _add(tar, f"{index:09}{clip.extension}", clip.data)
+            text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
+            _add(tar, f"{index:09}.json", text.encode())
+    if report["clips"]:
+        partial.replace(path)
+    else:
+        partial.unlink()
+    _write(_report_path(directory, number), report)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _report(directory: Path, shards: int, seconds: float) -> dict[str, Any]:
+    reports = [json.loads(_report_path(directory, number).read_text(encoding="utf-8")) for number in range(shards)]
+    left_out = [entry for report in reports for entry in report["left_out"]]
+    sums = {name: sum(report[name] for report in reports) for name in ("clips", "source_bytes", "bytes")}
+    path = directory / _REPORT
+    _write(path, sums | {"left_out": left_out})
+    if not sums["clips"]:
+        first = f", the first: {left_out[0]['reason']}" if left_out else ""
+        raise CorpusError(f"no clip of {len(left_out)} could be read{first}")
+    if left_out:
+        logger.warning("%d clips left out, listed in %s; the first: %s", len(left_out), path, left_out[0]["reason"])
+    return sums | {"left_out": len(left_out), "seconds": seconds, "report": str(path)}
+
+
+# --- Encoding --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Encoded:
+    row: dict[str, Any]
+    reason: str | None = None  # why it is left out
+    data: bytes = b""
+    extension: str = ".mp4"
+    prepared: dict[str, Any] = field(default_factory=dict)
+
+
+def _context() -> Any:
+    """New processes that begin with everything imported, where there is such a thing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "region_learner.video_processing_region_learner"])
+    return context
+
+
+class _Encoders:
+    """Processes that re-encode rows; results come in order. A row that brings its process down is left out."""
+
+    def __init__(self, options: PrepareOptions, workers: int):
+        self.options, self.workers = options, workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Encoders:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self) -> Callable[[dict[str, Any], PrepareOptions], _Encoded]:
+        return _encode_row
+
+    def _submit(self, row: dict[str, Any]) -> Future:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(self.workers, _context())
+        return self.pool.submit(self._encode(), row, self.options)
+
+    def run(self, rows: Iterator[dict[str, Any]]) -> Iterator[_Encoded]:
+        waiting: collections.deque[tuple[dict[str, Any], Future]] = collections.deque()
+        for row in rows:
+            waiting.append((row, self._submit(row)))
+            if len(waiting) > 4 * self.workers:
+                yield self._next(waiting)
+        while waiting:
+            yield self._next(waiting)
+
+    def _next(self, waiting: collections.deque[tuple[dict[str, Any], Future]]) -> _Encoded:
+        row, future = waiting[0]
+        try:
+            result = future.result()
+        except BrokenProcessPool:
+            # Any row under way may be the one: each is tried again alone, this one first.
+            self.pool = None
+            with ProcessPoolExecutor(1, _context()) as alone:
+                try:
+                    result = alone.submit(self._encode(), row, self.options).result()
+                except BrokenProcessPool:
+                    result = _Encoded(row, "decoding it brings the process down")
+            rest = [other for other, _ in waiting]
+            waiting.clear()
+            waiting.extend((other, self._submit(other)) for other in rest)
+        waiting.popleft()
+        return result
+
+
+def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
+    from ..video_processing_region_learner import VideoDecodeError
+
+    video, row = row["video"], row | {"video": None}
+    try:
+        source = video_source(video)
+        extension, data, prepared = encode_clip(source, options, is_image=_is_image(video))
+    except (CorpusError, VideoDecodeError, OSError) as error:
+        return _Encoded(row, str(error))
+    prepared["source"]["bytes"] = _size(source)
+    return _Encoded(row, None, data, extension, prepared)
+
+
+def _is_image(video: Any) -> bool:
+    return isinstance(video, str) and video.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _size(source: Any) -> int | None:
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return len(source)
+    try:
+        return os.path.getsize(source)
+    except (OSError, TypeError):
+        return None  # a URL
+
+
+def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) -> tuple[str, bytes, dict[str, Any]]:
+    """
+    Re-encodes one clip.
+
+    Args:
+        source: as `read_clip` takes it.
+        is_image: write a JPEG file.
+
+    Returns:
+        The extension, the file, and what is known of both: `width`, `height`, `frames`, `fps`, `duration` (seconds),
+        and `source` with the `width` and `height` of the source.
+
+    Raises:
+        VideoDecodeError: it cannot be read to its end.
+    """
+    original: list[tuple[int, int]] = []
+
+    def scaled(height: int, width: int) -> tuple[int, int]:
+        if not original:
+            original.append((height, width))
+        return _scaled(height, width, options.short_side)
+
+    frames = _frames(source, options, scaled)
+    if is_image:
+        image, _ = next(frames)
+        data, count, last = _jpeg(image), 1, 0.0
+    else:
+        data, count, last, image = _encode(frames, options)
+    prepared = {"width": image.shape[1], "height": image.shape[0], "frames": count, "duration": last}
+    prepared["source"] = {"width": original[0][1], "height": original[0][0]}
+    return ".jpg" if is_image else ".mp4", data, prepared
+
+
+def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the short side wanted, if it is longer; even, as H.264 has them."""
+    scale = min(1.0, short_side / min(height, width))
+    return max(2, 2 * round(height * scale / 2)), max(2, 2 * round(width * scale / 2))
+
+
+def _frames(
+    source: Any, options: PrepareOptions, scaled: Callable[[int, int], tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The frames to keep, scaled, and their times in seconds."""
+    from ..video_processing_region_learner import iterate_frames, read_clip
+
+    if options.num_frames is not None:
+        clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), exact=True)
+        step = (metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
+        for number, frame in enumerate(clip):
+            height, width = scaled(*frame.shape[:2])
+            yield np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)), number * step
+        return
+    first, slot = None, -1
+    for number, (image, at) in enumerate(iterate_frames(source, scaled)):
+        moment = number / _USUAL_FPS if at is None else at
+        first = moment if first is None else first
+        if options.max_fps is not None:
+            # One frame for each 1 / max_fps of a second, but for half a millisecond: time stamps are rounded.
+            before, slot = slot, math.floor((moment - first + 5e-4) * options.max_fps)
+            if slot == before:
+                continue
+        yield image, moment
+
+
+def _spread(metadata: Any, count: int) -> list[int]:
+    """Middles of `count` equal segments."""
+    total = metadata.total_num_frames
+    count = min(count, total)
+    return [(2 * number + 1) * total // (2 * count) for number in range(count)]
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "jpeg", quality=92)
+    return file.getvalue()
+
+
+def _encode(
+    frames: Iterator[tuple[np.ndarray, float]], options: PrepareOptions
+) -> tuple[bytes, int, float, np.ndarray]:
+    """An MP4 file, the number of its frames, the time of the last, and that frame."""
+    import av
+
+    file = io.BytesIO()
+    count, stamp = 0, -1
+    first = 0.0
+    with av.open(file, "w", format="mp4") as container:
+        stream = None
+        for image, at in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", options=_x264(options))
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
+                stream.codec_context.thread_count = 1  # there are as many processes as cores
+                first = at
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            stamp = max(stamp + 1, round((at - first) * _TICKS))  # what comes out in order, comes later
+            frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)
+            container.mux(stream.encode(frame))
+            count += 1
+        container.mux(stream.encode())
+    return file.getvalue(), count, stamp / _TICKS, image
+
+
+def _x264(options: PrepareOptions) -> dict[str, str]:
+    """
+    Without B-frames and scene cuts, so that a frame is never further than a group from where decoding begins; and
+    without what takes longest to decode (arithmetic coding, deblocking), which makes files a tenth larger.
+    """
+    group = str(options.group)
+    fixed = {"preset": "fast", "tune": "fastdecode", "bf": "0", "sc_threshold": "0"}
+    return fixed | {"crf": str(options.crf), "g": group, "keyint_min": group}

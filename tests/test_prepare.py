@@ -1,0 +1,252 @@
+"""Prepared corpora: what is in them is what was in the originals, whatever happens on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image
+
+from region_learner import load_corpus
+from region_learner.corpora import CorpusError, PrepareOptions, prepare_corpus
+from region_learner.corpora import prepare as module
+from region_learner.corpora.webdataset import video_source
+from region_learner.video_processing_region_learner import iterate_frames, read_clip
+
+
+def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, seed: int = 0) -> Path:
+    """Smooth pictures, so that a lossy copy can be told from another: brightness rises with time."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(40, 160, (4, 4, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(frames):
+            image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+            image = np.clip(np.asarray(image).astype(int) + 2 * number, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    return [str(write_video(folder / f"{number}.mp4", seed=number)) for number in range(7)]
+
+
+def rows_of(videos) -> Dataset:
+    rows = [{"video": path, "video_id": Path(path).stem, "captions": [f"a {path[-5]}", "b"]} for path in videos]
+    return Dataset.from_list(rows)
+
+
+def load(directory, **options) -> Dataset:
+    return load_corpus("webdataset", directory, **options)
+
+
+def frames_of(row) -> np.ndarray:
+    return every_frame(video_source(row["video"]))
+
+
+def every_frame(source) -> np.ndarray:
+    """As training reads them."""
+    return read_clip(source, lambda metadata: range(metadata.total_num_frames))[0].astype(int)
+
+
+def test_clips_captions_and_metadata_are_those_of_the_originals(videos, tmp_path):
+    result = prepare_corpus(rows_of(videos), tmp_path, options=PrepareOptions(clips_per_shard=3, crf=10), workers=2)
+    assert (result["clips"], result["left_out"]) == (7, 0)
+    assert sorted(path.name for path in (tmp_path / "train").glob("*.tar")) == [f"{n:06}.tar" for n in range(3)]
+    prepared = load(tmp_path)
+    assert prepared["video_id"] == [Path(path).stem for path in videos]
+    assert prepared["captions"] == rows_of(videos)["captions"]
+    for row, path in zip(prepared, videos):
+        original = every_frame(path)
+        assert frames_of(row).shape == original.shape
+        assert np.abs(frames_of(row) - original).mean() < 1.5
+        assert abs(frames_of(row).mean((1, 2, 3)) - original.mean((1, 2, 3))).max() < 0.5  # the next is brighter by 2
+        assert row["prepared"]["frames"] == 30
+        assert row["prepared"]["source"] == {"width": 64, "height": 48, "bytes": os.path.getsize(path)}
+    streamed = list(load_corpus("webdataset", tmp_path, streaming=True))
+    assert [row["video_id"] for row in streamed] == prepared["video_id"]
+
+
+def test_groups_are_short_and_nothing_is_reordered(videos, tmp_path):
+    prepare_corpus(rows_of(videos[:1]), tmp_path, options=PrepareOptions(group=4), workers=1)
+    with av.open(module.io.BytesIO(video_source(load(tmp_path)[0]["video"])["bytes"])) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert [number for number, packet in enumerate(packets) if packet.is_keyframe] == list(range(0, 30, 4))
+    assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets)
+
+
+def test_what_the_options_say(tmp_path):
+    path = write_video(tmp_path / "wide.mp4", frames=60, size=(320, 180), rate=60)
+
+    def prepared(**options):
+        _, data, known = module.encode_clip(path, PrepareOptions(**options))
+        return [(image, at) for image, at in iterate_frames(data)], known
+
+    frames, known = prepared(short_side=90)
+    assert frames[0][0].shape == (90, 160, 3)
+    assert known["source"] == {"width": 320, "height": 180}
+    np.testing.assert_allclose([at for _, at in frames], np.arange(30) / 30, atol=1e-3)  # half of 60 a second
+    frames, _ = prepared(max_fps=None)
+    np.testing.assert_allclose([at for _, at in frames], np.arange(60) / 60, atol=1e-3)
+    frames, _ = prepared(max_fps=25)
+    assert len(frames) in (20, 25)  # every third of 60, or as near as can be
+    frames, known = prepared(num_frames=6)
+    assert len(frames) == known["frames"] == 6
+    expected = [image for image, _ in iterate_frames(path)]
+    for (image, _), index in zip(frames, (5, 15, 25, 35, 45, 55)):
+        assert abs(image.mean() - expected[index].mean()) < 0.9
+    assert prepared(short_side=4000)[0][0][0].shape == (180, 320, 3)  # never enlarged
+
+
+def test_upright_and_of_uneven_sizes(tmp_path):
+    path = tmp_path / "odd.png"
+    Image.new("RGB", (75, 33), (200, 30, 30)).save(path)
+    extension, data, known = module.encode_clip(path, PrepareOptions(short_side=16), is_image=True)
+    assert extension == ".jpg"
+    assert (known["width"], known["height"]) == (36, 16)
+    assert np.abs(next(iterate_frames(data))[0].astype(int) - [200, 30, 30]).max() < 8
+    _, data, known = module.encode_clip(path, PrepareOptions())
+    assert (known["width"], known["height"]) == (76, 32)
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(Path(videos[0]).read_bytes()[:1500])
+    rows = rows_of([videos[0], str(broken), str(tmp_path / "gone.mp4"), videos[1]])
+    result = prepare_corpus(rows, tmp_path / "out", options=PrepareOptions(clips_per_shard=2), workers=1)
+    assert (result["clips"], result["left_out"]) == (2, 2)
+    report = json.loads(Path(result["report"]).read_text())
+    assert [entry["video_id"] for entry in report["left_out"]] == ["broken", "gone"]
+    assert "no such file" in report["left_out"][1]["reason"]
+    assert "2 clips left out" in caplog.text
+    assert load(tmp_path / "out")["video_id"] == ["0", "1"]
+    with pytest.raises(CorpusError, match=r"no clip of 1 could be read, the first: .*no such file"):
+        prepare_corpus(rows.select([2]), tmp_path / "none", workers=1)
+
+
+def test_columns_of_tasks(videos, tmp_path):
+    features = Features(
+        {
+            "video": Value("string"),
+            "video_id": Value("string"),
+            "captions": [Value("string")],
+            "label": ClassLabel(names=["run", "jump"]),
+        }
+    )
+    rows = [{"video": path, "video_id": path[-5], "captions": [], "label": n} for n, path in enumerate(videos[:2])]
+    prepare_corpus(Dataset.from_list(rows, features=features), tmp_path, workers=1)
+    prepared = load(tmp_path)
+    assert prepared["label"] == ["run", "jump"]
+    assert prepared["captions"] == [[], []]
+
+
+def test_a_prepared_corpus_can_be_prepared(videos, tmp_path):
+    prepare_corpus(rows_of(videos[:2]), tmp_path / "once", workers=1)
+    prepare_corpus(load(tmp_path / "once"), tmp_path / "twice", options=PrepareOptions(short_side=24), workers=1)
+    twice = load(tmp_path / "twice")
+    assert twice["video_id"] == ["0", "1"]
+    assert frames_of(twice[0]).shape == (30, 24, 32, 3)
+
+
+def test_another_corpus_is_not_mixed_in(videos, tmp_path):
+    prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*.tar")}
+    again = prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)  # nothing is left to do
+    assert again["clips"] == 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    with pytest.raises(CorpusError, match="crf is 23, not 30"):
+        prepare_corpus(rows_of(videos[:2]), tmp_path, options=PrepareOptions(crf=30), workers=1)
+    with pytest.raises(CorpusError, match="rows is 2, not 3"):
+        prepare_corpus(rows_of(videos[:3]), tmp_path, workers=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+    with pytest.raises(CorpusError, match="other files"):
+        prepare_corpus(rows_of(videos[:2]), tmp_path, split="mine", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"crf": 99}, "crf=99 must be between 0 and 51"), ({"group": 0}, "group=0"), ({"num_frames": 0}, "num_frames=0")],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(CorpusError, match=message):
+        PrepareOptions(**options)
+
+
+def crash_on_2(row, options):
+    """In place of `_encode_row`, in its process."""
+    if row["video_id"] == "2":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return module._encode_row(row, options)
+
+
+def test_a_clip_that_brings_its_process_down_is_left_out(videos, tmp_path, monkeypatch):
+    class Encoders(module._Encoders):
+        def _encode(self):
+            return crash_on_2
+
+    monkeypatch.setattr(module, "_Encoders", Encoders)
+    result = prepare_corpus(rows_of(videos), tmp_path, workers=2)
+    assert (result["clips"], result["left_out"]) == (6, 1)
+    report = json.loads(Path(result["report"]).read_text())
+    assert report["left_out"] == [{"video_id": "2", "reason": "decoding it brings the process down"}]
+    assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
+
+
+RUN = """
+import sys
+from region_learner import load_corpus
+from region_learner.corpora import PrepareOptions, prepare_corpus
+if __name__ == "__main__":
+    rows = load_corpus("folder", sys.argv[1], split="all")
+    prepare_corpus(rows, sys.argv[2], options=PrepareOptions(clips_per_shard=2), workers=1)
+"""
+
+
+def test_a_run_that_is_killed_goes_on(videos, tmp_path):
+    """Killed as soon as a shard is there: nothing is lost, nothing is there twice, and what was done stays."""
+    originals = tmp_path / "originals"
+    originals.mkdir()
+    with open(originals / "metadata.jsonl", "w") as file:
+        for number in range(30):
+            os.link(videos[number % len(videos)], originals / f"{number:02}.mp4")
+            file.write(json.dumps({"file_name": f"{number:02}.mp4", "caption": f"clip {number}"}) + "\n")
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    command = [sys.executable, str(script), str(originals), str(tmp_path / "out")]
+    shards = tmp_path / "out" / "train"
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(shards.glob("*.tar")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    done = {path: path.stat().st_mtime_ns for path in shards.glob("0*.json")}
+    assert 0 < len(done) < 15
+    assert not (shards / "report.json").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    prepared = load(tmp_path / "out")
+    assert prepared["captions"] == [[f"clip {number}"] for number in range(30)]
+    assert not list(shards.glob("*.partial"))
+
+
+def test_frames_can_be_read_from_shards_as_from_folders(videos, tmp_path):
+    """What training asks for, of a prepared corpus: the frames in order, by their brightness."""
+    prepare_corpus(rows_of(videos[:1]), tmp_path, options=PrepareOptions(crf=5), workers=1)
+    source = video_source(load(tmp_path)[0]["video"])
+    for indices in ([0, 13, 29], [28, 3, 3]):
+        ours, _ = read_clip(source, lambda metadata, indices=indices: indices)
+        original, _ = read_clip(videos[0], lambda metadata, indices=indices: indices)
+        assert np.abs(ours.astype(int) - original.astype(int)).mean() < 1.5
