@@ -94,6 +94,17 @@ def test_batches_for_training_and_for_evaluation(rows, processor):
     assert torch.equal(one["pixel_values_videos"], expected["pixel_values_videos"])
 
 
+def test_clips_are_normalised_on_the_device_or_before(rows, processor):
+    """Both ways, by hand: (frames / 255 - mean) / std."""
+    batch = [dict(rows[i]) | {"seed": i} for i in range(3)]
+    raw = RegionLearnerCollator(processor, training=True, normalize=False)(batch)["pixel_values_videos"]
+    ready = RegionLearnerCollator(processor, training=True)(batch)["pixel_values_videos"]
+    assert raw.dtype == torch.uint8
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(ready, (raw / 255 - mean) / std)
+    torch.testing.assert_close(processor.video_processor.normalize_clips(raw), ready)
+
+
 def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
     rows = load_corpus("folder", damaged)
     batch = [rows[i] for i in range(8)]

@@ -734,6 +734,26 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         )
         return frames, metadata
 
+    def normalize_clips(self, clips: torch.Tensor) -> torch.Tensor:
+        """
+        Rescales and normalises, as a call does last, what a call with `do_rescale=False, do_normalize=False` left
+        out: four times less to move to a GPU than if it was done before.
+
+        Args:
+            clips: (..., 3, height, width), on any device.
+
+        Returns:
+            float32 of the same shape.
+        """
+        return self.rescale_and_normalize(
+            clips.to(torch.float32),
+            self.do_rescale,
+            self.rescale_factor,
+            self.do_normalize,
+            self.image_mean,
+            self.image_std,
+        )
+
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Callable | None = None):
         """Decodes videos with PyAV: `(frames, metadata)`, frames (T, 3, height, width); of a list, lists of both."""
         if isinstance(video_url_or_urls, list):
@@ -930,10 +950,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                     video = self.center_crop(video, crop_size)
                 if do_resize and output_size is not None:
                     video = resize(video, size=output_size)
-            video = video.to(torch.float32, memory_format=torch.contiguous_format)
-            clips.append(
-                self.rescale_and_normalize(video, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-            )
+            video = video.contiguous()
+            if do_rescale or do_normalize:
+                video = video.to(torch.float32)
+                video = self.rescale_and_normalize(
+                    video, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+                )
+            clips.append(video)
         if return_tensors is not None and len({clip.shape for clip in clips}) > 1:
             raise ValueError(
                 f"Clips of different shapes make no batch: {sorted({tuple(clip.shape) for clip in clips})}. Sample as "

@@ -43,6 +43,8 @@ class RegionLearnerCollator:
             default the batch itself.
         task (`str`): as above.
         label (callable, *optional*): the label of a row, for tasks that have one; -1 for an unknown one.
+        normalize (`bool`): False leaves clips of uint8 as they are, for `normalize_clips` of the video processor on
+            the device, as [`RegionLearnerTrainer`] does it.
     """
 
     MAX_REPLACEMENTS = 20  # in a row, before the corpus is taken to be broken
@@ -54,6 +56,7 @@ class RegionLearnerCollator:
         datasets: Sequence[Any] = (),
         task: str = "retrieval",
         label: Callable[[dict[str, Any]], int] | None = None,
+        normalize: bool = True,
     ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
@@ -64,6 +67,7 @@ class RegionLearnerCollator:
         self.datasets = datasets
         self.task = task
         self.label = label
+        self.normalize = normalize
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[tuple[str, str]] = []
@@ -95,19 +99,23 @@ class RegionLearnerCollator:
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
+        processor = self.processor.video_processor
         frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
         try:
-            clips = self.processor.video_processor(
+            clips = processor(
                 [video_source(row["video"])],
                 training=self.training,
                 generator=generator,
+                do_rescale=False,
+                do_normalize=False,
                 return_tensors="pt",
                 **frames,
-            )
+            )["pixel_values_videos"]
         except (CorpusError, VideoDecodeError) as error:
             unreadable.append((row["video_id"], str(error)))
             return None
-        return clips["pixel_values_videos"][0]
+        left_to_the_device = clips.dtype == torch.uint8 and not self.normalize
+        return clips[0] if left_to_the_device else processor.normalize_clips(clips[0])
 
     def _replacement(self, row, good, generator, unreadable) -> tuple[dict[str, Any], torch.Tensor]:
         part = row.get("part", 0)

@@ -91,9 +91,13 @@ class RegionLearnerTrainer(Trainer):
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
         self.parts: Sequence[CorpusPart] = train_dataset or []
         datasets = [part.dataset for part in self.parts]
-        kwargs.setdefault("data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label))
+        kwargs.setdefault(
+            "data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
+        )
         kwargs.setdefault("compute_metrics", _METRICS[task])
-        self.eval_collator = RegionLearnerCollator(processing_class, training=False, task=task, label=label)
+        self.eval_collator = RegionLearnerCollator(
+            processing_class, training=False, task=task, label=label, normalize=False
+        )
         if task != "retrieval":
             args.label_names = ["labels"]
             if args.gradient_cache_chunk is not None:
@@ -186,7 +190,11 @@ class RegionLearnerTrainer(Trainer):
             self.progress.samples += len(inputs["pixel_values_videos"])
         for video_id, reason in unreadable:
             self._report_unreadable(video_id, reason, in_training=self.model.training)
-        return super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs(inputs)
+        clips = inputs.get("pixel_values_videos")
+        if clips is not None and clips.dtype == torch.uint8:  # as decoded: a quarter of what there is to move
+            inputs["pixel_values_videos"] = self.processing_class.video_processor.normalize_clips(clips)
+        return inputs
 
     # Steps
 
