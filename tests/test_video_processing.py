@@ -42,16 +42,27 @@ def pictures(count, width=64, height=48):
         yield image
 
 
-def write_video(path, count=40, codec="libx264", options=None, container_options=None, rate=25, shift=0, **size):
+def write_video(
+    path,
+    count=40,
+    codec="libx264",
+    options=None,
+    container_options=None,
+    rate=25,
+    shift=0,
+    pix_fmt="yuv420p",
+    times=lambda i: i,
+    **size,
+):
     with av.open(str(path), "w", container_options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         for i, image in enumerate(pictures(count, **size)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if i == 0:
                 stream.width, stream.height = frame.width, frame.height
-                stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+                stream.pix_fmt = "rgb8" if codec == "gif" else pix_fmt
             frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts = i + shift
+            frame.pts = times(i) + shift
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -102,6 +113,13 @@ ENCODINGS = {
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "10", "auto-alt-ref": "1", "lag-in-frames": "16"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "10", "bf": "2"}},
     "mpeg2.mpg": {"codec": "mpeg2video", "options": {"g": "10", "bf": "2"}},
+    "h264_pyramid.mp4": {"options": {"g": "24", "bf": "7", "x264-params": "b-pyramid=normal:scenecut=0:b-adapt=0"}},
+    "h264_10_bits.mp4": {"options": {"g": "10", "bf": "2"}, "pix_fmt": "yuv420p10le"},
+    "h264_444.mp4": {"options": {"g": "10", "bf": "2"}, "pix_fmt": "yuv444p"},
+    "h264_interlaced.mkv": {"options": {"g": "10", "bf": "2", "x264-params": "tff=1"}},
+    "mpeg2_interlaced.ts": {"codec": "mpeg2video", "options": {"g": "10", "bf": "2", "flags": "+ilme+ildct"}},
+    "h264_variable_rate.mp4": {"options": {"g": "10", "bf": "2"}, "times": lambda i: i + (i * i) // 7},
+    "one_frame.mp4": {"count": 1},
     "mjpeg.mov": {"codec": "mjpeg", "options": {"strict": "unofficial"}},
     "gif.gif": {"codec": "gif"},
 }
@@ -114,7 +132,9 @@ def test_frames_are_those_of_decoding_the_whole_file(folder, name):
         pytest.skip(f"this FFmpeg cannot encode with {arguments['codec']}")
     path = write_video(folder / name, **arguments)
     frames = [frame for _, frame in decode_all(path)]
-    for indices in [(3,), (0, len(frames) - 1), (4, 17, 18, 33), (29, 11, 11), range(len(frames))]:
+    last = len(frames) - 1
+    for indices in [(3,), (0, last), (4, 17, 18, 33), (29, 11, 11), range(len(frames))]:
+        indices = [min(index, last) for index in indices]
         clip, metadata = read(path, *indices)
         assert metadata.total_num_frames == len(frames)
         assert metadata.frames_indices == list(indices)
@@ -207,6 +227,44 @@ def test_turned_videos_are_set_upright():
     turned = read(DATA / "odd_videos" / "video_90.mov", 0)[0][0]
     assert upright.shape == (320, 568, 3)
     assert turned.shape == (568, 320, 3)
+
+
+def test_the_first_of_several_video_streams(folder):
+    """And not the one that FFmpeg would choose, the largest."""
+    path = folder / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream, width in zip(streams, (64, 128)):
+            stream.width, stream.height, stream.pix_fmt = width, 48, "yuv420p"
+        for images in zip(pictures(20), pictures(20, width=128)):
+            for stream, image in zip(streams, images):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    frames = [frame for _, frame in decode_all(path)]
+    clip, metadata = read(path, 3, 15)
+    assert metadata.total_num_frames == 20
+    np.testing.assert_array_equal(clip, [frames[3], frames[15]])
+
+
+def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
+    """Of a group of pictures with two B-frames between others, those alone that are wanted."""
+    options = {"g": "30", "bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}
+    path = write_video(folder / "b_frames.mp4", count=60, options=options)
+    with av.open(str(path)) as container:
+        kinds = [av.video.frame.PictureType(frame.pict_type).name for frame in container.decode(video=0)]
+    wanted = next(index for index in range(10, 20) if kinds[index] == "B")
+    decoded = []
+
+    def counted(*args, original=module._decode_from):
+        for frame in original(*args):
+            decoded.append(av.video.frame.PictureType(frame.pict_type).name)
+            yield frame
+
+    monkeypatch.setattr(module, "_decode_from", counted)
+    read(path, wanted)
+    assert decoded.count("B") == 1
+    assert decoded.count("P") <= wanted // 3 + 1
 
 
 def test_only_the_needed_part_is_decoded(folder, monkeypatch):
@@ -677,6 +735,23 @@ def test_middle_frames_of_segments(total, num_frames):
     borders = np.linspace(0, total, num_frames + 1).astype(int)
     expected = [(borders[i] + borders[i + 1] - 1) // 2 for i in range(num_frames)]
     assert sample(total, num_frames=num_frames).tolist() == expected
+
+
+def test_key_frames_of_segments(folder):
+    """Training draws key frames where a segment has some, and any frame where it has none."""
+    options = {"g": "10", "bf": "2", "x264-params": "scenecut=0"}
+    path = write_video(folder / "keys.mp4", count=80, options=options)
+    processor = RegionLearnerVideoProcessor(num_frames=16, sampling="keyframes")
+    drawn = [processor.decode(path, training=True)[1].frames_indices for _ in range(20)]
+    for indices in drawn:
+        for segment, index in enumerate(indices):
+            assert 5 * segment <= index < 5 * segment + 5
+            assert segment % 2 or index == 5 * segment  # every tenth frame is a key frame
+    assert len({tuple(indices) for indices in drawn}) == 20
+    fixed = processor.decode(path)[1].frames_indices
+    assert fixed == RegionLearnerVideoProcessor(num_frames=16).decode(path)[1].frames_indices
+    unknown = processor.sample_frames(VideoMetadata(80), training=True)
+    assert any(index % 5 for index in unknown[::2])
 
 
 def test_random_frames_of_segments():

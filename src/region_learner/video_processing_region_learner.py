@@ -17,6 +17,7 @@ normalisation), an unreadable video is an error (there a black clip), and resizi
 """
 
 import dataclasses
+import errno
 import http.client
 import io
 import ipaddress
@@ -68,9 +69,10 @@ except ImportError:
 # ---------------------------------------------------------------------------------------------------------
 
 _MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is damaged or hostile.
-# Codecs of which FFmpeg can leave out frames that no other frame refers to, and everything else is as before. (H.265
-# is not among them: its flag is about frames of the same temporal layer only.)
-_SKIPS_UNREFERRED = {"h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}
+# Codecs of which FFmpeg can leave out frames that no other frame refers to, and everything else is as before. (Not
+# among them: H.265, whose flag is about frames of the same temporal layer only, and VP8, where a frame that is not
+# referred to may hold the segments of the next one.)
+_SKIPS_UNREFERRED = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 # What FFmpeg also takes for video: lists that make it open other files and addresses, and drawings made of text.
 _OTHER_FORMATS = {
     *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
@@ -173,7 +175,7 @@ def iterate_frames(
     with _located(source) as media, _open_video(media) as stream:
         to_rgb = _ToRGB(size_for, exact=True)
         index = -1
-        for index, frame in enumerate(stream.container.decode(stream)):
+        for index, frame in enumerate(_decode_all(stream)):
             if frame.is_corrupt:
                 raise VideoDecodeError(f"frame {index} is damaged")
             yield to_rgb(frame), frame.time
@@ -192,7 +194,10 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
-        raise VideoDecodeError(f"{name}: {error.strerror}") from error
+        # (FFmpeg refuses to allocate more than 2 GiB at once.)
+        absurd = error.errno == errno.ENOMEM
+        reason = "damaged: it asks for more memory than any video needs" if absurd else error.strerror
+        raise VideoDecodeError(f"{name}: {reason}") from error
     except ValueError as error:  # of `choose`, which does not know what it chooses from
         error.add_note(f"The video is {name}")
         raise
@@ -342,15 +347,28 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
             raise VideoDecodeError("no decoder for this video codec")
         if context.width * context.height > _MAX_PIXELS:
             raise VideoDecodeError(f"frames of {context.width}x{context.height} pixels, more than {_MAX_PIXELS}")
-        context.options = {"max_pixels": str(_MAX_PIXELS)}  # their size may change later on
+        # Their size may change later on. And where data is damaged, no picture is made up in its place.
+        context.options = {"max_pixels": str(_MAX_PIXELS), "err_detect": "explode"}
         context.thread_count = 1  # threads gain little on a few frames, and data loaders have many processes
         yield stream
+
+
+def _demux(stream: Any) -> Iterator[Any]:
+    try:
+        yield from stream.container.demux(stream)
+    except IndexError as error:  # of PyAV, where streams come and go
+        raise VideoDecodeError("damaged: its streams are not those that it begins with") from error
+
+
+def _decode_all(stream: Any) -> Iterator[Any]:
+    for packet in _demux(stream):
+        yield from packet.decode()
 
 
 def _list_packets(stream: Any) -> list[_Packet] | None:
     """The packets in decoding order, or None if they do not stand for one frame each."""
     packets = []
-    for packet in stream.container.demux(stream):
+    for packet in _demux(stream):
         if not packet.size:  # ends the stream
             continue
         if packet.pts is None or packet.is_corrupt:
@@ -426,7 +444,7 @@ def _decode_from(stream: Any, key: int, position: dict[int, int], wanted: set[in
     missing = set(wanted)
     stream.container.seek(key, stream=stream)  # the decoder, too, begins anew
     reached = False
-    for packet in stream.container.demux(stream):
+    for packet in _demux(stream):
         here = position.get(packet.pts, len(position))
         if packet.size and not reached:
             if here < position[key]:
@@ -450,7 +468,7 @@ def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB") -> dict[in
     """The wanted frames, all before them decoded too."""
     frames: dict[int, np.ndarray] = {}
     damaged = False
-    for index, frame in enumerate(stream.container.decode(stream)):
+    for index, frame in enumerate(_decode_all(stream)):
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         if index in wanted:
             if damaged:
@@ -465,7 +483,7 @@ def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB") -> dict[in
 
 def _count_frames(media: str | BinaryIO) -> int:
     with _open_video(media) as stream:
-        return sum(1 for _ in stream.container.decode(stream))
+        return sum(1 for _ in _decode_all(stream))
 
 
 class _ToRGB:

@@ -1,0 +1,180 @@
+"""
+Reads damaged videos, one after another, in a process that may be brought down by them.
+
+    python -m tests.fuzz_videos DIRECTORY FIRST LAST
+
+DIRECTORY has whole videos; cases FIRST to LAST - 1 are made of them in turn, each by a number of its own. One line of
+JSON a case says what came of it, and a line before it which one is under way: after a crash or a hang, which ends the
+process, that is the last one.
+"""
+
+import hashlib
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+
+from region_learner.video_processing_region_learner import VideoDecodeError, read_clip
+
+SECONDS = 20  # for one case
+MEMORY = 2**30  # bytes that reading may add to the process
+
+Digest = tuple[tuple[int, ...], str]  # the shape of a frame, and a hash
+
+EXTREMES = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\0\0\0\1", b"\xff\xff\xff\x7f")
+
+
+def flip(data: bytearray, rng: np.random.Generator):
+    for _ in range(rng.choice([1, 4, 32])):
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+
+
+def truncate(data: bytearray, rng: np.random.Generator):
+    del data[rng.integers(1, len(data)) :]
+
+
+def lie(data: bytearray, rng: np.random.Generator):
+    """Sizes, numbers and durations that are absurd, near the beginning or the end, where headers are."""
+    for _ in range(rng.choice([1, 3])):
+        region = min(4096, len(data) - 8)
+        at = int(rng.integers(region)) + (len(data) - 8 - region if rng.random() < 0.5 else 0)
+        data[at : at + 4] = EXTREMES[rng.integers(len(EXTREMES))]
+
+
+def boxes(data: bytes, start: int, end: int) -> list[tuple[int, int]]:
+    """Boxes of MP4, one beside another: where each begins and ends."""
+    found = []
+    while start + 8 <= end:
+        size = int.from_bytes(data[start : start + 4], "big")
+        if not 8 <= size <= end - start:
+            break
+        found.append((start, start + size))
+        start += size
+    return found
+
+
+def swap(data: bytearray, rng: np.random.Generator):
+    """Two boxes of MP4, at the top or within one; of other containers two pieces."""
+    chosen = boxes(bytes(data), 0, len(data))
+    while chosen and rng.random() < 0.7:
+        start, end = chosen[rng.integers(len(chosen))]
+        inner = boxes(bytes(data), start + 8, end)
+        if len(inner) < 2:
+            break
+        chosen = inner
+    if len(chosen) < 2:
+        size = int(rng.integers(16, min(512, len(data) // 2)))
+        first = int(rng.integers(len(data) - 2 * size + 1))
+        second = int(rng.integers(first + size, len(data) - size + 1))
+        chosen = [(first, first + size), (second, second + size)]
+    (a, b), (c, d) = (chosen[i] for i in sorted(rng.choice(len(chosen), 2, replace=False)))
+    data[a:d] = data[c:d] + data[b:c] + data[a:b]
+
+
+def remove(data: bytearray, rng: np.random.Generator):
+    at = int(rng.integers(len(data)))
+    del data[at : at + int(rng.integers(1, 300))]
+
+
+def blank(data: bytearray, rng: np.random.Generator):
+    at = int(rng.integers(len(data)))
+    piece = len(data[at : at + int(rng.integers(1, 2000))])
+    data[at : at + piece] = bytes(piece)
+
+
+MUTATIONS = (flip, flip, truncate, lie, lie, swap, remove, blank)
+
+
+def intact_frames(path: Path) -> set[Digest]:
+    """
+    Digests of the frames that plainly decoding all of the file gives; after damage, from the next key frame on again.
+    """
+    digests = set()
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except av.error.FFmpegError:
+        return digests
+    with container:
+        cover = av.stream.Disposition.attached_pic
+        stream = next(stream for stream in container.streams.video if not stream.disposition & cover)
+        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1
+        damaged = False
+        try:
+            for packet in container.demux(stream):
+                if damaged and not packet.is_keyframe:
+                    continue
+                damaged = False
+                frames = decoded(packet)
+                if frames is None:
+                    damaged = True
+                    frames = decoded(stream.codec_context) or []  # what was held back to put it in order
+                    stream.codec_context.flush_buffers()
+                for frame in frames:
+                    if not frame.is_corrupt:
+                        digests.add(digest(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))))
+        except av.error.FFmpegError:
+            pass
+    return digests
+
+
+def decoded(what) -> list | None:
+    """The frames of a packet, or those that a decoder still holds; None where something is damaged."""
+    try:
+        return what.decode()
+    except av.error.FFmpegError:
+        return None
+
+
+def digest(image: np.ndarray) -> Digest:
+    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> dict:
+    """What came of some frames of a file: frames, or an error. `whole`: digests of those of the undamaged one."""
+
+    def choose(metadata):
+        return sorted(rng.integers(metadata.total_num_frames, size=4).tolist())
+
+    signal.alarm(SECONDS)
+    try:
+        clip, _ = read_clip(path, choose)
+    except VideoDecodeError as error:
+        return {"error": str(error)}
+    finally:
+        signal.alarm(0)
+    # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
+    noticed = intact_frames(path) <= whole
+    return {"frames": len(clip), "invented": sum(digest(image) not in whole for image in clip) if noticed else None}
+
+
+def main():
+    directory, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    sources = sorted(path for path in directory.iterdir() if path.is_file())
+    damaged = directory / "damaged"
+    damaged.mkdir(exist_ok=True)
+    whole: dict[Path, set[Digest]] = {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for case in range(first, last):
+        rng = np.random.default_rng(case)
+        source = sources[case % len(sources)]
+        mutate = MUTATIONS[rng.integers(len(MUTATIONS))]
+        data = bytearray(source.read_bytes())
+        mutate(data, rng)
+        path = damaged / f"{case}-{source.name}"
+        path.write_bytes(data)
+        print(json.dumps({"case": case, "source": source.name, "mutation": mutate.__name__}), flush=True)
+        if source not in whole:
+            whole[source] = intact_frames(source)
+        result = read_damaged(path, whole[source], rng)
+        added = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(json.dumps({"case": case, "memory": added} | result), flush=True)
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()
