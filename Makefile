@@ -42,6 +42,8 @@ bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/codebook.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/training.py --size small
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/feeding.py
 
 clean:  ## Remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -3,18 +3,22 @@ Clips a second from video files, beside what one would use instead: the loader o
 
     python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
 
-Of each clip the middle frames of 8 equal segments, resized, cropped and normalised to 224 x 224, all by the same code:
-what differs is how frames are read. Directories hold videos; without any, clips are made (H.264 as x264 encodes it by
-default, 256p and 1080p). Rivals are installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the
-system; a rival that cannot be loaded is named and left out.
+Of each clip the middle frames of 8 equal segments, resized and cropped to 224 x 224, uint8, as workers of a data
+loader hand them on; the frames that others read by the same code as ours. Directories hold videos; without any, clips
+are made (H.264 as x264 encodes it by default, 256p and 1080p). Rivals are installed into build/rivals. torchcodec
+needs FFmpeg's shared libraries on the system; a rival that cannot be loaded is named and left out.
 
 Every implementation has a process of its own, all on the same core and with one thread. They take turns clip by clip,
-and only one is at work at a time. Times are medians over repetitions, summed over clips. Before times are compared,
+and only one is at work at a time. Times are those of the processor, of all threads, so that other work on the machine
+matters little; medians over repetitions, summed over clips. Before times are compared,
 frames are: ours with those of decoding the whole file, bit by bit; the rivals' with ours, in levels of 255, since not
 all convert colours alike.
 
 "decoded": frames that pass through the decoder. "between" are those from a key frame to a wanted one, which the others
 decode; "needed" those without frames that neither are wanted nor are referred to by any other.
+
+"prepared" is ours on the same clips from shards that `region-learner corpus prepare` has made of them, at most 30
+frames a second with a short side of 256, so not the same frames.
 
 "keyframes" is ours with `sampling="keyframes"`, on random frames as in training; it reads other frames, and by how
 much they are moved is said. It is compared with ours on random frames.
@@ -38,6 +42,7 @@ import numpy as np
 
 RIVALS = Path(__file__).parent.parent / "build" / "rivals"
 NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate")
+OURS = ("ours", "prepared", "random", "keyframes")
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 
@@ -55,13 +60,6 @@ def read_ours(path: str, frames: int) -> np.ndarray:
     from region_learner.video_processing_region_learner import read_clip
 
     return read_clip(path, lambda metadata: middle_frames(metadata.total_num_frames, frames))[0]
-
-
-def read_random(path: str, frames: int, sampling: str) -> np.ndarray:
-    from region_learner import RegionLearnerVideoProcessor
-
-    processor = RegionLearnerVideoProcessor(num_frames=frames, sampling=sampling)
-    return processor.decode(path, training=True)[0].permute(0, 2, 3, 1).numpy()
 
 
 def read_transformers(path: str, frames: int) -> np.ndarray:
@@ -93,8 +91,6 @@ READERS: dict[str, Any] = {
     "decord": read_decord,
     "torchcodec": partial(read_torchcodec, seek_mode="exact"),
     "torchcodec approximate": partial(read_torchcodec, seek_mode="approximate"),
-    "random": partial(read_random, sampling="segments"),
-    "keyframes": partial(read_random, sampling="keyframes"),
 }
 
 
@@ -105,20 +101,26 @@ def serve(name: str, frames: int, connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if name not in ("ours", "random", "keyframes"):
+    if name not in OURS:
         sys.path.append(str(RIVALS))
     from region_learner import RegionLearnerVideoProcessor
+    from region_learner.corpora.webdataset import video_source
 
-    processor = RegionLearnerVideoProcessor(num_frames=frames)
+    sampling = "keyframes" if name == "keyframes" else "segments"
+    processor = RegionLearnerVideoProcessor(num_frames=frames, sampling=sampling)
+    raw = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
     while (task := connection.recv()) is not None:
-        path, with_frames = task
+        video, with_frames = task
         try:
             torch.manual_seed(0)
-            start = time.perf_counter()
-            clip = READERS[name](path, frames)
-            pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)
-            processor(videos=pixels, do_sample_frames=False, return_tensors="pt")
-            connection.send((time.perf_counter() - start, clip if with_frames else None))
+            start = time.process_time()
+            if name in OURS:
+                processor(video_source(video), training=name in ("random", "keyframes"), **raw)
+            else:
+                clip = torch.from_numpy(READERS[name](video, frames)).permute(0, 3, 1, 2)
+                processor(clip, do_sample_frames=False, **raw)
+            seconds = time.process_time() - start
+            connection.send((seconds, READERS[name](video, frames) if with_frames and name in READERS else None))
         except Exception as error:
             connection.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
 
@@ -225,6 +227,18 @@ def videos_in(directory: Path) -> list[str]:
     return sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
 
 
+def prepare(paths: list[str], directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where each clip is in shards made of them all, and what making them came to."""
+    from datasets import Dataset
+
+    from region_learner import load_corpus
+    from region_learner.corpora import prepare_corpus
+
+    rows = [{"video": path, "video_id": path, "captions": ["a clip"]} for path in paths]
+    summary = prepare_corpus(Dataset.from_list(rows), directory)
+    return {row["video_id"]: row["video"] for row in load_corpus("webdataset", directory)}, summary
+
+
 def install_rivals() -> None:
     if not RIVALS.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(RIVALS)]
@@ -234,7 +248,9 @@ def install_rivals() -> None:
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def measure(paths: list[str], names: list[str], frames: int, repeats: int) -> tuple[dict[str, Any], list[str]]:
+def measure(
+    paths: list[str], prepared: dict[str, Any], names: list[str], frames: int, repeats: int
+) -> tuple[dict[str, Any], list[str]]:
     """Seconds of each implementation for each clip (clips, repeats), how far its frames are from ours, and notes."""
     context = get_context("spawn")
     connections, processes = {}, []
@@ -247,7 +263,7 @@ def measure(paths: list[str], names: list[str], frames: int, repeats: int) -> tu
     differences: dict[str, list[float]] = {name: [] for name in names}
 
     def ask(name: str, path: str, with_frames: bool = False):
-        connections[name].send((path, with_frames))
+        connections[name].send((prepared[path] if name == "prepared" else path, with_frames))
         elapsed, answer = connections[name].recv()
         if elapsed is None:
             notes.append(f"{name} is left out: {answer} ({path})")
@@ -266,7 +282,7 @@ def measure(paths: list[str], names: list[str], frames: int, repeats: int) -> tu
                 ours = clip
                 if not np.array_equal(clip, whole_file(path, frames)):
                     raise SystemExit(f"{path}: our frames are not those of decoding the whole file")
-            elif name not in ("random", "keyframes") and ours is not None:
+            elif name not in OURS and ours is not None:
                 differences[name].append(float(np.abs(clip.astype(int) - ours.astype(int)).mean()))
             seconds[name].append([])
     for repeat in range(repeats):
@@ -313,8 +329,10 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     paths = videos_in(directory)[: options.clips]
     if not paths:
         raise SystemExit(f"no videos in {directory}")
-    names = ["ours", "random", "keyframes"] if options.no_rivals else [*NAMES, "random", "keyframes"]
-    measured, notes = measure(paths, names, options.frames, options.repeats)
+    names = list(OURS) if options.no_rivals else [*NAMES, *OURS[1:]]
+    with tempfile.TemporaryDirectory() as shards:
+        prepared, summary = prepare(paths, Path(shards))
+        measured, notes = measure(paths, prepared, names, options.frames, options.repeats)
     totals = {name: sum(statistics.median(times) for times in result["seconds"]) for name, result in measured.items()}
     rivals = {name: total for name, total in totals.items() if name in NAMES and name != "ours"}
     print(f"\n{directory.name}: {len(paths)} clips, {options.frames} frames each")
@@ -326,6 +344,12 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     if rivals:
         best = min(rivals, key=lambda name: rivals[name])
         print(f"ours is {rivals[best] / totals['ours']:.2f} times as fast as the best of the others, {best}")
+        print(f"prepared, ours is {rivals[best] / totals['prepared']:.1f} times as fast as {best} on the originals")
+    space = summary["bytes"] / summary["source_bytes"]
+    print(
+        f"prepared: {len(paths) / totals['prepared']:.1f} clips/s, in {space:.2f} of the space, made at "
+        f"{summary['clips'] / summary['seconds']:.2f} clips/s in {os.cpu_count()} processes"
+    )
     counts = [count_frames(path, options.frames) for path in paths]
     frames = {name: sum(count[name] for count in counts) for name in counts[0]}
     print(f"frames: {', '.join(f'{count:,} {name}' for name, count in frames.items())}")
@@ -342,6 +366,7 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         "clips": len(paths),
         "clips_per_second": {name: len(paths) / total for name, total in totals.items()},
         "frames": frames,
+        "prepared": {name: summary[name] for name in ("bytes", "source_bytes", "seconds")},
         "keyframes_move_by": {"frames": distance, "share_of_a_segment": share},
         "notes": notes,
         "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores",

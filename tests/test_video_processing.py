@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2 as transforms
+from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
 from region_learner import video_processing_region_learner as module
@@ -841,6 +842,43 @@ def test_evaluation_transform_is_that_of_the_original(size, antialias):
     torch.testing.assert_close(output[0], original(clip / 255), atol=rounding, rtol=0)
     in_float = processor(clip.float(), return_tensors="pt")["pixel_values_videos"]
     torch.testing.assert_close(in_float[0], original(clip / 255), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 180), (180, 320), (202, 150), (400, 90)])
+def test_frames_of_large_videos_are_scaled_while_they_are_decoded(folder, width, height):
+    """As after decoding them, but for rounding, and to the very same size, so that nothing is resized twice."""
+    path = write_video(folder / f"{width}x{height}.mp4", count=4, width=width, height=height, pix_fmt="yuv444p")
+    processor = RegionLearnerVideoProcessor.for_image_size(32)
+    scaled, metadata = processor.fetch_videos(path, scale=processor._scale_while_decoding({}))
+    whole = processor.decode(path)[0]
+    assert (metadata.height, metadata.width) == (height, width)
+    expected = processor.resize(whole, SizeDict(shortest_edge=37), resample=processor.resample, antialias=True)
+    assert scaled.shape == expected.shape
+    assert (scaled.float() - expected.float()).abs().mean() < 2
+    raw = {"do_normalize": False, "do_rescale": False, "return_tensors": "pt"}
+    ours = processor(path, **raw)["pixel_values_videos"].float()
+    theirs = processor(whole, **raw)["pixel_values_videos"].float()
+    assert (ours - theirs).abs().mean() < 2
+
+
+def test_training_scales_while_decoding_no_further_than_crops_allow(folder, monkeypatch):
+    path = write_video(folder / "large.mp4", count=4, width=640, height=360)
+    processor = RegionLearnerVideoProcessor(output_size=40, num_frames=4)
+    seen = []
+
+    def crop(self, video, scale, generator=None, original=RegionLearnerVideoProcessor.random_crop):
+        seen.append((video.shape[-2:], original(self, video, scale, generator).shape[-2:]))
+        return original(self, video, scale, generator)
+
+    monkeypatch.setattr(RegionLearnerVideoProcessor, "random_crop", crop)
+    for seed in range(50):
+        processor(path, training=True, generator=torch.Generator().manual_seed(seed))
+    assert {frame for frame, _ in seen} == {(66, 117)}  # 40 / sqrt(0.5 * 3 / 4), rounded up
+    assert min(min(size) for _, size in seen) >= 40
+    processor(path, training=True, do_resize=False)
+    assert processor._scale_while_decoding({"do_resize": False}) is None
+    assert processor._scale_while_decoding({"antialias": False}) is None
+    assert processor._scale_while_decoding({"size": {"height": 40, "width": 60}}) is None
 
 
 def training_clip(processor, **kwargs):

@@ -106,7 +106,7 @@ class _Packet(NamedTuple):
 
 
 def read_clip(
-    source: Any, choose: Callable[..., Iterable[int]], exact: bool = False
+    source: Any, choose: Callable[..., Iterable[int]], scale: "Scale | None" = None, exact: bool = False
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes some frames of one video: exactly those that decoding the whole file would give at their indices.
@@ -121,6 +121,7 @@ def read_clip(
             a binary file object, or a `{"path": ..., "bytes": ...}` dict as of `datasets.Video(decode=False)`.
         choose: called as `choose(metadata=ClipMetadata)`, gives the indices of the wanted frames in any order,
             repetitions included. Called again if decoding finds another number of frames.
+        scale: what frames are scaled to while their colours are converted; by default they stay as they are.
         exact: convert colours without a bias, slowly; see `_ToRGB`.
 
     Returns:
@@ -131,6 +132,7 @@ def read_clip(
         VideoDecodeError: the video, or a wanted frame, cannot be read.
         ImportError: PyAV is not installed.
     """
+    to_rgb = _ToRGB(scale, exact) if av is not None else None
     with _located(source) as media:
         frames = None
         with _open_video(media) as stream:
@@ -140,29 +142,26 @@ def read_clip(
                 keys = {packet.pts for packet in packets if packet.is_key}
                 keyframes = [index for index, time in enumerate(times) if time in keys]
                 metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
-                frames = _decode_by_time(stream, packets, times, set(indices), _ToRGB(exact=exact))
+                frames = _decode_by_time(stream, packets, times, set(indices), to_rgb)
         if frames is None:
             num_frames = _count_frames(media)
             with _open_video(media) as stream:
                 if not packets or num_frames != len(times):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
-                frames = _decode_by_count(stream, set(indices), _ToRGB(exact=exact))
+                frames = _decode_by_count(stream, set(indices), to_rgb)
 
     clip = np.stack([frames[index] for index in indices])
-    metadata.height, metadata.width = clip.shape[1:3]
+    metadata.height, metadata.width = to_rgb.original
     return clip, metadata
 
 
-def iterate_frames(
-    source: Any, size_for: Callable[[int, int], tuple[int, int]] | None = None
-) -> Iterator[tuple[np.ndarray, float | None]]:
+def iterate_frames(source: Any, scale: "Scale | None" = None) -> Iterator[tuple[np.ndarray, float | None]]:
     """
     All frames of one video, one after another.
 
     Args:
         source: as in [`read_clip`].
-        size_for: the height and width that frames are scaled to, for those of each, as stored. By default they stay
-            as they are.
+        scale: as in [`read_clip`].
 
     Yields:
         A frame, uint8 (height, width, 3) as of [`read_clip`] with `exact`, and its time in seconds, None where the
@@ -173,7 +172,7 @@ def iterate_frames(
         ImportError: PyAV is not installed.
     """
     with _located(source) as media, _open_video(media) as stream:
-        to_rgb = _ToRGB(size_for, exact=True)
+        to_rgb = _ToRGB(scale, exact=True)
         index = -1
         for index, frame in enumerate(_decode_all(stream)):
             if frame.is_corrupt:
@@ -486,42 +485,61 @@ def _count_frames(media: str | BinaryIO) -> int:
         return sum(1 for _ in _decode_all(stream))
 
 
+class Scale(NamedTuple):
+    """
+    A size to scale frames to.
+
+    Args:
+        size_for: called with the height and width of an upright frame, gives those wanted.
+        interpolation: a name in PyAV's `Interpolation`. All of them smooth while they shrink.
+    """
+
+    size_for: Callable[[int, int], tuple[int, int]]
+    interpolation: str = "BICUBIC"
+
+
 class _ToRGB:
     """
     Turns frames of one clip into upright RGB (height, width, 3), all of the size of the first, as the size may change
-    within a stream; or of what `size_for` makes of that. (One converter for all: to set one up takes longer than to
-    convert a small frame.)
+    within a stream; scaled, if wanted. (One converter for all: to set one up takes longer than to convert a small
+    frame.)
 
     FFmpeg's usual conversion, which all readers of videos use, is a level too dark in the mean; the `exact` one is
     not, and slower. What is encoded again should be converted exactly: it then is as dark as its original when read.
     """
 
-    def __init__(self, size_for: Callable[[int, int], tuple[int, int]] | None = None, exact: bool = False):
-        self.size_for = size_for
-        flags = av.video.reformatter.Interpolation
-        self.flags = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT if exact else None
+    def __init__(self, scale: Scale | None = None, exact: bool = False):
+        self.scale = scale
         self.converter = av.video.reformatter.VideoReformatter()
+        flags = av.video.reformatter.Interpolation
+        self.interpolation = flags[scale.interpolation] if scale else flags.BILINEAR
+        if exact:
+            self.interpolation |= flags.ACCURATE_RND | flags.FULL_CHR_H_INT
         self.shape: Any = None
+        self.original = (0, 0)  # height and width of the first frame, upright
 
     def __call__(self, frame: Any) -> np.ndarray:
-        size = {}
         turns = round(frame.rotation / 90)  # counterclockwise, as for `rot90`
-        if self.size_for is not None:
-            size["height"], size["width"] = self.size_for(frame.height, frame.width)
-            if turns % 2:
-                size["width"], size["height"] = self.size_for(frame.width, frame.height)
+        upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        size = self.scale.size_for(*upright) if self.scale else upright
+        if turns % 2:
+            size = size[::-1]
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
             image = _over_black(self._convert(frame, "rgba", size))
         else:
             image = self._convert(frame, "rgb24", size)
         image = np.rot90(image, turns)
-        self.shape = self.shape or image.shape
+        if self.shape is None:
+            self.shape, self.original = image.shape, upright
         if image.shape != self.shape:
             image = np.asarray(Image.fromarray(image).resize(self.shape[1::-1], Image.Resampling.BILINEAR))
         return image
 
-    def _convert(self, frame: Any, form: str, size: dict[str, int]) -> np.ndarray:
-        return self.converter.reformat(frame, format=form, interpolation=self.flags, threads=1, **size).to_ndarray()
+    def _convert(self, frame: Any, form: str, size: tuple[int, int]) -> np.ndarray:
+        height, width = size
+        return self.converter.reformat(
+            frame, format=form, height=height, width=width, interpolation=self.interpolation, threads=1
+        ).to_ndarray()
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:
@@ -536,6 +554,13 @@ def _over_black(rgba: np.ndarray) -> np.ndarray:
 
 def _is_encoded(clip: Any) -> bool:
     return isinstance(clip, str | bytes | bytearray | memoryview | os.PathLike | Mapping) or hasattr(clip, "read")
+
+
+class _Encoded(NamedTuple):
+    """A clip that is to be decoded, and how its frames are scaled then."""
+
+    source: Any
+    scale: Scale | None = None
 
 
 def _is_array(item: Any) -> bool:
@@ -646,7 +671,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     Evaluation: resize the short side to `size`, crop the centre to `crop_size`, resize to `output_size`, rescale and
     normalise. Training: one random crop, resized to `output_size`, and one flip for all frames of a clip, instead of
     the first three. Frames of uint8 are resized as such, unless `antialias=False`: that is 5 to 15 times as fast as in
-    floating point, and each resizing rounds. `do_resize=False` leaves out all resizing, and with it the random crop.
+    floating point, and each resizing rounds. Those of large videos are scaled down as they are decoded, which is as
+    near to that as rounding. `do_resize=False` leaves out all resizing, and with it the random crop.
 
     `videos` is one clip or a list of them, of any mixture of kinds: a path, an https URL, the bytes of a
     file, a binary file object, a `{"path": ..., "bytes": ...}` dict, an array or tensor of 4 dimensions, or a list of
@@ -710,12 +736,41 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         settled = _settle(kwargs)
         data_format = settled.get("input_data_format")
         do_convert_rgb = bool(settled.get("do_convert_rgb", self.do_convert_rgb))
+        scale = self._scale_while_decoding(settled)
         clips = [
-            clip if _is_encoded(clip) else _as_tensor(clip, data_format, do_convert_rgb) for clip in _as_clips(videos)
+            _Encoded(clip, scale) if _is_encoded(clip) else _as_tensor(clip, data_format, do_convert_rgb)
+            for clip in _as_clips(videos)
         ]
         if not clips:
             raise ValueError("No videos were given.")
         return super().preprocess(clips, **{**settled, "input_data_format": ChannelDimension.FIRST})
+
+    def _scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
+        """
+        How frames of videos are scaled while their colours are converted, which is much faster than afterwards: as
+        far down as a call with `kwargs` does it first of all; in training, so that no random crop has to be enlarged.
+        """
+
+        def option(name: str) -> Any:
+            return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
+
+        interpolation = {Image.Resampling.BILINEAR: "BILINEAR", Image.Resampling.BICUBIC: "BICUBIC"}.get(
+            option("resample")
+        )
+        if not (option("do_resize") and option("antialias")) or interpolation is None:
+            return None
+        output = kwargs.get("output_size", self.output_size) or option("crop_size")
+        size = SizeDict(**get_size_dict(output if option("training") else option("size"), default_to_square=False))
+        if option("training"):
+            if not size.height or not size.width:
+                return None
+            # The smallest crop is so long and so wide a part of the frame.
+            edge = math.ceil(max(size.height, size.width) / math.sqrt(min(option("crop_scale")) * 3 / 4))
+        elif size.shortest_edge and not size.longest_edge:
+            edge = size.shortest_edge
+        else:
+            return None
+        return Scale(partial(_to_short_edge, edge), interpolation)
 
     def decode(
         self,
@@ -741,8 +796,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if len(clips) != 1:
             raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
         clip = clips[0]
-        if not _is_encoded(clip):
-            clip = _as_tensor(clip, None, bool(self.do_convert_rgb))
+        clip = _Encoded(clip) if _is_encoded(clip) else _as_tensor(clip, None, bool(self.do_convert_rgb))
         (frames,), (metadata,) = self._decode_and_sample_videos(
             [clip],
             do_sample_frames=self.do_sample_frames or num_frames is not None,
@@ -772,11 +826,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             self.image_std,
         )
 
-    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Callable | None = None):
+    def fetch_videos(
+        self, video_url_or_urls: Any, sample_indices_fn: Callable | None = None, scale: Scale | None = None
+    ):
         """Decodes videos with PyAV: `(frames, metadata)`, frames (T, 3, height, width); of a list, lists of both."""
         if isinstance(video_url_or_urls, list):
-            return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]))
-        frames, metadata = read_clip(video_url_or_urls, sample_indices_fn or _all_frames)
+            return list(zip(*[self.fetch_videos(video, sample_indices_fn, scale) for video in video_url_or_urls]))
+        frames, metadata = read_clip(video_url_or_urls, sample_indices_fn or _all_frames, scale)
         return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
 
     def sample_frames(
@@ -852,8 +908,9 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
         clips, metadata = [], []
         for video, its_metadata in zip(videos, given):
-            if _is_encoded(video):
-                clip, its_metadata = self.fetch_videos(video, sample_indices_fn if do_sample_frames else None)
+            if isinstance(video, _Encoded):
+                choose = sample_indices_fn if do_sample_frames else None
+                clip, its_metadata = self.fetch_videos(video.source, choose, video.scale)
             else:
                 clip, total = video, len(video)
                 if its_metadata is None:
@@ -994,6 +1051,17 @@ def _settle(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if kwargs.get("crop_size") is not None:
         kwargs.setdefault("output_size", None)
     return kwargs
+
+
+def _to_short_edge(edge: int, height: int, width: int) -> tuple[int, int]:
+    """
+    Height and width with a short edge of `edge`, as transformers rounds them. Frames less than twice as large stay as
+    they are: there is little to be gained.
+    """
+    if min(height, width) < 2 * edge:
+        return height, width
+    long_edge = int(edge * max(height, width) / min(height, width))
+    return (edge, long_edge) if height <= width else (long_edge, edge)
 
 
 def _draw(start: int, end: int, keyframes: list[int], generator: torch.Generator | None) -> int:

@@ -374,17 +374,16 @@ def _frames(
     source: Any, options: PrepareOptions, scaled: Callable[[int, int], tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray, float]]:
     """The frames to keep, scaled, and their times in seconds."""
-    from ..video_processing_region_learner import iterate_frames, read_clip
+    from ..video_processing_region_learner import Scale, iterate_frames, read_clip
 
     if options.num_frames is not None:
-        clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), exact=True)
+        clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), Scale(scaled), exact=True)
         step = (metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
         for number, frame in enumerate(clip):
-            height, width = scaled(*frame.shape[:2])
-            yield np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)), number * step
+            yield frame, number * step
         return
     first, slot = None, -1
-    for number, (image, at) in enumerate(iterate_frames(source, scaled)):
+    for number, (image, at) in enumerate(iterate_frames(source, Scale(scaled))):
         moment = number / _USUAL_FPS if at is None else at
         first = moment if first is None else first
         if options.max_fps is not None:

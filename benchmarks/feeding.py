@@ -1,0 +1,164 @@
+"""
+Clips a second from files into the model's inputs, as training reads them, by the number of loader processes; and where
+the time of one process goes.
+
+    python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
+
+Directories hold videos; without any, clips are made (see benchmarks/decoding.py). Each is read as it is and, as
+"prepared", from shards made by `region-learner corpus prepare`. Random frames, crops and flips; batches of uint8 are
+moved to the device and normalised there, by the trainer's own code. The model is not run: what is measured is how fast
+it can be fed. Times by the clock, so other work on the machine counts; of several passes the fastest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import DistilBertConfig
+
+from decoding import make_clips, prepare, videos_in
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerModel,
+    RegionLearnerProcessor,
+    RegionLearnerTrainer,
+    RegionLearnerTrainingArguments,
+    RegionLearnerVideoProcessor,
+)
+from region_learner import video_processing_region_learner as module
+from region_learner.training.tokenizer import train_tokenizer
+
+PASSES = 2
+
+
+def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -> RegionLearnerTrainer:
+    rows = [{"video": video, "video_id": str(n), "captions": [f"clip {n}"]} for n, video in enumerate(videos)]
+    tokenizer = train_tokenizer([row["captions"][0] for row in rows], 200, 32)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RegionLearnerConfig(
+        video_config=small | {"num_frames": options.frames, "codebook_size": 8, "interaction_heads": 2},
+        text_config=DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=len(tokenizer)),
+    )
+    arguments = RegionLearnerTrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=options.batch,
+        dataloader_num_workers=workers,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    return RegionLearnerTrainer(
+        model=RegionLearnerModel(config),
+        args=arguments,
+        processing_class=RegionLearnerProcessor(RegionLearnerVideoProcessor(num_frames=options.frames), tokenizer),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+def clips_per_second(trainer: RegionLearnerTrainer) -> float:
+    """From the first batch on: starting the processes is not counted."""
+    fastest = 0.0
+    for _ in range(PASSES):
+        count, start = 0, None
+        for batch in trainer.get_train_dataloader():
+            clips = trainer._prepare_inputs(batch)["pixel_values_videos"]
+            if clips.is_cuda:
+                torch.cuda.synchronize()
+            if start is None:
+                start = time.perf_counter()
+            else:
+                count += len(clips)
+        assert start is not None
+        fastest = max(fastest, count / (time.perf_counter() - start))
+    return fastest
+
+
+def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
+    """Milliseconds a clip in one process, by what is done; nested parts are taken out of what holds them."""
+    seconds: dict[str, float] = defaultdict(float)
+    running: list[float] = []
+
+    def timed(holder: Any, name: str, what: str):
+        original = getattr(holder, name)
+
+        def wrapper(*args, **kwargs):
+            running.append(0.0)
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                elapsed = time.perf_counter() - start
+                seconds[what] += elapsed - running.pop()
+                if running:
+                    running[-1] += elapsed
+
+        setattr(holder, name, wrapper)
+        return holder, name, original
+
+    processor = trainer.processing_class.video_processor
+    replaced = [
+        timed(module, "_list_packets", "index of packets"),
+        timed(module, "_decode_by_time", "decoding"),
+        timed(module._ToRGB, "__call__", "colours and scaling"),
+        timed(module, "read_clip", "opening, and the rest of reading"),
+        timed(processor, "_preprocess", "crop, resize, flip"),
+        timed(processor, "normalize_clips", "normalising"),
+        timed(trainer.data_collator, "_decode", "calling the processor"),
+    ]
+    count, start = 0, time.perf_counter()
+    for batch in trainer.get_train_dataloader():
+        count += len(trainer._prepare_inputs(batch)["pixel_values_videos"])
+    whole = time.perf_counter() - start
+    for holder, name, original in replaced:
+        setattr(holder, name, original)
+    seconds["tokens, batches, moving"] = whole - sum(seconds.values())
+    return {what: 1000 * value / count for what, value in seconds.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--clips", type=int, help="of each directory, at most")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{os.cpu_count()} cores {platform.machine()}, to {device}, PyTorch {torch.__version__}")
+    results = []
+    with tempfile.TemporaryDirectory() as made:
+        directories = options.directories
+        if not directories:
+            print("Making clips ...")
+            directories = [Path(made) / "256p"]
+            make_clips(directories[0], 256, 12)
+        for directory in directories:
+            paths = videos_in(directory)[: options.clips]
+            videos, _ = prepare(paths, Path(made) / f"prepared-{directory.name}")
+            for kind, these in (("originals", paths), ("prepared", list(videos.values()))):
+                # As many as make some batches.
+                these = these * -(-6 * options.batch // len(these))
+                speeds = {n: clips_per_second(make_trainer(these, n, options)) for n in options.workers}
+                parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, options))
+                print(f"\n{directory.name}, {kind}: {options.frames} frames, clips a second")
+                print(", ".join(f"{speed:.1f} with {n} loader processes" for n, speed in speeds.items()))
+                print("milliseconds a clip, in one process:")
+                for what, value in sorted(parts.items(), key=lambda item: -item[1]):
+                    print(f"  {what:34} {value:7.2f}")
+                results.append({"directory": directory.name, "kind": kind, "clips_per_second": speeds, "ms": parts})
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
