@@ -187,6 +187,12 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
     assert printed["unreadable"] == ["id8_1_2"]
     assert "msvd was evaluated on 1 videos instead of 3" in printed["notes"][0]
     assert read_results(tmp_path / "e.json").data["options"] == {"video_dir": "videos", "max_missing": 1}
+    with pytest.raises(
+        ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4; the last: .*id8"
+    ):
+        evaluate_checkpoint(protocol, places.model, places.data / "msvd", options=options, max_unreadable=0.4)
+    with pytest.raises(ValueError, match="max_unreadable=2 is a share"):
+        evaluate_checkpoint(protocol, places.model, places.data / "msvd", max_unreadable=2)
 
 
 def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, capsys):

@@ -184,6 +184,8 @@ def test_multiple_choice_leaves_out_and_names_unreadable_videos(model, processor
     assert result == expected | {"unreadable": lost}
     assert result["questions"] == CLIPS - 2
     assert f"2 of {CLIPS} videos cannot be read" in caplog.records[-1].message
+    with pytest.raises(ValueError, match=f"1 of {CLIPS} videos cannot be read, more than max_unreadable=0"):
+        multiple_choice_accuracy(model, processor, damage(table, tmp_path, lost), progress=False, max_unreadable=0)
     assert all(video_id in caplog.records[-1].message for video_id in lost)
     with pytest.raises(ValueError, match=r"None of the 14 videos can be read; the first: .*damaged.mp4"):
         multiple_choice_accuracy(model, processor, damage(table, tmp_path, table["video_id"][:]), progress=False)
@@ -331,6 +333,8 @@ def test_answers_against_a_naive_loop(processor, tables, tmp_path):
     part = answer_accuracy(model, processor, damage(table, tmp_path, lost), batch_size=3, progress=False)
     kept = [row for row in table if row["video_id"] not in lost]
     assert part == answer_accuracy(model, processor, kept, progress=False) | {"unreadable": list(lost)}
+    with pytest.raises(ValueError, match="more than max_unreadable=0"):
+        answer_accuracy(model, processor, damage(table, tmp_path, lost), progress=False, max_unreadable=0)
     with pytest.raises(ValueError, match="no column 'question'"):
         answer_accuracy(model, processor, tables["retrieval"])
 
@@ -476,9 +480,9 @@ def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_s
     decoded = []
     fetch = RegionLearnerVideoProcessor.fetch_videos
 
-    def counted(self, video, choose=None):
+    def counted(self, video, *args):
         decoded.append(video)
-        return fetch(self, video, choose)
+        return fetch(self, video, *args)
 
     videos = [row["video"] for row in lengths]
     expected = [clips_of(processor, video, views) for video in videos]

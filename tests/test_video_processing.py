@@ -849,7 +849,7 @@ def test_frames_of_large_videos_are_scaled_while_they_are_decoded(folder, width,
     """As after decoding them, but for rounding, and to the very same size, so that nothing is resized twice."""
     path = write_video(folder / f"{width}x{height}.mp4", count=4, width=width, height=height, pix_fmt="yuv444p")
     processor = RegionLearnerVideoProcessor.for_image_size(32)
-    scaled, metadata = processor.fetch_videos(path, scale=processor._scale_while_decoding({}))
+    scaled, metadata = processor.fetch_videos(path, scale=processor.scale_while_decoding({}))
     whole = processor.decode(path)[0]
     assert (metadata.height, metadata.width) == (height, width)
     expected = processor.resize(whole, SizeDict(shortest_edge=37), resample=processor.resample, antialias=True)
@@ -876,9 +876,9 @@ def test_training_scales_while_decoding_no_further_than_crops_allow(folder, monk
     assert {frame for frame, _ in seen} == {(66, 117)}  # 40 / sqrt(0.5 * 3 / 4), rounded up
     assert min(min(size) for _, size in seen) >= 40
     processor(path, training=True, do_resize=False)
-    assert processor._scale_while_decoding({"do_resize": False}) is None
-    assert processor._scale_while_decoding({"antialias": False}) is None
-    assert processor._scale_while_decoding({"size": {"height": 40, "width": 60}}) is None
+    assert processor.scale_while_decoding({"do_resize": False}) is None
+    assert processor.scale_while_decoding({"antialias": False}) is None
+    assert processor.scale_while_decoding({"size": {"height": 40, "width": 60}}) is None
 
 
 def training_clip(processor, **kwargs):

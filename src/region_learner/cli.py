@@ -111,6 +111,9 @@ def evaluate(
     dual_softmax_temperature: Annotated[float | None, typer.Option(help="By default that of the model.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Share of videos that may be unreadable, left out and told of; 0 allows none.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Recorded; nothing is drawn at random.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write all of the result to this JSON file.")] = None,
     as_json: Json = False,
@@ -153,6 +156,7 @@ def evaluate(
         dual_softmax_temperature=dual_softmax_temperature,
         batch_size=batch_size,
         num_workers=workers,
+        max_unreadable=max_unreadable,
         seed=seed,
     )
     if output is not None:

@@ -736,7 +736,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         settled = _settle(kwargs)
         data_format = settled.get("input_data_format")
         do_convert_rgb = bool(settled.get("do_convert_rgb", self.do_convert_rgb))
-        scale = self._scale_while_decoding(settled)
+        scale = self.scale_while_decoding(settled)
         clips = [
             _Encoded(clip, scale) if _is_encoded(clip) else _as_tensor(clip, data_format, do_convert_rgb)
             for clip in _as_clips(videos)
@@ -745,7 +745,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             raise ValueError("No videos were given.")
         return super().preprocess(clips, **{**settled, "input_data_format": ChannelDimension.FIRST})
 
-    def _scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
+    def scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
         """
         How frames of videos are scaled while their colours are converted, which is much faster than afterwards: as
         far down as a call with `kwargs` does it first of all; in training, so that no random crop has to be enlarged.

@@ -29,12 +29,15 @@ def retrieval(
     num_workers: int = 0,
     views: Views = ONE_VIEW,
     dual_softmax_temperature: float | None = None,
+    max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
     Retrieval metrics both ways, with the numbers of videos and texts, and which videos cannot be read. With a
     temperature, also those of dual-softmax re-scoring, apart from the others under `rescored`.
     """
-    embeddings = embed_corpus(model, processor, dataset, batch_size, num_workers, views=views)
+    embeddings = embed_corpus(
+        model, processor, dataset, batch_size, num_workers, views=views, max_unreadable=max_unreadable
+    )
     counts = {"videos": len(embeddings.video_ids), "texts": len(embeddings.texts)}
     result: dict[str, Any] = embeddings.metrics() | counts | {"unreadable": list(embeddings.unreadable)}
     if dual_softmax_temperature is not None:
@@ -48,7 +51,8 @@ def retrieval(
     return result
 
 
-# What a model is evaluated by in each task: (model, processor, dataset, and by name batch_size, num_workers, views) to
+# What a model is evaluated by in each task: (model, processor, dataset, and by name batch_size, num_workers, views,
+# max_unreadable) to
 # metrics, numbers of rows, and the ids of videos that cannot be read.
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "retrieval": retrieval,

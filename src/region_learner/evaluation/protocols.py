@@ -189,6 +189,7 @@ def evaluate_checkpoint(
     dual_softmax_temperature: float | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
+    max_unreadable: float = 1.0,
     seed: int = 0,
 ) -> EvaluationResults:
     """
@@ -207,6 +208,7 @@ def evaluate_checkpoint(
         dual_softmax_temperature: by default that of the model.
         batch_size: clips at a time.
         num_workers: processes that decode.
+        max_unreadable: share of the videos that may be unreadable, and left out; above it, evaluation ends.
         seed: set before, though nothing here is drawn at random.
 
     Raises:
@@ -221,6 +223,8 @@ def evaluate_checkpoint(
         raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {protocol.task!r}.")
     if dual_softmax_temperature is not None and not dual_softmax_temperature > 0:
         raise ValueError(f"The temperature of dual softmax, {dual_softmax_temperature}, must be above 0.")
+    if not 0 <= max_unreadable <= 1:
+        raise ValueError(f"max_unreadable={max_unreadable} is a share: it must be between 0 and 1.")
     if templates is not None and protocol.task != "zero_shot":
         raise ValueError(f"Prompts are for actions with the task 'zero_shot', not for the task {protocol.task!r}.")
     arguments: dict[str, Any] = {
@@ -230,6 +234,7 @@ def evaluate_checkpoint(
         "dual_softmax_temperature": dual_softmax_temperature,
         "batch_size": batch_size,
         "num_workers": num_workers,
+        "max_unreadable": max_unreadable,
         "seed": seed,
     }
     if not all_folds:
@@ -265,6 +270,7 @@ def _evaluate(
     dual_softmax_temperature: float | None,
     batch_size: int,
     num_workers: int,
+    max_unreadable: float,
     seed: int,
 ) -> EvaluationResults:
     import torch
@@ -298,7 +304,14 @@ def _evaluate(
         given = dual_softmax_temperature
         extra["dual_softmax_temperature"] = float(model.temperature) if given is None else given
     found = EVALUATIONS[protocol.task](
-        model, processor, dataset, batch_size=batch_size, num_workers=num_workers, views=views, **extra
+        model,
+        processor,
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        views=views,
+        max_unreadable=max_unreadable,
+        **extra,
     )
 
     counts = {key: found.pop(key) for key in _COUNTS if key in found}

@@ -125,7 +125,7 @@ class _Clips(torch.utils.data.Dataset):
             processor.sample_frames(metadata)  # refuses the videos that it refuses with one clip
             return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel().tolist()
 
-        frames, _ = processor.fetch_videos(video, choose)
+        frames, _ = processor.fetch_videos(video, choose, processor.scale_while_decoding({}))
         clips = list(frames.unflatten(0, (-1, processor.num_frames)))
         return processor(clips, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
 
@@ -149,15 +149,20 @@ def read_clips(
     progress: bool = True,
     description: str = "embedding videos",
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
     Batches of the readable ones of `videos`: clips (B, T, C, H, W) with centre crop, and the index of the video of
     each. All clips of a video are in one batch, which has more than `batch_size` only if a video has. Of the videos
     that cannot be read, the message of the error goes into `unreadable`, by index.
 
+    Args:
+        max_unreadable: share of the videos that may be unreadable; 0 for none.
+
     Raises:
-        ValueError: if no video can be read.
+        ValueError: if more of them are, or all.
     """
+    allowed = max_unreadable * len(videos)
     loader = torch.utils.data.DataLoader(
         _Clips(videos, getattr(processor, "video_processor", processor), views),
         batch_size=max(1, batch_size // views.clips) if views.window_stride is None else 1,
@@ -170,6 +175,11 @@ def read_clips(
         for index, of_video in enumerate(batch, start=seen):
             if isinstance(of_video, str):
                 unreadable[index] = of_video
+                if len(unreadable) > allowed:
+                    raise ValueError(
+                        f"{len(unreadable)} of {len(videos)} videos cannot be read, more than max_unreadable="
+                        f"{max_unreadable}; the last: {of_video}"
+                    )
             else:
                 indices += [index] * len(of_video)
                 clips.append(of_video)
@@ -196,6 +206,7 @@ def embed_videos(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """
     Embeddings of length 1 for the readable ones of `videos`, in order, (readable, dim), on the CPU; and the message
@@ -205,7 +216,9 @@ def embed_videos(
     embeds: list[torch.Tensor] = []
     owners: list[int] = []
     unreadable: dict[int, str] = {}
-    for indices, clips in read_clips(processor, videos, unreadable, batch_size, num_workers, progress, views=views):
+    for indices, clips in read_clips(
+        processor, videos, unreadable, batch_size, num_workers, progress, views=views, max_unreadable=max_unreadable
+    ):
         for part in clips.split(batch_size):
             features = model.get_video_features(part.to(model.device)).pooler_output
             embeds.append(F.normalize(features.float(), dim=-1).cpu())
@@ -234,6 +247,7 @@ def embed_corpus(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> Embeddings:
     """
     Embeds a corpus with the columns of `load_corpus`: each video once (middle frames and centre crop, or the mean
@@ -241,14 +255,16 @@ def embed_corpus(
     in `unreadable`.
 
     Raises:
-        ValueError: if no video can be read.
+        ValueError: if no video can be read, or a larger share than `max_unreadable` cannot.
     """
     was_training = model.training
     model.eval()
     columns = [(row["video"], row["video_id"], row["captions"]) for row in dataset]
     videos, ids, captions = (list(column) for column in zip(*columns))
     try:
-        video_embeds, failures = embed_videos(model, processor, videos, batch_size, num_workers, progress, views)
+        video_embeds, failures = embed_videos(
+            model, processor, videos, batch_size, num_workers, progress, views, max_unreadable
+        )
         kept = [i for i in range(len(videos)) if i not in failures]
         pairs = [(caption, ids[i]) for i in kept for caption in captions[i]]
         text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs])

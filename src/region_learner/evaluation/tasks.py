@@ -200,6 +200,7 @@ def multiple_choice_accuracy(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
     Multiple choice by retrieval: the option with the highest cosine similarity to the video wins.
@@ -213,12 +214,13 @@ def multiple_choice_accuracy(
         num_workers: processes that decode.
         progress: whether to show a bar.
         views: clips of a video, whose embeddings are averaged.
+        max_unreadable: share of the videos that may be unreadable, and left out.
 
     Returns:
         `accuracy`, `questions` (answered ones), `unreadable` (ids of videos).
 
     Raises:
-        ValueError: no rows, a column is missing, an answer is none of the options, or no video can be read.
+        ValueError: no rows, a column is missing, an answer is none of the options, or too many videos cannot be read.
     """
     questions = _Questions(dataset, ("options", "answer"))
     options, answers = questions.column("options"), questions.column("answer")
@@ -228,7 +230,9 @@ def multiple_choice_accuracy(
     # Equal texts are embedded once, or they could differ by what they are padded with.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
     with _evaluating(model):
-        embeds, failures = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress, views)
+        embeds, failures = embed_videos(
+            model, processor, questions.videos, batch_size, num_workers, progress, views, max_unreadable
+        )
         text_embeds = embed_texts(model, processor, list(texts))
     unreadable = warn_of_unreadable(failures, questions.ids)
     place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in failures)}
@@ -250,6 +254,7 @@ def zero_shot_accuracy(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
     Action recognition through prompts: the embedding of a class is the normalised mean of those of its prompts.
@@ -288,7 +293,9 @@ def zero_shot_accuracy(
         raise ValueError(f"{len(missing)} labels are none of the classes: {', '.join(map(repr, missing[:3]))}.")
     prompts = [template.replace("{}", name) for name in names for template in templates]
     with _evaluating(model):
-        embeds, failures = embed_videos(model, processor, questions.videos, batch_size, num_workers, progress, views)
+        embeds, failures = embed_videos(
+            model, processor, questions.videos, batch_size, num_workers, progress, views, max_unreadable
+        )
         prompt_embeds = embed_texts(model, processor, prompts).view(len(names), len(templates), -1)
     unreadable = warn_of_unreadable(failures, questions.ids)
     class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
@@ -323,6 +330,7 @@ def classification_accuracy(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
     Action recognition with a classification head. Classes are matched by name, not by number.
@@ -354,7 +362,15 @@ def classification_accuracy(
     logits = torch.zeros(len(questions.videos), len(numbers), dtype=torch.float64)
     with _evaluating(model):
         batches = read_clips(
-            processor, questions.videos, failures, batch_size, num_workers, progress, "classifying videos", views
+            processor,
+            questions.videos,
+            failures,
+            batch_size,
+            num_workers,
+            progress,
+            "classifying videos",
+            views,
+            max_unreadable,
         )
         for indices, clips in batches:
             parts = [model(pixel_values_videos=part.to(model.device)).logits for part in clips.split(batch_size)]
@@ -376,6 +392,7 @@ def answer_accuracy(
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
     Open-ended question answering over an answer vocabulary: how often the best-scored answer is the right one.
@@ -406,7 +423,15 @@ def answer_accuracy(
     right = torch.zeros(len(questions), dtype=torch.float64)
     with _evaluating(model):
         batches = read_clips(
-            processor, questions.videos, failures, batch_size, num_workers, progress, "answering questions", views
+            processor,
+            questions.videos,
+            failures,
+            batch_size,
+            num_workers,
+            progress,
+            "answering questions",
+            views,
+            max_unreadable,
         )
         for indices, clips in batches:  # encoded once a video
             parts = [model.get_video_features(part.to(model.device)) for part in clips.split(batch_size)]
