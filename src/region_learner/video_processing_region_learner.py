@@ -78,6 +78,7 @@ _OTHER_FORMATS = {
     *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
     *("adf", "bin", "idf", "tty", "xbin"),
 }
+_KEPT = 2**25  # bytes of packets that are held in memory
 _DOWNLOAD_LIMIT = 2**30  # bytes
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 _DOWNLOAD_SECONDS = 600  # in all
@@ -103,6 +104,7 @@ class _Packet(NamedTuple):
     pts: int
     is_key: bool  # decoding can start here
     is_shown: bool  # False where an edit list cuts it out
+    data: Any  # PyAV's packet
 
 
 def read_clip(
@@ -365,8 +367,12 @@ def _decode_all(stream: Any) -> Iterator[Any]:
 
 
 def _list_packets(stream: Any) -> list[_Packet] | None:
-    """The packets in decoding order, or None if they do not stand for one frame each."""
-    packets = []
+    """
+    The packets in decoding order, or None if they do not stand for one frame each. The `data` of a small file is
+    kept, which saves reading it twice; that of a large one is None.
+    """
+    packets: list[_Packet] = []
+    size = 0
     for packet in _demux(stream):
         if not packet.size:  # ends the stream
             continue
@@ -374,7 +380,11 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
             return None
         if stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10:
             return None  # a frame for reference only (`show_frame`, RFC 6386 section 9.1)
-        packets.append(_Packet(packet.pts, packet.is_keyframe, not packet.is_discard))
+        if size <= _KEPT < size + packet.size:
+            packets = [kept._replace(data=None) for kept in packets]
+        size += packet.size
+        data = packet if size <= _KEPT else None
+        packets.append(_Packet(packet.pts, packet.is_keyframe, not packet.is_discard, data))
     times = {packet.pts for packet in packets}
     # What is shown before the first key frame was cut off from what it needs, and may or may not be decoded.
     cut = not packets or not packets[0].is_key or packets[0].pts > min(times)
@@ -419,7 +429,11 @@ def _decode_by_time(
     try:
         for key, its_times in from_key.items():
             upcoming = bisect_left(times, key)
-            for frame in _decode_from(stream, key, position, its_times, leave_out):
+            last = max(position[time] for time in its_times)
+            following = _packets_from(stream, packets, position[key], position)
+            for frame in _decode_from(stream, following, its_times, packets[last].pts, leave_out):
+                if frame.pts is not None and frame.pts < key:
+                    continue  # not whole without what precedes `key`
                 index = bisect_left(times, frame.pts) if frame.pts in position else -1
                 if index < upcoming or (index > upcoming and not leave_out) or frame.is_corrupt:
                     return None
@@ -431,35 +445,46 @@ def _decode_by_time(
     return frames if len(frames) == len(wanted) else None
 
 
-def _decode_from(stream: Any, key: int, position: dict[int, int], wanted: set[int], leave_out: bool) -> Iterator[Any]:
-    """
-    Frames from the key frame at time `key` on, until all `wanted` times have come; none if the container cannot be
-    entered there or before. With `leave_out`, without frames that neither are wanted nor are referred to by others,
-    and without what would be decoded only to put the wanted ones in order.
-    """
-    context = stream.codec_context
-    skip = "NONREF" if leave_out and context.name in _SKIPS_UNREFERRED else "DEFAULT"
-    last = max(position[time] for time in wanted)
-    missing = set(wanted)
-    stream.container.seek(key, stream=stream)  # the decoder, too, begins anew
+def _packets_from(stream: Any, packets: list[_Packet], first: int, position: dict[int, int]) -> Iterator[Any]:
+    """PyAV's packets from number `first` on; none if the container cannot be entered there or before."""
+    if packets[0].data is not None:
+        yield from (packet.data for packet in packets[first:])
+        yield None  # no more, so that the decoder gives what it holds
+        return
+    stream.container.seek(packets[first].pts, stream=stream)
     reached = False
     for packet in _demux(stream):
-        here = position.get(packet.pts, len(position))
-        if packet.size and not reached:
-            if here < position[key]:
-                continue
-            if here > position[key]:
+        here = position.get(packet.pts, len(position)) if packet.size else -1
+        if not reached and here != first:
+            if here > first:
                 return
-            reached = True
-        context.skip_frame = "DEFAULT" if packet.pts in wanted else skip
-        frames = packet.decode()
-        if packet.size and leave_out and here == last:
+            continue
+        reached = True
+        yield packet if packet.size else None
+
+
+def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: int, leave_out: bool) -> Iterator[Any]:
+    """
+    Frames from a key frame on, until all `wanted` times have come. With `leave_out`, without frames that neither are
+    wanted nor are referred to by others, and without those that would be decoded only to put the wanted ones in order:
+    nothing after the packet of the time `last`.
+    """
+    context = stream.codec_context
+    if context.is_open:
+        context.flush_buffers()
+    skip = "NONREF" if leave_out and context.name in _SKIPS_UNREFERRED else "DEFAULT"
+    missing = set(wanted)
+    for packet in packets:
+        if packet is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else skip
+        frames = context.decode(packet)
+        ends = packet is None or (leave_out and packet.pts == last)
+        if packet is not None and ends:
             frames += context.decode(None)  # all that it has held back to put in order
         for frame in frames:
-            if frame.pts is None or frame.pts >= key:  # those shown before are not whole without what precedes `key`
-                missing.discard(frame.pts)
-                yield frame
-        if not missing or (packet.size and leave_out and here == last):
+            missing.discard(frame.pts)
+            yield frame
+        if ends or not missing:
             return
 
 
