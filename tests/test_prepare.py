@@ -204,6 +204,18 @@ def test_a_clip_that_brings_its_process_down_is_left_out(videos, tmp_path, monke
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
 
 
+def processes_of(directory: Path) -> list[str]:
+    """Those whose working directory it is (Linux)."""
+    return [entry for entry in os.listdir("/proc") if entry.isdigit() and works_in(entry, directory)]
+
+
+def works_in(process: str, directory: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/{process}/cwd") == str(directory)
+    except OSError:
+        return False
+
+
 RUN = """
 import sys
 from region_learner import load_corpus
@@ -214,6 +226,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes as Linux has them")
 def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     """Killed as soon as a shard is there: nothing is lost, nothing is there twice, and what was done stays."""
     originals = tmp_path / "originals"
@@ -226,12 +239,16 @@ def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     script.write_text(RUN)
     command = [sys.executable, str(script), str(originals), str(tmp_path / "out")]
     shards = tmp_path / "out" / "train"
-    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list(shards.glob("*.tar")) and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill()
     run.wait()
+    ends_by = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < ends_by:
+        time.sleep(0.1)
+    assert not processes_of(tmp_path)  # its workers go with it
     done = {path: path.stat().st_mtime_ns for path in shards.glob("0*.json")}
     assert 0 < len(done) < 15
     assert not (shards / "report.json").exists()
