@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..processes import end_with_parent
 from .cost import relative_cost
 from .rows import ROWS, SETTINGS, rows_of
 from .run import Row, Setting, prepare, run
@@ -62,7 +63,7 @@ def ablate(
     gpus = gpus if any(gpus) else [str(gpu) for gpu in range(torch.cuda.device_count())] or [""]
     failed: dict[str, str] = {}
     # "spawn": a forked process could neither use the GPU nor count on its threads.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent, max_tasks_per_child=1)
     with pool, tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", disable=not progress) as bar:
         futures = {
             pool.submit(_run, output, setting, row, seed, threads, use_cpu, gpus[number % len(gpus)]): (

@@ -18,7 +18,6 @@ import math
 import multiprocessing
 import os
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +33,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..processes import end_with_parent
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
 
@@ -255,18 +254,6 @@ def _context() -> Any:
     return context
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next clip for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch():
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class _Encoders:
     """Processes that re-encode rows; results come in order. A row that brings its process down is left out."""
 
@@ -286,7 +273,7 @@ class _Encoders:
 
     def _submit(self, row: dict[str, Any]) -> Future:
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.workers, _context(), initializer=_end_with_parent)
+            self.pool = ProcessPoolExecutor(self.workers, _context(), initializer=end_with_parent)
         return self.pool.submit(self._encode(), row, self.options)
 
     def run(self, rows: Iterator[dict[str, Any]]) -> Iterator[_Encoded]:
@@ -305,7 +292,7 @@ class _Encoders:
         except BrokenProcessPool:
             # Any row under way may be the one: each is tried again alone, this one first.
             self.pool = None
-            with ProcessPoolExecutor(1, _context(), initializer=_end_with_parent) as alone:
+            with ProcessPoolExecutor(1, _context(), initializer=end_with_parent) as alone:
                 try:
                     result = alone.submit(self._encode(), row, self.options).result()
                 except BrokenProcessPool:
