@@ -229,7 +229,8 @@ def _report(directory: Path, shards: int, seconds: float) -> dict[str, Any]:
         first = f", the first: {left_out[0]['reason']}" if left_out else ""
         raise CorpusError(f"no clip of {len(left_out)} could be read{first}")
     if left_out:
-        logger.warning("%d clips left out, listed in %s; the first: %s", len(left_out), path, left_out[0]["reason"])
+        count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
+        logger.warning("%s left out, listed in %s; the first: %s", count, path, left_out[0]["reason"])
     return sums | {"left_out": len(left_out), "seconds": seconds, "report": str(path)}
 
 
