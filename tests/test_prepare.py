@@ -73,6 +73,7 @@ def test_clips_captions_and_metadata_are_those_of_the_originals(videos, tmp_path
         assert np.abs(frames_of(row) - original).mean() < 1.5
         assert abs(frames_of(row).mean((1, 2, 3)) - original.mean((1, 2, 3))).max() < 0.5  # the next is brighter by 2
         assert row["prepared"]["frames"] == 30
+        assert row["prepared"]["fps"] == pytest.approx(30, abs=0.01)
         assert row["prepared"]["source"] == {"width": 64, "height": 48, "bytes": os.path.getsize(path)}
     streamed = list(load_corpus("webdataset", tmp_path, streaming=True))
     assert [row["video_id"] for row in streamed] == prepared["video_id"]
@@ -133,6 +134,15 @@ def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
     assert load(tmp_path / "out")["video_id"] == ["0", "1"]
     with pytest.raises(CorpusError, match=r"no clip of 1 could be read, the first: .*no such file"):
         prepare_corpus(rows.select([2]), tmp_path / "none", workers=1)
+
+
+def test_what_cannot_be_encoded_is_left_out(videos, tmp_path):
+    """A line of pixels, longer than the encoder takes."""
+    Image.new("RGB", (40000, 16)).save(tmp_path / "line.gif")
+    rows = rows_of([videos[0], str(tmp_path / "line.gif")])
+    result = prepare_corpus(rows, tmp_path / "out", workers=1)
+    assert (result["clips"], result["left_out"]) == (1, 1)
+    assert "line: cannot be encoded" in Path(result["report"]).read_text()
 
 
 def test_columns_of_tasks(videos, tmp_path):

@@ -647,6 +647,21 @@ def test_what_is_connected_to_was_looked_at(monkeypatch):
     assert connected == [("93.184.216.34", 443)]
 
 
+def test_all_addresses_of_a_name_are_tried(monkeypatch):
+    found = [(socket.AF_INET6, 1, 6, "", ("2606:4700::1111", 443, 0, 0)), (socket.AF_INET, 1, 6, "", ("1.1.1.1", 443))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    tried = []
+
+    def connect(address, *args):
+        tried.append(address[0])
+        raise OSError(f"{address[0]} does not answer")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(VideoDecodeError, match=r"1\.1\.1\.1 does not answer"):
+        read("https://example.org/video.mp4", 0)
+    assert tried == ["2606:4700::1111", "1.1.1.1"]
+
+
 # Forms of input ------------------------------------------------------------------------------------------
 
 
@@ -884,6 +899,8 @@ def test_training_scales_while_decoding_no_further_than_crops_allow(folder, monk
     assert processor.scale_while_decoding({"do_resize": False}) is None
     assert processor.scale_while_decoding({"antialias": False}) is None
     assert processor.scale_while_decoding({"size": {"height": 40, "width": 60}}) is None
+    with pytest.raises(ValueError, match="crop_scale is two shares of the area"):
+        processor(path, training=True, crop_scale=(0, 1))
 
 
 def training_clip(processor, **kwargs):

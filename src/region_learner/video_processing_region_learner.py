@@ -134,9 +134,8 @@ def read_clip(
         VideoDecodeError: the video, or a wanted frame, cannot be read.
         ImportError: PyAV is not installed.
     """
-    to_rgb = _ToRGB(scale, exact) if av is not None else None
     with _located(source) as media:
-        frames = None
+        frames, to_rgb = None, _ToRGB(scale, exact)
         with _open_video(media) as stream:
             packets = _list_packets(stream)
             if packets:
@@ -146,7 +145,7 @@ def read_clip(
                 metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
                 frames = _decode_by_time(stream, packets, times, set(indices), to_rgb)
         if frames is None:
-            num_frames = _count_frames(media)
+            num_frames, to_rgb = _count_frames(media), _ToRGB(scale, exact)
             with _open_video(media) as stream:
                 if not packets or num_frames != len(times):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
@@ -314,7 +313,14 @@ class _PublicConnection(http.client.HTTPSConnection):
         if self.behind_proxy is not None:
             super().connect()
             return
-        connection = socket.create_connection((addresses[0], self.port), self.timeout)
+        for address in addresses:
+            try:
+                connection = socket.create_connection((address, self.port), self.timeout)
+                break
+            except OSError as error:
+                failure = error
+        else:
+            raise failure
         self.sock = self.tls.wrap_socket(connection, server_hostname=host)
 
 
@@ -785,9 +791,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if not (option("do_resize") and option("antialias")) or interpolation is None:
             return None
         output = kwargs.get("output_size", self.output_size) or option("crop_size")
-        size = SizeDict(**get_size_dict(output if option("training") else option("size"), default_to_square=False))
-        if option("training"):
-            if not size.height or not size.width:
+        training = bool(option("training"))
+        size = SizeDict(**get_size_dict(output if training else option("size"), default_to_square=training))
+        if training:
+            if not size.height or not size.width or not min(option("crop_scale")) > 0:  # which is an error later on
                 return None
             # The smallest crop is so long and so wide a part of the frame.
             edge = math.ceil(max(size.height, size.width) / math.sqrt(min(option("crop_scale")) * 3 / 4))

@@ -165,7 +165,8 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
     wanted = asdict(options) | {"rows": len(rows), "ids": digest.hexdigest()}
     path = directory / _OPTIONS
     if not path.exists():
-        if others := [other.name for other in directory.iterdir() if other.name != ".lock"]:
+        ours = (".lock", f"{_OPTIONS}.partial")  # of a run that was killed before it wrote anything else
+        if others := [other.name for other in directory.iterdir() if other.name not in ours]:
             raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
         _write(path, wanted)
         return
@@ -197,7 +198,6 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
             bar.update()
             if clip.reason is not None:
                 report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
-                bar.set_postfix(left_out=len(report["left_out"]))
                 continue
             report["clips"] += 1
             report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
@@ -287,7 +287,7 @@ class _Encoders:
             yield self._next(waiting)
 
     def _next(self, waiting: collections.deque[tuple[dict[str, Any], Future]]) -> _Encoded:
-        row, future = waiting[0]
+        row, future = waiting.popleft()
         try:
             result = future.result()
         except BrokenProcessPool:
@@ -301,11 +301,12 @@ class _Encoders:
             rest = [other for other, _ in waiting]
             waiting.clear()
             waiting.extend((other, self._submit(other)) for other in rest)
-        waiting.popleft()
         return result
 
 
 def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
+    import av
+
     from ..video_processing_region_learner import VideoDecodeError
 
     video, row = row["video"], row | {"video": None}
@@ -314,6 +315,8 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         extension, data, prepared = encode_clip(source, options, is_image=_is_image(video))
     except (CorpusError, VideoDecodeError, OSError) as error:
         return _Encoded(row, str(error))
+    except av.error.FFmpegError as error:
+        return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
     prepared["source"]["bytes"] = _size(source)
     return _Encoded(row, None, data, extension, prepared)
 
@@ -342,8 +345,8 @@ def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) ->
         is_image: write a JPEG file.
 
     Returns:
-        The extension, the file, and what is known of both: `width`, `height`, `frames`, `fps`, `duration` (seconds),
-        and `source` with the `width` and `height` of the source.
+        The extension, the file, and what is known of it: `width`, `height`, `frames`, `fps` in the mean (None for a
+        single frame), and `source` with the `width` and `height` of the source.
 
     Raises:
         VideoDecodeError: it cannot be read to its end.
@@ -361,7 +364,8 @@ def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) ->
         data, count, last = _jpeg(image), 1, 0.0
     else:
         data, count, last, image = _encode(frames, options)
-    prepared = {"width": image.shape[1], "height": image.shape[0], "frames": count, "duration": last}
+    fps = (count - 1) / last if last else None
+    prepared: dict[str, Any] = {"width": image.shape[1], "height": image.shape[0], "frames": count, "fps": fps}
     prepared["source"] = {"width": original[0][1], "height": original[0][0]}
     return ".jpg" if is_image else ".mp4", data, prepared
 
