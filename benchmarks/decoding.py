@@ -4,9 +4,11 @@ Clips a second from video files, beside what one would use instead: the loader o
     python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
 
 Of each clip the middle frames of 8 equal segments, resized and cropped to 224 x 224, uint8, as workers of a data
-loader hand them on; the frames that others read by the same code as ours. Directories hold videos; without any, clips
-are made (H.264 as x264 encodes it by default, 256p and 1080p). Rivals are installed into build/rivals. torchcodec
-needs FFmpeg's shared libraries on the system; a rival that cannot be loaded is named and left out.
+loader hand them on; the frames that others read by the same code as ours. "scaling" are rivals that are told to scale
+large frames themselves while they decode, to the same size as ours does, which spares them much. Directories hold
+videos; without any, clips are made (H.264 as x264 encodes it by default, 256p and 1080p). Rivals are installed into
+build/rivals. torchcodec needs FFmpeg's shared libraries on the system; a rival that cannot be loaded is named and
+left out.
 
 Every implementation has a process of its own, all on the same core and with one thread. They take turns clip by clip,
 and only one is at work at a time. Times are those of the processor, of all threads, so that other work on the machine
@@ -41,7 +43,8 @@ from typing import Any
 import numpy as np
 
 RIVALS = Path(__file__).parent.parent / "build" / "rivals"
-NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate")
+SCALING = ("decord scaling", "torchcodec scaling")
+NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate", *SCALING)
 OURS = ("ours", "prepared", "random", "keyframes")
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
@@ -71,17 +74,22 @@ def read_transformers(path: str, frames: int) -> np.ndarray:
     return np.asarray(load_video(path, backend="pyav", sample_indices_fn=choose)[0])
 
 
-def read_decord(path: str, frames: int) -> np.ndarray:
+def read_decord(path: str, frames: int, size: tuple[int, int] | None = None) -> np.ndarray:
     import decord
 
-    reader = decord.VideoReader(path, num_threads=1)
+    height, width = size or (-1, -1)
+    reader = decord.VideoReader(path, num_threads=1, height=height, width=width)
     return reader.get_batch(middle_frames(len(reader), frames)).asnumpy()
 
 
-def read_torchcodec(path: str, frames: int, seek_mode: str) -> np.ndarray:
+def read_torchcodec(path: str, frames: int, seek_mode: str, size: tuple[int, int] | None = None) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
+    from torchvision.transforms import v2
 
-    decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek_mode, dimension_order="NHWC")
+    transforms = [v2.Resize(size)] if size else None
+    decoder = VideoDecoder(
+        path, num_ffmpeg_threads=1, seek_mode=seek_mode, dimension_order="NHWC", transforms=transforms
+    )
     return decoder.get_frames_at(middle_frames(len(decoder), frames)).data.numpy()
 
 
@@ -91,7 +99,19 @@ READERS: dict[str, Any] = {
     "decord": read_decord,
     "torchcodec": partial(read_torchcodec, seek_mode="exact"),
     "torchcodec approximate": partial(read_torchcodec, seek_mode="approximate"),
+    "decord scaling": read_decord,
+    "torchcodec scaling": partial(read_torchcodec, seek_mode="exact"),
 }
+
+
+def scaled_size(processor: Any, path: str) -> tuple[int, int] | None:
+    """The size that ours scales frames to while it decodes; None where it does not."""
+    import av
+
+    with av.open(path) as container:
+        size = container.streams.video[0].height, container.streams.video[0].width
+    scaled = processor.scale_while_decoding({}).size_for(*size)
+    return None if scaled == size else scaled
 
 
 def serve(name: str, frames: int, connection) -> None:
@@ -113,11 +133,12 @@ def serve(name: str, frames: int, connection) -> None:
         video, with_frames = task
         try:
             torch.manual_seed(0)
+            how = {"size": scaled_size(processor, video)} if name in SCALING else {}
             start = time.process_time()
             if name in OURS:
                 processor(video_source(video), training=name in ("random", "keyframes"), **raw)
             else:
-                clip = torch.from_numpy(READERS[name](video, frames)).permute(0, 3, 1, 2)
+                clip = torch.from_numpy(READERS[name](video, frames, **how)).permute(0, 3, 1, 2)
                 processor(clip, do_sample_frames=False, **raw)
             seconds = time.process_time() - start
             connection.send((seconds, READERS[name](video, frames) if with_frames and name in READERS else None))

@@ -201,16 +201,20 @@ def crash_on_2(row, options):
     return module._encode_row(row, options)
 
 
-def test_a_clip_that_brings_its_process_down_is_left_out(videos, tmp_path, monkeypatch):
-    class Encoders(module._Encoders):
-        def _encode(self):
-            return crash_on_2
+def hang_on_2(row, options):
+    if row["video_id"] == "2":
+        time.sleep(3600)
+    return module._encode_row(row, options)
 
-    monkeypatch.setattr(module, "_Encoders", Encoders)
-    result = prepare_corpus(rows_of(videos), tmp_path, workers=2)
+
+@pytest.mark.parametrize(("encode", "timeout"), [(crash_on_2, 60), (hang_on_2, 3)])
+def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeout, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module._Encoders, "_encode", lambda self: encode)
+    result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout)
     assert (result["clips"], result["left_out"]) == (6, 1)
     report = json.loads(Path(result["report"]).read_text())
-    assert report["left_out"] == [{"video_id": "2", "reason": "decoding it brings the process down"}]
+    reason = f"decoding it brings the process down, or takes more than {timeout} seconds"
+    assert report["left_out"] == [{"video_id": "2", "reason": reason}]
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
 
 

@@ -353,6 +353,9 @@ def corpus_prepare(
     crf: Annotated[int, typer.Option(help="Quality of H.264; lower is better.")] = 23,
     clips_per_shard: Annotated[int, typer.Option(help="The unit that an interrupted run goes on with.")] = 500,
     workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that a clip may take; one that takes longer is left out.")
+    ] = 1800,
     as_json: Json = False,
 ):
     """
@@ -363,7 +366,7 @@ def corpus_prepare(
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
-    _print(prepare_corpus(rows, output, split, options, workers), as_json)
+    _print(prepare_corpus(rows, output, split, options, workers, timeout), as_json)
 
 
 def main(argv: list[str] | None = None):

@@ -10,6 +10,7 @@ there twice. What is in which shard depends on the rows alone, not on the proces
 from __future__ import annotations
 
 import collections
+import faulthandler
 import hashlib
 import io
 import json
@@ -91,6 +92,7 @@ def prepare_corpus(
     split: str = "train",
     options: PrepareOptions | None = None,
     workers: int | None = None,
+    timeout: float = 1800,
 ) -> dict[str, Any]:
     """
     Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
@@ -101,6 +103,7 @@ def prepare_corpus(
     Args:
         rows: of [`load_corpus`], not streamed.
         workers: processes that re-encode; by default one a core.
+        timeout: seconds that a clip may take; one that takes longer is left out.
 
     Returns:
         `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
@@ -120,7 +123,7 @@ def prepare_corpus(
         missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
         sizes = [len(_rows_of(rows, number, options)) for number in missing]
         with (
-            _Encoders(options, workers or os.cpu_count() or 1) as encoders,
+            _Encoders(options, workers or os.cpu_count() or 1, timeout) as encoders,
             tqdm(total=len(rows), initial=len(rows) - sum(sizes), unit="clip", desc="Preparing", disable=None) as bar,
         ):
             indices = (index for number in missing for index in _rows_of(rows, number, options))
@@ -256,10 +259,13 @@ def _context() -> Any:
 
 
 class _Encoders:
-    """Processes that re-encode rows; results come in order. A row that brings its process down is left out."""
+    """
+    Processes that re-encode rows; results come in order. A row that brings its process down, or takes longer than
+    `timeout` seconds, is left out.
+    """
 
-    def __init__(self, options: PrepareOptions, workers: int):
-        self.options, self.workers = options, workers
+    def __init__(self, options: PrepareOptions, workers: int, timeout: float):
+        self.options, self.workers, self.timeout = options, workers, timeout
         self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> _Encoders:
@@ -272,10 +278,16 @@ class _Encoders:
     def _encode(self) -> Callable[[dict[str, Any], PrepareOptions], _Encoded]:
         return _encode_row
 
+    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, _context(), initializer=end_with_parent)
+
+    def _submit_to(self, pool: ProcessPoolExecutor, row: dict[str, Any]) -> Future:
+        return pool.submit(_within, self.timeout, self._encode(), row, self.options)
+
     def _submit(self, row: dict[str, Any]) -> Future:
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.workers, _context(), initializer=end_with_parent)
-        return self.pool.submit(self._encode(), row, self.options)
+            self.pool = self._new_pool(self.workers)
+        return self._submit_to(self.pool, row)
 
     def run(self, rows: Iterator[dict[str, Any]]) -> Iterator[_Encoded]:
         waiting: collections.deque[tuple[dict[str, Any], Future]] = collections.deque()
@@ -293,15 +305,27 @@ class _Encoders:
         except BrokenProcessPool:
             # Any row under way may be the one: each is tried again alone, this one first.
             self.pool = None
-            with ProcessPoolExecutor(1, _context(), initializer=end_with_parent) as alone:
+            with self._new_pool(1) as alone:
                 try:
-                    result = alone.submit(self._encode(), row, self.options).result()
+                    result = self._submit_to(alone, row).result()
                 except BrokenProcessPool:
-                    result = _Encoded(row, "decoding it brings the process down")
+                    reason = f"decoding it brings the process down, or takes more than {self.timeout:g} seconds"
+                    result = _Encoded(row, reason)
             rest = [other for other, _ in waiting]
             waiting.clear()
             waiting.extend((other, self._submit(other)) for other in rest)
         return result
+
+
+def _within(
+    seconds: float, encode: Callable[[dict[str, Any], PrepareOptions], _Encoded], row: dict, options: PrepareOptions
+) -> _Encoded:
+    """Encodes a row; ends the process when it takes too long, also where it hangs in a library."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        return encode(row, options)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
