@@ -479,10 +479,13 @@ def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: in
     if context.is_open:
         context.flush_buffers()
     skip = "NONREF" if leave_out and context.name in _SKIPS_UNREFERRED else "DEFAULT"
-    missing = set(wanted)
+    missing, latest = set(wanted), None
     for packet in packets:
         if packet is not None:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else skip
+            # What comes in order of display is rarely left out, and that it may be, more often damage than true.
+            reordered = latest is not None and packet.pts < latest
+            context.skip_frame = skip if reordered and packet.pts not in wanted else "DEFAULT"
+            latest = packet.pts if latest is None else max(latest, packet.pts)
         frames = context.decode(packet)
         ends = packet is None or (leave_out and packet.pts == last)
         if packet is not None and ends:
