@@ -194,26 +194,29 @@ def test_impossible_options(options, message):
         PrepareOptions(**options)
 
 
+_encode_row = module._encode_row
+
+
 def crash_on_2(row, options):
     """In place of `_encode_row`, in its process."""
     if row["video_id"] == "2":
         os.kill(os.getpid(), signal.SIGKILL)
-    return module._encode_row(row, options)
+    return _encode_row(row, options)
 
 
 def hang_on_2(row, options):
     if row["video_id"] == "2":
         time.sleep(3600)
-    return module._encode_row(row, options)
+    return _encode_row(row, options)
 
 
 @pytest.mark.parametrize(("encode", "timeout"), [(crash_on_2, 60), (hang_on_2, 3)])
 def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeout, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(module._Encoders, "_encode", lambda self: encode)
+    monkeypatch.setattr(module, "_encode_row", encode)
     result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout)
     assert (result["clips"], result["left_out"]) == (6, 1)
     report = json.loads(Path(result["report"]).read_text())
-    reason = f"decoding it brings the process down, or takes more than {timeout} seconds"
+    reason = f"it brings the process that reads it down, or takes more than {timeout} seconds"
     assert report["left_out"] == [{"video_id": "2", "reason": reason}]
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
 

@@ -369,6 +369,36 @@ def corpus_prepare(
     _print(prepare_corpus(rows, output, split, options, workers, timeout), as_json)
 
 
+@corpus_app.command("check")
+def corpus_check(
+    corpus: Annotated[str, typer.Option(help="Name of the corpus.")] = "folder",
+    data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that a video may take; one that takes longer is unreadable.")
+    ] = 1800,
+    as_json: Json = False,
+):
+    """
+    Find the videos of a corpus that cannot be read: every one is decoded to its end. Exits with 1 if there are any.
+    """
+    from .corpora import check_corpus, load_corpus
+
+    rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
+    result = check_corpus(rows, workers, timeout)
+    unreadable = result["unreadable"]
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for entry in unreadable:
+            print(f"{entry['video_id']}: {entry['reason']}")
+        Console(stderr=True).print(f"{len(unreadable)} of {result['videos']} videos cannot be read.")
+    if unreadable:
+        raise typer.Exit(1)
+
+
 def main(argv: list[str] | None = None):
     """
     Runs a command and exits: 0 when it is done, 2 with one line for bad usage or input. With REGION_LEARNER_DEBUG

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import load_hmdb51, load_ucf101
 from .cc3m import load_cc3m
+from .check import check_corpus
 from .common import answer_vocabulary
 from .didemo import load_didemo
 from .drifting_letters import load_drifting_letters, make_drifting_letters
@@ -35,6 +36,7 @@ __all__ = [
     "CorpusError",
     "PrepareOptions",
     "answer_vocabulary",
+    "check_corpus",
     "corpus_options",
     "list_corpora",
     "load_corpus",

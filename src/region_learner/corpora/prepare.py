@@ -9,21 +9,16 @@ there twice. What is in which shard depends on the rows alone, not on the proces
 
 from __future__ import annotations
 
-import collections
-import faulthandler
 import hashlib
 import io
 import json
 import logging
 import math
-import multiprocessing
 import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -34,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..processes import end_with_parent
+from ..processes import map_in_processes
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
 
@@ -122,13 +117,20 @@ def prepare_corpus(
         shards = math.ceil(len(rows) / options.clips_per_shard)
         missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
         sizes = [len(_rows_of(rows, number, options)) for number in missing]
+        indices = (index for number in missing for index in _rows_of(rows, number, options))
+        classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+        encoded = map_in_processes(
+            partial(_encode_row, options=options),
+            (_named(rows[index], classes) for index in indices),
+            workers or os.cpu_count() or 1,
+            timeout,
+            _Encoded,
+            preload=(__name__, "region_learner.video_processing_region_learner"),
+        )
         with (
-            _Encoders(options, workers or os.cpu_count() or 1, timeout) as encoders,
+            closing(encoded),
             tqdm(total=len(rows), initial=len(rows) - sum(sizes), unit="clip", desc="Preparing", disable=None) as bar,
         ):
-            indices = (index for number in missing for index in _rows_of(rows, number, options))
-            classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
-            encoded = encoders.run(_named(rows[index], classes) for index in indices)
             for number in missing:
                 _write_shard(directory, number, _rows_of(rows, number, options), encoded, bar)
         return _report(directory, shards, time.monotonic() - start)
@@ -247,85 +249,6 @@ class _Encoded:
     data: bytes = b""
     extension: str = ".mp4"
     prepared: dict[str, Any] = field(default_factory=dict)
-
-
-def _context() -> Any:
-    """New processes that begin with everything imported, where there is such a thing."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "region_learner.video_processing_region_learner"])
-    return context
-
-
-class _Encoders:
-    """
-    Processes that re-encode rows; results come in order. A row that brings its process down, or takes longer than
-    `timeout` seconds, is left out.
-    """
-
-    def __init__(self, options: PrepareOptions, workers: int, timeout: float):
-        self.options, self.workers, self.timeout = options, workers, timeout
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Encoders:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def _encode(self) -> Callable[[dict[str, Any], PrepareOptions], _Encoded]:
-        return _encode_row
-
-    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, _context(), initializer=end_with_parent)
-
-    def _submit_to(self, pool: ProcessPoolExecutor, row: dict[str, Any]) -> Future:
-        return pool.submit(_within, self.timeout, self._encode(), row, self.options)
-
-    def _submit(self, row: dict[str, Any]) -> Future:
-        if self.pool is None:
-            self.pool = self._new_pool(self.workers)
-        return self._submit_to(self.pool, row)
-
-    def run(self, rows: Iterator[dict[str, Any]]) -> Iterator[_Encoded]:
-        waiting: collections.deque[tuple[dict[str, Any], Future]] = collections.deque()
-        for row in rows:
-            waiting.append((row, self._submit(row)))
-            if len(waiting) > 4 * self.workers:
-                yield self._next(waiting)
-        while waiting:
-            yield self._next(waiting)
-
-    def _next(self, waiting: collections.deque[tuple[dict[str, Any], Future]]) -> _Encoded:
-        row, future = waiting.popleft()
-        try:
-            result = future.result()
-        except BrokenProcessPool:
-            # Any row under way may be the one: each is tried again alone, this one first.
-            self.pool = None
-            with self._new_pool(1) as alone:
-                try:
-                    result = self._submit_to(alone, row).result()
-                except BrokenProcessPool:
-                    reason = f"decoding it brings the process down, or takes more than {self.timeout:g} seconds"
-                    result = _Encoded(row, reason)
-            rest = [other for other, _ in waiting]
-            waiting.clear()
-            waiting.extend((other, self._submit(other)) for other in rest)
-        return result
-
-
-def _within(
-    seconds: float, encode: Callable[[dict[str, Any], PrepareOptions], _Encoded], row: dict, options: PrepareOptions
-) -> _Encoded:
-    """Encodes a row; ends the process when it takes too long, also where it hangs in a library."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        return encode(row, options)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:

@@ -1,0 +1,63 @@
+"""Finds the videos of a corpus that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ..processes import map_in_processes
+from .folder import CorpusError
+from .webdataset import video_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def check_corpus(rows: Dataset, workers: int | None = None, timeout: float = 1800) -> dict[str, Any]:
+    """
+    Decodes every video of a corpus from its beginning to its end, as training with random frames may need each.
+
+    Args:
+        rows: of [`load_corpus`], not streamed. A video with several rows is read once.
+        workers: processes; by default one a core.
+        timeout: seconds that a video may take.
+
+    Returns:
+        `videos`, their number; and `unreadable`, a list with `video_id` and `reason`.
+    """
+    first_rows: dict[str, int] = {}
+    for index, video_id in enumerate(rows["video_id"]):
+        first_rows.setdefault(video_id, index)
+    checked = map_in_processes(
+        _check_row,
+        (rows[index] for index in first_rows.values()),
+        workers or os.cpu_count() or 1,
+        timeout,
+        _reason,
+        preload=(__name__, "region_learner.video_processing_region_learner"),
+    )
+    unreadable = []
+    with closing(checked):
+        for entry in tqdm(checked, total=len(first_rows), unit="video", desc="Checking", disable=None):
+            if entry["reason"] is not None:
+                unreadable.append(entry)
+    return {"videos": len(first_rows), "unreadable": unreadable}
+
+
+def _reason(row: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    return {"video_id": row["video_id"], "reason": reason}
+
+
+def _check_row(row: dict[str, Any]) -> dict[str, Any]:
+    from ..video_processing_region_learner import Scale, VideoDecodeError, iterate_frames
+
+    small = Scale(lambda height, width: (min(height, 32), min(width, 32)))  # nobody looks at these frames
+    try:
+        for _ in iterate_frames(video_source(row["video"]), small):
+            pass
+    except (CorpusError, VideoDecodeError, OSError) as error:
+        return _reason(row, str(error))
+    return _reason(row, None)

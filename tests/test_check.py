@@ -1,0 +1,84 @@
+"""`corpus check` names what cannot be read, and only that."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from region_learner.cli import main
+from region_learner.corpora import check as module
+from region_learner.corpora import check_corpus
+
+from .test_prepare import rows_of, write_video
+
+_check_row = module._check_row
+
+
+def write_metadata(folder: Path, numbers):
+    lines = ["file_name,text", *(f"{number}.mp4,a caption" for number in numbers)]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checked")
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", seed=number)
+    write_metadata(folder, range(4))
+    data = (folder / "1.mp4").read_bytes()
+    (folder / "1.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "2.mp4").write_bytes(b"")
+    return folder
+
+
+def names(result) -> list[str]:
+    return [entry["video_id"] for entry in result["unreadable"]]
+
+
+def test_what_cannot_be_read_is_named(folder):
+    rows = rows_of(str(folder / f"{number}.mp4") for number in (3, 1, 0, 2))
+    rows = Dataset.from_list([*rows, {**rows[1], "captions": ["another row of the same video"]}])
+    result = check_corpus(rows, workers=2)
+    assert (result["videos"], names(result)) == (4, ["1", "2"])
+    assert all(f"{entry['video_id']}.mp4" in entry["reason"] for entry in result["unreadable"])
+
+
+def test_damage_at_the_end_is_found(tmp_path):
+    """Which an evaluation that reads the first frames only would not see."""
+    path = write_video(tmp_path / "0.mkv", frames=60)
+    path.write_bytes(path.read_bytes()[:-1200])  # Matroska can be read up to where it ends
+    assert check_corpus(rows_of([str(path)]))["videos"] == 1
+    whole = write_video(tmp_path / "1.mkv", frames=60)
+    data = bytearray(whole.read_bytes())
+    data[-3000:-2700] = bytes(range(256)) + bytes(44)
+    whole.write_bytes(data)
+    assert names(check_corpus(rows_of([str(whole)]))) == ["1"]
+
+
+def hang_on_0(row):
+    while row["video_id"] == "0":
+        pass
+    return _check_row(row)
+
+
+def test_a_video_that_hangs_is_named(folder, monkeypatch):
+    monkeypatch.setattr(module, "_check_row", hang_on_0)
+    result = check_corpus(rows_of(str(folder / f"{number}.mp4") for number in (0, 3)), workers=1, timeout=2)
+    assert names(result) == ["0"]
+    assert "takes more than 2 seconds" in result["unreadable"][0]["reason"]
+
+
+def test_command(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["corpus", "check", "--data-dir", str(folder), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert (exit.value.code, result["videos"], names(result)) == (1, 4, ["1", "2"])
+    for number in (0, 3):
+        shutil.copy(folder / f"{number}.mp4", tmp_path)
+    write_metadata(tmp_path, (0, 3))
+    with pytest.raises(SystemExit) as exit:
+        main(["corpus", "check", "--data-dir", str(tmp_path)])
+    assert exit.value.code in (0, None)
+    assert "0 of 2 videos cannot be read" in capsys.readouterr().err
