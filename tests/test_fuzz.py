@@ -20,6 +20,9 @@ SOURCES = {name: ENCODINGS[name] for name in ENCODINGS if name != "h264_one_key_
 }
 
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="time and memory are limited as on Linux")
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")

@@ -25,11 +25,12 @@ import math
 import os
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Unpack
@@ -73,12 +74,19 @@ _MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is d
 # among them: H.265, whose flag is about frames of the same temporal layer only, and VP8, where a frame that is not
 # referred to may hold the segments of the next one.)
 _SKIPS_UNREFERRED = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-# What FFmpeg also takes for video: lists that make it open other files and addresses, and drawings made of text.
-_OTHER_FORMATS = {
-    *("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
-    *("adf", "bin", "idf", "tty", "xbin"),
-}
+# Codecs of which each packet shows a frame, but for VP8 (see `_list_packets`). Others, such as MPEG-4, have some that
+# show none.
+_ALWAYS_SHOW = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "gif", "prores", "dnxhd"}
+_SHOWS_NOTHING = 32  # bytes: a packet of other codecs that is smaller may say no more than that nothing changes
+# What is read, by FFmpeg's names: videos and pictures, each alone in its file, and sound, whose pictures are covers.
+# FFmpeg takes more for video: lists that make it open other files and addresses, scripts, drawings made of text.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,ivf,obu,rm,wtv,dv,"
+    "swf,yuv4mpegpipe,h264,hevc,vvc,m4v,h261,h263,vc1,mjpeg,mjpeg_2000,gif,apng,webp,webp_pipe,jpeg_pipe,jpegls_pipe,"
+    "jpegxl_pipe,jpegxl_anim,j2k_pipe,png_pipe,bmp_pipe,tiff_pipe,pbm_pipe,pgm_pipe,ppm_pipe,pam_pipe,mp3,wav,flac,aac"
+)
 _KEPT = 2**25  # bytes of packets that are held in memory
+_SECONDS = 600  # for one clip: a few bytes can stand for very many frames
 _DOWNLOAD_LIMIT = 2**30  # bytes
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 _DOWNLOAD_SECONDS = 600  # in all
@@ -135,7 +143,8 @@ def read_clip(
         ImportError: PyAV is not installed.
     """
     with _located(source) as media:
-        frames, to_rgb = None, _ToRGB(scale, exact)
+        frames, to_rgb = None, _ToRGB(media, scale, exact)
+        ends_at = time.monotonic() + _SECONDS
         with _open_video(media) as stream:
             packets = _list_packets(stream)
             if packets:
@@ -143,13 +152,13 @@ def read_clip(
                 keys = {packet.pts for packet in packets if packet.is_key}
                 keyframes = [index for index, time in enumerate(times) if time in keys]
                 metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
-                frames = _decode_by_time(stream, packets, times, set(indices), to_rgb)
+                frames = _decode_by_time(stream, packets, times, set(indices), to_rgb, ends_at)
         if frames is None:
-            num_frames, to_rgb = _count_frames(media), _ToRGB(scale, exact)
+            num_frames, to_rgb = _count_frames(media, ends_at), _ToRGB(media, scale, exact)
             with _open_video(media) as stream:
                 if not packets or num_frames != len(times):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
-                frames = _decode_by_count(stream, set(indices), to_rgb)
+                frames = _decode_by_count(stream, set(indices), to_rgb, ends_at)
 
     clip = np.stack([frames[index] for index in indices])
     metadata.height, metadata.width = to_rgb.original
@@ -173,7 +182,7 @@ def iterate_frames(source: Any, scale: "Scale | None" = None) -> Iterator[tuple[
         ImportError: PyAV is not installed.
     """
     with _located(source) as media, _open_video(media) as stream:
-        to_rgb = _ToRGB(scale, exact=True)
+        to_rgb = _ToRGB(media, scale, exact=True)
         index = -1
         for index, frame in enumerate(_decode_all(stream)):
             if frame.is_corrupt:
@@ -194,9 +203,11 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
-        # (FFmpeg refuses to allocate more than 2 GiB at once.)
-        absurd = error.errno == errno.ENOMEM
-        reason = "damaged: it asks for more memory than any video needs" if absurd else error.strerror
+        reason = error.strerror
+        if error.errno == errno.ENOMEM:  # (FFmpeg refuses to allocate more than 2 GiB at once.)
+            reason = "damaged: it asks for more memory than any video needs"
+        elif error.errno == errno.EINVAL:
+            reason = f"damaged, or its frames have more than {_MAX_PIXELS} pixels"
         raise VideoDecodeError(f"{name}: {reason}") from error
     except ValueError as error:  # of `choose`, which does not know what it chooses from
         error.add_note(f"The video is {name}")
@@ -237,6 +248,10 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
         raise VideoDecodeError(f"{name}: no such file")
     if os.path.getsize(path) == 0:
         raise VideoDecodeError(f"{name}: empty file")
+    if "%" in path:  # FFmpeg would take the name of a picture for those of many
+        file = io.FileIO(path)
+        del file.name
+        return name, file
     return name, f"file:{path}"  # or FFmpeg would look for a protocol in names such as `concat: a|b.mp4`
 
 
@@ -247,36 +262,40 @@ def _download(url: str) -> BinaryIO:
     REGION_LEARNER_URLS=any is set.
     """
     any_url = os.environ.get("REGION_LEARNER_URLS") == "any"
+    proxies = urllib.request.getproxies()
     opener = urllib.request.OpenerDirector()
+    watch = _Watch()
     handlers = [
-        urllib.request.ProxyHandler(),
+        # (A proxy for http is none for what is refused: its handler would come before that which refuses.)
+        urllib.request.ProxyHandler(proxies if any_url else {"https": proxies["https"]} if "https" in proxies else {}),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPSHandler() if any_url else _PublicHTTPSHandler(),
-        urllib.request.HTTPHandler() if any_url else _RefusingHTTPHandler(),
+        _HTTPSHandler(_HTTPSConnection if any_url else _PublicConnection, watch),
+        _HTTPHandler(watch) if any_url else _RefusingHTTPHandler(),
     ]
     for handler in handlers:
         opener.add_handler(handler)
     file = io.BytesIO()
-    ends_at = time.monotonic() + _DOWNLOAD_SECONDS
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
-        with opener.open(request, timeout=_DOWNLOAD_TIMEOUT) as response:
-            announced = response.headers.get("Content-Length")
-            if announced is not None and int(announced) > _DOWNLOAD_LIMIT:
+        with watch, opener.open(request, timeout=_DOWNLOAD_TIMEOUT) as response:
+            length = response.headers.get("Content-Length", "")
+            announced = int(length) if length.isascii() and length.isdecimal() else None
+            if announced is not None and announced > _DOWNLOAD_LIMIT:
                 raise VideoDecodeError(f"{url}: larger than {_DOWNLOAD_LIMIT} bytes")
             while chunk := response.read1(2**20):
                 file.write(chunk)
                 if file.tell() > _DOWNLOAD_LIMIT:
                     raise VideoDecodeError(f"{url}: larger than {_DOWNLOAD_LIMIT} bytes")
-                if time.monotonic() > ends_at:
-                    raise VideoDecodeError(f"{url}: not there after {_DOWNLOAD_SECONDS} seconds")
-    except VideoDecodeError:
-        raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise VideoDecodeError(f"{url}: {getattr(error, 'reason', None) or error}") from error
-    if announced is not None and file.tell() != int(announced):
+        if isinstance(error, VideoDecodeError):
+            raise
+        if not watch.is_over:
+            raise VideoDecodeError(f"{url}: {getattr(error, 'reason', None) or error}") from error
+    if watch.is_over:
+        raise VideoDecodeError(f"{url}: not there after {_DOWNLOAD_SECONDS} seconds")
+    if announced is not None and file.tell() != announced:
         raise VideoDecodeError(f"{url}: {file.tell()} of {announced} bytes arrived")
     if file.tell() == 0:
         raise VideoDecodeError(f"{url}: empty file")
@@ -286,11 +305,64 @@ def _download(url: str) -> BinaryIO:
 _ASK = "set REGION_LEARNER_URLS=any to allow it"
 
 
-class _PublicConnection(http.client.HTTPSConnection):
-    """Connects to public addresses only, and to those that were looked at: a name may have others a moment later."""
+class _Watch:
+    """
+    Ends connections after `_DOWNLOAD_SECONDS`. (The timeout of a socket is for each of its answers, and a server may
+    go on to send a byte of a header now and then.)
+    """
 
-    def __init__(self, host: str, **kwargs):
-        self.tls = ssl.create_default_context()
+    def __init__(self):
+        self.is_over = False
+        self.sockets: list[socket.socket] = []
+        self.timer = threading.Timer(_DOWNLOAD_SECONDS, self._end)
+        self.timer.daemon = True
+
+    def __enter__(self):
+        self.timer.start()
+
+    def __exit__(self, *exception):
+        self.timer.cancel()
+
+    def add(self, connection: socket.socket):
+        self.sockets.append(connection)
+        if self.is_over:
+            self._end()
+
+    def _end(self):
+        self.is_over = True
+        for connection in self.sockets:
+            with suppress(OSError):  # it has ended already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    def __init__(self, *args, watch: _Watch, **kwargs):
+        self.watch = watch
+        super().__init__(*args, **kwargs)
+
+    def connect(self):
+        super().connect()
+        self.watch.add(self.sock)
+
+
+class _HTTPSConnection(http.client.HTTPSConnection):
+    def __init__(self, *args, watch: _Watch, **kwargs):
+        self.watch = watch
+        super().__init__(*args, **kwargs)
+
+    def connect(self):
+        super().connect()
+        self.watch.add(self.sock)
+
+
+class _PublicConnection(http.client.HTTPSConnection):
+    """
+    Connects to public addresses only, and to those that were looked at: a name may have others a moment later. (Behind
+    a proxy it is for the proxy to find the address; those that are known here are looked at.)
+    """
+
+    def __init__(self, host: str, watch: _Watch, **kwargs):
+        self.watch, self.tls = watch, ssl.create_default_context()
         self.behind_proxy: str | None = None
         super().__init__(host, context=self.tls, **kwargs)
 
@@ -308,10 +380,11 @@ class _PublicConnection(http.client.HTTPSConnection):
             found = []  # a name that the proxy knows alone
         addresses = [str(address[0]) for *_, address in found]
         for address in addresses:
-            if not ipaddress.ip_address(address.partition("%")[0]).is_global:
+            if not _is_public(address):
                 raise OSError(f"{host} is {address}, no public address; {_ASK}")
         if self.behind_proxy is not None:
             super().connect()
+            self.watch.add(self.sock)
             return
         for address in addresses:
             try:
@@ -321,12 +394,44 @@ class _PublicConnection(http.client.HTTPSConnection):
                 failure = error
         else:
             raise failure
+        self.watch.add(connection)
         self.sock = self.tls.wrap_socket(connection, server_hostname=host)
+        self.watch.add(self.sock)
 
 
-class _PublicHTTPSHandler(urllib.request.HTTPSHandler):
+# Addresses of version 6 that lead to one of version 4, or to networks of a site.
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC = [ipaddress.ip_network(name) for name in ("::/96", "64:ff9b:1::/48", "fec0::/10")]
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    leads_to: list[Any] = []
+    if isinstance(found, ipaddress.IPv6Address):
+        if any(found in network for network in _NOT_PUBLIC):
+            return False
+        leads_to = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
+        if found in _TRANSLATED:
+            leads_to.append(ipaddress.IPv4Address(found.packed[-4:]))
+    return all(one.is_global and not one.is_multicast for one in (found, *leads_to) if one is not None)
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self.watch = watch
+
+    def http_open(self, request):
+        return self.do_open(partial(_HTTPConnection, watch=self.watch), request)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self, connection: Callable[..., Any], watch: _Watch):
+        super().__init__()
+        self.connection, self.watch = connection, watch
+
     def https_open(self, request):
-        return self.do_open(_PublicConnection, request)
+        return self.do_open(partial(self.connection, watch=self.watch), request)
 
 
 class _RefusingHTTPHandler(urllib.request.BaseHandler):
@@ -339,11 +444,14 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
     """The first video stream of an opened file."""
     if not isinstance(media, str):
         media.seek(0)
-    allowed = ",".join(av.formats_available - _OTHER_FORMATS)
+    options = {
+        "format_whitelist": _FORMATS,
+        "max_pixels": str(_MAX_PIXELS),  # of pictures that are decoded to find out what is in the file
+    }
     try:
-        container = av.open(media, metadata_errors="ignore", options={"format_whitelist": allowed})
+        container = av.open(media, metadata_errors="ignore", options=options)
     except av.error.ArgumentError as error:
-        raise VideoDecodeError("a list of other files, or text: no video") from error
+        raise VideoDecodeError("neither a video nor a picture, but such as a list of other files, or text") from error
     with container:
         cover = av.stream.Disposition.attached_pic  # the picture in a sound file is no video
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
@@ -367,9 +475,15 @@ def _demux(stream: Any) -> Iterator[Any]:
         raise VideoDecodeError("damaged: its streams are not those that it begins with") from error
 
 
-def _decode_all(stream: Any) -> Iterator[Any]:
+def _decode_all(stream: Any, ends_at: float = math.inf) -> Iterator[Any]:
     for packet in _demux(stream):
         yield from packet.decode()
+        _check_time(ends_at)
+
+
+def _check_time(ends_at: float) -> None:
+    if time.monotonic() > ends_at:
+        raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
 
 
 def _list_packets(stream: Any) -> list[_Packet] | None:
@@ -379,13 +493,28 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
     """
     packets: list[_Packet] = []
     size = 0
+    name = stream.codec_context.name
+    before = None  # when the packet before was to be decoded
+    key, key_is_past = None, False  # the last key frame, and whether frames after it have come
     for packet in _demux(stream):
         if not packet.size:  # ends the stream
             continue
         if packet.pts is None or packet.is_corrupt:
             return None
-        if stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10:
+        if name == "vp8" and not memoryview(packet)[0] & 0x10:
             return None  # a frame for reference only (`show_frame`, RFC 6386 section 9.1)
+        if name not in _ALWAYS_SHOW and packet.size < _SHOWS_NOTHING:
+            return None
+        if packet.dts is not None:
+            if before is not None and packet.dts < before:
+                return None  # time begins anew
+            before = packet.dts
+        if packet.is_keyframe:
+            key, key_is_past = packet.pts, False
+        elif key is not None and packet.pts > key:
+            key_is_past = True
+        elif key_is_past:
+            return None
         if size <= _KEPT < size + packet.size:
             packets = [kept._replace(data=None) for kept in packets]
         size += packet.size
@@ -416,7 +545,7 @@ def _choose_frames(
 
 
 def _decode_by_time(
-    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int], to_rgb: "_ToRGB"
+    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int], to_rgb: "_ToRGB", ends_at: float
 ) -> dict[int, np.ndarray] | None:
     """
     The wanted frames, each decoded from the key frame before it on; None if what comes out is not what `times`
@@ -437,9 +566,17 @@ def _decode_by_time(
             upcoming = bisect_left(times, key)
             last = max(position[time] for time in its_times)
             following = _packets_from(stream, packets, position[key], position)
+            # Some decoders make up what a frame refers to, if it is not there: containers may call any frame a key.
+            entered = position[key] == 0
             for frame in _decode_from(stream, following, its_times, packets[last].pts, leave_out):
+                _check_time(ends_at)
                 if frame.pts is not None and frame.pts < key:
                     continue  # not whole without what precedes `key`
+                entered = entered or (
+                    frame.pts == key and (frame.key_frame or frame.pict_type == av.video.frame.PictureType.I)
+                )
+                if not entered:
+                    return None
                 index = bisect_left(times, frame.pts) if frame.pts in position else -1
                 if index < upcoming or (index > upcoming and not leave_out) or frame.is_corrupt:
                     return None
@@ -497,11 +634,11 @@ def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: in
             return
 
 
-def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB") -> dict[int, np.ndarray]:
+def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB", ends_at: float) -> dict[int, np.ndarray]:
     """The wanted frames, all before them decoded too."""
     frames: dict[int, np.ndarray] = {}
     damaged = False
-    for index, frame in enumerate(_decode_all(stream)):
+    for index, frame in enumerate(_decode_all(stream, ends_at)):
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         if index in wanted:
             if damaged:
@@ -514,9 +651,9 @@ def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB") -> dict[in
     return frames
 
 
-def _count_frames(media: str | BinaryIO) -> int:
+def _count_frames(media: str | BinaryIO, ends_at: float) -> int:
     with _open_video(media) as stream:
-        return sum(1 for _ in _decode_all(stream))
+        return sum(1 for _ in _decode_all(stream, ends_at))
 
 
 class Scale(NamedTuple):
@@ -542,8 +679,8 @@ class _ToRGB:
     not, and slower. What is encoded again should be converted exactly: it then is as dark as its original when read.
     """
 
-    def __init__(self, scale: Scale | None = None, exact: bool = False):
-        self.scale = scale
+    def __init__(self, media: str | BinaryIO, scale: Scale | None = None, exact: bool = False):
+        self.media, self.scale = media, scale
         self.converter = av.video.reformatter.VideoReformatter()
         flags = av.video.reformatter.Interpolation
         self.interpolation = flags[scale.interpolation] if scale else flags.BILINEAR
@@ -553,16 +690,16 @@ class _ToRGB:
         self.original = (0, 0)  # height and width of the first frame, upright
 
     def __call__(self, frame: Any) -> np.ndarray:
-        turns = round(frame.rotation / 90)  # counterclockwise, as for `rot90`
-        upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        orientation = _orientation(frame, self.media)
+        upright = (frame.width, frame.height) if orientation.transpose else (frame.height, frame.width)
         size = self.scale.size_for(*upright) if self.scale else upright
-        if turns % 2:
+        if orientation.transpose:
             size = size[::-1]
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
             image = _over_black(self._convert(frame, "rgba", size))
         else:
             image = self._convert(frame, "rgb24", size)
-        image = np.rot90(image, turns)
+        image = orientation.apply(image)
         if self.shape is None:
             self.shape, self.original = image.shape, upright
         if image.shape != self.shape:
@@ -574,6 +711,51 @@ class _ToRGB:
         return self.converter.reformat(
             frame, format=form, height=height, width=width, interpolation=self.interpolation, threads=1
         ).to_ndarray()
+
+
+class _Orientation(NamedTuple):
+    """How an image as it is stored becomes upright: rows for columns, and then what is turned over."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        if self.transpose:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+_EXIF_ORIENTATION = 0x0112
+# By the value of this tag.
+_BY_EXIF = {
+    2: _Orientation(False, False, True),
+    3: _Orientation(False, True, True),
+    4: _Orientation(False, True, False),
+    5: _Orientation(True, False, False),
+    6: _Orientation(True, False, True),
+    7: _Orientation(True, True, True),
+    8: _Orientation(True, True, False),
+}
+
+
+def _orientation(frame: Any, media: str | BinaryIO) -> _Orientation:
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # of PyAV, which knows no EXIF
+        matrix = None
+        with (
+            suppress(OSError),
+            Image.open(media if not isinstance(media, str) else media.removeprefix("file:")) as image,
+        ):
+            return _BY_EXIF.get(image.getexif().get(_EXIF_ORIENTATION, 1), _Orientation())
+    if matrix is None:
+        return _Orientation()
+    # Where columns and rows go: p' = a p + c q, q' = b p + d q, for column p and row q (libavutil/display.h).
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return _Orientation(False, d < 0, a < 0)
+    return _Orientation(True, b < 0, c < 0)
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:
