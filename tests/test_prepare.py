@@ -18,6 +18,7 @@ from region_learner import load_corpus
 from region_learner.corpora import CorpusError, PrepareOptions, prepare_corpus
 from region_learner.corpora import prepare as module
 from region_learner.corpora.webdataset import video_source
+from region_learner.processes import map_in_processes
 from region_learner.video_processing_region_learner import iterate_frames, read_clip
 
 
@@ -101,7 +102,7 @@ def test_what_the_options_say(tmp_path):
     frames, _ = prepared(max_fps=None)
     np.testing.assert_allclose([at for _, at in frames], np.arange(60) / 60, atol=1e-3)
     frames, _ = prepared(max_fps=25)
-    assert len(frames) in (20, 25)  # every third of 60, or as near as can be
+    assert len(frames) == 25
     frames, known = prepared(num_frames=6)
     assert len(frames) == known["frames"] == 6
     expected = [image for image, _ in iterate_frames(path)]
@@ -154,11 +155,63 @@ def test_columns_of_tasks(videos, tmp_path):
             "label": ClassLabel(names=["run", "jump"]),
         }
     )
-    rows = [{"video": path, "video_id": path[-5], "captions": [], "label": n} for n, path in enumerate(videos[:2])]
+    rows = [
+        {"video": path, "video_id": path[-5], "captions": [], "label": label}
+        for label, path in zip((0, 1, -1), videos[:3])
+    ]
     prepare_corpus(Dataset.from_list(rows, features=features), tmp_path, workers=1)
     prepared = load(tmp_path)
-    assert prepared["label"] == ["run", "jump"]
-    assert prepared["captions"] == [[], []]
+    assert prepared["label"] == ["run", "jump", None]
+    assert prepared["captions"] == [[], [], []]
+
+
+def test_columns_of_any_name(videos, tmp_path):
+    """Also of names that captions come from in the shards of others, and of rows without a caption."""
+    rows = [
+        {"video": videos[0], "video_id": "0", "captions": [], "text": "no caption", "key": "k", "caption": "nor this"}
+    ]
+    prepare_corpus(Dataset.from_list(rows), tmp_path, workers=1)
+    row = load(tmp_path)[0]
+    assert {name: row[name] for name in ("captions", "text", "key", "caption")} == {
+        "captions": [],
+        "text": "no caption",
+        "key": "k",
+        "caption": "nor this",
+    }
+
+
+def test_what_has_come_back_is_tried_again(videos, tmp_path):
+    gone = tmp_path / "gone.mp4"
+    rows = rows_of([videos[0], str(gone), videos[1], videos[2]])
+    options = PrepareOptions(clips_per_shard=2)
+    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1)["left_out"] == 1
+    untouched = (tmp_path / "out" / "train" / "000001.tar").stat().st_mtime_ns
+    gone.write_bytes(Path(videos[3]).read_bytes())
+    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1)["left_out"] == 1
+    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1, retry=True)["left_out"] == 0
+    assert load(tmp_path / "out")["video_id"] == ["0", "gone", "1", "2"]
+    assert (tmp_path / "out" / "train" / "000001.tar").stat().st_mtime_ns == untouched
+
+
+def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
+    rows = Dataset.from_list([*rows_of(videos[:2]), {"video": None, "video_id": "none", "captions": ["x"]}])
+    result = prepare_corpus(rows, tmp_path, workers=1)
+    assert (result["clips"], result["left_out"]) == (2, 1)
+    assert "none: TypeError" in Path(result["report"]).read_text()
+
+
+def test_time_that_begins_anew(tmp_path):
+    """Of two recordings in one file as many frames a second are kept as of one."""
+    with av.open(str(tmp_path / "0.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(60):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode())
+    data = (tmp_path / "0.ts").read_bytes()
+    _, again, known = module.encode_clip(data + data, PrepareOptions(max_fps=10))
+    assert known["frames"] == 40
+    np.testing.assert_allclose([at for _, at in iterate_frames(again)], np.arange(40) / 10, atol=0.05)
 
 
 def test_a_prepared_corpus_can_be_prepared(videos, tmp_path):
@@ -179,6 +232,9 @@ def test_another_corpus_is_not_mixed_in(videos, tmp_path):
         prepare_corpus(rows_of(videos[:2]), tmp_path, options=PrepareOptions(crf=30), workers=1)
     with pytest.raises(CorpusError, match="rows is 2, not 3"):
         prepare_corpus(rows_of(videos[:3]), tmp_path, workers=1)
+    changed = rows_of(videos[:2]).map(lambda row: row | {"captions": ["another"]})
+    with pytest.raises(CorpusError, match="ids, captions or other columns are not these"):
+        prepare_corpus(changed, tmp_path, workers=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").touch()
     with pytest.raises(CorpusError, match="other files"):
@@ -219,6 +275,38 @@ def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeou
     reason = f"it brings the process that reads it down, or takes more than {timeout} seconds"
     assert report["left_out"] == [{"video_id": "2", "reason": reason}]
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
+
+
+def square(number):
+    if number in (3, 11):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def slowly(numbers):
+    for number in numbers:
+        time.sleep(0.05)  # so that a process ends while the next item is drawn
+        yield number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_items_that_crash_while_others_are_drawn(workers):
+    results = map_in_processes(square, slowly(range(20)), workers, 60, lambda number, reason: reason[:9])
+    expected = ["it brings" if number in (3, 11) else number * number for number in range(20)]
+    assert list(results) == expected
+
+
+def test_processes_that_do_not_start(tmp_path):
+    """As in a script without a main guard: that is no fault of the clips."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from region_learner.processes import map_in_processes\n"
+        "print(list(map_in_processes(abs, [-1], 1, 60, lambda item, reason: 'left out')))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "left out" not in done.stdout
+    assert "__name__ == '__main__'" in done.stderr
 
 
 def processes_of(directory: Path) -> list[str]:

@@ -395,6 +395,9 @@ def test_duplicates_are_refused(tmp_path, members, message, damaged):
         ("a.json", b'{"caption"', "member 'a.json' is not JSON"),
         ("a.json", b"[" * 100_000, "member 'a.json' is not JSON"),
         ("a.json", b"[]", "member 'a.json' is not a JSON object"),
+        ("a.json", b'{"n": ' + b"9" * 5000 + b"}", "member 'a.json' is not JSON"),
+        ("a.json", b'{"n": [' + b"9" * 30 + b"]}", "member 'a.json' has an integer of more than 64 bits"),
+        ("a.json", b'{"captions": "x", "\\ud800": 1}', "member 'a.json' has half a surrogate pair"),
         (
             "a.json",
             b'{"captions": [1]}',

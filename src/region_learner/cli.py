@@ -356,6 +356,9 @@ def corpus_prepare(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that a clip may take; one that takes longer is left out.")
     ] = 1800,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what was left out before, as files may have come back.")
+    ] = False,
     as_json: Json = False,
 ):
     """
@@ -366,7 +369,7 @@ def corpus_prepare(
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
-    _print(prepare_corpus(rows, output, split, options, workers, timeout), as_json)
+    _print(prepare_corpus(rows, output, split, options, workers, timeout, retry), as_json)
 
 
 @corpus_app.command("check")

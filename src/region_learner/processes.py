@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,48 +53,75 @@ def map_in_processes(
 
     Yields:
         Results, in order. Close it where not all are taken: processes are stopped then.
+
+    Raises:
+        RuntimeError: processes do not even start.
     """
-    context: Any = multiprocessing.get_context("spawn")
-    if "forkserver" in multiprocessing.get_all_start_methods():  # not Windows
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(preload))
-
-    def new_pool(processes: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(processes, context, initializer=end_with_parent)
-
-    def submit(item: Item) -> Future:
-        return pool.submit(_within, timeout, function, item)
+    pools = _Pools(workers, timeout, function, preload)
+    waiting: collections.deque[tuple[Item, Future]] = collections.deque()
 
     def next_result() -> Result:
-        nonlocal pool
         item, future = waiting.popleft()
         try:
             return future.result()
         except BrokenProcessPool:
-            # Any item under way may be the one: each is tried again alone, this one first.
-            with new_pool(1) as alone:
-                try:
-                    result = alone.submit(_within, timeout, function, item).result()
-                except BrokenProcessPool:
-                    reason = f"it brings the process that reads it down, or takes more than {timeout:g} seconds"
-                    result = failed(item, reason)
-            pool = new_pool(workers)
-            rest = [other for other, _ in waiting]
-            waiting.clear()
-            waiting.extend((other, submit(other)) for other in rest)
-            return result
+            # Any item under way may be the one: each is tried again alone.
+            try:
+                return pools.alone(item)
+            except BrokenProcessPool:
+                return failed(
+                    item, f"it brings the process that reads it down, or takes more than {timeout:g} seconds"
+                )
 
-    waiting: collections.deque[tuple[Item, Future]] = collections.deque()
-    pool = new_pool(workers)
     try:
         for item in items:
-            waiting.append((item, submit(item)))
+            waiting.append((item, pools.submit(item)))
             if len(waiting) > 4 * workers:
                 yield next_result()
         while waiting:
             yield next_result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pools.shutdown()
+
+
+class _Pools(Generic[Item, Result]):
+    """A pool of processes, and the next one when it breaks."""
+
+    def __init__(self, workers: int, timeout: float, function: Callable[[Item], Result], preload: tuple[str, ...]):
+        self.workers, self.timeout, self.function = workers, timeout, function
+        self.context: Any = multiprocessing.get_context("spawn")
+        if "forkserver" in multiprocessing.get_all_start_methods():  # not Windows
+            self.context = multiprocessing.get_context("forkserver")
+            self.context.set_forkserver_preload(list(preload))
+        self.pool: ProcessPoolExecutor | None = None
+
+    def _new(self, workers: int) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(workers, self.context, initializer=end_with_parent)
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "processes do not start: where a script does this, it has to be under `if __name__ == '__main__':`"
+            ) from error
+        return pool
+
+    def _submit(self, pool: ProcessPoolExecutor, item: Item) -> Future:
+        return pool.submit(_within, self.timeout, self.function, item)
+
+    def submit(self, item: Item) -> Future:
+        if self.pool is not None:
+            with suppress(BrokenProcessPool):
+                return self._submit(self.pool, item)
+        self.pool = self._new(self.workers)
+        return self._submit(self.pool, item)
+
+    def alone(self, item: Item) -> Result:
+        with self._new(1) as pool:
+            return self._submit(pool, item).result()
+
+    def shutdown(self):
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:

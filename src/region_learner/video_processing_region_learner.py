@@ -1091,7 +1091,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                 )
             if fps > metadata.fps:
                 raise ValueError(f"Cannot sample {fps} frames a second from a video of {metadata.fps:g}.")
-            num_frames = max(1, int(total / metadata.fps * fps))
+            num_frames = max(1, int(total / metadata.fps * fps + 1e-6))  # its own rate gives all
         if num_frames is None:
             return np.arange(total)
         short_clips = short_clips or self.short_clips

@@ -88,6 +88,7 @@ def prepare_corpus(
     options: PrepareOptions | None = None,
     workers: int | None = None,
     timeout: float = 1800,
+    retry: bool = False,
 ) -> dict[str, Any]:
     """
     Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
@@ -99,6 +100,7 @@ def prepare_corpus(
         rows: of [`load_corpus`], not streamed.
         workers: processes that re-encode; by default one a core.
         timeout: seconds that a clip may take; one that takes longer is left out.
+        retry: write shards anew from which clips were left out, as files may have come back.
 
     Returns:
         `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
@@ -115,6 +117,10 @@ def prepare_corpus(
     with _locked(directory):
         _check_options(directory, rows, options)
         shards = math.ceil(len(rows) / options.clips_per_shard)
+        if retry:
+            for path in (_report_path(directory, number) for number in range(shards)):
+                if path.exists() and json.loads(path.read_text(encoding="utf-8"))["left_out"]:
+                    path.unlink()
         missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
         sizes = [len(_rows_of(rows, number, options)) for number in missing]
         indices = (index for number in missing for index in _rows_of(rows, number, options))
@@ -143,7 +149,11 @@ def _rows_of(rows: Dataset, shard: int, options: PrepareOptions) -> range:
 
 def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
     """A row whose numbers of classes are their names: numbers mean nothing without the data set."""
-    names = {column: known[row[column]] for column, known in classes.items() if row[column] is not None}
+    numbers = {column: row[column] for column in classes}
+    # (-1 is a label that is not told.)
+    names = {
+        column: None if number is None or number < 0 else classes[column][number] for column, number in numbers.items()
+    }
     return dict(row) | names
 
 
@@ -165,9 +175,9 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
     digest = hashlib.blake2b(digest_size=16)
-    for video_id in rows["video_id"]:
-        digest.update(video_id.encode() + b"\0")
-    wanted = asdict(options) | {"rows": len(rows), "ids": digest.hexdigest()}
+    for row in rows.remove_columns("video"):  # which may have been moved
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\0")
+    wanted = asdict(options) | {"rows": len(rows), "contents": digest.hexdigest()}
     path = directory / _OPTIONS
     if not path.exists():
         ours = (".lock", f"{_OPTIONS}.partial")  # of a run that was killed before it wrote anything else
@@ -177,6 +187,8 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{name} is {before.get(name)}, not {new}" for name, new in wanted.items() if before.get(name) != new]
+    if changed == [f"contents is {before.get('contents')}, not {wanted['contents']}"]:
+        changed = ["ids, captions or other columns are not these"]
     if changed:
         raise CorpusError(
             f"{directory} holds a corpus made otherwise ({'; '.join(changed)}): choose another directory"
@@ -215,6 +227,7 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
         partial.replace(path)
     else:
         partial.unlink()
+        path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
     _write(_report_path(directory, number), report)
 
 
@@ -235,7 +248,8 @@ def _report(directory: Path, shards: int, seconds: float) -> dict[str, Any]:
         raise CorpusError(f"no clip of {len(left_out)} could be read{first}")
     if left_out:
         count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
-        logger.warning("%s left out, listed in %s; the first: %s", count, path, left_out[0]["reason"])
+        first = left_out[0]["reason"]
+        logger.warning("%s left out, listed in %s (--retry tries again); the first: %s", count, path, first)
     return sums | {"left_out": len(left_out), "seconds": seconds, "report": str(path)}
 
 
@@ -264,6 +278,8 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         return _Encoded(row, str(error))
     except av.error.FFmpegError as error:
         return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
+    except Exception as error:  # one row of millions must not end the run, and every one after it
+        return _Encoded(row, f"{row['video_id']}: {type(error).__name__}: {error}")
     prepared["source"]["bytes"] = _size(source)
     return _Encoded(row, None, data, extension, prepared)
 
@@ -336,8 +352,15 @@ def _frames(
             yield frame, number * step
         return
     first, slot = None, -1
+    last, step, shift = -math.inf, 1 / _USUAL_FPS, 0.0
     for number, (image, at) in enumerate(iterate_frames(source, Scale(scaled))):
-        moment = number / _USUAL_FPS if at is None else at
+        moment = shift + (number / _USUAL_FPS if at is None else at)
+        if moment < last:  # time begins anew
+            shift += last + step - moment
+            moment = last + step
+        elif number:
+            step = moment - last
+        last = moment
         first = moment if first is None else first
         if options.max_fps is not None:
             # One frame for each 1 / max_fps of a second, but for half a millisecond: time stamps are rounded.

@@ -385,7 +385,9 @@ class _UnusableError(ValueError):
 
 
 # Columns that a corpus defines itself, and those that captions and ids come from.
-_RESERVED = ("video", "video_id", "key", "captions", "caption", "text")
+_RESERVED = ("video", "video_id", "captions")
+_SOURCES = ("key", "caption", "text")
+_CAPTION_COLUMNS = ("captions", "caption", "text")
 # Columns of tasks whose rows have no captions.
 _WITHOUT_CAPTIONS = {"question", "label"}
 
@@ -397,11 +399,13 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     content: dict[str, Any] = {}
     if ".json" in parts:
         content = _read_json(file, shard, parts[".json"])
-    captions = _captions(content, parts.get(".json"))
+    ours = "prepared" in content  # written by `corpus prepare`: a row as it was
+    captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
     if not captions and ".txt" in parts:
         captions = [text] if (text := _read_text(file, shard, parts[".txt"]).strip()) else []
-    if not captions and not _WITHOUT_CAPTIONS & content.keys():
+    if not captions and not ours and not _WITHOUT_CAPTIONS & content.keys():
         raise _UnusableError("without a caption")
+    reserved = _RESERVED if ours else (*_RESERVED, *_SOURCES)
     return {
         "video": (
             {"path": shard, "offset": media.offset, "size": media.size}
@@ -410,7 +414,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
         ),
         "video_id": _video_id(content, key),
         "captions": captions,
-        **{name: value for name, value in content.items() if name not in _RESERVED},
+        **{name: value for name, value in content.items() if name not in reserved},
     }
 
 
@@ -434,8 +438,8 @@ def _video_id(content: Mapping[str, Any], key: str) -> str:
     return key
 
 
-def _captions(content: Mapping[str, Any], member: Member | None) -> list[str]:
-    for name in ("captions", "caption", "text"):
+def _captions(content: Mapping[str, Any], member: Member | None, names: Sequence[str]) -> list[str]:
+    for name in names:
         value = content.get(name)
         values = [value] if isinstance(value, str) or value is None else value
         if not isinstance(values, list) or not all(isinstance(item, str | None) for item in values):
@@ -463,11 +467,30 @@ def _read_text(file: BinaryIO, shard: str, member: Member) -> str:
 def _read_json(file: BinaryIO, shard: str, member: Member) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(file, shard, member))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, _UnusableError):
+            raise
         raise _UnusableError("with damaged .json", f"member {member.name!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise _UnusableError("with damaged .json", f"member {member.name!r} is not a JSON object")
+    if what := _unrepresentable(content):
+        raise _UnusableError("with damaged .json", f"member {member.name!r} has {what}, which no column can hold")
     return content
+
+
+def _unrepresentable(value: Any) -> str | None:
+    """What JSON may have in it, and Arrow may not."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "half a surrogate pair"
+    elif isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+    elif isinstance(value, list | dict):
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return next((what for part in parts if (what := _unrepresentable(part))), None)
+    return None
 
 
 # --- Loading -------------------------------------------------------------------------------------------------
