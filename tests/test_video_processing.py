@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -418,6 +419,48 @@ def test_orientation_of_photographs(folder, orientation):
     clip = read(path, 0)[0]
     assert clip[0].shape == expected.shape
     assert np.abs(clip[0] - expected).mean() < 3  # FFmpeg and Pillow round differently
+
+
+@pytest.mark.parametrize("columns", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_orientations_of_display_matrices(columns, signs):
+    """Every pixel goes where the matrix sends it, (p, q) to (a p + c q, b p + d q) for column p and row q."""
+    a_b, c_d = np.zeros(2, int), np.zeros(2, int)
+    a_b[columns[0]], c_d[columns[1]] = signs
+    matrix = np.int32([a_b[0], a_b[1], 0, c_d[0], c_d[1], 0, 0, 0, 1]) * 65536
+    stored = np.arange(2 * 3).reshape(2, 3)
+    places = {tuple(p * a_b + q * c_d): stored[q, p] for q in range(2) for p in range(3)}
+    xs, ys = (sorted({place[axis] for place in places}) for axis in (0, 1))
+    expected = np.array([[places[x, y] for x in xs] for y in ys])
+    frame = SimpleNamespace(side_data={"DISPLAYMATRIX": matrix.tobytes()})
+    np.testing.assert_array_equal(module._orientation(frame, "unused").apply(stored), expected)
+
+
+@pytest.mark.parametrize(
+    ("colorspace", "red", "blue"),
+    [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)],
+    ids=["709", "601", "2020"],
+)
+def test_colour_matrices(folder, colorspace, red, blue):
+    """A colour as the formulas of the standards encode it (limited range, BT.709, 601 and 2020) comes back."""
+    color = np.array([200, 60, 30])
+    luma = np.dot([red, 1 - red - blue, blue], color)
+    values = (
+        16 + 219 * luma / 255,
+        128 + 224 * (color[2] - luma) / (2 * (1 - blue)) / 255,
+        128 + 224 * (color[0] - luma) / (2 * (1 - red)) / 255,
+    )
+    path = folder / f"matrix_{colorspace}.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace = colorspace
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        for plane, value in zip(frame.planes, values):
+            plane.update(bytes([round(value)]) * plane.buffer_size)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert np.abs(read(path, 0)[0].astype(int) - color).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
