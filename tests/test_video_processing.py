@@ -436,6 +436,13 @@ def test_orientations_of_display_matrices(columns, signs):
     np.testing.assert_array_equal(module._orientation(frame, "unused").apply(stored), expected)
 
 
+def test_matrices_that_turn_nothing_upright():
+    for a, b, c, d in ((1, 8192, 0, 1), (1, 1, -1, 1), (0, 0, 0, 0)):
+        matrix = np.int32([a, b, 0, c, d, 0, 0, 0, 1]) * 65536
+        frame = SimpleNamespace(side_data={"DISPLAYMATRIX": matrix.tobytes()})
+        assert module._orientation(frame, "unused") == module._Orientation()
+
+
 @pytest.mark.parametrize(
     ("colorspace", "red", "blue"),
     [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)],

@@ -753,9 +753,11 @@ def _orientation(frame: Any, media: str | BinaryIO) -> _Orientation:
         return _Orientation()
     # Where columns and rows go: p' = a p + c q, q' = b p + d q, for column p and row q (libavutil/display.h).
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(c):
+    if min(abs(a), abs(d)) > max(abs(b), abs(c)):
         return _Orientation(False, d < 0, a < 0)
-    return _Orientation(True, b < 0, c < 0)
+    if min(abs(b), abs(c)) > max(abs(a), abs(d)):
+        return _Orientation(True, b < 0, c < 0)
+    return _Orientation()  # sheared, or turned half-way
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:
