@@ -12,7 +12,7 @@ from region_learner import load_corpus
 from region_learner.ablation import ROWS, SETTINGS, Row, ablate, report, rows_of, summarize, table
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
-from region_learner.ablation.summary import interval
+from region_learner.ablation.summary import interval, loss_correlation
 from region_learner.cli import main
 
 TOY = dataclasses.replace(
@@ -101,7 +101,7 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
     text = report(tmp_path, TOY, chosen, second, use_cpu=True, cost=True, figures=True)
     assert "no regions: Frozen in Time | 2 |" in text
     assert json.loads((tmp_path / "summary.json").read_text())[0]["cost"] == 1.0
-    for picture in ("means.png", "curves.png", "masks/ours.png"):
+    for picture in ("means.png", "curves.png", "losses.png", "masks/ours.png"):
         assert (tmp_path / picture).stat().st_size > 5000
 
     with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
@@ -125,10 +125,25 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
 
 def _runs(values: dict[str, list[float]]) -> list[dict]:
     return [
-        {"row": row, "seed": seed, "test": {"t2v_R@1": value, "v2t_R@1": value}, "parameters": 1}
+        {
+            "row": row,
+            "seed": seed,
+            "test": {"t2v_R@1": value, "v2t_R@1": value},
+            "parameters": 1,
+            "loss": [9.0, *[(50 - value) / 20 + seed % 2] * 4],
+        }
         for row, of_row in values.items()
         for seed, value in enumerate(of_row)
     ]
+
+
+def test_correlation_is_that_of_values_less_their_means():
+    rows = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "ours": [60.0, 61.0, 66.0, 60.5]}))
+    losses, values = ([np.array(row[name]) for row in rows] for name in ("losses", "values"))
+    centred = [np.concatenate([part - part.mean() for part in parts]) for parts in (losses, values)]
+    assert loss_correlation(rows) == pytest.approx(stats.pearsonr(*centred).statistic)
+    assert rows[0]["losses"] == pytest.approx([1.0, 1.8, 0.95])
+    assert loss_correlation(summarize(_runs({"frozen": [30.0], "ours": [60.0]}))) is None
 
 
 def test_intervals_are_those_of_scipy():

@@ -19,7 +19,7 @@ from ..processes import end_with_parent
 from .cost import relative_cost
 from .rows import ROWS, SETTINGS, rows_of
 from .run import Row, Setting, prepare, run
-from .summary import read_runs, student_t, summarize, table
+from .summary import loss_correlation, read_runs, student_t, summarize, table
 
 __all__ = ["ROWS", "SETTINGS", "Row", "Setting", "ablate", "read_runs", "report", "rows_of", "summarize", "table"]
 
@@ -97,7 +97,7 @@ def report(
 ) -> str:
     """
     Writes `table.md` and `summary.json` in `output`; with `cost` the time of a training step relative to the first
-    of `rows`, with `figures` pictures of means, curves and masks.
+    of `rows`, with `figures` pictures of means, curves, losses and masks.
 
     Args:
         entries: as [`ablate`] returns them; `cost` goes into them.
@@ -113,13 +113,17 @@ def report(
             entry["cost"] = times[entry["row"]]
     (output / "summary.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     text = table(entries, describes)
+    correlation = loss_correlation(entries)
+    if correlation is not None:
+        text += f"\n\nAmong seeds of the same row, R@1 and the last training loss correlate by {correlation:.2f}."
     (output / "table.md").write_text(text + "\n", encoding="utf-8")
     if figures:
-        from .figures import draw_curves, draw_masks, draw_means
+        from .figures import draw_curves, draw_losses, draw_masks, draw_means
 
         draw_means(entries, output / "means.png", describes)
         some = [name for name in ("frozen", "patches_max", "paper", "ours", "ours_no_codes") if name in describes]
         draw_curves(read_runs(output), some, output / "curves.png", describes)
+        draw_losses(entries, output / "losses.png", some, describes)
         for path in sorted((output / "masks").glob("*.npz")):
             draw_masks(path, path.with_suffix(".png"))
     return text

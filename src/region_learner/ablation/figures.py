@@ -64,6 +64,23 @@ def draw_curves(runs: Sequence[dict[str, Any]], names: Sequence[str], path: Path
     plt.close(figure)
 
 
+def draw_losses(rows: Sequence[dict[str, Any]], path: Path, names: Sequence[str], describes: Mapping[str, str]):
+    """R@1 over the training loss at the end, a point a run: the rows `names` in colour, others in grey."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    colors = dict(zip(names, ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]))
+    for row in rows:
+        name = row["row"]
+        known = {"color": colors[name], "label": describes.get(name, name)} if name in colors else {"color": "#bbbbbb"}
+        axes.plot(row["losses"], row["values"], "o", markersize=5, mew=0, **known)
+    axes.set_xlabel("training loss, mean of the last 200 steps")
+    axes.set_ylabel("text-to-video R@1, test (%)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def draw_masks(masks: Path, path: Path, clips: int = 3):
     """Regions over the frames of a few clips, a row of pictures for each moment of the training kept in `masks`."""
     plt = pyplot()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 METRIC = "t2v_R@1"
+_LAST = 4  # entries of a run's `loss`: 200 steps
 
 
 def student_t():
@@ -52,9 +53,10 @@ def summarize(runs: Iterable[dict[str, Any]], baseline: str = "frozen") -> list[
     One entry for each row of the table, in the order in which its first run comes.
 
     Returns:
-        For each row `row`, `seeds`, `parameters`; `mean` and `half_width` of text-to-video R@1 on the test split;
-        `difference` and `difference_half_width`, of the runs' differences to those of the `baseline` with the same
-        seed; and the means of `v2t_R@1`, of `codes_in_use` (percent) and of the regions' metrics, where there are any.
+        For each row `row`, `seeds`, `parameters`; `values` of text-to-video R@1 on the test split, their `mean` and
+        `half_width`; `losses`, of the last 200 steps of each seed; `difference` and `difference_half_width`, of the
+        runs' differences to those of the `baseline` with the same seed; and the means of `v2t_R@1`, of `codes_in_use`
+        (percent) and of the regions' metrics, where there are any.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -68,6 +70,7 @@ def summarize(runs: Iterable[dict[str, Any]], baseline: str = "frozen") -> list[
             "row": name,
             "seeds": sorted(values),
             "values": [values[seed] for seed in sorted(values)],
+            "losses": [float(np.mean(seeds[seed]["loss"][-_LAST:])) for seed in sorted(values)],
             "mean": mean,
             "half_width": half_width,
             "v2t_R@1": float(np.mean([run["test"]["v2t_R@1"] for run in seeds.values()])),
@@ -84,6 +87,19 @@ def summarize(runs: Iterable[dict[str, Any]], baseline: str = "frozen") -> list[
             row["regions"] = {key: _mean([metrics[key] for metrics in learned]) for key in learned[0]}
         rows.append(row)
     return rows
+
+
+def loss_correlation(rows: Sequence[dict[str, Any]]) -> float | None:
+    """
+    Pearson's correlation, over seeds of the same row, of the last training loss with R@1: both less their means in
+    the row. How much of what seeds differ by is how far training came. None with less than three runs.
+    """
+    losses, values = (
+        np.concatenate([np.subtract(row[name], np.mean(row[name])) for row in rows]) for name in ("losses", "values")
+    )
+    if sum(len(row["seeds"]) > 1 for row in rows) == 0 or len(values) < 3 or not losses.any() or not values.any():
+        return None
+    return float((losses * values).sum() / math.sqrt((losses**2).sum() * (values**2).sum()))
 
 
 def table(rows: Sequence[dict[str, Any]], describes: Mapping[str, str] | None = None) -> str:
