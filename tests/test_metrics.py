@@ -125,7 +125,7 @@ def test_what_float32_cannot_tell(monkeypatch, kind, few):
     assert retrieval_metrics(text, video, owners, ids) == pytest.approx(expected)
     single = retrieval_metrics(text.astype(np.float32), video.astype(np.float32), owners, ids)
     text, video = text.astype(np.float32).astype(float), video.astype(np.float32).astype(float)
-    if kind != "collapsed":  # where embeddings in float32 tie
+    if kind not in ("collapsed", "close"):  # where embeddings in float32 tie, or all but
         assert single == pytest.approx(naive(text, video, owners.tolist(), ids.tolist()))
 
 
