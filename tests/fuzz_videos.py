@@ -20,7 +20,8 @@ import numpy as np
 
 from region_learner.video_processing_region_learner import VideoDecodeError, read_clip
 
-SECONDS = 20  # for one case
+SECONDS = 20  # of the processor, for one case
+STUCK = 300  # seconds, whatever it waits for: other work may keep the processor
 MEMORY = 2**30  # bytes that reading may add to the process
 
 Digest = tuple[tuple[int, ...], str]  # the shape of a frame, and a hash
@@ -140,12 +141,14 @@ def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> di
     def choose(metadata):
         return sorted(rng.integers(metadata.total_num_frames, size=4).tolist())
 
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(STUCK)
     try:
         clip, _ = read_clip(path, choose)
     except VideoDecodeError as error:
         return {"error": str(error)}
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
     noticed = intact_frames(path) <= whole

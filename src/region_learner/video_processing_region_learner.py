@@ -446,7 +446,10 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
         media.seek(0)
     options = {
         "format_whitelist": _FORMATS,
-        "max_pixels": str(_MAX_PIXELS),  # of pictures that are decoded to find out what is in the file
+        # Of pictures that are decoded to find out what is in the file. Nobody looks at them: what H.264 says before
+        # the picture itself is enough.
+        "max_pixels": str(_MAX_PIXELS),
+        "skip_frame": "all",
     }
     try:
         container = av.open(media, metadata_errors="ignore", options=options)

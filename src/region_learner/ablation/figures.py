@@ -37,7 +37,7 @@ def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[st
             axes.axvline(row["mean"], color="#777777", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [describes.get(row["row"], row["row"]) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("text-to-video R@1 on 1,000 test clips (%); dots: seeds, bars: 95 % interval of the mean")
+    axes.set_xlabel("text-to-video R@1, test (%): seeds, mean, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
