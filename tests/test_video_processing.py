@@ -605,6 +605,24 @@ def test_packets_of_mpeg4_that_show_nothing_are_not_counted(folder, extension):
     check_every_frame(path)
 
 
+@pytest.mark.parametrize("codec", ["libsvtav1", "libvpx-vp9", "libx264"])
+def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
+    """Where nothing moves a frame takes a few bytes: that is no reason to decode all of them."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg cannot encode with {codec}")
+    path = folder / f"still_{codec}.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "20"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert min(packet.size for packet in container.demux(video=0) if packet.size) < 32
+    monkeypatch.setattr(module, "_count_frames", None)
+    check_every_frame(path)
+
+
 def test_time_that_begins_anew(folder):
     """Two recordings in one file, whose times overlap."""
     options = {"g": "10", "bf": "2", "x264-params": "scenecut=0"}

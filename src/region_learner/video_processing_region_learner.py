@@ -123,8 +123,8 @@ def read_clip(
 
     Packets are listed without being decoded; decoding then starts at the key frame before each wanted frame, and
     frames are known by their time stamps. `stream.frames` is not asked: it is 0 for Matroska and may be wrong
-    elsewhere. Where packets do not stand for frames (no or repeated time stamps, packets that show nothing), or
-    decoding contradicts them, the whole file is decoded instead.
+    elsewhere. Where packets do not tell which frame is which (time stamps missing, repeated or going back, packets
+    that show nothing), or decoding contradicts them, the whole file is decoded instead.
 
     Args:
         source: a path, an https URL (others with REGION_LEARNER_URLS=any in the environment), the bytes of a file,
@@ -496,8 +496,8 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
     """
     packets: list[_Packet] = []
     size = 0
-    name = stream.codec_context.name
-    before = None  # when the packet before was to be decoded
+    name = stream.codec_context.codec.canonical_name  # whichever decoder
+    latest = None
     key, key_is_past = None, False  # the last key frame, and whether frames after it have come
     for packet in _demux(stream):
         if not packet.size:  # ends the stream
@@ -508,16 +508,17 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
             return None  # a frame for reference only (`show_frame`, RFC 6386 section 9.1)
         if name not in _ALWAYS_SHOW and packet.size < _SHOWS_NOTHING:
             return None
-        if packet.dts is not None:
-            if before is not None and packet.dts < before:
-                return None  # time begins anew
-            before = packet.dts
+        # A key frame is shown after all that precede it; what is shown before it, though it follows, follows at once.
+        # Or time begins anew. (Decoding times do not tell: those of Matroska are guesses, and go back.)
         if packet.is_keyframe:
+            if latest is not None and packet.pts < latest:
+                return None
             key, key_is_past = packet.pts, False
         elif key is not None and packet.pts > key:
             key_is_past = True
         elif key_is_past:
             return None
+        latest = packet.pts if latest is None else max(latest, packet.pts)
         if size <= _KEPT < size + packet.size:
             packets = [kept._replace(data=None) for kept in packets]
         size += packet.size
