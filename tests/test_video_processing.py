@@ -623,6 +623,23 @@ def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
     check_every_frame(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "length_size", "sound"),
+    [
+        (b"\0\0\0\2ab\0\0\0\1c", 4, True),
+        (b"\0\0\0\2ab\0\0\0\2c", 4, False),  # too short
+        (b"\0\0\0\4a\0\0\0", 4, False),
+        (b"\2ab\4c\0\0\1", 1, True),
+        (b"\0\0\0\1ab\0\0\1c", 0, True),
+        (b"\0\0\0\1ab\0\0\0\2", 0, False),
+        (b"\0\0\1ab\0\0\0\0\1", 0, False),
+        (b"", 0, True),
+    ],
+)
+def test_what_looks_sound(data, length_size, sound):
+    assert module._looks_sound(data, length_size) == sound
+
+
 def test_time_that_begins_anew(folder):
     """Two recordings in one file, whose times overlap."""
     options = {"g": "10", "bf": "2", "x264-params": "scenecut=0"}

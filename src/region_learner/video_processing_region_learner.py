@@ -74,6 +74,7 @@ _MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is d
 # among them: H.265, whose flag is about frames of the same temporal layer only, and VP8, where a frame that is not
 # referred to may hold the segments of the next one.)
 _SKIPS_UNREFERRED = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+_ZEROS = bytes(3)
 # Codecs of which each packet shows a frame, but for VP8 (see `_list_packets`). Others, such as MPEG-4, have some that
 # show none.
 _ALWAYS_SHOW = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "gif", "prores", "dnxhd"}
@@ -620,12 +621,15 @@ def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: in
     if context.is_open:
         context.flush_buffers()
     skip = "NONREF" if leave_out and context.name in _SKIPS_UNREFERRED else "DEFAULT"
+    length_size = _length_size(context)
     missing, latest = set(wanted), None
     for packet in packets:
         if packet is not None:
-            # What comes in order of display is rarely left out, and that it may be, more often damage than true.
+            # What is left out cannot show that it is damaged. So what may be is decoded: frames in order of display,
+            # which are hardly ever unreferred, and what has bytes that these codecs do not write.
             reordered = latest is not None and packet.pts < latest
-            context.skip_frame = skip if reordered and packet.pts not in wanted else "DEFAULT"
+            left_out = reordered and packet.pts not in wanted and _looks_sound(bytes(packet), length_size)
+            context.skip_frame = skip if left_out else "DEFAULT"
             latest = packet.pts if latest is None else max(latest, packet.pts)
         frames = context.decode(packet)
         ends = packet is None or (leave_out and packet.pts == last)
@@ -636,6 +640,31 @@ def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: in
             yield frame
         if ends or not missing:
             return
+
+
+def _length_size(context: Any) -> int:
+    """Bytes of the lengths before units of H.264 in MP4 and others (ISO/IEC 14496-15); 0 where there are none."""
+    extradata = context.extradata or b""
+    return (extradata[4] & 3) + 1 if context.name == "h264" and len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _looks_sound(data: bytes, length_size: int) -> bool:
+    """
+    Whether lengths add up, and there are no three zero bytes but in them or before a one: encoders see to it, so that
+    the codes stand out that pictures begin with.
+    """
+    start = 0
+    while length_size and start < len(data):
+        end = start + length_size + int.from_bytes(data[start : start + length_size], "big")
+        if end > len(data) or data.find(_ZEROS, start + length_size, end) >= 0:
+            return False
+        start = end
+    at = data.find(_ZEROS) if not length_size else -1
+    while at >= 0:
+        if data[at + 3 : at + 4] != b"\1":
+            return False
+        at = data.find(_ZEROS, at + 1)
+    return True
 
 
 def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB", ends_at: float) -> dict[int, np.ndarray]:
