@@ -45,6 +45,13 @@ def test_what_cannot_be_read_is_named(folder):
     assert all(f"{entry['video_id']}.mp4" in entry["reason"] for entry in result["unreadable"])
 
 
+def test_a_row_without_a_video_is_named(folder):
+    rows = Dataset.from_list(
+        [{"video": None, "video_id": "none", "captions": ["x"]}, *rows_of([str(folder / "0.mp4")])]
+    )
+    assert names(check_corpus(rows, workers=1)) == ["none"]
+
+
 def test_damage_at_the_end_is_found(tmp_path):
     """Which an evaluation that reads the first frames only would not see."""
     path = write_video(tmp_path / "0.mkv", frames=60)

@@ -436,6 +436,20 @@ def test_orientations_of_display_matrices(columns, signs):
     np.testing.assert_array_equal(module._orientation(frame, "unused").apply(stored), expected)
 
 
+@pytest.mark.parametrize("turns", range(-2, 3))
+def test_orientation_of_a_video_with_unknown_side_data(video, turns):
+    class Frame:
+        rotation = 90 * turns
+
+        @property
+        def side_data(self):
+            raise ValueError("99 is not a valid Type")
+
+    stored = np.arange(6).reshape(2, 3)
+    for media in (f"file:{video}", io.BytesIO(video.read_bytes())):
+        np.testing.assert_array_equal(module._orientation(Frame(), media).apply(stored), np.rot90(stored, turns))
+
+
 def test_matrices_that_turn_nothing_upright():
     for a, b, c, d in ((1, 8192, 0, 1), (1, 1, -1, 1), (0, 0, 0, 0)):
         matrix = np.int32([a, b, 0, c, d, 0, 0, 0, 1]) * 65536

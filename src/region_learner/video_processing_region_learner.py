@@ -336,24 +336,24 @@ class _Watch:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _HTTPConnection(http.client.HTTPConnection):
+class _Watched:
+    """A connection that ends with the watch."""
+
     def __init__(self, *args, watch: _Watch, **kwargs):
         self.watch = watch
         super().__init__(*args, **kwargs)
 
     def connect(self):
-        super().connect()
-        self.watch.add(self.sock)
+        super().connect()  # type: ignore[misc]
+        self.watch.add(self.sock)  # type: ignore[attr-defined]
 
 
-class _HTTPSConnection(http.client.HTTPSConnection):
-    def __init__(self, *args, watch: _Watch, **kwargs):
-        self.watch = watch
-        super().__init__(*args, **kwargs)
+class _HTTPConnection(_Watched, http.client.HTTPConnection):
+    pass
 
-    def connect(self):
-        super().connect()
-        self.watch.add(self.sock)
+
+class _HTTPSConnection(_Watched, http.client.HTTPSConnection):
+    pass
 
 
 class _PublicConnection(http.client.HTTPSConnection):
@@ -775,13 +775,13 @@ _BY_EXIF = {
 def _orientation(frame: Any, media: str | BinaryIO) -> _Orientation:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # of PyAV, which knows no EXIF
-        matrix = None
+    except ValueError:  # of PyAV, which does not know all side data, such as EXIF
         with (
             suppress(OSError),
             Image.open(media if not isinstance(media, str) else media.removeprefix("file:")) as image,
         ):
             return _BY_EXIF.get(image.getexif().get(_EXIF_ORIENTATION, 1), _Orientation())
+        return _BY_EXIF.get({1: 8, 2: 3, 3: 6}.get(round(frame.rotation / 90) % 4, 1), _Orientation())
     if matrix is None:
         return _Orientation()
     # Where columns and rows go: p' = a p + c q, q' = b p + d q, for column p and row q (libavutil/display.h).

@@ -60,4 +60,6 @@ def _check_row(row: dict[str, Any]) -> dict[str, Any]:
             pass
     except (CorpusError, VideoDecodeError, OSError) as error:
         return _reason(row, str(error))
+    except Exception as error:  # such as a row without a video: named like the others, and they are still checked
+        return _reason(row, f"{type(error).__name__}: {error}")
     return _reason(row, None)
