@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 
 from region_learner import load_corpus
-from region_learner.ablation import ROWS, SETTINGS, Row, ablate, report, rows_of, summarize, table
+from region_learner.ablation import ROWS, SETTINGS, Row, ablate, read_runs, report, rows_of, summarize, table
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
-from region_learner.ablation.summary import interval, loss_correlation
+from region_learner.ablation.summary import contrast_table, interval, loss_correlation, region_table
 from region_learner.cli import main
 
 TOY = dataclasses.replace(
@@ -100,9 +100,16 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
     chosen = rows_of(["frozen", "ours"])
     text = report(tmp_path, TOY, chosen, second, use_cpu=True, cost=True, figures=True)
     assert "no regions: Frozen in Time | 2 |" in text
-    assert json.loads((tmp_path / "summary.json").read_text())[0]["cost"] == 1.0
-    for picture in ("means.png", "curves.png", "losses.png", "masks/ours.png"):
+    assert (tmp_path / "main.md").read_text() == text + "\n"
+    costs = [entry["cost"] for entry in json.loads((tmp_path / "main.json").read_text())]
+    assert costs[0] == 1.0
+    for picture in ("main_means.png", "main_curves.png", "main_losses.png", "masks/ours.png"):
         assert (tmp_path / picture).stat().st_size > 5000
+    report(tmp_path, TOY, rows_of(["ours"]), second[1:], "other")  # tables of one directory leave each other alone
+    assert (tmp_path / "main.md").read_text() == text + "\n"
+    fresh = summarize(read_runs(tmp_path), chosen)
+    assert report(tmp_path, TOY, chosen, fresh) == text  # a cost once measured is kept
+    assert [entry["cost"] for entry in fresh] == costs
 
     with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
         ablate(tmp_path, dataclasses.replace(TOY, epochs=1), chosen, seeds=1, progress=False)
@@ -138,29 +145,56 @@ def _runs(values: dict[str, list[float]]) -> list[dict]:
 
 
 def test_correlation_is_that_of_values_less_their_means():
-    rows = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "ours": [60.0, 61.0, 66.0, 60.5]}))
+    both = rows_of(["frozen", "ours"])
+    rows = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "ours": [60.0, 61.0, 66.0, 60.5]}), both)
     losses, values = ([np.array(row[name]) for row in rows] for name in ("losses", "values"))
     centred = [np.concatenate([part - part.mean() for part in parts]) for parts in (losses, values)]
     assert loss_correlation(rows) == pytest.approx(stats.pearsonr(*centred).statistic)
     assert rows[0]["losses"] == pytest.approx([1.0, 1.8, 0.95])
-    assert loss_correlation(summarize(_runs({"frozen": [30.0], "ours": [60.0]}))) is None
+    assert loss_correlation(summarize(_runs({"frozen": [30.0], "ours": [60.0]}), both)) is None
 
 
 def test_intervals_are_those_of_scipy():
     rng = np.random.default_rng(0)
     base, other = rng.normal(30, 3, 5), rng.normal(36, 3, 5)
-    frozen, ours = summarize(_runs({"frozen": base, "ours": other}))
+    runs = _runs({"ours_motion": other + 1, "ours": other, "frozen": base})
+    frozen, ours, motion = summarize(runs, rows_of(["frozen", "ours", "ours_motion"]))  # in the order of the table
     for row, values in ((frozen, base), (ours, other)):
         low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
         assert (row["mean"] - row["half_width"], row["mean"] + row["half_width"]) == pytest.approx((low, high))
     paired = stats.ttest_rel(other, base).confidence_interval(0.95)
     difference, half = ours["difference"], ours["difference_half_width"]
     assert (difference - half, difference + half) == pytest.approx((paired.low, paired.high))
+    assert motion["difference"] == pytest.approx(difference + 1)
     assert "difference" not in frozen
+    assert f"{ours['mean']:.1f} ± {ours['half_width']:.1f}" in table([frozen, ours])
     assert interval([4.0]) == (4.0, None)
     # only seeds that both have are paired
-    assert summarize(_runs({"frozen": [1.0, 2.0], "ours": [4.0]}))[1]["difference"] == 3.0
-    assert f"{ours['mean']:.1f} ± {ours['half_width']:.1f}" in table([frozen, ours])
+    uneven = _runs({"frozen": [1.0, 2.0], "ours": [4.0], "ours_4_regions": [4.5]})
+    _, ours, sweep = summarize(uneven, rows_of(["frozen", "ours", "ours_4_regions"]))
+    assert (ours["difference"], ours["against"]) == (3.0, "frozen")
+    assert (sweep["difference"], sweep["against"]) == (0.5, "ours")  # a sweep is compared with the form it varies
+    assert "| ours: 4 regions | 1 | 4.5 | +0.5 |" in table([ours, sweep])
+
+
+def test_tables_of_contrasts_and_masks():
+    runs = _runs({"frozen": [1.0, 2.0], "ours": [4.0, 6.0], "ours_no_codes": [3.0, 3.0]})
+    masks = {"iou": 20.0, "pointing": 30.0, "owned": 1.0, "stability": None}
+    for one, iou in zip(runs[2:], (25.0, 26.0, 28.0, 29.0)):
+        one["regions"] = {"clips": 4, "learned": masks | {"iou": iou}, "kmeans": masks | {"iou": iou + 1}}
+    entries = summarize(runs, rows_of(["frozen", "ours", "ours_no_codes"]))
+    difference, half = interval([1.0, 3.0])
+    contrasts = contrast_table(entries, [("ours", "ours_no_codes"), ("ours", "paper")])
+    assert contrasts.splitlines()[2:] == [
+        f"| ours, whole | ours, without quantization | {difference:+.1f} ± {half:.1f} |"
+    ]
+    assert contrast_table(entries, [("ours", "paper")]) is None
+    assert region_table(entries).splitlines()[2:] == [
+        "| ours, whole | 25.5 | 30.0 | 1.0 |  |",
+        "| ours, without quantization | 28.5 | 30.0 | 1.0 |  |",
+        "| k-means on features of the whole form | 26.5 | 30.0 | 1.0 |  |",
+    ]
+    assert region_table(entries[:1]) is None
 
 
 def test_cost_is_relative_to_the_first_row():

@@ -261,7 +261,7 @@ def convert(
 
 @app.command()
 def ablate(
-    output: Annotated[Path, typer.Option(help="Directory for the runs, one JSON file each, table and figures.")],
+    output: Annotated[Path, typer.Option(help="Directory for the runs, one JSON file each, tables and figures.")],
     setting: Annotated[str, typer.Option(help="shapes or letters: corpus, encoders, training.")] = "shapes",
     rows: Annotated[str, typer.Option(help="Tables (main, sweeps, second_corpus) or rows: a,b.")] = "main",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 5,
@@ -286,7 +286,8 @@ def ablate(
 
         pyplot()  # where it is missing, better now than after hours
     entries = ablate(output, SETTINGS[setting], chosen, seeds, jobs, cpu)
-    text = report(output, SETTINGS[setting], chosen, entries, use_cpu=cpu, cost=cost, figures=figures)
+    name = rows.replace(",", "-")
+    text = report(output, SETTINGS[setting], chosen, entries, name, use_cpu=cpu, cost=cost, figures=figures)
     print(json.dumps(entries, indent=2) if as_json else text)
 
 

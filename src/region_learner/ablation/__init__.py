@@ -17,13 +17,15 @@ from tqdm.auto import tqdm
 
 from ..processes import end_with_parent
 from .cost import relative_cost
-from .rows import ROWS, SETTINGS, rows_of
+from .rows import CONTRASTS, ROWS, SETTINGS, rows_of
 from .run import Row, Setting, prepare, run
-from .summary import loss_correlation, read_runs, student_t, summarize, table
+from .summary import contrast_table, loss_correlation, read_runs, region_table, student_t, summarize, table
 
 __all__ = ["ROWS", "SETTINGS", "Row", "Setting", "ablate", "read_runs", "report", "rows_of", "summarize", "table"]
 
 logger = logging.getLogger(__name__)
+
+_DRAWN = ("frozen", "patches_max", "paper", "ours", "ours_no_codes", "ours_1_region")  # in curves, and in colour
 
 
 def ablate(
@@ -81,9 +83,7 @@ def ablate(
             f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "
             f"({next(iter(failed.values()))}). The same command tries them again."
         )
-    places = {row.name: place for place, row in enumerate(rows)}
-    runs = [entry for entry in read_runs(output) if entry["row"] in places]
-    return summarize(sorted(runs, key=lambda entry: places[entry["row"]]))
+    return summarize(read_runs(output), rows)
 
 
 def report(
@@ -91,41 +91,54 @@ def report(
     setting: Setting,
     rows: Sequence[Row],
     entries: Sequence[dict[str, Any]],
+    name: str = "main",
     use_cpu: bool = False,
     cost: bool = False,
     figures: bool = False,
 ) -> str:
     """
-    Writes `table.md` and `summary.json` in `output`; with `cost` the time of a training step relative to the first
-    of `rows`, with `figures` pictures of means, curves, losses and masks.
+    Writes the table `name` in `output`: `NAME.json` with the `entries`, `NAME.md`; with `figures` `NAME_means.png`,
+    `NAME_curves.png` and `NAME_losses.png`, and `masks/ROW.png` for each of `rows` with masks.
 
     Args:
-        entries: as [`ablate`] returns them; `cost` goes into them.
+        entries: as [`ablate`] returns them.
+        cost: measure the time of a training step relative to the first of `rows`. It goes into the entries; without,
+            it is kept from an earlier report of that name.
 
     Returns:
-        The table, in Markdown.
+        What is in `NAME.md`: means and differences; the `CONTRASTS` there are; where masks land.
     """
     output = Path(output)
-    describes = {row.name: row.describes for row in rows}
+    summary = output / f"{name}.json"
     if cost:
         times = relative_cost(setting, rows, use_cpu=use_cpu)
-        for entry in entries:
+    elif summary.exists():
+        before = json.loads(summary.read_text(encoding="utf-8"))
+        times = {entry["row"]: entry["cost"] for entry in before if "cost" in entry}
+    else:
+        times = {}
+    for entry in entries:
+        if entry["row"] in times:
             entry["cost"] = times[entry["row"]]
-    (output / "summary.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    text = table(entries, describes)
+    summary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    parts = [table(entries), contrast_table(entries, CONTRASTS), region_table(entries)]
     correlation = loss_correlation(entries)
     if correlation is not None:
-        text += f"\n\nAmong seeds of the same row, R@1 and the last training loss correlate by {correlation:.2f}."
-    (output / "table.md").write_text(text + "\n", encoding="utf-8")
+        parts.append(f"Among seeds of the same row, R@1 and the last training loss correlate by {correlation:.2f}.")
+    text = "\n\n".join(part for part in parts if part)
+    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     if figures:
         from .figures import draw_curves, draw_losses, draw_masks, draw_means
 
-        draw_means(entries, output / "means.png", describes)
-        some = [name for name in ("frozen", "patches_max", "paper", "ours", "ours_no_codes") if name in describes]
-        draw_curves(read_runs(output), some, output / "curves.png", describes)
-        draw_losses(entries, output / "losses.png", some, describes)
-        for path in sorted((output / "masks").glob("*.npz")):
-            draw_masks(path, path.with_suffix(".png"))
+        draw_means(entries, output / f"{name}_means.png")
+        some = [entry for entry in entries if entry["row"] in _DRAWN]
+        if some:
+            draw_curves(read_runs(output), some, output / f"{name}_curves.png")
+        draw_losses(entries, some, output / f"{name}_losses.png")
+        for row in rows:
+            path = output / "masks" / f"{row.name}.npz"
+            if path.exists():
+                draw_masks(path, path.with_suffix(".png"))
     return text
 
 

@@ -1,6 +1,6 @@
 """The figures of an ablation, with matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..visualization import draw_regions
 from .summary import METRIC
 
 _HEIGHT = 96  # pixels of a frame in pictures of masks
+_COLORS = ["#000000", "#56b4e9", "#d55e00", "#0072b2", "#e69f00", "#009e73"]
 
 
 def pyplot():
@@ -25,7 +26,7 @@ def pyplot():
     return matplotlib.pyplot
 
 
-def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[str, str], baseline: str = "frozen"):
+def draw_means(rows: Sequence[dict[str, Any]], path: Path, baseline: str = "frozen"):
     """R@1 of every row of [`summarize`]: seeds as dots, the mean with its 95 % interval, a line at the baseline."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.1), layout="constrained")
@@ -35,7 +36,7 @@ def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[st
         axes.errorbar(row["mean"], place, xerr=row["half_width"] or 0, fmt="D", color=color, markersize=5, capsize=3)
         if row["row"] == baseline:
             axes.axvline(row["mean"], color="#777777", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(rows)), [describes.get(row["row"], row["row"]) for row in rows])
+    axes.set_yticks(range(len(rows)), [row["describes"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("text-to-video R@1, test (%): seeds, mean, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
@@ -43,19 +44,16 @@ def draw_means(rows: Sequence[dict[str, Any]], path: Path, describes: Mapping[st
     plt.close(figure)
 
 
-def draw_curves(runs: Sequence[dict[str, Any]], names: Sequence[str], path: Path, describes: Mapping[str, str]):
-    """Validation R@1 while training, of the rows `names`: a thin line a seed, a thick one for their mean."""
+def draw_curves(runs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], path: Path):
+    """Validation R@1 while training, of the runs of `rows`: a thin line a seed, a thick one for their mean."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colors = ["#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]
-    for name, color in zip(names, colors):
-        curves = [run["curve"] for run in runs if run["row"] == name]
-        if not curves:
-            continue
+    for row, color in zip(rows, _COLORS):
+        curves = [run["curve"] for run in runs if run["row"] == row["row"]]
         epochs = [point["epoch"] for point in curves[0]]
         values = np.array([[point[METRIC] for point in curve] for curve in curves])
         axes.plot(epochs, values.T, color=color, linewidth=0.6, alpha=0.5)
-        axes.plot(epochs, values.mean(0), color=color, linewidth=2, label=describes.get(name, name))
+        axes.plot(epochs, values.mean(0), color=color, linewidth=2, label=row["describes"])
     axes.set_xlabel("epoch")
     axes.set_ylabel("text-to-video R@1, validation (%)")
     axes.legend(frameon=False)
@@ -64,14 +62,14 @@ def draw_curves(runs: Sequence[dict[str, Any]], names: Sequence[str], path: Path
     plt.close(figure)
 
 
-def draw_losses(rows: Sequence[dict[str, Any]], path: Path, names: Sequence[str], describes: Mapping[str, str]):
-    """R@1 over the training loss at the end, a point a run: the rows `names` in colour, others in grey."""
+def draw_losses(rows: Sequence[dict[str, Any]], some: Sequence[dict[str, Any]], path: Path):
+    """R@1 over the training loss at the end, a point a run: `some` of the rows in colour, others in grey."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colors = dict(zip(names, ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]))
+    colors = dict(zip([row["row"] for row in some], _COLORS))
     for row in rows:
-        name = row["row"]
-        known = {"color": colors[name], "label": describes.get(name, name)} if name in colors else {"color": "#bbbbbb"}
+        colored = row["row"] in colors
+        known = {"color": colors[row["row"]], "label": row["describes"]} if colored else {"color": "#bbbbbb"}
         axes.plot(row["losses"], row["values"], "o", markersize=5, mew=0, **known)
     axes.set_xlabel("training loss, mean of the last 200 steps")
     axes.set_ylabel("text-to-video R@1, test (%)")

@@ -17,7 +17,7 @@ _QUANTIZED_PATCHES: dict[str, Any] = _NONE | {"codebook_size": 256, "video_pooli
 
 # The form that new models have by default.
 _OURS: dict[str, Any] = _SIZES | {"region_form": "decoupled"}
-# Tables by name. The first row of each is what the others are compared with.
+# Tables by name.
 ROWS: dict[str, list[Row]] = {
     "main": [
         Row("frozen", "no regions: Frozen in Time", _NONE),
@@ -35,28 +35,62 @@ ROWS: dict[str, list[Row]] = {
         Row("ours_no_interaction", "ours, without interaction", _OURS | {"interaction_layers": 0}),
         Row("ours_motion", "ours, with motion excitation", _OURS | {"motion_excitation": True}),
     ],
-    "sweeps": [
-        Row("paper_original_codebook", "paper, the original's codebook", _PAPER | {"codebook_mode": "original"}),
-        Row("paper_no_codes", "paper, without quantization", _PAPER | {"codebook_size": 0}),
-        Row("paper_residual", "paper, residual in the interaction", _PAPER | {"interaction_residual": True}),
-        Row("paper_softmax", "paper, masks a softmax over positions", _PAPER | {"mask_normalization": "positions"}),
-        Row("paper_features", "paper, masks gather unquantized features", _PAPER | {"region_content": "features"}),
-        Row("paper_cls_max", "paper, maximum of regions", _PAPER | {"video_pooling": "cls_max"}),
-        Row("ours_64_codes", "ours, 64 codes", _OURS | {"codebook_size": 64}),
-        Row("ours_1024_codes", "ours, 1024 codes", _OURS | {"codebook_size": 1024}),
-        Row("ours_2_regions", "ours, 2 regions", _OURS | {"num_regions": 2}),
-        Row("ours_4_regions", "ours, 4 regions", _OURS | {"num_regions": 4}),
-        Row("ours_16_regions", "ours, 16 regions", _OURS | {"num_regions": 16}),
-        Row("ours_over_positions", "ours, masks over positions", _OURS | {"mask_normalization": "positions"}),
-        Row("ours_mean_gather", "ours, masks gather means", _OURS | {"region_gather": "mean"}),
-        Row("ours_cls_mean", "ours, mean of regions", _OURS | {"video_pooling": "cls_mean"}),
-        Row("ours_quantized", "ours, masks gather quantized features", _OURS | {"region_content": "quantized"}),
-        Row("ours_no_mlp", "ours, no MLP in the interaction", _OURS | {"interaction_mlp": False}),
-        Row("ours_no_residual", "ours, no residual in the interaction", _OURS | {"interaction_residual": False}),
-    ],
 }
-_SECOND = ("frozen", "patches_max", "paper", "ours", "ours_1_region", "ours_no_codes")
-ROWS["second_corpus"] = [row for row in ROWS["main"] if row.name in _SECOND]
+
+
+def _main(*names: str) -> list[Row]:
+    return [row for row in ROWS["main"] if row.name in names]
+
+
+def _paper(name: str, describes: str, **changed: Any) -> Row:
+    return Row(f"paper_{name}", f"paper: {describes}", _PAPER | changed, against="paper")
+
+
+def _ours(name: str, describes: str, **changed: Any) -> Row:
+    return Row(f"ours_{name}", f"ours: {describes}", _OURS | changed, against="ours")
+
+
+# What the two forms chose, one choice at a time.
+ROWS["sweeps"] = [
+    *_main("frozen", "paper"),
+    _paper("original_codebook", "the original's codebook", codebook_mode="original"),
+    _paper("no_codes", "without quantization", codebook_size=0),
+    _paper("residual", "residual in the interaction", interaction_residual=True),
+    _paper("softmax", "masks a softmax over positions", mask_normalization="positions"),
+    _paper("features", "masks gather unquantized features", region_content="features"),
+    _paper("cls_max", "maximum of regions", video_pooling="cls_max"),
+    *_main("ours"),
+    _ours("64_codes", "64 codes", codebook_size=64),
+    _ours("1024_codes", "1024 codes", codebook_size=1024),
+    _ours("2_regions", "2 regions", num_regions=2),
+    _ours("4_regions", "4 regions", num_regions=4),
+    _ours("16_regions", "16 regions", num_regions=16),
+    _ours("over_positions", "masks over positions", mask_normalization="positions"),
+    _ours("mean_gather", "masks gather means", region_gather="mean"),
+    _ours("cls_mean", "mean of regions", video_pooling="cls_mean"),
+    _ours("quantized", "masks gather quantized features", region_content="quantized"),
+    _ours("no_mlp", "no MLP in the interaction", interaction_mlp=False),
+    _ours("no_residual", "no residual in the interaction", interaction_residual=False),
+]
+ROWS["second_corpus"] = _main("frozen", "patches_max", "paper", "ours", "ours_1_region", "ours_no_codes")
+
+# Parts of the method, each by what it adds to a model that is otherwise the same (or as nearly as there is one).
+CONTRASTS = [
+    ("paper", "patches"),
+    ("quantization", "patches"),
+    ("aggregation", "quantization"),
+    ("paper", "aggregation"),
+    ("paper_motion", "paper"),
+    ("ours", "paper"),
+    ("ours", "frozen_deeper"),
+    ("ours", "patches_max"),
+    ("ours", "ours_no_codes"),
+    ("ours", "ours_no_interaction"),
+    ("ours", "ours_1_region"),
+    ("ours_motion", "ours"),
+    ("ours_no_interaction", "patches_max"),
+    ("ours_1_region", "patches_max"),
+]
 
 _ENCODERS: dict[str, Any] = {
     "video_config": {

@@ -63,11 +63,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """A model of the table: what its video configuration has beyond that of the setting."""
+    """
+    A model of the table: what its video configuration has beyond that of the setting, and the row `against` which it
+    is compared.
+    """
 
     name: str
     describes: str
     video_config: dict[str, Any] = field(default_factory=dict)
+    against: str = "frozen"
 
 
 def prepare(setting: Setting, directory: Path) -> None:

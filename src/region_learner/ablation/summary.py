@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from .run import Row
+
 METRIC = "t2v_R@1"
 _LAST = 4  # entries of a run's `loss`: 200 steps
+_REFERENCES = {
+    "kmeans": "k-means on features of the whole form",
+    "cls_attention": "its CLS attention, a mask a head",
+    "grid": "cells of a grid",
+    "random_positions": "single positions at random",
+    "uniform": "whole frames",
+    "oracle": "what can be reached at this resolution",
+}
 
 
 def student_t():
@@ -48,26 +58,34 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(measured)) if measured else None
 
 
-def summarize(runs: Iterable[dict[str, Any]], baseline: str = "frozen") -> list[dict[str, Any]]:
+def _paired(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[float, float | None] | None:
+    """[`interval`] of the differences of seeds that both have."""
+    differences = [value - others[seed] for seed, value in values.items() if seed in others]
+    return interval(differences) if differences else None
+
+
+def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
-    One entry for each row of the table, in the order in which its first run comes.
+    One entry for each of `rows` of which there are `runs`.
 
     Returns:
         For each row `row`, `seeds`, `parameters`; `values` of text-to-video R@1 on the test split, their `mean` and
         `half_width`; `losses`, of the last 200 steps of each seed; `difference` and `difference_half_width`, of the
-        runs' differences to those of the `baseline` with the same seed; and the means of `v2t_R@1`, of `codes_in_use`
-        (percent) and of the regions' metrics, where there are any.
+        differences to the runs with the same seed of the row `against` which it is compared; and the means of
+        `v2t_R@1`, of `codes_in_use` (percent) and of what `regions` says of each kind of masks, where there are any.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
         by_row.setdefault(run["row"], {})[run["seed"]] = run
-    base = {seed: run["test"][METRIC] for seed, run in by_row.get(baseline, {}).items()}
-    rows = []
-    for name, seeds in by_row.items():
+    entries = []
+    for row in rows:
+        if not (seeds := by_row.get(row.name, {})):
+            continue
         values = {seed: run["test"][METRIC] for seed, run in seeds.items()}
         mean, half_width = interval(list(values.values()))
-        row = {
-            "row": name,
+        entry = {
+            "row": row.name,
+            "describes": row.describes,
             "seeds": sorted(values),
             "values": [values[seed] for seed in sorted(values)],
             "losses": [float(np.mean(seeds[seed]["loss"][-_LAST:])) for seed in sorted(values)],
@@ -76,17 +94,21 @@ def summarize(runs: Iterable[dict[str, Any]], baseline: str = "frozen") -> list[
             "v2t_R@1": float(np.mean([run["test"]["v2t_R@1"] for run in seeds.values()])),
             "parameters": next(iter(seeds.values()))["parameters"],
         }
-        paired = [value - base[seed] for seed, value in values.items() if seed in base]
-        if paired and name != baseline:
-            row["difference"], row["difference_half_width"] = interval(paired)
+        base = {seed: run["test"][METRIC] for seed, run in by_row.get(row.against, {}).items()}
+        if row.name != row.against and (paired := _paired(values, base)):
+            entry["against"] = row.against
+            entry["difference"], entry["difference_half_width"] = paired
         first = next(iter(seeds.values()))
         if "codes_in_use" in first:
-            row["codes_in_use"] = 100 * float(np.mean([run["codes_in_use"] for run in seeds.values()]))
+            entry["codes_in_use"] = 100 * float(np.mean([run["codes_in_use"] for run in seeds.values()]))
         if "regions" in first:
-            learned = [run["regions"]["learned"] for run in seeds.values()]
-            row["regions"] = {key: _mean([metrics[key] for metrics in learned]) for key in learned[0]}
-        rows.append(row)
-    return rows
+            entry["regions"] = {
+                kind: {key: _mean([run["regions"][kind][key] for run in seeds.values()]) for key in metrics}
+                for kind, metrics in first["regions"].items()
+                if isinstance(metrics, dict)
+            }
+        entries.append(entry)
+    return entries
 
 
 def loss_correlation(rows: Sequence[dict[str, Any]]) -> float | None:
@@ -102,15 +124,14 @@ def loss_correlation(rows: Sequence[dict[str, Any]]) -> float | None:
     return float((losses * values).sum() / math.sqrt((losses**2).sum() * (values**2).sum()))
 
 
-def table(rows: Sequence[dict[str, Any]], describes: Mapping[str, str] | None = None) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """The entries of [`summarize`] as a table in Markdown."""
-    header = ["model", "seeds", "R@1", "difference", "V2T R@1", "parameters", "step", "codes in use", "mask IoU"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    lines = []
     for row in rows:
-        regions = row.get("regions", {})
+        learned = row["regions"]["learned"] if "regions" in row else {}
         lines.append(
             [
-                (describes or {}).get(row["row"], row["row"]),
+                row["describes"],
                 str(len(row["seeds"])),
                 _with_interval(row["mean"], row["half_width"]),
                 _with_interval(row["difference"], row["difference_half_width"], "+") if "difference" in row else "",
@@ -118,10 +139,46 @@ def table(rows: Sequence[dict[str, Any]], describes: Mapping[str, str] | None = 
                 f"{row['parameters'] / 1e3:.0f} k",
                 f"{row['cost']:.2f}" if "cost" in row else "",
                 f"{row['codes_in_use']:.0f} %" if "codes_in_use" in row else "",
-                "" if regions.get("iou") is None else f"{regions['iou']:.1f}",
+                f"{learned['iou']:.1f}" if learned else "",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    header = ["model", "seeds", "R@1", "difference", "V2T R@1", "parameters", "step", "codes in use", "mask IoU"]
+    return _markdown(header, lines)
+
+
+def contrast_table(rows: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str, str]]) -> str | None:
+    """Differences in R@1 of the pairs `contrasts` of rows, paired by seed, in Markdown; None if there is no pair."""
+    by_name = {row["row"]: row for row in rows}
+    lines = []
+    for names in contrasts:
+        if all(name in by_name for name in names):
+            row, other = (by_name[name] for name in names)
+            paired = _paired(dict(zip(row["seeds"], row["values"])), dict(zip(other["seeds"], other["values"])))
+            if paired:
+                lines.append([row["describes"], other["describes"], _with_interval(*paired, "+")])
+    return _markdown(["model", "less that of", "difference in R@1"], lines) if lines else None
+
+
+def region_table(rows: Sequence[dict[str, Any]], references_of: str = "ours") -> str | None:
+    """
+    Where the masks of rows land, and below them what is no row's (clusters, attention, ...), from the row
+    `references_of`; in Markdown. None if no row has masks.
+    """
+    kinds = [(row["describes"], row["regions"]["learned"]) for row in rows if "regions" in row]
+    for row in rows:
+        if row["row"] == references_of and "regions" in row:
+            kinds += [(_REFERENCES[kind], row["regions"][kind]) for kind in _REFERENCES if kind in row["regions"]]
+    columns = ("iou", "pointing", "owned", "stability")
+    lines = [
+        [describes, *("" if metrics[key] is None else f"{metrics[key]:.1f}" for key in columns)]
+        for describes, metrics in kinds
+    ]
+    return _markdown(["masks", "IoU", *columns[1:]], lines) if lines else None
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _with_interval(mean: float, half_width: float | None, sign: str = "") -> str:
