@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from region_learner import load_corpus
-from region_learner.ablation import ROWS, SETTINGS, Row, ablate, read_runs, report, rows_of, summarize, table
+from region_learner.ablation import ROWS, SETTINGS, Row, ablate, report, rows_of, summarize, table
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
 from region_learner.ablation.summary import contrast_table, interval, loss_correlation, region_table
@@ -107,12 +107,25 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
         assert (tmp_path / picture).stat().st_size > 5000
     report(tmp_path, TOY, rows_of(["ours"]), second[1:], "other")  # tables of one directory leave each other alone
     assert (tmp_path / "main.md").read_text() == text + "\n"
-    fresh = summarize(read_runs(tmp_path), chosen)
+    fresh = ablate(tmp_path, TOY, chosen, seeds=2, progress=False)
     assert report(tmp_path, TOY, chosen, fresh) == text  # a cost once measured is kept
     assert [entry["cost"] for entry in fresh] == costs
 
-    with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
-        ablate(tmp_path, dataclasses.replace(TOY, epochs=1), chosen, seeds=1, progress=False)
+    for seeds in (1, [7]):  # also where other seeds are asked for: the table would have those that are there, too
+        with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
+            ablate(tmp_path, dataclasses.replace(TOY, epochs=1), chosen, seeds=seeds, progress=False)
+    (tmp_path / "runs" / "foreign.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"foreign.json is no run of an ablation: 'row' is missing"):
+        ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
+
+
+def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
+    other = dataclasses.replace(TOY, options=TOY.options | {"train": 17})
+    with pytest.raises(ValueError, match="holds the clips of another corpus"):
+        prepare(other, prepared)
+    (tmp_path / "train.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds something else than clips"):
+        prepare(TOY, tmp_path)
 
 
 def test_the_same_seed_gives_the_same_run(prepared):
@@ -179,7 +192,7 @@ def test_intervals_are_those_of_scipy():
 
 def test_tables_of_contrasts_and_masks():
     runs = _runs({"frozen": [1.0, 2.0], "ours": [4.0, 6.0], "ours_no_codes": [3.0, 3.0]})
-    masks = {"iou": 20.0, "pointing": 30.0, "owned": 1.0, "stability": None}
+    masks = {"iou": 20.0, "pointing": 30.0, "precision": 31.0, "owned": 1.0, "stability": None, "masks": 8}
     for one, iou in zip(runs[2:], (25.0, 26.0, 28.0, 29.0)):
         one["regions"] = {"clips": 4, "learned": masks | {"iou": iou}, "kmeans": masks | {"iou": iou + 1}}
     entries = summarize(runs, rows_of(["frozen", "ours", "ours_no_codes"]))
@@ -189,10 +202,12 @@ def test_tables_of_contrasts_and_masks():
         f"| ours, whole | ours, without quantization | {difference:+.1f} ± {half:.1f} |"
     ]
     assert contrast_table(entries, [("ours", "paper")]) is None
+    rest = "30.0 ± 0.0 | 31.0 ± 0.0 | 1.0 ± 0.0 |  |"
+    half = interval([25.0, 26.0])[1]
     assert region_table(entries).splitlines()[2:] == [
-        "| ours, whole | 25.5 | 30.0 | 1.0 |  |",
-        "| ours, without quantization | 28.5 | 30.0 | 1.0 |  |",
-        "| k-means on features of the whole form | 26.5 | 30.0 | 1.0 |  |",
+        f"| ours, whole | 8 | 25.5 ± {half:.1f} | {rest}",
+        f"| ours, without quantization | 8 | 28.5 ± {half:.1f} | {rest}",
+        f"| k-means on features of the whole form | 8 | 26.5 ± {half:.1f} | {rest}",
     ]
     assert region_table(entries[:1]) is None
 
@@ -205,7 +220,7 @@ def test_cost_is_relative_to_the_first_row():
 
 
 def test_errors(capsys):
-    with pytest.raises(ValueError, match=r"no table or row 'ourz' \(did you mean 'ours'\?\)|no table or row 'ourz'"):
+    with pytest.raises(ValueError, match=r"no table or row 'ourz'.*did you mean 'ours'"):
         rows_of(["ourz"])
     with pytest.raises(SystemExit) as end:
         main(["ablate", "--output", "x", "--setting", "shape"])

@@ -94,6 +94,19 @@ def test_small_weights_are_told_apart():
     assert dual_softmax_metrics(text, video, temperature=0.005)["dsl_t2v_MeanR"] != 30.5
 
 
+def test_weights_that_vanish_as_numbers_and_embeddings_of_any_length():
+    """Against numbers of 15 bits of exponent; and as ranks do not depend on lengths, temperature scaled along."""
+    rng = np.random.default_rng(2)
+    text, video = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 60, 16)))
+    owners = ids = list(range(60))
+    lowest = dual_softmax_metrics(text, video, owners, ids, temperature=2e-4)
+    assert lowest == pytest.approx(naive(text.astype(np.longdouble), video, owners, ids, 2e-4))
+    expected = dual_softmax_metrics(text, video)
+    given = 1e-6 * text, 1e-3 * video
+    assert dual_softmax_metrics(*given, temperature=0.05e-9) == pytest.approx(expected)
+    assert given[0].max() < 1e-6  # as they were
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

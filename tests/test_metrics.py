@@ -260,6 +260,10 @@ def test_perfect_and_by_default_text_i_is_of_video_i():
         f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R@1", "R@5", "R@10", "R@50", "MedR", "MeanR", "gmean")
     }
     assert all(type(value) is float for value in metrics.values())
+    for ids in (np.roll(np.arange(60), 7), [f"video {i}" for i in range(60)]):  # whatever the videos are called
+        assert retrieval_metrics(embeds, embeds, video_ids=ids) == metrics
+    with pytest.raises(ValueError, match="60 texts and 59 videos: say which belong together"):
+        retrieval_metrics(embeds, embeds[1:], video_ids=range(59))
 
 
 @pytest.mark.parametrize(
@@ -286,3 +290,5 @@ def test_trainer_form_leaves_out_fillers_and_repeated_videos():
     prediction = SimpleNamespace(predictions=(text, video), label_ids=ids)
     expected = naive(text[[0, 1, 3, 4]], video[[0, 1, 3]], [11, 12, 13, 12], [11, 12, 13])
     assert compute_retrieval_metrics(prediction) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="No row counts"):
+        compute_retrieval_metrics(SimpleNamespace(predictions=(text, video), label_ids=np.full(6, -1)))

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import IterableDataset
 from safetensors.torch import load_file
 
-from region_learner import RegionLearnerForVideoClassification
+from region_learner import RegionLearnerForVideoClassification, load_corpus
 from region_learner.cli import main
 from region_learner.corpora import corpus_options, make_moving_shapes
 from region_learner.corpora.actions import _HMDB51_SIZES, _UCF101_SIZES
@@ -26,7 +27,7 @@ from region_learner.evaluation import (
     get_protocol,
 )
 from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, size_notes
-from region_learner.evaluation.results import read_results
+from region_learner.evaluation.results import digest_of_rows, read_results
 from region_learner.evaluation.tasks import PROMPTS
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import parse_arguments, parse_stages, train, trainer
@@ -167,6 +168,7 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
     # Galleries of three videos are no benchmark, and say so.
     assert found.notes == printed["notes"]
     assert f"{name} was evaluated on 3 " in found.notes[0]
+    assert ("could not be checked" in found.notes[-1]) == name.endswith("_zero_shot")  # there is no training run
     assert found.notes[0] in caplog.text
     assert str(places.root) not in (tmp_path / "evaluation.json").read_text()
     assert found.model["name"] == "model"
@@ -205,6 +207,17 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
     assert found.protocol["dual_softmax_temperature"] == pytest.approx(0.05)  # that of the model
     assert (found.seed, found.dtype) == (5, "float32")
     assert found.seconds > 0
+    assert found.model["weights"].keys() == {"model.safetensors"}
+    assert found.model["files"].keys() == {
+        "config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert found.data["sha256"] == digest_of_rows(load_corpus("msvd", places.data / "msvd", "test"))
+    assert found.data["sha256"] != digest_of_rows(load_corpus("msvd", places.data / "msvd", "val"))
+    stream = IterableDataset.from_generator(lambda: iter(load_corpus("msvd", places.data / "msvd", "test")))
+    assert found.data["sha256"] == digest_of_rows(stream)  # which knows neither columns nor features
     # What was re-scored is apart, under names of its own.
     assert all(name.startswith("dsl_") for name in found.rescored)
     assert not any(name.startswith("dsl_") for name in found.metrics)
@@ -216,7 +229,7 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
 
 
 def test_views_and_dual_softmax_reach_the_numbers(places):
-    from region_learner import RegionLearnerModel, load_corpus
+    from region_learner import RegionLearnerModel
 
     protocol = get_protocol("msrvtt_full")
     found = evaluate_checkpoint(
@@ -269,7 +282,20 @@ def test_all_folds(name, model, places, tmp_path, capsys):
     assert [part["model"]["name"] for part in found.folds] == [model.replace("{fold}", str(n)) for n in (1, 2, 3)]
     assert [part["data"]["options"]["fold"] for part in printed["folds"]] == [1, 2, 3]
     assert len({json.dumps(part["model"]["weights"]) for part in found.folds}) == (3 if "{fold}" in model else 1)
-    assert [note[:7] for note in found.notes] == ["fold 1:", "fold 2:", "fold 3:"]
+    assert all(note.startswith("folds 1, 2, 3: ") for note in found.notes)
+    # What is true of one fold alone is said of it alone.
+    assert found.data == {"corpus": "hmdb51", "data_dir": "hmdb51", "split": "test", "options": {}}
+    assert "videos" not in printed
+    assert [part["data"]["videos"] for part in found.folds] == [3, 3, 3]
+    assert len({part["data"]["sha256"] for part in found.folds}) == 3
+    assert found.model["name"] == model
+    assert ("weights" in found.model) == ("{fold}" not in model)
+    if "{fold}" not in model:  # without the option it is the first, and says so
+        assert evaluate_checkpoint(protocol, str(path), places.data / "hmdb51").data == each[0].data
+    with pytest.raises(SystemExit):
+        main([str(part) for part in argv])
+    text = capsys.readouterr().out
+    assert text.index("Mean of folds 1 to 3:") < text.index("Fold 1:") < text.index("videos")
 
 
 # --- Wrong use -----------------------------------------------------------------------------------------------
@@ -304,10 +330,12 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
         (["--task=retrievals"], "--task 'retrievals' is not known; choose one of retrieval, multiple_choice"),
         (["--protocol=msvd", "--output=."], "is a directory: give a file for the results"),
+        (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("")
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "model", *argv])
     assert end.value.code == 2
@@ -334,24 +362,87 @@ def test_the_list(capsys):
     assert "3,783 / 3,734" in printed
 
 
-def test_zero_shot_is_refused_for_what_was_trained_on(places, tmp_path):
-    def evaluate(name, folder, **arguments):
-        (tmp_path / "results.json").write_text(json.dumps({"arguments": arguments}))
-        return evaluate_checkpoint(get_protocol(name), str(tmp_path), places.data / folder)
+@pytest.mark.parametrize("lost", ["file", "standard output"])
+def test_numbers_are_not_lost(lost, places, tmp_path, capsys, monkeypatch):
+    """What cannot be written was printed, and what cannot be printed is written."""
 
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(*(("pathlib.Path.replace",) if lost == "file" else ("region_learner.cli._print",)), fail)
+    output = tmp_path / "new" / "e.json"
+    argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--output", output]
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, argv), "--json"])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert "no space left" in captured.err
+    if lost == "file":
+        assert json.loads(captured.out)["videos"] == 3
+        assert list(output.parent.iterdir()) == []
+    else:
+        assert read_results(output).data["videos"] == 3
+
+
+@pytest.fixture
+def trained(places, tmp_path):
+    """A checkpoint in `run/checkpoint-7`; the function writes what the training run says, and evaluates it."""
+    checkpoint = tmp_path / "run" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
     for path in (places.root / "model").iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        (checkpoint / path.name).symlink_to(path)
+
+    def evaluate(name, folder="run", **arguments):
+        if arguments:
+            write(tmp_path / folder / "results.json", {"arguments": arguments})
+        protocol = get_protocol(name)
+        return evaluate_checkpoint(protocol, str(checkpoint), places.data / protocol.corpus.removesuffix("_mc"))
+
+    return evaluate
+
+
+@pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
+def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
     with pytest.raises(ValueError, match=r"not trained on msvd, but results.json of .* says .*: take msvd\."):
-        evaluate("msvd_zero_shot", "msvd", corpus="msvd")
+        trained("msvd_zero_shot", folder, corpus="msvd")
     with pytest.raises(ValueError, match=r"take msrvtt_mc\."):  # asked about the same videos
-        evaluate("msrvtt_mc_zero_shot", "msrvtt", corpus="webvid", corpora=[{"corpus": "msrvtt"}])
+        trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])
     with pytest.raises(ValueError, match=r"take hmdb51 or hmdb51_prompts\."):
-        evaluate("hmdb51_zero_shot", "hmdb51", corpus="hmdb51")
+        trained("hmdb51_zero_shot", folder, corpus="hmdb51")
     # Of several corpora, `corpus` is that of the validation.
-    assert evaluate("msvd_zero_shot", "msvd", corpus="msvd", corpora=[{"corpus": "webvid"}]).metrics
-    assert evaluate("msvd", "msvd", corpus="msvd").metrics
-    (tmp_path / "results.json").write_text("[]")
-    assert evaluate_checkpoint(get_protocol("msvd_zero_shot"), str(tmp_path), places.data / "msvd").metrics
+    found = trained("msvd_zero_shot", folder, corpus="msvd", corpora=[{"corpus": "webvid"}])
+    assert found.model["trained_on"] == ["webvid"]
+    assert not any("could not be checked" in note for note in found.notes)
+    found = trained("msvd", folder, corpus="msvd")
+    assert found.model["trained_on"] == ["msvd"]
+    assert not any("could not be checked" in note for note in found.notes)
+
+
+def test_zero_shot_is_refused_for_what_an_earlier_run_was_trained_on(trained, tmp_path):
+    write(tmp_path / "first" / "results.json", {"arguments": {"corpus": "msvd"}})
+    with pytest.raises(ValueError, match="for models that were not trained on msvd"):
+        trained("msvd_zero_shot", corpus="webvid", model=str(tmp_path / "first"))
+    found = trained("didemo_zero_shot", corpus="webvid", model=str(tmp_path / "first"))
+    assert found.model["trained_on"] == ["msvd", "webvid"]
+    assert "could not be checked" not in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "no results.json tells how 'checkpoint-7' was trained"),
+        ({"corpus": "webvid", "model": "someone/else"}, "no results.json tells how 'someone/else' was trained"),
+        ({"corpus": "webvid", "model": "SELF"}, "no results.json tells how 'run' was trained"),
+        ({"corpora": [{}]}, "no results.json tells how 'checkpoint-7' was trained"),
+        ({"corpus": "webdataset"}, "its corpus 'webdataset' may hold any videos"),
+    ],
+)
+def test_a_claim_that_cannot_be_checked_is_noted(trained, tmp_path, arguments, reason):
+    if arguments.get("model") == "SELF":
+        arguments["model"] = str(tmp_path / "run")
+    found = trained("msvd_zero_shot", **arguments)
+    assert found.notes[-1] == f"That the model was not trained on msvd could not be checked: {reason}."
+    assert not any("could not be checked" in note for note in trained("msvd", **arguments).notes)
 
 
 # --- Validation chooses, the test is seen once ---------------------------------------------------------------

@@ -24,16 +24,24 @@ from .conftest import tiny_model
 
 def results(**changes) -> EvaluationResults:
     fields = {
-        "model": {"name": "tiny", "weights": {"model.safetensors": "00"}, "parameters": 3},
+        "model": {
+            "name": "tiny",
+            "class": "RegionLearnerModel",
+            "revision": None,
+            "weights": {"model.safetensors": "00"},
+            "files": {"config.json": "11"},
+            "parameters": 3,
+            "config": {},
+        },
         "data": {
             "corpus": "msvd",
             "data_dir": "MSVD",
             "split": "test",
             "options": {},
             "videos": 2,
-            "unreadable": ["ä"],
+            "unreadable": ["ä", "\udcff"],  # the second is a name of a file that is no UTF-8
         },
-        "protocol": {"name": "msvd", "primary_metric": "t2v_R@1", "templates": None},
+        "protocol": {"name": "msvd", "task": "retrieval", "zero_shot": False, "primary_metric": "t2v_R@1"},
         "metrics": {"t2v_R@1": 12.5, "t2v_MedR": 3.0},
     }
     return EvaluationResults(**fields | changes)
@@ -67,7 +75,8 @@ def test_versions():
         ("[]", "holds no results of `region-learner evaluate`: it has no 'schema'"),
         ('{"train": {}, "arguments": {}}', "it has no 'schema'"),
         ('{"schema": 99}', f"has another schema than {SCHEMA}"),
-        ('{"schema": 1, "metrics": {}}', "missing or unknown: data, date"),
+        (f'{{"schema": {SCHEMA}, "metrics": {{}}}}', "missing or unknown: data, date"),
+        ("[" * 100_000, "is no JSON"),
     ],
 )
 def test_files_that_hold_no_results(tmp_path, content, message):
@@ -85,9 +94,52 @@ def test_places_for_no_results(tmp_path):
     with pytest.raises(ValueError, match=r"is a directory: give a file for the results, such as .*evaluation.json"):
         check_output(tmp_path)
     check_output(tmp_path / "new" / "file.json")
-    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "new").iterdir()) == []  # tried, and left as it was
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "e.json", tmp_path / ("a" * 250)):  # too long with what `.partial` adds
+        with pytest.raises(ValueError, match=r"Results cannot be written to .*: give another file"):
+            check_output(place)
     with pytest.raises(OSError, match=r"none.json"):
         read_results(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {}}, "model: 'name' is None, expected str"),
+        ({"model": 3}, "results: 'model' is 3, expected dict"),
+        ({"model.weights": ["a"]}, r"model: 'weights' is \['a'\], expected dict"),
+        ({"model.weights": {"a": 1}}, "model.weights: 'a' is 1, expected str"),
+        ({"model.parameters": True}, "model: 'parameters' is True, expected int"),
+        ({"data.corpus": None}, "data: 'corpus' is None, expected str"),
+        ({"data.videos": "2"}, "data: 'videos' is '2', expected int . None"),
+        ({"protocol.task": 1}, "protocol: 'task' is 1, expected str"),
+        ({"protocol.primary_metric": "top1"}, "metrics: 'top1' is missing"),
+        ({"metrics": {"t2v_R@1": "12"}}, "metrics: 't2v_R@1' is '12', expected int . float"),
+        ({"metrics": {"t2v_R@1": float("nan")}}, "metrics: 't2v_R@1' is nan, which is no result"),
+        ({"rescored": {"a": float("inf")}}, "rescored: 'a' is inf, which is no result"),
+        ({"versions": {}}, "versions: 'torch' is None, expected str"),
+        ({"notes": "few"}, "results: 'notes' is 'few', expected list"),
+        ({"folds": [3]}, r"folds\[0\] is 3, expected a mapping"),
+        ({"folds": [{"fold": 1, "model": {}, "data": {}, "metrics": {}}]}, r"folds\[0\].model: 'name' is None"),
+    ],
+)
+def test_contents_that_are_no_results(tmp_path, changes, message):
+    """Neither read nor written."""
+    path = tmp_path / "evaluation.json"
+    write_results(results(), path)
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        where, _, key = name.partition(".")
+        content[where] = content[where] | {key: value} if key else value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"holds no results of `region-learner evaluate`: {message}") as error:
+        read_results(path)
+    assert "\n" not in str(error.value)
+    del content["schema"]
+    with pytest.raises(ValueError, match=f"The results cannot be written to .*new.json: {message}"):
+        write_results(EvaluationResults(**content), tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
 
 
 # --- What is described ---------------------------------------------------------------------------------------
@@ -105,6 +157,7 @@ def test_description_of_a_directory(tmp_path, monkeypatch):
     assert found["class"] == "RegionLearnerModel"
     assert found["revision"] is None
     assert found["weights"] == {"model.safetensors": sha256(tmp_path / "tiny" / "model.safetensors")}
+    assert found["files"] == {"config.json": sha256(tmp_path / "tiny" / "config.json")}
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["config"]["num_regions"] == 3
     assert found["config"]["text_model_type"] == "distilbert"
@@ -138,9 +191,12 @@ def test_no_paths_of_the_machine(tmp_path):
         "missing_list": tmp_path / "m.txt",
         "file": "a/b",
     }
+    options["nested"] = [{"data_dir": "x", "a": str(tmp_path / "a"), "b": ["~/b", "../c", "C:\\\\me\\d", "e/f/g"]}]
     found = describe_data("msvd", tmp_path / "MSVD", "test", options)
     assert found["data_dir"] == "MSVD"
-    assert found["options"] == {"fold": 2, "video_dir": "clips", "missing_list": "m.txt", "file": "a/b"}
+    assert found["options"] == {"fold": 2, "video_dir": "clips", "missing_list": "m.txt", "file": "a/b"} | {
+        "nested": [{"a": "a", "b": ["b", "c", "d", "g"]}]
+    }
     assert str(tmp_path) not in json.dumps(found)
     assert describe_data("moving_shapes", None, "test", {})["data_dir"] is None
 
@@ -148,16 +204,37 @@ def test_no_paths_of_the_machine(tmp_path):
 # --- Folds ---------------------------------------------------------------------------------------------------
 
 
-def test_mean_of_folds():
+def test_mean_of_folds(tmp_path):
+    whole = results()
+    protocol = whole.protocol | {"primary_metric": "top1"}
     parts = [
-        results(metrics={"top1": top1, "top5": 90.0}, notes=notes, seconds=2.0, model={"name": f"fold{fold}"})
+        results(
+            model=whole.model | {"name": f"fold{fold}", "weights": {"model.safetensors": f"0{fold}"}},
+            data=whole.data | {"options": {"fold": fold, "max_missing": 1}, "videos": fold},
+            protocol=protocol,
+            metrics={"top1": top1, "top5": 90.0},
+            notes=["small", *notes],
+            seconds=2.0,
+        )
         for fold, top1, notes in ((1, 50.0, []), (2, 60.0, ["few"]), (3, 64.0, []))
     ]
-    mean = mean_of_folds(parts, [1, 2, 3])
+    mean = mean_of_folds(parts, [1, 2, 3], str(tmp_path / "fold{fold}"))
     assert mean.metrics == {"top1": 58.0, "top5": 90.0}
-    assert mean.notes == ["fold 2: few"]
+    assert mean.notes == ["folds 1, 2, 3: small", "fold 2: few"]
     assert mean.seconds == 6.0
+    assert mean.mean_of == "mean of folds 1 to 3"
     assert [(part["fold"], part["metrics"]["top1"]) for part in mean.folds] == [(1, 50.0), (2, 60.0), (3, 64.0)]
     assert [part["model"]["name"] for part in mean.folds] == ["fold1", "fold2", "fold3"]
+    assert [part["data"]["videos"] for part in mean.folds] == [1, 2, 3]
+    # Nothing of one fold is said of all.
+    assert mean.data == {"corpus": "msvd", "data_dir": "MSVD", "split": "test", "options": {"max_missing": 1}}
+    assert mean.model["name"] == "fold{fold}"
+    assert mean.model["parameters"] == 3
+    assert "weights" not in mean.model
+    write_results(mean, tmp_path / "mean.json")
+    assert read_results(tmp_path / "mean.json") == mean
+    assert mean_of_folds([parts[0], parts[0]], [1, 3], "fold1").model == parts[0].model
+    assert mean_of_folds([parts[0], parts[0]], [1, 3], "fold1").mean_of == "mean of folds 1, 3"
+    assert whole.mean_of == ""
     with pytest.raises(ValueError, match="Folds are averaged over one protocol"):
-        mean_of_folds([parts[0], results()], [1, 2])
+        mean_of_folds([parts[0], whole], [1, 2], "x")

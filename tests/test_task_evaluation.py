@@ -128,8 +128,45 @@ def test_top_k_is_the_chance_with_ties_broken_at_random(k):
 
 
 def test_top_k_of_scores_that_are_not_finite():
-    scores = torch.full((1, 3), torch.nan)
-    assert top_k(scores, torch.tensor([0]), 1).tolist() == [0]
+    """A NaN is beaten by nothing, so that a row which has one is not right; -inf stands for what is not there."""
+    nan, inf = torch.nan, torch.inf
+    scores = torch.tensor([[nan, nan, nan], [0.5, nan, 0.1], [0.5, -inf, 0.1], [-inf, -inf, -inf]])
+    assert top_k(scores, torch.zeros(4, dtype=torch.long), 1).tolist() == [0, 0, 1, 0]
+
+
+def test_top_k_of_probabilities():
+    """However small they are, they are told apart: the same as of logits."""
+    logits = torch.arange(10.0)[None] * 40
+    for label in range(10):
+        chances = [top_k(scores.double(), torch.tensor([label]), 5) for scores in (logits, logits.double().softmax(1))]
+        assert chances[0] == chances[1] == (label >= 5)
+    with pytest.raises(ValueError, match="label 10 is none of the 10 classes"):
+        top_k(logits, torch.tensor([10]), 1)
+
+
+# --- Rows ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_a_caption_is_the_same_as_a_row_a_video(model, processor, tables):
+    rows = [row | {"captions": [*row["captions"], "again"]} for row in tables["retrieval"].to_list()[:4]]
+    single = [row | {"captions": [caption]} for row in rows for caption in row["captions"]]
+    whole, split = (embed_corpus(model, processor, some, progress=False) for some in (rows, single))
+    assert split.video_ids == whole.video_ids
+    assert (split.texts, split.text_video_ids) == (whole.texts, whole.text_video_ids)
+    assert split.metrics() == pytest.approx(whole.metrics())
+
+
+def test_rows_that_cannot_be_retrieved_are_refused_before_a_video_is_read(model, processor):
+    row = {"video": "missing.mp4", "video_id": "a", "captions": ["a dog"]}
+    for rows, message in (
+        ([], "has no rows"),
+        ([{"video": "missing.mp4", "captions": ["a dog"]}], "no column 'video_id'"),
+        ([{"video": "missing.mp4", "video_id": "a"}], "no column 'captions'"),
+        ([row | {"captions": "a dog"}], "must hold lists of texts"),
+        ([row | {"captions": []}], "No row has a caption"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            embed_corpus(model, processor, rows, progress=False)
 
 
 # --- Multiple choice -----------------------------------------------------------------------------------------

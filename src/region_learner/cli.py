@@ -5,13 +5,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from .evaluation.results import EvaluationResults
 
 app = typer.Typer(
     name="region-learner",
@@ -159,25 +162,36 @@ def evaluate(
         max_unreadable=max_unreadable,
         seed=seed,
     )
-    if output is not None:
-        write_results(results, output)
-    shown = results.metrics | {name: value for name, value in results.data.items() if name not in _WHERE}
+    try:
+        _print_evaluation(results, as_json)
+    finally:  # numbers that took hours are lost neither to a full disk nor to a closed pipe
+        if output is not None:
+            write_results(results, output)
+
+
+# Of `EvaluationResults.data`: what the command itself said, and what only the file needs.
+_NOT_COUNTED = ("corpus", "data_dir", "split", "options", "sha256")
+
+
+def _print_evaluation(results: "EvaluationResults", as_json: bool):
+    def counts(data: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in data.items() if name not in _NOT_COUNTED}
+
+    shown = results.metrics | counts(results.data)
     apart: dict[str, Any] = {"folds": results.folds, "rescored": results.rescored, "notes": results.notes}
     apart = {name: value for name, value in apart.items() if value}
     if as_json:
         _print(shown | apart, as_json)
         return
+    if results.folds:
+        Console().print(f"{results.mean_of.capitalize()}:")
     _print(shown, as_json)
     for fold in apart.get("folds", ()):
         Console().print(f"Fold {fold['fold']}:")
-        _print(fold["metrics"], as_json)
+        _print(fold["metrics"] | counts(fold["data"]), as_json)
     if "rescored" in apart:
         Console().print("Re-scored by dual softmax, with all queries at once:")
         _print(apart["rescored"], as_json)
-
-
-# Of `EvaluationResults.data`: what the command itself said.
-_WHERE = ("corpus", "data_dir", "split", "options")
 
 
 def _print_protocols(as_json: bool):
@@ -294,12 +308,14 @@ def ablate(
 @app.command()
 def card(
     results: Annotated[list[Path], typer.Argument(help="Files of `region-learner evaluate --output`, of one model.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Its directory, for what its training run says.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Directory of the weights that were measured, for what its training run says.")
+    ] = None,
     repo: Annotated[str | None, typer.Option(help="Its name on the Hub.")] = None,
     license: Annotated[str | None, typer.Option(help="Of the weights, such as apache-2.0.")] = None,
     title: Annotated[str | None, typer.Option()] = None,
-    description: Annotated[str, typer.Option()] = "",
-    query: Annotated[str, typer.Option(help="Of the example.")] = "a dog catches a frisbee",
+    description: Annotated[str, typer.Option(help="In Markdown.")] = "",
+    query: Annotated[str | None, typer.Option(help="Text of the example.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ):
     """Model card from measured results."""

@@ -50,14 +50,15 @@ def ablate(
         One entry for each row; see [`summarize`].
 
     Raises:
-        ValueError: `output` holds runs of another setting.
+        ValueError: `output` holds runs of these rows in another setting, or another corpus.
         ImportError: scipy is not installed.
         RuntimeError: some runs failed; the others are done and kept.
     """
     student_t()  # where it is missing, better now than after hours
     output = Path(output)
     wanted = [(row, seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds) for row in rows]
-    missing = [(row, seed) for row, seed in wanted if not _is_done(output, setting, row, seed)]
+    there = {(found["row"], found["seed"]) for found in _runs_of(output, setting, rows)}
+    missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in there]
     if missing:
         prepare(setting, output / "corpus")
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -83,7 +84,7 @@ def ablate(
             f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "
             f"({next(iter(failed.values()))}). The same command tries them again."
         )
-    return summarize(read_runs(output), rows)
+    return summarize(_runs_of(output, setting, rows), rows)
 
 
 def report(
@@ -133,7 +134,7 @@ def report(
         draw_means(entries, output / f"{name}_means.png")
         some = [entry for entry in entries if entry["row"] in _DRAWN]
         if some:
-            draw_curves(read_runs(output), some, output / f"{name}_curves.png")
+            draw_curves(list(read_runs(output).values()), some, output / f"{name}_curves.png")
         draw_losses(entries, some, output / f"{name}_losses.png")
         for row in rows:
             path = output / "masks" / f"{row.name}.npz"
@@ -142,23 +143,31 @@ def report(
     return text
 
 
-def _path(output: Path, row: Row, seed: int) -> Path:
-    return output / "runs" / f"{row.name}-{seed}.json"
+def _runs_of(output: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """
+    The runs of `rows` that `output` has, and of those that they are compared with.
 
-
-def _is_done(output: Path, setting: Setting, row: Row, seed: int) -> bool:
-    path = _path(output, row, seed)
-    if not path.exists():
-        return False
-    before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps({"setting": vars(setting), "video_config": row.video_config}))
-    for name, value in now.items():
-        if before[name] != value:
-            changed = [key for key in value if before[name].get(key) != value[key]] or list(before[name])
-            raise ValueError(
-                f"{path} is of another {name} ({', '.join(changed)}): choose another output, or remove it."
-            )
-    return True
+    Raises:
+        ValueError: one is of another setting or model than is asked for, or no run at all.
+    """
+    wanted = {row.name: row for row in [*rows_of(list({row.against for row in rows})), *rows]}
+    runs = []
+    for path, found in read_runs(output).items():
+        try:
+            row, before = wanted.get(found["row"]), {name: found[name] for name in ("setting", "video_config")}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no run of an ablation: {error} is missing.") from error
+        if row is None:
+            continue
+        now = json.loads(json.dumps({"setting": vars(setting), "video_config": row.video_config}))
+        for name, value in now.items():
+            if before[name] != value:
+                changed = [key for key in value if before[name].get(key) != value[key]] or list(before[name])
+                raise ValueError(
+                    f"{path} is of another {name} ({', '.join(changed)}): choose another output, or remove it."
+                )
+        runs.append(found)
+    return runs
 
 
 def _run(output: Path, setting: Setting, row: Row, seed: int, threads: int, use_cpu: bool, gpu: str):
@@ -169,7 +178,7 @@ def _run(output: Path, setting: Setting, row: Row, seed: int, threads: int, use_
         logging.getLogger(name).setLevel(logging.ERROR)
     masks_to = output / "masks" / f"{row.name}.npz" if seed == 0 else None
     result = run(setting, row, seed, output / "corpus", use_cpu, masks_to)
-    path = _path(output, row, seed)
+    path = output / "runs" / f"{row.name}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """One run of an ablation: a small dual encoder, trained from nothing on clips held in memory, and measured."""
 
+import json
 import os
 import platform
 import time
@@ -76,9 +77,22 @@ class Row:
 
 def prepare(setting: Setting, directory: Path) -> None:
     """
-    Makes the corpus and decodes it, once for all runs: `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8.
+    Makes the corpus and decodes it, once for all runs: `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8;
+    `directory/corpus.json` says which it is.
+
+    Raises:
+        ValueError: another corpus is there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    described = json.loads(json.dumps({"corpus": setting.corpus, "options": setting.options}))
+    label = directory / "corpus.json"
+    if label.exists():
+        if json.loads(label.read_text(encoding="utf-8")) != described:
+            raise ValueError(f"{directory} holds the clips of another corpus: choose another output, or remove it.")
+    else:
+        if directory.exists() and any(directory.iterdir()):
+            raise ValueError(f"{directory} holds something else than clips: choose another output, or remove it.")
+        directory.mkdir(parents=True, exist_ok=True)
+        label.write_text(json.dumps(described) + "\n", encoding="utf-8")
     processor = RegionLearnerVideoProcessor()
     for split in SPLITS:
         target = directory / f"{split}.npy"

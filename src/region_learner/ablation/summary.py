@@ -16,7 +16,7 @@ _REFERENCES = {
     "kmeans": "k-means on features of the whole form",
     "cls_attention": "its CLS attention, a mask a head",
     "grid": "cells of a grid",
-    "random_positions": "single positions at random",
+    "random_positions": "the whole form's masks, moved at random",
     "uniform": "whole frames",
     "oracle": "what can be reached at this resolution",
 }
@@ -47,15 +47,16 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(student_t().ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
-def read_runs(directory: Path) -> list[dict[str, Any]]:
-    """The runs in `directory/runs`, a JSON file each."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((directory / "runs").glob("*.json"))]
+def read_runs(directory: Path) -> dict[Path, dict[str, Any]]:
+    """The runs in `directory/runs`, by their files."""
+    paths = sorted((directory / "runs").glob("*.json"))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of what could be measured."""
+def _measured(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """[`interval`] of what could be measured."""
     measured = [value for value in values if value is not None]
-    return float(np.mean(measured)) if measured else None
+    return interval(measured) if measured else None
 
 
 def _paired(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[float, float | None] | None:
@@ -69,10 +70,11 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
     One entry for each of `rows` of which there are `runs`.
 
     Returns:
-        For each row `row`, `seeds`, `parameters`; `values` of text-to-video R@1 on the test split, their `mean` and
-        `half_width`; `losses`, of the last 200 steps of each seed; `difference` and `difference_half_width`, of the
-        differences to the runs with the same seed of the row `against` which it is compared; and the means of
-        `v2t_R@1`, of `codes_in_use` (percent) and of what `regions` says of each kind of masks, where there are any.
+        For each row `row`, `describes`, `seeds`, `parameters`; `values` of text-to-video R@1 on the test split, their
+        `mean` and `half_width`; `losses`, of the last 200 steps of each seed; `difference` and
+        `difference_half_width`, of the differences to the runs with the same seed of the row `against` which it is
+        compared; the means of `v2t_R@1` and of `codes_in_use` (percent); and means with half widths of what `regions`
+        says of each kind of masks.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -103,7 +105,7 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
             entry["codes_in_use"] = 100 * float(np.mean([run["codes_in_use"] for run in seeds.values()]))
         if "regions" in first:
             entry["regions"] = {
-                kind: {key: _mean([run["regions"][kind][key] for run in seeds.values()]) for key in metrics}
+                kind: {key: _measured([run["regions"][kind][key] for run in seeds.values()]) for key in metrics}
                 for kind, metrics in first["regions"].items()
                 if isinstance(metrics, dict)
             }
@@ -139,7 +141,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['parameters'] / 1e3:.0f} k",
                 f"{row['cost']:.2f}" if "cost" in row else "",
                 f"{row['codes_in_use']:.0f} %" if "codes_in_use" in row else "",
-                f"{learned['iou']:.1f}" if learned else "",
+                f"{learned['iou'][0]:.1f}" if learned else "",
             ]
         )
     header = ["model", "seeds", "R@1", "difference", "V2T R@1", "parameters", "step", "codes in use", "mask IoU"]
@@ -168,12 +170,16 @@ def region_table(rows: Sequence[dict[str, Any]], references_of: str = "ours") ->
     for row in rows:
         if row["row"] == references_of and "regions" in row:
             kinds += [(_REFERENCES[kind], row["regions"][kind]) for kind in _REFERENCES if kind in row["regions"]]
-    columns = ("iou", "pointing", "owned", "stability")
+    columns = ("iou", "pointing", "precision", "owned", "stability")
     lines = [
-        [describes, *("" if metrics[key] is None else f"{metrics[key]:.1f}" for key in columns)]
+        [
+            describes,
+            f"{metrics['masks'][0]:.0f}",
+            *("" if metrics[key] is None else _with_interval(*metrics[key]) for key in columns),
+        ]
         for describes, metrics in kinds
     ]
-    return _markdown(["masks", "IoU", *columns[1:]], lines) if lines else None
+    return _markdown(["masks", "number", "IoU", *columns[1:]], lines) if lines else None
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

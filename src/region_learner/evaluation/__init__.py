@@ -52,8 +52,7 @@ def retrieval(
 
 
 # What a model is evaluated by in each task: (model, processor, dataset, and by name batch_size, num_workers, views,
-# max_unreadable) to
-# metrics, numbers of rows, and the ids of videos that cannot be read.
+# max_unreadable) to metrics, numbers of rows, and the ids of videos that cannot be read.
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "retrieval": retrieval,
     "multiple_choice": multiple_choice_accuracy,

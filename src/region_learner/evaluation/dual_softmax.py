@@ -7,6 +7,7 @@ every entry being asked for equally often, which holds for benchmarks and not fo
 their own and are reported apart.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from .metrics import match_ids, summary
 
-TIED = 1e-12  # two scores are equal if they differ by no more than this share of them
+TIED = 2.0**-46  # of the range of logarithms, 64 times their rounding: what differs by less is tied
 
 _SCORES_AT_ONCE = 2**21  # 16 MiB of float64
 
@@ -56,6 +57,11 @@ def dual_softmax_metrics(
         raise ValueError(f"temperature={temperature} must be above 0.")
     texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
     owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
+    # Scores of at most 1, so that what is said of their rounding holds; of equal shares, ranks are the same.
+    for embeds in (texts, videos):
+        longest = float(embeds.norm(dim=1).max()) or 1.0
+        embeds /= longest
+        temperature /= longest
     texts_of, videos_of = _places(owners), _places(ids)
     described = [i for i, video_id in enumerate(ids) if video_id in texts_of]
     t2v = _best_ranks(texts, videos, [videos_of[video_id] for video_id in owners], temperature)
@@ -64,7 +70,7 @@ def dual_softmax_metrics(
 
 
 def _matrix(name: str, embeds: Any) -> torch.Tensor:
-    embeds = torch.as_tensor(embeds).detach().cpu().double()
+    embeds = torch.as_tensor(embeds).detach().cpu().to(torch.float64, copy=True)
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
     if not torch.isfinite(embeds).all():
@@ -96,10 +102,14 @@ def _best_ranks(
     for _, scores in _tiles(queries, gallery):
         normalizer = torch.logaddexp(normalizer, scores.div_(temperature).logsumexp(0))
     ranks = torch.zeros(len(queries), dtype=torch.float64)
+    # Most weights are next to nothing, and vanish as numbers. Logarithms do not: above 0 by adding what none of them
+    # is below (scores are rounded to 1e-10, and no larger than 1), they are compared with the sign of the score.
+    enough = 24 + 2 / temperature + math.log(len(queries))
+    margin = TIED * enough
     for part, scores in _tiles(queries, gallery):
-        scores *= (scores / temperature).sub_(normalizer).exp_()
+        logarithms = scores.abs().clamp_(min=1e-11).log_().add_(scores / temperature).sub_(normalizer)
+        scores = scores.sign() * (logarithms + enough)
         best = torch.stack([row[list(own)].max() for row, own in zip(scores, relevant[part])])[:, None]
-        margin = TIED * best.abs()  # as small a share of scores of any size: most weights are next to nothing
         above, not_below = (scores > best + margin).sum(1), (scores >= best - margin).sum(1)
         ranks[part] = (above + not_below + 1) / 2
     return ranks.numpy()

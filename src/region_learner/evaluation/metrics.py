@@ -311,12 +311,12 @@ def match_ids(
     """
     if texts.shape[1] != videos.shape[1]:
         raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
-    if text_video_ids is None and video_ids is None and len(texts) != len(videos):
+    if text_video_ids is None and len(texts) != len(videos):
         raise ValueError(
             f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
         )
-    owners = _ids("text_video_ids", text_video_ids, len(texts))
     ids = _ids("video_ids", video_ids, len(videos))
+    owners = ids if text_video_ids is None else _ids("text_video_ids", text_video_ids, len(texts))
     known = set(ids)
     if missing := list(dict.fromkeys(video_id for video_id in owners if video_id not in known)):
         raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
@@ -379,6 +379,8 @@ def compute_retrieval_metrics(prediction) -> dict[str, float]:
     text_embeds, video_embeds = prediction.predictions[:2]
     ids = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     kept = ids != IGNORED_ID
+    if not kept.any():
+        raise ValueError("No row counts: no video could be read.")
     text_embeds, video_embeds, ids = text_embeds[kept], video_embeds[kept], ids[kept]
     _, first = np.unique(ids, return_index=True)
     first = np.sort(first)

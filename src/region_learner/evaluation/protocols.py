@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .results import EvaluationResults, describe_data, describe_model, mean_of_folds
+from .results import EvaluationResults, describe_data, describe_model, digest_of_rows, mean_of_folds, shown_path
 from .retrieval import ONE_VIEW, Views
 from .tasks import TEMPLATES
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Of what an evaluation returns, what is no metric.
 _COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
+
+# Corpora whose name does not tell what is in them.
+_ANY_VIDEOS = {"folder", "webdataset"}
 
 PRIMARY_METRIC = {
     "retrieval": "t2v_R@1",
@@ -255,7 +258,7 @@ def evaluate_checkpoint(
         _evaluate(protocol, its_model, data_dir, options | {"fold": fold}, **arguments)
         for fold, its_model in zip(folds, models)
     ]
-    return mean_of_folds(results, folds)
+    return mean_of_folds(results, folds, model)
 
 
 def _evaluate(
@@ -282,12 +285,14 @@ def _evaluate(
         set_seed,
     )
 
-    from ..corpora import load_corpus
+    from ..corpora import corpus_options, load_corpus
     from . import EVALUATIONS
 
     start = time.perf_counter()
-    if protocol.zero_shot:
-        _check_zero_shot(protocol, name)
+    trained_on, unknown = _training_of(name)
+    unchecked = _check_zero_shot(protocol, name, trained_on, unknown) if protocol.zero_shot else []
+    if "fold" in corpus_options(protocol.corpus):
+        options = {"fold": 1} | options  # to be said, even where it was not given
     set_seed(seed)
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     heads = {
@@ -316,14 +321,17 @@ def _evaluate(
 
     counts = {key: found.pop(key) for key in _COUNTS if key in found}
     unreadable, rescored = found.pop("unreadable"), found.pop("rescored", None)
-    notes = size_notes(protocol, counts, options.get("fold", 1))
+    notes = size_notes(protocol, counts, options.get("fold", 1)) + unchecked
     for note in notes:
         logger.warning(note)
     if rescored is not None:
         notes.append("Re-scored metrics use all queries at once: they do not compare with plain ones.")
     return EvaluationResults(
-        model=describe_model(model, name),
-        data=describe_data(protocol.corpus, data_dir, protocol.split, options) | counts | {"unreadable": unreadable},
+        model=describe_model(model, name) | {"trained_on": sorted(trained_on)},
+        data=describe_data(protocol.corpus, data_dir, protocol.split, options)
+        | {"sha256": digest_of_rows(dataset)}
+        | counts
+        | {"unreadable": unreadable},
         protocol={
             "name": protocol.name,
             "task": protocol.task,
@@ -367,29 +375,53 @@ def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> 
     ]
 
 
-def _check_zero_shot(protocol: Protocol, model: str):
+def _training_of(model: str) -> tuple[set[str], str | None]:
     """
-    Asks the results.json that a training run leaves beside a model; earlier runs it began from are not known.
+    The corpora that a model was trained on, by the results.json of its training run and of those that it began from;
+    and the checkpoint of which nothing is known, or None if the last one began from no checkpoint.
+    """
+    corpora: set[str] = set()
+    seen: set[Path] = set()
+    name: str | None = model
+    while name is not None:
+        path = Path(name).absolute() / "results.json"
+        if not path.is_file() and path.parent.name.startswith("checkpoint-"):  # one of those that a run leaves
+            path = path.parent.parent / path.name
+        try:
+            arguments = json.loads(path.read_bytes())["arguments"]
+            corpora |= {str(entry.get("corpus", arguments["corpus"])) for entry in arguments.get("corpora") or [{}]}
+            start = arguments.get("model")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return corpora, name
+        if path in seen:  # a run that was written over what it began from
+            return corpora, name
+        seen.add(path)
+        name = None if start is None else str(start)
+    return corpora, None
+
+
+def _check_zero_shot(protocol: Protocol, model: str, trained_on: set[str], unknown: str | None) -> list[str]:
+    """
+    What to note of the claim that the model was not trained on the corpus: nothing if its training is known.
 
     Raises:
         ValueError: the model was trained on the corpus.
     """
-    path = Path(model) / "results.json"
-    try:
-        arguments = json.loads(path.read_bytes())["arguments"]
-        corpus = arguments.get("corpus")
-        trained = {entry.get("corpus", corpus) for entry in arguments.get("corpora") or [{}]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
-    if _videos_of(protocol.corpus) in {_videos_of(str(name)) for name in trained}:
+    if videos_of(protocol.corpus) in map(videos_of, trained_on):
         base = str(protocol.name).removesuffix("_zero_shot")
         others = [name for name in (base, f"{base}_prompts") if name in PROTOCOLS]
         raise ValueError(
-            f"Protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but {path.name} of "
-            f"{model} says that this one was: take {' or '.join(others)}."
+            f"Protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but results.json of "
+            f"the training of {model} says that this one was: take {' or '.join(others)}."
         )
+    reasons = [f"its corpus {name!r} may hold any videos" for name in sorted(trained_on & _ANY_VIDEOS)]
+    if unknown is not None:
+        reasons.append(f"no results.json tells how {shown_path(unknown)!r} was trained")
+    if not reasons:
+        return []
+    return [f"That the model was not trained on {protocol.corpus} could not be checked: {', and '.join(reasons)}."]
 
 
-def _videos_of(corpus: str) -> str:
+def videos_of(corpus: str) -> str:
     """The corpus that the videos are of: questions and choices are asked about those of others."""
     return corpus.removesuffix("_qa").removesuffix("_mc")

@@ -176,7 +176,8 @@ class RegionMetrics:
     """
     How well masks land on objects, over any number of clips.
 
-    An object counts once in every frame in which any pixel of it is to be seen; means are over these.
+    An object counts once in every frame in which it is to be seen (on one at least of 8 x 8 points a position of the
+    masks); means are over these.
 
     - `iou`: the best intersection over union of the object and any region's positions.
     - `clip_iou`: the same of one region an object, the one that is best in the mean over the clip's frames.

@@ -1,8 +1,9 @@
 """
 Results of an evaluation as one JSON file, from which model cards are made.
 
-A file holds everything that its numbers depend on, and no path of the machine. Its keys are the fields of
-[`EvaluationResults`], and `schema`, which is raised when their meaning changes.
+A file says what its numbers depend on, with a SHA-256 of weights, configuration, preprocessing and tokenizer, and of
+the ids and texts that were evaluated; not of the videos themselves. It holds no path of the machine. Its keys are the
+fields of [`EvaluationResults`], and `schema`, which is raised when their meaning changes.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,12 +20,44 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 _VIDEO_CONFIG = (
     "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
     "interaction_layers", "motion_excitation", "temporal_fusion",
 )  # fmt: skip
+
+# What numbers depend on beside the weights, as far as a checkpoint has it.
+_FILES = (
+    "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+# Of the columns of a corpus, what is evaluated.
+_COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
+
+# The kinds of what a file holds; None where something may be missing.
+_KINDS: dict[str, dict[str, Any]] = {
+    "results": {
+        "model": dict, "data": dict, "protocol": dict, "metrics": dict, "rescored": dict | None, "notes": list,
+        "folds": list | None, "seed": int, "dtype": str, "device": str, "versions": dict, "date": str,
+        "seconds": int | float,
+    },
+    "model": {
+        "name": str, "class": str, "revision": str | None, "weights": dict, "files": dict, "parameters": int,
+        "config": dict, "trained_on": list | None,
+    },
+    "data": {
+        "corpus": str, "data_dir": str | None, "split": str, "options": dict, "unreadable": list | None,
+        **dict.fromkeys(("videos", "texts", "questions", "classes", "out_of_vocabulary"), int | None),
+    },
+    "protocol": {
+        "name": str | None, "task": str, "zero_shot": bool, "captions": str | None, "primary_metric": str,
+        "frames": int | None, "clips": int | None, "window_stride": int | None, "templates": list | None,
+    },
+    "fold": {"fold": int, "model": dict, "data": dict, "metrics": dict},
+}  # fmt: skip
 
 
 @dataclass
@@ -31,10 +65,13 @@ class EvaluationResults:
     """
     Args:
         model: `name` as given (of an absolute path, its last part), `class`, `revision` (commit, of a Hub model),
-            `weights` (SHA-256 by name of file), `parameters` (number), `config` (sizes of the towers).
-        data: `corpus`, `data_dir` (its name alone), `split`, `options`, the numbers of what was evaluated as far as
-            the task has them (`videos`, `texts`, `questions`, `classes`, `out_of_vocabulary`), and `unreadable`, the
-            ids of videos that were left out.
+            `weights` (SHA-256 by name of file; empty if there is no such file), `files` (the same for configuration,
+            preprocessing and tokenizer), `parameters` (number), `config` (sizes of the towers), `trained_on` (corpora,
+            as far as its training run says). Of several folds, what their models have in common, and the `name`.
+        data: `corpus`, `data_dir` (its name alone), `split`, `options`, `sha256` (of the ids and texts), the numbers
+            of what was evaluated as far as the task has them (`videos`, `texts`, `questions`, `classes`,
+            `out_of_vocabulary`), and `unreadable`, the ids of videos that were left out. Of several folds, the first
+            four alone, and no option `fold`.
         protocol: `name` (None if corpus and task were chosen freely), `task`, `zero_shot`, `captions`, `source`,
             `primary_metric`, `frames` a clip, `clips` a video or `window_stride`, and where it applies `templates`
             and `dual_softmax_temperature`.
@@ -69,38 +106,68 @@ class EvaluationResults:
         name = self.protocol["primary_metric"]
         return name, self.metrics[name]
 
+    @property
+    def mean_of(self) -> str:
+        """Which folds the metrics are means of, in words; empty if there are none."""
+        numbers = [part["fold"] for part in self.folds or []]
+        if not numbers:
+            return ""
+        in_a_row = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        return f"mean of folds {f'{numbers[0]} to {numbers[-1]}' if in_a_row else ', '.join(map(str, numbers))}"
+
 
 def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> None:
     """
     Writes the file, whole or not at all.
 
     Raises:
-        ValueError: something else lies there (see [`check_output`]).
+        ValueError: something else lies there (see [`check_output`]), or metrics are no finite numbers.
     """
     path = Path(path)
     check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    content = {"schema": SCHEMA} | dataclasses.asdict(results)
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    content = dataclasses.asdict(results)
+    try:
+        _check(content)
+        text = json.dumps({"schema": SCHEMA} | content, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"The results cannot be written to {path}: {error}") from error
+    partial = _partial(path)
+    try:
+        # Names of files that are no UTF-8 are surrogates, which become escapes of JSON.
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """
-    Whether results may be written to `path`: to be asked before the evaluation.
+    Whether results can be written to `path`: to be asked before the evaluation. Makes its directory.
 
     Raises:
-        ValueError: it is a directory, or a file that is no evaluation's, such as the results.json of a training run.
+        ValueError: it is a directory, a file that is no evaluation's, such as the results.json of a training run, or
+            nothing can be written there.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: give a file for the results, such as {path / 'evaluation.json'}.")
-    if path.exists():
-        try:
-            read_results(path)
-        except ValueError as error:
-            raise ValueError(f"{path} is there already and would be lost ({error}): give another file.") from error
+    try:
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a directory: give a file for the results, such as {path / 'evaluation.json'}."
+            )
+        if path.exists():
+            try:
+                read_results(path)
+            except ValueError as error:
+                raise ValueError(f"{path} is there already and would be lost ({error}): give another file.") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _partial(path).touch()
+        _partial(path).unlink()
+    except OSError as error:
+        raise ValueError(f"Results cannot be written to {path} ({error}): give another file.") from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
@@ -109,12 +176,12 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no JSON, no results of an evaluation, or of a later version.
+        ValueError: it is no JSON, no results of an evaluation, or of another version.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError(f"{path} holds no results of `region-learner evaluate`: it has no 'schema'")
@@ -124,17 +191,72 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     if names != content.keys():
         different = ", ".join(sorted(names ^ content.keys()))
         raise ValueError(f"{path} holds no results of `region-learner evaluate`: missing or unknown: {different}")
+    try:
+        _check(content)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no results of `region-learner evaluate`: {error}") from error
     return EvaluationResults(**content)
 
 
-def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int]) -> EvaluationResults:
+def _check(content: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: something is missing, or of another kind than `EvaluationResults` has it.
+    """
+    _check_kinds("results", content, _KINDS["results"])
+    protocol, folds = content["protocol"], content["folds"]
+    _check_kinds("protocol", protocol, _KINDS["protocol"])
+    _check_kinds("data", content["data"], _KINDS["data"])
+    _check_kinds("versions", content["versions"], dict.fromkeys(("torch", "transformers", "region_learner"), str))
+    _check_metrics("rescored", content["rescored"] or {})
+    _check_metrics("metrics", content["metrics"])
+    if protocol["primary_metric"] not in content["metrics"]:
+        raise ValueError(f"metrics: {protocol['primary_metric']!r} is missing")
+    if not folds:
+        _check_model("model", content["model"])
+        return
+    _check_kinds("model", content["model"], {"name": str})
+    for number, fold in enumerate(folds):
+        _check_kinds(f"folds[{number}]", fold, _KINDS["fold"])
+        _check_model(f"folds[{number}].model", fold["model"])
+        _check_kinds(f"folds[{number}].data", fold["data"], _KINDS["data"])
+        _check_metrics(f"folds[{number}].metrics", fold["metrics"])
+        if fold["metrics"].keys() != content["metrics"].keys():
+            raise ValueError(f"folds[{number}].metrics: they are others than those of the mean")
+
+
+def _check_model(where: str, model: Any) -> None:
+    _check_kinds(where, model, _KINDS["model"])
+    for key in ("weights", "files"):
+        _check_kinds(f"{where}.{key}", model[key], dict.fromkeys(model[key], str))
+
+
+def _check_kinds(where: str, values: Any, kinds: Mapping[Any, Any]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r:.80}, expected a mapping")
+    for key, kind in kinds.items():
+        # To Python, true is a number.
+        if not isinstance(values.get(key), kind) or (kind is not bool and isinstance(values.get(key), bool)):
+            expected = getattr(kind, "__name__", kind)
+            raise ValueError(f"{where}: {key!r} is {values.get(key)!r:.80}, expected {expected}")
+
+
+def _check_metrics(where: str, metrics: Mapping[str, Any]) -> None:
+    _check_kinds(where, metrics, dict.fromkeys(metrics, int | float))
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {name!r} is {value}, which is no result: does the model give finite numbers?")
+
+
+def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], name: str) -> EvaluationResults:
     """
     One result of several folds: the mean of each metric, the sum of the seconds, all notes, and under `folds` what
-    each gave. `model` and `data` are those of the first.
+    each gave. What is true of one fold alone, such as numbers of videos, is only there.
 
     Args:
         results: one for each fold, of one protocol.
         folds: their numbers.
+        name: of the model, with "{fold}" if there is one for each.
 
     Raises:
         ValueError: they are of different protocols or have different metrics.
@@ -147,14 +269,29 @@ def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int]) ->
         {"fold": fold, "model": one.model, "data": one.data, "metrics": one.metrics}
         for fold, one in zip(folds, results, strict=True)
     ]
+    in_common = {
+        key: value for key, value in first.model.items() if all(one.model.get(key) == value for one in results)
+    }
+    noted: dict[str, list[str]] = {}
+    for fold, one in zip(folds, results):
+        for note in one.notes:
+            noted.setdefault(note, []).append(str(fold))
     return dataclasses.replace(
         first,
-        metrics={name: math.fsum(one.metrics[name] for one in results) / len(results) for name in first.metrics},
-        notes=[f"fold {fold}: {note}" for fold, one in zip(folds, results) for note in one.notes],
+        model=in_common | {"name": shown_path(name)},
+        data={key: first.data[key] for key in ("corpus", "data_dir", "split")}
+        | {"options": {key: value for key, value in first.data["options"].items() if key != "fold"}},
+        metrics=_mean([one.metrics for one in results]),
+        rescored=None if first.rescored is None else _mean([one.rescored or {} for one in results]),
+        notes=[f"fold{'s' * (len(those) > 1)} {', '.join(those)}: {note}" for note, those in noted.items()],
         folds=parts,
         date=results[-1].date,
         seconds=math.fsum(one.seconds for one in results),
     )
+
+
+def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(each[name] for each in metrics) / len(metrics) for name in metrics[0]}
 
 
 # --- What is described ---------------------------------------------------------------------------------------
@@ -174,9 +311,20 @@ def versions() -> dict[str, str | None]:
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path or Hub name as it may be published: of an absolute path, its last part."""
+    """A path or Hub name as it may be published: `name` and `directory/name` as they are, else the last part."""
     text = os.fspath(path)
-    return Path(text).name if os.path.isabs(os.path.expanduser(text)) else text
+    parts = re.split(r"[/\\]+", text.rstrip("/\\"))
+    of_this_machine = parts[0] in ("", ".", "..") or parts[0].startswith("~") or parts[0].endswith(":")
+    return parts[-1] if of_this_machine or len(parts) > 2 else text
+
+
+def shown_options(value: Any) -> Any:
+    """Options as they may be published: paths shortened by [`shown_path`], at any depth, and no `data_dir`."""
+    if isinstance(value, Mapping):
+        return {key: shown_options(entry) for key, entry in value.items() if key not in ("data_dir", "data_dirs")}
+    if isinstance(value, list | tuple):
+        return [shown_options(entry) for entry in value]
+    return shown_path(value) if isinstance(value, str | os.PathLike) else value
 
 
 def describe_model(model, name: str) -> dict[str, Any]:
@@ -196,7 +344,8 @@ def describe_model(model, name: str) -> dict[str, Any]:
         "name": shown_path(name),
         "class": type(model).__name__,
         "revision": revision,
-        "weights": {path.name: _sha256(path) for path in _weight_files(name, revision)},
+        "weights": weights_of(name, revision),
+        "files": {file: _sha256(path) for file in _FILES if (path := _find(name, file, revision)) is not None},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": config,
     }
@@ -205,29 +354,40 @@ def describe_model(model, name: str) -> dict[str, Any]:
 def describe_data(
     corpus: str, data_dir: str | os.PathLike[str] | None, split: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `EvaluationResults.data` holds beside numbers and unreadable videos: no path but by its name."""
-    shown = {key: shown_path(value) if isinstance(value, str | Path) else value for key, value in options.items()}
+    """What `EvaluationResults.data` holds beside what comes from the rows: no path but by its name."""
     directory = None if data_dir is None else Path(data_dir).resolve().name
-    return {"corpus": corpus, "data_dir": directory, "split": split, "options": shown}
+    return {"corpus": corpus, "data_dir": directory, "split": split, "options": shown_options(options)}
 
 
-def _weight_files(name: str, revision: str | None) -> list[Path]:
-    """The files of a checkpoint that hold its weights: one, or the shards that its index names."""
+def digest_of_rows(dataset) -> str:
+    """SHA-256 of what is evaluated of a data set, but for the videos: ids, texts, labels and their names."""
+    label = (dataset.features or {}).get("label")  # a stream may not know its features before it is read
+    digest = hashlib.sha256(json.dumps(getattr(label, "names", None)).encode())
+    if dataset.column_names:
+        dataset = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
+    for row in dataset:
+        digest.update(json.dumps({name: row[name] for name in _COLUMNS if name in row}, sort_keys=True).encode())
+    return digest.hexdigest()
 
-    def find(file: str) -> Path | None:
-        if os.path.isdir(name):
-            path = Path(name) / file
-            return path if path.is_file() else None
-        from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, file, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
-    index = find("model.safetensors.index.json")
+def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint that hold its weights, one or the shards that its index names, by name."""
+    index = _find(name, "model.safetensors.index.json", revision)
     files = ["model.safetensors"]
     if index is not None:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [path for path in map(find, files) if path is not None]
+    return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
+
+
+def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path | None:
+    """A file of a directory, or of a Hub model in the cache."""
+    if os.path.isdir(name):
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(os.fspath(name), file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _sha256(path: Path) -> str:

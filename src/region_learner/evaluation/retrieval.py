@@ -14,6 +14,7 @@ from ..corpora.folder import CorpusError
 from ..corpora.webdataset import video_source
 from ..video_processing_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
+from .rows import CorpusRows
 
 logger = logging.getLogger(__name__)
 
@@ -252,21 +253,31 @@ def embed_corpus(
     """
     Embeds a corpus with the columns of `load_corpus`: each video once (middle frames and centre crop, or the mean
     over several `views`), and all of its captions. Videos that cannot be read are left out, named in a warning and
-    in `unreadable`.
+    in `unreadable`. Rows of one `video_id` are captions of one video.
 
     Raises:
-        ValueError: if no video can be read, or a larger share than `max_unreadable` cannot.
+        ValueError: no rows or captions, a column is missing, no video can be read, or a larger share than
+            `max_unreadable` cannot.
     """
+    rows = CorpusRows(dataset, ("captions",))
+    ids, captions = rows.ids, rows.column("captions")
+    if any(isinstance(some, str) for some in captions):
+        raise ValueError("The column 'captions' holds texts: it must hold lists of texts, the captions of each video.")
+    if not any(len(some) for some in captions):
+        raise ValueError("No row has a caption: there is nothing to retrieve by. Is the corpus of another task?")
     was_training = model.training
     model.eval()
-    columns = [(row["video"], row["video_id"], row["captions"]) for row in dataset]
-    videos, ids, captions = (list(column) for column in zip(*columns))
     try:
         video_embeds, failures = embed_videos(
-            model, processor, videos, batch_size, num_workers, progress, views, max_unreadable
+            model, processor, rows.videos, batch_size, num_workers, progress, views, max_unreadable
         )
-        kept = [i for i in range(len(videos)) if i not in failures]
-        pairs = [(caption, ids[i]) for i in kept for caption in captions[i]]
+        kept = [i for i in range(len(ids)) if i not in failures]
+        owners = rows.owners.tolist()
+        pairs = [
+            (caption, ids[owner]) for owner, some in zip(owners, captions) if owner not in failures for caption in some
+        ]
+        if not pairs:
+            raise ValueError("No video with a caption can be read.")
         text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs])
     finally:
         model.train(was_training)

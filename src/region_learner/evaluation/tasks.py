@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .retrieval import ONE_VIEW, Views, embed_texts, embed_videos, mean_of_views, read_clips, warn_of_unreadable
+from .rows import CorpusRows
 
 # Labels of the training collator: an answer outside of the vocabulary, and a row that only fills its batch.
 UNKNOWN_LABEL = -1
@@ -81,81 +82,34 @@ def read_prompts(name: str) -> tuple[str, ...]:
 def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """
     For each row of `scores` (n, classes) the chance, (n,), that the class `labels` (n,) is among its `k` best, ties
-    broken at random. Negative labels, which no class has, are never right.
+    broken at random. Negative labels, which no class has, are never right, and nor is a row with a NaN.
+
+    Raises:
+        ValueError: a label is past the last class.
     """
-    # Matrix products sum in another order at the edges of a matrix: equal scores can differ in the last bit.
-    scores = scores.double().round(decimals=10)
+    if len(labels) and int(labels.max()) >= scores.shape[1]:
+        raise ValueError(f"The label {int(labels.max())} is none of the {scores.shape[1]} classes, 0 and following.")
     labels = labels.to(scores.device)
     own = scores.gather(1, labels.clamp(min=0)[:, None])
     better, tied = (scores > own).sum(1), (scores == own).sum(1)
     chance = ((k - better) / tied.clamp(min=1).double()).clamp(0, 1)
-    # A score that is not finite is no answer.
-    return torch.where((labels >= 0) & own.isfinite().squeeze(1), chance, torch.zeros_like(chance))
+    possible = (labels >= 0) & own.isfinite().squeeze(1) & ~scores.isnan().any(1)
+    return torch.where(possible, chance, torch.zeros_like(chance))
+
+
+def _cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """
+    Of embeddings of length 1, (n, dim) and (m, dim): (n, m), float64. Matrix products sum in another order at the
+    edges of a matrix, so that the cosines of equal embeddings can differ in the last bit: here they do not.
+    """
+    return (left.double() @ right.double().T).round(decimals=10)
 
 
 def _percent(right: torch.Tensor) -> float:
     return float(100 * right.double().mean())
 
 
-# --- Rows ----------------------------------------------------------------------------------------------------
-
-
-class _Videos(Sequence):
-    """The videos of some rows, looked up when asked for: encoded bytes of a whole corpus do not fit memory."""
-
-    def __init__(self, rows: Any, indices: Sequence[int]):
-        self.rows, self.indices = rows, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        return self.rows[self.indices[index]]["video"]
-
-
-class _Questions:
-    """
-    The rows of a corpus: `columns`, without the videos; each video once, in `videos`, with its id in `ids`; and
-    `owners`, the index of each row's video.
-    """
-
-    def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
-        rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
-        self.columns: list[dict[str, Any]] = [
-            {name: row[name] for name in columns if name in row} for row in _without_videos(rows)
-        ]
-        if not self.columns:
-            raise ValueError("The data set has no rows.")
-        for name in columns:
-            if name not in self.columns[0]:
-                raise ValueError(
-                    f"The data set has no column {name!r} (columns: {', '.join(sorted(_names(rows)))}): is it of "
-                    "another task?"
-                )
-        first: dict[str, int] = {}
-        video_ids = [row["video_id"] for row in _without_videos(rows)]
-        for i, video_id in enumerate(video_ids):
-            first.setdefault(video_id, i)
-        self.ids = list(first)
-        self.videos = _Videos(rows, list(first.values()))
-        numbers = {video_id: number for number, video_id in enumerate(self.ids)}
-        self.owners = torch.tensor([numbers[video_id] for video_id in video_ids])
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def column(self, name: str) -> list[Any]:
-        return [row[name] for row in self.columns]
-
-
-def _names(rows: Any) -> Iterable[str]:
-    return getattr(rows, "column_names", None) or rows[0].keys()
-
-
-def _without_videos(rows: Any) -> Iterable[dict[str, Any]]:
-    """The rows; of a `datasets.Dataset`, without the column that may be large."""
-    names = getattr(rows, "column_names", None)
-    return rows.select_columns([name for name in names if name != "video"]) if names else rows
+# --- Labels --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -175,7 +129,7 @@ def _class_labels(dataset: Any) -> list[str] | None:
     return getattr(features.get("label"), "names", None)
 
 
-def _label_names(questions: _Questions, names: Sequence[str] | None) -> list[str]:
+def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str]:
     """The class name of each row."""
     labels = questions.column("label")
     if all(isinstance(label, str) for label in labels):
@@ -222,7 +176,7 @@ def multiple_choice_accuracy(
     Raises:
         ValueError: no rows, a column is missing, an answer is none of the options, or too many videos cannot be read.
     """
-    questions = _Questions(dataset, ("options", "answer"))
+    questions = CorpusRows(dataset, ("options", "answer"))
     options, answers = questions.column("options"), questions.column("answer")
     for some, answer, owner in zip(options, answers, questions.owners.tolist()):
         if not isinstance(answer, int | np.integer) or not 0 <= answer < len(some):
@@ -239,8 +193,8 @@ def multiple_choice_accuracy(
     right = []
     for some, answer, owner in zip(options, answers, questions.owners.tolist()):
         if owner in place:
-            scores = text_embeds[[texts[text] for text in some]].double() @ embeds[place[owner]].double()
-            right.append(top_k(scores[None], torch.tensor([answer]), 1))
+            scores = _cosines(embeds[[place[owner]]], text_embeds[[texts[text] for text in some]])
+            right.append(top_k(scores, torch.tensor([answer]), 1))
     return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": unreadable}
 
 
@@ -274,7 +228,7 @@ def zero_shot_accuracy(
     Raises:
         ValueError: no rows or names, a label that is no class, a template without "{}", or no video can be read.
     """
-    questions = _Questions(dataset, ("label",))
+    questions = CorpusRows(dataset, ("label",))
     known = _class_labels(dataset)
     names = list(class_names if class_names is not None else known or [])
     if not names:
@@ -301,7 +255,7 @@ def zero_shot_accuracy(
     class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
     scores = torch.zeros(len(questions.videos), len(names), dtype=torch.float64)
     kept = torch.tensor([i for i in range(len(questions.videos)) if i not in failures])
-    scores[kept] = embeds.double() @ class_embeds.T
+    scores[kept] = _cosines(embeds, class_embeds)
     rows = torch.isin(questions.owners, kept)
     return _top_metrics(scores[questions.owners[rows]], torch.tensor([numbers[label] for label in labels])[rows]) | {
         "videos": len(kept),
@@ -348,7 +302,7 @@ def classification_accuracy(
     Raises:
         ValueError: no rows or names, the model lacks a class, or no video can be read.
     """
-    questions = _Questions(dataset, ("label",))
+    questions = CorpusRows(dataset, ("label",))
     known = _class_labels(dataset)
     names = _label_names(questions, known)
     numbers = _labels_of(model)
@@ -412,7 +366,7 @@ def answer_accuracy(
     Raises:
         ValueError: no rows, a column is missing, or no video can be read.
     """
-    questions = _Questions(dataset, ("question", "answer"))
+    questions = CorpusRows(dataset, ("question", "answer"))
     numbers = _labels_of(model)
     labels = torch.tensor([numbers.get(str(answer), UNKNOWN_LABEL) for answer in questions.column("answer")])
     texts = questions.column("question")

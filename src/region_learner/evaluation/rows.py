@@ -1,0 +1,59 @@
+"""The rows of a corpus, read once without their videos, and each video once."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+class _Videos(Sequence):
+    """The videos of some rows, looked up when asked for: encoded bytes of a whole corpus do not fit memory."""
+
+    def __init__(self, rows: Any, indices: Sequence[int]):
+        self.rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.rows[self.indices[index]]["video"]
+
+
+class CorpusRows:
+    """
+    The rows of a corpus: `columns`, without the videos; each video once, in `videos`, with its id in `ids`; and
+    `owners`, the index of each row's video.
+
+    Raises:
+        ValueError: no rows, or a column is missing.
+    """
+
+    def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
+        rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
+        if not len(rows):  # type: ignore[arg-type]
+            raise ValueError("The data set has no rows.")
+        names = getattr(rows, "column_names", None) or rows[0].keys()
+        for name in ("video", "video_id", *columns):
+            if name not in names:
+                known = ", ".join(sorted(names))
+                raise ValueError(f"The data set has no column {name!r} (columns: {known}): is it of another task?")
+        if hasattr(rows, "select_columns"):  # of a `datasets.Dataset`, without the column that may be large
+            without_videos: Any = rows.select_columns(["video_id", *columns])
+        else:
+            without_videos = rows
+        self.columns: list[dict[str, Any]] = []
+        owners: list[int] = []
+        first: dict[Any, tuple[int, int]] = {}  # number and first row of each video
+        for i, row in enumerate(without_videos):
+            self.columns.append({name: row[name] for name in columns})
+            number, _ = first.setdefault(row["video_id"], (len(first), i))
+            owners.append(number)
+        self.ids: list[Any] = list(first)
+        self.videos = _Videos(rows, [i for _, i in first.values()])
+        self.owners = torch.tensor(owners)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.columns]
