@@ -336,23 +336,19 @@ class _Watch:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Watched:
-    """A connection that ends with the watch."""
+class _HTTPConnection(http.client.HTTPConnection):
+    """Ends with the watch."""
 
     def __init__(self, *args, watch: _Watch, **kwargs):
         self.watch = watch
         super().__init__(*args, **kwargs)
 
     def connect(self):
-        super().connect()  # type: ignore[misc]
-        self.watch.add(self.sock)  # type: ignore[attr-defined]
+        super().connect()
+        self.watch.add(self.sock)
 
 
-class _HTTPConnection(_Watched, http.client.HTTPConnection):
-    pass
-
-
-class _HTTPSConnection(_Watched, http.client.HTTPSConnection):
+class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
     pass
 
 

@@ -29,8 +29,8 @@ class CorpusRows:
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
-        rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
-        if not len(rows):  # type: ignore[arg-type]
+        rows: Any = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
+        if not len(rows):
             raise ValueError("The data set has no rows.")
         names = getattr(rows, "column_names", None) or rows[0].keys()
         for name in ("video", "video_id", *columns):
@@ -38,7 +38,7 @@ class CorpusRows:
                 known = ", ".join(sorted(names))
                 raise ValueError(f"The data set has no column {name!r} (columns: {known}): is it of another task?")
         if hasattr(rows, "select_columns"):  # of a `datasets.Dataset`, without the column that may be large
-            without_videos: Any = rows.select_columns(["video_id", *columns])
+            without_videos = rows.select_columns(["video_id", *columns])
         else:
             without_videos = rows
         self.columns: list[dict[str, Any]] = []
