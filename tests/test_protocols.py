@@ -222,7 +222,6 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
     assert all(name.startswith("dsl_") for name in found.rescored)
     assert not any(name.startswith("dsl_") for name in found.metrics)
     assert printed["rescored"] == found.rescored
-    assert any("use all queries at once" in note for note in found.notes)
     printed = command(capsys, *argv[:-1], tmp_path / "windows.json", "--window-stride=3", "--clips=1")
     found = read_results(tmp_path / "windows.json")
     assert (found.protocol["clips"], found.protocol["window_stride"]) == (None, 3)

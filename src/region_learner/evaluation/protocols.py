@@ -324,8 +324,6 @@ def _evaluate(
     notes = size_notes(protocol, counts, options.get("fold", 1)) + unchecked
     for note in notes:
         logger.warning(note)
-    if rescored is not None:
-        notes.append("Re-scored metrics use all queries at once: they do not compare with plain ones.")
     return EvaluationResults(
         model=describe_model(model, name) | {"trained_on": sorted(trained_on)},
         data=describe_data(protocol.corpus, data_dir, protocol.split, options)

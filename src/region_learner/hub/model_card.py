@@ -303,7 +303,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line = f"Fold {of['fold']}: " if len(parts) > 1 else ""
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (of a run that was resumed, since then)"
+        line += " (if it was resumed, since then)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were replaced by others"
         arguments = {key: value for key, value in run["arguments"].items() if key in _TRAINING_ARGUMENTS}
