@@ -76,7 +76,10 @@ def _conv3x3(features, conv, h, w):
 
 
 def region_module(module, features, h, w):
-    """`features`: (T, N, D) of one clip. Returns regions (T * S, D), masks (T, S, N) and codes (T, N)."""
+    """
+    `features`: (T, N, D) of one clip. Returns regions (T * S, D), masks (T, S, N), codes (T, N), and the loss if masks
+    are shares of positions.
+    """
     x, ids, content = features, None, features
     if module.quantizer is not None:
         codes = module.quantizer.embed
@@ -92,7 +95,7 @@ def region_module(module, features, h, w):
             added.append(weights[:, None] * frame)
         x, content = x + torch.stack(added), content + torch.stack(added)
     if module.aggregation is None:
-        return x.flatten(0, 1), None, ids
+        return x.flatten(0, 1), None, ids, None
     masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w).T for frame in x])  # (T, S, N)
     masks = masks.double()
     shares = None
@@ -107,6 +110,14 @@ def region_module(module, features, h, w):
     masks = masks.to(x.dtype)
     if module.aggregation.gather == "mean":
         regions = torch.stack([(mask[:, None] * content[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
+    elif module.aggregation.gather == "softmax":
+        regions = torch.stack(
+            [
+                _softmax_gather(share, content[t], module.aggregation.sharpness)
+                for t in range(len(x))
+                for share in shares[t]
+            ]
+        )
     else:
         logs = shares.clamp(min=1e-300).log().to(x.dtype)
         regions = torch.stack([(log[:, None] + content[t]).max(0).values for t in range(len(x)) for log in logs[t]])
@@ -124,7 +135,35 @@ def region_module(module, features, h, w):
             norm, mlp = layer.mlp
             hidden = F.gelu(F.linear(_norm(regions, norm), mlp.fc1.weight, mlp.fc1.bias))
             regions = regions + F.linear(hidden, mlp.fc2.weight, mlp.fc2.bias)
-    return regions, masks, ids
+    loss = region_loss(shares, content) if module.aggregation.normalization == "regions" else None
+    return regions, masks, ids, loss
+
+
+def _standardized(content):
+    """Of each feature (..., D) minus its mean, over its standard deviation."""
+    centered = content - content.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def _softmax_gather(share, content, sharpness):
+    """One region (D,) of one frame's `share` (N,) and `content` (N, D): channel by channel, as logarithms."""
+    scaled = sharpness * _standardized(content).double()
+    channels = []
+    for d in range(content.shape[-1]):
+        weights = (share.clamp(min=1e-300).log() + scaled[:, d]).softmax(0)
+        channels.append((weights * content[:, d].double()).sum())
+    return torch.stack(channels).to(content.dtype)
+
+
+def region_loss(shares, content):
+    """The mean squared distance of unit features, (T, N, D), to the means of their regions; `shares`: (T, S, N)."""
+    unit = _standardized(content).double() / content.shape[-1] ** 0.5
+    total = 0
+    for s in range(shares.shape[1]):
+        share = shares[:, s, :, None]  # (T, N, 1)
+        mean = (share * unit).sum((0, 1)) / share.sum()
+        total = total + (share * (unit - mean) ** 2).sum()
+    return total / (shares.shape[0] * shares.shape[2])
 
 
 def _pooled(z, pooling):
@@ -136,7 +175,7 @@ def _late_fusion(model, clip, h, w):
     encoded = torch.stack([encoder(model, frame[None]) for frame in clip])  # (T, 1 + N, D)
     states = encoded[:, 1:]
     if model.region_module is not None:
-        states, _, _ = region_module(model.region_module, states, h, w)
+        states, *_ = region_module(model.region_module, states, h, w)
         states = states.view(len(clip), -1, states.shape[-1])
     features = []
     for x, own in zip(encoded, states):
@@ -157,6 +196,6 @@ def video_feature(model, clip):
     x = encoder(model, clip)
     states = x[1:]
     if model.region_module is not None:
-        states, _, _ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
+        states, *_ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
     z = _norm(torch.cat([x[:1], states]), model.layernorm)
     return _pooled(z, model.config.video_pooling)

@@ -17,10 +17,10 @@ from region_learner.cli import main
 from region_learner.evaluation.results import EvaluationResults, mean_of_folds, write_results
 from region_learner.evaluation.tasks import PROMPTS
 from region_learner.hub import model_card
-from region_learner.hub.model_card import _TRAINING_ARGUMENTS
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.arguments import (
     ARGUMENT_CLASSES,
+    TOLD_ARGUMENTS,
     DataArguments,
     ModelArguments,
     RegionLearnerTrainingArguments,
@@ -230,13 +230,13 @@ def test_only_how_the_model_was_trained_is_told(card, run, tmp_path):
 
 def test_the_arguments_that_are_told_exist():
     names = [{item.name for item in dataclasses.fields(kind)} for kind in ARGUMENT_CLASSES]
-    assert set.union(*names) >= _TRAINING_ARGUMENTS
+    assert set.union(*names) >= TOLD_ARGUMENTS
     assert [ModelArguments, DataArguments, RegionLearnerTrainingArguments] == ARGUMENT_CLASSES
-    assert (names[0] | names[1]) - _TRAINING_ARGUMENTS == {"data_dir", "data_dirs"}
+    assert (names[0] | names[1]) - TOLD_ARGUMENTS == {"data_dir", "data_dirs"}
     own = {item.name for item in dataclasses.fields(RegionLearnerTrainingArguments)} - {
         item.name for item in dataclasses.fields(RegionLearnerTrainingArguments.__base__)
     }
-    assert own <= _TRAINING_ARGUMENTS
+    assert own <= TOLD_ARGUMENTS
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ OPTIONS = {
     "motion": {"motion_excitation": True},
     "paper_motion": {"region_form": "paper", "motion_excitation": True},
     "masks_over_positions": {"mask_normalization": "positions", "interaction_mlp": False},
+    "maximum": {"region_gather": "max"},
+    "maximum_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "max"},
+    "sharper_with_mask_gradient": {"region_gather_sharpness": 8.0, "mask_gradient": True},
+    "no_region_loss": {"region_loss_weight": 0.0},
     "means_under_competing_masks": {"region_gather": "mean"},
     "means_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "mean"},
     "features_under_raw_masks": {"region_form": "paper", "region_content": "features"},
@@ -70,11 +74,80 @@ def test_region_module_parts_equal_a_literal_reading():
     model = tiny_video_model(motion_excitation=True)
     features = torch.randn(3, 16, 32)
     with torch.no_grad():
-        states, masks, ids = model.region_module(features.view(1, 3, 4, 4, 32))
-        their_states, their_masks, their_ids = naive.region_module(model.region_module, features, 4, 4)
+        states, masks, ids, loss = model.region_module(features.view(1, 3, 4, 4, 32))
+        their_states, their_masks, their_ids, their_loss = naive.region_module(model.region_module, features, 4, 4)
     torch.testing.assert_close(states[0], their_states, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(masks[0].flatten(2), their_masks, rtol=1e-4, atol=1e-5)
     assert torch.equal(ids[0].flatten(1), their_ids)
+    torch.testing.assert_close(loss[0].double(), their_loss, rtol=1e-5, atol=1e-6)
+
+
+def test_region_loss_equals_a_literal_reading():
+    """Of each clip of a batch, with frames that do not count, and its gradient."""
+    model = tiny_video_model().double()
+    aggregation = model.region_module.aggregation
+    frame_mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]])
+    states, content = (torch.randn(3, 4, 4, 4, 32).double().requires_grad_() for _ in range(2))
+    _, masks, loss = aggregation(states, content, frame_mask.bool())
+    shares = masks.flatten(3) * aggregation.conv(states.flatten(0, 1).permute(0, 3, 1, 2)).softmax(1).mean(
+        (2, 3)
+    ).view(3, 4, 3, 1)
+    torch.testing.assert_close(shares.sum(2), torch.ones(3, 4, 16).double())
+    expected = []
+    for clip in (0, 2):
+        real = frame_mask[clip].bool()
+        expected.append(naive.region_loss(shares[clip][real], content[clip][real].flatten(1, 2)))
+    torch.testing.assert_close(loss[[0, 2]], torch.stack(expected))
+    assert loss[1] == 0
+    ours = torch.autograd.grad(loss.sum(), [aggregation.conv.weight, states], retain_graph=True)
+    theirs = torch.autograd.grad(sum(expected), [aggregation.conv.weight, states], retain_graph=True)
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other)
+    assert torch.autograd.grad(loss.sum(), content, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("clusters", [2, 3])
+def test_masks_that_part_a_clip_as_it_is_made_have_no_loss(clusters):
+    aggregation = tiny_video_model(num_regions=clusters).region_module.aggregation
+    labels = torch.arange(4 * 16) * 7 % clusters
+    content = torch.randn(clusters, 32)[labels].view(1, 4, 4, 4, 32)
+    right = 200.0 * F.one_hot(labels, clusters).float().view(4, 16, clusters).transpose(1, 2)
+    loss = aggregation._loss(right.log_softmax(1), content.view(4, 16, 32), 1, None)
+    torch.testing.assert_close(loss, torch.zeros(1), atol=1e-5, rtol=0)
+    swapped = torch.cat([right[:2], right[2:].roll(1, 1)])  # a region is something else in the later frames
+    for wrong in (swapped, torch.zeros_like(right)):
+        assert aggregation._loss(wrong.log_softmax(1), content.view(4, 16, 32), 1, None) > 0.1
+
+
+def test_where_content_has_vanished_a_mask_still_gathers():
+    """Content so far from its maximum that its exponential is 0: the mean of what is under the mask, and no NaN."""
+    aggregation = tiny_video_model(num_regions=2).region_module.aggregation
+    content = torch.randn(1, 16, 32)
+    content[0, :8, 0] = 1e4  # after the LayerNorm, 5.6 and about 0
+    content[0, 8:, 0] = -1e4
+    masks = torch.zeros(1, 2, 16)
+    masks[0, 0, :8] = masks[0, 1, 8:] = 2.0
+    aggregation.sharpness = 40.0
+    content.requires_grad_()
+    regions = aggregation._gather_near_maximum(masks, content)
+    torch.testing.assert_close(regions[0, :, 0], torch.tensor([1e4, -1e4]))
+    (gradient,) = torch.autograd.grad(regions.square().sum(), content)
+    assert gradient.isfinite().all()
+
+
+def test_the_encoder_learns_through_masks_if_it_is_to():
+    for options, learns in (
+        ({}, False),
+        ({"codebook_size": 0}, False),
+        ({"mask_gradient": True}, True),
+        ({"region_form": "paper"}, True),
+    ):
+        model = tiny_video_model(**options)
+        masks = model(clips()).region_masks
+        masks.square().sum().backward()
+        assert model.region_module.aggregation.conv.weight.grad.any(), options
+        gradient = model.embeddings.patch_embedding.weight.grad
+        assert (gradient is not None and bool(gradient.any())) == learns, options
 
 
 @pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
@@ -131,6 +204,9 @@ def test_masked_frames_have_no_influence(mask, extra):
         one, other = (model(x, frame_mask=frame_mask).pooler_output for x in (videos, changed))
         unmasked = model(videos).pooler_output
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        if model.config.region_loss_weight and model.config.num_regions:
+            losses = [model(x, frame_mask=frame_mask).region_loss for x in (videos, changed)]
+            torch.testing.assert_close(*losses)
         assert not torch.allclose(one[0], unmasked[0], atol=1e-3)
         torch.testing.assert_close(one[1], unmasked[1], rtol=1e-4, atol=1e-4)
         if mask == [1, 1, 0, 0]:  # padding at the end: as the shorter clip
@@ -286,8 +362,14 @@ def test_errors_name_the_thing_and_the_cure():
         (lambda: RegionLearnerVideoConfig(codebook_mode="vq"), "codebook_mode='vq' is not known"),
         (
             lambda: RegionLearnerVideoConfig(mask_normalization="none"),
-            "region_gather='max' takes the logarithm of masks, but mask_normalization='none'",
+            "region_gather='softmax' needs masks that are positive, but mask_normalization='none'",
         ),
+        (
+            lambda: RegionLearnerVideoConfig(mask_normalization="positions", region_loss_weight=0.5),
+            "region_loss_weight=0.5 needs masks that compete for positions, but mask_normalization='positions'",
+        ),
+        (lambda: RegionLearnerVideoConfig(region_loss_weight=-1), "region_loss_weight=-1 must be a number"),
+        (lambda: RegionLearnerVideoConfig(region_gather_sharpness=float("nan")), "region_gather_sharpness=nan must"),
         (lambda: RegionLearnerVideoConfig(region_form="best"), "region_form='best' is not known"),
         (lambda: RegionLearnerVideoConfig(video_pooling="max"), "video_pooling='max' is not known"),
         (lambda: RegionLearnerVideoConfig(temporal_fusion="mean"), "temporal_fusion='mean' is not known"),
@@ -338,8 +420,10 @@ def test_autocast_does_not_blur_the_loss():
     model = tiny_model(codebook_size=0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
-    assert outputs.loss.dtype == outputs.logits_per_text.dtype == torch.float32
-    torch.testing.assert_close(outputs.loss, infonce_loss(outputs.text_embeds, outputs.video_embeds, 0.05))
+    regions = outputs.video_model_output.region_loss
+    assert outputs.loss.dtype == outputs.logits_per_text.dtype == regions.dtype == torch.float32
+    contrastive = infonce_loss(outputs.text_embeds, outputs.video_embeds, 0.05)
+    torch.testing.assert_close(outputs.loss, contrastive + regions.mean())
 
 
 def test_a_batch_of_masked_frames_leaves_the_codebook_as_it_is():
@@ -366,6 +450,23 @@ def test_dual_encoder_outputs():
     torch.testing.assert_close(outputs.logits_per_text, outputs.text_embeds @ outputs.video_embeds.T / 0.05)
     torch.testing.assert_close(outputs.logits_per_video, outputs.logits_per_text.T)
     assert outputs.loss is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_loss_has_its_share_of_the_regions(weight):
+    model = tiny_model(region_loss_weight=weight)
+    ids = torch.tensor([3, -1, 7, 9])
+    inputs = {**texts(4), "pixel_values_videos": clips(4)}
+    with torch.no_grad():
+        outputs = model(**inputs, return_loss=True)
+        filled = model(**inputs, return_loss=True, video_ids=ids)
+    regions = outputs.video_model_output.region_loss
+    losses = []
+    for video_ids, kept in ((None, [0, 1, 2, 3]), (ids, [0, 2, 3])):
+        loss = model.contrastive_loss(outputs.text_embeds, outputs.video_embeds, video_ids)
+        losses.append(loss + (weight * regions[kept].mean() if weight else 0))
+    torch.testing.assert_close(torch.stack([outputs.loss, filled.loss]), torch.stack(losses))
+    assert (regions is None) == (weight == 0)
 
 
 def test_learned_temperature():

@@ -348,6 +348,10 @@ def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monke
 
     # It was evaluated.
     assert results == json.loads((tmp_path / "results.json").read_text())
+    for name in ("learning_rate", "per_device_train_batch_size", "seed"):
+        assert results["arguments"][name] == getattr(trainers[-1].args, name)
+    assert not results["arguments"].keys() & {"output_dir", "hub_token", "logging_dir"}
+    assert results["train"]["processes"] == 1
     assert all(np.isfinite(float(entry["loss"])) for entry in results["log"] if "loss" in entry)
     assert set(toy.metrics) <= set(results.get("test", {}))
     assert bool(toy.metrics) == ("test" in results)

@@ -219,7 +219,7 @@ def test_with_regions_the_naive_reading_holds(sources, name, monkeypatch):
     clip = clips(batch=1, frames=2)
     output = tower(clip, output_hidden_states=True)
     encoded = output.hidden_states[-1][0]
-    regions, masks, ids = naive.region_module(tower.region_module, encoded[1:].unflatten(0, (2, 16)), 4, 4)
+    regions, masks, ids, _ = naive.region_module(tower.region_module, encoded[1:].unflatten(0, (2, 16)), 4, 4)
     close(output.region_states[0], regions)
     close(output.region_masks[0].flatten(2), masks)
     assert torch.equal(output.cluster_ids[0].flatten(1), ids)

@@ -14,8 +14,9 @@ _POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_tex
 REGION_FORMS = {
     "decoupled": {
         "mask_normalization": "regions",
-        "region_gather": "max",
+        "region_gather": "softmax",
         "region_content": "features",
+        "mask_gradient": False,
         "interaction_residual": True,
         "interaction_norm": True,
         "interaction_mlp": True,
@@ -24,6 +25,7 @@ REGION_FORMS = {
         "mask_normalization": "none",
         "region_gather": "mean",
         "region_content": "quantized",
+        "mask_gradient": True,
         "interaction_residual": False,
         "interaction_norm": False,
         "interaction_mlp": False,
@@ -64,22 +66,29 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         num_regions (`int`, defaults to 8): S, learned masks, and regions, a frame.
         interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
         interaction_heads (`int`, defaults to 8): heads of each of them.
-        region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the six
-            options below where they are not given. "decoupled": codes say where a region is and features say what it
-            is, regions compete for positions, and interact in a whole transformer block; the best form found so
-            far (docs/evidence.md). "paper": as the paper and the authors' code have it.
+        region_form (`str`, defaults to `"decoupled"`): the form of aggregation and interaction, that is of the
+            seven options below where they are not given. "decoupled": codes say where a region is and features say
+            what it is, regions compete for positions, and interact in a whole transformer block; the best form found
+            so far (docs/evidence.md). "paper": as the paper and the authors' code have it.
         mask_normalization (`str`, *optional*): "none" ("paper"): masks of any sign. "positions": each mask is a
             softmax over the positions of its frame. "regions" ("decoupled"): at each position the masks are a softmax
             over regions, which compete for it, and then each is scaled to a mean of 1.
         region_gather (`str`, *optional*): "mean" ("paper"): a region is the mean over positions of mask x content.
-            "max" ("decoupled"): in each channel it is the maximum over positions of content + log mask, so that
-            what another region has does not count. Needs masks that are normalised.
+            "softmax" ("decoupled"): in each channel a mean over positions with weights of mask x exp(sharpness x
+            content), so that what is strongest in the mask counts most. "max": in each channel the maximum over
+            positions of content + log mask. Both need masks that are normalised.
         region_content (`str`, *optional*): what masks gather. "quantized" ("paper"): the features that they are made
             from. "features" ("decoupled"): the features before quantization.
+        mask_gradient (`bool`, *optional*): whether the encoder learns through masks (and the codes that they are made
+            from), too (True in "paper"), or only through what they gather. Masks themselves learn in any case.
         interaction_residual (`bool`, *optional*): a residual around each interaction layer (False in "paper").
         interaction_norm (`bool`, *optional*): a LayerNorm before each of them (False in "paper").
         interaction_mlp (`bool`, *optional*): a LayerNorm and an MLP, with a residual around both, after each of them,
             as in a block of the encoder (False in "paper").
+        region_gather_sharpness (`float`, defaults to 4.0): of the "softmax"; at 0 it is "mean".
+        region_loss_weight (`float`, *optional*): of a loss that is added to the model's: the mean squared distance of
+            features to the mean of their region, with which masks learn to part a clip as k-means does. By default 1
+            where masks compete (`mask_normalization` "regions"), which it needs, and otherwise 0.
         motion_excitation (`bool`, defaults to `False`): adds features weighted by their change between frames to
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, "cls_max", plus the
@@ -119,9 +128,12 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     mask_normalization: str | None = None
     region_gather: str | None = None
     region_content: str | None = None
+    mask_gradient: bool | None = None
     interaction_residual: bool | None = None
     interaction_norm: bool | None = None
     interaction_mlp: bool | None = None
+    region_gather_sharpness: float | int = 4.0
+    region_loss_weight: float | int | None = None
     motion_excitation: bool = False
     video_pooling: str | None = None
     temporal_fusion: str = "attention"
@@ -131,6 +143,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         for name, value in REGION_FORMS[self.region_form].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.region_loss_weight is None:
+            self.region_loss_weight = 1.0 if self.mask_normalization == "regions" else 0.0
         if self.codebook_decay is None:
             self.codebook_decay = 0.1 if self.codebook_mode == "original" else 0.99
         if self.video_pooling is None:
@@ -161,11 +175,20 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         if self.codebook_decay is None or not 0.0 <= self.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={self.codebook_decay} must be at least 0 and less than 1.")
         _choose("mask_normalization", self.mask_normalization, ("none", "positions", "regions"))
-        _choose("region_gather", self.region_gather, ("mean", "max"))
-        if self.region_gather == "max" and self.mask_normalization == "none":
+        _choose("region_gather", self.region_gather, ("mean", "softmax", "max"))
+        if self.region_gather != "mean" and self.mask_normalization == "none":
             raise ValueError(
-                "region_gather='max' takes the logarithm of masks, but mask_normalization='none' gives masks of any "
-                "sign: set mask_normalization to 'positions' or 'regions', or region_gather='mean'."
+                f"region_gather={self.region_gather!r} needs masks that are positive, but mask_normalization='none' "
+                "gives masks of any sign: set mask_normalization to 'positions' or 'regions', or region_gather='mean'."
+            )
+        for name in ("region_gather_sharpness", "region_loss_weight"):
+            value = getattr(self, name)
+            if value is None or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value} must be a number of at least 0.")
+        if self.region_loss_weight and self.mask_normalization != "regions":
+            raise ValueError(
+                f"region_loss_weight={self.region_loss_weight} needs masks that compete for positions, but "
+                f"mask_normalization={self.mask_normalization!r}: set it to 'regions', or region_loss_weight=0."
             )
         _choose("region_content", self.region_content, ("quantized", "features"))
         _choose("codebook_mode", self.codebook_mode, ("ema", "original"))

@@ -66,11 +66,15 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             a distribution over the positions of a frame (`mask_normalization`). None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Code of each patch. None without quantization.
+        region_loss (`torch.FloatTensor` of shape `(B,)`):
+            How far, squared and on average, the features under each mask are from their mean. None if
+            `region_loss_weight` is 0, or without aggregation.
     """
 
     region_states: torch.Tensor | None = None
     region_masks: torch.Tensor | None = None
     cluster_ids: torch.Tensor | None = None
+    region_loss: torch.Tensor | None = None
 
 
 @dataclass
@@ -79,7 +83,8 @@ class RegionLearnerOutput(ModelOutput):
     Output of the dual encoder; a side that was not given is None.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss.
+        loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss, plus the weighted loss
+            of the regions (`region_loss_weight`).
         logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature, plus
             the learned bias where the loss is "sigmoid".
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): its transpose.
@@ -574,6 +579,11 @@ class RegionLearnerQuantizer(nn.Module):
         return chosen.clamp(max=len(features) - 1), mine[:, None], total
 
 
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -626,39 +636,86 @@ class RegionLearnerAggregation(nn.Module):
     are means over positions of mask x feature, with masks of any sign.
 
     Beyond it: masks that are normalised over positions or compete between regions; features to gather that are not
-    those which masks are made from; and gathering by the maximum, which keeps in each channel what is there at all,
-    where a mean dilutes what is small.
+    those which masks are made from; gathering by the maximum or near it, which keeps in each channel what is there at
+    all, where a mean dilutes what is small; and a loss by which masks learn to part a clip into what is alike.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.normalization = config.mask_normalization
         self.gather = config.region_gather
+        self.sharpness = config.region_gather_sharpness
+        self.has_loss = config.region_loss_weight > 0
         # (A softmax over positions cancels a bias.)
         bias = config.mask_normalization != "positions"
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
 
-    def forward(self, features: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, features: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        `features`, of which masks are made, and `content`, which they gather: (B, T, h, w, D). Returns the regions
-        (B, T * S, D) and the masks (B, T, S, h, w).
+        `features`, of which masks are made, and `content`, which they gather: (B, T, h, w, D); `frame_mask`: (B, T).
+        Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,).
         """
         batch, frames, height, width, _ = features.shape
         masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
         content = content.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
+        logarithms = masks
         if self.normalization == "regions":
-            masks = masks.log_softmax(1)  # a region's share of each position; as logarithms, they cannot all vanish
-        logarithms = masks.log_softmax(-1) if self.normalization == "positions" else masks
+            # A region's share of each position; as logarithms, they cannot all vanish.
+            masks = logarithms = masks.log_softmax(1)
+        elif self.normalization == "positions":
+            logarithms = masks.log_softmax(-1)
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
-        if self.gather == "max":
+        loss = self._loss(logarithms, content, batch, frame_mask) if self.has_loss else None
+        if self.gather == "softmax":
+            regions = self._gather_near_maximum(masks, content)
+        elif self.gather == "max":
             # One region at a time, and by indices: what would be (S, h * w, D) a frame is never held.
             shares = logarithms.to(content.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
             regions = torch.stack([(content + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
         else:
             regions = masks.to(content.dtype) @ content / (height * width)
         masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
-        return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks
+        return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks, loss
+
+    def _gather_near_maximum(self, masks: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+        """
+        In each channel the mean of `content` (B * T, h * w, D) over positions, with weights of mask x
+        exp(sharpness x content), where the content that weighs is that after a LayerNorm without parameters.
+        """
+        with torch.autocast(content.device.type, enabled=False):
+            values = _precise(content)
+            scaled = self.sharpness * F.layer_norm(values, values.shape[-1:])
+            # (All positions get some weight: a mask may be where, in some channel, all of this has vanished.)
+            weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)
+            masks = _precise(masks)  # as many times a distribution as there are positions, which the quotient cancels
+            regions = (masks @ (weights * values)) / (masks @ weights)
+        return regions.to(content.dtype)
+
+    def _loss(
+        self, logarithms: torch.Tensor, content: torch.Tensor, batch: int, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        What k-means minimises, with shares of positions in place of a choice: the mean over a clip's positions of the
+        squared distance to the mean of the region that a position belongs to. Distances are those of features of
+        length 1, and means over all frames, so that a region stays with what it is on. Features get no gradient:
+        they would only become alike.
+        """
+        with torch.autocast(content.device.type, enabled=False):
+            values = _precise(content.detach())
+            values = F.layer_norm(values, values.shape[-1:]) / values.shape[-1] ** 0.5
+            values = values.unflatten(0, (batch, -1))  # (B, T, h * w, D)
+            shares = _precise(logarithms).exp().unflatten(0, (batch, -1))  # (B, T, S, h * w)
+            if frame_mask is not None:
+                shares = shares * frame_mask[:, :, None, None]
+            totals = shares.sum((1, 3))  # (B, S)
+            sums = (shares @ values).sum(1)  # (B, S, D)
+            # sum of share x |value - mean|^2 = sum of share x |value|^2 - |sum of share x value|^2 / sum of share
+            squares = (shares.sum(2) * values.square().sum(-1)).sum((1, 2))
+            explained = (sums.square().sum(-1) / totals.clamp(min=1e-6)).sum(1)
+            return (squares - explained) / totals.sum(1).clamp(min=1e-6)
 
 
 class RegionLearnerInteractionLayer(nn.Module):
@@ -705,6 +762,7 @@ class RegionLearnerRegionModule(nn.Module):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.content = config.region_content
+        self.mask_gradient = config.mask_gradient
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
         self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
@@ -714,12 +772,13 @@ class RegionLearnerRegionModule(nn.Module):
 
     def forward(
         self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
         `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or patches
-        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the codes' indices (B, T, h, w).
+        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the codes' indices (B, T, h, w); the loss of
+        the regions (B,).
         """
-        states, masks, cluster_ids = features, None, None
+        states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
             valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
             states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
@@ -729,14 +788,16 @@ class RegionLearnerRegionModule(nn.Module):
             motion = self.motion_excitation(features, frame_mask)
             states, content = states + motion, content + motion
         if self.aggregation is None:
-            return states.flatten(1, 3), masks, cluster_ids
-        states, masks = self.aggregation(states, content)
+            return states.flatten(1, 3), masks, cluster_ids, loss
+        states, masks, loss = self.aggregation(
+            states if self.mask_gradient else states.detach(), content, frame_mask
+        )
         mask = None
         if frame_mask is not None:
             mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
         for layer in self.interaction:
             states = layer(states, mask)
-        return states, masks, cluster_ids
+        return states, masks, cluster_ids, loss
 
 
 class RegionLearnerTemporalFusion(nn.Module):
@@ -784,6 +845,18 @@ class RegionLearnerTemporalFusion(nn.Module):
         self.num_frames = num_frames
 
 
+def _global_mean(total: torch.Tensor, count: torch.Tensor, training: bool) -> torch.Tensor:
+    """
+    `total` / `count`. While `training` in several processes, of which each gives its part, their results (and
+    gradients) average to that of the global batch.
+    """
+    if training and _world_size() > 1:
+        count = count.clone()
+        _all_reduce_(count)
+        total = total * _world_size()
+    return total / count.clamp(min=1)
+
+
 class RegionLearnerPreTrainedModel(PreTrainedModel):
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
@@ -803,6 +876,19 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "hidden_states": RegionLearnerVideoLayer,
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
     }
+
+    def weighted_region_loss(self, region_loss: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        What the regions add to the loss: `region_loss_weight` times the mean over the clips. In training mode with
+        several processes their results average to that of the global batch.
+
+        Args:
+            region_loss (`torch.Tensor` of shape `(B,)`): of each clip, from [`RegionLearnerVideoOutput`].
+            real (`torch.BoolTensor` of shape `(B,)`, *optional*): which clips count; others fill a batch.
+        """
+        real = torch.ones_like(region_loss, dtype=torch.bool) if real is None else real
+        weight = getattr(self.config, "video_config", self.config).region_loss_weight
+        return weight * _global_mean((region_loss * real).sum(), real.sum(), self.training)
 
     def resize_frames(self, num_frames: int, fill: str = "zeros") -> Self:
         """
@@ -984,9 +1070,9 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         cls, states = hidden_states[:, 0], hidden_states[:, 1:]
         cls = cls.view(len(pixel_values_videos), -1, cls.shape[-1])  # (B, 1, D), or (B, T, D) under late fusion
         states = states.reshape(len(cls), -1, cls.shape[-1])  # (B, T * N, D)
-        region_masks, cluster_ids = None, None
+        region_masks, cluster_ids, region_loss = None, None, None
         if self.region_module is not None:
-            states, region_masks, cluster_ids = self.region_module(states.unflatten(1, grid), frame_mask)
+            states, region_masks, cluster_ids, region_loss = self.region_module(states.unflatten(1, grid), frame_mask)
         last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
         if self.temporal_fusion is not None:
             frame_features, tokens = last_hidden_state.split([grid[0], states.shape[1]], dim=1)
@@ -1002,6 +1088,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             region_states=None if region_masks is None else states,
             region_masks=region_masks,
             cluster_ids=cluster_ids,
+            region_loss=region_loss,
         )
 
 
@@ -1024,7 +1111,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
     """`x` scaled to length 1, in float32 at least: half precision would blur ranks and losses."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+    return F.normalize(_precise(x), dim=-1)
 
 
 def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -1297,6 +1384,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             if text_embeds is None or video_embeds is None or texts != videos:
                 raise ValueError(f"The loss needs one text for each video, but there are {texts} and {videos}.")
             loss = self.contrastive_loss(text_embeds, video_embeds, video_ids)
+            if video_outputs.region_loss is not None:
+                real = None if video_ids is None else video_ids >= 0
+                loss = loss + self.weighted_region_loss(video_outputs.region_loss, real)
         return RegionLearnerOutput(
             loss=loss,
             logits_per_video=logits_per_video,
@@ -1314,20 +1404,22 @@ def _num_labels(config: RegionLearnerConfig) -> int:
     return config.num_labels
 
 
-def _classification_loss(logits: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor:
+def _classification_loss(
+    model: RegionLearnerPreTrainedModel,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    region_loss: torch.Tensor | None,
+) -> torch.Tensor:
     """
     Mean cross-entropy of `logits` (B, classes) and `labels` (B,), without the labels -100, which stand for nothing,
-    and -1, which are of a class that the model does not have (no answer of its can be right, and a metric says so).
-    While `training` in several processes, their losses (and gradients) average to that mean of the global batch.
+    and -1, which are of a class that the model does not have (no answer of its can be right, and a metric says so);
+    plus what the regions add. While training in several processes, their losses average to that of the global batch.
     """
     ignored = (labels == -100) | (labels == -1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits, labels.masked_fill(ignored, -100), reduction="sum")
-    count = (~ignored).sum()
-    if training and _world_size() > 1:
-        _all_reduce_(count)
-        loss = loss * _world_size()
-    return loss / count.clamp(min=1)
+    logits = _precise(logits)
+    total = F.cross_entropy(logits, labels.masked_fill(ignored, -100), reduction="sum")
+    loss = _global_mean(total, (~ignored).sum(), model.training)
+    return loss if region_loss is None else loss + model.weighted_region_loss(region_loss, labels != -100)
 
 
 class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
@@ -1374,7 +1466,7 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutput(
-            loss=None if labels is None else _classification_loss(logits, labels, self.training),
+            loss=None if labels is None else _classification_loss(self, logits, labels, outputs.region_loss),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1485,7 +1577,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         video_outputs = self.get_video_features(pixel_values_videos, frame_mask, **kwargs)
         logits = self.classifier(text_outputs.pooler_output, video_outputs.pooler_output)
         return RegionLearnerQuestionAnsweringOutput(
-            loss=None if labels is None else _classification_loss(logits, labels, self.training),
+            loss=None if labels is None else _classification_loss(self, logits, labels, video_outputs.region_loss),
             logits=logits,
             text_model_output=text_outputs,
             video_model_output=video_outputs,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..configuration_region_learner import REGION_FORMS
 from ..corpora.folder import suggestion
 from .run import Row, Setting
 
@@ -15,8 +16,16 @@ _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 
 _QUANTIZED_PATCHES: dict[str, Any] = _NONE | {"codebook_size": 256, "video_pooling": "cls_mean"}
 
-# The form that new models have by default.
-_OURS: dict[str, Any] = _SIZES | {"region_form": "decoupled"}
+# The form that new models have by default, in full: should defaults change, runs of before are of another model.
+_OURS: dict[str, Any] = (
+    _SIZES
+    | {"region_form": "decoupled", "region_gather_sharpness": 4.0, "region_loss_weight": 1.0}
+    | REGION_FORMS["decoupled"]
+)
+
+# What that was before: regions are maxima, and masks and codes have their gradient from retrieval alone.
+_MAXIMA: dict[str, Any] = _OURS | {"region_gather": "max", "mask_gradient": True, "region_loss_weight": 0.0}
+
 # Tables by name.
 ROWS: dict[str, list[Row]] = {
     "main": [
@@ -24,6 +33,11 @@ ROWS: dict[str, list[Row]] = {
         Row("frozen_deeper", "no regions, one block more", _NONE | {"num_hidden_layers": 3}),
         Row("patches", "no regions, mean of all patches", _NONE | {"video_pooling": "cls_mean"}),
         Row("patches_max", "no regions, maximum of all patches", _NONE | {"video_pooling": "cls_max"}),
+        Row(
+            "patches_max_deeper",
+            "no regions, one block more, maximum of all patches",
+            _NONE | {"num_hidden_layers": 3, "video_pooling": "cls_max"},
+        ),
         Row("quantization", "paper, step 1: mean of quantized patches", _QUANTIZED_PATCHES),
         Row("aggregation", "paper, steps 1 and 2: raw masks", _PAPER | {"interaction_layers": 0}),
         Row("paper", "paper, steps 1 to 3: interaction", _PAPER),
@@ -40,6 +54,16 @@ ROWS: dict[str, list[Row]] = {
 
 def _main(*names: str) -> list[Row]:
     return [row for row in ROWS["main"] if row.name in names]
+
+
+ROWS["maxima"] = [
+    *_main("frozen", "patches_max", "ours"),
+    Row("maxima", "regions are maxima", _MAXIMA),
+    Row("maxima_1_region", "maxima, one region a frame: no masks", _MAXIMA | {"num_regions": 1}),
+    Row("maxima_no_codes", "maxima, without quantization", _MAXIMA | {"codebook_size": 0}),
+    Row("maxima_no_interaction", "maxima, without interaction", _MAXIMA | {"interaction_layers": 0}),
+    Row("maxima_motion", "maxima, with motion excitation", _MAXIMA | {"motion_excitation": True}),
+]
 
 
 def _paper(name: str, describes: str, **changed: Any) -> Row:
@@ -65,8 +89,15 @@ ROWS["sweeps"] = [
     _ours("2_regions", "2 regions", num_regions=2),
     _ours("4_regions", "4 regions", num_regions=4),
     _ours("16_regions", "16 regions", num_regions=16),
-    _ours("over_positions", "masks over positions", mask_normalization="positions"),
+    _ours(
+        "over_positions", "masks over positions, without their loss", mask_normalization="positions", region_loss_weight=0.0
+    ),
+    _ours("sharpness_2", "sharpness 2", region_gather_sharpness=2.0),
+    _ours("sharpness_8", "sharpness 8", region_gather_sharpness=8.0),
     _ours("mean_gather", "masks gather means", region_gather="mean"),
+    _ours("max_gather", "masks gather maxima", region_gather="max"),
+    _ours("no_region_loss", "without a loss of the regions", region_loss_weight=0.0),
+    _ours("mask_gradient", "the encoder learns through masks, too", mask_gradient=True),
     _ours("cls_mean", "mean of regions", video_pooling="cls_mean"),
     _ours("quantized", "masks gather quantized features", region_content="quantized"),
     _ours("no_mlp", "no MLP in the interaction", interaction_mlp=False),
@@ -84,12 +115,16 @@ CONTRASTS = [
     ("ours", "paper"),
     ("ours", "frozen_deeper"),
     ("ours", "patches_max"),
+    ("ours", "patches_max_deeper"),
     ("ours", "ours_no_codes"),
     ("ours", "ours_no_interaction"),
     ("ours", "ours_1_region"),
     ("ours_motion", "ours"),
     ("ours_no_interaction", "patches_max"),
-    ("ours_1_region", "patches_max"),
+    ("ours_1_region", "patches_max_deeper"),
+    ("ours", "maxima"),
+    ("maxima", "maxima_no_codes"),
+    ("maxima", "maxima_1_region"),
 ]
 
 _ENCODERS: dict[str, Any] = {

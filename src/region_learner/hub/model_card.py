@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..evaluation.protocols import videos_of
 from ..evaluation.results import EvaluationResults, read_results, shown_options, weights_of
 from ..evaluation.tasks import PROMPTS
+from ..training.arguments import TOLD_ARGUMENTS
 
 _TAGS = ["video-text-retrieval", "text-to-video-retrieval", "region-learner"]
 
@@ -26,23 +27,6 @@ _PIPELINES = {
 
 # Tasks in words. Prompts are no claim to be zero-shot.
 _TASKS = {"zero_shot": "classification by prompts"}
-
-# Arguments of `region-learner train` that say how a model was trained. Others are of somebody's machine, directories
-# and keys among them, and stay there.
-_TRAINING_ARGUMENTS = {
-    # model
-    "model", "video_tower", "text_tower", "video_config", "text_config", "config", "task", "max_answers", "lora",
-    "frame_fill", "tokenizer", "vocab_size", "num_frames", "flip_probability",
-    # data
-    "corpus", "corpus_options", "train_split", "eval_split", "test_split", "corpora", "streaming", "shuffle_buffer",
-    "max_missing", "max_train_videos", "max_unreadable", "mix", "samples_per_epoch",
-    # optimisation
-    "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay", "freeze",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "lr_gamma", "warmup_steps", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_cache_chunk", "label_smoothing_factor",
-    "bf16", "fp16", "tf32", "seed", "data_seed", "load_best_model_at_end", "metric_for_best_model",
-}  # fmt: skip
 
 
 def model_card(
@@ -302,11 +286,12 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         train = run["train"]
         line = f"Fold {of['fold']}: " if len(parts) > 1 else ""
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
+        line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
         line += " (if it was resumed, since then)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were replaced by others"
-        arguments = {key: value for key, value in run["arguments"].items() if key in _TRAINING_ARGUMENTS}
+        arguments = {key: value for key, value in run["arguments"].items() if key in TOLD_ARGUMENTS}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no results.json of a training run: {error!r}") from error
     shown = yaml.safe_dump(shown_options(arguments), sort_keys=False, default_flow_style=None, width=110)

@@ -265,6 +265,23 @@ class RegionLearnerTrainingArguments(TrainingArguments):
 
 ARGUMENT_CLASSES: list = [ModelArguments, DataArguments, RegionLearnerTrainingArguments]
 
+# Arguments of `region-learner train` that say how a model was trained. Others are of somebody's machine, directories
+# and keys among them, and stay there.
+TOLD_ARGUMENTS = {
+    # model
+    "model", "video_tower", "text_tower", "video_config", "text_config", "config", "task", "max_answers", "lora",
+    "frame_fill", "tokenizer", "vocab_size", "num_frames", "flip_probability",
+    # data
+    "corpus", "corpus_options", "train_split", "eval_split", "test_split", "corpora", "streaming", "shuffle_buffer",
+    "max_missing", "max_train_videos", "max_unreadable", "mix", "samples_per_epoch",
+    # optimisation
+    "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay", "freeze",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "lr_gamma", "warmup_steps", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_cache_chunk", "label_smoothing_factor",
+    "bf16", "fp16", "tf32", "seed", "data_seed", "load_best_model_at_end", "metric_for_best_model",
+}  # fmt: skip
+
 
 def list_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""

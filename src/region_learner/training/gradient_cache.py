@@ -22,8 +22,8 @@ def cached_backward(
     """
     Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
 
-    The embeddings are computed first without gradient, the loss and its gradient with respect to them next, and then
-    chunk by chunk the embeddings again, with this gradient as that of their output. Random numbers are the same both
+    The embeddings (and each clip's loss of the regions) are computed first without gradient, the loss and its gradient
+    with respect to them next, and then chunk by chunk they again, with this gradient as that of their output. Random numbers are the same both
     times, and the codebook is updated once, from the whole batch.
 
     Args:
@@ -54,7 +54,7 @@ def cached_backward(
             with autocast():
                 model(**part)
 
-    states, texts, videos = [], [], []
+    states, texts, videos, regions = [], [], [], []
     with torch.no_grad(), pieces("look"):
         for part in chunks:
             states.append(_random_state(devices))
@@ -62,14 +62,19 @@ def cached_backward(
                 outputs = model(**part)
             texts.append(outputs.text_embeds)
             videos.append(outputs.video_embeds)
+            regions.append(outputs.video_model_output.region_loss)
             del outputs
 
-    text_embeds = torch.cat(texts).requires_grad_()
-    video_embeds = torch.cat(videos).requires_grad_()
+    # What the loss is made from, of all chunks.
+    parts = [torch.cat(texts), torch.cat(videos)] + ([] if regions[0] is None else [torch.cat(regions)])
+    parts = [part.requires_grad_() for part in parts]
     # A learned temperature or bias has its gradient from the loss, not through the embeddings.
     of_loss = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
-    loss = bare.contrastive_loss(text_embeds, video_embeds, video_ids) * scale
-    text_gradient, video_gradient, *gradients = torch.autograd.grad(loss, [text_embeds, video_embeds, *of_loss])
+    loss = bare.contrastive_loss(*parts[:2], video_ids)
+    for region_loss in parts[2:]:
+        loss = loss + bare.weighted_region_loss(region_loss, None if video_ids is None else video_ids >= 0)
+    loss = loss * scale
+    gradients = torch.autograd.grad(loss, [*parts, *of_loss])
 
     with pieces("learn"):
         for number, (part, state) in enumerate(zip(chunks, states)):
@@ -81,12 +86,12 @@ def cached_backward(
                         outputs = model(**part)
                     observe(outputs)
                     rows = slice(number * chunk, number * chunk + len(part["pixel_values_videos"]))
-                    surrogate = (outputs.text_embeds * text_gradient[rows]).sum()
-                    surrogate = surrogate + (outputs.video_embeds * video_gradient[rows]).sum()
+                    found = [outputs.text_embeds, outputs.video_embeds, outputs.video_model_output.region_loss]
+                    products = [(part * gradient[rows]).sum() for part, gradient in zip(found, gradients[: len(parts)])]
                     if last:
-                        for parameter, gradient in zip(of_loss, gradients):
-                            surrogate = surrogate + (parameter * gradient).sum()
-                    accelerator.backward(surrogate)
+                        of_all = zip(of_loss, gradients[len(parts) :])
+                        products += [(parameter * gradient).sum() for parameter, gradient in of_all]
+                    accelerator.backward(sum(products))
             del outputs
     return loss.detach()
 

@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
 from ..evaluation import EVALUATIONS
 from ..evaluation.tasks import UNKNOWN_LABEL
-from .arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
+from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
 from .model import build_model, check_source, with_head, with_lora
 from .trainer import RegionLearnerTrainer
@@ -198,9 +198,10 @@ def train(
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # a next stage reads what the first process has written
-    rows = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in parts)}
-    arguments = _shown(model_arguments, data_arguments)
-    results: dict[str, Any] = {"train": rows | result.metrics, "arguments": arguments}
+    facts = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in parts)}
+    facts["processes"] = training_arguments.world_size  # a batch is as many times larger than what one of them takes
+    arguments = _shown(model_arguments, data_arguments, training_arguments)
+    results: dict[str, Any] = {"train": facts | result.metrics, "arguments": arguments}
     results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     if trainer.is_world_process_zero():
         if test_dataset is not None:
@@ -236,5 +237,7 @@ def train_stages(
     return results
 
 
-def _shown(*arguments) -> dict[str, Any]:
-    return {name: value for part in arguments for name, value in vars(part).items() if value is not None}
+def _shown(model: ModelArguments, data: DataArguments, training: RegionLearnerTrainingArguments) -> dict[str, Any]:
+    """Arguments as JSON has them: of model and data all, of training those that say how, and not where or as whom."""
+    told = {name: value for name, value in training.to_dict().items() if name in TOLD_ARGUMENTS}
+    return {name: value for name, value in (vars(model) | vars(data) | told).items() if value is not None}
