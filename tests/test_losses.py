@@ -102,7 +102,8 @@ def test_the_model_computes_what_its_configuration_names():
                 expected = sigmoid_loss(text, video, model.temperature, model.logit_bias, ids)
             else:
                 expected = max_margin_loss(text, video, 2.5, ids)
-            torch.testing.assert_close(outputs.loss, expected)
+            regions = outputs.video_model_output.region_loss[:3].mean()
+            torch.testing.assert_close(outputs.loss, expected + regions)
             torch.testing.assert_close(model.contrastive_loss(text, video, ids), expected)
             bias = model.logit_bias if name == "sigmoid" else 0.0
             torch.testing.assert_close(outputs.logits_per_text, text @ video.T / model.temperature + bias)
@@ -168,7 +169,8 @@ def _worker(rank: int, store: str, result_file: str):
     for name, options in OPTIONS.items():
         model = tiny_model(codebook_size=0, **options).double().train()
         loss = _step(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
-        results[name] = loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.distributed.all_reduce(loss)
+        results[name] = loss / 2, {name: parameter.grad for name, parameter in model.named_parameters()}
     model = _classifier()
     loss = _classify(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
     torch.distributed.all_reduce(loss)
@@ -178,7 +180,10 @@ def _worker(rank: int, store: str, result_file: str):
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    """Loss and gradients, those of temperature and bias too; ids tie across processes, and one row is a filler."""
+    """
+    Loss and gradients, those of temperature and bias too; ids tie across processes, and one row is a filler, so that
+    the parts have unevenly many regions.
+    """
     multiprocessing.spawn(_worker, (str(tmp_path / "store"), str(tmp_path / "result")), nprocs=2)
     for rank in range(2):
         results = torch.load(tmp_path / f"result.{rank}")
