@@ -157,20 +157,24 @@ class OneProcess:
         return x
 
 
-def test_the_state_of_the_codebook_is_logged():
+def test_the_state_of_codebook_and_regions_is_logged():
     class Outputs:
         class video_model_output:  # noqa: N801
             cluster_ids = torch.tensor([[0, 0, 1], [1, 2, 2]])
+            region_loss = torch.tensor([0.5, 0.25])
 
     progress = Progress(codebook_size=6)
     progress.observe(Outputs)
-    assert progress.summary(OneProcess, 0)["codebook_use"] == 50.0
+    first = progress.summary(OneProcess, 0)
+    assert (first["codebook_use"], first["region_loss"]) == (50.0, 0.375)
     progress.observe(Outputs)  # a new count begins after each summary
     Outputs.video_model_output.cluster_ids = torch.tensor([3, 3, 3, 3, 3, 3])
+    Outputs.video_model_output.region_loss = torch.tensor([0.75])
     progress.observe(Outputs)
     shares = [2 / 12, 2 / 12, 2 / 12, 6 / 12]
     summary = progress.summary(OneProcess, 7)
     assert summary["codebook_perplexity"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), abs=0.01)
+    assert summary["region_loss"] == 0.5
     assert summary["unreadable_videos"] == 7
 
 
@@ -185,12 +189,12 @@ def test_what_is_no_training_is_left_out_of_the_time():
 
 def test_what_is_logged(tmp_path):
     log = run(tmp_path, max_steps=2, model={"learn_temperature": True})["log"]
-    for name in ("samples_per_second", "codebook_use", "codebook_perplexity", "temperature", "grad_norm"):
+    for name in ("samples_per_second", "codebook_use", "codebook_perplexity", "region_loss", "temperature", "grad_norm"):
         assert log[0][name] > 0
     assert 0 <= log[0]["data_wait"] < 1
     assert log[0]["unreadable_videos"] == 0
-    without = run(tmp_path, max_steps=1, video={"codebook_size": 0})["log"]
-    assert "codebook_use" not in without[0]
+    without = run(tmp_path, max_steps=1, video={"codebook_size": 0, "region_loss_weight": 0.0})["log"]
+    assert not {"codebook_use", "region_loss"} & without[0].keys()
 
 
 # Runs
