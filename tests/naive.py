@@ -139,31 +139,30 @@ def region_module(module, features, h, w):
     return regions, masks, ids, loss
 
 
-def _standardized(content):
-    """Of each feature (..., D) minus its mean, over its standard deviation."""
-    centered = content - content.mean(-1, keepdim=True)
-    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-
-
 def _softmax_gather(share, content, sharpness):
     """One region (D,) of one frame's `share` (N,) and `content` (N, D): channel by channel, as logarithms."""
-    scaled = sharpness * _standardized(content).double()
     channels = []
-    for d in range(content.shape[-1]):
-        weights = (share.clamp(min=1e-300).log() + scaled[:, d]).softmax(0)
-        channels.append((weights * content[:, d].double()).sum())
+    scale = (content.double().var(0, correction=0).mean() + 1e-6).sqrt()
+    for channel in content.double().T:
+        scaled = sharpness * (channel - channel.mean()) / scale
+        weights = (share.clamp(min=1e-300).log() + scaled).softmax(0)
+        channels.append((weights * channel).sum())
     return torch.stack(channels).to(content.dtype)
 
 
 def region_loss(shares, content):
-    """The mean squared distance of unit features, (T, N, D), to the means of their regions; `shares`: (T, S, N)."""
-    unit = _standardized(content).double() / content.shape[-1] ** 0.5
-    total = 0
+    """
+    The squared distances of normalised features, (T, N, D), to the means of their regions, `shares` (T, S, N), over
+    those to the mean of all.
+    """
+    centered = content.double() - content.double().mean(-1, keepdim=True)
+    features = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    within = 0
     for s in range(shares.shape[1]):
         share = shares[:, s, :, None]  # (T, N, 1)
-        mean = (share * unit).sum((0, 1)) / share.sum()
-        total = total + (share * (unit - mean) ** 2).sum()
-    return total / (shares.shape[0] * shares.shape[2])
+        mean = (share * features).sum((0, 1)) / share.sum()
+        within = within + (share * (features - mean) ** 2).sum()
+    return within / ((features - features.mean((0, 1))) ** 2).sum()
 
 
 def _pooled(z, pooling):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ import torch
 from scipy import stats
 
 from region_learner import load_corpus
-from region_learner.ablation import ROWS, SETTINGS, Row, ablate, report, rows_of, summarize, table
+from region_learner.ablation import ROWS, SETTINGS, Row, _runs_of, ablate, report, rows_of, summarize, table
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
-from region_learner.ablation.summary import contrast_table, interval, loss_correlation, region_table
+from region_learner.ablation.summary import contrast_table, interval, loss_correlation, read_runs, region_table
 from region_learner.cli import main
 
 TOY = dataclasses.replace(
@@ -45,6 +46,19 @@ def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("prepared")
     prepare(TOY, directory)
     return directory
+
+
+def test_names_of_tables_and_rows_differ():
+    assert not ROWS.keys() & {row.name for rows in ROWS.values() for row in rows}
+
+
+@pytest.mark.parametrize("setting", ["shapes", "letters"])
+def test_the_runs_of_the_evidence_are_those_of_its_rows(setting):
+    output = Path(__file__).parent.parent / "docs" / "evidence" / setting
+    names = [name for name in ROWS if _runs_of(output, SETTINGS[setting], rows_of([name]))]
+    assert names
+    found = {run["row"] for name in names for run in _runs_of(output, SETTINGS[setting], rows_of([name]))}
+    assert {run["row"] for run in read_runs(output).values()} == found
 
 
 @pytest.mark.parametrize("row", [row for rows in ROWS.values() for row in rows], ids=lambda row: row.name)

@@ -160,7 +160,8 @@ def _worker(rank: int, port: int, result_file: str):
         parallel = torch.nn.parallel.DistributedDataParallel(model)
         loss = _one_step(parallel, slice(2 * rank, 2 * rank + 2), steps=3)
         torch.distributed.all_reduce(loss)
-        results.append((loss / 2, {name: parameter.grad for name, parameter in model.named_parameters()}, state(model)))
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((loss / 2, gradients, state(model)))
     torch.save(results, f"{result_file}.{rank}")
     torch.distributed.destroy_process_group()
 

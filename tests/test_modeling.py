@@ -21,7 +21,7 @@ OPTIONS = {
     "masks_over_positions": {"mask_normalization": "positions", "interaction_mlp": False},
     "maximum": {"region_gather": "max"},
     "maximum_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "max"},
-    "sharper_with_mask_gradient": {"region_gather_sharpness": 8.0, "mask_gradient": True},
+    "sharper_with_masks_train_encoder": {"region_gather_sharpness": 8.0, "masks_train_encoder": True},
     "no_region_loss": {"region_loss_weight": 0.0},
     "means_under_competing_masks": {"region_gather": "mean"},
     "means_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "mean"},
@@ -84,15 +84,12 @@ def test_region_module_parts_equal_a_literal_reading():
 
 def test_region_loss_equals_a_literal_reading():
     """Of each clip of a batch, with frames that do not count, and its gradient."""
-    model = tiny_video_model().double()
-    aggregation = model.region_module.aggregation
+    aggregation = tiny_video_model().double().region_module.aggregation
     frame_mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]])
     states, content = (torch.randn(3, 4, 4, 4, 32).double().requires_grad_() for _ in range(2))
-    _, masks, loss = aggregation(states, content, frame_mask.bool())
-    shares = masks.flatten(3) * aggregation.conv(states.flatten(0, 1).permute(0, 3, 1, 2)).softmax(1).mean(
-        (2, 3)
-    ).view(3, 4, 3, 1)
-    torch.testing.assert_close(shares.sum(2), torch.ones(3, 4, 16).double())
+    _, _, loss = aggregation(states, content, frame_mask.bool())
+    logits = aggregation.conv(states.flatten(0, 1).permute(0, 3, 1, 2)).view(3, 4, 3, 16)
+    shares = logits.exp() / logits.exp().sum(2, keepdim=True)
     expected = []
     for clip in (0, 2):
         real = frame_mask[clip].bool()
@@ -109,37 +106,72 @@ def test_region_loss_equals_a_literal_reading():
 @pytest.mark.parametrize("clusters", [2, 3])
 def test_masks_that_part_a_clip_as_it_is_made_have_no_loss(clusters):
     aggregation = tiny_video_model(num_regions=clusters).region_module.aggregation
-    labels = torch.arange(4 * 16) * 7 % clusters
-    content = torch.randn(clusters, 32)[labels].view(1, 4, 4, 4, 32)
-    right = 200.0 * F.one_hot(labels, clusters).float().view(4, 16, clusters).transpose(1, 2)
-    loss = aggregation._loss(right.log_softmax(1), content.view(4, 16, 32), 1, None)
-    torch.testing.assert_close(loss, torch.zeros(1), atol=1e-5, rtol=0)
-    swapped = torch.cat([right[:2], right[2:].roll(1, 1)])  # a region is something else in the later frames
-    for wrong in (swapped, torch.zeros_like(right)):
-        assert aggregation._loss(wrong.log_softmax(1), content.view(4, 16, 32), 1, None) > 0.1
+    labels = torch.arange(4 * 16).view(4, 16) * 7 % clusters
+    right = F.one_hot(labels, clusters).float().transpose(1, 2)[None]
+    centers = torch.randn(clusters, 32)
+    # Whatever all features have in common, and whatever their scale is.
+    for content in (centers[labels], 1e-2 * centers[labels], centers[labels] + 30 * torch.randn(32)):
+        loss = aggregation._loss(right, content[None], None)
+        torch.testing.assert_close(loss, torch.zeros(1), atol=1e-3, rtol=0)
+        swapped = torch.cat([right[:, :2], right[:, 2:].roll(1, 2)], 1)  # a region is another one in later frames
+        assert aggregation._loss(swapped, content[None], None) > 0.5
+        telling_nothing = torch.full_like(right, 1 / clusters)
+        torch.testing.assert_close(aggregation._loss(telling_nothing, content[None], None), torch.ones(1))
+
+
+def test_regions_of_what_is_all_alike_have_no_loss():
+    aggregation = tiny_video_model().region_module.aggregation
+    content = torch.randn(32).expand(1, 4, 16, 32)
+    loss = aggregation._loss(torch.rand(1, 4, 3, 16).softmax(2), content, None)
+    assert 0 <= loss < 1e-2
+
+
+def test_gathering_at_sharpness_0_is_the_mean():
+    states, content = torch.randn(2, 2, 4, 4, 4, 32)
+    aggregations = [
+        tiny_video_model(**options).region_module.aggregation
+        for options in ({"region_gather_sharpness": 0.0}, {"region_gather": "mean"})
+    ]
+    with torch.no_grad():
+        (one, *_), (other, *_) = (aggregation(states, content) for aggregation in aggregations)
+    torch.testing.assert_close(one, other)
+
+
+def test_gathering_depends_neither_on_scale_nor_on_what_channels_have_everywhere():
+    aggregation = tiny_video_model().double().region_module.aggregation
+    states, content = torch.randn(2, 2, 4, 4, 4, 32).double()
+    everywhere = torch.zeros(32).double()
+    everywhere[:4] = torch.tensor([200.0, -50.0, 1000.0, 7.0])  # as large encoders have them
+    with torch.no_grad():
+        plain, shifted, scaled = (
+            aggregation(states, some)[0] for some in (content, content + everywhere, 100 * content)
+        )
+    torch.testing.assert_close(shifted - everywhere, plain)
+    torch.testing.assert_close(scaled / 100, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_where_content_has_vanished_a_mask_still_gathers():
     """Content so far from its maximum that its exponential is 0: the mean of what is under the mask, and no NaN."""
     aggregation = tiny_video_model(num_regions=2).region_module.aggregation
-    content = torch.randn(1, 16, 32)
-    content[0, :8, 0] = 1e4  # after the LayerNorm, 5.6 and about 0
-    content[0, 8:, 0] = -1e4
+    aggregation.sharpness = 100.0
+    content = 1e-3 * torch.randn(1, 16, 32)
+    content[0, :8, 0], content[0, 8:, 0] = 1.0, -1.0
     masks = torch.zeros(1, 2, 16)
     masks[0, 0, :8] = masks[0, 1, 8:] = 2.0
-    aggregation.sharpness = 40.0
     content.requires_grad_()
-    regions = aggregation._gather_near_maximum(masks, content)
-    torch.testing.assert_close(regions[0, :, 0], torch.tensor([1e4, -1e4]))
-    (gradient,) = torch.autograd.grad(regions.square().sum(), content)
-    assert gradient.isfinite().all()
+    regions = aggregation._softmax_gather(masks, content)
+    torch.testing.assert_close(regions[0, :, 0], torch.tensor([1.0, -1.0]))
+    (gradient,) = torch.autograd.grad(regions[0, 1, 0], content)
+    expected = torch.zeros(16)
+    expected[8:] = 1 / 8
+    torch.testing.assert_close(gradient[0, :, 0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_encoder_learns_through_masks_if_it_is_to():
     for options, learns in (
         ({}, False),
         ({"codebook_size": 0}, False),
-        ({"mask_gradient": True}, True),
+        ({"masks_train_encoder": True}, True),
         ({"region_form": "paper"}, True),
     ):
         model = tiny_video_model(**options)
@@ -424,6 +456,17 @@ def test_autocast_does_not_blur_the_loss():
     assert outputs.loss.dtype == outputs.logits_per_text.dtype == regions.dtype == torch.float32
     contrastive = infonce_loss(outputs.text_embeds, outputs.video_embeds, 0.05)
     torch.testing.assert_close(outputs.loss, contrastive + regions.mean())
+    aggregation = model.video_model.region_module.aggregation
+    shares, content = torch.rand(2, 4, 3, 16).softmax(2), torch.randn(2, 4, 16, 32)
+    masks = shares.flatten(0, 1) / shares.flatten(0, 1).mean(-1, keepdim=True)
+    with torch.no_grad():
+        for call in (
+            lambda: aggregation._loss(shares, content, None),
+            lambda: aggregation._softmax_gather(masks, content.flatten(0, 1)),
+        ):
+            plain = call()
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(call(), plain, rtol=1e-6, atol=1e-6)
 
 
 def test_a_batch_of_masked_frames_leaves_the_codebook_as_it_is():

@@ -138,6 +138,7 @@ def test_milestones_in_a_run(tmp_path):
         ({"lr_milestones": [30.0]}, "are shares of the training"),
         ({"lr_milestones": [0.5], "lr_scheduler_type": "cosine"}, "go with lr_scheduler_type constant"),
         ({"gradient_cache_chunk": 0}, "gradient_cache_chunk=0 must be at least 1"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -189,7 +190,8 @@ def test_what_is_no_training_is_left_out_of_the_time():
 
 def test_what_is_logged(tmp_path):
     log = run(tmp_path, max_steps=2, model={"learn_temperature": True})["log"]
-    for name in ("samples_per_second", "codebook_use", "codebook_perplexity", "region_loss", "temperature", "grad_norm"):
+    codebook = ("codebook_use", "codebook_perplexity")
+    for name in ("samples_per_second", *codebook, "region_loss", "temperature", "grad_norm"):
         assert log[0][name] > 0
     assert 0 <= log[0]["data_wait"] < 1
     assert log[0]["unreadable_videos"] == 0

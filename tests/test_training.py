@@ -288,6 +288,22 @@ def test_changing_a_checkpoint_changes_what_follows_from_it(tmp_path, processor)
     assert torch.equal(changed.video_projection.weight, model.video_projection.weight)
 
 
+def test_changing_the_masks_of_a_checkpoint_changes_their_loss(tmp_path, processor):
+    for name, options in (("ours", {}), ("paper", {"region_form": "paper"}), ("own", {"region_loss_weight": 0.5})):
+        tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, **options).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    for name, changes, weight in [
+        ("ours", {"region_form": "paper"}, 0.0),
+        ("ours", {"mask_normalization": "positions"}, 0.0),
+        ("ours", {"interaction_mlp": False}, 1.0),
+        ("paper", {"region_form": "decoupled"}, 1.0),
+        ("paper", {"region_form": "decoupled", "region_loss_weight": 0.25}, 0.25),
+        ("own", {"interaction_mlp": False}, 0.5),
+    ]:
+        model, _ = build_model(ModelArguments(model=str(tmp_path / name), video_config=changes))
+        assert model.config.video_config.region_loss_weight == weight, (name, changes)
+
+
 def test_arguments_come_from_flags_then_recipe(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("learning_rate: 0.5\nseed: 7\ncorpus_options: {seed: 3}\n")

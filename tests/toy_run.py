@@ -53,11 +53,16 @@ class Collator:
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))
-            ids.append(number // 2)  # every other clip is of the same video as the one before
+            # Every other clip is of the same video as the one before; one in seven fills its batch.
+            ids.append(-1 if number % 7 == 3 else number // 2)
+        frame_mask = torch.ones(len(rows), frames, dtype=torch.long)
+        if frames > 1:
+            frame_mask[torch.tensor(ids) % 3 == 0, -1] = 0
         return {
             "input_ids": torch.stack(texts),
             "attention_mask": torch.ones(len(rows), 6, dtype=torch.long),
             "pixel_values_videos": torch.stack(clips),
+            "frame_mask": frame_mask,
             "video_ids": torch.tensor(ids),
             "return_loss": True,
             "unreadable": unreadable,

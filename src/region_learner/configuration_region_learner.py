@@ -16,7 +16,7 @@ REGION_FORMS = {
         "mask_normalization": "regions",
         "region_gather": "softmax",
         "region_content": "features",
-        "mask_gradient": False,
+        "masks_train_encoder": False,
         "interaction_residual": True,
         "interaction_norm": True,
         "interaction_mlp": True,
@@ -25,7 +25,7 @@ REGION_FORMS = {
         "mask_normalization": "none",
         "region_gather": "mean",
         "region_content": "quantized",
-        "mask_gradient": True,
+        "masks_train_encoder": True,
         "interaction_residual": False,
         "interaction_norm": False,
         "interaction_mlp": False,
@@ -75,20 +75,21 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             over regions, which compete for it, and then each is scaled to a mean of 1.
         region_gather (`str`, *optional*): "mean" ("paper"): a region is the mean over positions of mask x content.
             "softmax" ("decoupled"): in each channel a mean over positions with weights of mask x exp(sharpness x
-            content), so that what is strongest in the mask counts most. "max": in each channel the maximum over
+            content), so that what is largest under the mask counts most. "max": in each channel the maximum over
             positions of content + log mask. Both need masks that are normalised.
         region_content (`str`, *optional*): what masks gather. "quantized" ("paper"): the features that they are made
             from. "features" ("decoupled"): the features before quantization.
-        mask_gradient (`bool`, *optional*): whether the encoder learns through masks (and the codes that they are made
-            from), too (True in "paper"), or only through what they gather. Masks themselves learn in any case.
+        masks_train_encoder (`bool`, *optional*): whether the encoder learns through masks (and the codes that they are
+            made from), too (True in "paper"), or only through what they gather. Masks themselves learn in any case.
         interaction_residual (`bool`, *optional*): a residual around each interaction layer (False in "paper").
         interaction_norm (`bool`, *optional*): a LayerNorm before each of them (False in "paper").
         interaction_mlp (`bool`, *optional*): a LayerNorm and an MLP, with a residual around both, after each of them,
             as in a block of the encoder (False in "paper").
-        region_gather_sharpness (`float`, defaults to 4.0): of the "softmax"; at 0 it is "mean".
-        region_loss_weight (`float`, *optional*): of a loss that is added to the model's: the mean squared distance of
-            features to the mean of their region, with which masks learn to part a clip as k-means does. By default 1
-            where masks compete (`mask_normalization` "regions"), which it needs, and otherwise 0.
+        region_gather_sharpness (`float`, defaults to 4.0): of the "softmax", in units of the standard deviation of
+            content over a frame; at 0 it is "mean".
+        region_loss_weight (`float`, *optional*): of a loss that is added to the model's, with which masks learn to
+            part a clip as k-means does: the share of the variance of its features that is within regions. By default
+            1 where several masks compete (`mask_normalization` "regions", which it needs), and otherwise 0.
         motion_excitation (`bool`, defaults to `False`): adds features weighted by their change between frames to
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, "cls_max", plus the
@@ -128,7 +129,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     mask_normalization: str | None = None
     region_gather: str | None = None
     region_content: str | None = None
-    mask_gradient: bool | None = None
+    masks_train_encoder: bool | None = None
     interaction_residual: bool | None = None
     interaction_norm: bool | None = None
     interaction_mlp: bool | None = None
@@ -144,7 +145,8 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.region_loss_weight is None:
-            self.region_loss_weight = 1.0 if self.mask_normalization == "regions" else 0.0
+            compete = self.mask_normalization == "regions" and self.num_regions > 1
+            self.region_loss_weight = 1.0 if compete else 0.0
         if self.codebook_decay is None:
             self.codebook_decay = 0.1 if self.codebook_mode == "original" else 0.99
         if self.video_pooling is None:

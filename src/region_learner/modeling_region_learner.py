@@ -67,7 +67,7 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
-            How far, squared and on average, the features under each mask are from their mean. None if
+            The share of the variance of a clip's features that is within its regions, 0 to 1. None if
             `region_loss_weight` is 0, or without aggregation.
     """
 
@@ -630,7 +630,7 @@ class RegionLearnerMotionExcitation(nn.Module):
         return weights * features
 
 
-class RegionLearnerAggregation(nn.Module):
+class RegionLearnerAggregation(GradientCheckpointingLayer):
     """
     S learned masks on each frame, and what of the features is under each. The original's `Aggregation`, whose regions
     are means over positions of mask x feature, with masks of any sign.
@@ -642,10 +642,10 @@ class RegionLearnerAggregation(nn.Module):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
+        self.config = config
         self.normalization = config.mask_normalization
         self.gather = config.region_gather
         self.sharpness = config.region_gather_sharpness
-        self.has_loss = config.region_loss_weight > 0
         # (A softmax over positions cancels a bias.)
         bias = config.mask_normalization != "positions"
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
@@ -668,9 +668,12 @@ class RegionLearnerAggregation(nn.Module):
             logarithms = masks.log_softmax(-1)
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
-        loss = self._loss(logarithms, content, batch, frame_mask) if self.has_loss else None
+        loss = None
+        if self.config.region_loss_weight and self.normalization == "regions":
+            shares, values = (x.unflatten(0, (batch, frames)) for x in (logarithms.exp(), content))
+            loss = self._loss(shares, values, frame_mask)
         if self.gather == "softmax":
-            regions = self._gather_near_maximum(masks, content)
+            regions = self._softmax_gather(masks, content)
         elif self.gather == "max":
             # One region at a time, and by indices: what would be (S, h * w, D) a frame is never held.
             shares = logarithms.to(content.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
@@ -680,42 +683,46 @@ class RegionLearnerAggregation(nn.Module):
         masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
         return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks, loss
 
-    def _gather_near_maximum(self, masks: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    def _softmax_gather(self, masks: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
         """
         In each channel the mean of `content` (B * T, h * w, D) over positions, with weights of mask x
-        exp(sharpness x content), where the content that weighs is that after a LayerNorm without parameters.
+        exp(sharpness x content). The content that weighs is less the mean of its channel over the frame, in units of
+        what is left on average: large channels that are the same everywhere, as large encoders have them, do not blur
+        the others.
         """
         with torch.autocast(content.device.type, enabled=False):
             values = _precise(content)
-            scaled = self.sharpness * F.layer_norm(values, values.shape[-1:])
+            scaled = values - values.mean(1, keepdim=True)
+            scaled = self.sharpness * scaled * torch.rsqrt(scaled.square().mean((1, 2), keepdim=True) + 1e-6)
             # (All positions get some weight: a mask may be where, in some channel, all of this has vanished.)
             weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)
             masks = _precise(masks)  # as many times a distribution as there are positions, which the quotient cancels
             regions = (masks @ (weights * values)) / (masks @ weights)
         return regions.to(content.dtype)
 
-    def _loss(
-        self, logarithms: torch.Tensor, content: torch.Tensor, batch: int, frame_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _loss(self, shares: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """
-        What k-means minimises, with shares of positions in place of a choice: the mean over a clip's positions of the
-        squared distance to the mean of the region that a position belongs to. Distances are those of features of
-        length 1, and means over all frames, so that a region stays with what it is on. Features get no gradient:
-        they would only become alike.
+        Of `shares` (B, T, S, h * w) of positions and `content` (B, T, h * w, D): what k-means minimises, with shares
+        in place of a choice. The squared distances of features to the mean of the region that they belong to, summed
+        over a clip, as a share of those to the mean of all: 0 where all in a region are alike, 1 where regions tell
+        nothing. Features are normalised first, and means are over all frames, so that a region stays with what it is
+        on. `content` gets no gradient: features would only become alike.
         """
         with torch.autocast(content.device.type, enabled=False):
             values = _precise(content.detach())
-            values = F.layer_norm(values, values.shape[-1:]) / values.shape[-1] ** 0.5
-            values = values.unflatten(0, (batch, -1))  # (B, T, h * w, D)
-            shares = _precise(logarithms).exp().unflatten(0, (batch, -1))  # (B, T, S, h * w)
-            if frame_mask is not None:
-                shares = shares * frame_mask[:, :, None, None]
-            totals = shares.sum((1, 3))  # (B, S)
-            sums = (shares @ values).sum(1)  # (B, S, D)
+            values = F.layer_norm(values, values.shape[-1:])
+            shares = _precise(shares)
+            if frame_mask is None:
+                values = values - values.mean((1, 2), keepdim=True)
+            else:
+                real = frame_mask[:, :, None, None].to(values.dtype)
+                shares, values = shares * real, values * real
+                count = real.sum(1, keepdim=True).clamp(min=1) * values.shape[2]
+                values = (values - values.sum((1, 2), keepdim=True) / count) * real
+            total = values.square().sum((1, 2, 3))
             # sum of share x |value - mean|^2 = sum of share x |value|^2 - |sum of share x value|^2 / sum of share
-            squares = (shares.sum(2) * values.square().sum(-1)).sum((1, 2))
-            explained = (sums.square().sum(-1) / totals.clamp(min=1e-6)).sum(1)
-            return (squares - explained) / totals.sum(1).clamp(min=1e-6)
+            between = (shares @ values).sum(1).square().sum(-1) / shares.sum((1, 3)).clamp(min=1e-6)  # (B, S)
+            return (total - between.sum(1)).clamp(min=0) / total.clamp(min=1e-6)
 
 
 class RegionLearnerInteractionLayer(nn.Module):
@@ -762,7 +769,7 @@ class RegionLearnerRegionModule(nn.Module):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.content = config.region_content
-        self.mask_gradient = config.mask_gradient
+        self.masks_train_encoder = config.masks_train_encoder
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
         self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
@@ -790,7 +797,7 @@ class RegionLearnerRegionModule(nn.Module):
         if self.aggregation is None:
             return states.flatten(1, 3), masks, cluster_ids, loss
         states, masks, loss = self.aggregation(
-            states if self.mask_gradient else states.detach(), content, frame_mask
+            states if self.masks_train_encoder else states.detach(), content, frame_mask
         )
         mask = None
         if frame_mask is not None:
@@ -888,7 +895,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         """
         real = torch.ones_like(region_loss, dtype=torch.bool) if real is None else real
         weight = getattr(self.config, "video_config", self.config).region_loss_weight
-        return weight * _global_mean((region_loss * real).sum(), real.sum(), self.training)
+        total = torch.where(real, region_loss, 0).sum()  # what does not count may be anything
+        return weight * _global_mean(total, real.sum(), self.training)
 
     def resize_frames(self, num_frames: int, fill: str = "zeros") -> Self:
         """

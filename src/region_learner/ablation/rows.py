@@ -16,7 +16,7 @@ _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 
 _QUANTIZED_PATCHES: dict[str, Any] = _NONE | {"codebook_size": 256, "video_pooling": "cls_mean"}
 
-# The form that new models have by default, in full: should defaults change, runs of before are of another model.
+# The form that new models have by default, spelled out: should that change, runs of before tell that they are others.
 _OURS: dict[str, Any] = (
     _SIZES
     | {"region_form": "decoupled", "region_gather_sharpness": 4.0, "region_loss_weight": 1.0}
@@ -24,7 +24,7 @@ _OURS: dict[str, Any] = (
 )
 
 # What that was before: regions are maxima, and masks and codes have their gradient from retrieval alone.
-_MAXIMA: dict[str, Any] = _OURS | {"region_gather": "max", "mask_gradient": True, "region_loss_weight": 0.0}
+_MAXIMA: dict[str, Any] = _OURS | {"region_gather": "max", "masks_train_encoder": True, "region_loss_weight": 0.0}
 
 # Tables by name.
 ROWS: dict[str, list[Row]] = {
@@ -44,7 +44,11 @@ ROWS: dict[str, list[Row]] = {
         Row("paper_motion", "paper, with motion excitation", _PAPER | {"motion_excitation": True}),
         Row("ours", "ours, whole", _OURS),
         # A single region has nothing to compete with: its mask is the whole frame.
-        Row("ours_1_region", "ours, one region a frame: no masks", _OURS | {"num_regions": 1}),
+        Row(
+            "ours_1_region",
+            "ours, one region a frame: no masks",
+            _OURS | {"num_regions": 1, "region_loss_weight": 0.0},  # which would be a constant
+        ),
         Row("ours_no_codes", "ours, without quantization", _OURS | {"codebook_size": 0}),
         Row("ours_no_interaction", "ours, without interaction", _OURS | {"interaction_layers": 0}),
         Row("ours_motion", "ours, with motion excitation", _OURS | {"motion_excitation": True}),
@@ -56,7 +60,7 @@ def _main(*names: str) -> list[Row]:
     return [row for row in ROWS["main"] if row.name in names]
 
 
-ROWS["maxima"] = [
+ROWS["first_form"] = [
     *_main("frozen", "patches_max", "ours"),
     Row("maxima", "regions are maxima", _MAXIMA),
     Row("maxima_1_region", "maxima, one region a frame: no masks", _MAXIMA | {"num_regions": 1}),
@@ -90,14 +94,17 @@ ROWS["sweeps"] = [
     _ours("4_regions", "4 regions", num_regions=4),
     _ours("16_regions", "16 regions", num_regions=16),
     _ours(
-        "over_positions", "masks over positions, without their loss", mask_normalization="positions", region_loss_weight=0.0
+        "over_positions",
+        "masks over positions, without their loss",
+        mask_normalization="positions",
+        region_loss_weight=0.0,
     ),
     _ours("sharpness_2", "sharpness 2", region_gather_sharpness=2.0),
     _ours("sharpness_8", "sharpness 8", region_gather_sharpness=8.0),
     _ours("mean_gather", "masks gather means", region_gather="mean"),
     _ours("max_gather", "masks gather maxima", region_gather="max"),
     _ours("no_region_loss", "without a loss of the regions", region_loss_weight=0.0),
-    _ours("mask_gradient", "the encoder learns through masks, too", mask_gradient=True),
+    _ours("masks_train_encoder", "the encoder learns through masks and their loss, too", masks_train_encoder=True),
     _ours("cls_mean", "mean of regions", video_pooling="cls_mean"),
     _ours("quantized", "masks gather quantized features", region_content="quantized"),
     _ours("no_mlp", "no MLP in the interaction", interaction_mlp=False),

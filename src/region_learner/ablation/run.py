@@ -188,7 +188,8 @@ def run(
 
     Returns:
         What was set and measured: retrieval on `test` and `val`; `regions` (see `region_quality_of_batches`);
-        `codes_in_use`, a share; `curve`, validation while training; `loss`, the mean of every 50 steps;
+        `codes_in_use`, a share; `curve`, validation while training; `loss`, the contrastive one, and `region_loss`,
+        means of every 50 steps;
         `parameters`; `seconds`, `machine`, `versions`.
     """
     start = time.perf_counter()
@@ -256,6 +257,8 @@ def run(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weight = model.config.video_config.region_loss_weight
     result: dict[str, Any] = {
         "row": row.name,
         "seed": seed,
@@ -264,7 +267,8 @@ def run(
         "val": retrieval(val),
         "test": retrieval(test),
         "curve": curve,
-        "loss": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
+        "loss": [round(entry["loss"] - weight * entry.get("region_loss", 0.0), 4) for entry in log],
+        "region_loss": [entry["region_loss"] for entry in log if "region_loss" in entry],
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_of_region_module": sum(p.numel() for n, p in model.named_parameters() if "region_module" in n),
     }

@@ -259,6 +259,9 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
         if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
+        if self.label_smoothing_factor:
+            # The Trainer would compute a loss of its own, to which answers out of the vocabulary are the first one.
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported: leave it out.")
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise ValueError(f"max_unreadable={self.max_unreadable} is a share: it must be between 0 and 1.")
 
@@ -278,7 +281,7 @@ TOLD_ARGUMENTS = {
     "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay", "freeze",
     "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "lr_gamma", "warmup_steps", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_cache_chunk", "label_smoothing_factor",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_cache_chunk",
     "bf16", "fp16", "tf32", "seed", "data_seed", "load_best_model_at_end", "metric_for_best_model",
 }  # fmt: skip
 

@@ -22,9 +22,9 @@ def cached_backward(
     """
     Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
 
-    The embeddings (and each clip's loss of the regions) are computed first without gradient, the loss and its gradient
-    with respect to them next, and then chunk by chunk they again, with this gradient as that of their output. Random numbers are the same both
-    times, and the codebook is updated once, from the whole batch.
+    The embeddings, and each clip's loss of the regions, are computed first without gradient; the loss and its gradient
+    with respect to them next; and then, chunk by chunk, they are computed again and given this gradient. Random
+    numbers are the same both times, and the codebook is updated once, from the whole batch.
 
     Args:
         accelerator (`accelerate.Accelerator`): does the backward passes.
@@ -54,27 +54,21 @@ def cached_backward(
             with autocast():
                 model(**part)
 
-    states, texts, videos, regions = [], [], [], []
+    states, by_chunk = [], []
     with torch.no_grad(), pieces("look"):
         for part in chunks:
             states.append(_random_state(devices))
             with autocast():
-                outputs = model(**part)
-            texts.append(outputs.text_embeds)
-            videos.append(outputs.video_embeds)
-            regions.append(outputs.video_model_output.region_loss)
-            del outputs
+                by_chunk.append(_of_loss(model(**part)))
 
-    # What the loss is made from, of all chunks.
-    parts = [torch.cat(texts), torch.cat(videos)] + ([] if regions[0] is None else [torch.cat(regions)])
-    parts = [part.requires_grad_() for part in parts]
-    # A learned temperature or bias has its gradient from the loss, not through the embeddings.
-    of_loss = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
-    loss = bare.contrastive_loss(*parts[:2], video_ids)
-    for region_loss in parts[2:]:
-        loss = loss + bare.weighted_region_loss(region_loss, None if video_ids is None else video_ids >= 0)
+    text_embeds, video_embeds, *region_loss = sources = [torch.cat(some).requires_grad_() for some in zip(*by_chunk)]
+    loss = bare.contrastive_loss(text_embeds, video_embeds, video_ids)
+    if region_loss:
+        loss = loss + bare.weighted_region_loss(*region_loss, None if video_ids is None else video_ids >= 0)
     loss = loss * scale
-    gradients = torch.autograd.grad(loss, [*parts, *of_loss])
+    # A learned temperature or bias has its gradient from the loss, not through the embeddings.
+    direct = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
+    gradients = torch.autograd.grad(loss, [*sources, *direct])
 
     with pieces("learn"):
         for number, (part, state) in enumerate(zip(chunks, states)):
@@ -86,14 +80,19 @@ def cached_backward(
                         outputs = model(**part)
                     observe(outputs)
                     rows = slice(number * chunk, number * chunk + len(part["pixel_values_videos"]))
-                    found = [outputs.text_embeds, outputs.video_embeds, outputs.video_model_output.region_loss]
-                    products = [(part * gradient[rows]).sum() for part, gradient in zip(found, gradients[: len(parts)])]
+                    surrogate = sum((new * old[rows]).sum() for new, old in zip(_of_loss(outputs), gradients))
                     if last:
-                        of_all = zip(of_loss, gradients[len(parts) :])
-                        products += [(parameter * gradient).sum() for parameter, gradient in of_all]
-                    accelerator.backward(sum(products))
+                        for parameter, gradient in zip(direct, gradients[len(sources) :]):
+                            surrogate = surrogate + (parameter * gradient).sum()
+                    accelerator.backward(surrogate)
             del outputs
     return loss.detach()
+
+
+def _of_loss(outputs) -> list[torch.Tensor]:
+    """What the loss is made from: embeddings of texts and videos, and each clip's loss of its regions if any."""
+    region_loss = outputs.video_model_output.region_loss
+    return [outputs.text_embeds, outputs.video_embeds] + ([] if region_loss is None else [region_loss])
 
 
 class _codebook_pieces:  # noqa: N801 # reads as the function it stands for

@@ -89,6 +89,8 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
             video_config |= dict.fromkeys(REGION_FORMS["paper"])
         if given.keys() & {"codebook_size", "num_regions", "region_form"}:
             video_config["video_pooling"] = None
+        if given.keys() & {"mask_normalization", "num_regions", "region_form"}:
+            video_config["region_loss_weight"] = None
         overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
     frames = (arguments.video_config or {}).get("num_frames")
     if frames is not None:  # positions are resized after loading
