@@ -139,12 +139,19 @@ def region_module(module, features, h, w):
     return regions, masks, ids, loss
 
 
+def _normalized(content):
+    """Of each feature (..., D), what is left of its mean over its channels, over its standard deviation."""
+    centered = content.double() - content.double().mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def _softmax_gather(share, content, sharpness):
     """One region (D,) of one frame's `share` (N,) and `content` (N, D): channel by channel, as logarithms."""
+    normalized = _normalized(content)
+    scale = (normalized.var(0, correction=0).mean() + 1e-6).sqrt()
     channels = []
-    scale = (content.double().var(0, correction=0).mean() + 1e-6).sqrt()
-    for channel in content.double().T:
-        scaled = sharpness * (channel - channel.mean()) / scale
+    for channel, that_weighs in zip(content.double().T, normalized.T):
+        scaled = sharpness * (that_weighs - that_weighs.mean()) / scale
         weights = (share.clamp(min=1e-300).log() + scaled).softmax(0)
         channels.append((weights * channel).sum())
     return torch.stack(channels).to(content.dtype)
@@ -155,8 +162,7 @@ def region_loss(shares, content):
     The squared distances of normalised features, (T, N, D), to the means of their regions, `shares` (T, S, N), over
     those to the mean of all.
     """
-    centered = content.double() - content.double().mean(-1, keepdim=True)
-    features = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    features = _normalized(content)
     within = 0
     for s in range(shares.shape[1]):
         share = shares[:, s, :, None]  # (T, N, 1)

@@ -85,7 +85,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
         interaction_norm (`bool`, *optional*): a LayerNorm before each of them (False in "paper").
         interaction_mlp (`bool`, *optional*): a LayerNorm and an MLP, with a residual around both, after each of them,
             as in a block of the encoder (False in "paper").
-        region_gather_sharpness (`float`, defaults to 4.0): of the "softmax", in units of the standard deviation of
+        region_gather_sharpness (`float`, defaults to 3.0): of the "softmax", in units of the standard deviation of
             content over a frame; at 0 it is "mean".
         region_loss_weight (`float`, *optional*): of a loss that is added to the model's, with which masks learn to
             part a clip as k-means does: the share of the variance of its features that is within regions. By default
@@ -133,7 +133,7 @@ class RegionLearnerVideoConfig(PreTrainedConfig):
     interaction_residual: bool | None = None
     interaction_norm: bool | None = None
     interaction_mlp: bool | None = None
-    region_gather_sharpness: float | int = 4.0
+    region_gather_sharpness: float | int = 3.0
     region_loss_weight: float | int | None = None
     motion_excitation: bool = False
     video_pooling: str | None = None

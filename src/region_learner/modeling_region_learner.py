@@ -686,13 +686,14 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
     def _softmax_gather(self, masks: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
         """
         In each channel the mean of `content` (B * T, h * w, D) over positions, with weights of mask x
-        exp(sharpness x content). The content that weighs is less the mean of its channel over the frame, in units of
-        what is left on average: large channels that are the same everywhere, as large encoders have them, do not blur
-        the others.
+        exp(sharpness x content). The content that weighs is that after a LayerNorm, less the mean of its channel over
+        the frame, in units of what is left on average: large channels that are the same everywhere, as large encoders
+        have them, do not blur the others.
         """
         with torch.autocast(content.device.type, enabled=False):
             values = _precise(content)
-            scaled = values - values.mean(1, keepdim=True)
+            scaled = F.layer_norm(values, values.shape[-1:])
+            scaled = scaled - scaled.mean(1, keepdim=True)
             scaled = self.sharpness * scaled * torch.rsqrt(scaled.square().mean((1, 2), keepdim=True) + 1e-6)
             # (All positions get some weight: a mask may be where, in some channel, all of this has vanished.)
             weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)

@@ -19,7 +19,7 @@ _QUANTIZED_PATCHES: dict[str, Any] = _NONE | {"codebook_size": 256, "video_pooli
 # The form that new models have by default, spelled out: should that change, runs of before tell that they are others.
 _OURS: dict[str, Any] = (
     _SIZES
-    | {"region_form": "decoupled", "region_gather_sharpness": 4.0, "region_loss_weight": 1.0}
+    | {"region_form": "decoupled", "region_gather_sharpness": 3.0, "region_loss_weight": 1.0}
     | REGION_FORMS["decoupled"]
 )
 
@@ -100,6 +100,7 @@ ROWS["sweeps"] = [
         region_loss_weight=0.0,
     ),
     _ours("sharpness_2", "sharpness 2", region_gather_sharpness=2.0),
+    _ours("sharpness_4", "sharpness 4", region_gather_sharpness=4.0),
     _ours("sharpness_8", "sharpness 8", region_gather_sharpness=8.0),
     _ours("mean_gather", "masks gather means", region_gather="mean"),
     _ours("max_gather", "masks gather maxima", region_gather="max"),
