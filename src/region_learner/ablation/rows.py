@@ -24,7 +24,12 @@ _OURS: dict[str, Any] = (
 )
 
 # What that was before: regions are maxima, and masks and codes have their gradient from retrieval alone.
-_MAXIMA: dict[str, Any] = _OURS | {"region_gather": "max", "masks_train_encoder": True, "region_loss_weight": 0.0}
+_MAXIMA: dict[str, Any] = (
+    _SIZES
+    | {"region_form": "decoupled", "region_loss_weight": 0.0}
+    | REGION_FORMS["decoupled"]
+    | {"region_gather": "max", "masks_train_encoder": True}
+)
 
 # Tables by name.
 ROWS: dict[str, list[Row]] = {
