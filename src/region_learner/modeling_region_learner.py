@@ -1352,8 +1352,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         **kwargs,
     ) -> RegionLearnerOutput:
         """
-        Embeds texts, videos, or both. In training mode with several processes the loss is that of the global batch,
-        of which each process must hold a part of the same size.
+        Embeds texts, videos, or both. In training mode with several processes the mean of their losses is that of the
+        global batch, of which each process must hold a part of the same size.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.

@@ -20,7 +20,7 @@ def cached_backward(
     observe: Callable[[Any], None] = lambda outputs: None,
 ) -> torch.Tensor:
     """
-    Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
+    Computes the gradients of the model's loss of a whole batch, `chunk` pairs at a time.
 
     The embeddings, and each clip's loss of the regions, are computed first without gradient; the loss and its gradient
     with respect to them next; and then, chunk by chunk, they are computed again and given this gradient. Random
@@ -36,7 +36,7 @@ def cached_backward(
         observe: is given the outputs of each chunk.
 
     Returns:
-        The loss of the (global) batch, multiplied by `scale`.
+        The loss, multiplied by `scale`; its mean over processes is that of the global batch.
     """
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
     video_ids = inputs.pop("video_ids", None)
