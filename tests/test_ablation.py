@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from region_learner import load_corpus
-from region_learner.ablation import ROWS, SETTINGS, Row, _runs_of, ablate, report, rows_of, summarize, table
+from region_learner.ablation import CONTRASTS, ROWS, SETTINGS, Row, _runs_of, ablate, report, rows_of, summarize, table
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
 from region_learner.ablation.summary import contrast_table, interval, loss_correlation, read_runs, region_table
@@ -52,13 +52,31 @@ def test_names_of_tables_and_rows_differ():
     assert not ROWS.keys() & {row.name for rows in ROWS.values() for row in rows}
 
 
-@pytest.mark.parametrize("setting", ["shapes", "letters"])
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("setting", [path.name for path in sorted((DOCS / "evidence").iterdir())])
 def test_the_runs_of_the_evidence_are_those_of_its_rows(setting):
-    output = Path(__file__).parent.parent / "docs" / "evidence" / setting
+    output = DOCS / "evidence" / setting
     names = [name for name in ROWS if _runs_of(output, SETTINGS[setting], rows_of([name]))]
     assert names
     found = {run["row"] for name in names for run in _runs_of(output, SETTINGS[setting], rows_of([name]))}
     assert {run["row"] for run in read_runs(output).values()} == found
+
+
+@pytest.mark.parametrize("summary", sorted(DOCS.glob("evidence/*/*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_the_evidence_are_of_its_runs(summary):
+    costs = {entry["row"]: entry.get("cost") for entry in json.loads(summary.read_text(encoding="utf-8"))}
+    rows = rows_of([summary.stem])
+    entries = summarize(_runs_of(summary.parent, SETTINGS[summary.parent.name], rows), rows)
+    for entry in entries:
+        if costs[entry["row"]] is not None:
+            entry["cost"] = costs[entry["row"]]
+    tables = [table(entries), contrast_table(entries, CONTRASTS), region_table(entries)]
+    written, told = summary.with_suffix(".md"), DOCS / "evidence.md"
+    for some in filter(None, tables):
+        assert some in written.read_text(encoding="utf-8")
+    assert tables[0] in told.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", [row for rows in ROWS.values() for row in rows], ids=lambda row: row.name)

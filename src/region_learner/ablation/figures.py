@@ -47,7 +47,7 @@ def draw_means(rows: Sequence[dict[str, Any]], path: Path, baseline: str = "froz
 def draw_curves(runs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], path: Path):
     """Validation R@1 while training, of the runs of `rows`: a thin line a seed, a thick one for their mean."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     for row, color in zip(rows, _COLORS):
         curves = [run["curve"] for run in runs if run["row"] == row["row"]]
         epochs = [point["epoch"] for point in curves[0]]
@@ -56,7 +56,7 @@ def draw_curves(runs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], 
         axes.plot(epochs, values.mean(0), color=color, linewidth=2, label=row["describes"])
     axes.set_xlabel("epoch")
     axes.set_ylabel("text-to-video R@1, validation (%)")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -65,7 +65,7 @@ def draw_curves(runs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], 
 def draw_losses(rows: Sequence[dict[str, Any]], some: Sequence[dict[str, Any]], path: Path):
     """R@1 over the training loss at the end, a point a run: `some` of the rows in colour, others in grey."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     colors = dict(zip([row["row"] for row in some], _COLORS))
     for row in rows:
         colored = row["row"] in colors
@@ -73,7 +73,7 @@ def draw_losses(rows: Sequence[dict[str, Any]], some: Sequence[dict[str, Any]], 
         axes.plot(row["losses"], row["values"], "o", markersize=5, mew=0, **known)
     axes.set_xlabel("training loss, mean of the last 200 steps")
     axes.set_ylabel("text-to-video R@1, test (%)")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
