@@ -117,6 +117,7 @@ ROWS["sweeps"] = [
     _ours("no_residual", "no residual in the interaction", interaction_residual=False),
 ]
 ROWS["second_corpus"] = _main("frozen", "patches_max", "paper", "ours", "ours_1_region", "ours_no_codes")
+ROWS["unclipped"] = _main("frozen", "ours")
 
 # Parts of the method, each by what it adds to a model that is otherwise the same (or as nearly as there is one).
 CONTRASTS = [
