@@ -344,6 +344,30 @@ def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monk
     assert message in error[0]
 
 
+@pytest.mark.parametrize(
+    ("model", "protocol", "data", "message"),
+    [
+        ("fold1", "msvd", "msvd", "lacks {} weights of RegionLearnerModel, which the task 'retrieval' takes"),
+        ("fold1", "hmdb51_zero_shot", "hmdb51", "RegionLearnerForVideoClassification) lacks {} weights of"),
+        ("model", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering, which the task 'question_answering'"),
+        ("model", "hmdb51", "hmdb51", "of RegionLearnerForVideoClassification, which the task 'classification'"),
+        ("fold1", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering"),
+        ("nowhere", "msvd", "msvd", "nowhere is no directory here, and could not be had from the Hub: "),
+    ],
+)
+def test_a_model_of_another_task_is_refused(model, protocol, data, message, places, capsys, tmp_path):
+    """Its weights would be drawn at random, and the numbers would look measured."""
+    output = tmp_path / "results.json"
+    argv = ["evaluate", f"{places.root / model}", f"--protocol={protocol}", f"--data-dir={places.data / data}"]
+    with pytest.raises(SystemExit) as end:
+        main([*argv, f"--output={output}"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    first, _, last = message.partition("{}")
+    assert first in error and last in error
+    assert not output.exists()
+
+
 def test_a_model_is_asked_for(capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--protocol=msvd"])

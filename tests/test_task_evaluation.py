@@ -128,10 +128,12 @@ def test_top_k_is_the_chance_with_ties_broken_at_random(k):
 
 
 def test_top_k_of_scores_that_are_not_finite():
-    """A NaN is beaten by nothing, so that a row which has one is not right; -inf stands for what is not there."""
+    """-inf stands for what is not there; a NaN would be taken for any answer, right or wrong."""
     nan, inf = torch.nan, torch.inf
-    scores = torch.tensor([[nan, nan, nan], [0.5, nan, 0.1], [0.5, -inf, 0.1], [-inf, -inf, -inf]])
-    assert top_k(scores, torch.zeros(4, dtype=torch.long), 1).tolist() == [0, 0, 1, 0]
+    scores = torch.tensor([[inf, 0.1, 0.1], [0.5, inf, 0.1], [0.5, -inf, 0.1], [-inf, -inf, -inf]])
+    assert top_k(scores, torch.zeros(4, dtype=torch.long), 1).tolist() == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match="2 of 3 rows have scores that are not numbers"):
+        top_k(torch.tensor([[0.5, nan, 0.1], [0.5, 0.2, 0.1], [nan, nan, nan]]), torch.zeros(3, dtype=torch.long), 1)
 
 
 def test_top_k_of_probabilities():

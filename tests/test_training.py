@@ -115,8 +115,13 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
     assert all(clip.std() > 0.1 for clip in result["pixel_values_videos"])  # no black frames
     result = RegionLearnerCollator(processor, training=False)(batch)
     assert [i for i, video_id in enumerate(result["video_ids"].tolist()) if video_id == -1] == [3, 7]
-    with pytest.raises(VideoDecodeError, match="no video of a batch can be read"):
-        RegionLearnerCollator(processor, training=False)([rows[3], rows[7]])
+    for normalize in (True, False):  # of evaluation, the last batch may be one bad video
+        evaluation = RegionLearnerCollator(processor, training=False, normalize=normalize)
+        result, good = evaluation([rows[3]]), evaluation([rows[0]])
+        assert result["video_ids"].tolist() == [-1]
+        assert [video_id for video_id, _ in result["unreadable"]] == ["clip3"]
+        assert result["pixel_values_videos"].shape == good["pixel_values_videos"].shape
+        assert result["pixel_values_videos"].dtype == good["pixel_values_videos"].dtype
     with pytest.raises(VideoDecodeError, match="no readable video found in place"):
         RegionLearnerCollator(processor, training=True, datasets=[[rows[3]]])([rows[3]])
 

@@ -277,13 +277,7 @@ def _evaluate(
     seed: int,
 ) -> EvaluationResults:
     import torch
-    from transformers import (
-        AutoModel,
-        AutoModelForVideoClassification,
-        AutoModelForVisualQuestionAnswering,
-        AutoProcessor,
-        set_seed,
-    )
+    from transformers import set_seed
 
     from ..corpora import corpus_options, load_corpus
     from . import EVALUATIONS
@@ -295,13 +289,9 @@ def _evaluate(
         options = {"fold": 1} | options  # to be said, even where it was not given
     set_seed(seed)
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
-    heads = {
-        "question_answering": AutoModelForVisualQuestionAnswering,
-        "classification": AutoModelForVideoClassification,
-    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = heads.get(protocol.task, AutoModel).from_pretrained(name).to(device)
-    processor = AutoProcessor.from_pretrained(name)
+    model, processor = _load(name, protocol.task)
+    model.to(device)
     extra: dict[str, Any] = {}
     if protocol.task == "zero_shot":
         extra["templates"] = list(TEMPLATES if templates is None else templates)
@@ -350,6 +340,43 @@ def _evaluate(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def _load(name: str, task: str) -> tuple[Any, Any]:
+    """
+    The model of a checkpoint that does a task, and its processor.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of it, as one of another task does: they would be drawn at random, and
+            so would be what is measured.
+        OSError: there is no such directory, or model on the Hub.
+    """
+    from transformers import (
+        AutoModel,
+        AutoModelForVideoClassification,
+        AutoModelForVisualQuestionAnswering,
+        AutoProcessor,
+    )
+
+    heads = {
+        "question_answering": AutoModelForVisualQuestionAnswering,
+        "classification": AutoModelForVideoClassification,
+    }
+    try:
+        model, info = heads.get(task, AutoModel).from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        if Path(name).exists():
+            raise
+        raise OSError(f"The model {name} is no directory here, and could not be had from the Hub: {error}") from error
+    missing = sorted({str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]})
+    if missing:
+        was = ", ".join(model.config.architectures or []) or "of an unknown class"
+        raise ValueError(
+            f"{name} ({was}) lacks {len(missing)} weights of {type(model).__name__}, which the task {task!r} takes "
+            f"({', '.join(missing[:3])}, ...): they would be random. Train it for that task, or choose a protocol of "
+            "its own task."
+        )
+    return model, AutoProcessor.from_pretrained(name)
 
 
 def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> list[str]:

@@ -82,18 +82,24 @@ def read_prompts(name: str) -> tuple[str, ...]:
 def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """
     For each row of `scores` (n, classes) the chance, (n,), that the class `labels` (n,) is among its `k` best, ties
-    broken at random. Negative labels, which no class has, are never right, and nor is a row with a NaN.
+    broken at random. Negative labels, which no class has, are never right, and nor is a class with the score -inf.
 
     Raises:
-        ValueError: a label is past the last class.
+        ValueError: a label is past the last class, or a score is not a number.
     """
+    if scores.isnan().any():
+        rows = int(scores.isnan().any(1).sum())
+        raise ValueError(
+            f"{rows} of {len(scores)} rows have scores that are not numbers: look for what diverged, in the training "
+            "or in half precision."
+        )
     if len(labels) and int(labels.max()) >= scores.shape[1]:
         raise ValueError(f"The label {int(labels.max())} is none of the {scores.shape[1]} classes, 0 and following.")
     labels = labels.to(scores.device)
     own = scores.gather(1, labels.clamp(min=0)[:, None])
     better, tied = (scores > own).sum(1), (scores == own).sum(1)
     chance = ((k - better) / tied.clamp(min=1).double()).clamp(0, 1)
-    possible = (labels >= 0) & own.isfinite().squeeze(1) & ~scores.isnan().any(1)
+    possible = (labels >= 0) & (own.squeeze(1) > -torch.inf)
     return torch.where(possible, chance, torch.zeros_like(chance))
 
 

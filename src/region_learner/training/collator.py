@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
@@ -33,7 +34,8 @@ class RegionLearnerCollator:
     middle frames, centre crop and the first caption.
 
     A video that cannot be read never becomes black frames. In training another row of its corpus takes its place; in
-    evaluation another row of the batch, with the id -1 or the label -100, so that it counts for nothing. The batch
+    evaluation another row of the batch (or a black clip, if none is good), with the id -1 or the label -100, so that it
+    counts for nothing. The batch
     tells of it in `unreadable`, pairs of video id and reason; `videos` is the number of its clips that are no images.
 
     Args:
@@ -80,9 +82,7 @@ class RegionLearnerCollator:
             if clip is None and self.training:
                 row, clip = self._replacement(row, good, generator, unreadable)
             elif clip is None:
-                if not good:
-                    raise VideoDecodeError(f"no video of a batch can be read, the first: {unreadable[0][1]}")
-                row, clip = good[0]
+                row, clip = good[0] if good else (row, self._filler(row))
             pairs.append((row, clip, counts))
         batch: dict[str, Any] = {}
         if self.task != "classification":
@@ -99,21 +99,28 @@ class RegionLearnerCollator:
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
-        processor = self.processor.video_processor
-        frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
         try:
-            clips = processor(
-                [video_source(row["video"])],
-                training=self.training,
-                generator=generator,
-                do_rescale=False,
-                do_normalize=False,
-                return_tensors="pt",
-                **frames,
-            )["pixel_values_videos"]
+            return self._clip(video_source(row["video"]), row, generator)
         except (CorpusError, VideoDecodeError) as error:
             unreadable.append((row["video_id"], str(error)))
             return None
+
+    def _filler(self, row: dict[str, Any]) -> torch.Tensor:
+        """A clip of the shape of others, for a batch of evaluation of which no video can be read."""
+        return self._clip(np.zeros((1, 16, 16, 3), np.uint8), row, None)
+
+    def _clip(self, source: Any, row: dict[str, Any], generator) -> torch.Tensor:
+        processor = self.processor.video_processor
+        frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
+        clips = processor(
+            [source],
+            training=self.training,
+            generator=generator,
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="pt",
+            **frames,
+        )["pixel_values_videos"]
         left_to_the_device = clips.dtype == torch.uint8 and not self.normalize
         return clips[0] if left_to_the_device else processor.normalize_clips(clips[0])
 
