@@ -15,6 +15,7 @@ from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
 from region_learner.ablation.summary import contrast_table, interval, loss_correlation, read_runs, region_table
 from region_learner.cli import main
+from region_learner.files import locked
 
 TOY = dataclasses.replace(
     SETTINGS["shapes"],
@@ -76,7 +77,8 @@ def test_the_tables_of_the_evidence_are_of_its_runs(summary):
     written, told = summary.with_suffix(".md"), DOCS / "evidence.md"
     for some in filter(None, tables):
         assert some in written.read_text(encoding="utf-8")
-    assert tables[0] in told.read_text(encoding="utf-8")
+    for some in filter(None, tables[:2]):
+        assert some in told.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", [row for rows in ROWS.values() for row in rows], ids=lambda row: row.name)
@@ -147,8 +149,23 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
         with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
             ablate(tmp_path, dataclasses.replace(TOY, epochs=1), chosen, seeds=seeds, progress=False)
     (tmp_path / "runs" / "foreign.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"foreign.json is no run of an ablation: 'row' is missing"):
+    with pytest.raises(ValueError, match=r"foreign.json is no run of an ablation, whose 'row' is a str"):
         ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
+    (tmp_path / "runs" / "foreign.json").write_text('{"row": "fro')
+    with pytest.raises(ValueError, match=r"foreign.json is damaged \(Unterminated string"):
+        ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
+
+
+def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
+    base = dataclasses.replace(rows_of(["frozen"])[0], name="base", against="base")
+    mine = dataclasses.replace(rows_of(["patches_max"])[0], name="mine", against="base")
+    _, entry = ablate(tmp_path, TOY, [base, mine], seeds=1, use_cpu=True, progress=False)
+    assert (entry["against"], entry["pairs"]) == ("base", 1)
+
+
+def test_one_command_at_a_time(tmp_path):
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="is being written to by another run"):
+        ablate(tmp_path, TOY, rows_of(["frozen"]), seeds=1, progress=False)
 
 
 def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
@@ -215,6 +232,8 @@ def test_intervals_are_those_of_scipy():
     assert f"{ours['mean']:.1f} ± {ours['half_width']:.1f}" in table([frozen, ours])
     assert interval([4.0]) == (4.0, None)
     # only seeds that both have are paired
+    uneven = _runs({"frozen": [1.0], "ours": [4.0, 5.0]})
+    assert "| ours, whole | 2 | 4.5 ± 6.4 | +3.0 (1 pairs) |" in table(summarize(uneven, rows_of(["frozen", "ours"])))
     uneven = _runs({"frozen": [1.0, 2.0], "ours": [4.0], "ours_4_regions": [4.5]})
     _, ours, sweep = summarize(uneven, rows_of(["frozen", "ours", "ours_4_regions"]))
     assert (ours["difference"], ours["against"]) == (3.0, "frozen")
@@ -231,7 +250,7 @@ def test_tables_of_contrasts_and_masks():
     difference, half = interval([1.0, 3.0])
     contrasts = contrast_table(entries, [("ours", "ours_no_codes"), ("ours", "paper")])
     assert contrasts.splitlines()[2:] == [
-        f"| ours, whole | ours, without quantization | {difference:+.1f} ± {half:.1f} |"
+        f"| ours, whole | ours, without quantization | 2 | {difference:+.1f} ± {half:.1f} |"
     ]
     assert contrast_table(entries, [("ours", "paper")]) is None
     rest = "30.0 ± 0.0 | 31.0 ± 0.0 | 1.0 ± 0.0 |  |"
@@ -258,3 +277,7 @@ def test_errors(capsys):
         main(["ablate", "--output", "x", "--setting", "shape"])
     assert end.value.code == 2
     assert "--setting 'shape' is not known" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["ablate", "--output", "x", "--name", "a/b"])
+    assert end.value.code == 2
+    assert "--name 'a/b' is no name of a file" in capsys.readouterr().err

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..files import locked, write_json, write_text
 from ..processes import end_with_parent
 from .cost import relative_cost
 from .rows import CONTRASTS, ROWS, SETTINGS, rows_of
 from .run import Row, Setting, prepare, run
-from .summary import contrast_table, loss_correlation, read_runs, region_table, student_t, summarize, table
+from .summary import contrast_table, loss_correlation, read_json, read_runs, region_table, student_t, summarize, table
 
 __all__ = ["ROWS", "SETTINGS", "Row", "Setting", "ablate", "read_runs", "report", "rows_of", "summarize", "table"]
 
@@ -53,9 +54,24 @@ def ablate(
         ValueError: `output` holds runs of these rows in another setting, or another corpus.
         ImportError: scipy is not installed.
         RuntimeError: some runs failed; the others are done and kept.
+        BlockingIOError: another process is at work on `output`.
     """
     student_t()  # where it is missing, better now than after hours
     output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        return _ablate(output, setting, rows, seeds, jobs, use_cpu, progress)
+
+
+def _ablate(
+    output: Path,
+    setting: Setting,
+    rows: Sequence[Row],
+    seeds: int | Sequence[int],
+    jobs: int,
+    use_cpu: bool,
+    progress: bool,
+) -> list[dict[str, Any]]:
     wanted = [(row, seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds) for row in rows]
     there = {(found["row"], found["seed"]) for found in _runs_of(output, setting, rows)}
     missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in there]
@@ -104,7 +120,7 @@ def report(
     Args:
         entries: as [`ablate`] returns them.
         cost: measure the time of a training step relative to the first of `rows`. It goes into the entries; without,
-            it is kept from an earlier report of that name.
+            it is kept from an earlier report of that name, of rows that are the same model still.
 
     Returns:
         What is in `NAME.md`: means and differences; the `CONTRASTS` there are; where masks land.
@@ -113,21 +129,24 @@ def report(
     summary = output / f"{name}.json"
     if cost:
         times = relative_cost(setting, rows, use_cpu=use_cpu)
-    elif summary.exists():
-        before = json.loads(summary.read_text(encoding="utf-8"))
-        times = {entry["row"]: entry["cost"] for entry in before if "cost" in entry}
     else:
-        times = {}
+        models = {entry["row"]: entry["video_config"] for entry in entries}
+        before = read_json(summary) if summary.exists() else []
+        times = {
+            entry["row"]: entry["cost"]
+            for entry in before
+            if "cost" in entry and entry.get("video_config") == models.get(entry["row"])
+        }
     for entry in entries:
         if entry["row"] in times:
             entry["cost"] = times[entry["row"]]
-    summary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_json(summary, entries)
     parts = [table(entries), contrast_table(entries, CONTRASTS), region_table(entries)]
     correlation = loss_correlation(entries)
     if correlation is not None:
         parts.append(f"Among seeds of the same row, R@1 and the last training loss correlate by {correlation:.2f}.")
     text = "\n\n".join(part for part in parts if part)
-    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    write_text(output / f"{name}.md", text + "\n")
     if figures:
         from .figures import draw_curves, draw_losses, draw_masks, draw_means
 
@@ -150,15 +169,14 @@ def _runs_of(output: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[s
     Raises:
         ValueError: one is of another setting or model than is asked for, or no run at all.
     """
-    wanted = {row.name: row for row in [*rows_of(list({row.against for row in rows})), *rows]}
+    wanted = {row.name: row for row in rows}
+    wanted |= {row.name: row for row in rows_of(sorted({row.against for row in rows} - wanted.keys()))}
     runs = []
     for path, found in read_runs(output).items():
-        try:
-            row, before = wanted.get(found["row"]), {name: found[name] for name in ("setting", "video_config")}
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no run of an ablation: {error} is missing.") from error
+        row = wanted.get(found["row"])
         if row is None:
             continue
+        before = {name: found[name] for name in ("setting", "video_config")}
         now = json.loads(json.dumps({"setting": vars(setting), "video_config": row.video_config}))
         for name, value in now.items():
             if before[name] != value:
@@ -180,6 +198,4 @@ def _run(output: Path, setting: Setting, row: Row, seed: int, threads: int, use_
     result = run(setting, row, seed, output / "corpus", use_cpu, masks_to)
     path = output / "runs" / f"{row.name}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, result)

@@ -116,7 +116,10 @@ class Split:
     def load(cls, setting: Setting, directory: Path, name: str) -> "Split":
         rows = load_corpus(setting.corpus, split=name, **setting.options)
         rows = rows.add_column("index", list(range(len(rows))))
-        return cls(rows, np.load(directory / f"{name}.npy", mmap_mode="r"))
+        frames = np.load(directory / f"{name}.npy", mmap_mode="r")
+        if len(frames) != len(rows):
+            raise ValueError(f"{directory} has {len(frames)} clips of {name}, of {len(rows)}: remove it.")
+        return cls(rows, frames)
 
     def captions(self) -> list[tuple[int, str]]:
         """Every caption, with the index of its clip."""

@@ -47,10 +47,38 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(student_t().ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
+def read_json(path: Path) -> Any:
+    """
+    What a file holds.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it.") from error
+
+
+# Of a run, what everything here takes for granted.
+_KINDS = {"row": str, "seed": int, "setting": dict, "video_config": dict, "test": dict, "loss": list, "curve": list}
+
+
 def read_runs(directory: Path) -> dict[Path, dict[str, Any]]:
-    """The runs in `directory/runs`, by their files."""
-    paths = sorted((directory / "runs").glob("*.json"))
-    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    """
+    The runs in `directory/runs`, by their files.
+
+    Raises:
+        ValueError: a file is damaged, or no run.
+    """
+    runs = {}
+    for path in sorted((directory / "runs").glob("*.json")):
+        found = read_json(path)
+        for name, kind in _KINDS.items():
+            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+                raise ValueError(f"{path} is no run of an ablation, whose {name!r} is a {kind.__name__}: remove it.")
+        runs[path] = found
+    return runs
 
 
 def _measured(values: Sequence[float | None]) -> tuple[float, float | None] | None:
@@ -70,11 +98,11 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
     One entry for each of `rows` of which there are `runs`.
 
     Returns:
-        For each row `row`, `describes`, `seeds`, `parameters`; `values` of text-to-video R@1 on the test split, their
-        `mean` and `half_width`; `losses`, of the last 200 steps of each seed; `difference` and
+        For each row `row`, `describes`, `video_config`, `seeds`, `parameters`; `values` of text-to-video R@1 on the
+        test split, their `mean` and `half_width`; `losses`, of the last 200 steps of each seed; `difference` and
         `difference_half_width`, of the differences to the runs with the same seed of the row `against` which it is
-        compared; the means of `v2t_R@1` and of `codes_in_use` (percent); and means with half widths of what `regions`
-        says of each kind of masks.
+        compared, of so many `pairs`; the means of `v2t_R@1` and of `codes_in_use` (percent); and means with half
+        widths of what `regions` says of each kind of masks.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -95,10 +123,11 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
             "half_width": half_width,
             "v2t_R@1": float(np.mean([run["test"]["v2t_R@1"] for run in seeds.values()])),
             "parameters": next(iter(seeds.values()))["parameters"],
+            "video_config": row.video_config,
         }
         base = {seed: run["test"][METRIC] for seed, run in by_row.get(row.against, {}).items()}
         if row.name != row.against and (paired := _paired(values, base)):
-            entry["against"] = row.against
+            entry["against"], entry["pairs"] = row.against, len(values.keys() & base.keys())
             entry["difference"], entry["difference_half_width"] = paired
         first = next(iter(seeds.values()))
         if "codes_in_use" in first:
@@ -118,6 +147,8 @@ def loss_correlation(rows: Sequence[dict[str, Any]]) -> float | None:
     Pearson's correlation, over seeds of the same row, of the last training loss with R@1: both less their means in
     the row. How much of what seeds differ by is how far training came. None with less than three runs.
     """
+    if not rows:
+        return None
     losses, values = (
         np.concatenate([np.subtract(row[name], np.mean(row[name])) for row in rows]) for name in ("losses", "values")
     )
@@ -136,7 +167,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 row["describes"],
                 str(len(row["seeds"])),
                 _with_interval(row["mean"], row["half_width"]),
-                _with_interval(row["difference"], row["difference_half_width"], "+") if "difference" in row else "",
+                _difference(row),
                 f"{row['v2t_R@1']:.1f}",
                 f"{row['parameters'] / 1e3:.0f} k",
                 f"{row['cost']:.2f}" if "cost" in row else "",
@@ -148,6 +179,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return _markdown(header, lines)
 
 
+def _difference(row: dict[str, Any]) -> str:
+    """As a cell of the table: of how many pairs, where that are fewer than the seeds beside it say."""
+    if "difference" not in row:
+        return ""
+    cell = _with_interval(row["difference"], row["difference_half_width"], "+")
+    return cell if row["pairs"] == len(row["seeds"]) else f"{cell} ({row['pairs']} pairs)"
+
+
 def contrast_table(rows: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str, str]]) -> str | None:
     """Differences in R@1 of the pairs `contrasts` of rows, paired by seed, in Markdown; None if there is no pair."""
     by_name = {row["row"]: row for row in rows}
@@ -157,8 +196,9 @@ def contrast_table(rows: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str
             row, other = (by_name[name] for name in names)
             paired = _paired(dict(zip(row["seeds"], row["values"])), dict(zip(other["seeds"], other["values"])))
             if paired:
-                lines.append([row["describes"], other["describes"], _with_interval(*paired, "+")])
-    return _markdown(["model", "less that of", "difference in R@1"], lines) if lines else None
+                pairs = len(set(row["seeds"]) & set(other["seeds"]))
+                lines.append([row["describes"], other["describes"], str(pairs), _with_interval(*paired, "+")])
+    return _markdown(["model", "less that of", "pairs", "difference in R@1"], lines, texts=2) if lines else None
 
 
 def region_table(rows: Sequence[dict[str, Any]], references_of: str = "ours") -> str | None:
@@ -182,8 +222,9 @@ def region_table(rows: Sequence[dict[str, Any]], references_of: str = "ours") ->
     return _markdown(["masks", "number", "IoU", *columns[1:]], lines) if lines else None
 
 
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first columns are `texts`, and the others numbers."""
+    rows = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -18,7 +18,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files import locked, write_json
 from ..processes import map_in_processes
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
@@ -107,14 +108,14 @@ def prepare_corpus(
         of this run, and `report`, a file that also lists every clip that was left out and why.
 
     Raises:
-        CorpusError: `output_dir/split` holds a corpus of other rows or options, is being written to, or no clip
-            could be read.
+        CorpusError: `output_dir/split` holds a corpus of other rows or options, or no clip could be read;
+            BlockingIOError: it is being written to.
     """
     options = options or PrepareOptions()
     directory = Path(output_dir) / split
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with _locked(directory):
+    with locked(directory):
         _check_options(directory, rows, options)
         shards = math.ceil(len(rows) / options.clips_per_shard)
         if retry:
@@ -157,22 +158,6 @@ def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str
     return dict(row) | names
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Two runs at once would write the same files. (The lock goes with its process, however that ends.)"""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CorpusError(f"{directory} is being written to by another run: wait for it, or stop it") from None
-        yield
-
-
 def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for row in rows.remove_columns("video"):  # which may have been moved
@@ -183,7 +168,7 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
         ours = (".lock", f"{_OPTIONS}.partial")  # of a run that was killed before it wrote anything else
         if others := [other.name for other in directory.iterdir() if other.name not in ours]:
             raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
-        _write(path, wanted)
+        write_json(path, wanted)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{name} is {before.get(name)}, not {new}" for name, new in wanted.items() if before.get(name) != new]
@@ -197,12 +182,6 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
 
 def _report_path(directory: Path, shard: int) -> Path:
     return directory / f"{shard:06}.json"
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator[_Encoded], bar: tqdm) -> None:
@@ -228,7 +207,7 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
     else:
         partial.unlink()
         path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
-    _write(_report_path(directory, number), report)
+    write_json(_report_path(directory, number), report)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -242,7 +221,7 @@ def _report(directory: Path, shards: int, seconds: float) -> dict[str, Any]:
     left_out = [entry for report in reports for entry in report["left_out"]]
     sums = {name: sum(report[name] for report in reports) for name in ("clips", "source_bytes", "bytes")}
     path = directory / _REPORT
-    _write(path, sums | {"left_out": left_out})
+    write_json(path, sums | {"left_out": left_out})
     if not sums["clips"]:
         first = f", the first: {left_out[0]['reason']}" if left_out else ""
         raise CorpusError(f"no clip of {len(left_out)} could be read{first}")

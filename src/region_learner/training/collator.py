@@ -33,10 +33,10 @@ class RegionLearnerCollator:
     Trainer do: so a resumed run draws what an uninterrupted one does), else from torch's generator; for evaluation,
     middle frames, centre crop and the first caption.
 
-    A video that cannot be read never becomes black frames. In training another row of its corpus takes its place; in
-    evaluation another row of the batch (or a black clip, if none is good), with the id -1 or the label -100, so that it
-    counts for nothing. The batch
-    tells of it in `unreadable`, pairs of video id and reason; `videos` is the number of its clips that are no images.
+    A video that cannot be read never becomes black frames that count. In training another row of its corpus takes its
+    place; in evaluation another row of the batch, or a black clip if none is good, but with the id -1 or the label
+    -100, so that it counts for nothing. The batch tells of it in `unreadable`, pairs of video id and reason; `videos`
+    is the number of its clips that are no images.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.

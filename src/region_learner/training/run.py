@@ -1,7 +1,6 @@
 """One training run from its arguments: corpora, model, Trainer, final evaluation, checkpoint."""
 
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
 from ..evaluation import EVALUATIONS
 from ..evaluation.tasks import UNKNOWN_LABEL
+from ..files import write_json
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
 from .model import build_model, check_source, with_head, with_lora
@@ -209,7 +209,7 @@ def train(
             share = (training_arguments.per_device_eval_batch_size, training_arguments.dataloader_num_workers)
             results["test"] = EVALUATIONS[task](trained, processor, test_dataset, *share)
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(output_dir / "results.json", results, indent=2)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
