@@ -4,12 +4,14 @@ import itertools
 import json
 import logging
 import math
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
@@ -644,6 +646,8 @@ def test_report_of_a_model():
     assert region_report(tiny_model(codebook_size=0), videos)["codes"] is None
     with pytest.raises(ValueError, match="its num_regions is 0"):
         region_report(tiny_model(**NO_REGIONS), videos)
+    with pytest.raises(ValueError, match="`codebook_use` says how much"):
+        region_report(tiny_model(num_regions=0, interaction_layers=0), videos)
 
 
 # --- The command ---------------------------------------------------------------------------------------------
@@ -697,6 +701,23 @@ def test_command(checkpoint, processor, shapes, tmp_path, capsys, monkeypatch):
     assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(draw_report(model, processor, videos[:1])))
 
 
+def test_command_with_a_corpus(checkpoint, processor, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    options = {"train": 1, "val": 1, "test": 3, "test_unseen": 0, "size": 64, "frames": 4, "fps": 4}
+    arguments = [checkpoint, "--corpus", "moving_shapes", "--corpus-options", json.dumps(options), "--batch-size", "2"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    model = tiny_model(text=tiny_text_config(vocab_size=200))
+    rows = load_corpus("moving_shapes", split="test", **options)
+    expected = region_quality(model, processor, rows, batch_size=2, progress=False)
+    assert json.loads(out) == expected
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in expected["learned"].values()]
+    assert any(line.replace("│", " ").split() == ["learned", *cells] for line in out.splitlines())
+    assert any(line.replace("│", " ").split() == ["clips", "3"] for line in out.splitlines())
+
+
 def test_pictures(shapes, video_processor):
     videos = list(shapes["video"][:2])
     model = tiny_video_model()
@@ -723,12 +744,20 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
     video = shapes[0]["video"]
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")
     without = save(tmp_path / "without", processor, **NO_REGIONS)
+    of_text_alone = save(tmp_path / "text", processor)
+    weights = load_file(f"{of_text_alone}/model.safetensors")
+    del weights["video_model.embeddings.cls_token"]
+    save_file(weights, f"{of_text_alone}/model.safetensors", {"format": "pt"})
     for arguments, message in (
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "nowhere.mp4: no such file"),
         ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is no picture: give it the extension .png"),
-        ([checkpoint, video, "--output", str(tmp_path / "no" / "a.png")], "No such file or directory"),
+        ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
+        ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),
+        ([checkpoint, video, "--corpus", "moving_shapes"], "one of the two"),
+        ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "with --corpus there are none"),
+        ([of_text_alone, video], "lacks 1 weights of RegionLearnerModel, which the task 'regions' takes"),
     ):
         code, out, error = run(capsys, *arguments)
         assert (code, out) == (2, "")

@@ -41,7 +41,8 @@ def results(**changes) -> EvaluationResults:
             "videos": 2,
             "unreadable": ["ä", "\udcff"],  # the second is a name of a file that is no UTF-8
         },
-        "protocol": {"name": "msvd", "task": "retrieval", "zero_shot": False, "primary_metric": "t2v_R@1"},
+        "protocol": {"name": "msvd", "task": "retrieval", "zero_shot": False, "primary_metric": "t2v_R@1"}
+        | dict.fromkeys(("captions", "frames", "clips", "window_stride")),
         "metrics": {"t2v_R@1": 12.5, "t2v_MedR": 3.0},
     }
     return EvaluationResults(**fields | changes)
@@ -106,11 +107,12 @@ def test_places_for_no_results(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {}}, "model: 'name' is None, expected str"),
+        ({"model": {}}, "model: 'name' is missing"),
         ({"model": 3}, "results: 'model' is 3, expected dict"),
         ({"model.weights": ["a"]}, r"model: 'weights' is \['a'\], expected dict"),
         ({"model.weights": {"a": 1}}, "model.weights: 'a' is 1, expected str"),
         ({"model.parameters": True}, "model: 'parameters' is True, expected int"),
+        ({"protocol": {"task": "retrieval"}}, "protocol: 'name' is missing"),
         ({"data.corpus": None}, "data: 'corpus' is None, expected str"),
         ({"data.videos": "2"}, "data: 'videos' is '2', expected int . None"),
         ({"protocol.task": 1}, "protocol: 'task' is 1, expected str"),
@@ -118,10 +120,11 @@ def test_places_for_no_results(tmp_path):
         ({"metrics": {"t2v_R@1": "12"}}, "metrics: 't2v_R@1' is '12', expected int . float"),
         ({"metrics": {"t2v_R@1": float("nan")}}, "metrics: 't2v_R@1' is nan, which is no result"),
         ({"rescored": {"a": float("inf")}}, "rescored: 'a' is inf, which is no result"),
-        ({"versions": {}}, "versions: 'torch' is None, expected str"),
+        ({"versions": {}}, "versions: 'torch' is missing"),
+        ({"metrics": {"t2v_R@1": 10**400}}, "metrics: 't2v_R@1' is 1000"),
         ({"notes": "few"}, "results: 'notes' is 'few', expected list"),
         ({"folds": [3]}, r"folds\[0\] is 3, expected a mapping"),
-        ({"folds": [{"fold": 1, "model": {}, "data": {}, "metrics": {}}]}, r"folds\[0\].model: 'name' is None"),
+        ({"folds": [{"fold": 1, "model": {}, "data": {}, "metrics": {}}]}, r"folds\[0\].model: 'name' is missing"),
     ],
 )
 def test_contents_that_are_no_results(tmp_path, changes, message):

@@ -29,6 +29,10 @@ app.add_typer(corpus_app, name="corpus")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 def _print(result: dict[str, Any], as_json: bool):
     """A result on standard output: JSON, or one row a value."""
     if as_json:
@@ -36,7 +40,7 @@ def _print(result: dict[str, Any], as_json: bool):
         return
     table = Table("", "", show_header=False)
     for name, value in result.items():
-        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+        table.add_row(name, _cell(value))
     Console().print(table)
 
 
@@ -44,7 +48,7 @@ def _print_rows(what: str, rows: dict[str, dict[str, Any]]):
     """Results of the same kind on standard output, a row each: `what` says what the rows are."""
     table = Table(what, *next(iter(rows.values())))
     for name, row in rows.items():
-        table.add_row(name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(name, *(_cell(value) for value in row.values()))
     Console().print(table)
 
 
@@ -215,27 +219,53 @@ def _print_protocols(as_json: bool):
 @app.command()
 def regions(
     model: Annotated[str, typer.Argument(help="Checkpoint: a directory or Hub name.")],
-    videos: Annotated[list[str], typer.Argument(help="Files or URLs.", metavar="VIDEO...")],
+    videos: Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="[VIDEO...]")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Also draw regions, codes and masks over the frames, into this picture.")
     ] = None,
+    corpus: Annotated[str | None, typer.Option(help="A corpus that knows its objects, instead of videos.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the corpus lies, if it has been made.")] = None,
+    split: Annotated[str, typer.Option(help="Of the corpus.")] = "test",
+    corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of the corpus at a time.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode the corpus.")] = 0,
     as_json: Json = False,
 ):
     """
     What the regions do in videos, without knowing what is to be seen: how much of a frame they cover, how far they
-    overlap, how sharp, different and lasting they are, and how many codes are in use. Shares in percent, averaged
-    over the videos.
+    overlap, how sharp, different and lasting they are, and how many codes are in use. With --corpus moving_shapes or
+    drifting_letters: how well they land on the objects, and what other masks reach. Shares in percent, averaged over
+    the videos. See docs/evaluation.md.
     """
     import torch
     from PIL import Image
-    from transformers import AutoModel, AutoProcessor
 
-    from .evaluation.regions import draw_report, region_report
+    from .corpora import load_corpus
+    from .evaluation.protocols import load_checkpoint
+    from .evaluation.regions import draw_report, region_quality, region_report
 
-    if output is not None and output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {str(output)!r} is no picture: give it the extension .png.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder, processor = AutoModel.from_pretrained(model).to(device), AutoProcessor.from_pretrained(model)
+    videos = videos or []
+    if bool(videos) == (corpus is not None):
+        raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
+    if output is not None:
+        if corpus is not None:
+            raise ValueError("--output draws the videos that are named, and with --corpus there are none.")
+        if output.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--output {str(output)!r} is no picture: give it the extension .png.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    dataset = None
+    if corpus is not None:
+        dataset = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
+    encoder, processor = load_checkpoint(model, "regions", prefix="video_model.")
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    if dataset is not None:
+        quality = region_quality(encoder, processor, dataset, batch_size, workers)
+        if as_json:
+            _print(quality, as_json)
+            return
+        _print_rows("masks", {name: row for name, row in quality.items() if isinstance(row, dict)})
+        _print({name: value for name, value in quality.items() if not isinstance(value, dict)}, as_json)
+        return
     report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
     if output is not None:
         draw_report(encoder, processor, videos).save(output)

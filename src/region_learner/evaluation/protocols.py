@@ -290,7 +290,7 @@ def _evaluate(
     set_seed(seed)
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = _load(name, protocol.task)
+    model, processor = load_checkpoint(name, protocol.task)
     model.to(device)
     extra: dict[str, Any] = {}
     if protocol.task == "zero_shot":
@@ -342,9 +342,14 @@ def _evaluate(
     )
 
 
-def _load(name: str, task: str) -> tuple[Any, Any]:
+def load_checkpoint(name: str, task: str, prefix: str = "") -> tuple[Any, Any]:
     """
     The model of a checkpoint that does a task, and its processor.
+
+    Args:
+        name: a directory or Hub name.
+        task: of `EVALUATIONS`, or another word for what the model is to do, without a head.
+        prefix: of the names of the weights that the task takes, by default all.
 
     Raises:
         ValueError: the checkpoint lacks weights of it, as one of another task does: they would be drawn at random, and
@@ -368,13 +373,13 @@ def _load(name: str, task: str) -> tuple[Any, Any]:
         if Path(name).exists():
             raise
         raise OSError(f"The model {name} is no directory here, and could not be had from the Hub: {error}") from error
-    missing = sorted({str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]})
-    if missing:
+    absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
+    if missing := sorted(key for key in absent if key.startswith(prefix)):
         was = ", ".join(model.config.architectures or []) or "of an unknown class"
         raise ValueError(
             f"{name} ({was}) lacks {len(missing)} weights of {type(model).__name__}, which the task {task!r} takes "
-            f"({', '.join(missing[:3])}, ...): they would be random. Train it for that task, or choose a protocol of "
-            "its own task."
+            f"({', '.join(missing[:3])}, ...): they would be random. Train it for that task, or choose one "
+            "that it does."
         )
     return model, AutoProcessor.from_pretrained(name)
 

@@ -493,7 +493,8 @@ def _tower_with_regions(model):
     """The video tower of a model, or the tower itself."""
     tower = getattr(model, "video_model", model)
     if not tower.config.num_regions:
-        raise ValueError("The model has no regions to measure: its num_regions is 0.")
+        codes = " `codebook_use` says how much of its codebook is in use." if tower.config.codebook_size else ""
+        raise ValueError(f"The model has no regions to measure: its num_regions is 0.{codes}")
     return tower
 
 

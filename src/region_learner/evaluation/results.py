@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +38,11 @@ _FILES = (
 # Of the columns of a corpus, what is evaluated.
 _COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
 
-# The kinds of what a file holds; None where something may be missing.
+# What not every result has; all the rest is there, if only as None.
+_COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
+_OPTIONAL = (*_COUNTS, "unreadable", "trained_on", "templates")
+
+# The kinds of what a file holds.
 _KINDS: dict[str, dict[str, Any]] = {
     "results": {
         "model": dict, "data": dict, "protocol": dict, "metrics": dict, "rescored": dict | None, "notes": list,
@@ -50,7 +55,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     },
     "data": {
         "corpus": str, "data_dir": str | None, "split": str, "options": dict, "unreadable": list | None,
-        **dict.fromkeys(("videos", "texts", "questions", "classes", "out_of_vocabulary"), int | None),
+        **dict.fromkeys(_COUNTS, int | None),
     },
     "protocol": {
         "name": str | None, "task": str, "zero_shot": bool, "captions": str | None, "primary_metric": str,
@@ -235,17 +240,21 @@ def _check_kinds(where: str, values: Any, kinds: Mapping[Any, Any]) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r:.80}, expected a mapping")
     for key, kind in kinds.items():
+        if key not in values:
+            if key in _OPTIONAL:
+                continue
+            raise ValueError(f"{where}: {key!r} is missing")
         # To Python, true is a number.
-        if not isinstance(values.get(key), kind) or (kind is not bool and isinstance(values.get(key), bool)):
+        if not isinstance(values[key], kind) or (kind is not bool and isinstance(values[key], bool)):
             expected = getattr(kind, "__name__", kind)
-            raise ValueError(f"{where}: {key!r} is {values.get(key)!r:.80}, expected {expected}")
+            raise ValueError(f"{where}: {key!r} is {values[key]!r:.80}, expected {expected}")
 
 
 def _check_metrics(where: str, metrics: Mapping[str, Any]) -> None:
     _check_kinds(where, metrics, dict.fromkeys(metrics, int | float))
     for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {name!r} is {value}, which is no result: does the model give finite numbers?")
+        if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
+            raise ValueError(f"{where}: {name!r} is {value!r:.80}, which is no result: does the model give finite numbers?")
 
 
 def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], name: str) -> EvaluationResults:
