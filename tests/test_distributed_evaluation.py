@@ -17,7 +17,12 @@ from .toy_run import _PROCESSES, DEFAULTS, Processor, free_port
 BATCH = 3  # of each process
 ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12)  # with two processes, batches of 6
 BAD = (1, 6, 8, 10)  # rows whose video cannot be read; of 7 rows, the last is a batch of its own
-METRICS = {"retrieval": ("t2v", "v2t"), "question_answering": ("accuracy", "questions"), "classification": ("top",)}
+METRICS = {
+    "retrieval": ("t2v", "v2t"),
+    "multiple_choice": ("accuracy", "questions"),
+    "question_answering": ("accuracy", "questions"),
+    "classification": ("top",),
+}
 CLASSES = 5
 
 
@@ -29,30 +34,36 @@ class Collator:
 
     def __call__(self, rows):
         numbers = [int(row["video_id"]) for row in rows]
-        clips, texts, ids, labels = [], [], [], []
+        clips, texts, ids, labels, options = [], [], [], [], []
         for number in numbers:
             generator = torch.Generator().manual_seed(number)
-            texts.append(torch.randint(1, 99, (6,), generator=generator))
-            labels.append(int(torch.randint(-1, CLASSES, (), generator=generator)))
+            count = 2 + number % 3 if self.task == "multiple_choice" else 1
+            options.append([len(texts) + i if i < count else -1 for i in range(max(2 + n % 3 for n in numbers))])
+            texts += [torch.randint(1, 99, (6,), generator=generator) for _ in range(count)]
+            first = 0 if self.task == "multiple_choice" else -1  # -1: an answer that the model does not know
+            last = count if self.task == "multiple_choice" else CLASSES
+            labels.append(int(torch.randint(first, last, (), generator=generator)))
             video = number // 2  # every other text is of the same video as the one before
             clips.append(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(100 + video)))
             ids.append(2**61 + video)
-        bad = [number in BAD for number in numbers]
+        bad = torch.tensor([number in BAD for number in numbers])
         batch = {
             "pixel_values_videos": torch.stack(clips),
             "unreadable": [(str(number), "cannot be read") for number in numbers if number in BAD],
             "videos": len(rows),
         }
         if self.task != "classification":
-            batch |= {"input_ids": torch.stack(texts), "attention_mask": torch.ones(len(rows), 6, dtype=torch.long)}
+            batch |= {"input_ids": torch.stack(texts), "attention_mask": torch.ones(len(texts), 6, dtype=torch.long)}
+        if self.task == "multiple_choice":
+            batch["options"] = torch.tensor(options)
         if self.task == "retrieval":
-            return batch | {"video_ids": torch.tensor(ids).where(~torch.tensor(bad), -1), "return_loss": True}
-        return batch | {"labels": torch.tensor(labels).where(~torch.tensor(bad), -100)}
+            return batch | {"video_ids": torch.tensor(ids).where(~bad, -1), "return_loss": True}
+        return batch | {"labels": torch.tensor(labels).where(~bad, -100)}
 
 
 def model_of(task: str):
     model = tiny_model(seed=4)
-    if task == "retrieval":
+    if task in ("retrieval", "multiple_choice"):
         return model
     model.config.id2label = {i: str(i) for i in range(CLASSES)}
     kinds = {
@@ -74,7 +85,7 @@ def make_trainer(task: str, output_dir, **options) -> RegionLearnerTrainer:
         processing_class=Processor(),
         data_collator=Collator(task),
         task=task,
-        label=None if task == "retrieval" else (lambda row: 0),
+        label=None if task in ("retrieval", "multiple_choice") else (lambda row: 0),
         **datasets,
     )
     trainer.eval_collator = Collator(task)
@@ -184,7 +195,7 @@ def test_every_row_once(of_two, of_one, task, rows):
             assert len(output) == rows
             np.testing.assert_allclose(output, reference, rtol=1e-4, atol=1e-5)
         assert result["metrics"] == pytest.approx(expected["metrics"])
-        assert len(result["metrics"]) == {"retrieval": 14, "question_answering": 2, "classification": 2}[task]
+        assert len(result["metrics"]) == (14 if task == "retrieval" else 2)
 
 
 def test_metrics_are_those_of_the_rows_that_count(of_two):
@@ -204,6 +215,12 @@ def test_metrics_are_those_of_the_rows_that_count(of_two):
     assert of_two[0]["classification", rows]["metrics"]["top1"] == pytest.approx(100 * np.mean(hits))
     assert 0 < np.mean(hits) < 1
     assert of_two[0]["question_answering", rows]["metrics"]["questions"] == len(kept)
+    (scores,), labels = (of_two[0]["multiple_choice", rows][name] for name in ("outputs", "labels"))
+    counts = [2 + i % 3 for i in range(rows)]
+    assert [(row > -1).sum() for row in scores] == counts  # and what there is no option for is below any cosine
+    hits = [scores[i, : counts[i]].argmax() == labels[i] for i in kept]
+    assert of_two[0]["multiple_choice", rows]["metrics"]["accuracy"] == pytest.approx(100 * np.mean(hits))
+    assert 0 < np.mean(hits) < 1
 
 
 def test_every_row_once_while_training(of_two):

@@ -482,8 +482,7 @@ def test_recipes_choose_by_validation_or_not_at_all(name):
     assert arguments.load_best_model_at_end == (data.eval_split is not None)
     if data.eval_split is not None:
         assert data.eval_split == "val"
-        task = "retrieval" if model.task == "multiple_choice" else model.task
-        assert arguments.metric_for_best_model == {"retrieval": "t2v_gmean", "question_answering": "accuracy"}[task]
+        assert arguments.metric_for_best_model == ("t2v_gmean" if model.task == "retrieval" else "accuracy")
         assert arguments.eval_strategy == arguments.save_strategy == "epoch"
         assert arguments.greater_is_better
 

@@ -26,6 +26,7 @@ from region_learner.evaluation import (
 from region_learner.evaluation.retrieval import ONE_VIEW, read_clips
 from region_learner.evaluation.tasks import PROMPTS, TEMPLATES, read_prompts, top_k
 from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -627,6 +628,30 @@ def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
 
 
 # --- Trainer -------------------------------------------------------------------------------------------------
+
+
+def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path):
+    """Questions with other numbers of options, equal ones among them, and a video that cannot be read."""
+    rows = tables["multiple_choice"].to_list()
+    rows[1] |= {"options": rows[1]["options"][:2], "answer": 1}
+    rows[2] |= {"options": ["a red star"] * 4, "answer": 3}
+    table = damage(Dataset.from_list(rows), tmp_path, [rows[4]["video_id"]])
+    trainer = RegionLearnerTrainer(
+        model=model,
+        args=RegionLearnerTrainingArguments(
+            output_dir=str(tmp_path / "run"), per_device_eval_batch_size=3, use_cpu=True, report_to="none"
+        ),
+        processing_class=processor,
+        eval_dataset=table,
+        task="multiple_choice",
+    )
+    metrics = trainer.evaluate()
+    expected = multiple_choice_accuracy(model, processor, table, progress=False)
+    assert (metrics["eval_accuracy"], metrics["eval_questions"]) == (expected["accuracy"], CLIPS - 1)
+    assert list(trainer.unreadable_in_evaluation) == expected["unreadable"] == [rows[4]["video_id"]]
+    rows[0]["answer"] = 7
+    with pytest.raises(ValueError, match=f"Video {rows[0]['video_id']!r}: the answer 7 is none of 5 options"):
+        trainer.evaluate(Dataset.from_list(rows))
 
 
 def test_trainer_metrics():

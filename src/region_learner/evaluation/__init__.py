@@ -16,6 +16,7 @@ from .tasks import (
     classification_accuracy,
     compute_answer_metrics,
     compute_classification_metrics,
+    compute_multiple_choice_metrics,
     multiple_choice_accuracy,
     zero_shot_accuracy,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "codebook_use",
     "compute_answer_metrics",
     "compute_classification_metrics",
+    "compute_multiple_choice_metrics",
     "compute_retrieval_metrics",
     "dual_softmax_metrics",
     "embed_corpus",

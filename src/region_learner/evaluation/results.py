@@ -254,7 +254,9 @@ def _check_metrics(where: str, metrics: Mapping[str, Any]) -> None:
     _check_kinds(where, metrics, dict.fromkeys(metrics, int | float))
     for name, value in metrics.items():
         if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
-            raise ValueError(f"{where}: {name!r} is {value!r:.80}, which is no result: does the model give finite numbers?")
+            raise ValueError(
+                f"{where}: {name!r} is {value!r:.80}, which is no result: does the model give finite numbers?"
+            )
 
 
 def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], name: str) -> EvaluationResults:

@@ -152,6 +152,31 @@ def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str
 # --- Dual encoder --------------------------------------------------------------------------------------------
 
 
+def check_answer(video_id: str, options: Sequence[str], answer: Any) -> None:
+    """
+    Raises:
+        ValueError: the answer is no index of the options.
+    """
+    if not isinstance(answer, int | np.integer) or not 0 <= answer < len(options):
+        raise ValueError(f"Video {video_id!r}: the answer {answer!r} is none of {len(options)} options.")
+
+
+def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+    """
+    The cosine of each video and each of its options.
+
+    Args:
+        video_embeds: (B, dim), of length 1.
+        text_embeds: (n, dim), of length 1, of texts that differ.
+        options: (B, O), the number of the text of each option; negative where a row has fewer options.
+
+    Returns:
+        (B, O), float64; -100, below any cosine, where there is no option.
+    """
+    scores = (video_embeds.double()[:, None] * text_embeds.double()[options.clamp(min=0)]).sum(-1)
+    return scores.round(decimals=10).masked_fill(options < 0, -100.0)
+
+
 def multiple_choice_accuracy(
     model,
     processor,
@@ -185,8 +210,7 @@ def multiple_choice_accuracy(
     questions = CorpusRows(dataset, ("options", "answer"))
     options, answers = questions.column("options"), questions.column("answer")
     for some, answer, owner in zip(options, answers, questions.owners.tolist()):
-        if not isinstance(answer, int | np.integer) or not 0 <= answer < len(some):
-            raise ValueError(f"Video {questions.ids[owner]!r}: the answer {answer!r} is none of {len(some)} options.")
+        check_answer(questions.ids[owner], some, answer)
     # Equal texts are embedded once, or they could differ by what they are padded with.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
     with _evaluating(model):
@@ -441,6 +465,15 @@ def compute_classification_metrics(prediction) -> dict[str, float]:
     (n,), `prediction.label_ids`. Rows with the label -100 count for nothing, those with -1 are wrong.
     """
     return _top_metrics(*_logits_and_labels(prediction))
+
+
+def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
+    """
+    `compute_metrics` for the Trainer: `accuracy` and `questions` of scores (n, options), `prediction.predictions`,
+    and the right options (n,), `prediction.label_ids`. Rows with the label -100 count for nothing.
+    """
+    scores, labels = _logits_and_labels(prediction)
+    return {"accuracy": _percent(top_k(scores, labels, 1)), "questions": len(labels)}
 
 
 def compute_answer_metrics(prediction) -> dict[str, float]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
+from .collator import TASKS
+
 # Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
 if TYPE_CHECKING:
     JsonMapping = dict[str, Any] | None
@@ -24,8 +26,6 @@ else:
 
 # How the command line takes back what a recipe says.
 _NOTHING = ("none", "null")
-
-TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 
 
 def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> Any:

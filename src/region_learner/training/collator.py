@@ -10,10 +10,10 @@ import torch
 from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
-from ..evaluation.tasks import IGNORED_LABEL
+from ..evaluation.tasks import IGNORED_LABEL, check_answer
 from ..video_processing_region_learner import VideoDecodeError
 
-TASKS = ("retrieval", "question_answering", "classification")
+TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 
 
 def stable_id(video_id: str) -> int:
@@ -26,6 +26,9 @@ class RegionLearnerCollator:
     Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W); further, by the task,
 
     - "retrieval": `input_ids`, `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`;
+    - "multiple_choice": for training the same, the caption being the right option; for evaluation `input_ids`,
+      `attention_mask` of the different options of all rows, `options` (B, O), the numbers of those of each row (-1
+      where it has fewer), and `labels` (B,), the right ones among them;
     - "question_answering": `input_ids`, `attention_mask` of the question, and `labels` (B,);
     - "classification": `labels` (B,).
 
@@ -62,7 +65,7 @@ class RegionLearnerCollator:
     ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
-        if (label is None) != (task == "retrieval"):
+        if (label is None) != (task in ("retrieval", "multiple_choice")):
             raise ValueError(f"label= goes with the tasks that have labels; task={task!r}.")
         self.processor = processor
         self.training = training
@@ -84,17 +87,20 @@ class RegionLearnerCollator:
             elif clip is None:
                 row, clip = good[0] if good else (row, self._filler(row))
             pairs.append((row, clip, counts))
-        batch: dict[str, Any] = {}
-        if self.task != "classification":
+        batch: dict[str, Any] = {"pixel_values_videos": torch.stack([clip for _, clip, _ in pairs])}
+        chooses = self.task == "multiple_choice" and not self.training
+        if chooses:
+            texts, batch["options"] = _options([row for row, _, _ in pairs])
+            batch |= dict(self.processor(text=texts, return_tensors="pt"))
+        elif self.task != "classification":
             texts = [self._text(row, generator) for (row, _, _), generator in zip(pairs, generators)]
             batch |= dict(self.processor(text=texts, return_tensors="pt"))
-        batch["pixel_values_videos"] = torch.stack([clip for _, clip, _ in pairs])
-        if self.task == "retrieval":
+        if self.task in ("retrieval", "multiple_choice") and not chooses:
             ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
         else:
-            assert self.label is not None
-            labels = [self.label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
+            label = self.label or _right_option
+            labels = [label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
@@ -142,6 +148,19 @@ class RegionLearnerCollator:
             return row["question"]
         captions = row["captions"]
         return captions[int(torch.randint(len(captions), (), generator=generator))] if self.training else captions[0]
+
+
+def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
+    """The different options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
+    numbers: dict[str, int] = {}
+    chosen = [[numbers.setdefault(option, len(numbers)) for option in row["options"]] for row in rows]
+    most = max(map(len, chosen))
+    return list(numbers), torch.tensor([some + [-1] * (most - len(some)) for some in chosen])
+
+
+def _right_option(row: dict[str, Any]) -> int:
+    check_answer(row["video_id"], row["options"], row["answer"])
+    return row["answer"]
 
 
 def _is_video(row: dict[str, Any]) -> bool:

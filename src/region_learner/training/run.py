@@ -185,7 +185,7 @@ def train(
         processing_class=processor,
         train_dataset=parts,
         eval_dataset=eval_dataset,
-        task="retrieval" if task == "multiple_choice" else task,
+        task=task,
         label=_labelling(model_arguments, model, parts[0].dataset),
         callbacks=callbacks,
     )

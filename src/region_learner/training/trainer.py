@@ -16,7 +16,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
-from ..evaluation.tasks import compute_answer_metrics, compute_classification_metrics
+from ..evaluation.tasks import (
+    compute_answer_metrics,
+    compute_classification_metrics,
+    compute_multiple_choice_metrics,
+    option_scores,
+)
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
 from .collator import RegionLearnerCollator
@@ -35,6 +40,7 @@ BESIDE_ADAPTERS = "beside_adapters.safetensors"
 
 _METRICS = {
     "retrieval": compute_retrieval_metrics,
+    "multiple_choice": compute_multiple_choice_metrics,
     "question_answering": compute_answer_metrics,
     "classification": compute_classification_metrics,
 }
@@ -53,7 +59,8 @@ class RegionLearnerTrainer(Trainer):
 
     Args:
         train_dataset: rows, or a list of [`CorpusPart`].
-        task: "retrieval", "question_answering" or "classification".
+        task: "retrieval", "multiple_choice" (which trains as retrieval does), "question_answering" or
+            "classification".
         label: the label of a row, for the tasks that have one; see [`RegionLearnerCollator`].
     """
 
@@ -98,7 +105,7 @@ class RegionLearnerTrainer(Trainer):
         self.eval_collator = RegionLearnerCollator(
             processing_class, training=False, task=task, label=label, normalize=False
         )
-        if task != "retrieval":
+        if task not in ("retrieval", "multiple_choice"):
             args.label_names = ["labels"]
             if args.gradient_cache_chunk is not None:
                 raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
@@ -224,6 +231,16 @@ class RegionLearnerTrainer(Trainer):
         if model.training:
             self.progress.observe(outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
+        """As that of the Trainer; of multiple choice the cosines of all options, without a loss."""
+        if "options" not in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        options, labels = inputs.pop("options"), inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        return None, option_scores(outputs.video_embeds, outputs.text_embeds, options), labels
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         chunk = self.args.gradient_cache_chunk
