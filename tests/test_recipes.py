@@ -100,7 +100,7 @@ TOYS = {
         metrics=("accuracy", "questions"),
     ),
     "finetune_lsmdc_mc": Toy(
-        "--model={checkpoint} --data_dir={data}/lsmdc", metrics=("accuracy", "questions"), evaluated="t2v_gmean*",
+        "--model={checkpoint} --data_dir={data}/lsmdc", metrics=("accuracy", "questions"), evaluated="accuracy*",
     ),
     "finetune_hmdb51": Toy(
         "--model={checkpoint} --data_dir={data}/hmdb51",

@@ -202,7 +202,9 @@ def train(
     facts["processes"] = training_arguments.world_size  # a batch is as many times larger than what one of them takes
     arguments = _shown(model_arguments, data_arguments, training_arguments)
     results: dict[str, Any] = {"train": facts | result.metrics, "arguments": arguments}
-    results["log"] = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    results["log"] = [
+        entry for entry in trainer.state.log_history if "loss" in entry or any(key.startswith("eval_") for key in entry)
+    ]
     if trainer.is_world_process_zero():
         if test_dataset is not None:
             trained = trainer.accelerator.unwrap_model(trainer.model)
