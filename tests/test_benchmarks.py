@@ -114,7 +114,7 @@ def test_streams_with_features(msvd):
 def test_videos_without_captions_are_left_out(msvd, caplog):
     write(msvd / "test_list.txt", "-a_1_2\nnew_1_2")
     assert load_corpus("msvd", msvd, "test")["video_id"][:] == ["-a_1_2"]
-    assert "0 blank captions and 1 videos without a caption" in caplog.text
+    assert "0 blank captions and 1 videos without a caption (the first: new_1_2)" in caplog.text
     write(msvd / "test_list.txt", "new_1_2")
     with pytest.raises(CorpusError, match=r"no video of the split has a caption in .*captions_msvd.json"):
         load_corpus("msvd", msvd, "test")
@@ -608,7 +608,7 @@ def test_msrvtt_mc(tmp_path, caplog):
         ("answer", "3", "line 1: the answer '3' is none"),
         ("options", ["a", " "], "line 1: the answer 3 is none of the 2 options"),
         ("options", ["a", "b", "c", "\t", "e"], "line 1: the right option, 3, is blank"),
-        ("options", "abcde", "line 1: expected a list of strings"),
+        ("options", "abcde", "line 1, 'options': expected a list of strings, not 'abcde'"),
         ("clip_name", "/etc/passwd", "line 1: video '/etc/passwd' leads outside"),
     ]:
         write(tmp_path / "mc_test.jsonl", json.dumps({**entry, name: value}))

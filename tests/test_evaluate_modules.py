@@ -111,6 +111,8 @@ def test_retrieval_errors(load):
     ]:
         with pytest.raises(ValueError, match=message):
             load("video_text_retrieval").compute(**arguments, video_ids=ids[: len(arguments["predictions"])])
+    with pytest.raises(ValueError, match="No row counts: all ids are -1"):
+        load("video_text_retrieval").compute(predictions=text[:2], references=video[:2], video_ids=[-1, -1])
 
 
 def test_accuracies(load):

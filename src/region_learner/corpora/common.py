@@ -367,16 +367,20 @@ def finish(
 
 
 def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
-    blank, kept = 0, []
+    blank, kept, bare = 0, [], []
     for row in rows:
         captions = [caption.strip() for caption in row["captions"]]
         captions = [caption for caption in captions if caption]
         blank += len(row["captions"]) - len(captions)
         if captions:
             kept.append({**row, "captions": captions})
-    bare = len(rows) - len(kept)
+        else:
+            bare.append(row["video_id"])
     if blank or bare:
-        logger.warning("left out %d blank captions and %d videos without a caption: %s", blank, bare, source)
+        names = f" (the first: {', '.join(bare[:5])})" if bare else ""
+        logger.warning(
+            "left out %d blank captions and %d videos without a caption%s: %s", blank, len(bare), names, source
+        )
     if rows and not kept:
         raise CorpusError(f"no video of the split has a caption in {source}")
     return kept

@@ -171,7 +171,7 @@ def load_msrvtt_mc(
     rows = []
     for where, entry in read_entries(path):
         clip = text_field(entry, "clip_name", where)
-        options = strings(entry.get("options"), where)
+        options = strings(entry.get("options"), f"{where}, 'options'")
         rows.append(choice_row(videos.find(clip, where), clip, options, entry.get("answer"), where))
     check_count(len(rows), 2990, "questions of MSR-VTT multiple choice", path)
     return finish(rows, videos, path, split, streaming, max_missing, missing_list, features=choice_features())

@@ -203,7 +203,9 @@ def train(
     arguments = _shown(model_arguments, data_arguments, training_arguments)
     results: dict[str, Any] = {"train": facts | result.metrics, "arguments": arguments}
     results["log"] = [
-        entry for entry in trainer.state.log_history if "loss" in entry or any(key.startswith("eval_") for key in entry)
+        entry
+        for entry in trainer.state.log_history
+        if "loss" in entry or any(key.startswith("eval_") for key in entry)
     ]
     if trainer.is_world_process_zero():
         if test_dataset is not None:

@@ -43,6 +43,8 @@ class VideoTextRetrieval(evaluate.Metric):
         texts, text_rows = vectors("predictions", predictions)
         videos, video_rows = vectors("references", references)
         kept = np.array([ids[row] != IGNORED_ID for row in text_rows])
+        if not kept.any():
+            raise ValueError("No row counts: all ids are -1.")
         text_ids = [ids[row] for row in text_rows[kept]]
         first: dict[str | int, int] = {}
         for i, row in enumerate(video_rows):
