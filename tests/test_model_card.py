@@ -490,3 +490,27 @@ def test_command(tmp_path):
         main(["card", str(tmp_path / "evaluation.json"), "--output", str(output), "--title", "Mine"])
     assert end.value.code == 0
     assert "# Mine" in output.read_text()
+
+
+def test_command_on_a_checkpoint(tmp_path, capsys):
+    """A card of the results that lie in it, beside files of other kinds."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    digest = {"model": {"weights": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(SystemExit) as end:
+        main(["card", str(tmp_path)])
+    assert end.value.code == 2
+    assert "holds no results: make some by `region-learner evaluate" in capsys.readouterr().err
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    write_results(changed(**digest), files[0])
+    write_results(changed(**digest, protocol={"name": "other"}), files[1])
+    with pytest.raises(SystemExit) as end:
+        main(["card", str(tmp_path)])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == model_card(files, tmp_path).strip()
+    with pytest.raises(SystemExit) as end:
+        main(["card", str(tmp_path), str(files[0])])
+    assert end.value.code == 2
+    assert "is a directory: give it alone, or files" in capsys.readouterr().err

@@ -342,7 +342,10 @@ def ablate(
 
 @app.command()
 def card(
-    results: Annotated[list[Path], typer.Argument(help="Files of `region-learner evaluate --output`, of one model.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Files of `region-learner evaluate --output`, of one model, or a checkpoint they lie in."),
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Directory of the weights that were measured, for what its training run says.")
     ] = None,
@@ -354,8 +357,14 @@ def card(
     output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ):
     """Model card from measured results."""
+    from .evaluation.results import results_in
     from .hub import model_card
 
+    directories = [path for path in results if path.is_dir()]
+    if directories:
+        if len(results) > 1:
+            raise ValueError(f"{directories[0]} is a directory: give it alone, or files.")
+        checkpoint, results = checkpoint or directories[0], results_in(directories[0])
     text = model_card(results, checkpoint, repo, license, title, description, query)
     if output is None:
         print(text)

@@ -6,6 +6,7 @@ the ids and texts that were evaluated; not of the videos themselves. It holds no
 fields of [`EvaluationResults`], and `schema`, which is raised when their meaning changes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -173,6 +174,27 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
+
+
+def results_in(directory: str | os.PathLike[str]) -> list[Path]:
+    """
+    The files right in a directory that [`write_results`] wrote, whole or damaged: those with a 'schema'.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = []
+    for path in sorted(Path(directory).glob("*.json")):
+        with contextlib.suppress(ValueError, RecursionError):  # whatever else lies there
+            content = json.loads(path.read_bytes())
+            if isinstance(content, dict) and "schema" in content:
+                found.append(path)
+    if not found:
+        raise ValueError(
+            f"{directory} holds no results: make some by `region-learner evaluate {directory} --protocol NAME "
+            f"--output {Path(directory) / 'NAME.json'}`."
+        )
+    return found
 
 
 def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
