@@ -10,7 +10,19 @@ import torch
 from scipy import stats
 
 from region_learner import load_corpus
-from region_learner.ablation import CONTRASTS, ROWS, SETTINGS, Row, _runs_of, ablate, report, rows_of, summarize, table
+from region_learner.ablation import (
+    CONTRASTS,
+    ROWS,
+    SETTINGS,
+    Row,
+    _costs_before,
+    _runs_of,
+    ablate,
+    report,
+    rows_of,
+    summarize,
+    table,
+)
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
 from region_learner.ablation.summary import contrast_table, interval, loss_correlation, read_runs, region_table
@@ -144,6 +156,15 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
     fresh = ablate(tmp_path, TOY, chosen, seeds=2, progress=False)
     assert report(tmp_path, TOY, chosen, fresh) == text  # a cost once measured is kept
     assert [entry["cost"] for entry in fresh] == costs
+    # but not of another model, nor relative to another one
+    fresh = ablate(tmp_path, TOY, chosen, seeds=2, progress=False)
+    for entries in (fresh[::-1], [fresh[0] | {"video_config": {}}, fresh[1]]):
+        assert _costs_before(tmp_path / "main.json", entries) == {}
+    fresh[1] |= {"video_config": {}}
+    assert _costs_before(tmp_path / "main.json", fresh) == {"frozen": 1.0}
+    (tmp_path / "other.json").write_text("[3]")
+    with pytest.raises(ValueError, match=r"other.json is no report of an ablation"):
+        report(tmp_path, TOY, chosen, fresh, "other")
 
     for seeds in (1, [7]):  # also where other seeds are asked for: the table would have those that are there, too
         with pytest.raises(ValueError, match=r"frozen-0.json is of another setting \(epochs\)"):
@@ -153,6 +174,10 @@ def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
         ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
     (tmp_path / "runs" / "foreign.json").write_text('{"row": "fro')
     with pytest.raises(ValueError, match=r"foreign.json is damaged \(Unterminated string"):
+        ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
+    del run["test"]["t2v_R@1"]
+    (tmp_path / "runs" / "foreign.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=r"foreign.json is no run of an ablation, whose test split has 't2v_R@1'"):
         ablate(tmp_path, TOY, chosen, seeds=1, progress=False)
 
 
@@ -166,6 +191,12 @@ def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
 def test_one_command_at_a_time(tmp_path):
     with locked(tmp_path), pytest.raises(BlockingIOError, match="is being written to by another run"):
         ablate(tmp_path, TOY, rows_of(["frozen"]), seeds=1, progress=False)
+
+
+def test_clips_of_another_number_are_not_taken(prepared, tmp_path):
+    np.save(tmp_path / "val.npy", np.load(prepared / "val.npy")[1:])
+    with pytest.raises(ValueError, match=r"has 7 clips of val, of 8: remove it"):
+        Split.load(TOY, tmp_path, "val")
 
 
 def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
@@ -187,7 +218,8 @@ def test_the_same_seed_gives_the_same_run(prepared):
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     rows = [Row("broken", "", {"hidden_size": 17}), rows_of(["frozen"])[0]]
-    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"):
+    message = r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"
+    with pytest.raises(ChildProcessError, match=message):
         ablate(tmp_path, TOY, rows, seeds=1, jobs=2, use_cpu=True, progress=False)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["frozen-0.json"]
 
@@ -233,7 +265,7 @@ def test_intervals_are_those_of_scipy():
     assert interval([4.0]) == (4.0, None)
     # only seeds that both have are paired
     uneven = _runs({"frozen": [1.0], "ours": [4.0, 5.0]})
-    assert "| ours, whole | 2 | 4.5 ± 6.4 | +3.0 (1 pairs) |" in table(summarize(uneven, rows_of(["frozen", "ours"])))
+    assert "| ours, whole | 2 | 4.5 ± 6.4 | +3.0 (1 pair) |" in table(summarize(uneven, rows_of(["frozen", "ours"])))
     uneven = _runs({"frozen": [1.0, 2.0], "ours": [4.0], "ours_4_regions": [4.5]})
     _, ours, sweep = summarize(uneven, rows_of(["frozen", "ours", "ours_4_regions"]))
     assert (ours["difference"], ours["against"]) == (3.0, "frozen")

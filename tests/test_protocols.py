@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import IterableDataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from region_learner import RegionLearnerForVideoClassification, load_corpus
 from region_learner.cli import main
@@ -26,7 +26,7 @@ from region_learner.evaluation import (
     evaluate_checkpoint,
     get_protocol,
 )
-from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, size_notes
+from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, load_checkpoint, size_notes
 from region_learner.evaluation.results import digest_of_rows, read_results
 from region_learner.evaluation.tasks import PROMPTS
 from region_learner.processing_region_learner import RegionLearnerProcessor
@@ -347,10 +347,20 @@ def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monk
 @pytest.mark.parametrize(
     ("model", "protocol", "data", "message"),
     [
-        ("fold1", "msvd", "msvd", "lacks {} weights of RegionLearnerModel, which the task 'retrieval' takes"),
-        ("fold1", "hmdb51_zero_shot", "hmdb51", "RegionLearnerForVideoClassification) lacks {} weights of"),
-        ("model", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering, which the task 'question_answering'"),
-        ("model", "hmdb51", "hmdb51", "of RegionLearnerForVideoClassification, which the task 'classification'"),
+        (
+            "fold1",
+            "msvd",
+            "msvd",
+            "has not, or in another size, {} weights of RegionLearnerModel that the task 'retrieval' needs",
+        ),
+        (
+            "fold1",
+            "hmdb51_zero_shot",
+            "hmdb51",
+            "RegionLearnerForVideoClassification) has not, or in another size, {} weights of",
+        ),
+        ("model", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering that the task 'question_answering'"),
+        ("model", "hmdb51", "hmdb51", "of RegionLearnerForVideoClassification that the task 'classification'"),
         ("fold1", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering"),
         ("nowhere", "msvd", "msvd", "nowhere is no directory here, and could not be had from the Hub: "),
     ],
@@ -366,6 +376,35 @@ def test_a_model_of_another_task_is_refused(model, protocol, data, message, plac
     for part in message.split("{}"):
         assert part in error
     assert not output.exists()
+
+
+def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
+    model, processor = load_checkpoint(str(places.model), "retrieval")
+    tower = tmp_path / "tower"
+    model.video_model.save_pretrained(tower)
+    processor.save_pretrained(tower)
+    weights = load_file(tower / "model.safetensors")
+    assert torch.equal(load_checkpoint(str(tower), None)[0].embeddings.cls_token, weights["embeddings.cls_token"])
+    with pytest.raises(
+        ValueError, match="is a RegionLearnerVideoModel, of the type 'region_learner_video': expected a"
+    ):
+        load_checkpoint(str(tower), "retrieval")
+    del weights["embeddings.cls_token"]
+    save_file(weights, tower / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights of .* that the video tower needs \(embeddings.cls_token\)"):
+        load_checkpoint(str(tower), None)
+    other = tmp_path / "other"
+    model.text_model.save_pretrained(other)
+    with pytest.raises(ValueError, match="expected a RegionLearner model"):
+        load_checkpoint(str(other), None)
+    model.save_pretrained(tmp_path / "wider")
+    config = json.loads((tmp_path / "wider" / "config.json").read_text())
+    config["projection_dim"] += 1
+    (tmp_path / "wider" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"in another size, . weights of RegionLearnerModel that the task 'retrieval'"
+    ):
+        load_checkpoint(str(tmp_path / "wider"), "retrieval")
 
 
 def test_a_model_is_asked_for(capsys):

@@ -718,6 +718,28 @@ def test_command_with_a_corpus(checkpoint, processor, capsys, monkeypatch):
     assert any(line.replace("│", " ").split() == ["clips", "3"] for line in out.splitlines())
 
 
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("Video 'a' has no label maps: make them.\nOr: take another one.")
+
+
+def test_errors_of_loaders_are_one_line(monkeypatch, checkpoint, capsys):
+    def fail(*_):
+        list(torch.utils.data.DataLoader(Broken(), num_workers=1))
+
+    monkeypatch.setattr("region_learner.evaluation.regions.region_quality", fail)
+    code, _, error = run(
+        capsys, checkpoint, "--corpus", "moving_shapes", "--corpus-options", '{"test": 1, "train": 1}'
+    )
+    assert code == 2
+    assert error.splitlines()[-1] == (
+        "region-learner: error: Video 'a' has no label maps: make them. Or: take another one."
+    )
+
+
 def test_pictures(shapes, video_processor):
     videos = list(shapes["video"][:2])
     model = tiny_video_model()
@@ -748,6 +770,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
     weights = load_file(f"{of_text_alone}/model.safetensors")
     del weights["video_model.embeddings.cls_token"]
     save_file(weights, f"{of_text_alone}/model.safetensors", {"format": "pt"})
+    of_corpus = [checkpoint, "--corpus", "moving_shapes", "--corpus-options"]
     for arguments, message in (
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
@@ -757,7 +780,9 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),
         ([checkpoint, video, "--corpus", "moving_shapes"], "one of the two"),
         ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "with --corpus there are none"),
-        ([of_text_alone, video], "lacks 1 weights of RegionLearnerModel, which the task 'regions' takes"),
+        ([of_text_alone, video], "1 weights of RegionLearnerModel that the video tower needs (video_model."),
+        ([checkpoint, video, "--split", "val"], "--split goes with --corpus"),
+        ([*of_corpus, '{"split": "val"}'], "--corpus-options are those of one corpus alone, not split"),
     ):
         code, out, error = run(capsys, *arguments)
         assert (code, out) == (2, "")

@@ -630,8 +630,12 @@ def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
 # --- Trainer -------------------------------------------------------------------------------------------------
 
 
-def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path):
-    """Questions with other numbers of options, equal ones among them, and a video that cannot be read."""
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batch_size):
+    """
+    Questions with other numbers of options, equal ones among them, and a video that cannot be read, also alone in a
+    batch.
+    """
     rows = tables["multiple_choice"].to_list()
     rows[1] |= {"options": rows[1]["options"][:2], "answer": 1}
     rows[2] |= {"options": ["a red star"] * 4, "answer": 3}
@@ -639,7 +643,13 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path):
     trainer = RegionLearnerTrainer(
         model=model,
         args=RegionLearnerTrainingArguments(
-            output_dir=str(tmp_path / "run"), per_device_eval_batch_size=3, use_cpu=True, report_to="none"
+            output_dir=str(tmp_path / "run"),
+            per_device_eval_batch_size=batch_size,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            use_cpu=True,
+            report_to="none",
         ),
         processing_class=processor,
         eval_dataset=table,
@@ -649,9 +659,16 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path):
     expected = multiple_choice_accuracy(model, processor, table, progress=False)
     assert (metrics["eval_accuracy"], metrics["eval_questions"]) == (expected["accuracy"], CLIPS - 1)
     assert list(trainer.unreadable_in_evaluation) == expected["unreadable"] == [rows[4]["video_id"]]
-    rows[0]["answer"] = 7
-    with pytest.raises(ValueError, match=f"Video {rows[0]['video_id']!r}: the answer 7 is none of 5 options"):
-        trainer.evaluate(Dataset.from_list(rows))
+    assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("accuracy", True)
+    first = rows[0]["video_id"]
+    for changed, message in (
+        ({"answer": 7}, f"Video {first!r}: the answer 7 is none of 5 options"),
+        ({"answer": None}, f"Video {first!r}: the answer None is none of 5 options"),
+        ({"options": []}, rf"Video {first!r}: its options are \[\], expected a list of texts"),
+        ({"options": None}, f"Video {first!r}: its options are None, expected a list of texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.evaluate(Dataset.from_list([rows[0] | changed]))
 
 
 def test_trainer_metrics():

@@ -58,6 +58,13 @@ def _json_option(name: str, text: str | None) -> dict[str, Any]:
     return mapping_from_json(name, text) or {}
 
 
+def _corpus_options(text: str | None) -> dict[str, Any]:
+    options = _json_option("--corpus-options", text)
+    if reserved := {"name", "data_dir", "split", "streaming"} & options.keys():
+        raise ValueError(f"--corpus-options are those of one corpus alone, not {', '.join(sorted(reserved))}.")
+    return options
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where corpus, checkpoint and page go.")] = Path("demo-output"),
@@ -155,7 +162,7 @@ def evaluate(
         chosen,
         model,
         data_dir,
-        options=_json_option("--corpus-options", corpus_options),
+        options=_corpus_options(corpus_options),
         all_folds=all_folds,
         views=Views(clips, window_stride),
         templates=None if prompts is None else read_prompts(prompts),
@@ -225,7 +232,7 @@ def regions(
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="A corpus that knows its objects, instead of videos.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the corpus lies, if it has been made.")] = None,
-    split: Annotated[str, typer.Option(help="Of the corpus.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Of the corpus (default: test).")] = None,
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of the corpus at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode the corpus.")] = 0,
@@ -245,6 +252,7 @@ def regions(
     from .evaluation.regions import draw_report, region_quality, region_report
 
     videos = videos or []
+    of_corpus = {"--data-dir": data_dir, "--split": split, "--corpus-options": corpus_options}
     if bool(videos) == (corpus is not None):
         raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
     if output is not None:
@@ -255,8 +263,10 @@ def regions(
         output.parent.mkdir(parents=True, exist_ok=True)
     dataset = None
     if corpus is not None:
-        dataset = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
-    encoder, processor = load_checkpoint(model, "regions", prefix="video_model.")
+        dataset = load_corpus(corpus, data_dir, split=split or "test", **_corpus_options(corpus_options))
+    elif given := [name for name, value in of_corpus.items() if value is not None]:
+        raise ValueError(f"{given[0]} goes with --corpus.")
+    encoder, processor = load_checkpoint(model, None)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     if dataset is not None:
         quality = region_quality(encoder, processor, dataset, batch_size, workers)
@@ -306,11 +316,13 @@ def convert(
 @app.command()
 def ablate(
     output: Annotated[Path, typer.Option(help="Directory for the runs, one JSON file each, tables and figures.")],
-    setting: Annotated[str, typer.Option(help="shapes or letters: corpus, encoders, training.")] = "shapes",
-    rows: Annotated[str, typer.Option(help="Tables (main, first_form, sweeps, second_corpus) or rows: a,b.")] = "main",
-    name: Annotated[
-        str | None, typer.Option(help="Of the files with the table; by default that of the table, or rows.")
-    ] = None,
+    setting: Annotated[
+        str, typer.Option(help="shapes, letters or shapes_unclipped: corpus, encoders, training.")
+    ] = "shapes",
+    rows: Annotated[
+        str, typer.Option(help="Tables (main, first_form, sweeps, second_corpus, unclipped) or rows: a,b.")
+    ] = "main",
+    name: Annotated[str | None, typer.Option(help="Of the files with the table; by default what --rows says.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 5,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", help="Even where there is a GPU.")] = False,
@@ -322,13 +334,14 @@ def ablate(
     What each part of the method brings: the same small model with and without it, from several seeds. The same
     command again goes on where it was interrupted.
     """
-    from .ablation import ROWS, SETTINGS, ablate, report, rows_of
+    from .ablation import SETTINGS, ablate, report, rows_of
     from .corpora.folder import suggestion
 
     if setting not in SETTINGS:
         raise ValueError(f"--setting {setting!r} is not known{suggestion(setting, SETTINGS)}: {', '.join(SETTINGS)}.")
-    chosen = rows_of([one.strip() for one in rows.split(",")])
-    name = name or (rows if rows in ROWS else "rows")
+    named = [one.strip() for one in rows.split(",")]
+    chosen = rows_of(named)
+    name = name or "-".join(named)
     if Path(name).name != name:
         raise ValueError(f"--name {name!r} is no name of a file.")
     if figures:
@@ -358,6 +371,7 @@ def card(
 ):
     """Model card from measured results."""
     from .evaluation.results import results_in
+    from .files import write_text
     from .hub import model_card
 
     directories = [path for path in results if path.is_dir()]
@@ -370,7 +384,7 @@ def card(
         print(text)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_text(output, text)
 
 
 @corpus_app.command("list")
@@ -429,7 +443,7 @@ def corpus_prepare(
     from .corpora import PrepareOptions, load_corpus, prepare_corpus
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
-    rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
+    rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
     _print(prepare_corpus(rows, output, split, options, workers, timeout, retry), as_json)
 
 
@@ -450,7 +464,7 @@ def corpus_check(
     """
     from .corpora import check_corpus, load_corpus
 
-    rows = load_corpus(corpus, data_dir, split=split, **_json_option("--corpus-options", corpus_options))
+    rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
     result = check_corpus(rows, workers, timeout)
     unreadable = result["unreadable"]
     if as_json:
@@ -476,7 +490,10 @@ def main(argv: list[str] | None = None):
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         if os.environ.get("REGION_LEARNER_DEBUG"):
             raise
-        print(f"region-learner: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # in a loader's process: PyTorch puts all of its traceback before the words
+            message = message.rpartition(f"{type(error).__name__}: ")[2]
+        print(f"region-learner: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 

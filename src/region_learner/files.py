@@ -1,17 +1,31 @@
 """Files that are whole or not there, and directories that one run writes to."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
+
+def partial_of(path: Path) -> Path:
+    """Where [`write_text`] writes before `path` is what was written."""
+    return path.with_name(f".{path.name}.partial")
+
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """
+    Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`. What UTF-8
+    cannot hold, such as parts of names of files, is written as escapes.
+    """
+    partial = partial_of(path)
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any, indent: int = 1) -> None:
@@ -22,7 +36,8 @@ def write_json(path: Path, content: Any, indent: int = 1) -> None:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """
-    Two runs at once would write the same files. (The lock goes with its process, however that ends.)
+    Two runs at once would write the same files. (The lock goes with its process, however that ends.) Where there are
+    no locks, as on Windows and some shared disks, nothing is locked.
 
     Raises:
         BlockingIOError: another process has it.
@@ -35,8 +50,10 @@ def locked(directory: Path) -> Iterator[None]:
     with open(directory / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise BlockingIOError(
                 f"{directory} is being written to by another run: wait for it, or stop it."
             ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no other run on it.", directory, error)
         yield

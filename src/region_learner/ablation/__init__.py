@@ -53,7 +53,7 @@ def ablate(
     Raises:
         ValueError: `output` holds runs of these rows in another setting, or another corpus.
         ImportError: scipy is not installed.
-        RuntimeError: some runs failed; the others are done and kept.
+        ChildProcessError: some runs failed; the others are done and kept.
         BlockingIOError: another process is at work on `output`.
     """
     student_t()  # where it is missing, better now than after hours
@@ -96,7 +96,7 @@ def _ablate(
                 failed[futures[future]] = f"{type(error).__name__}: {error}"
                 logger.error("%s failed: %s", futures[future], failed[futures[future]])
     if failed:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "
             f"({next(iter(failed.values()))}). The same command tries them again."
         )
@@ -120,7 +120,7 @@ def report(
     Args:
         entries: as [`ablate`] returns them.
         cost: measure the time of a training step relative to the first of `rows`. It goes into the entries; without,
-            it is kept from an earlier report of that name, of rows that are the same model still.
+            it is kept from an earlier report of that name, of rows that are the same model still, if the first is.
 
     Returns:
         What is in `NAME.md`: means and differences; the `CONTRASTS` there are; where masks land.
@@ -130,13 +130,7 @@ def report(
     if cost:
         times = relative_cost(setting, rows, use_cpu=use_cpu)
     else:
-        models = {entry["row"]: entry["video_config"] for entry in entries}
-        before = read_json(summary) if summary.exists() else []
-        times = {
-            entry["row"]: entry["cost"]
-            for entry in before
-            if "cost" in entry and entry.get("video_config") == models.get(entry["row"])
-        }
+        times = _costs_before(summary, entries) if summary.exists() else {}
     for entry in entries:
         if entry["row"] in times:
             entry["cost"] = times[entry["row"]]
@@ -160,6 +154,18 @@ def report(
             if path.exists():
                 draw_masks(path, path.with_suffix(".png"))
     return text
+
+
+def _costs_before(summary: Path, entries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The costs in an earlier report that are still those of the models, relative to the first of them."""
+    before = read_json(summary)
+    if not isinstance(before, list) or not all(isinstance(entry, dict) and "row" in entry for entry in before):
+        raise ValueError(f"{summary} is no report of an ablation: choose another name for this one.")
+    models = {entry["row"]: entry["video_config"] for entry in entries}
+    same = [entry for entry in before if entry.get("video_config") == models.get(entry["row"])]
+    if not same or same[0] is not before[0] or before[0]["row"] != entries[0]["row"]:
+        return {}
+    return {entry["row"]: entry["cost"] for entry in same if "cost" in entry}
 
 
 def _runs_of(output: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:

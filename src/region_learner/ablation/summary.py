@@ -61,7 +61,11 @@ def read_json(path: Path) -> Any:
 
 
 # Of a run, what everything here takes for granted.
-_KINDS = {"row": str, "seed": int, "setting": dict, "video_config": dict, "test": dict, "loss": list, "curve": list}
+_KINDS = {
+    "row": str, "seed": int, "setting": dict, "video_config": dict, "test": dict, "loss": list, "curve": list,
+    "parameters": int,
+}  # fmt: skip
+_METRICS = (METRIC, "v2t_R@1")
 
 
 def read_runs(directory: Path) -> dict[Path, dict[str, Any]]:
@@ -77,6 +81,9 @@ def read_runs(directory: Path) -> dict[Path, dict[str, Any]]:
         for name, kind in _KINDS.items():
             if not isinstance(found, dict) or not isinstance(found.get(name), kind):
                 raise ValueError(f"{path} is no run of an ablation, whose {name!r} is a {kind.__name__}: remove it.")
+        for name in _METRICS:
+            if not isinstance(found["test"].get(name), int | float):
+                raise ValueError(f"{path} is no run of an ablation, whose test split has {name!r}: remove it.")
         runs[path] = found
     return runs
 
@@ -184,7 +191,8 @@ def _difference(row: dict[str, Any]) -> str:
     if "difference" not in row:
         return ""
     cell = _with_interval(row["difference"], row["difference_half_width"], "+")
-    return cell if row["pairs"] == len(row["seeds"]) else f"{cell} ({row['pairs']} pairs)"
+    pairs = row["pairs"]
+    return cell if pairs == len(row["seeds"]) else f"{cell} ({pairs} pair{'s' * (pairs > 1)})"
 
 
 def contrast_table(rows: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str, str]]) -> str | None:

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import locked, write_json
+from ..files import locked, partial_of, write_json
 from ..processes import map_in_processes
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
@@ -165,7 +165,7 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
     wanted = asdict(options) | {"rows": len(rows), "contents": digest.hexdigest()}
     path = directory / _OPTIONS
     if not path.exists():
-        ours = (".lock", f"{_OPTIONS}.partial")  # of a run that was killed before it wrote anything else
+        ours = (".lock", partial_of(path).name)  # of a run that was killed before it wrote anything else
         if others := [other.name for other in directory.iterdir() if other.name not in ours]:
             raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
         write_json(path, wanted)

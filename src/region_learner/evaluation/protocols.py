@@ -342,18 +342,17 @@ def _evaluate(
     )
 
 
-def load_checkpoint(name: str, task: str, prefix: str = "") -> tuple[Any, Any]:
+def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     """
     The model of a checkpoint that does a task, and its processor.
 
     Args:
         name: a directory or Hub name.
-        task: of `EVALUATIONS`, or another word for what the model is to do, without a head.
-        prefix: of the names of the weights that the task takes, by default all.
+        task: of `EVALUATIONS`; None for what needs a video tower alone.
 
     Raises:
-        ValueError: the checkpoint lacks weights of it, as one of another task does: they would be drawn at random, and
-            so would be what is measured.
+        ValueError: it is no RegionLearner, or lacks weights, as one of another task does: they would be drawn at
+            random, and so would be what is measured.
         OSError: there is no such directory, or model on the Hub.
     """
     from transformers import (
@@ -363,23 +362,33 @@ def load_checkpoint(name: str, task: str, prefix: str = "") -> tuple[Any, Any]:
         AutoProcessor,
     )
 
-    heads = {
+    heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
         "classification": AutoModelForVideoClassification,
     }
     try:
-        model, info = heads.get(task, AutoModel).from_pretrained(name, output_loading_info=True)
+        model, info = heads.get(task, AutoModel).from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise
         raise OSError(f"The model {name} is no directory here, and could not be had from the Hub: {error}") from error
-    absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
-    if missing := sorted(key for key in absent if key.startswith(prefix)):
-        was = ", ".join(model.config.architectures or []) or "of an unknown class"
+    is_a = type(model).__name__
+    towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
+    if model.config.model_type not in towers:
         raise ValueError(
-            f"{name} ({was}) lacks {len(missing)} weights of {type(model).__name__}, which the task {task!r} takes "
-            f"({', '.join(missing[:3])}, ...): they would be random. Train it for that task, or choose one "
-            "that it does."
+            f"{name} is a {is_a}, of the type {model.config.model_type!r}: expected a RegionLearner model."
+        )
+    absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
+    needed = "video_model." if task is None and hasattr(model, "video_model") else ""
+    if missing := sorted(key for key in absent if key.startswith(needed)):
+        was = ", ".join(model.config.architectures or []) or "of an unknown class"
+        takes = "the video tower" if task is None else f"the task {task!r}"
+        raise ValueError(
+            f"{name} ({was}) has not, or in another size, {len(missing)} weights of {is_a} that {takes} needs "
+            f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}): they would be random. Take a checkpoint that "
+            "was trained for it."
         )
     return model, AutoProcessor.from_pretrained(name)
 

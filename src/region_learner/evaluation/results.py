@@ -6,7 +6,6 @@ the ids and texts that were evaluated; not of the videos themselves. It holds no
 fields of [`EvaluationResults`], and `schema`, which is raised when their meaning changes.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +20,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..files import partial_of, write_text
 
 SCHEMA = 2
 
@@ -137,13 +138,7 @@ def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> N
         text = json.dumps({"schema": SCHEMA} | content, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"The results cannot be written to {path}: {error}") from error
-    partial = _partial(path)
-    try:
-        # Names of files that are no UTF-8 are surrogates, which become escapes of JSON.
-        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text + "\n")
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -166,29 +161,28 @@ def check_output(path: str | os.PathLike[str]) -> None:
             except ValueError as error:
                 raise ValueError(f"{path} is there already and would be lost ({error}): give another file.") from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        _partial(path).touch()
-        _partial(path).unlink()
+        partial_of(path).touch()
+        partial_of(path).unlink()
     except OSError as error:
         raise ValueError(f"Results cannot be written to {path} ({error}): give another file.") from error
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
 def results_in(directory: str | os.PathLike[str]) -> list[Path]:
     """
-    The files right in a directory that [`write_results`] wrote, whole or damaged: those with a 'schema'.
+    The files right in a directory that [`write_results`] wrote, as it seems, whole or damaged: those with a 'schema'.
 
     Raises:
         ValueError: there is none.
     """
     found = []
     for path in sorted(Path(directory).glob("*.json")):
-        with contextlib.suppress(ValueError, RecursionError):  # whatever else lies there
-            content = json.loads(path.read_bytes())
-            if isinstance(content, dict) and "schema" in content:
-                found.append(path)
+        text = path.read_bytes()
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):  # `read_results` will tell
+            content = {"schema": None} if b'"schema"' in text else {}
+        if isinstance(content, dict) and "schema" in content:
+            found.append(path)
     if not found:
         raise ValueError(
             f"{directory} holds no results: make some by `region-learner evaluate {directory} --protocol NAME "

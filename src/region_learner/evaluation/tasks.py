@@ -152,11 +152,13 @@ def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str
 # --- Dual encoder --------------------------------------------------------------------------------------------
 
 
-def check_answer(video_id: str, options: Sequence[str], answer: Any) -> None:
+def check_answer(video_id: str, options: Any, answer: Any) -> None:
     """
     Raises:
-        ValueError: the answer is no index of the options.
+        ValueError: the options are no list of texts, or the answer is no index of them.
     """
+    if not isinstance(options, list | tuple) or not options or not all(isinstance(text, str) for text in options):
+        raise ValueError(f"Video {video_id!r}: its options are {options!r:.80}, expected a list of texts.")
     if not isinstance(answer, int | np.integer) or not 0 <= answer < len(options):
         raise ValueError(f"Video {video_id!r}: the answer {answer!r} is none of {len(options)} options.")
 
@@ -171,10 +173,10 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
         options: (B, O), the number of the text of each option; negative where a row has fewer options.
 
     Returns:
-        (B, O), float64; -100, below any cosine, where there is no option.
+        (B, O), float32; -100, below any cosine, where there is no option.
     """
-    scores = (video_embeds.double()[:, None] * text_embeds.double()[options.clamp(min=0)]).sum(-1)
-    return scores.round(decimals=10).masked_fill(options < 0, -100.0)
+    scores = (video_embeds.float()[:, None] * text_embeds.float()[options.clamp(min=0)]).sum(-1)
+    return scores.masked_fill(options < 0, -100.0)
 
 
 def multiple_choice_accuracy(
@@ -470,7 +472,8 @@ def compute_classification_metrics(prediction) -> dict[str, float]:
 def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
     """
     `compute_metrics` for the Trainer: `accuracy` and `questions` of scores (n, options), `prediction.predictions`,
-    and the right options (n,), `prediction.label_ids`. Rows with the label -100 count for nothing.
+    and the right options (n,), `prediction.label_ids`. Rows with the label -100 count for nothing; where a row has
+    fewer options than others, its scores are -100, below any cosine.
     """
     scores, labels = _logits_and_labels(prediction)
     return {"accuracy": _percent(top_k(scores, labels, 1)), "questions": len(labels)}

@@ -14,6 +14,7 @@ from ..evaluation.tasks import IGNORED_LABEL, check_answer
 from ..video_processing_region_learner import VideoDecodeError
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
+UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text
 
 
 def stable_id(video_id: str) -> int:
@@ -26,9 +27,9 @@ class RegionLearnerCollator:
     Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W); further, by the task,
 
     - "retrieval": `input_ids`, `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`;
-    - "multiple_choice": for training the same, the caption being the right option; for evaluation `input_ids`,
-      `attention_mask` of the different options of all rows, `options` (B, O), the numbers of those of each row (-1
-      where it has fewer), and `labels` (B,), the right ones among them;
+    - "multiple_choice": for training the same; for evaluation `input_ids`, `attention_mask` of the different options
+      of all rows, `options` (B, O), the numbers of those of each row (-1 where it has fewer), and `labels` (B,), which
+      of them is right;
     - "question_answering": `input_ids`, `attention_mask` of the question, and `labels` (B,);
     - "classification": `labels` (B,).
 
@@ -65,7 +66,7 @@ class RegionLearnerCollator:
     ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
-        if (label is None) != (task in ("retrieval", "multiple_choice")):
+        if (label is None) != (task in UNLABELLED_TASKS):
             raise ValueError(f"label= goes with the tasks that have labels; task={task!r}.")
         self.processor = processor
         self.training = training
@@ -95,11 +96,11 @@ class RegionLearnerCollator:
         elif self.task != "classification":
             texts = [self._text(row, generator) for (row, _, _), generator in zip(pairs, generators)]
             batch |= dict(self.processor(text=texts, return_tensors="pt"))
-        if self.task in ("retrieval", "multiple_choice") and not chooses:
+        if self.task in UNLABELLED_TASKS and not chooses:
             ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
         else:
-            label = self.label or _right_option
+            label = self.label or (lambda row: row["answer"])
             labels = [label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
@@ -112,8 +113,13 @@ class RegionLearnerCollator:
             return None
 
     def _filler(self, row: dict[str, Any]) -> torch.Tensor:
-        """A clip of the shape of others, for a batch of evaluation of which no video can be read."""
-        return self._clip(np.zeros((1, 16, 16, 3), np.uint8), row, None)
+        """
+        A clip of the shape of others, for a batch of evaluation of which no video can be read. (Of videos that are
+        taken in their own size nobody knows it: as large as others usually are.)
+        """
+        processor = self.processor.video_processor
+        size = processor.crop_size if processor.output_size is None else processor.output_size
+        return self._clip(np.zeros((1, size["height"], size["width"], 3), np.uint8), row, None)
 
     def _clip(self, source: Any, row: dict[str, Any], generator) -> torch.Tensor:
         processor = self.processor.video_processor
@@ -152,15 +158,12 @@ class RegionLearnerCollator:
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
     """The different options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
+    for row in rows:
+        check_answer(row["video_id"], row.get("options"), row.get("answer"))
     numbers: dict[str, int] = {}
     chosen = [[numbers.setdefault(option, len(numbers)) for option in row["options"]] for row in rows]
     most = max(map(len, chosen))
     return list(numbers), torch.tensor([some + [-1] * (most - len(some)) for some in chosen])
-
-
-def _right_option(row: dict[str, Any]) -> int:
-    check_answer(row["video_id"], row["options"], row["answer"])
-    return row["answer"]
 
 
 def _is_video(row: dict[str, Any]) -> bool:

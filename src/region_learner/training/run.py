@@ -119,6 +119,24 @@ def _labels(parts: list[CorpusPart], model_arguments: ModelArguments) -> list[st
     return list(dataset.features[column].names)
 
 
+# The columns of each task, beside those that all corpora have.
+_COLUMNS = {
+    "retrieval": (),
+    "multiple_choice": ("options", "answer"),
+    "question_answering": ("question", "answer"),
+    "classification": ("label",),
+}
+
+
+def _check_columns(dataset, split: str | None, task: str) -> None:
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and (missing := [name for name in _COLUMNS[task] if name not in columns]):
+        raise CorpusError(
+            f"task={task!r} is evaluated on the columns {', '.join(_COLUMNS[task])}, and split {split!r} of this "
+            f"corpus has no {missing[0]!r} (columns: {', '.join(columns)}): see its corpus_options."
+        )
+
+
 def _labelling(model_arguments: ModelArguments, model, dataset) -> Callable[[dict[str, Any]], int] | None:
     if model_arguments.task == "question_answering":
         return AnswerLabel(model.config.label2id)
@@ -166,6 +184,8 @@ def train(
     if any(part.streamed for part in parts) and training_arguments.max_steps <= 0:
         raise ValueError("A stream has no end: say how long to train with --max_steps.")
     eval_dataset, test_dataset = split(data_arguments.eval_split), split(data_arguments.test_split)
+    _check_columns(eval_dataset, data_arguments.eval_split, task)
+    _check_columns(test_dataset, data_arguments.test_split, task)
     model: Any
     model, processor = build_model(model_arguments, _texts(parts, task))
     if task in ("question_answering", "classification"):

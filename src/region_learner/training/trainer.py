@@ -22,9 +22,10 @@ from ..evaluation.tasks import (
     compute_multiple_choice_metrics,
     option_scores,
 )
+from ..files import write_json
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
-from .collator import RegionLearnerCollator
+from .collator import UNLABELLED_TASKS, RegionLearnerCollator
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
 from .gradient_cache import cached_backward
 from .optimization import freeze, milestones, parameter_groups
@@ -105,7 +106,9 @@ class RegionLearnerTrainer(Trainer):
         self.eval_collator = RegionLearnerCollator(
             processing_class, training=False, task=task, label=label, normalize=False
         )
-        if task not in ("retrieval", "multiple_choice"):
+        if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
+            args.metric_for_best_model, args.greater_is_better = "accuracy", True  # there is no loss to choose by
+        if task not in UNLABELLED_TASKS:
             args.label_names = ["labels"]
             if args.gradient_cache_chunk is not None:
                 raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
@@ -308,7 +311,7 @@ class RegionLearnerTrainer(Trainer):
     def _write_unreadable(self, unreadable: dict[str, str]):
         path = Path(str(self.args.output_dir)) / "unreadable_videos.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, unreadable, indent=2)
 
     # Interruptions
 
@@ -407,9 +410,7 @@ class RegionLearnerTrainer(Trainer):
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and not path.name.startswith(".")
             }
-            partial = folder / f".{COMPLETE}"
-            partial.write_text(json.dumps({"step": self.state.global_step, "files": sizes}, indent=1) + "\n")
-            partial.replace(folder / COMPLETE)
+            write_json(folder / COMPLETE, {"step": self.state.global_step, "files": sizes})
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
