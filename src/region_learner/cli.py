@@ -371,7 +371,6 @@ def card(
 ):
     """Model card from measured results."""
     from .evaluation.results import results_in
-    from .files import write_text
     from .hub import model_card
 
     directories = [path for path in results if path.is_dir()]
@@ -384,7 +383,7 @@ def card(
         print(text)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, text)
+        output.write_text(text, encoding="utf-8")  # which may be a pipe or a device
 
 
 @corpus_app.command("list")

@@ -107,7 +107,8 @@ class RegionLearnerTrainer(Trainer):
             processing_class, training=False, task=task, label=label, normalize=False
         )
         if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
-            args.metric_for_best_model, args.greater_is_better = "accuracy", True  # there is no loss to choose by
+            logger.info("Multiple choice is evaluated without a loss: accuracy chooses the checkpoint.")
+            args.metric_for_best_model, args.greater_is_better = "accuracy", True
         if task not in UNLABELLED_TASKS:
             args.label_names = ["labels"]
             if args.gradient_cache_chunk is not None:
