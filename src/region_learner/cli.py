@@ -30,6 +30,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def _cell(value: Any) -> str:
+    if value is None:  # not to be measured
+        return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
@@ -46,7 +48,8 @@ def _print(result: dict[str, Any], as_json: bool):
 
 def _print_rows(what: str, rows: dict[str, dict[str, Any]]):
     """Results of the same kind on standard output, a row each: `what` says what the rows are."""
-    table = Table(what, *next(iter(rows.values())))
+    columns = [Column(name, justify="right", no_wrap=True) for name in next(iter(rows.values()))]
+    table = Table(Column(what, no_wrap=True), *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, row in rows.items():
         table.add_row(name, *(_cell(value) for value in row.values()))
     Console().print(table)
@@ -273,7 +276,7 @@ def regions(
         if as_json:
             _print(quality, as_json)
             return
-        _print_rows("masks", {name: row for name, row in quality.items() if isinstance(row, dict)})
+        _print_rows("kind", {name: row for name, row in quality.items() if isinstance(row, dict)})
         _print({name: value for name, value in quality.items() if not isinstance(value, dict)}, as_json)
         return
     report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
