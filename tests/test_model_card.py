@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from region_learner import RegionLearnerForVideoClassification, RegionLearnerForVideoQuestionAnswering
 from region_learner.cli import main
-from region_learner.evaluation.results import EvaluationResults, mean_of_folds, write_results
+from region_learner.evaluation.results import EvaluationResults, mean_of_folds, read_results, write_results
 from region_learner.evaluation.tasks import PROMPTS
 from region_learner.hub import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
@@ -514,3 +516,32 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
         main(["card", str(tmp_path), str(files[0])])
     assert end.value.code == 2
     assert "is a directory: give it alone, or files" in capsys.readouterr().err
+
+
+CARDS = Path(__file__).parent.parent / "model_cards"
+
+
+def test_the_card_in_the_repository_is_rendered_from_its_results(monkeypatch):
+    """All that its commands need of the checkpoint is there but the weights, which are not kept."""
+    directory = CARDS / "moving_shapes"
+    files = [directory / f"{name}.json" for name in ("moving_shapes", "moving_shapes_unseen")]
+    module = sys.modules["region_learner.hub.model_card"]  # the name is the function's, too
+    monkeypatch.setattr(module, "weights_of", lambda _: read_results(files[0]).model["weights"])
+    description = (directory / "description.md").read_text(encoding="utf-8")
+    rendered = model_card(
+        files,
+        directory,
+        license="apache-2.0",
+        title="RegionLearner, moving shapes",
+        description=description,
+        query="a red circle moves to the left",
+    )
+    assert rendered == (directory / "README.md").read_text(encoding="utf-8")
+    assert "Training\n\n12,000 videos" in rendered
+    # What the description says of regions, in its order.
+    regions = json.loads((directory / "regions.json").read_text(encoding="utf-8"))
+    said = re.search(r"Of the ([\d,]+)\nappearances.*?IoU of .*?\(k-means [\d.]+, CLS[^)]*\)", description, re.DOTALL)
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d)?", said.group())]
+    iou = [regions[kind]["iou"] for kind in ("learned", "kmeans", "cls_attention", "grid", "uniform")]
+    owned = [regions[kind]["owned"] for kind in ("learned", "kmeans", "cls_attention")]
+    assert numbers == [regions["objects"], *(round(value, 1) for value in (*iou, *owned))]

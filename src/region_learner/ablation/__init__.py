@@ -8,7 +8,8 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def ablate(
     more rows or seeds adds to it.
 
     Args:
-        jobs: runs side by side, in processes of their own; they share the cores, and the GPUs in turn.
+        jobs: runs side by side, in processes of their own; they share the cores, and take the GPUs that are free.
         use_cpu: even where there is a GPU.
 
     Returns:
@@ -81,20 +82,25 @@ def _ablate(
     gpus = [] if use_cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus if any(gpus) else [str(gpu) for gpu in range(torch.cuda.device_count())] or [""]
     failed: dict[str, str] = {}
+    free = [gpus[number % len(gpus)] for number in range(jobs)]
+    running: dict[Future, tuple[str, str]] = {}
     # "spawn": a forked process could neither use the GPU nor count on its threads.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent, max_tasks_per_child=1)
     with pool, tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="run", disable=not progress) as bar:
-        futures = {
-            pool.submit(_run, output, setting, row, seed, threads, use_cpu, gpus[number % len(gpus)]): (
-                f"{row.name}, seed {seed}"
-            )
-            for number, (row, seed) in enumerate(missing)
-        }
-        for future in as_completed(futures):
-            bar.update()
-            if error := future.exception():
-                failed[futures[future]] = f"{type(error).__name__}: {error}"
-                logger.error("%s failed: %s", futures[future], failed[futures[future]])
+        while missing or running:
+            while missing and free:
+                (row, seed), gpu = missing.pop(0), free.pop(0)
+                future = pool.submit(_run, output, setting, row, seed, threads, use_cpu, gpu)
+                running[future] = f"{row.name}, seed {seed}", gpu
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, gpu = running.pop(future)
+                free.append(gpu)
+                bar.update()
+                if error := future.exception():
+                    failed[name] = f"{type(error).__name__}: {error}"
+                    logger.error("%s failed: %s", name, failed[name])
+                if isinstance(error, BrokenProcessPool):  # killed, as for want of memory: no other can be started
+                    missing.clear()
     if failed:
         raise ChildProcessError(
             f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed))} "

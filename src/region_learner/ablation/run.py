@@ -179,7 +179,13 @@ def new_model(setting: Setting, row: Row, captions: Sequence[str]):
 
 
 def run(
-    setting: Setting, row: Row, seed: int, directory: Path, use_cpu: bool = False, masks_to: Path | None = None
+    setting: Setting,
+    row: Row,
+    seed: int,
+    directory: Path,
+    use_cpu: bool = False,
+    masks_to: Path | None = None,
+    data_seed: int | None = None,
 ) -> dict[str, Any]:
     """
     Trains and measures the model of one row, from one seed: of its weights, and of the order and draws of the data.
@@ -188,6 +194,7 @@ def run(
         directory: where [`prepare`] has put the decoded corpus.
         use_cpu: even where there is a GPU.
         masks_to: an .npz file for the masks of a few clips while they are learned.
+        data_seed: another seed of the order and draws of the data, to tell what each of the two does.
 
     Returns:
         What was set and measured: retrieval on `test` and `val`; `regions` (see `region_quality_of_batches`);
@@ -235,6 +242,7 @@ def run(
         args=RegionLearnerTrainingArguments(
             output_dir=str(directory / "unused"),
             seed=seed,
+            data_seed=data_seed,
             num_train_epochs=setting.epochs,
             per_device_train_batch_size=setting.batch_size,
             learning_rate=setting.learning_rate,
