@@ -91,7 +91,7 @@ def test_the_table():
     wanted = {"msrvtt_1ka", "msrvtt_1kb", "msrvtt_full", "msvd", "didemo", "lsmdc", "msrvtt_mc", "lsmdc_mc"}
     zero_shot = {f"{name}_zero_shot" for name in wanted} | {"hmdb51_zero_shot", "ucf101_zero_shot"}
     wanted |= {"msrvtt_qa", "msvd_qa", "hmdb51", "ucf101", "hmdb51_prompts", "ucf101_prompts"}
-    assert set(PROTOCOLS) == wanted | zero_shot | {"moving_shapes", "moving_shapes_unseen"}
+    assert set(PROTOCOLS) == wanted | zero_shot | {"moving_shapes", "moving_shapes_unseen", "drifting_letters"}
     assert set(PRIMARY_METRIC) == set(EVALUATIONS)
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
@@ -99,7 +99,7 @@ def test_the_table():
         assert set(protocol.options) <= set(corpus_options(protocol.corpus))
         assert protocol.source
         assert protocol.captions
-        assert protocol.sizes or protocol.corpus == "moving_shapes"
+        assert protocol.sizes or protocol.corpus in ("moving_shapes", "drifting_letters")
 
 
 def test_sizes_are_those_that_the_corpora_check():

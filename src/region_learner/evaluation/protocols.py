@@ -141,6 +141,9 @@ _FINE_TUNED = [
         "moving_shapes_unseen", "moving_shapes", split="test_unseen", captions=_ALL,
         source="built in: combinations that training does not have; see corpora/moving_shapes.py",
     ),
+    Protocol(
+        "drifting_letters", "drifting_letters", captions=_ALL, source="built in: see corpora/drifting_letters.py",
+    ),
 ]  # fmt: skip
 
 
