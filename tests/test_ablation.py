@@ -25,7 +25,14 @@ from region_learner.ablation import (
 )
 from region_learner.ablation.cost import relative_cost
 from region_learner.ablation.run import ClipsInMemory, Split, new_model, prepare, run
-from region_learner.ablation.summary import contrast_table, interval, loss_correlation, read_runs, region_table
+from region_learner.ablation.summary import (
+    contrast_table,
+    interval,
+    loss_correlation,
+    read_json,
+    read_runs,
+    region_table,
+)
 from region_learner.cli import main
 from region_learner.files import locked
 
@@ -96,11 +103,11 @@ def test_the_tables_of_the_evidence_are_of_its_runs(summary):
 
 def _correlation(setting: str, rows: str) -> str:
     """As said in evidence.md: of R@1 with the mean loss of the last 200 steps, within rows."""
-    runs = [run for run in read_runs(DOCS / "evidence" / setting).values() if run["row"] in rows.split()]
     losses, values = {}, {}
-    for run in runs:
-        losses.setdefault(run["row"], []).append(np.mean(run["loss"][-4:]))
-        values.setdefault(run["row"], []).append(run["test"]["t2v_R@1"])
+    for found in read_runs(DOCS / "evidence" / setting).values():
+        if found["row"] in rows.split():
+            losses.setdefault(found["row"], []).append(np.mean(found["loss"][-4:]))
+            values.setdefault(found["row"], []).append(found["test"]["t2v_R@1"])
     assert losses.keys() == set(rows.split())
     within = (np.concatenate([np.array(row) - np.mean(row) for row in some.values()]) for some in (losses, values))
     return f"{np.corrcoef(*within)[0, 1]:.2f}"
@@ -114,6 +121,15 @@ def test_what_the_evidence_says_of_seeds():
     of_shapes = _correlation("shapes", f"{maxima} patches_max_deeper ours_no_interaction ours_motion")
     assert f"(r = {means} within models, {_correlation('letters', 'frozen paper')} on `letters`)" in told
     assert f"(r = {of_shapes}; on `letters`, where they are less far, {_correlation('letters', maxima)})" in told
+    directory = DOCS / "evidence" / "shapes"
+    for weights in (0, 2):
+        runs = [read_json(directory / "seeds" / f"paper-{weights}-{data}.json") for data in (0, 2)]
+        assert [(found["seed"], found["data_seed"]) for found in runs] == [(weights, 0), (weights, 2)]
+        assert f"| {weights} | {runs[0]['test']['t2v_R@1']:.1f} | {runs[1]['test']['t2v_R@1']:.1f} |" in told
+    whole = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    for row in ("frozen", "paper", "ours"):
+        again, before = (read_json(directory / name / f"{row}-0.json") for name in ("again", "runs"))
+        assert f"{again['test']['t2v_R@1']:.1f} instead of {before['test']['t2v_R@1']:.1f}" in " ".join(whole.split())
 
 
 # Rows are in several tables.
@@ -238,12 +254,14 @@ def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
         prepare(TOY, tmp_path)
 
 
-def test_the_same_seed_gives_the_same_run(prepared):
-    results = [run(TOY, rows_of(["ours"])[0], seed, prepared) for seed in (3, 3, 4)]
-    assert results[0]["val"] == results[1]["val"]
-    assert results[0]["loss"] == results[1]["loss"]
-    assert results[0]["regions"] == results[1]["regions"]
-    assert results[0]["curve"] != results[2]["curve"]
+def test_the_same_seeds_give_the_same_run(prepared):
+    seeds = [(3, None), (3, 3), (4, None), (3, 4)]  # of weights and of data
+    same, again, *others = (run(TOY, rows_of(["ours"])[0], seed, prepared, data_seed=data) for seed, data in seeds)
+    assert same["val"] == again["val"]
+    assert same["loss"] == again["loss"]
+    assert same["regions"] == again["regions"]
+    assert same["curve"] == again["curve"]
+    assert len({json.dumps(one["regions"]["learned"]) for one in (same, *others)}) == 3
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
