@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from region_learner import load_corpus
+from region_learner import ablation, load_corpus
 from region_learner.ablation import (
     CONTRASTS,
     ROWS,
@@ -270,6 +272,25 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     with pytest.raises(ChildProcessError, match=message):
         ablate(tmp_path, TOY, rows, seeds=1, jobs=2, use_cpu=True, progress=False)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["frozen-0.json"]
+
+
+def test_runs_take_the_gpus_that_are_free(tmp_path, monkeypatch):
+    """The first of five runs lasts until all others are done: they take turns on the other GPU."""
+    taken, others = [], threading.Semaphore(0)
+
+    def fake_run(output, setting, row, seed, threads, use_cpu, gpu):
+        taken.append((seed, gpu))
+        if seed:
+            others.release()
+        else:
+            assert all(others.acquire(timeout=60) for _ in range(4))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr(ablation, "_run", fake_run)
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda jobs, *_, **__: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(ablation, "prepare", lambda *_: None)
+    ablate(tmp_path, TOY, rows_of(["frozen"]), seeds=5, jobs=2, progress=False)
+    assert sorted(taken) == [(0, "5"), *((seed, "7") for seed in (1, 2, 3, 4))]
 
 
 def _runs(values: dict[str, list[float]]) -> list[dict]:
