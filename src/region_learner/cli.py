@@ -87,9 +87,27 @@ def train(context: typer.Context):
 
     as_json = "--json" in context.args
     results = train_stages(parse_stages([argument for argument in context.args if argument != "--json"]))
-    shown = results["train"] | {f"test_{name}": value for name, value in results.get("test", {}).items()}
     if PartialState().is_main_process:
-        _print({name: value for name, value in shown.items() if value != {}}, as_json)
+        _print_training(results, as_json)
+
+
+def _print_training(results: dict[str, Any], as_json: bool):
+    trained = {name: value for name, value in results["train"].items() if value != {}}
+    if "test" not in results:
+        _print(trained, as_json)
+        return
+    where = results["tested_on"]
+    if as_json:
+        tested = {f"{where['split']}_{name}": value for name, value in results["test"].items()}
+        _print(trained | tested | {"tested_on": where}, as_json)
+        return
+    _print(trained, as_json)
+    Console().print(_heading(where["corpus"], where["split"], where["trained_on"]), highlight=False, soft_wrap=True)
+    _print(results["test"], as_json)
+
+
+def _heading(corpus: str, split: str, trained_on: bool) -> str:
+    return f"{corpus}, split {split}{', which the model was trained on' * trained_on}:"
 
 
 @app.command()
@@ -131,7 +149,6 @@ def evaluate(
     max_unreadable: Annotated[
         float, typer.Option(help="Share of videos that may be unreadable, left out and told of; 0 allows none.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Recorded; nothing is drawn at random.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write all of the result to this JSON file.")] = None,
     as_json: Json = False,
 ):
@@ -174,7 +191,6 @@ def evaluate(
         batch_size=batch_size,
         num_workers=workers,
         max_unreadable=max_unreadable,
-        seed=seed,
     )
     try:
         _print_evaluation(results, as_json)
@@ -184,7 +200,7 @@ def evaluate(
 
 
 # Of `EvaluationResults.data`: what the command itself said, and what only the file needs.
-_NOT_COUNTED = ("corpus", "data_dir", "split", "options", "sha256")
+_NOT_COUNTED = ("corpus", "data_dir", "split", "trained_on", "options", "sha256")
 
 
 def _print_evaluation(results: "EvaluationResults", as_json: bool):
@@ -192,11 +208,13 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool):
         return {name: value for name, value in data.items() if name not in _NOT_COUNTED}
 
     shown = results.metrics | counts(results.data)
-    apart: dict[str, Any] = {"folds": results.folds, "rescored": results.rescored, "notes": results.notes}
+    data = results.data
+    apart: dict[str, Any] = {"split": data["split"], "trained_on": results.trained_on, "folds": results.folds, "rescored": results.rescored, "notes": results.notes}
     apart = {name: value for name, value in apart.items() if value}
     if as_json:
         _print(shown | apart, as_json)
         return
+    Console().print(_heading(data["corpus"], data["split"], results.trained_on), highlight=False, soft_wrap=True)
     if results.folds:
         Console().print(f"{results.mean_of.capitalize()}:")
     _print(shown, as_json)
