@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import refuse_bare_adapters
 from .results import EvaluationResults, describe_data, describe_model, digest_of_rows, mean_of_folds, shown_path
 from .retrieval import ONE_VIEW, Views
 from .tasks import TEMPLATES
@@ -364,6 +365,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         AutoProcessor,
     )
 
+    refuse_bare_adapters(name)
     heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
         "classification": AutoModelForVideoClassification,

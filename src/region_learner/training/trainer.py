@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
@@ -27,6 +26,7 @@ from ..evaluation.tasks import (
 )
 from ..files import write_json
 from ..video_processing_region_learner import VideoDecodeError
+from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .arguments import RegionLearnerTrainingArguments
 from .choice import settle_choice
 from .collator import UNLABELLED_TASKS, RegionLearnerCollator
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 # Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
 COMPLETE = "complete.json"
 
-# Of a model with adapters, in a checkpoint.
-BESIDE_ADAPTERS = "beside_adapters.safetensors"
+# That of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
+_JIT_MARK = "checkpoint-is-incomplete.txt"
 
 _METRICS = {
     "retrieval": compute_retrieval_metrics,
@@ -140,6 +140,8 @@ class RegionLearnerTrainer(Trainer):
             callbacks=[_EpochOfSampler(self), *(callbacks or [])],
             **kwargs,
         )
+        if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
         self.label_names = ["video_ids"] if self.contrastive else ["labels"]
         freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
         self.progress = self._new_progress()
@@ -479,7 +481,7 @@ class RegionLearnerTrainer(Trainer):
             sizes = {
                 str(path.relative_to(folder)): path.stat().st_size
                 for path in sorted(folder.rglob("*"))
-                if path.is_file() and not path.name.startswith(".")
+                if path.is_file() and not path.name.startswith(".") and path.name != _JIT_MARK
             }
             write_json(folder / COMPLETE, {"step": self.state.global_step, "files": sizes})
         if self.args.push_to_hub:
@@ -493,14 +495,12 @@ class RegionLearnerTrainer(Trainer):
             )
 
     def _save_state_of_process(self, folder: Path):
-        """What the Trainer does not save: unreadable videos so far, how a stream is read, what adapters leave out."""
+        """What the Trainer does not save: unreadable videos so far, and what the order of the data depends on."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"unreadable_{self.args.process_index}.json").write_text(json.dumps(self.unreadable))
         if not self.args.should_save:
             return
         write_data_order(folder, data_order(self.parts, self.args))
-        if whole := self._trained_beside_adapters():
-            save_file({name: p.detach().cpu() for name, p in whole.items()}, folder / BESIDE_ADAPTERS)
 
     def _restore(self, checkpoint: Path):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
@@ -508,20 +508,38 @@ class RegionLearnerTrainer(Trainer):
             self.unreadable = json.loads(unreadable.read_text())
         if not self.args.ignore_data_skip:
             check_data_order(checkpoint, data_order(self.parts, self.args))
-        if (checkpoint / BESIDE_ADAPTERS).is_file():
-            parameters = self._trained_beside_adapters()
-            for name, value in load_file(checkpoint / BESIDE_ADAPTERS).items():
-                parameters[name].data.copy_(value)
 
-    def _trained_beside_adapters(self) -> dict[str, torch.nn.Parameter]:
-        """Single parameters of a model with adapters that are trained whole, which PEFT does not save."""
-        if not hasattr(self.model, "peft_config"):
-            return {}
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name
-        }
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        """As that of the Trainer; of a model with adapters a plain model, and beside it the adapters."""
+        model = self.model
+        if not has_adapters(model):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+        self.model = merged(model)
+        try:
+            super()._save(str(folder))
+        finally:
+            self.model = model
+        save_adapters(model, folder / ADAPTER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._load_adapters(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_beside_adapters(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        best = Path(str(self.state.best_model_checkpoint))
+        if not self._load_adapters(best):
+            super()._load_best_model()
+            load_beside_adapters(self.model, best)
+
+    def _load_adapters(self, checkpoint: Path) -> bool:
+        """Whether it is a checkpoint of adapters; they are loaded if it is one."""
+        if not has_adapters(self.model) or not (checkpoint / ADAPTER).is_dir():
+            return False
+        load_adapters(self.model, checkpoint / ADAPTER)
+        return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         if self._saving:  # it is not complete yet
