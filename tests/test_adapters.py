@@ -11,6 +11,7 @@ from transformers import AutoModel, TrainerCallback
 
 from region_learner.evaluation.protocols import load_checkpoint
 from region_learner.training import CorpusPart, ModelArguments, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.training.adapters import load_adapters
 from region_learner.training.model import check_source, with_lora
 
 from .conftest import clips, texts, tiny_model
@@ -130,7 +131,7 @@ def test_the_best_checkpoint_is_loaded_whole(tmp_path):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
-    folder, trainer, states = run
+    folder, _, states = run
     again, resumed = trained(tmp_path)
     again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-1"))
     assert resumed.keys() == {2, 3}
@@ -147,7 +148,7 @@ def as_earlier_versions_saved(trainer, folder):
 
 
 def test_checkpoints_of_earlier_versions(run, tmp_path):
-    folder, trainer, states = run
+    _, trainer, states = run
     as_earlier_versions_saved(trainer, tmp_path)
     again, _ = trained(tmp_path / "again")
     again._load_from_checkpoint(str(tmp_path))
@@ -162,8 +163,6 @@ def test_checkpoints_of_earlier_versions(run, tmp_path):
 def test_adapters_of_another_model_are_refused(run):
     folder, _, _ = run
     other = adapted(tiny_model(temporal_fusion="linear"))
-    from region_learner.training.adapters import load_adapters
-
     with pytest.raises(ValueError, match="which this model has not"):
         load_adapters(other, folder / "run" / "checkpoint-1" / "adapter")
 

@@ -33,7 +33,7 @@ INHERITED = {
     # logs
     "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
     "log_level", "log_level_replica", "disable_tqdm", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
-    "trackio_static_space_id", "skip_memory_metrics", "debug",
+    "trackio_static_space_id", "skip_memory_metrics",
     # evaluation
     "eval_steps", "eval_delay", "per_device_eval_batch_size", "eval_on_start", "eval_accumulation_steps",
     "include_for_metrics",
@@ -116,8 +116,8 @@ def of_transformers() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for method in tree.body[0].body:
         if isinstance(method, ast.FunctionDef):
-            reads = {node.attr for node in ast.walk(method)
-                     if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("args", "self.args")}  # fmt: skip
+            nodes = [node for node in ast.walk(method) if isinstance(node, ast.Attribute)]
+            reads = {node.attr for node in nodes if ast.unparse(node.value) in ("args", "self.args")}
             found[method.name] = reads & names
     return found
 
@@ -156,6 +156,7 @@ def test_inherited_arguments_are_read_by_code_that_runs_here():
         {"use_liger_kernel": True},
         {"liger_kernel_config": {"rope": True}},
         {"optim_target_modules": "all-linear"},
+        {"debug": "underflow_overflow"},
         {"parallelism_config": object()},
     ],
     ids=lambda options: next(iter(options)),
@@ -254,8 +255,13 @@ def test_an_evaluation_drops_no_rows(tmp_path, size):
 
 
 def test_arguments_of_the_loader(tmp_path):
-    made = trainer(tmp_path, dataloader_num_workers=2, dataloader_persistent_workers=True, dataloader_prefetch_factor=3,
-                   dataloader_multiprocessing_context="spawn")  # fmt: skip
+    made = trainer(
+        tmp_path,
+        dataloader_num_workers=2,
+        dataloader_persistent_workers=True,
+        dataloader_prefetch_factor=3,
+        dataloader_multiprocessing_context="spawn",
+    )
     loader = made.get_train_dataloader()
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (2, True, 3)
     assert loader.multiprocessing_context.get_start_method() == "spawn"
@@ -330,3 +336,15 @@ def test_a_checkpoint_at_the_end_of_the_time_is_complete(tmp_path):
     made.train()
     CheckpointManager(made, kill_wait=0).execute_jit_checkpoint()
     assert incompleteness(tmp_path / "checkpoint-1") is None
+
+
+def test_inherited_arguments_together(tmp_path):
+    made = trainer(tmp_path, max_steps=2, max_grad_norm=0.5, warmup_steps=1, adam_beta1=0.5, logging_first_step=True,
+                   eval_strategy="steps", eval_steps=1, eval_delay=1, eval_on_start=True, eval_accumulation_steps=1,
+                   include_for_metrics=["inputs", "loss"], bf16=True,
+                   restore_callback_states_from_checkpoint=True, skip_memory_metrics=True,
+                   gradient_checkpointing=True, save_strategy="steps", save_steps=1, save_total_limit=1)  # fmt: skip
+    made.train()
+    steps = [entry["step"] for entry in made.state.log_history if "eval_loss" in entry]
+    assert steps == [0, 1, 2]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]

@@ -116,20 +116,22 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
     options |= BY_STEP | {"save_strategy": "no"}
     rates = []
     for values in ([1, 2, 3], [3, 2, 1]):
-        trainer = trained(
-            tmp_path, metric, values, **options, lr_scheduler_kwargs={"patience": 0, "factor": 0.5}
-        )
+        trainer = trained(tmp_path, metric, values, **options, lr_scheduler_kwargs={"patience": 0, "factor": 0.5})
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == ([1.0, 0.25] if metric == "t2v_R@1" else [0.25, 1.0])
-    with pytest.raises(ValueError, match="lr_scheduler_kwargs: mode='.*' contradicts metric_for_best_model"):
-        wrong = "min" if metric == "t2v_R@1" else "max"
-        arguments(metric_for_best_model=metric, **options | {"lr_scheduler_kwargs": {"mode": wrong}})
+    wrong = options | {"lr_scheduler_kwargs": {"mode": "min" if metric == "t2v_R@1" else "max"}}
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs: mode='.*' contradicts metric_for_best_model"):
+        arguments(metric_for_best_model=metric, **wrong)
 
 
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("retrieval", {"metric_for_best_model": "R@1"}, "'R@1' is not a metric .*did you mean 't2v_R@1' or 'v2t_R@1'?"),
+        (
+            "retrieval",
+            {"metric_for_best_model": "R@1"},
+            "'R@1' is not a metric .*did you mean 't2v_R@1' or 'v2t_R@1'?",
+        ),
         ("retrieval", {"metric_for_best_model": "eval_t2v_meanr"}, "did you mean 't2v_MeanR'"),
         ("retrieval", {"metric_for_best_model": "accuracy"}, "is not a metric of task='retrieval'"),
         ("question_answering", {"metric_for_best_model": "questions"}, r"metrics: accuracy, loss\)"),

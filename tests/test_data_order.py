@@ -51,6 +51,7 @@ def test_what_may_change_on_resume(interrupted, tmp_path, changed):
     resume(interrupted, tmp_path, **changed)
 
 
+@pytest.mark.slow
 def test_processes_may_share_the_same_batch(interrupted, tmp_path):
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoint-2" / "unreadable_1.json").write_text("{}")
@@ -94,5 +95,5 @@ def test_a_model_alone_is_not_resumed_from(tmp_path, explicit):
     options = OPTIONS | {"save_only_model": True}
     run(tmp_path, **options | {"max_steps": 2})
     checkpoint = str(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match="saved with save_only_model, without optimiser and schedule.* give --model"):
+    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimiser and schedule.* give --model"):
         run(tmp_path, resume=checkpoint if explicit else True, **options)

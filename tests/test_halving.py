@@ -24,6 +24,12 @@ class LittleMemory(RegionLearnerTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
+@pytest.fixture(autouse=True)
+def no_garbage_collection(monkeypatch):
+    """Before each try, on whatever other tests left: it takes longer than the runs here."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda *args, **options: None)
+
+
 def trainer(tmp_path, parts=(16,), fits=4, **options):
     torch.manual_seed(0)
     config = RegionLearnerConfig(
@@ -84,7 +90,7 @@ def test_a_resumed_run_keeps_the_size_that_was_found(tmp_path):
     whole = trainer(tmp_path, **options)
     whole.train()
     resumed = trainer(tmp_path, **options)
-    resumed.train(resume_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert set(resumed.tried) == {4}
     assert_same_weights(resumed, whole)
     with pytest.raises(ValueError, match="Batches of 4, with which this checkpoint was trained, do not fit in memory"):

@@ -4,8 +4,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages
-from region_learner.training import train_stages
+from region_learner.training import (
+    CorpusPart,
+    RegionLearnerTrainer,
+    RegionLearnerTrainingArguments,
+    parse_stages,
+    train_stages,
+)
 from region_learner.training.negatives import check_batch_size
 
 from .conftest import tiny_model

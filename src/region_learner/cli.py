@@ -209,7 +209,13 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool):
 
     shown = results.metrics | counts(results.data)
     data = results.data
-    apart: dict[str, Any] = {"split": data["split"], "trained_on": results.trained_on, "folds": results.folds, "rescored": results.rescored, "notes": results.notes}
+    apart: dict[str, Any] = {
+        "split": data["split"],
+        "trained_on": results.trained_on,
+        "folds": results.folds,
+        "rescored": results.rescored,
+        "notes": results.notes,
+    }
     apart = {name: value for name, value in apart.items() if value}
     if as_json:
         _print(shown | apart, as_json)

@@ -22,8 +22,8 @@ def greater_is_better(name: str) -> bool | None:
     Whether a greater value of a metric is better; None for a metric that none of the tasks has.
 
     Args:
-        name: as in `metric_for_best_model`: with or without "eval_", and with the name of an evaluation data set before
-            it if there are several ("eval_unseen_t2v_MeanR").
+        name: as in `metric_for_best_model`: with or without "eval_", and with the name of an evaluation data set
+            before it if there are several ("eval_unseen_t2v_MeanR").
     """
     for known in sorted(_OF_ANY_TASK, key=len, reverse=True):
         if name == known or name.endswith(f"_{known}"):

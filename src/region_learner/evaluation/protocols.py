@@ -314,7 +314,8 @@ def _evaluate(
     notes = size_notes(protocol, counts, options.get("fold", 1)) + unchecked
     if seen:
         notes.append(
-            f"The model was trained on this split, {protocol.split}: the metrics do not tell how good it is on new videos."
+            f"The model was trained on this split, {protocol.split}: the metrics do not tell how good it is on new "
+            "videos."
         )
     for note in notes:
         logger.warning(note)

@@ -33,6 +33,7 @@ REFUSED = {
     "use_liger_kernel": "it has no kernels for this model",
     "liger_kernel_config": "it has no kernels for this model",
     "optim_target_modules": "optimisers that choose parameters themselves do not know learning rates by tower",
+    "debug": "transformers' search for overflows fails on boolean masks",
     "parallelism_config": "each process reads batches of its own: use DDP, FSDP or DeepSpeed",
 }
 
@@ -54,22 +55,21 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ValueError: for an argument that would not do what it says.
     """
     for item in fields(args):
-        if item.name in REFUSED and getattr(args, item.name) not in (_default(item), None):
-            raise ValueError(
-                f"{item.name}={getattr(args, item.name)!r} is not supported: {REFUSED[item.name]}. Leave it out."
-            )
+        value = getattr(args, item.name)
+        if item.name in REFUSED and value is not None and (value or None) != (_default(item) or None):
+            raise ValueError(f"{item.name}={value!r} is not supported: {REFUSED[item.name]}. Leave it out.")
     if str(args.optim.value).startswith(_CHOOSE_PARAMETERS):
         raise ValueError(
-            f"optim={args.optim.value} is not supported: it chooses parameters itself, and would ignore learning rates "
-            "by tower and layer. Take another, such as adamw_torch."
+            f"optim={args.optim.value} is not supported: it chooses parameters itself, and would ignore learning "
+            "rates by tower and layer. Take another, such as adamw_torch."
         )
     given: Any = args.accelerator_config
     for name, only in _REFUSED_OF_ACCELERATOR.items():
         # None leaves the choice to accelerate, which for rows with a length makes the same one.
         if getattr(given, name) not in (only, None):
             raise ValueError(
-                f"accelerator_config: {name}={getattr(given, name)} is not supported: each process makes batches of its "
-                "own. Leave it out."
+                f"accelerator_config: {name}={getattr(given, name)} is not supported: each process makes batches of "
+                "its own. Leave it out."
             )
     if args.auto_find_batch_size and args.world_size > 1:
         raise ValueError(
@@ -116,5 +116,6 @@ def check_trackers(names: list[str]) -> None:
         if name not in _MODULES or find_spec(_MODULES[name]) is None:
             package = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "flytekit"}.get(name, name)
             raise ValueError(
-                f"report_to={name!r}: it is not installed. Install it (pip install {package}), or give --report_to none."
+                f"report_to={name!r}: it is not installed. Install it (pip install {package}), or give --report_to "
+                "none."
             )

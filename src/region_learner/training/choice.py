@@ -84,7 +84,9 @@ def settle_choice(
         choose_by(args, "accuracy")
     name = args.metric_for_best_model
     if best and name is None:
-        raise ValueError(f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}.")
+        raise ValueError(
+            f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}."
+        )
     if args.prediction_loss_only and task == "multiple_choice":
         raise ValueError("prediction_loss_only: multiple choice is evaluated without a loss; leave it out.")
     if name is None or own_metrics:

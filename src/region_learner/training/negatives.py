@@ -36,5 +36,7 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
         return
     without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and so no contrastive loss"
     if args.metric_for_best_model in ("loss", "eval_loss"):
-        raise ValueError(f"{without}. Take 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}.")
+        raise ValueError(
+            f"{without}. Take 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}."
+        )
     logger.info("%s: evaluation reports none.", without)
