@@ -46,7 +46,7 @@ def load_adapters(model: Any, folder: Path) -> None:
     saved = {name for name in values if name in _beside_adapters(model)}
     if lacking := sorted(_beside_adapters(model).keys() - saved):
         raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it is of another model.")
-    found = set_peft_model_state_dict(model, values)
+    found: Any = set_peft_model_state_dict(model, values)
     if found.unexpected_keys:
         raise ValueError(f"{folder} has {', '.join(sorted(found.unexpected_keys)[:3])}, which this model has not.")
 

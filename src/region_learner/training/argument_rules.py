@@ -6,6 +6,7 @@ All others work: most by code of transformers that the Trainer here leaves as it
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.training_args import OptimizerNames
 
 # Arguments that would do nothing, or something wrong, at any value but the default: why, or what to do instead.
 REFUSED = {
@@ -58,9 +60,10 @@ def refuse_arguments(args: TrainingArguments) -> None:
         value = getattr(args, item.name)
         if item.name in REFUSED and value is not None and (value or None) != (_default(item) or None):
             raise ValueError(f"{item.name}={value!r} is not supported: {REFUSED[item.name]}. Leave it out.")
-    if str(args.optim.value).startswith(_CHOOSE_PARAMETERS):
+    optim = OptimizerNames(args.optim).value
+    if optim.startswith(_CHOOSE_PARAMETERS):
         raise ValueError(
-            f"optim={args.optim.value} is not supported: it chooses parameters itself, and would ignore learning "
+            f"optim={optim} is not supported: it chooses parameters itself, and would ignore learning "
             "rates by tower and layer. Take another, such as adamw_torch."
         )
     given: Any = args.accelerator_config
@@ -99,7 +102,7 @@ def _default(item: Field) -> Any:
 _MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
 
 
-def check_trackers(names: list[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """
     Whether what `report_to` names is there: found out here, not when everything is loaded.
 

@@ -255,10 +255,11 @@ class RegionLearnerTrainingArguments(TrainingArguments):
         greater_is_better = self.greater_is_better
         if isinstance(self.accelerator_config, str) and self.accelerator_config.startswith("{"):
             self.accelerator_config = mapping_from_json("accelerator_config", self.accelerator_config)
+        self.lr_scheduler_kwargs = mapping_from_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         check_accelerator_config(self.accelerator_config)
         super().__post_init__()
         refuse_arguments(self)
-        check_trackers(self.report_to)
+        check_trackers(self.report_to or ())
         set_direction(self, greater_is_better)
         if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
             raise ValueError(f"gradient_cache_chunk={self.gradient_cache_chunk} must be at least 1.")

@@ -3,6 +3,7 @@
 import difflib
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -35,9 +36,9 @@ def set_direction(args: TrainingArguments, given: bool | None) -> None:
             f"greater_is_better={given} contradicts metric_for_best_model={name!r}, of which "
             f"{'greater' if better else 'smaller'} values are better: leave out greater_is_better."
         )
-    mode = (args.lr_scheduler_kwargs or {}).get("mode")
+    mode = _scheduler_options(args).get("mode")
     choose_by(args, name)
-    if args.lr_scheduler_type in _BY_METRIC and mode not in (None, args.lr_scheduler_kwargs["mode"]):
+    if args.lr_scheduler_type in _BY_METRIC and mode not in (None, _scheduler_options(args)["mode"]):
         raise ValueError(
             f"lr_scheduler_kwargs: mode={mode!r} contradicts metric_for_best_model={name!r}: leave out mode."
         )
@@ -50,7 +51,11 @@ def choose_by(args: TrainingArguments, name: str) -> None:
     args.greater_is_better = args.greater_is_better if better is None else better
     if args.lr_scheduler_type in _BY_METRIC:
         mode = "max" if args.greater_is_better else "min"
-        args.lr_scheduler_kwargs = (args.lr_scheduler_kwargs or {}) | {"mode": mode}
+        args.lr_scheduler_kwargs = _scheduler_options(args) | {"mode": mode}
+
+
+def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
+    return dict(args.lr_scheduler_kwargs or {})  # type: ignore[arg-type] # a mapping, after `__post_init__`
 
 
 def settle_choice(
@@ -71,8 +76,8 @@ def settle_choice(
     """
     if args.eval_strategy != IntervalStrategy.NO and not evaluates:
         raise ValueError(
-            f"eval_strategy={args.eval_strategy.value} needs data to evaluate on: give --eval_split (in Python "
-            "eval_dataset), or leave out eval_strategy."
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval_split "
+            "(in Python eval_dataset), or leave out eval_strategy."
         )
     best = args.save_strategy == SaveStrategy.BEST
     if best and args.eval_strategy == IntervalStrategy.NO:

@@ -382,12 +382,13 @@ class RegionLearnerTrainer(Trainer):
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
         if not self.args.auto_find_batch_size:
             return super()._inner_training_loop(batch_size, *args, **kwargs)
-        start = Start(self.model, self.optimizer)
+        model: Any = self.model
+        start = Start(model, self.optimizer)
         begin = super()._inner_training_loop
 
         def train(size: int):
             self._take_batches_of(size)
-            self.optimizer = start.restore(self.model, self.optimizer)
+            self.optimizer = start.restore(model, self.optimizer)
             self.progress = self._new_progress()
             return begin(size, *args, **kwargs)
 
