@@ -14,7 +14,7 @@ def check_batch_size(size: int, processes: int) -> None:
     Raises:
         ValueError: all processes together have one pair in a batch.
     """
-    if size * processes < 2:
+    if size * processes == 1:
         raise ValueError(
             "A batch of 1 pair has no negatives, so that a contrastive loss learns nothing from it: set "
             "--per_device_train_batch_size (of corpora, batch_size) to 2 or more. Accumulated batches are not each "
