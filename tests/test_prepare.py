@@ -17,6 +17,7 @@ from PIL import Image
 from region_learner import load_corpus
 from region_learner.corpora import CorpusError, PrepareOptions, prepare_corpus
 from region_learner.corpora import prepare as module
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.corpora.webdataset import video_source
 from region_learner.processes import map_in_processes
 from region_learner.video_processing_region_learner import iterate_frames, read_clip
@@ -26,8 +27,8 @@ def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, see
     """Smooth pictures, so that a lossy copy can be told from another: brightness rises with time."""
     rng = np.random.default_rng(seed)
     small = rng.integers(40, 160, (4, 4, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "5"})
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream = add_video_stream(container, rate=rate, options={"crf": "5"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(frames):
             image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -203,7 +204,7 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
 def test_time_that_begins_anew(tmp_path):
     """Of two recordings in one file as many frames a second are kept as of one."""
     with av.open(str(tmp_path / "0.ts"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
+        stream = add_video_stream(container, rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(60):
             container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))

@@ -32,11 +32,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from .encoding import add_video_stream
 from .folder import CorpusError, Row, check_options, check_split, drop_missing, read_split
 
 logger = logging.getLogger(__name__)
@@ -340,19 +341,15 @@ def _codec() -> str:
 
 
 def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Frames (T, H, W, 3) uint8 as MP4. Equal frames give equal bytes, on one encoder thread."""
+    """Frames (T, H, W, 3) uint8 as MP4."""
     import av
 
     codec = _codec()
-    # With x264's macroblock tree, the same frames come out differently from one run to the next.
-    x264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-    options = x264 if codec == "libx264" else {"qmin": "2", "qmax": "4"}
+    options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qmin": "2", "qmax": "4"}
     with av.open(str(path), "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = cast("av.VideoStream", container.add_stream(codec, rate=rate, options=options))
+        stream = add_video_stream(container, codec, Fraction(fps).limit_denominator(1001), options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

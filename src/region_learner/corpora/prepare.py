@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from ..files import locked, partial_of, write_json
 from ..processes import map_in_processes
+from .encoding import add_video_stream
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
 
@@ -375,11 +376,10 @@ def _encode(
         stream = None
         for image, at in frames:
             if stream is None:
-                stream = container.add_stream("libx264", options=_x264(options))
+                stream = add_video_stream(container, options=_x264(options))
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
-                stream.codec_context.thread_count = 1  # there are as many processes as cores
                 first = at
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             stamp = max(stamp + 1, round((at - first) * _TICKS))  # what comes out in order, comes later
