@@ -273,7 +273,7 @@ def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeou
     result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout)
     assert (result["clips"], result["left_out"]) == (6, 1)
     report = json.loads(Path(result["report"]).read_text())
-    reason = f"it brings the process that reads it down, or takes more than {timeout} seconds"
+    reason = f"reading it crashes the process, or takes more than {timeout} seconds"
     assert report["left_out"] == [{"video_id": "2", "reason": reason}]
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
 
@@ -292,8 +292,8 @@ def slowly(numbers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_items_that_crash_while_others_are_drawn(workers):
-    results = map_in_processes(square, slowly(range(20)), workers, 60, lambda number, reason: reason[:9])
-    expected = ["it brings" if number in (3, 11) else number * number for number in range(20)]
+    results = map_in_processes(square, slowly(range(20)), workers, 60, lambda number, reason: reason[:18])
+    expected = ["reading it crashes" if number in (3, 11) else number * number for number in range(20)]
     assert list(results) == expected
 
 

@@ -19,11 +19,13 @@ On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -221,8 +223,9 @@ def make(
 ) -> Path:
     """Writes the corpus and returns its directory.
 
-    The directory appears when everything is written: what an interrupted run leaves does not look like a corpus.
-    A directory that already holds the corpus with these options is left as it is.
+    The directory appears when everything is written. What an interrupted run leaves does not look like a corpus, and
+    the next run removes it. A directory that already holds the corpus with these options is left as it is. Of several
+    processes that make the same corpus at the same time one makes it, and the others wait for it.
 
     Args:
         workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
@@ -234,6 +237,8 @@ def make(
     Raises:
         CorpusError: unknown or impossible options; the directory holds something else.
     """
+    from huggingface_hub.utils import WeakFileLock
+
     wanted = corpus.read_options(options, also=("workers", "progress", "overwrite"))
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if _is_in_place(corpus, target, wanted, overwrite):
@@ -242,16 +247,32 @@ def make(
         if progress:
             tqdm.write(message, file=sys.stderr)
         return target
-
-    # Made beside its place and moved there whole.
-    partial_dir = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial_dir.mkdir(parents=True)
-        _write_corpus(corpus, partial_dir, wanted, workers, progress)
-        _replace(target, partial_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(_beside(target, "lock")):
+        # Whoever has the lock finds only what processes left that have ended.
+        _remove_leftovers(target)
+        if not _is_in_place(corpus, target, wanted, overwrite):
+            partial_dir = _beside(target, "partial")
+            try:
+                partial_dir.mkdir()
+                _write_corpus(corpus, partial_dir, wanted, workers, progress)
+                _replace(target, partial_dir)
+            finally:
+                shutil.rmtree(partial_dir, ignore_errors=True)
     return target
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what runs that were killed left beside `target`, also those of earlier versions, named by process."""
+    for what in ("partial", "old"):
+        left = _beside(target, what)
+        for path in (left, *target.parent.glob(f"{glob.escape(left.name)}-*")):
+            if path == left or re.fullmatch(r"\d+", path.name.removeprefix(f"{left.name}-")):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
@@ -276,7 +297,7 @@ def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: 
 def _replace(target: Path, new: Path) -> None:
     """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
     if target.is_dir() and any(target.iterdir()):
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        old = _beside(target, "old")
         target.rename(old)
         new.rename(target)
         shutil.rmtree(old)
@@ -421,17 +442,12 @@ def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray
 def _cached(corpus: GeneratedCorpus, options: Any, workers: int | None, progress: bool) -> Path:
     """The corpus in the cache directory, made if it is not there."""
     from huggingface_hub.constants import HF_HOME
-    from huggingface_hub.utils import WeakFileLock
 
     identity = json.dumps({"format": corpus.format, **options.to_json()}, sort_keys=True)
     name = f"{corpus.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     directory = Path(HF_HOME, "region_learner", name)
     if _read_info(corpus, directory) is None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # The processes of a distributed run all come here: one makes the corpus, the others wait for it.
-        with WeakFileLock(directory.with_name(f".{name}.lock")):
-            if _read_info(corpus, directory) is None:
-                make(corpus, directory, vars(options), workers=workers, progress=progress)
+        make(corpus, directory, vars(options), workers=workers, progress=progress)
     return directory
 
 

@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import locked, partial_of, write_json
-from ..processes import map_in_processes
+from ..processes import MEMORY, check_memory, map_in_processes
 from .encoding import add_video_stream
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .webdataset import video_source
@@ -91,6 +91,7 @@ def prepare_corpus(
     workers: int | None = None,
     timeout: float = 1800,
     retry: bool = False,
+    memory: int = MEMORY,
 ) -> dict[str, Any]:
     """
     Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
@@ -103,6 +104,7 @@ def prepare_corpus(
         workers: processes that re-encode; by default one a core.
         timeout: seconds that a clip may take; one that takes longer is left out.
         retry: write shards anew from which clips were left out, as files may have come back.
+        memory: bytes that a clip may take, on Linux; one that takes more is left out.
 
     Returns:
         `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
@@ -134,6 +136,7 @@ def prepare_corpus(
             timeout,
             _Encoded,
             preload=(__name__, "region_learner.video_processing_region_learner"),
+            memory=memory,
         )
         with (
             closing(encoded),
@@ -189,25 +192,27 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
     path = directory / f"{number:06}.tar"
     partial = path.with_name(f"{path.name}.partial")
     report: dict[str, Any] = {"clips": 0, "left_out": [], "source_bytes": 0, "bytes": 0}
-    with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-        for index in indices:
-            clip = next(encoded)
-            bar.update()
-            if clip.reason is not None:
-                report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
-                continue
-            report["clips"] += 1
-            report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
-            report["bytes"] += len(clip.data)
-            described = {name: value for name, value in clip.row.items() if name != "video"}
-            _add(tar, f"{index:09}{clip.extension}", clip.data)
-            text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
-            _add(tar, f"{index:09}.json", text.encode())
-    if report["clips"]:
-        partial.replace(path)
-    else:
-        partial.unlink()
-        path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
+    try:
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            for index in indices:
+                clip = next(encoded)
+                bar.update()
+                if clip.reason is not None:
+                    report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
+                    continue
+                report["clips"] += 1
+                report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
+                report["bytes"] += len(clip.data)
+                described = {name: value for name, value in clip.row.items() if name != "video"}
+                _add(tar, f"{index:09}{clip.extension}", clip.data)
+                text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
+                _add(tar, f"{index:09}.json", text.encode())
+        if report["clips"]:
+            partial.replace(path)
+        else:
+            path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
+    finally:
+        partial.unlink(missing_ok=True)
     write_json(_report_path(directory, number), report)
 
 
@@ -255,7 +260,10 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         source = video_source(video)
         extension, data, prepared = encode_clip(source, options, is_image=_is_image(video))
     except (CorpusError, VideoDecodeError, OSError) as error:
+        check_memory(error)
         return _Encoded(row, str(error))
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
     except Exception as error:  # one row of millions must not end the run, and every one after it
