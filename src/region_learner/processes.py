@@ -185,7 +185,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 def _begin(memory: int) -> None:
     """Initializer of processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes: the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes: the parent ends the others
     end_with_parent()
     _limit_memory(memory)
 
@@ -208,8 +208,9 @@ def _limit_memory(size: int) -> None:
 
 def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
     """Ends the process where it takes too long, also where it hangs in a library."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        return function(item)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with open(os.devnull, "w") as nowhere:  # one line of the result says it
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            return function(item)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
