@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import av
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from region_learner.cli import main
 from region_learner.corpora import check as module
@@ -85,11 +87,27 @@ def test_a_video_that_hangs_is_named(folder, monkeypatch):
     assert "takes more than 2 seconds" in result["unreadable"][0]["reason"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
+def test_a_video_that_takes_too_much_memory_is_named(folder, tmp_path):
+    """A file of some KiB, whose frames have 100 MiB."""
+    Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
+    rows = rows_of([str(tmp_path / "large.png"), str(folder / "3.mp4")])
+    assert names(check_corpus(rows, workers=1)) == []
+    result = check_corpus(rows, workers=1, memory=50 * 2**20)
+    assert result["unreadable"] == [
+        {"video_id": "large", "reason": "reading it takes more than 0.0488281 GiB of memory"}
+    ]
+
+
 def test_command(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["corpus", "check", "--data-dir", str(folder), "--json"])
     result = json.loads(capsys.readouterr().out)
     assert (exit.value.code, result["videos"], names(result)) == (1, 4, ["1", "2"])
+    with pytest.raises(SystemExit) as exit:
+        main(["corpus", "check", "--data-dir", str(folder), "--max-unreadable", "0.5"])
+    assert exit.value.code in (0, None)
+    assert "2 of 4 videos cannot be read" in capsys.readouterr().err
     for number in (0, 3):
         shutil.copy(folder / f"{number}.mp4", tmp_path)
     write_metadata(tmp_path, (0, 3))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from region_learner.corpora import generated, load_corpus, make_moving_shapes
+from region_learner.corpora.locks import in_turn
 
 SIZES = {"train": 3, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 8}
 
@@ -44,7 +45,27 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
         (tmp_path / name / "file").touch()
     make_moving_shapes(target, progress=False, **SIZES)
     assert len(load_corpus("moving_shapes", target)) == 3
-    assert hidden(tmp_path) == {".shapes.lock", ".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+    assert hidden(tmp_path) == {".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+
+
+def test_those_who_wait_take_turns(tmp_path):
+    """Each removes the file of the lock when it is done, while others wait at it."""
+    inside, seen = [], []
+
+    def enter():
+        for _ in range(50):
+            with in_turn(tmp_path / "lock"):
+                inside.append(None)
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 400
+    assert not (tmp_path / "lock").exists()
 
 
 def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):

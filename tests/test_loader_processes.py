@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from region_learner.evaluation.retrieval import read_clips
 from region_learner.loader_processes import load_in_order
 
 
@@ -73,3 +74,15 @@ def test_a_process_that_is_stopped():
 def test_errors_of_the_data_set_are_its_own():
     with pytest.raises(RuntimeError, match="a fault of the data set"):
         read(Clips("error"))
+
+
+def kill_at_b(videos, return_tensors):
+    """In the place of a video processor."""
+    if videos == ["b.mp4"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"pixel_values_videos": torch.zeros(1, 1, 3, 2, 2)}
+
+
+def test_evaluation_names_the_video():
+    with pytest.raises(ChildProcessError, match=r"^While b\.mp4 was being read"):
+        list(read_clips(kill_at_b, ["a.mp4", "b.mp4", "c.mp4"], {}, batch_size=1, num_workers=1, progress=False))

@@ -468,10 +468,10 @@ def corpus_prepare(
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
-    limits = {"memory": int(memory * 2**30), "max_unreadable": max_unreadable}
+    size = int(memory * 2**30)
     try:
         with _interruptible("The same command goes on with the shards that are not finished."):
-            result = prepare_corpus(rows, output, split, options, workers, timeout, retry, **limits)
+            result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
     except UnreadableError as error:
         print(f"region-learner: error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -28,6 +28,8 @@ import os
 import re
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ from tqdm.auto import tqdm
 
 from .encoding import add_video_stream
 from .folder import CorpusError, Row, check_options, check_split, drop_missing, read_split
+from .locks import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +240,6 @@ def make(
     Raises:
         CorpusError: unknown or impossible options; the directory holds something else.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     wanted = corpus.read_options(options, also=("workers", "progress", "overwrite"))
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if _is_in_place(corpus, target, wanted, overwrite):
@@ -248,7 +249,7 @@ def make(
             tqdm.write(message, file=sys.stderr)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(_beside(target, "lock")):
+    with in_turn(_beside(target, "lock")):
         # Whoever has the lock finds only what processes left that have ended.
         _remove_leftovers(target)
         if not _is_in_place(corpus, target, wanted, overwrite):
@@ -421,6 +422,9 @@ def load_rows(
     return rows
 
 
+_MAX_MASKS = 2**31  # bytes of label maps of a clip; 1000 frames of 1024 x 1024 have half of them
+
+
 def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
     """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
 
@@ -430,13 +434,21 @@ def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray
         source: a row of the data set, or the path in its column `masks`.
 
     Raises:
-        CorpusError: no such file.
+        CorpusError: no such file, or it does not hold label maps.
     """
     path = Path(source["masks"] if isinstance(source, Mapping) else source)
     if not path.is_file():
         raise CorpusError(f"no masks at {path}: make the corpus again")
-    with np.load(path) as file:
-        return file["masks"]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := archive.getinfo("masks.npy").file_size) > _MAX_MASKS:
+                raise CorpusError(f"{path} is damaged: {size} bytes of label maps, more than {_MAX_MASKS}")
+        with np.load(path) as file:
+            return file["masks"]
+    except (KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path} does not hold label maps ({error}): make the corpus again") from error
 
 
 def _cached(corpus: GeneratedCorpus, options: Any, workers: int | None, progress: bool) -> Path:

@@ -129,6 +129,8 @@ def prepare_corpus(
     start = time.monotonic()
     with locked(directory):
         _check_options(directory, rows, options)
+        for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # of runs that were killed
+            left.unlink()
         shards = math.ceil(len(rows) / options.clips_per_shard)
         if retry:
             for number in range(shards):

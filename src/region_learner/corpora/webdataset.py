@@ -534,7 +534,7 @@ def load_webdataset(
             read by `read_member` when the video is decoded. Rows then are small enough for large shuffle buffers,
             and for skipping through when training resumes. Without streaming always so.
         damaged: of a shard that is damaged or cut off, "error", or "skip": leave out the rest of it with a warning
-            (and samples whose text is damaged).
+            (and samples whose text is damaged, or whose video has more than 2 GiB: it is read at once).
 
     Raises:
         CorpusError: no such directory, split or shards; compressed shards; a damaged shard; a member with a name that
