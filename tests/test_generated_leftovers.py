@@ -53,10 +53,11 @@ def test_those_who_wait_take_turns(tmp_path):
     inside, seen = [], []
 
     def enter():
-        for _ in range(50):
+        for _ in range(20):
             with in_turn(tmp_path / "lock"):
                 inside.append(None)
-                seen.append(len(inside))
+                time.sleep(0.001)  # so that others come to wait
+                seen.append((len(inside), (tmp_path / "lock").exists()))
                 inside.pop()
 
     threads = [threading.Thread(target=enter) for _ in range(8)]
@@ -64,7 +65,7 @@ def test_those_who_wait_take_turns(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [1] * 400
+    assert seen == [(1, True)] * 160
     assert not (tmp_path / "lock").exists()
 
 

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
+
+from .conftest import tiny_model, tiny_text_config
 from .test_prepare import processes_of, write_video
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes as Linux has them")
@@ -28,7 +33,7 @@ def videos(tmp_path_factory):
 def interrupt(command: list[str], started, folder: Path) -> tuple[int, str]:
     """Exit code and messages of a command that has got so far, after Ctrl-C, which goes to all of its processes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "region_learner", "corpus", *command],
+        [sys.executable, "-m", "region_learner", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,6 +50,26 @@ def interrupt(command: list[str], started, folder: Path) -> tuple[int, str]:
         time.sleep(0.1)
     assert not processes_of(folder)
     return process.returncode, messages
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tokenizer = train_tokenizer(["a caption"], 99, 32)
+    processor = RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=2), tokenizer)
+    for part in (tiny_model(text=tiny_text_config(vocab_size=len(tokenizer))), processor):
+        part.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+@pytest.mark.slow
+def test_interrupted_evaluation(videos, checkpoint, tmp_path):
+    """While it starts the processes that decode, or soon after."""
+    command = ["evaluate", checkpoint, "--data-dir", str(videos), "--split", "all", "--workers", "2"]
+    code, messages = interrupt(command, lambda: len(processes_of(tmp_path)) >= 3, tmp_path)
+    assert code == 130
+    how = "Nothing was written; the same command starts again."
+    assert messages.splitlines()[-1] == f"region-learner: interrupted. {how}"
+    assert "Traceback" not in messages
 
 
 @pytest.mark.parametrize("command", ["prepare", "make", pytest.param("check", marks=pytest.mark.slow)])
@@ -64,7 +89,7 @@ def test_interrupted(videos, tmp_path, command):
             "Nothing was written; the same command starts again.",
         ),
     }[command]
-    code, messages = interrupt([command, *arguments], started, tmp_path)
+    code, messages = interrupt(["corpus", command, *arguments], started, tmp_path)
     assert code == 130
     assert messages.splitlines()[-1] == f"region-learner: interrupted. {how}"
     assert "Traceback" not in messages

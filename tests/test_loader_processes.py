@@ -71,6 +71,30 @@ def test_a_process_that_is_stopped():
     assert "\n" not in str(caught.value)
 
 
+class Interrupted(Clips):
+    """Ctrl-C in the processes that read."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGINT)
+        return index
+
+
+def test_interrupts_are_for_the_first_process(monkeypatch):
+    assert read(Interrupted()) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    start = torch.utils.data.DataLoader.__iter__
+
+    def interrupted_start(loader):
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append(start(loader))
+        return started[0]
+
+    started = []
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        read(Clips())
+    assert len(started) == 1  # it was not lost, and not in the midst of the start
+
+
 def test_errors_of_the_data_set_are_its_own():
     with pytest.raises(RuntimeError, match="a fault of the data set"):
         read(Clips("error"))

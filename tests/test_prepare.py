@@ -259,7 +259,9 @@ def test_a_prepared_corpus_can_be_prepared(videos, tmp_path):
 def test_another_corpus_is_not_mixed_in(videos, tmp_path):
     prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*.tar")}
+    (tmp_path / "train" / "000007.tar.partial").touch()  # of a run that was killed
     again = prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)  # nothing is left to do
+    assert not list((tmp_path / "train").glob("*.partial"))
     assert again["clips"] == 2
     assert before == {path: path.stat().st_mtime_ns for path in before}
     with pytest.raises(CorpusError, match="crf is 23, not 30"):

@@ -38,7 +38,8 @@ def load_in_order(
         return
     noted = _Noted(dataset, num_workers)
     loader = DataLoader(noted, batch_size, num_workers=num_workers, collate_fn=list, timeout=timeout)
-    batches: Any = iter(loader)
+    with _interrupts_afterwards():
+        batches: Any = iter(loader)
     with _failures_wait_their_turn() as next_of:
         try:
             for number in itertools.count():
@@ -89,6 +90,27 @@ class _Noted(Dataset):
         if worker is not None:
             self.current[worker.id] = index
         return self.dataset[index]
+
+
+@contextmanager
+def _interrupts_afterwards() -> Iterator[None]:
+    """
+    Ctrl-C goes to all processes. Those started here never see it, and this one, which ends them, does afterwards: in
+    the midst of their start it would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    pending: list[bool] = []
+    handler = signal.signal(signal.SIGINT, lambda *_: pending.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the processes inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if pending:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
