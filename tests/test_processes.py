@@ -1,6 +1,5 @@
 """Work in processes that may crash, stop, hang or take too much memory: each item is named, and the rest is done."""
 
-import os
 import signal
 import sys
 
@@ -9,31 +8,9 @@ import pytest
 from region_learner import processes
 from region_learner.processes import check_memory, map_in_processes
 
-MEMORY = 200 * 2**20
+from .hard_work import MEMORY, hard_work
+
 PRELOAD = ("region_learner.processes",)
-
-
-def hard_work(number: int) -> int:
-    if number == 1:
-        bytearray(MEMORY // 2)
-    elif number == 2:
-        bytearray(2 * MEMORY)
-    elif number == 3:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif number == 4:
-        wrapped_lack_of_memory()
-    return number
-
-
-def wrapped_lack_of_memory():
-    try:
-        bytearray(2 * MEMORY)
-    except MemoryError as error:
-        try:
-            raise ValueError("cannot be decoded") from error
-        except ValueError as wrapped:
-            check_memory(wrapped)
-            raise
 
 
 def numbers(items, workers: int, timeout: float) -> list:
@@ -59,6 +36,13 @@ def test_a_process_that_is_stopped_is_ended(monkeypatch):
         6,
         7,
     ]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_one_is_stopped_while_another_crashes(monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE", 0.5)
+    reason = "reading it crashes the process, or takes more than 2 seconds"
+    assert numbers([3, 8, 0, 5, 6, 7], 2, 2) == [(3, reason), (8, reason), 0, 5, 6, 7]
 
 
 def test_other_errors_are_no_lack_of_memory():

@@ -53,7 +53,7 @@ def load_in_order(
                         raise  # an error of the data set
                     at = -1 if worker is None else int(noted.current[worker])
                     raise ChildProcessError(
-                        f"While {name_of(at) if at >= 0 else 'the first of them'} was being read, {what}. "
+                        f"While {name_of(at) if at >= 0 else 'a video'} was being read, {what}. "
                         "`region-learner corpus check` finds videos that cannot be read."
                     ) from error
                 yield batch

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
@@ -139,8 +138,10 @@ class _Pools(Generic[Item, Result]):
 
     def submit(self, item: Item) -> Future:
         if self.pool is not None:
-            with suppress(BrokenProcessPool):
+            try:
                 return self._submit(self.pool, item)
+            except BrokenProcessPool:
+                _kill(self.pool)  # one that was stopped would be waited for at the exit
         self.pool = self._new(self.workers)
         return self._submit(self.pool, item)
 
@@ -212,5 +213,7 @@ def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> R
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             return function(item)
+        except MemoryError:
+            raise MemoryError from None  # that of FFmpeg cannot be sent
         finally:
             faulthandler.cancel_dump_traceback_later()

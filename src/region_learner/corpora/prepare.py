@@ -253,7 +253,7 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
     sums = {name: sum(report[name] for report in reports) for name in ("clips", "source_bytes", "bytes")}
     path = directory / _REPORT
     write_json(path, sums | {"left_out": left_out})
-    names = ", ".join(entry["video_id"] for entry in left_out[:10]) + ", ..." * (len(left_out) > 10)
+    names = ", ".join(str(entry["video_id"]) for entry in left_out[:10]) + ", ..." * (len(left_out) > 10)
     first = left_out[0]["reason"] if left_out else ""
     told = f"{names} (listed in {path}; the first: {first})"
     if not sums["clips"]:
