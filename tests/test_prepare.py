@@ -382,7 +382,7 @@ def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     shards = tmp_path / "out" / "train"
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(shards.glob("*.tar")) and time.monotonic() < deadline:
+    while not list(shards.glob("0*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill()
     run.wait()
