@@ -16,7 +16,8 @@ _UNKNOWN_LENGTH = 10**20  # where transformers, too, takes `model_max_length` fo
 
 class RegionLearnerProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {
-        "text_kwargs": {"padding": True, "truncation": True, "return_tensors": "pt"},
+        # Not all tokenizers, SigLIP's say, give the mask of themselves.
+        "text_kwargs": {"padding": True, "truncation": True, "return_attention_mask": True, "return_tensors": "pt"},
         "videos_kwargs": {"return_tensors": "pt"},
     }
 

@@ -330,7 +330,7 @@ def _evaluate(
             "captions": protocol.captions,
             "source": protocol.source,
             "primary_metric": protocol.metric,
-            "frames": processor.video_processor.num_frames,
+            "frames": getattr(processor, "video_processor", processor).num_frames,
             "clips": views.clips if views.window_stride is None else None,
             "window_stride": views.window_stride,
             **extra,
@@ -351,7 +351,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
 
     Args:
         name: a directory or Hub name.
-        task: of `EVALUATIONS`; None for what needs a video tower alone.
+        task: of `EVALUATIONS`; None for what needs a video tower alone. For it, and for "classification", the
+            processor is a video processor.
 
     Raises:
         ValueError: it is no RegionLearner, or lacks weights, as one of another task does: they would be drawn at
@@ -362,8 +363,9 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         AutoModel,
         AutoModelForVideoClassification,
         AutoModelForVisualQuestionAnswering,
-        AutoProcessor,
     )
+
+    from ..loading import load_processor
 
     heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
@@ -393,7 +395,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
             f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}): they would be random. Take a checkpoint that "
             "was trained for it."
         )
-    return model, AutoProcessor.from_pretrained(name)
+    reads_texts = task not in (None, "classification")
+    return model, load_processor(name, model.config.text_config if reads_texts else None)
 
 
 def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> list[str]:

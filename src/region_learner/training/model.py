@@ -6,17 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..configuration_region_learner import REGION_FORMS, RegionLearnerConfig, RegionLearnerVideoConfig
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
+from ..loading import load_processor
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
     RegionLearnerModel,
 )
 from ..processing_region_learner import RegionLearnerProcessor
+from ..text_tower import check_text_tower
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
 from .arguments import ModelArguments
 from .tokenizer import train_tokenizer
@@ -41,7 +43,7 @@ def build_model(
         captions: what `tokenizer="train"` learns from.
 
     Raises:
-        ValueError: if the arguments name none of these, or several.
+        ValueError: if the arguments name none of these, or several, or the tokenizer does not fit the text tower.
     """
     check_source(arguments)
     overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
@@ -98,7 +100,7 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
     model = AutoModel.from_pretrained(name, **overrides)
     if frames is not None and frames != model.config.video_config.num_frames:
         model = model.resize_frames(frames, fill=arguments.frame_fill)
-    processor = AutoProcessor.from_pretrained(name)
+    processor = load_processor(name, model.config.text_config)
     processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor
 
@@ -120,6 +122,7 @@ def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLear
     config: RegionLearnerConfig = config_with_overrides(
         dict(arguments.config or {}), video=arguments.video_config or {}, text_config=text
     )
+    check_text_tower(config.text_config, tokenizer)
     video = config.video_config
     video_processor = RegionLearnerVideoProcessor.for_image_size(
         video.image_size, num_frames=arguments.num_frames or video.num_frames
