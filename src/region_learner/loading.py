@@ -1,12 +1,55 @@
-"""The processor of a checkpoint."""
+"""Checkpoints by name: whether there is one, and its processor."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .corpora.folder import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from .files import near_file
 from .text_tower import check_text_tower
+
+_CONFIGS = ("config.json", "adapter_config.json")
+
+
+def check_checkpoint(name: str):
+    """
+    Looks whether a name can be that of a checkpoint, before anything is loaded.
+
+    Raises:
+        OSError: it is that of a local directory which does not exist, or is not a checkpoint.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        cure = "give its directory, or a Hub name such as owner/name"
+        if path.suffix in (".pth", ".pt", ".bin"):
+            cure = f"convert it first, by `region-learner convert {name} DIRECTORY`"
+        elif path.suffix.lower() in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
+            cure = "the checkpoint comes first, and videos after it"
+        raise NotADirectoryError(f"{name} is a file, not a checkpoint: {cure}.")
+    if path.is_dir():
+        if not any((path / config).is_file() for config in _CONFIGS):
+            inside = sorted(found.parent for config in _CONFIGS for found in path.glob(f"*/{config}"))
+            near = f"; did you mean {str(inside[-1])!r}?" if inside else "."
+            raise FileNotFoundError(f"{name} is not a checkpoint: there is no config.json in it{near}")
+    elif name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or name.endswith("/"):
+        near = near_file(path) or "."
+        raise FileNotFoundError(
+            f"There is no directory {name}{near} A checkpoint is a directory, or a Hub name such as owner/name."
+        )
+
+
+def check_video(name: str):
+    """
+    Raises:
+        OSError: it names a local file that does not exist, or a directory.
+    """
+    if os.path.isdir(name):
+        raise IsADirectoryError(f"{name} is a directory: name its videos, such as {os.path.join(name, '*.mp4')}.")
+    if "://" not in name and not os.path.exists(name):
+        raise FileNotFoundError(f"There is no file {name}{near_file(name) or '.'}")
 
 
 def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None) -> Any:

@@ -1220,8 +1220,8 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
     if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # which AutoModel does not know
         from transformers import Siglip2TextModel, SiglipTextModel
 
-        model_class = SiglipTextModel if text_config.model_type == "siglip_text_model" else Siglip2TextModel
-        return model_class._from_config(text_config)
+        full_length: Any = SiglipTextModel if text_config.model_type == "siglip_text_model" else Siglip2TextModel
+        return full_length._from_config(text_config)
     model_class = MODEL_MAPPING.get(type(text_config), None)  # type: ignore[arg-type]
     has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return AutoModel.from_config(text_config, **({"add_pooling_layer": pooling_layer} if has_pooling else {}))
@@ -1232,7 +1232,8 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     Raises:
         ValueError: the pooled token has not seen the text, or cannot be found.
     """
-    text_config, pooling = config.text_config, config.text_pooling
+    text_config: Any = config.text_config
+    pooling = config.text_pooling
     causal = is_causal(text_config)
     if getattr(text_config, "is_causal", None) is not False:  # of a kind that the configuration does not know
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
@@ -1266,7 +1267,8 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
-        self.text_model = build_text_tower(config.text_config, pooling_layer=config.text_pooling == "pooler")
+        pooling_layer = config.text_pooling == "pooler"
+        self.text_model = build_text_tower(config.text_config, pooling_layer)  # type: ignore[arg-type]
         _check_text_pooling(config, self.text_model)
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
@@ -1308,7 +1310,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
         """
-        text_config = self.config.text_config
+        text_config: Any = self.config.text_config
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
         if full_length and attention_mask is None:  # which their tokenizers do not make
             attention_mask = (input_ids != text_config.pad_token_id).long()  # type: ignore[union-attr]
@@ -1328,6 +1330,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
                     kwargs[name] = _reorder(kwargs[name], order)
         tower_mask = attention_mask
         if full_length:
+            assert attention_mask is not None
             padding = max(0, text_config.max_position_embeddings - input_ids.shape[1])  # type: ignore[union-attr]
             input_ids = input_ids.masked_fill(attention_mask == 0, text_config.pad_token_id)
             input_ids = F.pad(input_ids, (0, padding), value=text_config.pad_token_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_region_learner import FULL_LENGTH_TEXT_TOWERS, build_text_tower
 
@@ -27,10 +27,12 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
         ValueError: it has tokens that the tower does not embed, no token to pad with, or another one than that by
             which the tower counts positions.
     """
-    with torch.device("meta"):
-        tower = build_text_tower(text_config)
     kind = f"the text tower ({text_config.model_type})"
-    largest, embedded = max(tokenizer.get_vocab().values()), tower.get_input_embeddings().num_embeddings
+    tower = _without_weights(text_config)
+    table: Any = tower.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(f"{kind.capitalize()} does not take tokens: text_config is not that of a text encoder.")
+    largest, embedded = max(tokenizer.get_vocab().values()), table.num_embeddings
     if largest >= embedded:
         raise ValueError(
             f"The tokenizer has tokens up to id {largest:,}, but {kind} embeds only {embedded:,}: take the tokenizer "
@@ -56,6 +58,18 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
     if positions is not None and positions < tokenizer.model_max_length:
         logger.info("Texts are truncated to %d tokens, the positions of %s.", positions, kind)
         tokenizer.model_max_length = positions
+
+
+def _without_weights(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    Raises:
+        ValueError: the configuration does not make a model.
+    """
+    try:
+        with torch.device("meta"):
+            return build_text_tower(text_config)
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes that are negative, 0 or not numbers
+        raise ValueError(f"text_config ({text_config.model_type}) does not make a model: {error}") from error
 
 
 def _position_tables(tower: nn.Module) -> list[nn.Embedding]:

@@ -298,7 +298,8 @@ def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
     from ..processing_region_learner import RegionLearnerProcessor
     from ..video_processing_region_learner import RegionLearnerVideoProcessor
 
-    text_config, video_config = model.config.text_config, model.config.video_config
+    text_config: Any = model.config.text_config
+    video_config = model.config.video_config
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     elif tokenizer is None or isinstance(tokenizer, (dict, PreTrainedConfig)):

@@ -176,9 +176,9 @@ def get_protocol(name: str) -> Protocol:
     from ..corpora.folder import suggestion
 
     if name not in PROTOCOLS:
-        raise ValueError(
-            f"There is no protocol {name!r}{suggestion(name, PROTOCOLS)} (protocols: {', '.join(PROTOCOLS)})."
-        )
+        of_corpus = [f"'{known}'" for known in PROTOCOLS if known.startswith(f"{name}_")]
+        near = f"; did you mean {', '.join(of_corpus)}?" if of_corpus else suggestion(name, PROTOCOLS)
+        raise ValueError(f"There is no protocol {name!r}{near} (protocols: {', '.join(PROTOCOLS)}).")
     return PROTOCOLS[name]
 
 
@@ -283,9 +283,11 @@ def _evaluate(
     from transformers import set_seed
 
     from ..corpora import corpus_options, load_corpus
+    from ..loading import check_checkpoint
     from . import EVALUATIONS
 
     start = time.perf_counter()
+    check_checkpoint(name)
     trained_on, unknown = _training_of(name)
     unchecked = _check_zero_shot(protocol, name, trained_on, unknown) if protocol.zero_shot else []
     if "fold" in corpus_options(protocol.corpus):
@@ -365,6 +367,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         AutoModelForVisualQuestionAnswering,
     )
 
+    from ..files import near_file
     from ..loading import load_processor
 
     heads: dict[str | None, Any] = {
@@ -378,7 +381,9 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise
-        raise OSError(f"The model {name} is no directory here, and could not be had from the Hub: {error}") from error
+        raise OSError(
+            f"{name} is not a local directory{near_file(name)}, and downloading it from the Hub failed: {error}"
+        ) from error
     is_a = type(model).__name__
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
     if model.config.model_type not in towers:

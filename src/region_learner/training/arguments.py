@@ -107,6 +107,8 @@ class ModelArguments:
         for name in ("model", "video_tower", "text_tower", "tokenizer"):
             if getattr(self, name) in _NOTHING:
                 setattr(self, name, None)
+        if self.flip_probability is not None and not 0.0 <= self.flip_probability <= 1.0:
+            raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
         if self.task not in TASKS:
             raise ValueError(
                 f"task={self.task!r} is not known{_nearest(self.task, TASKS)} (tasks: {', '.join(TASKS)})"
@@ -250,7 +252,12 @@ class RegionLearnerTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # of a mapping with unknown keys
+            raise ValueError(f"An argument of the training does not fit: {error}") from error
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps={self.gradient_accumulation_steps} must be at least 1.")
         if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
             raise ValueError(f"gradient_cache_chunk={self.gradient_cache_chunk} must be at least 1.")
         if any(not 0.0 < share < 1.0 for share in self.lr_milestones):
@@ -329,6 +336,12 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split()[2].partition("=")[0]
+            if unknown.startswith("-"):
+                message = f"{unknown} is not known{_nearest(unknown, self._option_string_actions)}"
+            else:
+                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first"
         raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
 
 
