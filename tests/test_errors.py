@@ -41,14 +41,14 @@ TRAIN = ["train", "--model=model", "--data_dir=videos", "--output_dir=out", "--m
 NEW = ["train", "--tokenizer=train", "--data_dir=videos", "--output_dir=out", "--max_steps=1"]
 MISTAKES = [
     (["evaluate", "./nosuch"], "There is no directory ./nosuch. A checkpoint is a directory, or a Hub name"),
-    (["evaluate", "./modle"], "There is no directory ./modle; did you mean 'model'?"),
-    (["evaluate", "modle", "--data-dir=videos", "--split=train"], "is not a local directory; did you mean 'model'?"),
+    (["evaluate", "./models"], "There is no directory ./models; did you mean 'model'?"),
+    (["evaluate", "models", "--data-dir=videos", "--split=train"], "is not a local directory; did you mean 'model'?"),
     (["evaluate", "run", "--data-dir=videos"], "there is no config.json in it; did you mean 'run/checkpoint-8'?"),
     (["evaluate", "videos", "--data-dir=videos"], "videos is not a checkpoint: there is no config.json in it."),
     (["evaluate", "original.pth"], "convert it first, by `region-learner convert original.pth DIRECTORY`"),
     (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka', 'msrvtt_1kb', 'msrvtt_full'"),
     (["evaluate", "model", "--protocol=msvd"], "corpus 'msvd' needs data_dir= (--data-dir)"),
-    (["evaluate", "model", "--task=retreival"], "--task 'retreival' is not known; did you mean 'retrieval'?"),
+    (["evaluate", "model", "--task=retrieva"], "--task 'retrieva' is not known; did you mean 'retrieval'?"),
     (["train", "--model=./nosuch"], "There is no directory ./nosuch."),
     (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max_steps'?"),
     (["train", "--max-step=3"], "--max-step is not known; did you mean '--max-steps'?"),
@@ -87,10 +87,10 @@ def test_a_mistake_is_told_in_one_line(place, monkeypatch, capsys, argv, message
 @pytest.mark.parametrize(
     ("argv", "near"),
     [
-        (["evalaute", "model"], "evaluate"),
-        (["corpus", "chek"], "check"),
-        (["evaluate", "model", "--bath-size=3"], "--batch-size"),
-        (["regions", "model", "--ouput=x.png"], "--output"),
+        (["evaluates", "model"], "evaluate"),
+        (["corpus", "checks"], "check"),
+        (["evaluate", "model", "--batchsize=3"], "--batch-size"),
+        (["regions", "model", "--outputs=x.png"], "--output"),
     ],
 )
 def test_misspelt_commands_and_options_name_the_nearest(capsys, argv, near):
