@@ -15,6 +15,7 @@ from region_learner.conversion.torch_files import _Unpickler
 from region_learner.corpora import load_corpus
 from region_learner.errors import in_one_line, is_for_user
 from region_learner.evaluation.results import write_results
+from region_learner.files import naming
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import tiny_model
@@ -191,3 +192,12 @@ def test_a_full_disk_names_the_file(tmp_path, capsys):
         main(["card", str(tmp_path / "results.json"), "--output", "/dev/full"])
     assert end.value.code == 2
     assert "the disk is full: [Errno 28] No space left on device: '/dev/full'" in capsys.readouterr().err
+
+
+def test_errors_of_writing_name_the_file():
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: 'a/b'"), naming("a/b"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"\[Errno 13\] Permission denied: 'c'"), naming("a/b"):
+        raise OSError(13, "Permission denied", "c")  # which is named already
+    with pytest.raises(OSError, match=r"a/b cannot be written: I/O error: No space left"), naming("a/b"):
+        raise SafetensorError("I/O error: No space left")

@@ -113,7 +113,7 @@ def test_default_pooling_of_encoders_and_decoders():
 
     assert pooling("bert-generation") == pooling("xlnet") == pooling("mpnet") == pooling("modernbert") == "first"
     assert pooling("qwen2") == pooling("mistral") == pooling("opt") == pooling("modernbert-decoder") == "last"
-    assert pooling("roberta", is_decoder=True) == "last"
+    assert pooling("roberta", is_decoder=True) == pooling("bert", is_decoder=True) == "last"
     assert pooling("llama", is_causal=False) == pooling("gemma3_text", use_bidirectional_attention=True) == "first"
 
 
@@ -147,6 +147,8 @@ def test_segments_and_positions_move_with_the_tokens():
 def test_the_first_token_of_a_causal_tower_is_refused(name):
     with pytest.raises(ValueError, match=r"has not seen the text.*Set text_pooling='last'"):
         tiny_model(text=TOWERS[name](), text_pooling="first")
+    with pytest.raises(ValueError, match="text_pooling='pooler' takes a token that has not seen the text"):
+        tiny_model(text=BertConfig(**SIZES, is_decoder=True), text_pooling="pooler")
 
 
 def test_poolings_that_the_tower_does_not_have():
@@ -214,6 +216,15 @@ def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, ca
     its.model_max_length = 5  # a shorter limit stays
     check_text_tower(config, its)
     assert its.model_max_length == 5
+
+
+def test_a_tokenizer_that_knows_no_limit():
+    """The processor's own limit stays where the tower could take more."""
+    its = tokenizer(model_max_length=10**30)
+    check_text_tower(LlamaConfig(**SIZES | {"max_position_embeddings": 100_000}), its)
+    assert its.model_max_length == 10**30
+    check_text_tower(LlamaConfig(**SIZES), its)
+    assert its.model_max_length == 32
 
 
 def test_a_tokenizer_without_padding(caplog):

@@ -36,8 +36,8 @@ def is_causal(text_config: PreTrainedConfig) -> bool:
 
 def default_text_pooling(text_config: PreTrainedConfig) -> str:
     """The encoder's own pooled state if it has a trained one; otherwise a token that sees all of the text."""
-    own = _POOLED_TEXT_ENCODERS.get(text_config.model_type)
-    return own or ("last" if is_causal(text_config) else "first")
+    own = _POOLED_TEXT_ENCODERS.get(text_config.model_type, "first")
+    return "last" if own != "eos" and is_causal(text_config) else own
 
 
 # What the forms of the region module stand for. Configurations hold, and save, the single options.

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,13 +21,15 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Names the file in errors of the system that do not, such as those of a full disk."""
+    """Names the file, or the directory, in errors of writing that do not, such as those of a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def near_file(path: str | os.PathLike) -> str:

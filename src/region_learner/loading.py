@@ -52,6 +52,13 @@ def check_video(name: str):
         raise FileNotFoundError(f"There is no file {name}{near_file(name) or '.'}")
 
 
+def _has(name: str | os.PathLike, file: str) -> bool:
+    try:
+        return cached_file(name, file) is not None
+    except OSError:  # as transformers says that there is none
+        return False
+
+
 def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None) -> Any:
     """
     Returns the processor of a checkpoint, after a look whether its tokenizer fits the text tower; or, for those who
@@ -73,7 +80,7 @@ def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         files = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-        if any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
+        if any(_has(name, file) for file in files):
             raise
         raise ValueError(
             f"{name} has no tokenizer, and texts cannot be read without: convert it again with --tokenizer, or save "

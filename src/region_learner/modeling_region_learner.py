@@ -1237,10 +1237,12 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     causal = is_causal(text_config)
     if getattr(text_config, "is_causal", None) is not False:  # of a kind that the configuration does not know
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
-    if pooling == "first" and causal:
+    # What a causal encoder pools itself is its first token, but for CLIP, which pools the end of the text.
+    takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type != "clip_text_model")
+    if takes_first and causal:
         raise ValueError(
-            f"text_pooling='first' takes a token that has not seen the text: each token of {text_config.model_type!r} "
-            "sees only those before it. Set text_pooling='last', 'mean' or None."
+            f"text_pooling={pooling!r} takes a token that has not seen the text: each token of "
+            f"{text_config.model_type!r} sees only those before it. Set text_pooling='last', 'mean' or None."
         )
     if pooling == "eos" and text_config.eos_token_id is None:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_region_learner import FULL_LENGTH_TEXT_TOWERS, build_text_tower
+from .processing_region_learner import LONGEST_TEXT, UNKNOWN_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
         logger.info("Texts for %s are padded with id %d, as its tokenizer does it.", kind, padding)
         text_config.pad_token_id = padding
     positions = min(map(_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
-    if positions is not None and positions < tokenizer.model_max_length:
+    longest = tokenizer.model_max_length
+    if positions is not None and positions < (longest if longest < UNKNOWN_LENGTH else LONGEST_TEXT):
         logger.info("Texts are truncated to %d tokens, the positions of %s.", positions, kind)
         tokenizer.model_max_length = positions
 

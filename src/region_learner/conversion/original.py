@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from ..files import naming
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
 from .torch_files import read_state_dict
@@ -55,7 +56,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         OSError: there is no such file, or it may not be read.
         ValueError: it is damaged, or is not such a checkpoint.
     """
-    return {name.removeprefix("module."): tensor for name, tensor in read_state_dict(path).items()}
+    saved = read_state_dict(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
+    if len(state) < len(saved):
+        raise ValueError(f"{path} holds weights twice, with `module.` in front of their names and without.")
+    return state
 
 
 def rename(name: str, table: dict[str, str]) -> str | None:
@@ -306,7 +311,8 @@ def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
         tokenizer = _usual_tokenizer(text_config)
     if tokenizer is not None:
         check_text_tower(text_config, tokenizer)
-    model.save_pretrained(output_dir)
+    with naming(output_dir):
+        model.save_pretrained(output_dir)
     video_processor = RegionLearnerVideoProcessor.for_image_size(
         video_config.image_size, num_frames=video_config.num_frames
     )
