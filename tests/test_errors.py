@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor, cli
 from region_learner.cli import main
-from region_learner.conversion.torch_files import _Unpickler
+from region_learner.conversion.towers import _square
 from region_learner.corpora import load_corpus
 from region_learner.errors import in_one_line, is_for_user
 from region_learner.evaluation.results import write_results
@@ -177,7 +177,7 @@ def test_which_value_errors_are_the_users(catch):
     assert is_for_user(on_purpose)
     assert in_one_line(on_purpose) == "no directory /nowhere for corpus 'folder': check data_dir="
     # A call in our own code that fails, as no line of it says `raise`.
-    assert not is_for_user(catch(lambda: _Unpickler()._items()))
+    assert not is_for_user(catch(lambda: _square((1, 2, 3), "name")))
     assert not is_for_user(catch(lambda: {}["key"]))
     # Of a library: it can be either, and the line says where to look.
     of_library = catch(lambda: AdamW([torch.nn.Parameter(torch.zeros(1))], lr=-1.0))

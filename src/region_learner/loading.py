@@ -21,10 +21,10 @@ def check_checkpoint(name: str):
     Raises:
         OSError: it is that of a local directory which does not exist, or is not a checkpoint.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_file():
         cure = "give its directory, or a Hub name such as owner/name"
-        if path.suffix in (".pth", ".pt", ".bin"):
+        if path.suffix in (".pth", ".pt"):
             cure = f"convert it first, by `region-learner convert {name} DIRECTORY`"
         elif path.suffix.lower() in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
             cure = "the checkpoint comes first, and videos after it"
@@ -83,8 +83,8 @@ def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None
         if any(_has(name, file) for file in files):
             raise
         raise ValueError(
-            f"{name} has no tokenizer, and texts cannot be read without: convert it again with --tokenizer, or save "
-            "that of its text encoder there, such as AutoTokenizer.from_pretrained('distilbert-base-uncased')"
+            f"{name} has no tokenizer, so texts cannot be read: convert it again with --tokenizer, or save the "
+            "tokenizer of its text encoder there, such as AutoTokenizer.from_pretrained('distilbert-base-uncased')"
             f".save_pretrained({os.fspath(name)!r})."
         ) from error
     check_text_tower(text_config, processor.tokenizer)

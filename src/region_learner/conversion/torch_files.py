@@ -100,10 +100,10 @@ class _Unpickler:
 
     def _items(self) -> list[Any]:
         """What was put on the stack since the last mark."""
-        start = max(i for i, value in enumerate(self.stack) if value is _MARK)
-        items = self.stack[start + 1 :]
-        del self.stack[start:]
-        return items
+        items = []
+        while (value := self.stack.pop()) is not _MARK:
+            items.append(value)
+        return items[::-1]
 
     def _pop(self, _):
         self.stack.pop()
@@ -394,4 +394,6 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
         ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, ValueError):
+                reason = f"it is damaged ({reason})"
             raise ValueError(f"{path} cannot be read as a checkpoint of the authors' code: {reason}.") from error
