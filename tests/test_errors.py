@@ -1,5 +1,6 @@
 """What the command line says of mistakes: one line with the cure for the user's, a traceback for our own."""
 
+import linecache
 import runpy
 import sys
 
@@ -183,6 +184,24 @@ def test_which_value_errors_are_the_users(catch):
     of_library = catch(lambda: AdamW([torch.nn.Parameter(torch.zeros(1))], lr=-1.0))
     assert is_for_user(of_library)
     assert in_one_line(of_library).startswith("Invalid learning rate: -1.0 (from torch/optim/")
+
+
+@pytest.mark.parametrize(
+    ("library", "line", "expected"),
+    [
+        ("transformers", "raise RuntimeError('sizes do not fit')", True),
+        ("transformers", "().missing", False),
+        ("torch", "raise RuntimeError('shapes do not fit')", False),
+        ("transformers", "raise NotImplementedError('b')", False),
+        ("transformers", "raise KeyError('a')", False),
+    ],
+)
+def test_which_other_errors_are_the_users(library, line, expected):
+    file = f"/venv/lib/site-packages/{library}/made_up.py"
+    linecache.cache[file] = (len(line), None, [line], file)
+    error = caught(lambda: exec(compile(line, file, "exec")))
+    assert is_for_user(error) == expected
+    assert in_one_line(error).endswith(f"(from {library}/made_up.py:1; REGION_LEARNER_DEBUG=1 shows more)")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full")

@@ -133,6 +133,20 @@ def test_states_come_in_the_order_of_the_tokens():
 
 
 @torch.no_grad()
+def test_the_token_that_ends_a_text_may_begin_it():
+    """GPT-2 and OPT have one token for both."""
+    model = tiny_model(text=TOWERS["gpt2"](), text_pooling="eos")
+    texts = [[EOS, 10, 11, EOS, 12], [EOS, 10, 13], [EOS]]
+    expected = []
+    for text, position in zip(texts, (3, 2, 0)):
+        state = model.text_model(torch.tensor([text])).last_hidden_state[0, position]
+        expected.append(torch.nn.functional.normalize(model.text_projection(state.relu()), dim=-1))
+    for side in ("right", "left"):
+        embeds = model(**padded(side, 7, texts)).text_embeds
+        torch.testing.assert_close(embeds, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_segments_and_positions_move_with_the_tokens():
     model = tiny_model(text=TOWERS["bert"]())
     right, left = padded("right", 9), padded("left", 9)

@@ -1371,13 +1371,16 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
         position = attention_mask.long().cumsum(1).argmax(1)  # of the last token that is not padding
         if pooling == "eos":  # a text that was cut off has none
-            eos = self.config.text_config.eos_token_id
+            text_config: Any = self.config.text_config
+            eos = text_config.eos_token_id
             tokens = input_ids.masked_fill(~attention_mask.bool(), -1)  # type: ignore[union-attr]
-            if self.config.text_config.model_type == "clip_text_model" and eos == 2:
+            if text_config.model_type == "clip_text_model" and eos == 2:
                 is_eos = tokens == tokens.amax(1, keepdim=True)  # OpenAI's CLIP: a text ends with its highest token
             else:
                 ends = [eos] if isinstance(eos, int) else list(eos)
                 is_eos = torch.stack([tokens == end for end in ends]).any(0)
+                if getattr(text_config, "bos_token_id", None) in ends:  # GPT-2, OPT: texts may begin with it, too
+                    is_eos = F.pad(is_eos[:, 1:], (1, 0))
             position = torch.where(is_eos.any(1), is_eos.int().argmax(1), position)
         return states[torch.arange(len(states), device=states.device), position]
 
