@@ -7,6 +7,7 @@ import torch
 from transformers import (
     BertConfig,
     CLIPTextConfig,
+    DistilBertModel,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -14,10 +15,16 @@ from transformers import (
     RobertaConfig,
     Siglip2TextConfig,
     SiglipTextConfig,
+    ViTConfig,
+    ViTModel,
 )
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
+from region_learner.conversion import processor_from_towers
+from region_learner.evaluation.protocols import load_checkpoint
 from region_learner.text_tower import check_text_tower
+from region_learner.training import build_model
+from region_learner.training.arguments import ModelArguments
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import tiny_model, tiny_text_config
@@ -256,6 +263,27 @@ def test_tokens_that_the_tower_does_not_embed():
     check_text_tower(tiny_text_config(vocab_size=largest + 1), tokenizer())
     with pytest.raises(ValueError, match=rf"tokens up to id {largest}, but the text tower .*embeds only {largest}"):
         check_text_tower(tiny_text_config(vocab_size=largest), tokenizer())
+
+
+def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):
+    its = tokenizer()
+    text = tiny_text_config(vocab_size=20)
+    ViTModel(ViTConfig(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                       intermediate_size=64)).save_pretrained(tmp_path / "vit")  # fmt: skip
+    DistilBertModel(text).save_pretrained(tmp_path / "text")
+    its.save_pretrained(tmp_path / "text")
+    tiny_model(text=text).save_pretrained(tmp_path / "model")
+    RegionLearnerProcessor(RegionLearnerVideoProcessor(), its).save_pretrained(tmp_path / "model")
+    vit, text_tower, model = (str(tmp_path / name) for name in ("vit", "text", "model"))
+    for build in (
+        lambda: processor_from_towers(vit, text_tower),
+        lambda: build_model(ModelArguments(video_tower=vit, text_tower=text_tower)),
+        lambda: build_model(ModelArguments(model=model)),
+        lambda: build_model(ModelArguments(text_config=text.to_dict(), tokenizer=text_tower)),
+        lambda: load_checkpoint(model, "retrieval"),
+    ):
+        with pytest.raises(ValueError, match="embeds only 20: take the tokenizer that belongs to the text tower"):
+            build()
 
 
 def test_padding_by_which_positions_are_counted():
