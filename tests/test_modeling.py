@@ -417,7 +417,7 @@ def test_errors_name_the_thing_and_the_cure():
         (lambda: RegionLearnerVideoConfig(codebook_decay=1.0), "codebook_decay=1.0"),
         (lambda: RegionLearnerConfig(temperature=0.0), "temperature=0.0 must be greater than 0"),
         (lambda: RegionLearnerConfig(text_config={"dim": 8}), "dict without `model_type`"),
-        (lambda: RegionLearnerConfig(text_pooling="last"), "text_pooling='last' is not known"),
+        (lambda: RegionLearnerConfig(text_pooling="final"), "text_pooling='final' is not known"),
         (lambda: tiny_video_model(num_attention_heads=5), "hidden_size=32 is not a multiple of num_attention_heads=5"),
         (lambda: tiny_video_model(image_size=30), "image_size=30 is not a multiple of patch_size=8"),
         (lambda: tiny_video_model(interaction_heads=5), "not a multiple of interaction_heads=5"),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import pickle
 import zipfile
 
@@ -11,6 +12,9 @@ from safetensors.torch import load_file
 
 from region_learner.conversion import convert_original_checkpoint
 from region_learner.conversion.original import _HEAD_NAMES, _REGION_NAMES, VIT_NAMES, read_checkpoint, rename
+from region_learner.evaluation.protocols import load_checkpoint
+from region_learner.evaluation.regions import region_report
+from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import FIXTURES
 
@@ -211,14 +215,77 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"noise\.pth cannot be read"):
         convert_original_checkpoint(path)
     torch.save({"state_dict": {"a.b": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"no model that can be converted: a\.b"):
+    with pytest.raises(ValueError, match=r"not of the authors' model: a\.b"):
         convert_original_checkpoint(path)
     state = {name: tensor for name, tensor in _tensors("frozen_in_time").items() if "temporal_embed" not in name}
     torch.save({"state_dict": state}, path)
-    with pytest.raises(ValueError, match=r"noise\.pth is no whole dual encoder: it lacks 'embeddings.temporal"):
+    with pytest.raises(ValueError, match=r"noise\.pth is not a complete dual encoder: it lacks 'embeddings.temporal"):
         convert_original_checkpoint(path)
     torch.save({"state_dict": _tensors("frozen_in_time")}, path, _use_new_zipfile_serialization=False)
     assert convert_original_checkpoint(path, num_attention_heads=4, text_config={"n_heads": 4}) is not None
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="no `state_dict` of tensors"):
         convert_original_checkpoint(path)
+
+
+# The converted checkpoint
+
+
+def test_another_checkpoint_is_not_written_over(tmp_path):
+    convert("frozen_in_time", output_dir=tmp_path / "new")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    with pytest.raises(FileExistsError, match=r"new holds a checkpoint already \(.*\): choose another directory"):
+        convert("region_learner", output_dir=tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file: name a directory"):
+        convert("frozen_in_time", output_dir=tmp_path / "file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").touch()
+    convert("frozen_in_time", output_dir=tmp_path / "notes")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    its = train_tokenizer([f"word{i}" for i in range(3000)], 2000, 16)
+    with pytest.raises(ValueError, match="tokens up to id 1,999, but the text tower"):
+        convert("frozen_in_time", output_dir=tmp_path / "new", tokenizer=its)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_usual_tokenizer_is_taken_where_it_fits(tmp_path, monkeypatch):
+    """DistilBERT with the vocabulary of distilbert-base-uncased, as the authors have it."""
+    state = read_checkpoint(FIXTURES / "frozen_in_time.pth")
+    words = "text_model.embeddings.word_embeddings.weight"
+    state[words] = torch.randn(30522, state[words].shape[1])
+    torch.save(state, tmp_path / "usual.pth")
+    asked = []
+
+    def from_pretrained(name):
+        asked.append(name)
+        return train_tokenizer(["a red square"], 50, 16)
+
+    monkeypatch.setattr("region_learner.conversion.original.AutoTokenizer.from_pretrained", from_pretrained)
+    options = {"num_attention_heads": 4, "text_config": {"n_heads": 4}}
+    convert_original_checkpoint(tmp_path / "usual.pth", tmp_path / "new", **options)
+    assert asked == ["distilbert-base-uncased"]
+    assert (tmp_path / "new" / "tokenizer.json").is_file()
+    assert convert("frozen_in_time", output_dir=tmp_path / "other") is not None  # of another vocabulary
+    assert len(asked) == 1
+
+
+def test_a_checkpoint_without_a_tokenizer(tmp_path, caplog):
+    """It says so, its regions can be seen, and an evaluation with texts says how to add one."""
+    with caplog.at_level(logging.WARNING, logger="region_learner"):
+        convert("region_learner", output_dir=tmp_path)
+    assert "saved without a tokenizer" in caplog.text
+    model, processor = load_checkpoint(str(tmp_path), None)
+    clip = torch.zeros(4, 3, 40, 50, dtype=torch.uint8)
+    report = region_report(model, processor(videos=[clip], return_tensors="pt")["pixel_values_videos"])
+    assert report["regions"]
+    with pytest.raises(ValueError, match=r"has no tokenizer, .*: convert it again with --tokenizer, or .*save_pre"):
+        load_checkpoint(str(tmp_path), "retrieval")
+    train_tokenizer(["a red square"], 50, 16).save_pretrained(tmp_path)  # as the message has it
+    assert load_checkpoint(str(tmp_path), "retrieval")[1](text="a red square")["input_ids"].shape[0] == 1
+    (tmp_path / "tokenizer.json").write_text("{")  # another fault stays what it is
+    with pytest.raises(Exception, match=r"^(?!.*has no tokenizer)"):
+        load_checkpoint(str(tmp_path), "retrieval")

@@ -329,7 +329,10 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         ),
         (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold takes the model that was trained on it"),
         (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
-        (["--task=retrievals"], "--task 'retrievals' is not known; choose one of retrieval, multiple_choice"),
+        (
+            ["--task=retrievals"],
+            "--task 'retrievals' is not known; did you mean 'retrieval'? (tasks: retr",
+        ),
         (["--protocol=msvd", "--output=."], "is a directory: give a file for the results"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
@@ -364,7 +367,7 @@ def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monk
         ("model", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering that the task 'question_answering'"),
         ("model", "hmdb51", "hmdb51", "of RegionLearnerForVideoClassification that the task 'classification'"),
         ("fold1", "msvd_qa", "msvd", "of RegionLearnerForVideoQuestionAnswering"),
-        ("nowhere", "msvd", "msvd", "nowhere is no directory here, and could not be had from the Hub: "),
+        ("nowhere", "msvd", "msvd", "nowhere. A checkpoint is a directory, or a Hub name"),
     ],
 )
 def test_a_model_of_another_task_is_refused(model, protocol, data, message, places, capsys, tmp_path):

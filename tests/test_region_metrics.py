@@ -778,7 +778,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "nowhere.mp4: no such file"),
-        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is no picture: give it the extension .png"),
+        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),
         ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
         ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),
         ([checkpoint, video, "--corpus", "moving_shapes"], "one of the two"),

@@ -4,16 +4,18 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
+
+from .errors import in_one_line, is_for_user
 
 if TYPE_CHECKING:
     from .evaluation.results import EvaluationResults
@@ -157,7 +159,7 @@ def evaluate(
     ] = False,
     dual_softmax_temperature: Annotated[float | None, typer.Option(help="By default that of the model.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Processes that decode.")] = 0,
     max_unreadable: Annotated[
         float, typer.Option(help="Share of videos that may be unreadable, left out and told of; 0 allows none.")
     ] = 1.0,
@@ -174,6 +176,7 @@ def evaluate(
     if model is None:
         raise typer.BadParameter("Say which checkpoint to evaluate.", param_hint="'MODEL'")
 
+    from .corpora.folder import suggestion
     from .evaluation import EVALUATIONS, Views
     from .evaluation.protocols import Protocol, evaluate_checkpoint, get_protocol
     from .evaluation.results import check_output, write_results
@@ -182,7 +185,8 @@ def evaluate(
     if protocol is None:
         chosen = Protocol(None, corpus or "folder", task or "retrieval", split or "test")
         if chosen.task not in EVALUATIONS:
-            raise ValueError(f"--task {task!r} is not known; choose one of {', '.join(EVALUATIONS)}.")
+            near = suggestion(task or "", EVALUATIONS)
+            raise ValueError(f"--task {task!r} is not known{near} (tasks: {', '.join(EVALUATIONS)}).")
     else:
         chosen = get_protocol(protocol)
         for name, value in {"corpus": corpus, "split": split, "task": task}.items():
@@ -275,7 +279,7 @@ def regions(
     split: Annotated[str | None, typer.Option(help="Of the corpus (default: test).")] = None,
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of the corpus at a time.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode the corpus.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Processes that decode the corpus.")] = 0,
     as_json: Json = False,
 ):
     """
@@ -290,8 +294,13 @@ def regions(
     from .corpora import load_corpus
     from .evaluation.protocols import load_checkpoint
     from .evaluation.regions import draw_report, region_quality, region_report
+    from .files import naming
+    from .loading import check_checkpoint, check_video
 
+    check_checkpoint(model)
     videos = videos or []
+    for video in videos:
+        check_video(video)
     of_corpus = {"--data-dir": data_dir, "--split": split, "--corpus-options": corpus_options}
     if bool(videos) == (corpus is not None):
         raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
@@ -299,7 +308,7 @@ def regions(
         if corpus is not None:
             raise ValueError("--output draws the videos that are named, and with --corpus there are none.")
         if output.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"--output {str(output)!r} is no picture: give it the extension .png.")
+            raise ValueError(f"--output {str(output)!r} is not a picture: give it the extension .png.")
         output.parent.mkdir(parents=True, exist_ok=True)
     dataset = None
     if corpus is not None:
@@ -318,7 +327,8 @@ def regions(
         return
     report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
     if output is not None:
-        draw_report(encoder, processor, videos).save(output)
+        with naming(output):
+            draw_report(encoder, processor, videos).save(output)
     if as_json:
         _print(report, as_json)
         return
@@ -411,8 +421,15 @@ def card(
 ):
     """Model card from measured results."""
     from .evaluation.results import results_in
+    from .files import naming, near_file
     from .hub import model_card
 
+    for path in results:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"There is no {path}{near_file(path)}: `card` takes the files that `region-learner evaluate MODEL "
+                "--output FILE` writes, or the checkpoint's directory they are in."
+            )
     directories = [path for path in results if path.is_dir()]
     if directories:
         if len(results) > 1:
@@ -423,7 +440,8 @@ def card(
         print(text)
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")  # which may be a pipe or a device
+        with naming(output):
+            output.write_text(text, encoding="utf-8")  # which may be a pipe or a device
 
 
 @corpus_app.command("list")
@@ -441,7 +459,7 @@ def corpus_make(
     options: Annotated[
         str | None, typer.Option(help="Sizes and seed, as JSON; see MovingShapesOptions and DriftingLettersOptions.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1024, help="By default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a corpus with other options.")] = False,
 ):
     """Write a built-in corpus."""
@@ -468,9 +486,9 @@ def corpus_prepare(
     group: Annotated[int, typer.Option(help="Frames in a group of pictures: fewer read faster, and take more.")] = 6,
     crf: Annotated[int, typer.Option(help="Quality of H.264; lower is better.")] = 23,
     clips_per_shard: Annotated[int, typer.Option(help="The unit that an interrupted run goes on with.")] = 500,
-    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1024, help="By default one a core.")] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that a clip may take; one that takes longer is left out.")
+        float, typer.Option(min=1, max=1e6, help="Seconds that a clip may take; one that takes longer is left out.")
     ] = 1800,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again what was left out before, as files may have come back.")
@@ -508,9 +526,9 @@ def corpus_check(
     data_dir: Annotated[Path | None, typer.Option(help="Where it lies.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "train",
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1024, help="By default one a core.")] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that a video may take; one that takes longer is unreadable.")
+        float, typer.Option(min=1, max=1e6, help="Seconds that a video may take; one that takes longer is unreadable.")
     ] = 1800,
     max_unreadable: Annotated[
         float, typer.Option(min=0, max=1, help="Share of videos that may be unreadable before it exits with 1.")
@@ -542,22 +560,28 @@ def corpus_check(
 
 def main(argv: list[str] | None = None):
     """
-    Runs a command and exits: 0 when it is done, 2 with one line for bad usage or input. With REGION_LEARNER_DEBUG
-    set, errors show where they come from.
+    Runs a command and exits: 0 when it is done, 2 with one line for bad usage or input, 130 when it was interrupted,
+    and 1 with a traceback for an error of this program. With REGION_LEARNER_DEBUG set, all errors show a traceback.
     """
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     logging.getLogger("region_learner").setLevel(logging.INFO)
     try:
         app(argv)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        if os.environ.get("REGION_LEARNER_DEBUG"):
-            raise
-        message = str(error)
-        if message.startswith("Caught "):  # in a loader's process: PyTorch puts all of its traceback before the words
-            message = message.rpartition(f"{type(error).__name__}: ")[2]
-        print(f"region-learner: error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if is_for_user(error) and not os.environ.get("REGION_LEARNER_DEBUG"):
+            print(f"region-learner: error: {in_one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        if not is_for_user(error):
+            print(
+                "region-learner: this is an error of region-learner itself: please report it, with the command and "
+                "the lines above.",
+                file=sys.stderr,
+            )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,38 @@
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-# Text encoders with a pooled state of their own that their authors trained; all others give the first token.
-_POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_text_model": "pooler"}
+# Text encoders with a pooled state of their own that their authors trained.
+_POOLED_TEXT_ENCODERS = {
+    "bert": "pooler",
+    "clip_text_model": "eos",
+    "siglip_text_model": "pooler",
+    "siglip2_text_model": "pooler",
+}
+TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
+
+
+def is_causal(text_config: PreTrainedConfig) -> bool:
+    """Whether a token of the text encoder sees those before it alone, as in GPT-2, so that the first sees no text."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    # Switches of transformers that make a decoder see all of a text.
+    if getattr(text_config, "is_causal", None) is False or getattr(text_config, "use_bidirectional_attention", False):
+        return False
+    if getattr(text_config, "is_decoder", False) or text_config.model_type == "clip_text_model":
+        return True
+    # Encoders are in the list of causal models, too, for the sake of `is_decoder`; XLNet sees both sides.
+    encoders = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}
+    return text_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - encoders
+
+
+def default_text_pooling(text_config: PreTrainedConfig) -> str:
+    """The encoder's own pooled state if it has a trained one; otherwise a token that sees all of the text."""
+    own = _POOLED_TEXT_ENCODERS.get(text_config.model_type, "first")
+    return "last" if own != "eos" and is_causal(text_config) else own
+
 
 # What the forms of the region module stand for. Configurations hold, and save, the single options.
 REGION_FORMS = {
@@ -217,8 +247,10 @@ class RegionLearnerConfig(PreTrainedConfig):
             "max_margin": a ranking loss on the cosine similarities themselves, which knows no temperature.
         sigmoid_bias (`float`, defaults to -10.0): where the bias of "sigmoid" starts.
         margin (`float`, defaults to 0.2): of "max_margin"; by so much a pair has to be more similar than others are.
-        text_pooling (`str`, *optional*): "first", "eos", "mean" or "pooler"; by default the encoder's own pooled
-            state for BERT, CLIP and SigLIP, and the first token for all others.
+        text_pooling (`str`, *optional*): the state of the "first" or the "last" token of a text, of its end-of-text
+            token ("eos"), the "mean" of all tokens, or what the encoder itself pools ("pooler"). Padding does not
+            count. By default the encoder's own pooled state for BERT, CLIP and SigLIP, the last token for causal
+            encoders such as GPT-2, and the first token for all others.
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
     """
@@ -258,7 +290,7 @@ class RegionLearnerConfig(PreTrainedConfig):
                 )
             self.text_config = AutoConfig.for_model(model_type, **text_config)
         if self.text_pooling is None:
-            self.text_pooling = _POOLED_TEXT_ENCODERS.get(self.text_config.model_type, "first")
+            self.text_pooling = default_text_pooling(self.text_config)
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
@@ -278,7 +310,7 @@ class RegionLearnerConfig(PreTrainedConfig):
             raise ValueError(
                 "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
             )
-        _choose("text_pooling", self.text_pooling, ("first", "eos", "mean", "pooler"))
+        _choose("text_pooling", self.text_pooling, TEXT_POOLINGS)
 
 
 __all__ = ["RegionLearnerConfig", "RegionLearnerVideoConfig"]

@@ -1,11 +1,15 @@
 """Files that are whole or not there, and directories that one run writes to."""
 
+import difflib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +19,30 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Names the file, or the directory, in errors of writing that do not, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def near_file(path: str | os.PathLike) -> str:
+    """`"; did you mean 'x'?"` for the name in the same directory that is nearest to `path`, or nothing."""
+    path = Path(path)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+
+
 def write_text(path: Path, text: str) -> None:
     """
     Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`. What UTF-8
@@ -22,8 +50,9 @@ def write_text(path: Path, text: str) -> None:
     """
     partial = partial_of(path)
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        with naming(path):
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

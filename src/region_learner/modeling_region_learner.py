@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
 
 # How far a revived code lies from the code that it splits, towards a feature of that code.
 _SPLIT = 0.1
@@ -1200,16 +1200,62 @@ def max_margin_loss(
     return (violations * negatives).sum() / (2 * negatives.sum()).clamp(min=1)
 
 
-def _build_text_model(config: RegionLearnerConfig) -> PreTrainedModel:
-    if config.text_config.is_encoder_decoder:
+# Their pooled state is that of the last position, whatever is there: they were trained on texts that are all padded to
+# full length, and they see the padding.
+FULL_LENGTH_TEXT_TOWERS = ("siglip_text_model", "siglip2_text_model")
+
+
+def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False) -> PreTrainedModel:
+    """
+    A new text encoder, with its own pooling layer only if that is asked for: unused, it would have parameters without
+    gradient.
+
+    Raises:
+        ValueError: the configuration is not that of an encoder of texts.
+    """
+    if text_config.is_encoder_decoder:
         raise ValueError(
-            f"text_config is that of an encoder-decoder ({config.text_config.model_type}): give that of an encoder."
+            f"text_config is that of an encoder-decoder ({text_config.model_type}): give that of an encoder."
         )
-    # A pooling layer whose output is not used would have parameters without gradient.
-    model_class = MODEL_MAPPING.get(type(config.text_config), None)  # type: ignore[arg-type]
+    if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # which AutoModel does not know
+        from transformers import Siglip2TextModel, SiglipTextModel
+
+        full_length: Any = SiglipTextModel if text_config.model_type == "siglip_text_model" else Siglip2TextModel
+        return full_length._from_config(text_config)
+    model_class = MODEL_MAPPING.get(type(text_config), None)  # type: ignore[arg-type]
     has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    options = {"add_pooling_layer": config.text_pooling == "pooler"} if has_pooling else {}
-    return AutoModel.from_config(config.text_config, **options)
+    return AutoModel.from_config(text_config, **({"add_pooling_layer": pooling_layer} if has_pooling else {}))
+
+
+def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
+    """
+    Raises:
+        ValueError: the pooled token has not seen the text, or cannot be found.
+    """
+    text_config: Any = config.text_config
+    pooling = config.text_pooling
+    causal = is_causal(text_config)
+    if getattr(text_config, "is_causal", None) is not False:  # of a kind that the configuration does not know
+        causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
+    # What a causal encoder pools itself is its first token, but for CLIP, which pools the end of the text.
+    takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type != "clip_text_model")
+    if takes_first and causal:
+        raise ValueError(
+            f"text_pooling={pooling!r} takes a token that has not seen the text: each token of "
+            f"{text_config.model_type!r} sees only those before it. Set text_pooling='last', 'mean' or None."
+        )
+    if pooling == "eos" and text_config.eos_token_id is None:
+        raise ValueError(
+            f"text_pooling='eos' needs an end-of-text token, but eos_token_id of the {text_config.model_type!r} "
+            "text_config is None: set it, or another text_pooling."
+        )
+
+
+def _reorder(x: torch.Tensor, order: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """`x` with the positions of each text, along `dim`, in the given order (B, length)."""
+    shape = [len(order), *[1] * (x.ndim - 1)]
+    shape[dim] = order.shape[1]
+    return torch.take_along_dim(x, order.view(shape), dim)
 
 
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
@@ -1223,7 +1269,9 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
-        self.text_model = _build_text_model(config)
+        pooling_layer = config.text_pooling == "pooler"
+        self.text_model = build_text_tower(config.text_config, pooling_layer)  # type: ignore[arg-type]
+        _check_text_pooling(config, self.text_model)
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(config.text_config.hidden_size, dim, bias=bias)
@@ -1264,21 +1312,55 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
         """
-        outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        text_config: Any = self.config.text_config
+        full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
+        if full_length and attention_mask is None:  # which their tokenizers do not make
+            attention_mask = (input_ids != text_config.pad_token_id).long()  # type: ignore[union-attr]
+        back = None
+        if attention_mask is not None and attention_mask.ndim == 2:
+            # Padding on the left is moved to the right. Positions then begin with the text, whatever the encoder
+            # counts them by, and not with the padding, which depends on what else is in the batch.
+            length = attention_mask.shape[1]
+            start = attention_mask.ne(0).int().argmax(1, keepdim=True)
+            positions = torch.arange(length, device=start.device)
+            order, back = (positions + start) % length, (positions - start) % length
+            attention_mask = _reorder(attention_mask, order)
+            if input_ids is not None:
+                input_ids = _reorder(input_ids, order)
+            for name in ("token_type_ids", "position_ids", "inputs_embeds"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = _reorder(kwargs[name], order)
+        tower_mask = attention_mask
+        if full_length:
+            assert attention_mask is not None
+            padding = max(0, text_config.max_position_embeddings - input_ids.shape[1])  # type: ignore[union-attr]
+            input_ids = input_ids.masked_fill(attention_mask == 0, text_config.pad_token_id)
+            input_ids = F.pad(input_ids, (0, padding), value=text_config.pad_token_id)
+            attention_mask, tower_mask = F.pad(attention_mask, (0, padding)), None
+        outputs = self.text_model(input_ids=input_ids, attention_mask=tower_mask, **kwargs)
         pooled = self._pool_text(outputs, input_ids, attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
+        states, hidden_states, attentions = outputs.last_hidden_state, outputs.hidden_states, outputs.attentions
+        if back is not None:  # in the order in which the tokens came
+            states = _reorder(states, back)
+            hidden_states = hidden_states and tuple(_reorder(x, back) for x in hidden_states)
+            attentions = attentions and tuple(_reorder(_reorder(x, back, 2), back, 3) for x in attentions)
         return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=states,
             pooler_output=self.text_projection(pooled),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """One state a text, (B, width), from the text encoder's `outputs`."""
+        """One state per text, (B, width), from the text encoder's `outputs` for texts that are padded on the right."""
         states, pooling = outputs.last_hidden_state, self.config.text_pooling
         if pooling == "pooler":
+            if getattr(outputs, "pooler_output", None) is None:
+                raise ValueError(
+                    f"text_pooling='pooler', but {type(self.text_model).__name__} pools nothing: set another."
+                )
             return outputs.pooler_output
         if pooling == "first":
             return states[:, 0]
@@ -1287,13 +1369,19 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         if pooling == "mean":
             weights = attention_mask.to(states.dtype)
             return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
-        eos = self.config.text_config.eos_token_id
-        tokens = input_ids.masked_fill(~attention_mask.bool(), -1)  # type: ignore[union-attr]
-        if self.config.text_config.model_type == "clip_text_model" and eos == 2:
-            eos = tokens.amax(1, keepdim=True)  # OpenAI's CLIP: a text ends with its highest token
-        is_eos = tokens == eos
-        last = attention_mask.long().cumsum(1).argmax(1)  # for texts cut off before their end
-        position = torch.where(is_eos.any(1), is_eos.int().argmax(1), last)
+        position = attention_mask.long().cumsum(1).argmax(1)  # of the last token that is not padding
+        if pooling == "eos":  # a text that was cut off has none
+            text_config: Any = self.config.text_config
+            eos = text_config.eos_token_id
+            tokens = input_ids.masked_fill(~attention_mask.bool(), -1)  # type: ignore[union-attr]
+            if text_config.model_type == "clip_text_model" and eos == 2:
+                is_eos = tokens == tokens.amax(1, keepdim=True)  # OpenAI's CLIP: a text ends with its highest token
+            else:
+                ends = [eos] if isinstance(eos, int) else list(eos)
+                is_eos = torch.stack([tokens == end for end in ends]).any(0)
+                if getattr(text_config, "bos_token_id", None) in ends:  # GPT-2, OPT: texts may begin with it, too
+                    is_eos = F.pad(is_eos[:, 1:], (1, 0))
+            position = torch.where(is_eos.any(1), is_eos.int().argmax(1), position)
         return states[torch.arange(len(states), device=states.device), position]
 
 

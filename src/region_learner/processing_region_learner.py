@@ -10,13 +10,14 @@ from typing import Any
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-_LONGEST_TEXT = 512  # tokens, for tokenizers that do not know how many their model can take
-_UNKNOWN_LENGTH = 10**20  # where transformers, too, takes `model_max_length` for "not set"
+LONGEST_TEXT = 512  # tokens, for tokenizers that do not know how many their model can take
+UNKNOWN_LENGTH = 10**20  # where transformers, too, takes `model_max_length` for "not set"
 
 
 class RegionLearnerProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {
-        "text_kwargs": {"padding": True, "truncation": True, "return_tensors": "pt"},
+        # Not all tokenizers, SigLIP's say, give the mask of themselves.
+        "text_kwargs": {"padding": True, "truncation": True, "return_attention_mask": True, "return_tensors": "pt"},
         "videos_kwargs": {"return_tensors": "pt"},
     }
 
@@ -82,9 +83,9 @@ class RegionLearnerProcessor(ProcessorMixin):
 
         data: dict[str, Any] = {}
         if text is not None:
-            limited = text_kwargs.get("max_length") is not None or self.tokenizer.model_max_length < _UNKNOWN_LENGTH
+            limited = text_kwargs.get("max_length") is not None or self.tokenizer.model_max_length < UNKNOWN_LENGTH
             if text_kwargs.get("truncation") and not limited:
-                text_kwargs["max_length"] = _LONGEST_TEXT
+                text_kwargs["max_length"] = LONGEST_TEXT
             data.update(self.tokenizer(text, **text_kwargs))
         if images is not None:
             clips = [[image] for image in _flatten(images)]

@@ -4,9 +4,7 @@ import difflib
 import logging
 import math
 import os
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from ..files import naming
 from ..modeling_region_learner import RegionLearnerModel
+from ..text_tower import check_text_tower
+from .torch_files import read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -46,54 +47,20 @@ _REGION_NAMES = {
 _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_projection."}
 
 
-class _Inert(dict):
-    """Stands in for every class and function a pickle names: takes anything, keeps nothing, does nothing."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__()
-
-    def __setitem__(self, key, value):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
-
-
 def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Reads the tensors of a checkpoint saved by the original without running anything the file contains: PyTorch's
-    restricted unpickler builds them, and whatever else the file names is replaced by an object that does nothing.
-
-    Returns the entries of its `state_dict`, without the `module.` in front of names.
+    Returns the weights in a checkpoint of the authors' code by their names, without the `module.` in front of them.
+    Nothing in the file is run; see [`read_state_dict`].
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such checkpoint, or asks for something the restricted unpickler refuses.
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is damaged, or is not such a checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        # Files of PyTorch before 1.6 are no archives, and cannot be asked: they may hold nothing but tensors.
-        known_format = zipfile.is_zipfile(path)
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if known_format else []
-        with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint (a file written by `torch.save`, without code to run): {reason}"
-        ) from error
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no `state_dict` of tensors: it is no checkpoint of the original's code.")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    saved = read_state_dict(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
+    if len(state) < len(saved):
+        raise ValueError(f"{path} holds weights twice, with `module.` in front of their names and without.")
+    return state
 
 
 def rename(name: str, table: dict[str, str]) -> str | None:
@@ -124,10 +91,10 @@ def _convert_names(state: dict[str, torch.Tensor], path) -> dict[str, torch.Tens
         else:
             converted[new_name] = tensor
     if unknown:
-        raise ValueError(f"{path} holds weights of no model that can be converted: {', '.join(sorted(unknown)[:8])}.")
+        raise ValueError(f"{path} has weights that are not of the authors' model: {', '.join(sorted(unknown)[:8])}.")
     for needed in ("video_model.embeddings.cls_token", "text_projection.weight", "video_projection.weight"):
         if needed not in converted:
-            raise ValueError(f"{path} lacks {needed} (as the original names it): it is no whole dual encoder.")
+            raise ValueError(f"{path} lacks {needed} (by our name): it is not a complete dual encoder.")
     return converted
 
 
@@ -135,23 +102,34 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
+def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.Size:
+    """
+    Raises:
+        ValueError: there is no such weight, or it has other dimensions.
+    """
+    if name not in state:
+        raise ValueError(f"it lacks {name!r} (by our name)")
+    if state[name].ndim != dimensions:
+        raise ValueError(f"{name!r} (by our name) has {state[name].ndim} dimensions instead of {dimensions}")
+    return state[name].shape
+
+
 def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the weights tell of the video configuration."""
     state = {k.removeprefix("video_model."): v for k, v in state.items() if k.startswith("video_model.")}
-    hidden_size, num_channels, patch_size, _ = state["embeddings.patch_embedding.weight"].shape
-    grid = math.isqrt(state["embeddings.position_embeddings"].shape[1] - 1)
-    codes = state.get("region_module.quantizer.embed")
-    masks = state.get("region_module.aggregation.conv.weight")
+    hidden_size, num_channels, patch_size, _ = _shape(state, "embeddings.patch_embedding.weight", 4)
+    grid = math.isqrt(_shape(state, "embeddings.position_embeddings", 3)[1] - 1)
+    codes, masks = "region_module.quantizer.embed", "region_module.aggregation.conv.weight"
     return {
         "hidden_size": hidden_size,
         "num_channels": num_channels,
         "patch_size": patch_size,
         "image_size": grid * patch_size,
-        "num_frames": state["embeddings.temporal_embeddings"].shape[1],
+        "num_frames": _shape(state, "embeddings.temporal_embeddings", 3)[1],
         "num_hidden_layers": _count(state, r"layers\.(\d+)\."),
-        "intermediate_size": state["layers.0.mlp.fc1.weight"].shape[0],
-        "codebook_size": 0 if codes is None else codes.shape[0],
-        "num_regions": 0 if masks is None else masks.shape[0],
+        "intermediate_size": _shape(state, "layers.0.mlp.fc1.weight", 2)[0],
+        "codebook_size": _shape(state, codes, 2)[0] if codes in state else 0,
+        "num_regions": _shape(state, masks, 4)[0] if masks in state else 0,
         "interaction_layers": _count(state, r"region_module\.interaction\.(\d+)\."),
         "motion_excitation": "region_module.motion_excitation.conv.weight" in state,
         "temporal_fusion": "linear" if "temporal_fusion.weight" in state else "attention",
@@ -163,27 +141,29 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the weights tell of the text configuration: DistilBERT, which the original uses, or BERT."""
-    vocab_size, width = state["text_model.embeddings.word_embeddings.weight"].shape
-    positions = state["text_model.embeddings.position_embeddings.weight"].shape[0]
+    vocab_size, width = _shape(state, "text_model.embeddings.word_embeddings.weight", 2)
+    positions = _shape(state, "text_model.embeddings.position_embeddings.weight", 2)[0]
     common = {"vocab_size": vocab_size, "max_position_embeddings": positions}
     if layers := _count(state, r"text_model\.transformer\.layer\.(\d+)\."):
-        hidden = state["text_model.transformer.layer.0.ffn.lin1.weight"].shape[0]
+        hidden = _shape(state, "text_model.transformer.layer.0.ffn.lin1.weight", 2)[0]
         return common | {"model_type": "distilbert", "dim": width, "n_layers": layers, "hidden_dim": hidden}
     layers = _count(state, r"text_model\.encoder\.layer\.(\d+)\.")
-    hidden = state["text_model.encoder.layer.0.intermediate.dense.weight"].shape[0]
+    hidden = _shape(state, "text_model.encoder.layer.0.intermediate.dense.weight", 2)[0]
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": hidden}
     return common | {"model_type": "bert"} | sizes
 
 
-def _text_config(state: dict[str, torch.Tensor], given) -> PreTrainedConfig:
+def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike) -> PreTrainedConfig:
     if isinstance(given, (str, os.PathLike)):
         return AutoConfig.from_pretrained(given)
     if isinstance(given, PreTrainedConfig):
         return given
     try:
         sizes = _text_sizes(state)
-    except KeyError as error:
-        raise ValueError(f"The text encoder is neither DistilBERT nor BERT (no {error}): pass text_config.") from error
+    except ValueError as error:
+        raise ValueError(
+            f"The text encoder of {path} is neither DistilBERT nor BERT ({error}): give its text_config."
+        ) from error
     sizes |= given or {}
     return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
 
@@ -230,60 +210,132 @@ def convert_original_checkpoint(
 
     Args:
         path: the `.pth` file. Nothing in it is run; see [`read_checkpoint`].
-        output_dir: where to save model, source files and, if there is a tokenizer, processor.
+        output_dir: where to save model, source files and processor; it must not hold a checkpoint yet.
         text_config: of the text encoder, if not DistilBERT or BERT with 12 heads: a configuration, a dict (sizes
             that it lacks are taken from the weights), or a directory or name.
         tokenizer: a tokenizer, or a directory or name, to save with the processor; by default that of `text_config`
-            where it is a directory or name.
+            where it is a directory or name, and otherwise the one that the authors used with such a text encoder
+            ("distilbert-base-uncased" or "bert-base-uncased"). Where that cannot be downloaded, or the vocabulary is
+            another one, the checkpoint is saved with a video processor alone, and a warning.
         config_overrides: fields of the video configuration, or `projection_dim` and `temperature`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file that is no such checkpoint, weights that do not fit the configuration, or an unknown
-            override.
+        FileNotFoundError: there is no such file.
+        FileExistsError: `output_dir` holds a checkpoint.
+        ValueError: the file is not such a checkpoint, or is damaged; weights, or the tokenizer, do not fit the
+            configuration; an override is not known.
     """
+    if output_dir is not None:
+        _check_output(Path(output_dir))
     state = _convert_names(read_checkpoint(path), path)
     try:
         sizes = _video_sizes(state)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no whole dual encoder: it lacks {error} (by our name).") from error
+        projection_dim = _shape(state, "text_projection.weight", 2)[0]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a complete dual encoder: {error}.") from error
     config = config_with_overrides(
         config_overrides,
         video=sizes,
-        text_config=_text_config(state, text_config),
-        projection_dim=state["text_projection.weight"].shape[0],
+        text_config=_text_config(state, text_config, path),
+        projection_dim=projection_dim,
     )
-    model = RegionLearnerModel(config)
-    quantizer = "video_model.region_module.quantizer"
     if config.video_config.codebook_size:
         # The original does not count these: its codes have been trained, and have all been in use lately.
+        quantizer = "video_model.region_module.quantizer"
         state[f"{quantizer}.num_updates"] = torch.ones((), dtype=torch.int64)
         state[f"{quantizer}.features_unused"] = torch.zeros(config.video_config.codebook_size, dtype=torch.int64)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        details = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"The weights of {path} do not fit the configuration: {details}") from error
+    _check_weights(state, config, path)
+    model = RegionLearnerModel(config)
+    model.load_state_dict(state, strict=True)
     model.eval()
     if output_dir is not None:
-        _save(model, output_dir, text_config if tokenizer is None else tokenizer)
+        _save(model, Path(output_dir), text_config if tokenizer is None else tokenizer)
     return model
 
 
-def _save(model: RegionLearnerModel, output_dir: str | os.PathLike, tokenizer: Any):
+def _check_output(output_dir: Path):
+    """
+    Raises:
+        FileExistsError: the directory holds a checkpoint, or is a file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"{output_dir} is a file: name a directory for the converted checkpoint.")
+    for pattern in ("*config.json", "*.safetensors", "*.bin", "*.pt", "*.pth"):
+        if found := next(output_dir.glob(pattern), None):
+            raise FileExistsError(
+                f"{output_dir} holds a checkpoint already ({found.name}): choose another directory, or delete it."
+            )
+
+
+def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, path: str | os.PathLike):
+    """
+    Compares the weights with those of the configuration's model before memory is used for it.
+
+    Raises:
+        ValueError: they do not fit it, or are not finite.
+    """
+    try:
+        with torch.device("meta"):
+            expected = RegionLearnerModel(config).state_dict()
+    except ValueError as error:
+        raise ValueError(f"The weights of {path} do not make a model: {error}") from error
+    faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    faults += [f"{name} has no place" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        ours, theirs = expected[name], state[name]
+        if ours.shape != theirs.shape:
+            faults.append(f"{name} has the shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            faults.append(f"{name} is of the type {theirs.dtype}".replace("torch.", ""))
+        elif not theirs.isfinite().all():
+            faults.append(f"{name} has values that are not finite")
+    if faults:
+        faults.sort()
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"The weights of {path} do not fit the configuration: {'; '.join(faults[:3])}{more}.")
+
+
+# Where a tokenizer is not named: those of the text encoders that the authors trained with, by type and vocabulary.
+_USUAL_TOKENIZERS = {("distilbert", 30522): "distilbert-base-uncased", ("bert", 30522): "bert-base-uncased"}
+
+
+def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
     from ..processing_region_learner import RegionLearnerProcessor
     from ..video_processing_region_learner import RegionLearnerVideoProcessor
 
-    model.save_pretrained(output_dir)
-    video = model.config.video_config
-    video_processor = RegionLearnerVideoProcessor.for_image_size(video.image_size, num_frames=video.num_frames)
+    text_config: Any = model.config.text_config
+    video_config = model.config.video_config
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    if tokenizer is None or isinstance(tokenizer, (dict, PreTrainedConfig)):
+    elif tokenizer is None or isinstance(tokenizer, (dict, PreTrainedConfig)):
+        tokenizer = _usual_tokenizer(text_config)
+    if tokenizer is not None:
+        check_text_tower(text_config, tokenizer)
+    with naming(output_dir):
+        model.save_pretrained(output_dir)
+    video_processor = RegionLearnerVideoProcessor.for_image_size(
+        video_config.image_size, num_frames=video_config.num_frames
+    )
+    if tokenizer is None:
         video_processor.save_pretrained(output_dir)
         logger.warning(
-            "Saved without a tokenizer, so that texts cannot be processed yet: pass `tokenizer=` "
-            "(the original's is 'distilbert-base-uncased')."
+            "%s was saved without a tokenizer, so that `evaluate` and `train` cannot read texts yet. "
+            "Convert again with --tokenizer, a directory or Hub name (the authors used distilbert-base-uncased).",
+            output_dir,
         )
     else:
         RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(output_dir)
+
+
+def _usual_tokenizer(text_config: PreTrainedConfig) -> Any:
+    """The tokenizer that the authors used with such a text encoder; None if there is none, or it is out of reach."""
+    name = _USUAL_TOKENIZERS.get((text_config.model_type, text_config.vocab_size))
+    if name is None:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        logger.warning("The tokenizer %s cannot be downloaded (%s).", name, str(error).partition("\n")[0])
+        return None
+    logger.info("Took the tokenizer %s, with which the authors trained.", name)
+    return tokenizer

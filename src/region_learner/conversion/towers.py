@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from ..modeling_region_learner import RegionLearnerModel
+from ..text_tower import check_text_tower
 from .original import VIT_NAMES, config_with_overrides, rename
 
 logger = logging.getLogger(__name__)
@@ -349,6 +350,10 @@ def processor_from_towers(
     """
     The processor for [`from_pretrained_towers`] of the same arguments: frame size, mean and standard deviation of
     the image model (where it does not say, a warning and ImageNet's), and the tokenizer of the text encoder.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: the tokenizer does not fit the text encoder.
     """
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -363,4 +368,6 @@ def processor_from_towers(
     video_processor = RegionLearnerVideoProcessor.for_image_size(
         tower.sizes["image_size"], num_frames=num_frames, image_mean=mean, image_std=std
     )
-    return RegionLearnerProcessor(video_processor, AutoTokenizer.from_pretrained(text))
+    tokenizer, text_config = AutoTokenizer.from_pretrained(text), _config_of(str(text))
+    check_text_tower(text_config.text_config if text_config.model_type == "clip" else text_config, tokenizer)
+    return RegionLearnerProcessor(video_processor, tokenizer)

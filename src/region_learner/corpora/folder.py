@@ -82,7 +82,7 @@ def check_data_dir(corpus: str, data_dir: str | os.PathLike[str] | None) -> Path
         CorpusError: it is not given, or is no directory.
     """
     if data_dir is None:
-        raise CorpusError(f"corpus {corpus!r} needs data_dir=, the directory that holds it")
+        raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
     path = Path(os.path.abspath(os.path.expanduser(data_dir)))
     if not path.is_dir():
         raise CorpusError(f"no directory {path} for corpus {corpus!r}: check data_dir=")

@@ -177,9 +177,9 @@ def get_protocol(name: str) -> Protocol:
     from ..corpora.folder import suggestion
 
     if name not in PROTOCOLS:
-        raise ValueError(
-            f"There is no protocol {name!r}{suggestion(name, PROTOCOLS)} (protocols: {', '.join(PROTOCOLS)})."
-        )
+        of_corpus = [f"'{known}'" for known in PROTOCOLS if known.startswith(f"{name}_")]
+        near = f"; did you mean {', '.join(of_corpus)}?" if of_corpus else suggestion(name, PROTOCOLS)
+        raise ValueError(f"There is no protocol {name!r}{near} (protocols: {', '.join(PROTOCOLS)}).")
     return PROTOCOLS[name]
 
 
@@ -279,9 +279,11 @@ def _evaluate(
     import torch
 
     from ..corpora import corpus_options, load_corpus
+    from ..loading import check_checkpoint
     from . import EVALUATIONS
 
     start = time.perf_counter()
+    check_checkpoint(name)
     runs, unknown = _training_of(name)
     trained_on = {entry.corpus for entry in runs}
     unchecked = _check_zero_shot(protocol, name, trained_on, unknown) if protocol.zero_shot else []
@@ -332,7 +334,7 @@ def _evaluate(
             "captions": protocol.captions,
             "source": protocol.source,
             "primary_metric": protocol.metric,
-            "frames": processor.video_processor.num_frames,
+            "frames": getattr(processor, "video_processor", processor).num_frames,
             "clips": views.clips if views.window_stride is None else None,
             "window_stride": views.window_stride,
             **extra,
@@ -352,7 +354,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
 
     Args:
         name: a directory or Hub name.
-        task: of `EVALUATIONS`; None for what needs a video tower alone.
+        task: of `EVALUATIONS`; None for what needs a video tower alone. For it, and for "classification", the
+            processor is a video processor.
 
     Raises:
         ValueError: it is no RegionLearner, or lacks weights, as one of another task does: they would be drawn at
@@ -363,8 +366,10 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         AutoModel,
         AutoModelForVideoClassification,
         AutoModelForVisualQuestionAnswering,
-        AutoProcessor,
     )
+
+    from ..files import near_file
+    from ..loading import load_processor
 
     refuse_bare_adapters(name)
     heads: dict[str | None, Any] = {
@@ -378,7 +383,9 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise
-        raise OSError(f"The model {name} is no directory here, and could not be had from the Hub: {error}") from error
+        raise OSError(
+            f"{name} is not a local directory{near_file(name)}, and downloading it from the Hub failed: {error}"
+        ) from error
     is_a = type(model).__name__
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
     if model.config.model_type not in towers:
@@ -395,7 +402,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
             f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}): they would be random. Take a checkpoint that "
             "was trained for it."
         )
-    return model, AutoProcessor.from_pretrained(name)
+    reads_texts = task not in (None, "classification")
+    return model, load_processor(name, model.config.text_config if reads_texts else None)
 
 
 def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> list[str]:

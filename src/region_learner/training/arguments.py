@@ -109,6 +109,8 @@ class ModelArguments:
         for name in ("model", "video_tower", "text_tower", "tokenizer"):
             if getattr(self, name) in _NOTHING:
                 setattr(self, name, None)
+        if self.flip_probability is not None and not 0.0 <= self.flip_probability <= 1.0:
+            raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
         if self.task not in TASKS:
             raise ValueError(
                 f"task={self.task!r} is not known{_nearest(self.task, TASKS)} (tasks: {', '.join(TASKS)})"
@@ -257,7 +259,12 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             self.accelerator_config = mapping_from_json("accelerator_config", self.accelerator_config)
         self.lr_scheduler_kwargs = mapping_from_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         check_accelerator_config(self.accelerator_config)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # of a mapping with unknown keys
+            raise ValueError(f"An argument of the training does not fit: {error}") from error
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps={self.gradient_accumulation_steps} must be at least 1.")
         refuse_arguments(self)
         check_trackers(self.report_to or ())
         set_direction(self, greater_is_better)
@@ -338,6 +345,12 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split()[2].partition("=")[0]
+            if unknown.startswith("-"):
+                message = f"{unknown} is not known{_nearest(unknown, self._option_string_actions)}"
+            else:
+                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first"
         raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
 
 

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..configuration_region_learner import REGION_FORMS, RegionLearnerConfig, RegionLearnerVideoConfig
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
+from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
+from ..loading import check_checkpoint, load_processor
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
     RegionLearnerModel,
 )
 from ..processing_region_learner import RegionLearnerProcessor
+from ..text_tower import check_text_tower
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
 from .arguments import ModelArguments
 from .tokenizer import train_tokenizer
@@ -42,7 +45,7 @@ def build_model(
         captions: what `tokenizer="train"` learns from.
 
     Raises:
-        ValueError: if the arguments name none of these, or several.
+        ValueError: if the arguments name none of these, or several, or the tokenizer does not fit the text tower.
     """
     check_source(arguments)
     overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
@@ -61,6 +64,7 @@ def check_source(arguments: ModelArguments):
     """
     Raises:
         ValueError: if the arguments do not say where the model comes from, or say it twice.
+        OSError: `model` cannot be a checkpoint.
     """
     if arguments.model is not None:
         refuse_bare_adapters(arguments.model)
@@ -72,6 +76,8 @@ def check_source(arguments: ModelArguments):
     chosen = [name for name, given in named.items() if given]
     if len(chosen) != 1:
         raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
+    if arguments.model is not None:
+        check_checkpoint(arguments.model)
     if arguments.tokenizer is not None and arguments.text_config is None:
         raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
     if arguments.text_config is not None and arguments.tokenizer is None:
@@ -101,7 +107,7 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
     model = AutoModel.from_pretrained(name, **overrides)
     if frames is not None and frames != model.config.video_config.num_frames:
         model = model.resize_frames(frames, fill=arguments.frame_fill)
-    processor = AutoProcessor.from_pretrained(name)
+    processor = load_processor(name, model.config.text_config)
     processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor
 
@@ -123,6 +129,7 @@ def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLear
     config: RegionLearnerConfig = config_with_overrides(
         dict(arguments.config or {}), video=arguments.video_config or {}, text_config=text
     )
+    check_text_tower(config.text_config, tokenizer)  # type: ignore[arg-type]
     video = config.video_config
     video_processor = RegionLearnerVideoProcessor.for_image_size(
         video.image_size, num_frames=arguments.num_frames or video.num_frames
@@ -173,12 +180,16 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
 
     Raises:
         ImportError: without `peft`.
-        ValueError: for towers that the model does not have.
+        ValueError: for options that do not exist, and towers that the model does not have.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    for name in options:
+        if name != "towers" and name not in LoraConfig.__dataclass_fields__:
+            near = suggestion(name, LoraConfig.__dataclass_fields__) or "."
+            raise ValueError(f"lora: {name!r} is not an option of peft.LoraConfig{near}")
     options = dict(options)
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]

@@ -17,7 +17,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         texts: what to learn it from.
         vocab_size: at most so many tokens.
         max_length: texts are cut to so many tokens.
+
+    Raises:
+        ValueError: `vocab_size` leaves no room for words.
     """
+    if vocab_size <= len(_SPECIAL):
+        raise ValueError(f"vocab_size={vocab_size} must be more than the {len(_SPECIAL)} special tokens.")
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()])

@@ -1,0 +1,399 @@
+"""
+The tensors of a file written by `torch.save`, for files from strangers.
+
+A pickle is a program that may call anything. Here it is not run: its opcodes are followed with plain containers, and
+every class and function that it names, but those that tensors are made of, becomes a placeholder. Sizes that the file
+declares are compared with what it holds before anything is allocated.
+"""
+
+import math
+import os
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files that PyTorch wrote before version 1.6
+_MOST_TENSORS = 10_000  # of a model; the largest vision transformers have about 1,000
+_PLACEHOLDER = object()  # for whatever is not a container, a number, a text or a tensor
+_MARK = object()
+
+
+@dataclass(frozen=True)
+class _Global:
+    """The name of a class or function: "module name"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: torch.dtype
+    length: int  # in elements
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.size) * self.storage.dtype.itemsize
+
+    def check(self, name: str):
+        """
+        Raises:
+            ValueError: the tensor is not a view of elements of its storage, each at most once.
+        """
+        numbers = (self.offset, *self.size, *self.stride)
+        if len(self.size) != len(self.stride) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"the shape of {name} is damaged")
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.size, self.stride))
+        if not 0 < math.prod(self.size) <= self.storage.length or last >= self.storage.length:
+            raise ValueError(
+                f"{name} has the shape {self.size} and its storage {self.storage.length} elements: they do not fit"
+            )
+
+
+@dataclass
+class _Unpickler:
+    """Follows the opcodes of one pickle; see the module."""
+
+    storages: dict[str, _Storage] = field(default_factory=dict)
+    stack: list[Any] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def load(self, file: BinaryIO) -> Any:
+        """
+        Raises:
+            ValueError, IndexError, KeyError: the pickle is damaged.
+        """
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[opcode.name](argument))
+            elif (step := getattr(self, f"_{opcode.name.lower()}", None)) is not None:
+                step(argument)
+            elif opcode.name not in ("PROTO", "FRAME", "STOP"):
+                raise ValueError(f"a pickle of tensors does not hold {opcode.name}")
+        return self.stack.pop()
+
+    def _items(self) -> list[Any]:
+        """What was put on the stack since the last mark."""
+        items = []
+        while (value := self.stack.pop()) is not _MARK:
+            items.append(value)
+        return items[::-1]
+
+    def _pop(self, _):
+        self.stack.pop()
+
+    def _pop_mark(self, _):
+        self._items()
+
+    def _dup(self, _):
+        self.stack.append(self.stack[-1])
+
+    def _put(self, index):
+        self.memo[index] = self.stack[-1]
+
+    _binput = _long_binput = _put
+
+    def _memoize(self, _):
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _get(self, index):
+        self.stack.append(self.memo[index])
+
+    _binget = _long_binget = _get
+
+    def _tuple(self, _):
+        self.stack.append(tuple(self._items()))
+
+    def _last(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError("too little on the stack")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def _tuple1(self, _):
+        self.stack.append(tuple(self._last(1)))
+
+    def _tuple2(self, _):
+        self.stack.append(tuple(self._last(2)))
+
+    def _tuple3(self, _):
+        self.stack.append(tuple(self._last(3)))
+
+    def _list(self, _):
+        self.stack.append(self._items())
+
+    def _append(self, _):
+        self._extend([self.stack.pop()])
+
+    def _appends(self, _):
+        self._extend(self._items())
+
+    def _extend(self, items: list[Any]):
+        if type(self.stack[-1]) is list:
+            self.stack[-1].extend(items)
+
+    def _dict(self, _):
+        items = self._items()
+        self.stack.append({})
+        self._update(items)
+
+    def _setitem(self, _):
+        self._update(self._last(2))
+
+    def _setitems(self, _):
+        self._update(self._items())
+
+    def _update(self, items: list[Any]):
+        if type(self.stack[-1]) is dict:
+            pairs = zip(items[::2], items[1::2])
+            # Hashing what else a key may be, such as tuples of great depth, is not safe.
+            self.stack[-1].update((key, value) for key, value in pairs if type(key) in (str, int))
+
+    def _stack_global(self, _):
+        module, name = self._last(2)
+        self.stack.append(_Global(f"{module} {name}") if type(module) is type(name) is str else _PLACEHOLDER)
+
+    def _binpersid(self, _):
+        match self.stack.pop():
+            case ("storage", _Global(name), str(key), _, int(length), *rest) if rest in ([], [None]):
+                module, _, kind = name.partition(" ")
+                if module in ("torch", "torch.cuda") and kind in _DTYPES and length >= 0:
+                    storage = _Storage(key, _DTYPES[kind], length)
+                    if self.storages.setdefault(key, storage) != storage:
+                        raise ValueError(f"storage {key} is declared twice, in two ways")
+                    self.stack.append(storage)
+                    return
+        self.stack.append(_PLACEHOLDER)
+
+    def _reduce(self, _):
+        function, arguments = self._last(2)
+        made = _PLACEHOLDER
+        match (function, arguments):
+            case (_Global("collections OrderedDict"), ()):
+                made = {}
+            case (
+                _Global("torch._utils _rebuild_tensor_v2" | "torch._utils _rebuild_tensor"),
+                (_Storage() as storage, int(offset), tuple(size), tuple(stride), *_),
+            ):
+                made = _Tensor(storage, offset, size, stride)
+            case (_Global("torch._utils _rebuild_parameter"), (_Tensor() as tensor, *_)):
+                made = tensor
+        self.stack.append(made)
+
+    def _newobj(self, _):
+        self._last(2)
+        self.stack.append(_PLACEHOLDER)
+
+    def _newobj_ex(self, _):
+        self._last(3)
+        self.stack.append(_PLACEHOLDER)
+
+    def _obj(self, _):
+        self._items()
+        self.stack.append(_PLACEHOLDER)
+
+    def _inst(self, _):
+        self._obj(_)
+
+    def _build(self, _):
+        """Drops the state of an object, such as the versions of modules that `state_dict()` notes."""
+        self.stack.pop()
+
+    def _additems(self, _):
+        self._items()
+
+
+# What an opcode puts on the stack from its argument alone.
+_CONSTANTS: dict[str, Callable[[Any], Any]] = {
+    "MARK": lambda _: _MARK,
+    "GLOBAL": _Global,
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_DICT": lambda _: {},
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_TUPLE": lambda _: (),
+    **dict.fromkeys(("EMPTY_SET", "PERSID", "EXT1", "EXT2", "EXT4"), lambda _: _PLACEHOLDER),
+    **dict.fromkeys(
+        (
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+            *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        ),
+        lambda argument: argument,
+    ),
+}
+
+
+class _Bounded:
+    """A file of which no more is asked than it has: a pickle may declare a text of many gigabytes."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size = file, size
+        self.tell, self.readline, self.seek = file.tell, file.readline, file.seek
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(max(0, min(count, self.size - self.file.tell())))
+
+
+def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
+    """The object in a file of PyTorch since 1.6, and what reads its storages."""
+    archive = zipfile.ZipFile(file)
+    for record in archive.infolist():
+        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+            raise ValueError(f"its record {record.filename} is compressed, which torch.save never does")
+    declared = sum(record.file_size for record in archive.infolist())
+    if declared > size:
+        raise ValueError(f"its records declare {declared:,} bytes, but the file has {size:,}")
+    pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("it is a zip archive, but not one that torch.save wrote (there is no data.pkl)")
+    folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise ValueError("it was written on a big-endian machine")
+
+    def read(storage: _Storage) -> bytes:
+        return archive.read(f"{folder}data/{storage.key}")
+
+    return _Unpickler().load(BytesIO(archive.read(pickles[0]))), read
+
+
+def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
+    """The object in a file of PyTorch before 1.6, and what reads its storages."""
+    bounded: Any = _Bounded(file, size)
+    for expected in (_LEGACY_MAGIC, 1001):
+        if _Unpickler().load(bounded) != expected:
+            raise ValueError("it does not begin as torch.save begins files")
+    system = _Unpickler().load(bounded)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("it was written on a big-endian machine, or is damaged")
+    unpickler = _Unpickler()
+    content, keys = unpickler.load(bounded), _Unpickler().load(bounded)
+    starts, position = {}, bounded.tell()
+    for key in keys if isinstance(keys, list) else ():
+        storage = unpickler.storages.get(key) if isinstance(key, str) else None
+        bounded.seek(position)
+        if storage is None or bounded.read(8) != struct.pack("<q", storage.length):
+            raise ValueError("its list of storages is damaged")
+        starts[key] = position + 8
+        position += 8 + storage.length * storage.dtype.itemsize
+        if position > size:
+            raise ValueError(f"it is cut short: storage {key} ends at byte {position:,} of {size:,}")
+
+    def read(storage: _Storage) -> bytes:
+        if storage.key not in starts:
+            raise ValueError(f"there is no storage {storage.key}")
+        bounded.seek(starts[storage.key])
+        return bounded.read(storage.length * storage.dtype.itemsize)
+
+    return content, read
+
+
+def _find_state_dict(content: Any) -> dict[str, _Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not isinstance(state, dict):
+        raise ValueError("there is no `state_dict` of tensors in it")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, _Tensor):
+            raise ValueError(f"there is no `state_dict` of tensors in it: {name!r} is not a tensor")
+        value.check(name)
+    return state
+
+
+def _read_tensors(state: dict[str, _Tensor], size: int, read: Callable[[_Storage], bytes]) -> dict[str, torch.Tensor]:
+    if len(state) > _MOST_TENSORS:
+        raise ValueError(f"it holds {len(state):,} tensors, more than any model that can be converted")
+    declared = sum(tensor.nbytes for tensor in state.values())
+    if declared > size:
+        raise ValueError(f"its tensors declare {declared:,} bytes, but the file has {size:,}")
+    contents: dict[str, torch.Tensor] = {}
+    tensors = {}
+    for name, tensor in state.items():
+        storage = tensor.storage
+        if storage.key not in contents:
+            data = read(storage)
+            if len(data) != storage.length * storage.dtype.itemsize:
+                raise ValueError(
+                    f"the storage of {name} has {len(data):,} bytes instead of {storage.length:,} numbers"
+                )
+            contents[storage.key] = torch.frombuffer(bytearray(data), dtype=storage.dtype)
+        tensors[name] = contents[storage.key].as_strided(tensor.size, tensor.stride, tensor.offset)
+    return tensors
+
+
+def _kind_of(start: bytes) -> str | None:
+    """What a file is that is known not to be one of torch.save, by how it begins."""
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if start[8:9] == b"{":
+        return "it is a safetensors file, and the authors' checkpoints are .pth files"
+    if start.startswith(b"PK\x03\x04"):
+        return "it is cut short or damaged: a zip archive without its end"
+    if all(byte >= 32 or byte in b"\t\n\r" for byte in start):
+        text = " ".join(start[:40].decode("utf-8", "replace").split())
+        return f"it is a text file that begins with {text!r}"
+    return None
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if that is one, on the
+    CPU. Nothing in the file is run, and what it declares takes no more memory than it has bytes.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is damaged, or is not a file of tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, not a checkpoint file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    with open(path, "rb") as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            is_zip = zipfile.is_zipfile(file)
+            file.seek(0)
+            if not is_zip and (kind := _kind_of(file.read(64))):
+                raise ValueError(kind)
+            file.seek(0)
+            content, read = _read_zip(file, size) if is_zip else _read_legacy(file, size)
+            return _read_tensors(_find_state_dict(content), size, read)
+        # What `zipfile` and the opcodes of a damaged pickle end in.
+        except (
+            *(ValueError, IndexError, KeyError, OverflowError, OSError, EOFError, struct.error),
+            *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
+        ) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, ValueError):
+                reason = f"it is damaged ({reason})"
+            raise ValueError(f"{path} cannot be read as a checkpoint of the authors' code: {reason}.") from error

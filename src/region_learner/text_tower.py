@@ -1,0 +1,91 @@
+"""Whether a tokenizer and a text tower fit together."""
+
+import logging
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .modeling_region_learner import FULL_LENGTH_TEXT_TOWERS, build_text_tower
+from .processing_region_learner import LONGEST_TEXT, UNKNOWN_LENGTH
+
+logger = logging.getLogger(__name__)
+
+
+def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
+    """
+    Compares a tokenizer with the text tower that is to read its tokens. Where there is one safe reading, it is taken
+    and logged: texts are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer
+    without a padding token pads with its end of text.
+
+    Args:
+        text_config: of the text tower; of SigLIP, which sees padding, it takes over the tokenizer's padding token.
+        tokenizer: of the processor; changed as said.
+
+    Raises:
+        ValueError: it has tokens that the tower does not embed, no token to pad with, or another one than that by
+            which the tower counts positions.
+    """
+    kind = f"the text tower ({text_config.model_type})"
+    tower = _without_weights(text_config)
+    table: Any = tower.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(f"{kind.capitalize()} does not take tokens: text_config is not that of a text encoder.")
+    largest, embedded = max(tokenizer.get_vocab().values()), table.num_embeddings
+    if largest >= embedded:
+        raise ValueError(
+            f"The tokenizer has tokens up to id {largest:,}, but {kind} embeds only {embedded:,}: take the tokenizer "
+            "that belongs to the text tower."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"The tokenizer of {kind} has neither a padding token nor an end of text: set pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info(
+            "The tokenizer has no padding token: texts are padded with %r, which is masked.", tokenizer.pad_token
+        )
+    tables, padding = _position_tables(tower), tokenizer.pad_token_id
+    if counted := {table.padding_idx for table in tables} - {None, padding}:
+        raise ValueError(
+            f"The tokenizer pads with id {padding}, but {kind} takes id {counted.pop()} for padding when it counts "
+            "positions: take the tokenizer that belongs to the text tower."
+        )
+    if text_config.model_type in FULL_LENGTH_TEXT_TOWERS and text_config.pad_token_id != padding:
+        logger.info("Texts for %s are padded with id %d, as its tokenizer does it.", kind, padding)
+        text_config.pad_token_id = padding
+    positions = min(map(_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
+    longest = tokenizer.model_max_length
+    if positions is not None and positions < (longest if longest < UNKNOWN_LENGTH else LONGEST_TEXT):
+        logger.info("Texts are truncated to %d tokens, the positions of %s.", positions, kind)
+        tokenizer.model_max_length = positions
+
+
+def _without_weights(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    Raises:
+        ValueError: the configuration does not make a model.
+    """
+    try:
+        with torch.device("meta"):
+            return build_text_tower(text_config)
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes that are negative, 0 or not numbers
+        raise ValueError(f"text_config ({text_config.model_type}) does not make a model: {error}") from error
+
+
+def _position_tables(tower: nn.Module) -> list[nn.Embedding]:
+    """Learned absolute positions of a text tower; none if they are relative or rotary."""
+    return [
+        module
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.Embedding) and re.search(r"pos\w*emb|embed_pos|^wpe$", name.rpartition(".")[2])
+    ]
+
+
+def _positions(table: Any) -> int:
+    """Longest text for a table of positions. RoBERTa's begin after its padding token's, OPT's after an offset."""
+    offset = getattr(table, "offset", None)
+    if offset is None:
+        offset = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - offset

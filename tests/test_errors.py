@@ -1,0 +1,222 @@
+"""What the command line says of mistakes: one line with the cure for the user's, a traceback for our own."""
+
+import linecache
+import runpy
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch._utils import ExceptionWrapper
+from torch.optim import AdamW
+
+from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor, cli
+from region_learner.cli import main
+from region_learner.conversion.towers import _square
+from region_learner.corpora import load_corpus
+from region_learner.errors import in_one_line, is_for_user
+from region_learner.evaluation.results import write_results
+from region_learner.files import naming
+from region_learner.training.tokenizer import train_tokenizer
+
+from .conftest import tiny_model
+from .test_model_card import MSVD
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a checkpoint, a run, a folder of videos that are none, and files."""
+    place = tmp_path_factory.mktemp("place")
+    tiny_model().save_pretrained(place / "model")
+    processor = RegionLearnerProcessor(RegionLearnerVideoProcessor(), train_tokenizer(["a red square"], 50, 16))
+    processor.save_pretrained(place / "model")
+    tiny_model().save_pretrained(place / "run" / "checkpoint-8")
+    (place / "videos").mkdir()
+    (place / "videos" / "metadata.csv").write_text("file_name,caption\na.mp4,a red square\n")
+    (place / "videos" / "a.mp4").write_text("not a video")
+    (place / "results.json").write_text("{}")
+    (place / "original.pth").write_text("?")
+    return place
+
+
+TRAIN = ["train", "--model=model", "--data_dir=videos", "--output_dir=out", "--max_steps=1"]
+NEW = ["train", "--tokenizer=train", "--data_dir=videos", "--output_dir=out", "--max_steps=1"]
+MISTAKES = [
+    (["evaluate", "./nosuch"], "There is no directory ./nosuch. A checkpoint is a directory, or a Hub name"),
+    (["evaluate", "./models"], "There is no directory ./models; did you mean 'model'?"),
+    (["evaluate", "models", "--data-dir=videos", "--split=train"], "is not a local directory; did you mean 'model'?"),
+    (["evaluate", "run", "--data-dir=videos"], "there is no config.json in it; did you mean 'run/checkpoint-8'?"),
+    (["evaluate", "videos", "--data-dir=videos"], "videos is not a checkpoint: there is no config.json in it."),
+    (["evaluate", "original.pth"], "convert it first, by `region-learner convert original.pth DIRECTORY`"),
+    (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka', 'msrvtt_1kb', 'msrvtt_full'"),
+    (["evaluate", "model", "--protocol=msvd"], "corpus 'msvd' needs data_dir= (--data-dir)"),
+    (["evaluate", "model", "--task=retrieva"], "--task 'retrieva' is not known; did you mean 'retrieval'?"),
+    (["train", "--model=./nosuch"], "There is no directory ./nosuch."),
+    (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max_steps'?"),
+    (["train", "--max-step=3"], "--max-step is not known; did you mean '--max-steps'?"),
+    (["train", "small_from_scratch", "extra"], "'extra' is not expected: only a recipe comes without --name"),
+    (["card", "nofile.json"], "There is no nofile.json: `card` takes the files that `region-learner evaluate MODEL"),
+    (["card", "result.json"], "There is no result.json; did you mean 'results.json'?"),
+    (["regions", "model", "videos"], "videos is a directory: name its videos, such as videos/*.mp4."),
+    (["regions", "model", "videos/b.mp4"], "There is no file videos/b.mp4; did you mean 'videos/a.mp4'?"),
+    (["regions", "videos/a.mp4", "model"], "videos/a.mp4 is a file, not a checkpoint: the checkpoint comes first"),
+    (["convert", "results.json", "new"], "it is a text file that begins with '{}'"),
+    ([*TRAIN, "--accelerator_config", '{"x": 1}'], "unexpected keyword argument 'x'"),
+    ([*TRAIN, "--gradient_accumulation_steps=0"], "gradient_accumulation_steps=0 must be at least 1"),
+    ([*TRAIN, "--flip_probability=2"], "flip_probability=2.0 must be between 0 and 1"),
+    ([*TRAIN, "--lora", '{"lora_alfa": 3}'], "not an option of peft.LoraConfig; did you mean 'lora_alpha'"),
+    ([*NEW, "--vocab_size=0", "--text_config", '{"model_type": "distilbert"}'], "vocab_size=0 must be more than"),
+    ([*NEW, "--text_config", '{"model_type": "distilbert", "dim": -12}'], "(distilbert) does not make a model"),
+    ([*NEW, "--text_config", '{"model_type": "vit"}'], "text_config is not that of a text encoder"),
+    ([*TRAIN, "--seed=-1"], "Seed must be between 0 and 2**32 - 1 (from "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_a_mistake_is_told_in_one_line(place, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("REGION_LEARNER_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    output, errors = capsys.readouterr()
+    assert "Traceback" not in output + errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("region-learner: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "near"),
+    [
+        (["evaluates", "model"], "evaluate"),
+        (["corpus", "checks"], "check"),
+        (["evaluate", "model", "--batchsize=3"], "--batch-size"),
+        (["regions", "model", "--outputs=x.png"], "--output"),
+    ],
+)
+def test_misspelt_commands_and_options_name_the_nearest(capsys, argv, near):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert near in capsys.readouterr().err
+
+
+def test_accelerate_launch_handles_errors_as_the_command_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["region_learner.training", "--max_step", "3"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("region_learner.training", run_name="__main__")
+    assert end.value.code == 2
+    assert "--max_step is not known; did you mean '--max_steps'?" in capsys.readouterr().err
+
+
+def command_that_raises(monkeypatch, error: BaseException):
+    def command(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(cli, "_print", command)
+    monkeypatch.delenv("REGION_LEARNER_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["corpus", "list"])
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("a"), RuntimeError("b"), TypeError("c"), AttributeError("d"), OverflowError("e")]
+)
+def test_our_own_errors_show_where_they_come_from(monkeypatch, capsys, error):
+    assert command_that_raises(monkeypatch, error) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in errors
+    assert type(error).__name__ in errors
+    assert "please report it" in errors.splitlines()[-1]
+
+
+def test_an_interruption_ends_without_a_traceback(monkeypatch, capsys):
+    assert command_that_raises(monkeypatch, KeyboardInterrupt()) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SafetensorError("Error while deserializing header"), "Error while deserializing header"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "out of memory: take smaller batches"),
+        (MemoryError(), "out of memory: take smaller batches"),
+        (OSError(28, "No space left on device", "a"), "the disk is full: [Errno 28] No space left on device: 'a'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_errors_of_files_and_memory_are_told_in_one_line(monkeypatch, capsys, error, words):
+    assert command_that_raises(monkeypatch, error) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def caught(action) -> Exception:
+    try:
+        action()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def caught_of_loader(action) -> Exception:
+    """As it comes out of a DataLoader's process."""
+
+    def reraise():
+        try:
+            action()
+        except Exception:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    return caught(reraise)
+
+
+@pytest.mark.parametrize("catch", [caught, caught_of_loader])
+def test_which_value_errors_are_the_users(catch):
+    on_purpose = catch(lambda: load_corpus("folder", "/nowhere"))
+    assert is_for_user(on_purpose)
+    assert in_one_line(on_purpose) == "no directory /nowhere for corpus 'folder': check data_dir="
+    # A call in our own code that fails, as no line of it says `raise`.
+    assert not is_for_user(catch(lambda: _square((1, 2, 3), "name")))
+    assert not is_for_user(catch(lambda: {}["key"]))
+    # Of a library: it can be either, and the line says where to look.
+    of_library = catch(lambda: AdamW([torch.nn.Parameter(torch.zeros(1))], lr=-1.0))
+    assert is_for_user(of_library)
+    assert in_one_line(of_library).startswith("Invalid learning rate: -1.0 (from torch/optim/")
+
+
+@pytest.mark.parametrize(
+    ("library", "line", "expected"),
+    [
+        ("transformers", "raise RuntimeError('sizes do not fit')", True),
+        ("transformers", "().missing", False),
+        ("torch", "raise RuntimeError('shapes do not fit')", False),
+        ("transformers", "raise NotImplementedError('b')", False),
+        ("transformers", "raise KeyError('a')", False),
+    ],
+)
+def test_which_other_errors_are_the_users(library, line, expected):
+    file = f"/venv/lib/site-packages/{library}/made_up.py"
+    linecache.cache[file] = (len(line), None, [line], file)
+    error = caught(lambda: exec(compile(line, file, "exec")))
+    assert is_for_user(error) == expected
+    assert in_one_line(error).endswith(f"(from {library}/made_up.py:1; REGION_LEARNER_DEBUG=1 shows more)")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full")
+def test_a_full_disk_names_the_file(tmp_path, capsys):
+    write_results(MSVD, tmp_path / "results.json")
+    with pytest.raises(SystemExit) as end:
+        main(["card", str(tmp_path / "results.json"), "--output", "/dev/full"])
+    assert end.value.code == 2
+    assert "the disk is full: [Errno 28] No space left on device: '/dev/full'" in capsys.readouterr().err
+
+
+def test_errors_of_writing_name_the_file():
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: 'a/b'"), naming("a/b"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"\[Errno 13\] Permission denied: 'c'"), naming("a/b"):
+        raise OSError(13, "Permission denied", "c")  # which is named already
+    with pytest.raises(OSError, match=r"a/b cannot be written: I/O error: No space left"), naming("a/b"):
+        raise SafetensorError("I/O error: No space left")

@@ -1,0 +1,297 @@
+"""Texts mean the same in every batch, and tokenizers that do not fit their text tower are found before training."""
+
+import logging
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    CLIPTextConfig,
+    DistilBertModel,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Qwen3Config,
+    RobertaConfig,
+    Siglip2TextConfig,
+    SiglipTextConfig,
+    ViTConfig,
+    ViTModel,
+)
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
+from region_learner.conversion import processor_from_towers
+from region_learner.evaluation.protocols import load_checkpoint
+from region_learner.text_tower import check_text_tower
+from region_learner.training import build_model
+from region_learner.training.arguments import ModelArguments
+from region_learner.training.tokenizer import train_tokenizer
+
+from .conftest import tiny_model, tiny_text_config
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 99,
+    "max_position_embeddings": 32,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+PAD, EOS = 1, 98
+TOWERS = {
+    "distilbert": lambda: tiny_text_config(pad_token_id=PAD),
+    "bert": lambda: BertConfig(**SIZES, **NO_DROPOUT, pad_token_id=PAD),
+    "roberta": lambda: RobertaConfig(**SIZES, **NO_DROPOUT, pad_token_id=PAD, eos_token_id=EOS),
+    "clip": lambda: CLIPTextConfig(**SIZES, eos_token_id=EOS, bos_token_id=97, pad_token_id=PAD),
+    "siglip": lambda: SiglipTextConfig(**SIZES, eos_token_id=EOS, bos_token_id=97, pad_token_id=PAD),
+    "siglip2": lambda: Siglip2TextConfig(**SIZES, eos_token_id=EOS, bos_token_id=97, pad_token_id=PAD),
+    "gpt2": lambda: GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=99, n_positions=32, bos_token_id=EOS, eos_token_id=EOS
+    ),
+    "llama": lambda: LlamaConfig(**SIZES, eos_token_id=EOS, bos_token_id=97),
+    "qwen3": lambda: Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8, eos_token_id=[EOS, 96], bos_token_id=97),
+}
+DEFAULTS = {
+    **{"distilbert": "first", "bert": "pooler", "roberta": "first", "clip": "eos", "siglip": "pooler"},
+    **{"siglip2": "pooler", "gpt2": "last", "llama": "last", "qwen3": "last"},
+}
+CASES = [
+    *DEFAULTS.items(),
+    *[(name, "mean") for name in TOWERS],
+    *[(name, "first") for name in ("bert", "siglip")],
+    *[(name, "last") for name in ("bert", "roberta", "clip", "siglip")],
+    *[(name, "eos") for name in ("roberta", "siglip", "gpt2", "qwen3")],
+]
+
+# Texts of several lengths that begin, and end, alike.
+TEXTS = [[5, 10, 11, EOS], [5, 12, EOS], [5, 13, 14, 15, 16, 17, EOS], [5, EOS]]
+
+
+def padded(side: str, length: int, texts=TEXTS) -> dict[str, torch.Tensor]:
+    ids, mask = torch.full((len(texts), length), PAD), torch.zeros(len(texts), length, dtype=torch.long)
+    for row, text in enumerate(texts):
+        where = slice(length - len(text), length) if side == "left" else slice(len(text))
+        ids[row, where], mask[row, where] = torch.tensor(text), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def by_hand(model: RegionLearnerModel, text: list[int]) -> torch.Tensor:
+    """The embedding of a text, from what its tower makes of it alone, without padding."""
+    tower, pooling = model.text_model, model.config.text_pooling
+    if "siglip" in model.config.text_config.model_type:  # whose texts are always of this length, without a mask
+        outputs = tower(input_ids=torch.tensor([text + [PAD] * (32 - len(text))]))
+    else:
+        outputs = tower(input_ids=torch.tensor([text]))
+    states = outputs.last_hidden_state[0, : len(text)]
+    feature = {
+        "first": lambda: states[0],
+        "last": lambda: states[-1],
+        "eos": lambda: states[text.index(EOS)],
+        "mean": lambda: states.mean(0),
+        "pooler": lambda: outputs.pooler_output[0],
+    }[pooling]()
+    return torch.nn.functional.normalize(model.text_projection(feature.relu()), dim=-1)
+
+
+@pytest.mark.parametrize(("name", "pooling"), CASES)
+@torch.no_grad()
+def test_a_text_means_the_same_in_every_batch(name, pooling):
+    model = tiny_model(text=TOWERS[name](), text_pooling=pooling)
+    expected = torch.stack([by_hand(model, text) for text in TEXTS])
+    assert torch.pdist(expected).min() > 1e-3  # different texts differ
+    for side in ("right", "left"):
+        for length in (7, 12):
+            embeds = model(**padded(side, length)).text_embeds
+            torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
+    if name.startswith("siglip"):  # as their tokenizers give it
+        ids = padded("right", 12)["input_ids"]
+        torch.testing.assert_close(model(input_ids=ids).text_embeds, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_default_pooling(name):
+    assert RegionLearnerConfig(text_config=TOWERS[name]()).text_pooling == DEFAULTS[name]
+
+
+def test_default_pooling_of_encoders_and_decoders():
+    def pooling(kind, **options):
+        return RegionLearnerConfig(text_config={"model_type": kind, **options}).text_pooling
+
+    assert pooling("bert-generation") == pooling("xlnet") == pooling("mpnet") == pooling("modernbert") == "first"
+    assert pooling("qwen2") == pooling("mistral") == pooling("opt") == pooling("modernbert-decoder") == "last"
+    assert pooling("roberta", is_decoder=True) == pooling("bert", is_decoder=True) == "last"
+    assert pooling("llama", is_causal=False) == pooling("gemma3_text", use_bidirectional_attention=True) == "first"
+
+
+@torch.no_grad()
+def test_states_come_in_the_order_of_the_tokens():
+    model = tiny_model(text=TOWERS["gpt2"]())
+    model.set_attn_implementation("eager")
+    inputs = padded("left", 9)
+    features = model.get_text_features(**inputs, output_hidden_states=True, output_attentions=True)
+    for row, text in enumerate(TEXTS):
+        alone = model.text_model(torch.tensor([text]), output_hidden_states=True, output_attentions=True)
+        length = len(text)
+        torch.testing.assert_close(features.last_hidden_state[row, -length:], alone.last_hidden_state[0])
+        torch.testing.assert_close(features.hidden_states[1][row, -length:], alone.hidden_states[1][0])
+        ours, theirs = features.attentions[0][row, :, -length:, -length:], alone.attentions[0][0]
+        torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_the_token_that_ends_a_text_may_begin_it():
+    """GPT-2 and OPT have one token for both."""
+    model = tiny_model(text=TOWERS["gpt2"](), text_pooling="eos")
+    texts = [[EOS, 10, 11, EOS, 12], [EOS, 10, 13], [EOS]]
+    expected = []
+    for text, position in zip(texts, (3, 2, 0)):
+        state = model.text_model(torch.tensor([text])).last_hidden_state[0, position]
+        expected.append(torch.nn.functional.normalize(model.text_projection(state.relu()), dim=-1))
+    for side in ("right", "left"):
+        embeds = model(**padded(side, 7, texts)).text_embeds
+        torch.testing.assert_close(embeds, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_segments_and_positions_move_with_the_tokens():
+    model = tiny_model(text=TOWERS["bert"]())
+    right, left = padded("right", 9), padded("left", 9)
+    for inputs in (right, left):
+        mask = inputs["attention_mask"]
+        inputs["token_type_ids"] = (mask.cumsum(1) > 2).long() * mask
+        inputs["position_ids"] = 20 - mask.cumsum(1)
+    torch.testing.assert_close(model(**left).text_embeds, model(**right).text_embeds)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "clip"])
+def test_the_first_token_of_a_causal_tower_is_refused(name):
+    with pytest.raises(ValueError, match=r"has not seen the text.*Set text_pooling='last'"):
+        tiny_model(text=TOWERS[name](), text_pooling="first")
+    with pytest.raises(ValueError, match="text_pooling='pooler' takes a token that has not seen the text"):
+        tiny_model(text=BertConfig(**SIZES, is_decoder=True), text_pooling="pooler")
+
+
+def test_poolings_that_the_tower_does_not_have():
+    with pytest.raises(ValueError, match="eos_token_id of the 'distilbert' text_config is None"):
+        tiny_model(text_pooling="eos")
+    model = tiny_model(text_pooling="pooler")
+    with pytest.raises(ValueError, match="DistilBertModel pools nothing"):
+        model(**padded("right", 9))
+
+
+# Tokenizers
+
+
+def tokenizer(**changes):
+    tokenizer = train_tokenizer(["a red square moves to the left", "two blue disks"], 60, 1000)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def test_a_tokenizer_that_pads_left():
+    """From captions to embeddings, in one batch and one by one."""
+    texts = ["a red square", "two blue disks moves to the left", "disks"]
+    model = tiny_model(text=GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, n_positions=32))
+    for side in ("left", "right"):
+        processor = RegionLearnerProcessor(RegionLearnerVideoProcessor(), tokenizer(padding_side=side))
+        with torch.no_grad():
+            together = model(**processor(text=texts)).text_embeds
+            alone = torch.cat([model(**processor(text=text)).text_embeds for text in texts])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (tiny_text_config(), 32),
+        (GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=99, n_positions=32), 32),
+        (CLIPTextConfig(**SIZES, eos_token_id=EOS, bos_token_id=97), 32),
+        (SiglipTextConfig(**SIZES), 32),
+        (LlamaConfig(**SIZES), 32),
+        (RobertaConfig(**SIZES, pad_token_id=0), 31),
+        (RobertaConfig(**SIZES, pad_token_id=1), 30),
+        (OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=99,
+                   max_position_embeddings=32, word_embed_proj_dim=32), 32),
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)  # fmt: skip
+def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, caplog):
+    """The longest text that is let through runs, and with learned positions one more token does not."""
+    its = tokenizer()
+    its.pad_token = its.convert_ids_to_tokens(config.pad_token_id or 0)
+    with caplog.at_level(logging.INFO, logger="region_learner"):
+        check_text_tower(config, its)
+    assert its.model_max_length == positions
+    assert f"truncated to {positions} tokens" in caplog.text
+    model = tiny_model(text=config)
+    processor = RegionLearnerProcessor(RegionLearnerVideoProcessor(), its)
+    inputs = processor(text="two blue disks " * 100)
+    assert inputs["input_ids"].shape[1] == positions
+    assert model(**inputs).text_embeds.isfinite().all()
+    if config.model_type != "llama":
+        longer = processor(text="two blue disks " * 100, max_length=positions + 1)
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            model(**longer)
+    its.model_max_length = 5  # a shorter limit stays
+    check_text_tower(config, its)
+    assert its.model_max_length == 5
+
+
+def test_a_tokenizer_that_knows_no_limit():
+    """The processor's own limit stays where the tower could take more."""
+    its = tokenizer(model_max_length=10**30)
+    check_text_tower(LlamaConfig(**SIZES | {"max_position_embeddings": 100_000}), its)
+    assert its.model_max_length == 10**30
+    check_text_tower(LlamaConfig(**SIZES), its)
+    assert its.model_max_length == 32
+
+
+def test_a_tokenizer_without_padding(caplog):
+    its = tokenizer(pad_token=None, eos_token="[SEP]")
+    with caplog.at_level(logging.INFO, logger="region_learner"):
+        check_text_tower(tiny_text_config(), its)
+    assert its.pad_token == "[SEP]"
+    assert "padded with '[SEP]'" in caplog.text
+    with pytest.raises(ValueError, match="neither a padding token nor an end of text"):
+        check_text_tower(tiny_text_config(), tokenizer(pad_token=None))
+
+
+def test_tokens_that_the_tower_does_not_embed():
+    largest = max(tokenizer().get_vocab().values())
+    check_text_tower(tiny_text_config(vocab_size=largest + 1), tokenizer())
+    with pytest.raises(ValueError, match=rf"tokens up to id {largest}, but the text tower .*embeds only {largest}"):
+        check_text_tower(tiny_text_config(vocab_size=largest), tokenizer())
+
+
+def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):
+    its = tokenizer()
+    text = tiny_text_config(vocab_size=20)
+    ViTModel(ViTConfig(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                       intermediate_size=64)).save_pretrained(tmp_path / "vit")  # fmt: skip
+    DistilBertModel(text).save_pretrained(tmp_path / "text")
+    its.save_pretrained(tmp_path / "text")
+    tiny_model(text=text).save_pretrained(tmp_path / "model")
+    RegionLearnerProcessor(RegionLearnerVideoProcessor(), its).save_pretrained(tmp_path / "model")
+    vit, text_tower, model = (str(tmp_path / name) for name in ("vit", "text", "model"))
+    for build in (
+        lambda: processor_from_towers(vit, text_tower),
+        lambda: build_model(ModelArguments(video_tower=vit, text_tower=text_tower)),
+        lambda: build_model(ModelArguments(model=model)),
+        lambda: build_model(ModelArguments(text_config=text.to_dict(), tokenizer=text_tower)),
+        lambda: load_checkpoint(model, "retrieval"),
+    ):
+        with pytest.raises(ValueError, match="embeds only 20: take the tokenizer that belongs to the text tower"):
+            build()
+
+
+def test_padding_by_which_positions_are_counted():
+    with pytest.raises(ValueError, match=r"pads with id 0, but .* takes id 1 for padding"):
+        check_text_tower(RobertaConfig(**SIZES, pad_token_id=1), tokenizer())
+
+
+def test_siglip_takes_over_the_padding_of_its_tokenizer():
+    config = SiglipTextConfig(**SIZES, pad_token_id=1)
+    check_text_tower(config, tokenizer())
+    assert config.pad_token_id == 0
