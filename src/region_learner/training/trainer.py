@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
 from ..evaluation.tasks import (
@@ -23,18 +24,18 @@ from ..evaluation.tasks import (
     option_scores,
 )
 from ..files import write_json
+from ..loading import first_non_finite, refuse_non_finite
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
+from .checkpoints import COMPLETE, incompleteness, last_complete, mark_complete, moved_when_whole, saving
 from .collator import UNLABELLED_TASKS, RegionLearnerCollator
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
+from .finite import SkipNonFiniteSteps, contagious
 from .gradient_cache import cached_backward
 from .optimization import freeze, milestones, parameter_groups
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
-
-# Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
-COMPLETE = "complete.json"
 
 # Of a model with adapters, in a checkpoint.
 BESIDE_ADAPTERS = "beside_adapters.safetensors"
@@ -94,6 +95,7 @@ class RegionLearnerTrainer(Trainer):
         self.unreadable_in_evaluation: dict[str, str] = {}
         self._number_of_videos: int | None = None
         self._saving = False
+        self.finite_steps = SkipNonFiniteSteps(self)
         in_parts = isinstance(train_dataset, list | tuple) and all(isinstance(p, CorpusPart) for p in train_dataset)
         if train_dataset is not None and not in_parts:
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
@@ -123,7 +125,7 @@ class RegionLearnerTrainer(Trainer):
             args=args,
             processing_class=processing_class,
             train_dataset=self._train_rows() if self.parts else None,
-            callbacks=[_EpochOfSampler(self), *(callbacks or [])],
+            callbacks=[_EpochOfSampler(self), self.finite_steps, *(callbacks or [])],
             **kwargs,
         )
         freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
@@ -234,6 +236,7 @@ class RegionLearnerTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
             self.progress.observe(outputs)
+            loss = contagious(loss)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
@@ -247,9 +250,14 @@ class RegionLearnerTrainer(Trainer):
         return None, option_scores(outputs.video_embeds, outputs.text_embeds, options), labels
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        chunk = self.args.gradient_cache_chunk
-        if chunk is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.gradient_cache_chunk is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._cached_training_step(model, inputs, self.args.gradient_cache_chunk)
+        self.finite_steps.observe(loss)
+        return loss
+
+    def _cached_training_step(self, model, inputs, chunk: int) -> torch.Tensor:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
                 "Cached gradients do not work with DeepSpeed: use DDP or FSDP, or no gradient_cache_chunk."
@@ -268,10 +276,27 @@ class RegionLearnerTrainer(Trainer):
             observe=self.progress.observe,
         )
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_steps.check(model, grad_norm)
+        return grad_norm
+
+    def non_finite_weight(self, agreed: bool = True) -> str | None:
+        """
+        The name of a weight that is NaN or infinite, or None.
+
+        Args:
+            agreed: ask all processes, each of which has to call this; else those of this one.
+        """
+        weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
+        names = [first_non_finite(weights)]
+        return next((name for name in (gather_object(names) if agreed else names) if name is not None), None)
+
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs and self.is_in_train:
+            self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable))
             temperature = getattr(self.accelerator.unwrap_model(self.model), "temperature", None)
             if temperature is not None:
@@ -311,8 +336,11 @@ class RegionLearnerTrainer(Trainer):
 
     def _write_unreadable(self, unreadable: dict[str, str]):
         path = Path(str(self.args.output_dir)) / "unreadable_videos.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, unreadable, indent=2)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, unreadable, indent=2)
+        except OSError as error:  # hours of training are worth more than the list
+            logger.warning("The list of unreadable videos could not be written: %s", error)
 
     # Interruptions
 
@@ -334,6 +362,7 @@ class RegionLearnerTrainer(Trainer):
             self.args.ignore_data_skip, self.batches_to_skip = skip_data, 0
         unreadable = dict(gather_object(list(self.unreadable.items())))
         result.metrics["unreadable_videos"] = len(unreadable)
+        result.metrics["skipped_steps"] = self.finite_steps.skipped
         if unreadable and self.is_world_process_zero():
             self._write_unreadable(unreadable)
             logger.warning("%d videos could not be read; unreadable_videos.json names them.", len(unreadable))
@@ -364,19 +393,19 @@ class RegionLearnerTrainer(Trainer):
 
     @staticmethod
     def _sees(checkpoint: str | None) -> bool:
-        return checkpoint is None or incompleteness(checkpoint) is None
+        return checkpoint is None or incompleteness(checkpoint, contents=False) is None
 
     def _choose_checkpoint(self, resume: Any) -> str | None:
         output_dir = str(self.args.output_dir)
         if resume is True:
-            found = sort_checkpoints(output_dir) if os.path.isdir(output_dir) else []
-            found = sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]))
-            for path in reversed(found):
-                if (problem := incompleteness(path)) is None:
-                    return path
+            checkpoint, problems = last_complete(output_dir)
+            for path, problem in problems.items():
                 logger.warning("%s is passed over: %s", path, problem)
-            logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
-            return None
+            if checkpoint is None:
+                logger.warning(
+                    "There is no complete checkpoint in %s: training starts from the beginning.", output_dir
+                )
+            return checkpoint
         if not os.path.isdir(resume):
             raise ValueError(f"There is no checkpoint {resume}.")
         if (problem := incompleteness(resume)) is not None:
@@ -391,6 +420,10 @@ class RegionLearnerTrainer(Trainer):
             self._save_complete_checkpoint(model, trial)
 
     def _save_complete_checkpoint(self, model, trial):
+        if (weight := self.non_finite_weight()) is not None:
+            raise self.finite_steps.error(
+                f"Step {self.state.global_step}: the weights are not finite (the first: {weight}), and are not saved"
+            )
         run_dir = self._get_output_dir(trial=trial)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:  # a checkpoint of an earlier run is not complete while it is written over
@@ -399,19 +432,15 @@ class RegionLearnerTrainer(Trainer):
         # Older checkpoints may go, and this one may be pushed, only when it is known to be complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-            self._save_state_of_process(folder)
-        finally:
-            self.args.save_total_limit, self._saving = limit, False
-        self.accelerator.wait_for_everyone()  # each process writes its random state
-        if self.args.should_save:
-            sizes = {
-                str(path.relative_to(folder)): path.stat().st_size
-                for path in sorted(folder.rglob("*"))
-                if path.is_file() and not path.name.startswith(".")
-            }
-            write_json(folder / COMPLETE, {"step": self.state.global_step, "files": sizes})
+        with saving(folder, Path(run_dir), remove=self.args.should_save):
+            try:
+                super()._save_checkpoint(model, trial)
+                self._save_state_of_process(folder)
+            finally:
+                self.args.save_total_limit, self._saving = limit, False
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                mark_complete(folder, self.state.global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
@@ -432,6 +461,24 @@ class RegionLearnerTrainer(Trainer):
             (folder / "stream.json").write_text(json.dumps(self._stream_settings()))
         if whole := self._trained_beside_adapters():
             save_file({name: p.detach().cpu() for name, p in whole.items()}, folder / BESIDE_ADAPTERS)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As that of the Trainer; the files of an earlier model are replaced when all of the new ones are written."""
+        if self._saving or self.is_deepspeed_enabled:  # a checkpoint is complete when it says so
+            super().save_model(output_dir, _internal_call)
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        if (weight := self.non_finite_weight(agreed=self.is_fsdp_enabled)) is not None:
+            raise self.finite_steps.error(f"The weights are not finite (the first: {weight}), and are not saved")
+        with moved_when_whole(target) if self.args.should_save else nullcontext(target) as folder:
+            super().save_model(str(folder), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:
+            refuse_non_finite(self.model if model is None else model, resume_from_checkpoint)
 
     def _restore(self, checkpoint: Path):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
@@ -492,22 +539,6 @@ class RegionLearnerTrainer(Trainer):
 
 def _video_config(model):
     return getattr(model.config, "video_config", model.config)
-
-
-def incompleteness(checkpoint: str | os.PathLike[str]) -> str | None:
-    """What a checkpoint of [`RegionLearnerTrainer`] lacks, in words; None if it is whole."""
-    folder = Path(checkpoint)
-    try:
-        files = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"it has no {COMPLETE}, so that saving it was interrupted"
-    except (ValueError, KeyError, TypeError):
-        return f"its {COMPLETE} is damaged"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return f"its file {name} is missing or has another size than it was saved with"
-    return None
 
 
 class _EpochOfSampler(TrainerCallback):
