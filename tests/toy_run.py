@@ -137,6 +137,7 @@ def run(
     bad_process: int = 0,
     callbacks: tuple = (),
     save: bool = False,
+    keep_result: bool = True,
     before=lambda trainer: None,
     **arguments,
 ) -> dict:
@@ -183,8 +184,9 @@ def run(
         "skipped_steps": metrics["skipped_steps"],
         "state": {name: value.clone() for name, value in dual_encoder.state_dict().items()},
     }
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    torch.save(result, Path(output_dir) / f"rank{arguments.process_index}.pt")
+    if keep_result:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        torch.save(result, Path(output_dir) / f"rank{arguments.process_index}.pt")
     return result
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import partial_of, sync_directory, sync_tree, write_json
 from ..loading import is_lfs_pointer
@@ -105,7 +106,13 @@ def moved_when_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def saving(folder: Path, output_dir: Path, target: Path | None = None, remove: bool = True) -> Iterator[None]:
+def saving(
+    folder: Path,
+    output_dir: Path,
+    target: Path | None = None,
+    weights: str = SAFE_WEIGHTS_NAME,
+    remove: bool = True,
+) -> Iterator[None]:
     """
     Says in one line that writing the files of `folder` failed, as on a full disk.
 
@@ -113,6 +120,7 @@ def saving(folder: Path, output_dir: Path, target: Path | None = None, remove: b
         folder: a directory.
         output_dir: of the run.
         target: where the files will be moved to.
+        weights: the name of the file of weights, which safetensors does not tell.
         remove: whether to remove `folder` then. What is cut off would take the room that the next attempt needs.
 
     Raises:
@@ -123,7 +131,10 @@ def saving(folder: Path, output_dir: Path, target: Path | None = None, remove: b
     except (OSError, SafetensorError, RuntimeError) as error:
         if (reason := _write_failure(error, folder)) is None:
             raise
-        file = Path(getattr(error, "filename", None) or _written_last(folder) or folder)
+        if isinstance(error, SafetensorError):
+            file = folder / weights
+        else:
+            file = Path(getattr(error, "filename", None) or _written_last(folder) or folder)
         if target is not None and file.is_relative_to(folder):
             file = target / file.relative_to(folder)
         if remove:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from ..evaluation.metrics import compute_retrieval_metrics
 from ..evaluation.tasks import (
@@ -432,7 +433,8 @@ class RegionLearnerTrainer(Trainer):
         # Older checkpoints may go, and this one may be pushed, only when it is known to be complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._saving = True
-        with saving(folder, Path(run_dir), remove=self.args.should_save):
+        weights = ADAPTER_SAFE_WEIGHTS_NAME if hasattr(self.model, "peft_config") else SAFE_WEIGHTS_NAME
+        with saving(folder, Path(run_dir), weights=weights, remove=self.args.should_save):
             try:
                 super()._save_checkpoint(model, trial)
                 self._save_state_of_process(folder)
