@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner.loader_processes import note
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
 
 from .conftest import TINY_VIDEO, tiny_text_config
@@ -38,16 +39,22 @@ class Processor:
 
 
 class Collator:
-    """Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported."""
+    """
+    Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported, and the
+    first of `deadly` brings the signal that is its second upon the process that reads it.
+    """
 
-    def __init__(self, bad=()):
-        self.bad = bad
+    def __init__(self, bad=(), deadly: tuple[int, int] | None = None):
+        self.bad, self.deadly = bad, deadly
 
     def __call__(self, rows):
         unreadable = [(row["video_id"], "cannot be read") for row in rows if int(row["video_id"]) in self.bad]
         clips, texts, ids = [], [], []
         for row in rows:
             number = int(row["video_id"])
+            note(row["video_id"])
+            if self.deadly is not None and number == self.deadly[0]:
+                os.kill(os.getpid(), self.deadly[1])
             fixed = torch.Generator().manual_seed(number)
             drawn = torch.Generator().manual_seed(row["seed"])
             frames = row["num_frames"] or 2
@@ -105,6 +112,7 @@ class KeepState(TrainerCallback):
 
 class ToyTrainer(RegionLearnerTrainer):
     kill_while_saving: int | None = None
+    kill_signal: int = signal.SIGKILL
     bad_steps: tuple[int, ...] = ()
     bad_process: int = 0
 
@@ -116,7 +124,7 @@ class ToyTrainer(RegionLearnerTrainer):
 
     def _save_scaler(self, output_dir):  # between the weights and the random states
         if self.state.global_step == self.kill_while_saving:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.kill_signal)
         super()._save_scaler(output_dir)
 
 
@@ -133,6 +141,8 @@ def run(
     resume=None,
     kill_at: int | None = None,
     kill_while_saving: int | None = None,
+    kill_signal: int = signal.SIGKILL,
+    deadly: tuple[int, int] | None = None,
     bad_steps: tuple[int, ...] = (),
     bad_process: int = 0,
     callbacks: tuple = (),
@@ -170,10 +180,11 @@ def run(
         args=arguments,
         processing_class=Processor(),
         train_dataset=parts,
-        data_collator=Collator(bad),
+        data_collator=Collator(bad, deadly),
         callbacks=[Kill(kill_at), gradients := KeepGradients(), *callbacks],
     )
-    trainer.kill_while_saving, trainer.bad_steps, trainer.bad_process = kill_while_saving, bad_steps, bad_process
+    trainer.kill_while_saving, trainer.kill_signal = kill_while_saving, kill_signal
+    trainer.bad_steps, trainer.bad_process = bad_steps, bad_process
     before(trainer)
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     if save:

@@ -61,12 +61,15 @@ def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) ->
     return None
 
 
-def last_complete(output_dir: str | os.PathLike[str]) -> tuple[str | None, dict[str, str]]:
-    """The complete checkpoint of the highest step in `output_dir`; and what those of higher steps lack, by path."""
+def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> tuple[str | None, dict[str, str]]:
+    """
+    The complete checkpoint of the highest step in `output_dir`; and what those of higher steps lack, by path.
+    `contents` as in [`incompleteness`].
+    """
     found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
     for path in sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]), reverse=True):
-        if (problem := incompleteness(path)) is None:
+        if (problem := incompleteness(path, contents)) is None:
             return path, problems
         problems[path] = problem
     return None, problems

@@ -25,6 +25,7 @@ from ..evaluation.tasks import (
     option_scores,
 )
 from ..files import write_json
+from ..loader_processes import Reading, naming_the_video
 from ..loading import first_non_finite, refuse_non_finite
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
@@ -147,11 +148,13 @@ class RegionLearnerTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process alone: what each process reads is decided here, not by `accelerate`."""
         args = self.args
+        self._reading = Reading(args.dataloader_num_workers)
         seed = args.seed if args.data_seed is None else args.data_seed
         share = {"mix": args.mix, "seed": seed, "rank": args.process_index, "world_size": args.world_size}
         options: dict[str, Any] = {
             "collate_fn": self.data_collator,
             "num_workers": args.dataloader_num_workers,
+            **self._reading.options,
             "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
@@ -172,7 +175,8 @@ class RegionLearnerTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
         start = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, *args, **kwargs)
+        with self._reading.waiting():
+            batches = super().get_batch_samples(epoch_iterator, *args, **kwargs)
         self.progress.waited += time.perf_counter() - start
         return batches
 
@@ -188,6 +192,10 @@ class RegionLearnerTrainer(Trainer):
             dataloader = make_dataloader(dataset)
         finally:
             self.data_collator = training_collator
+        if not hasattr(dataloader, "reading"):  # or its processes persist
+            dataloader.reading = reading = Reading(dataloader.num_workers)
+            for name, value in reading.options.items():
+                setattr(dataloader, name, value)
         if self.args.world_size > 1 and not has_length(dataloader.dataset):
             # Nobody knows which rows of the last batches are repeated, or whether processes have as many batches.
             raise ValueError(
@@ -358,7 +366,8 @@ class RegionLearnerTrainer(Trainer):
             self.batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
             self.args.ignore_data_skip = True
         try:
-            result = super().train(checkpoint, *args, **kwargs)
+            with naming_the_video():
+                result = super().train(checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip, self.batches_to_skip = skip_data, 0
         unreadable = dict(gather_object(list(self.unreadable.items())))
@@ -538,9 +547,29 @@ class RegionLearnerTrainer(Trainer):
         with self.progress.paused():
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        with naming_the_video():
+            return super().evaluation_loop(_Watched(dataloader), *args, **kwargs)
+
 
 def _video_config(model):
     return getattr(model.config, "video_config", model.config)
+
+
+class _Watched:
+    """A loader of [`RegionLearnerTrainer`] for evaluation, whose processes are ended when they hang."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        return self.loader.reading.watched(self.loader)
 
 
 class _EpochOfSampler(TrainerCallback):
