@@ -21,12 +21,14 @@ def interruptible(output_dirs: Sequence[str]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    process, received, ended = os.getpid(), [], threading.Event()
+    main_thread = threading.get_ident()
+    process, ended = os.getpid(), threading.Event()
+    received: list[int] = []
 
     def insist():
         """An exception is lost where Python cannot raise it, as in what is called around a fork: again, then."""
         while not ended.wait(1):
-            signal.pthread_kill(threading.main_thread().ident, received[0])
+            signal.pthread_kill(main_thread, received[0])
 
     def handler(number, frame):
         if os.getpid() != process:  # forked from this one, such as loader processes

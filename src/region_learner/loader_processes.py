@@ -163,7 +163,7 @@ def _end_processes() -> dict[int, str]:
     for reading in _all:
         reading.hung = {}
         if reading.slots is not None:
-            reading.slots.zero_()
+            reading.slots.numpy()[:] = 0  # (by torch not outside of inference mode, where that made them)
     return videos
 
 

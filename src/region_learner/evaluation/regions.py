@@ -659,8 +659,8 @@ def region_quality(
     def readable() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seen = 0
         batches = reading.watched(loader)
-        show = {"desc": "measuring regions", "unit": "batch", "disable": None if progress else True}
-        for clips in tqdm(batches, total=len(loader), **show):
+        disable = None if progress else True
+        for clips in tqdm(batches, total=len(loader), desc="measuring regions", unit="batch", disable=disable):
             unreadable.update({seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)})
             seen += len(clips)
             if read := [clip for clip in clips if not isinstance(clip, str)]:

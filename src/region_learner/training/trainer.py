@@ -193,8 +193,8 @@ class RegionLearnerTrainer(Trainer):
         finally:
             self.data_collator = training_collator
         if not hasattr(dataloader, "reading"):  # or its processes persist
-            dataloader.reading = reading = Reading(dataloader.num_workers)
-            for name, value in reading.options.items():
+            reading = Reading(dataloader.num_workers)
+            for name, value in (reading.options | {"reading": reading}).items():
                 setattr(dataloader, name, value)
         if self.args.world_size > 1 and not has_length(dataloader.dataset):
             # Nobody knows which rows of the last batches are repeated, or whether processes have as many batches.
@@ -348,6 +348,7 @@ class RegionLearnerTrainer(Trainer):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, unreadable, indent=2)
+            logger.warning("%s names the unreadable videos.", path)
         except OSError as error:  # hours of training are worth more than the list
             logger.warning("The list of unreadable videos could not be written: %s", error)
 
@@ -374,8 +375,8 @@ class RegionLearnerTrainer(Trainer):
         result.metrics["unreadable_videos"] = len(unreadable)
         result.metrics["skipped_steps"] = self.finite_steps.skipped
         if unreadable and self.is_world_process_zero():
+            logger.warning("%d videos could not be read.", len(unreadable))
             self._write_unreadable(unreadable)
-            logger.warning("%d videos could not be read; unreadable_videos.json names them.", len(unreadable))
         return result
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
@@ -408,14 +409,14 @@ class RegionLearnerTrainer(Trainer):
     def _choose_checkpoint(self, resume: Any) -> str | None:
         output_dir = str(self.args.output_dir)
         if resume is True:
-            checkpoint, problems = last_complete(output_dir)
+            last, problems = last_complete(output_dir)
             for path, problem in problems.items():
                 logger.warning("%s is passed over: %s", path, problem)
-            if checkpoint is None:
+            if last is None:
                 logger.warning(
                     "There is no complete checkpoint in %s: training starts from the beginning.", output_dir
                 )
-            return checkpoint
+            return last
         if not os.path.isdir(resume):
             raise ValueError(f"There is no checkpoint {resume}.")
         if (problem := incompleteness(resume)) is not None:
@@ -489,7 +490,7 @@ class RegionLearnerTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_fsdp_enabled:
-            refuse_non_finite(self.model if model is None else model, resume_from_checkpoint)
+            refuse_non_finite(model or self.model, resume_from_checkpoint)  # type: ignore[arg-type]
 
     def _restore(self, checkpoint: Path):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
@@ -549,7 +550,7 @@ class RegionLearnerTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         with naming_the_video():
-            return super().evaluation_loop(_Watched(dataloader), *args, **kwargs)
+            return super().evaluation_loop(_Watched(dataloader), *args, **kwargs)  # type: ignore[arg-type]
 
 
 def _video_config(model):
@@ -559,7 +560,7 @@ def _video_config(model):
 class _Watched:
     """A loader of [`RegionLearnerTrainer`] for evaluation, whose processes are ended when they hang."""
 
-    def __init__(self, loader: DataLoader):
+    def __init__(self, loader: Any):
         self.loader = loader
 
     def __getattr__(self, name: str):
@@ -569,7 +570,8 @@ class _Watched:
         return len(self.loader)
 
     def __iter__(self):
-        return self.loader.reading.watched(self.loader)
+        reading = getattr(self.loader, "reading", None)  # which one of somebody else's does not have
+        return iter(self.loader) if reading is None else reading.watched(self.loader)
 
 
 class _EpochOfSampler(TrainerCallback):
