@@ -72,15 +72,20 @@ def test_an_interrupted_run_ends_with_a_line_that_says_how_to_go_on(tmp_path, at
 
 
 def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr("region_learner.training.train_stages", lambda stages: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit) as end:
-        main(["train", "--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none"])
-    assert end.value.code == 130
-    assert capsys.readouterr().err.startswith("region-learner: interrupted. No checkpoint has been saved")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(KeyError), interruptible([str(tmp_path)]):  # what is no interruption passes through
         raise KeyError
+    assert [signal.getsignal(number) for number in numbers] == before
+    monkeypatch.setattr("region_learner.training.train_stages", lambda stages: signal.raise_signal(signal.SIGINT))
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["train", "--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none"])
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.startswith("region-learner: interrupted. No checkpoint has been saved")
 
 
 @pytest.mark.parametrize("shards", [0, 2])

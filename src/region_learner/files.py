@@ -63,7 +63,7 @@ def sync_tree(directory: Path) -> None:
             sync_directory(path)
             continue
         try:
-            with open(path, "rb+") as file:
+            with open(path, "rb+" if os.name == "nt" else "rb") as file:  # where that is enough: some are read-only
                 os.fsync(file.fileno())
         except OSError as error:
             if error.errno is None:

@@ -50,18 +50,22 @@ def interruptible(output_dirs: Sequence[str]) -> Iterator[None]:
     except BaseException:
         if not received:
             raise
-        for number in numbers:  # the rest is short
-            signal.signal(number, signal.SIG_IGN)
         ended.set()
-        _end(received[0], output_dirs)
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        _end(output_dirs)
+        for number in numbers:  # what follows may be interrupted again, without any word
+            signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + received[0])
     finally:
         ended.set()
-        for number, handled in previous.items():
-            signal.signal(number, handled)
-        sys.unraisablehook = previous_hook
+        if not received:
+            sys.unraisablehook = previous_hook
+            for number, handled in previous.items():
+                signal.signal(number, handled)
 
 
-def _end(number: int, output_dirs: Sequence[str]):
+def _end(output_dirs: Sequence[str]):
     from .loader_processes import children_may_die
 
     with children_may_die():
@@ -71,7 +75,6 @@ def _end(number: int, output_dirs: Sequence[str]):
     if int(os.environ.get("RANK", 0)) == 0:
         line_so_far = "\n" if sys.stderr.isatty() else ""  # "^C", and a bar
         print(f"{line_so_far}region-learner: interrupted. {how_to_go_on(output_dirs)}", file=sys.stderr, flush=True)
-    sys.exit(128 + number)
 
 
 def how_to_go_on(output_dirs: Sequence[str]) -> str:

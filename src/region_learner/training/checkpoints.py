@@ -96,13 +96,13 @@ def moved_when_whole(target: Path) -> Iterator[Path]:
             yield folder
             sync_tree(folder)
         written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for path in sorted(written):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).replace(target / path)
         if any(_WEIGHTS.fullmatch(path.name) for path in written):
             for path in target.iterdir():
                 if _WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:  # those before had other parts
                     path.unlink()
-        for path in sorted(written):
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).replace(target / path)
         sync_directory(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,8 +142,9 @@ def saving(
             file = target / file.relative_to(folder)
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
+        cure = "Make room" if re.search("space|quota", reason) else "Mend that"
         raise OSError(
-            f"{file} could not be written: {reason}. Make room, and resume with --resume_from_checkpoint true. "
+            f"{file} could not be written: {reason}. {cure}, and resume with --resume_from_checkpoint true. "
             f"{described(output_dir)}"
         ) from error
 

@@ -71,7 +71,7 @@ class SkipNonFiniteSteps(TrainerCallback):
             return
         for buffer, before in self._buffers:
             buffer.copy_(before)
-        assert self._loss is not None
+        assert self._loss is not None  # `training_step` has observed it
         losses = self.trainer.accelerator.gather(self._loss.float().reshape(1)).tolist()
         infinite = [loss for loss in losses if not math.isfinite(loss)]
         scaler = self.trainer.accelerator.scaler

@@ -98,6 +98,7 @@ class RegionLearnerTrainer(Trainer):
         self._number_of_videos: int | None = None
         self._saving = False
         self.finite_steps = SkipNonFiniteSteps(self)
+        self._reading = Reading(0)
         in_parts = isinstance(train_dataset, list | tuple) and all(isinstance(p, CorpusPart) for p in train_dataset)
         if train_dataset is not None and not in_parts:
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
@@ -410,8 +411,8 @@ class RegionLearnerTrainer(Trainer):
         output_dir = str(self.args.output_dir)
         if resume is True:
             last, problems = last_complete(output_dir)
-            for path, problem in problems.items():
-                logger.warning("%s is passed over: %s", path, problem)
+            for path, lack in problems.items():
+                logger.warning("%s is passed over: %s", path, lack)
             if last is None:
                 logger.warning(
                     "There is no complete checkpoint in %s: training starts from the beginning.", output_dir
