@@ -24,10 +24,12 @@ class NonFiniteError(ValueError):
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
     """
-    `loss`, bit for bit, but where it is not finite no gradient of it is, either. So the norm of the gradient tells all
-    processes of a loss in one of them.
+    `loss`, of which no gradient is finite where it is not finite itself. So the norm of the gradient tells all
+    processes of a loss in one of them. Other gradients stay as they are, bit for bit.
     """
-    return loss * (loss.detach() * 0 + 1)
+    one_or_nan = loss.detach() * 0 + 1
+    loss.register_hook(lambda gradient: gradient * one_or_nan)
+    return loss
 
 
 class SkipNonFiniteSteps(TrainerCallback):
