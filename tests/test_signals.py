@@ -5,16 +5,13 @@ import os
 import signal
 
 import pytest
-import torch
 from transformers import TrainerCallback
 
-from region_learner import loader_processes
 from region_learner.cli import main
-from region_learner.evaluation.retrieval import embed_videos
 from region_learner.interruption import interruptible
+from region_learner.training import reading
 from region_learner.training.checkpoints import incompleteness
 
-from .conftest import tiny_model
 from .toy_run import _PROCESSES, run
 
 
@@ -100,29 +97,9 @@ def test_a_killed_loader_process_names_its_video(tmp_path, shards):
 
 
 def test_a_stopped_loader_process_names_its_video(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader_processes, "TIMEOUT", 3)
+    monkeypatch.setattr(reading, "TIMEOUT", 3)
     with pytest.raises(
         TimeoutError, match=r"^No batch came .* for 3 seconds: process \d+ was reading the video '5'\. "
     ):
         run(tmp_path, dataloader_num_workers=1, deadly=(5, signal.SIGSTOP), max_steps=50)
-    assert not multiprocessing.active_children()
-
-
-class Reader:
-    """A video processor that one video kills."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def __call__(self, videos, **kwargs):
-        if videos == ["b.mp4"]:
-            os.kill(os.getpid(), self.number)
-        return {"pixel_values_videos": torch.zeros(1, 4, 3, 32, 32)}
-
-
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGKILL, ChildProcessError), (signal.SIGSTOP, TimeoutError)])
-def test_also_while_evaluating(monkeypatch, number, kind):
-    monkeypatch.setattr(loader_processes, "TIMEOUT", 3)
-    with pytest.raises(kind, match=r"reading.* 'b\.mp4'"):
-        embed_videos(tiny_model(), Reader(number), ["a.mp4", "b.mp4", "c.mp4"], batch_size=1, num_workers=1)
     assert not multiprocessing.active_children()

@@ -13,8 +13,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
-from region_learner.loader_processes import note
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.training.reading import note
 
 from .conftest import TINY_VIDEO, tiny_text_config
 

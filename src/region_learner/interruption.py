@@ -66,7 +66,7 @@ def interruptible(output_dirs: Sequence[str]) -> Iterator[None]:
 
 
 def _end(output_dirs: Sequence[str]):
-    from .loader_processes import children_may_die
+    from .training.reading import children_may_die
 
     with children_may_die():
         for child in multiprocessing.active_children():

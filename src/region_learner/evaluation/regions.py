@@ -40,7 +40,6 @@ from tqdm.auto import tqdm
 from ..corpora.folder import CorpusError
 from ..corpora.moving_shapes import load_masks
 from ..corpora.webdataset import video_source
-from ..loader_processes import Reading, naming_the_video, note
 from ..video_processing_region_learner import VideoDecodeError
 from ..visualization import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values
 from .retrieval import warn_of_unreadable
@@ -593,14 +592,11 @@ class _LabelledClips(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | str:
         row = self.rows[index]
-        note(row["video_id"])
         try:
             frames, metadata = self.video_processor.decode(video_source(row["video"]))
             label_maps = load_masks(row["masks"])
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        finally:
-            note("")
         expected = (metadata.total_num_frames, *frames.shape[-2:])
         if label_maps.shape != expected:
             raise ValueError(
@@ -611,7 +607,6 @@ class _LabelledClips(torch.utils.data.Dataset):
         return clip, torch.from_numpy(label_maps)
 
 
-@naming_the_video()
 def region_quality(
     model,
     processor,
@@ -646,21 +641,17 @@ def region_quality(
         raise ValueError("The data set has no rows.")
     if "masks" not in next(iter(rows.values())):
         raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
-    reading = Reading(num_workers)
     loader = torch.utils.data.DataLoader(
         _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor)),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
-        **reading.options,
     )
     unreadable: dict[int, str] = {}
 
     def readable() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seen = 0
-        batches = reading.watched(loader)
-        disable = None if progress else True
-        for clips in tqdm(batches, total=len(loader), desc="measuring regions", unit="batch", disable=disable):
+        for clips in tqdm(loader, desc="measuring regions", unit="batch", disable=None if progress else True):
             unreadable.update({seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)})
             seen += len(clips)
             if read := [clip for clip in clips if not isinstance(clip, str)]:

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
 from ..corpora.webdataset import video_source
-from ..loader_processes import Reading, naming_the_video, note
 from ..video_processing_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
 from .rows import CorpusRows
@@ -109,18 +108,14 @@ class _Clips(torch.utils.data.Dataset):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
-        video = self.videos[index]
-        note(video if isinstance(video, str) else f"number {index + 1}")
         try:
-            video = video_source(video)
+            video = video_source(self.videos[index])
             if self.views.single:
                 clips = self.video_processor([video], return_tensors="pt")
             else:
                 clips = self._views(video)
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        finally:
-            note("")
         return clips["pixel_values_videos"]
 
     def _views(self, video: Any):
@@ -169,17 +164,14 @@ def read_clips(
         ValueError: if more of them are, or all.
     """
     allowed = max_unreadable * len(videos)
-    reading = Reading(num_workers)
     loader = torch.utils.data.DataLoader(
         _Clips(videos, getattr(processor, "video_processor", processor), views),
         batch_size=max(1, batch_size // views.clips) if views.window_stride is None else 1,
         num_workers=num_workers,
         collate_fn=list,
-        **reading.options,
     )
     seen, any_readable = 0, False
-    batches = reading.watched(loader)
-    for batch in tqdm(batches, total=len(loader), desc=description, unit="batch", disable=None if progress else True):
+    for batch in tqdm(loader, desc=description, unit="batch", disable=None if progress else True):
         indices, clips = [], []
         for index, of_video in enumerate(batch, start=seen):
             if isinstance(of_video, str):
@@ -206,7 +198,6 @@ def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
     return torch.stack([of_video.mean(0) for of_video in values.split(counts)])
 
 
-@naming_the_video()
 @torch.inference_mode()
 def embed_videos(
     model,

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..loader_processes import naming_the_video
 from .retrieval import ONE_VIEW, Views, embed_texts, embed_videos, mean_of_views, read_clips, warn_of_unreadable
 from .rows import CorpusRows
 
@@ -309,7 +308,6 @@ def _labels_of(model) -> dict[str, int]:
     return {str(label): int(number) for number, label in model.config.id2label.items()}
 
 
-@naming_the_video()
 def classification_accuracy(
     model,
     processor,
@@ -372,7 +370,6 @@ def classification_accuracy(
     }
 
 
-@naming_the_video()
 def answer_accuracy(
     model,
     processor,

@@ -11,8 +11,8 @@ from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL, check_answer
-from ..loader_processes import note
 from ..video_processing_region_learner import VideoDecodeError
+from .reading import note
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text

@@ -25,7 +25,6 @@ from ..evaluation.tasks import (
     option_scores,
 )
 from ..files import write_json
-from ..loader_processes import Reading, naming_the_video
 from ..loading import first_non_finite, refuse_non_finite
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
@@ -36,6 +35,7 @@ from .finite import SkipNonFiniteSteps, contagious
 from .gradient_cache import cached_backward
 from .optimization import freeze, milestones, parameter_groups
 from .progress import Progress
+from .reading import Reading, naming_the_video
 
 logger = logging.getLogger(__name__)
 
