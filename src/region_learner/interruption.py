@@ -39,7 +39,7 @@ def interruptible(output_dirs: Sequence[str]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     def unraisable(lost):
-        if not (received and issubclass(lost.exc_type, KeyboardInterrupt)):
+        if not received:  # else it is the interruption, or an object that was only half made because of it
             previous_hook(lost)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
