@@ -130,6 +130,93 @@ def test_a_revived_run_repeats_itself(mode):
     assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers()))
 
 
+def damaged(seed: int) -> torch.Tensor:
+    """Features of which six are not finite, or too large for a sum of theirs to be, the first and last among them."""
+    x = features(seed=seed)
+    x[0, 3], x[17], x[60, 0], x[61, 31], x[150, 5], x[-1, 0] = (
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        3e38,
+        -2e20,
+        1e30,
+    )
+    return x
+
+
+def sound(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([row for row in x if all(abs(value) < 1e15 for value in row.tolist())])
+
+
+def naive_update(before, x, decay):
+    """The averages after a batch, code by code, of the original: looked up with `before["embed"]`."""
+    after = {"cluster_size": [], "embed_avg": [], "cluster_sum": []}
+    nearest = [min(range(16), key=lambda k: float(((row - before["embed"][k]) ** 2).sum())) for row in x]
+    for code in range(16):
+        mine = [row for row, k in zip(x, nearest) if k == code]
+        after["cluster_size"].append(decay * before["cluster_size"][code] + (1 - decay) * len(mine))
+        after["cluster_sum"].append(before["cluster_sum"][code] + len(mine))
+        after["embed_avg"].append(decay * before["embed_avg"][code] + (1 - decay) * sum(mine, torch.zeros(32)))
+    after = {name: torch.stack(values) for name, values in after.items()}
+    total = after["cluster_size"].sum()
+    smoothed = (after["cluster_size"] + 1e-5) / (total + 16e-5) * total
+    return after | {"embed": after["embed_avg"] / smoothed[:, None]}
+
+
+@pytest.mark.parametrize(("mode", "decay"), [("ema", 0.99), ("original", 0.1)])
+def test_features_that_are_not_finite_do_not_count(mode, decay):
+    q = quantizer(codebook_mode=mode)
+    q(features())
+    for step in (1, 2):
+        before, x = state(q), damaged(step)
+        assert len(sound(x)) == len(x) - 6
+        q(x)
+        for name, value in naive_update(before, sound(x), decay).items():
+            torch.testing.assert_close(q.get_buffer(name), value, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["ema", "original"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_codebook_begins_and_revives_without_features_that_are_not_finite(mode, dtype):
+    """As if the batch had been without them, also where frames are masked."""
+    options = {"codebook_mode": mode, "codebook_revival_after": 1}
+    q, expected, masked = quantizer(**options), quantizer(**options), quantizer(**options)
+    for step in range(4):
+        x = damaged(step).to(dtype)
+        q(x)
+        expected(sound(x))
+        padding = torch.full((5, 32), float("nan"), dtype=dtype)
+        masked(torch.cat([x[:50], padding, x[50:]]), torch.tensor([True] * 50 + [False] * 5 + [True] * 150))
+    for name, value in expected.named_buffers():
+        assert torch.equal(q.get_buffer(name), value), name
+        assert torch.equal(masked.get_buffer(name), value), name
+        assert value.isfinite().all()
+
+
+def test_a_batch_without_any_finite_feature_moves_no_code():
+    for q in (quantizer(codebook_revival_after=1), quantizer(codebook_mode="original", codebook_revival_after=1)):
+        for _ in range(2):  # before and after the first update
+            before = q.embed.clone()
+            for _ in range(3):
+                q(torch.full((20, 32), float("nan")))
+            torch.testing.assert_close(q.embed, before, rtol=0.02, atol=0.05)  # counts that shrink are smoothed more
+            q(features())
+
+
+def test_pieces_of_a_batch_that_is_not_finite_leave_a_finite_codebook():
+    """Of cached gradients, which know the number of features only as it is with those that do not count."""
+    q = quantizer(codebook_revival_after=1)
+    x = features()
+    x[20:60] = float("nan")
+    for phase in ("start", "look", "learn", "learn", "learn"):
+        with q.pieces(phase, len(x)):
+            for piece in x.split(50):
+                q(piece)
+        # Codes lie on features, or between them: none is put at 0, where no feature is.
+        assert all(buffer.isfinite().all() for buffer in q.buffers())
+        assert (q.embed.norm(dim=1) > 1).all()
+
+
 def _one_step(model, rows: slice, steps: int):
     """Loss and gradients of the last of `steps` training steps on some rows of a batch of four."""
     frame_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
@@ -163,6 +250,13 @@ def _worker(rank: int, port: int, result_file: str):
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append((loss / 2, gradients, state(model)))
     torch.save(results, f"{result_file}.{rank}")
+    halves = []
+    for options in MODES:
+        q = quantizer(**options)
+        for step in range(3):
+            q(damaged(step)[:80] if rank == 0 else damaged(step)[80:])
+        halves.append(state(q))
+    torch.save(halves, f"{result_file}.damaged.{rank}")
     torch.distributed.destroy_process_group()
 
 
@@ -192,3 +286,9 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
                 assert error < 3e-5, name
             gathered = torch.cat([gradients[name].flatten() for name, _ in single.named_parameters()])
             assert (gathered - whole).norm() / whole.norm() < 1e-5
+        single = quantizer(**options)
+        for step in range(3):
+            single(sound(damaged(step)))
+        for rank in range(2):  # of whose features some are not finite
+            for name, buffer in torch.load(tmp_path / f"result.damaged.{rank}")[i].items():
+                torch.testing.assert_close(buffer, single.get_buffer(name), rtol=1e-5, atol=1e-4, msg=name)

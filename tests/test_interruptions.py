@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from region_learner.training.trainer import COMPLETE, incompleteness
+from region_learner.training.checkpoints import COMPLETE, incompleteness
 
 from .toy_run import launch, run
 

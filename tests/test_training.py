@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +135,51 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
         assert result["pixel_values_videos"].dtype == good["pixel_values_videos"].dtype
     with pytest.raises(VideoDecodeError, match="no readable video found in place"):
         RegionLearnerCollator(processor, training=True, datasets=[[rows[3]]])([rows[3]])
+
+
+@contextmanager
+def without_the_rights_of_root():
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_training_goes_on_past_files_that_cannot_be_opened(damaged, processor, caplog):
+    """One without read permission, one that a directory has replaced, and one that is gone since it was listed."""
+    with tempfile.TemporaryDirectory() as folder:  # where others may look, too
+        for path in damaged.iterdir():
+            shutil.copy(path, folder)
+        os.chmod(folder, 0o777)
+        rows = load_corpus("folder", folder)
+        closed, directory, gone = (Path(folder) / f"clip{i}.mp4" for i in (1, 2, 5))
+        closed.chmod(0)
+        directory.unlink()
+        directory.mkdir()
+        gone.unlink()
+        model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2)
+        arguments = RegionLearnerTrainingArguments(
+            output_dir=f"{folder}/run", max_steps=3, per_device_train_batch_size=6, max_unreadable=0.5,
+            report_to="none", save_strategy="no", use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = RegionLearnerTrainer(model=model, args=arguments, processing_class=processor, train_dataset=rows)
+        with without_the_rights_of_root(), caplog.at_level(logging.WARNING):
+            assert trainer.train().global_step == 3
+        listed = trainer.unreadable
+        assert sorted(listed) == ["clip1", "clip2", "clip3", "clip5", "clip7"]
+        for path in (closed, directory, gone):
+            assert listed[path.stem].startswith(f"{path}: ")
+        assert "Permission denied" in listed["clip1"]
+        # (Of the run's directory, which root has made, the same is true; that loses no training.)
+        where = Path(folder) / "run" / "unreadable_videos.json"
+        if os.geteuid() == 0:
+            assert f"could not be written: [Errno 13] Permission denied: '{where}'" in caplog.text
+        else:
+            assert json.loads(where.read_text()) == listed
 
 
 def test_the_trainer_reports_unreadable_videos(damaged, processor, tmp_path, caplog):

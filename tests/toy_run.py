@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.training.reading import note
 
 from .conftest import TINY_VIDEO, tiny_text_config
 
@@ -37,16 +39,22 @@ class Processor:
 
 
 class Collator:
-    """Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported."""
+    """
+    Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported, and the
+    first of `deadly` brings the signal that is its second upon the process that reads it.
+    """
 
-    def __init__(self, bad=()):
-        self.bad = bad
+    def __init__(self, bad=(), deadly: tuple[int, int] | None = None):
+        self.bad, self.deadly = bad, deadly
 
     def __call__(self, rows):
         unreadable = [(row["video_id"], "cannot be read") for row in rows if int(row["video_id"]) in self.bad]
         clips, texts, ids = [], [], []
         for row in rows:
             number = int(row["video_id"])
+            note(row["video_id"])
+            if self.deadly is not None and number == self.deadly[0]:
+                os.kill(os.getpid(), self.deadly[1])
             fixed = torch.Generator().manual_seed(number)
             drawn = torch.Generator().manual_seed(row["seed"])
             frames = row["num_frames"] or 2
@@ -88,12 +96,35 @@ class KeepGradients(TrainerCallback):
         self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
+class KeepState(TrainerCallback):
+    """Weights, codebook and statistics of the optimizer after every step."""
+
+    def __init__(self):
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.steps.append({name: value.clone() for name, value in model.state_dict().items()})
+        for number, statistics in optimizer.state_dict()["state"].items():
+            self.steps[-1] |= {
+                f"{number}.{name}": torch.as_tensor(value).clone() for name, value in statistics.items()
+            }
+
+
 class ToyTrainer(RegionLearnerTrainer):
     kill_while_saving: int | None = None
+    kill_signal: int = signal.SIGKILL
+    bad_steps: tuple[int, ...] = ()
+    bad_process: int = 0
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if self.state.global_step + 1 in self.bad_steps and self.args.process_index == self.bad_process:
+            inputs["pixel_values_videos"][:, 0, 0, 3, 3] = float("nan")
+        return inputs
 
     def _save_scaler(self, output_dir):  # between the weights and the random states
         if self.state.global_step == self.kill_while_saving:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.kill_signal)
         super()._save_scaler(output_dir)
 
 
@@ -110,9 +141,24 @@ def run(
     resume=None,
     kill_at: int | None = None,
     kill_while_saving: int | None = None,
+    kill_signal: int = signal.SIGKILL,
+    deadly: tuple[int, int] | None = None,
+    bad_steps: tuple[int, ...] = (),
+    bad_process: int = 0,
+    callbacks: tuple = (),
+    save: bool = False,
+    keep_result: bool = True,
+    before=lambda trainer: None,
     **arguments,
 ) -> dict:
-    """Trains, and returns the losses and the model's state; each process also writes them to `OUTPUT/rank{N}.pt`."""
+    """
+    Trains, and returns the losses and the model's state; each process also writes them to `OUTPUT/rank{N}.pt`.
+
+    Args:
+        bad_steps: steps in which a pixel is NaN in the process `bad_process`.
+        save: also save the final model.
+        before: is called with the Trainer before it trains.
+    """
     torch.set_num_threads(1)
     arguments = RegionLearnerTrainingArguments(output_dir=str(output_dir), **DEFAULTS | arguments)
     text = tiny_text_config(dropout=dropout, attention_dropout=dropout)
@@ -134,18 +180,24 @@ def run(
         args=arguments,
         processing_class=Processor(),
         train_dataset=parts,
-        data_collator=Collator(bad),
-        callbacks=[Kill(kill_at), gradients := KeepGradients()],
+        data_collator=Collator(bad, deadly),
+        callbacks=[Kill(kill_at), gradients := KeepGradients(), *callbacks],
     )
-    trainer.kill_while_saving = kill_while_saving
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.kill_while_saving, trainer.kill_signal = kill_while_saving, kill_signal
+    trainer.bad_steps, trainer.bad_process = bad_steps, bad_process
+    before(trainer)
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    if save:
+        trainer.save_model()
     result = {
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "gradients": gradients.steps,
+        "skipped_steps": metrics["skipped_steps"],
         "state": {name: value.clone() for name, value in dual_encoder.state_dict().items()},
     }
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    torch.save(result, Path(output_dir) / f"rank{arguments.process_index}.pt")
+    if keep_result:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        torch.save(result, Path(output_dir) / f"rank{arguments.process_index}.pt")
     return result
 
 
@@ -166,11 +218,18 @@ def _child(log: str, environment: dict[str, str], output_dir: str, options: dict
         os.dup2(file.fileno(), 2)
     multiprocessing.set_start_method("fork", force=True)  # of loader processes; this one would pass on its own
     os.environ |= environment
-    run(output_dir, **options)
+    try:
+        run(output_dir, **options)
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(2)
 
 
-def launch(output_dir, processes: int = 1, check: bool = True, **options) -> list:
-    """Runs in new processes. Returns their results, or without `check` their exit codes."""
+def launch(output_dir, processes: int = 1, check: bool = True, fail: bool = False, **options) -> list:
+    """
+    Runs in new processes. Returns their results, without `check` their exit codes, or where each is to `fail` by
+    itself what they print.
+    """
     port = free_port()
     started, logs = [], []
     for rank in range(processes):
@@ -193,6 +252,9 @@ def launch(output_dir, processes: int = 1, check: bool = True, **options) -> lis
             process.join(300)
         if not check:
             return [process.exitcode for process in started]
+        if fail:
+            assert [process.exitcode for process in started] == [2] * processes
+            return [log.read_text(errors="replace") for log in logs]
         for process, log in zip(started, logs):
             assert process.exitcode == 0, log.read_text(errors="replace")[-4000:]
     finally:

@@ -95,12 +95,18 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def train(context: typer.Context):
     """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
-    from accelerate import PartialState
+    from .interruption import interruptible
 
-    from .training import parse_stages, train_stages
+    output_dirs: list[str] = []
+    with interruptible(output_dirs):
+        from accelerate import PartialState
 
-    as_json = "--json" in context.args
-    results = train_stages(parse_stages([argument for argument in context.args if argument != "--json"]))
+        from .training import parse_stages, train_stages
+
+        as_json = "--json" in context.args
+        stages = parse_stages([argument for argument in context.args if argument != "--json"])
+        output_dirs += [str(arguments[2].output_dir) for arguments in stages]
+        results = train_stages(stages)
     if PartialState().is_main_process:
         _print_training(results, as_json)
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,51 @@ def near_file(path: str | os.PathLike) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """
-    Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`. What UTF-8
-    cannot hold, such as parts of names of files, is written as escapes.
+    Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`, even after a
+    power failure. What UTF-8 cannot hold, such as parts of names of files, is written as escapes.
+
+    Raises:
+        OSError: naming `path`, for example because the disk is full.
     """
     partial = partial_of(path)
     try:
         with naming(path):
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Has the names in `directory` survive a power failure, where the file system can do that for directories."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """
+    Has all files under `directory` survive a power failure.
+
+    Raises:
+        OSError: naming a file that could not be written after all.
+    """
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            sync_directory(path)
+            continue
+        # For writing where that is needed, and only there: some are read-only.
+        with naming(path), open(path, "rb+" if os.name == "nt" else "rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(directory)
+    sync_directory(directory.parent)
 
 
 def write_json(path: Path, content: Any, indent: int = 1) -> None:

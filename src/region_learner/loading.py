@@ -1,15 +1,123 @@
-"""Checkpoints by name: whether there is one, and its processor."""
+"""Loads the models and processors of checkpoints, and says in one line why one cannot be loaded."""
 
+import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .corpora.folder import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from .files import near_file
 from .text_tower import check_text_tower
+
+# What `from_pretrained` of models, processors and tokenizers reads.
+_READ = re.compile(
+    r".*\.safetensors|pytorch_model.*\.bin|.*\.index\.json|(.*_)?config\.json|tokenizer.*\.json|vocab\.(json|txt)"
+    r"|special_tokens_map\.json|added_tokens\.json|merges\.txt|.*\.model"
+)
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_files(name: str | Path) -> None:
+    """
+    Does nothing for the name of a model on the Hub.
+
+    Raises:
+        ValueError: a file of the directory `name` is a pointer of Git LFS, empty or cut off.
+        OSError: it cannot be read.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.iterdir()):
+        if _READ.fullmatch(path.name):
+            _check_file(path)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what a clone without Git LFS has in its place."""
+    return path.is_file() and _start_of(path) == _LFS_POINTER
+
+
+def _start_of(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(_LFS_POINTER))
+
+
+def _check_file(path: Path) -> None:
+    try:
+        start = _start_of(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}.") from error
+    if start == _LFS_POINTER:
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {path.parent}.")
+    again = "copy or download it again (in a Git clone: `git lfs pull`)."
+    if not start:
+        raise ValueError(f"{path} is empty: {again}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):  # compares its size with what its beginning says
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({' '.join(str(error).split())}): {again}") from error
+
+
+def load_model(auto_class: Any, name: str, **options) -> Any:
+    """
+    `auto_class.from_pretrained(name, **options)`, of a checkpoint that is whole and finite.
+
+    Args:
+        auto_class: a class of models, or of the Auto classes.
+        name: a directory or Hub name.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: its files are damaged, or a weight is not finite.
+        OSError: there is no such directory, or model on the Hub; or a file cannot be read.
+    """
+    check_files(name)
+    try:
+        loaded = auto_class.from_pretrained(name, **options)
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {name} are damaged ({error}): download them again.") from error
+    refuse_non_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
+    return loaded
+
+
+def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
+    """
+    Raises:
+        ValueError: a weight of `model`, which was loaded from `name`, is NaN or infinite.
+    """
+    if (weight := first_non_finite(model.state_dict())) is not None:
+        raise ValueError(
+            f"{name} has weights that are NaN or infinite (the first: {weight}): the run that saved it went wrong. "
+            "Take an earlier checkpoint."
+        )
+
+
+def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first of `tensors` with a value that is NaN or infinite, or None. Waits for the device once."""
+    local = {
+        name: tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a sharded model
+        for name, tensor in tensors.items()
+        if torch.is_tensor(tensor) and tensor.is_floating_point()
+    }
+    if not local:
+        return None
+    device = next(iter(local.values())).device
+    finite = torch.stack([tensor.detach().isfinite().all().to(device) for tensor in local.values()]).tolist()
+    return next((name for name, is_finite in zip(local, finite) if not is_finite), None)
+
 
 _CONFIGS = ("config.json", "adapter_config.json")
 

@@ -371,7 +371,7 @@ class _Pieces:
     seen: torch.Tensor | int = 0
     counts: torch.Tensor | None = None  # (K,)
     sums: torch.Tensor | None = None  # (K, D)
-    chosen: torch.Tensor | None = None  # candidates or splits (K, D), zero where another piece or process has them
+    chosen: torch.Tensor | None = None  # candidates or splits (K, D + 1), zero where another piece or process has them
 
     def add(self, **statistics: torch.Tensor):
         for name, value in statistics.items():
@@ -393,7 +393,8 @@ class RegionLearnerQuantizer(nn.Module):
 
     In both modes the statistics are those of the global batch: counts and sums are reduced over all processes,
     where the original leaves each process with its own codebook until DDP overwrites them with that of rank 0. They
-    stay in float32 whatever the model's dtype is.
+    stay in float32 whatever the model's dtype is. Features that are not finite, as an overflow in half precision
+    makes them, do not count.
     """
 
     embed: torch.Tensor
@@ -437,19 +438,24 @@ class RegionLearnerQuantizer(nn.Module):
             pieces = self._pieces
             learns = self.training and not self.frozen
             learns_by_ema = learns and self.mode == "ema" and (pieces is None or pieces.phase != "look")
+            if learns:
+                # One feature that is not finite, or whose sums would not be, would stay in the averages for good.
+                finite = observed.square().sum(1).isfinite()
+                observed = torch.where(finite[:, None], observed, 0)
+                valid = finite if valid is None else valid & finite
             if learns_by_ema:
                 chosen, mine, total = self._choose(observed, valid)
                 if pieces is None:
-                    self._start_from(observed[chosen] * mine, total)
+                    self._start_from(_owned(observed[chosen], mine), total)
             cluster_ids = self.nearest(observed)
             if learns and self.mode == "original":
                 self._update(*self._count(observed, cluster_ids, valid))
             codes = F.embedding(cluster_ids, self.embed).to(features.dtype)
             if learns_by_ema and pieces is not None and pieces.phase == "start":
-                pieces.add(chosen=observed[chosen] * mine)
+                pieces.add(chosen=_owned(observed[chosen], mine))
             elif learns_by_ema:
                 near = F.embedding(cluster_ids[chosen], self.embed)
-                splits = torch.lerp(near, observed[chosen], _SPLIT) * mine
+                splits = _owned(torch.lerp(near, observed[chosen], _SPLIT), mine)
                 counts, sums = self._count(observed, cluster_ids, valid)
                 if pieces is None:
                     self._update(counts, sums)
@@ -520,15 +526,15 @@ class RegionLearnerQuantizer(nn.Module):
         self.num_updates.add_((total > 0).long())
 
     def _start_from(self, candidates: torch.Tensor, total: torch.Tensor):
-        """In the first step ever, the codes are features of the batch, `candidates` (K, D)."""
+        """In the first step ever, the codes are features of the batch, `candidates` (K, D + 1) of [`_owned`]."""
         _all_reduce_(candidates)
-        first = ((self.num_updates == 0) & (total > 0)).expand(len(candidates))
-        self._place(first, candidates, total / len(candidates))
+        self._place((self.num_updates == 0) & (total > 0), candidates, total / len(candidates))
 
     def _revive(self, splits: torch.Tensor):
         """
-        Puts dead codes onto `splits` (K, D): each beside the code of some feature, a step towards that feature. (In
-        many dimensions no other feature would choose a code that lies on a feature: averages lie nearer to all.)
+        Puts dead codes onto `splits` (K, D + 1) of [`_owned`]: each beside the code of some feature, a step towards
+        that feature. (In many dimensions no other feature would choose a code that lies on a feature: averages lie
+        nearer to all.)
         """
         if self.revival_after == 0:
             return
@@ -537,9 +543,11 @@ class RegionLearnerQuantizer(nn.Module):
 
     def _place(self, which: torch.Tensor, codes: torch.Tensor, count: torch.Tensor):
         """
-        Sets the codes `which` (K,) to those of `codes` (K, D), as if `count` features had chosen each in one step: a
-        weight so small that the features which choose them from now on soon decide where they are.
+        Sets the codes `which` (K,) to those of `codes` (K, D + 1) that some process has, as if `count` features had
+        chosen each in one step: a weight so small that the features which choose them from now on soon decide where
+        they are.
         """
+        which, codes = which & (codes[:, -1] > 0), codes[:, :-1]
         size = (1 - self.decay) * count
         self.embed.copy_(torch.where(which[:, None], codes, self.embed))
         self.cluster_size.copy_(torch.where(which, size, self.cluster_size))
@@ -577,6 +585,14 @@ class RegionLearnerQuantizer(nn.Module):
         if order is not None:
             chosen = torch.searchsorted(order, chosen + 1)
         return chosen.clamp(max=len(features) - 1), mine[:, None], total
+
+
+def _owned(codes: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+    """
+    `codes` (K, D) that are this process' (`mine`, (K, 1)), and 0 for others, with a column that says which they are:
+    added up over processes, it is 0 where there was no feature for a code. (K, D + 1)
+    """
+    return torch.cat([codes * mine, mine.to(codes.dtype)], 1)
 
 
 def _precise(x: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..loading import check_files
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
 from .original import VIT_NAMES, config_with_overrides, rename
@@ -200,6 +201,7 @@ def _config_of(name: str) -> PreTrainedConfig:
 
 def _load_weights(model_class: Any, name: str, **options) -> tuple[PreTrainedModel, list[str]]:
     """The model in float32, whatever it was saved in, and what its checkpoint lacks (random in the model)."""
+    check_files(name)
     try:
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import refuse_bare_adapters
+from ..loading import load_model
 from .results import EvaluationResults, describe_data, describe_model, digest_of_rows, mean_of_folds, shown_path
 from .retrieval import ONE_VIEW, Views
 from .tasks import TEMPLATES
@@ -377,8 +378,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         "classification": AutoModelForVideoClassification,
     }
     try:
-        model, info = heads.get(task, AutoModel).from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
+        model, info = load_model(
+            heads.get(task, AutoModel), name, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError) as error:
         if Path(name).exists():

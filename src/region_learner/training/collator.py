@@ -12,6 +12,7 @@ from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL, check_answer
 from ..video_processing_region_learner import VideoDecodeError
+from .reading import note
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text
@@ -103,9 +104,11 @@ class RegionLearnerCollator:
             label = self.label or (lambda row: row["answer"])
             labels = [label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
+        note("")
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
+        note(row["video_id"])
         try:
             return self._clip(video_source(row["video"]), row, generator)
         except (CorpusError, VideoDecodeError) as error:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .finite import contagious
+
 
 def cached_backward(
     accelerator,
@@ -65,7 +67,7 @@ def cached_backward(
     loss = bare.contrastive_loss(text_embeds, video_embeds, video_ids)
     if region_loss:
         loss = loss + bare.weighted_region_loss(*region_loss, None if video_ids is None else video_ids >= 0)
-    loss = loss * scale
+    loss = contagious(loss) * scale
     # A learned temperature or bias has its gradient from the loss, not through the embeddings.
     direct = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
     gradients = torch.autograd.grad(loss, [*sources, *direct])

@@ -13,7 +13,7 @@ from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
 from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
-from ..loading import check_checkpoint, load_processor
+from ..loading import check_checkpoint, check_files, load_model, load_processor
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -87,6 +87,7 @@ def check_source(arguments: ModelArguments):
 
 
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
+    check_files(name)
     overrides = dict(arguments.config or {})
     if arguments.video_config:
         given = arguments.video_config
@@ -104,7 +105,7 @@ def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearne
     frames = (arguments.video_config or {}).get("num_frames")
     if frames is not None:  # positions are resized after loading
         overrides["video_config"].pop("num_frames")
-    model = AutoModel.from_pretrained(name, **overrides)
+    model = load_model(AutoModel, name, **overrides)
     if frames is not None and frames != model.config.video_config.num_frames:
         model = model.resize_frames(frames, fill=arguments.frame_fill)
     processor = load_processor(name, model.config.text_config)
@@ -155,7 +156,7 @@ def with_head(
         if head.__name__ in architectures:
             config, frames = copy.deepcopy(model.config), model.config.video_config.num_frames
             config.video_config.num_frames = AutoConfig.from_pretrained(arguments.model).video_config.num_frames
-            loaded: Any = head.from_pretrained(arguments.model, config=config)
+            loaded: Any = load_model(head, arguments.model, config=config)
             same = config.video_config.num_frames == frames
             return loaded if same else loaded.resize_frames(frames, fill=arguments.frame_fill)
     config = copy.deepcopy(model.config)

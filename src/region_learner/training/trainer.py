@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
 from ..evaluation.tasks import (
@@ -25,26 +26,25 @@ from ..evaluation.tasks import (
     option_scores,
 )
 from ..files import write_json
+from ..loading import first_non_finite, refuse_non_finite
 from ..video_processing_region_learner import VideoDecodeError
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .arguments import RegionLearnerTrainingArguments
+from .checkpoints import COMPLETE, incompleteness, last_complete, mark_complete, moved_when_whole, saving
 from .choice import settle_choice
 from .collator import UNLABELLED_TASKS, RegionLearnerCollator
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
 from .data_order import check_data_order, data_order, write_data_order
+from .finite import SkipNonFiniteSteps, contagious
 from .gradient_cache import cached_backward
 from .halving import Start, halve_until_it_fits
 from .negatives import check_negatives
 from .optimization import freeze, milestones, parameter_groups
 from .progress import Progress
+from .reading import Reading, naming_the_video
 
 logger = logging.getLogger(__name__)
 
-# Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
-COMPLETE = "complete.json"
-
-# That of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
-_JIT_MARK = "checkpoint-is-incomplete.txt"
 
 _METRICS = {
     "retrieval": compute_retrieval_metrics,
@@ -101,6 +101,8 @@ class RegionLearnerTrainer(Trainer):
         self.unreadable_in_evaluation: dict[str, str] = {}
         self._number_of_videos: int | None = None
         self._saving = False
+        self.finite_steps = SkipNonFiniteSteps(self)
+        self._reading = Reading(0)
         in_parts = isinstance(train_dataset, list | tuple) and all(isinstance(p, CorpusPart) for p in train_dataset)
         if train_dataset is not None and not in_parts:
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
@@ -137,7 +139,7 @@ class RegionLearnerTrainer(Trainer):
             args=args,
             processing_class=processing_class,
             train_dataset=self._train_rows() if self.parts else None,
-            callbacks=[_EpochOfSampler(self), *(callbacks or [])],
+            callbacks=[_EpochOfSampler(self), self.finite_steps, *(callbacks or [])],
             **kwargs,
         )
         if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -161,11 +163,13 @@ class RegionLearnerTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process alone: what each process reads is decided here, not by `accelerate`."""
         args = self.args
+        self._reading = Reading(args.dataloader_num_workers)
         seed = args.seed if args.data_seed is None else args.data_seed
         share = {"mix": args.mix, "seed": seed, "rank": args.process_index, "world_size": args.world_size}
         options: dict[str, Any] = {
             "collate_fn": self.data_collator,
             "num_workers": args.dataloader_num_workers,
+            **self._reading.options,
             "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
@@ -186,7 +190,8 @@ class RegionLearnerTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
         start = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, *args, **kwargs)
+        with self._reading.waiting():
+            batches = super().get_batch_samples(epoch_iterator, *args, **kwargs)
         self.progress.waited += time.perf_counter() - start
         return batches
 
@@ -204,6 +209,10 @@ class RegionLearnerTrainer(Trainer):
             dataloader = make_dataloader(dataset)
         finally:
             self.data_collator, self.args.dataloader_drop_last = training_collator, drop_last
+        if not hasattr(dataloader, "reading"):  # or its processes persist
+            reading = Reading(dataloader.num_workers)
+            for name, value in (reading.options | {"reading": reading}).items():
+                setattr(dataloader, name, value)
         if self.args.world_size > 1 and not has_length(dataloader.dataset):
             # Nobody knows which rows of the last batches are repeated, or whether processes have as many batches.
             raise ValueError(
@@ -260,6 +269,7 @@ class RegionLearnerTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
             self.progress.observe(outputs)
+            loss = contagious(loss)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
@@ -279,9 +289,14 @@ class RegionLearnerTrainer(Trainer):
         return None, option_scores(outputs.video_embeds, outputs.text_embeds, options), labels
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        chunk = self.args.gradient_cache_chunk
-        if chunk is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.gradient_cache_chunk is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._cached_training_step(model, inputs, self.args.gradient_cache_chunk)
+        self.finite_steps.observe(loss)
+        return loss
+
+    def _cached_training_step(self, model, inputs, chunk: int) -> torch.Tensor:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
                 "Cached gradients do not work with DeepSpeed: use DDP or FSDP, or no gradient_cache_chunk."
@@ -303,10 +318,27 @@ class RegionLearnerTrainer(Trainer):
             observe=self.progress.observe,
         )
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_steps.check(model, grad_norm)
+        return grad_norm
+
+    def non_finite_weight(self, agreed: bool = True) -> str | None:
+        """
+        The name of a weight that is NaN or infinite, or None.
+
+        Args:
+            agreed: ask all processes, each of which has to call this; else those of this one.
+        """
+        weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
+        names = [first_non_finite(weights)]
+        return next((name for name in (gather_object(names) if agreed else names) if name is not None), None)
+
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs and self.is_in_train:
+            self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable))
             temperature = getattr(self.accelerator.unwrap_model(self.model), "temperature", None)
             if temperature is not None:
@@ -346,8 +378,12 @@ class RegionLearnerTrainer(Trainer):
 
     def _write_unreadable(self, unreadable: dict[str, str]):
         path = Path(str(self.args.output_dir)) / "unreadable_videos.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, unreadable, indent=2)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, unreadable, indent=2)
+            logger.warning("%s names the unreadable videos.", path)
+        except OSError as error:  # hours of training are worth more than the list
+            logger.warning("The list of unreadable videos could not be written: %s", error)
 
     # Interruptions
 
@@ -367,16 +403,18 @@ class RegionLearnerTrainer(Trainer):
             self.batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
             self.args.ignore_data_skip = True
         try:
-            result = super().train(checkpoint, *args, **kwargs)
+            with naming_the_video():
+                result = super().train(checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip, self.batches_to_skip = skip_data, 0
         if self.args.auto_find_batch_size:
             result.metrics["per_device_train_batch_size"] = self._train_batch_size
         unreadable = dict(gather_object(list(self.unreadable.items())))
         result.metrics["unreadable_videos"] = len(unreadable)
+        result.metrics["skipped_steps"] = self.finite_steps.skipped
         if unreadable and self.is_world_process_zero():
+            logger.warning("%d videos could not be read.", len(unreadable))
             self._write_unreadable(unreadable)
-            logger.warning("%d videos could not be read; unreadable_videos.json names them.", len(unreadable))
         return result
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
@@ -427,19 +465,20 @@ class RegionLearnerTrainer(Trainer):
 
     @staticmethod
     def _sees(checkpoint: str | None) -> bool:
-        return checkpoint is None or incompleteness(checkpoint) is None
+        return checkpoint is None or incompleteness(checkpoint, contents=False) is None
 
     def _choose_checkpoint(self, resume: Any) -> str | None:
         output_dir = str(self.args.output_dir)
         if resume is True:
-            found = sort_checkpoints(output_dir) if os.path.isdir(output_dir) else []
-            found = sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]))
-            for path in reversed(found):
-                if (problem := incompleteness(path)) is None:
-                    return self._with_optimizer(path)
-                logger.warning("%s is passed over: %s", path, problem)
-            logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
-            return None
+            last, problems = last_complete(output_dir)
+            for path, lack in problems.items():
+                logger.warning("%s is passed over: %s", path, lack)
+            if last is None:
+                logger.warning(
+                    "There is no complete checkpoint in %s: training starts from the beginning.", output_dir
+                )
+                return None
+            return self._with_optimizer(last)
         if not os.path.isdir(resume):
             raise ValueError(f"There is no checkpoint {resume}.")
         if (problem := incompleteness(resume)) is not None:
@@ -464,6 +503,10 @@ class RegionLearnerTrainer(Trainer):
             self._save_complete_checkpoint(model, trial)
 
     def _save_complete_checkpoint(self, model, trial):
+        if (weight := self.non_finite_weight()) is not None:
+            raise self.finite_steps.error(
+                f"Step {self.state.global_step}: the weights are not finite (the first: {weight}), and are not saved"
+            )
         run_dir = self._get_output_dir(trial=trial)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:  # a checkpoint of an earlier run is not complete while it is written over
@@ -472,19 +515,15 @@ class RegionLearnerTrainer(Trainer):
         # Older checkpoints may go, and this one may be pushed, only when it is known to be complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-            self._save_state_of_process(folder)
-        finally:
-            self.args.save_total_limit, self._saving = limit, False
-        self.accelerator.wait_for_everyone()  # each process writes its random state
-        if self.args.should_save:
-            sizes = {
-                str(path.relative_to(folder)): path.stat().st_size
-                for path in sorted(folder.rglob("*"))
-                if path.is_file() and not path.name.startswith(".") and path.name != _JIT_MARK
-            }
-            write_json(folder / COMPLETE, {"step": self.state.global_step, "files": sizes})
+        with saving(folder, Path(run_dir), remove=self.args.should_save):
+            try:
+                super()._save_checkpoint(model, trial)
+                self._save_state_of_process(folder)
+            finally:
+                self.args.save_total_limit, self._saving = limit, False
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                mark_complete(folder, self.state.global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
@@ -502,6 +541,19 @@ class RegionLearnerTrainer(Trainer):
         if not self.args.should_save:
             return
         write_data_order(folder, data_order(self.parts, self.args))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As that of the Trainer; the files of an earlier model are replaced when all of the new ones are written."""
+        if self._saving or self.is_deepspeed_enabled:  # a checkpoint is complete when it says so
+            super().save_model(output_dir, _internal_call)
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        if (weight := self.non_finite_weight(agreed=self.is_fsdp_enabled)) is not None:
+            raise self.finite_steps.error(f"The weights are not finite (the first: {weight}), and are not saved")
+        with moved_when_whole(target) if self.args.should_save else nullcontext(target) as folder:
+            super().save_model(str(folder), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _restore(self, checkpoint: Path):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
@@ -528,6 +580,8 @@ class RegionLearnerTrainer(Trainer):
         if not self._load_adapters(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             load_beside_adapters(self.model, Path(resume_from_checkpoint))
+        if not self.is_fsdp_enabled:
+            refuse_non_finite(model or self.model, resume_from_checkpoint)  # type: ignore[arg-type]
 
     def _load_best_model(self):
         best = Path(str(self.state.best_model_checkpoint))
@@ -556,25 +610,30 @@ class RegionLearnerTrainer(Trainer):
         with self.progress.paused():
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        with naming_the_video():
+            return super().evaluation_loop(_Watched(dataloader), *args, **kwargs)  # type: ignore[arg-type]
+
 
 def _video_config(model):
     return getattr(model.config, "video_config", model.config)
 
 
-def incompleteness(checkpoint: str | os.PathLike[str]) -> str | None:
-    """What a checkpoint of [`RegionLearnerTrainer`] lacks, in words; None if it is whole."""
-    folder = Path(checkpoint)
-    try:
-        files = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"it has no {COMPLETE}, so that saving it was interrupted"
-    except (ValueError, KeyError, TypeError):
-        return f"its {COMPLETE} is damaged"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return f"its file {name} is missing or has another size than it was saved with"
-    return None
+class _Watched:
+    """A loader of [`RegionLearnerTrainer`] for evaluation, whose processes are ended when they hang."""
+
+    def __init__(self, loader: Any):
+        self.loader = loader
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        reading = getattr(self.loader, "reading", None)  # which one of somebody else's does not have
+        return iter(self.loader) if reading is None else reading.watched(self.loader)
 
 
 class _EpochOfSampler(TrainerCallback):

@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM while training; loader processes that are killed or stopped."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from transformers import TrainerCallback
+
+from region_learner.cli import main
+from region_learner.interruption import interruptible
+from region_learner.training import reading
+from region_learner.training.checkpoints import incompleteness
+
+from .toy_run import _PROCESSES, run
+
+
+class StopLoadersAndInterrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def _interrupted(log: str, output_dir: str, at_fork: bool, options: dict):
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    with interruptible([output_dir]):
+        if at_fork:  # Python cannot raise an exception there, and drops it
+            os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+        run(output_dir, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 100_000} | options)
+
+
+@pytest.mark.parametrize(
+    ("at_fork", "options", "code", "says"),
+    [
+        (True, {"dataloader_num_workers": 2, "save_strategy": "no"}, 130, "No checkpoint has been saved"),
+        (
+            False,
+            {"dataloader_num_workers": 2, "callbacks": (StopLoadersAndInterrupt(),)},
+            130,
+            "Resume with the same command and --resume_from_checkpoint true: what was trained after {}/checkpoint-2 ",
+        ),
+        (
+            False,
+            {"kill_while_saving": 4, "kill_signal": signal.SIGTERM},
+            143,
+            "Resume with the same command and --resume_from_checkpoint true: what was trained after {}/checkpoint-2 ",
+        ),
+    ],
+    ids=["starting loader processes", "stopped loader processes", "saving"],
+)
+def test_an_interrupted_run_ends_with_a_line_that_says_how_to_go_on(tmp_path, at_fork, options, code, says):
+    output_dir, log = tmp_path / "run", tmp_path / "log"
+    process = _PROCESSES.Process(target=_interrupted, args=(str(log), str(output_dir), at_fork, options))
+    process.start()
+    process.join(300)
+    text = log.read_text()
+    assert process.exitcode == code, text
+    assert "Traceback" not in text
+    *_, last = text.splitlines()
+    assert last.startswith(f"region-learner: interrupted. {says.format(output_dir)}")
+    if (output_dir / "checkpoint-4").is_dir():
+        assert incompleteness(output_dir / "checkpoint-4") is not None
+
+
+def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(KeyError), interruptible([str(tmp_path)]):  # what is no interruption passes through
+        raise KeyError
+    assert [signal.getsignal(number) for number in numbers] == before
+    monkeypatch.setattr("region_learner.training.train_stages", lambda stages: signal.raise_signal(signal.SIGINT))
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["train", "--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none"])
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.startswith("region-learner: interrupted. No checkpoint has been saved")
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_killed_loader_process_names_its_video(tmp_path, shards):
+    """As the system kills it where memory runs out."""
+    with pytest.raises(
+        ChildProcessError, match=r"Killed.*, while it was reading '5'\. .*fewer loader processes"
+    ) as error:
+        run(tmp_path, dataloader_num_workers=2, deadly=(5, signal.SIGKILL), max_steps=50, shards=shards)
+    assert "\n" not in str(error.value)
+    assert not multiprocessing.active_children()
+
+
+def test_a_stopped_loader_process_names_its_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "TIMEOUT", 3)
+    with pytest.raises(
+        TimeoutError, match=r"^No batch came .* for 3 seconds: process \d+ was reading the video '5'\. "
+    ):
+        run(tmp_path, dataloader_num_workers=1, deadly=(5, signal.SIGSTOP), max_steps=50)
+    assert not multiprocessing.active_children()
