@@ -231,7 +231,11 @@ def test_folder_two_metadata_files(tmp_path):
         ("metadata.jsonl", '{"video": "a.mp4", "text": "a"}', r"no column file_name \(columns: video, text\)"),
         ("metadata.jsonl", '{"file_name": "a", "title": "a"}', "none of the columns captions, caption, text .*title"),
         ("metadata.jsonl", '{"file_name": "a", "text": "a", "caption": "b"}', "choose with caption_column="),
-        ("metadata.jsonl", '{"file_name": "a", "text": 3}', "line 1: text must be a string or a list of strings, not 3"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a", "text": 3}',
+            "line 1: text must be a string or a list of strings, not 3",
+        ),
         ("metadata.jsonl", '{"file_name": 3, "text": "a"}', "line 1: file_name must be a string, not 3"),
         ("metadata.jsonl", '{"file_name": "a", "text": "a"}\n{"file_na', "line 2: not JSON"),
         ("metadata.jsonl", '["a"]', "line 1: not a JSON object"),

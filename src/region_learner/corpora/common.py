@@ -346,9 +346,7 @@ def finish(
     if captioned:
         rows = _strip_captions(rows, source)
     files = {row["video"] for row in rows}
-    report_missing(
-        files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split, videos.roots
-    )
+    report_missing(files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split, videos.roots)
     present = [row for row in rows if row["video"] not in videos.missing]
     if not present:
         raise CorpusError(f"no row of split {split!r} is left of {source}")

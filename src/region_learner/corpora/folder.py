@@ -25,7 +25,7 @@ from .paths import (
     with_slashes,
 )
 from .tables import Row, read_table
-from .values import ValueProblem, read_captions, read_id, shown, unstorable
+from .values import UnfitValueError, read_captions, read_id, shown, unstorable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -245,7 +245,7 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
             video_id = read_id(row.get("video_id"))
             name = caption_column
             captions = read_captions(row.get(caption_column))
-        except ValueProblem as problem:
+        except UnfitValueError as problem:
             raise CorpusError(f"{where}: {name} {problem}") from problem
         if not captions or not all(captions):
             empty.append(f"{number} ({file_name})")

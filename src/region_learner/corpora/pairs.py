@@ -61,14 +61,14 @@ def read_delimited(
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         where = _find_damage(path, delimiter, quoted)
         raise CorpusError(where or f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if quoted and any(_holds_rows(column, delimiter, len(wanted)) for column in table.columns):
-        if where := _find_damage(path, delimiter, quoted):
-            raise CorpusError(where)
+    suspicious = quoted and any(_holds_rows(column, delimiter, len(wanted)) for column in table.columns)
+    if suspicious and (where := _find_damage(path, delimiter, quoted)):
+        raise CorpusError(where)
     return table
 
 
 def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
-    """Whether a field may have swallowed rows, by a quote that is not closed: those have a line break and delimiters."""
+    """Whether a field may have swallowed rows, by a quote that is not closed: line breaks and as many delimiters."""
     pattern = rf"[\r\n](?:[^{delimiter}\r\n]*{delimiter}){{{columns - 1}}}"
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
@@ -134,8 +134,8 @@ def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
         )
     if len(names) and pc.all(pc.match_substring_regex(names, r"^\d+\.0$")).as_py():
         raise CorpusError(
-            f"{path}: {what} {names[0].as_py()!r}, and all others, are numbers that gained a decimal point: write them "
-            "as strings"
+            f"{path}: {what} {names[0].as_py()!r}, and all others, are numbers that gained a decimal point: write "
+            "them as strings"
         )
 
 

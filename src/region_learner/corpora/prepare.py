@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from ..files import locked, partial_of, write_json
 from ..processes import map_in_processes
 from .folder import IMAGE_EXTENSIONS, CorpusError
+from .rows import check_ids
 from .webdataset import video_source
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def prepare_corpus(
             BlockingIOError: it is being written to.
     """
     options = options or PrepareOptions()
+    check_ids(rows, "the corpus")
     directory = Path(output_dir) / split
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

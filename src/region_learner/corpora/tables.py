@@ -34,7 +34,7 @@ def read_table(path: Path) -> list[tuple[str, Row]]:
 def csv_records(
     path: Path, delimiter: str = ",", strict: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
-    """The header and the rows of a CSV file, each with the number of the line that it begins in; blank ones are left out.
+    """The rows of a CSV file, the header first, each with the number of the line it begins in; blank ones are not.
 
     A quote that is opened and not closed makes the rest of the file, or the rows up to the next quote, part of one
     field, which no CSV reader complains of. Here it is an error.
@@ -53,7 +53,7 @@ def csv_records(
 
         def lines() -> Iterator[str]:
             nonlocal line
-            for line in file:  # noqa: B007, for when it cannot be parsed
+            for line in file:  # noqa: UP028, as it is looked at below
                 yield line
 
         reader = csv.reader(lines(), delimiter=delimiter, strict=True)
@@ -73,14 +73,15 @@ def csv_records(
             if reader.line_num != start and _swallows_rows(fields, columns, delimiter, is_row):
                 raise CorpusError(
                     f"{path}, line {start}: a quote is opened here and closed in line {reader.line_num}, so that the "
-                    "rows between are part of one field: close it, or write a quote that is text twice, in a quoted field"
+                    "rows between are part of one field: close it, or write quotes that are text twice, in a quoted "
+                    "field"
                 )
             yield start, fields
 
 
 def _csv_problem(path: Path, start: int, end: int, error: csv.Error) -> str:
     if "end of data" in str(error) or "field limit" in str(error):
-        return f"{path}, line {start}: a quote is opened here and never closed, so that the rows after it are lost: close it"
+        return f"{path}, line {start}: a quote is opened here and never closed, so that later rows are lost: close it"
     after = "" if start == end else f", which is closed in line {end}"
     return (
         f"{path}, line {start}: text follows the end of a quoted field{after} ({error}): quote all of the field, and "

@@ -25,7 +25,7 @@ _MAX_DEPTH = 32  # of lists and mappings within each other
 _BREAKS_OFF = re.compile(r"\s+")
 
 
-class ValueProblem(ValueError):
+class UnfitValueError(ValueError):
     """What is wrong with a value and what was expected, to be put after the name of its column."""
 
 
@@ -33,6 +33,11 @@ def shown(value: Any, length: int = 80) -> str:
     """A value in one short line, for messages."""
     text = _BREAKS_OFF.sub(" ", ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value))
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def plain(value: Any) -> Any:
+    """A value of Python for a scalar of NumPy or torch; any other as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def is_missing(value: Any) -> bool:
@@ -51,7 +56,7 @@ def read_captions(value: Any) -> list[str]:
     'b']" is what pandas and `datasets` leave in a CSV file. No caption at all is an empty list.
 
     Raises:
-        ValueProblem: it is neither a string nor a list of strings.
+        UnfitValueError: it is neither a string nor a list of strings.
     """
     if is_missing(value):
         return []
@@ -61,11 +66,11 @@ def read_captions(value: Any) -> list[str]:
     if hasattr(value, "tolist") and not isinstance(value, list | tuple):  # an array
         value = value.tolist()
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) or is_missing(item) for item in value):
-        raise ValueProblem(f"must be a string or a list of strings, not {shown(value)}")
+        raise UnfitValueError(f"must be a string or a list of strings, not {shown(value)}")
     captions = ["" if is_missing(item) else item.strip() for item in value]
     for caption in captions:
         if not _is_text(caption):
-            raise ValueProblem(f"has half a surrogate pair, which is not text: {shown(caption)}")
+            raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(caption)}")
     return ["" if caption in MISSING_WORDS else caption for caption in captions]
 
 
@@ -80,7 +85,7 @@ def _parse_list(text: str) -> list[Any] | None:
         if _PYTHON_LIST.fullmatch(text):
             parsed = [ast.literal_eval(string) for string in re.findall(_PYTHON_STRING, text, re.DOTALL)]
     if not isinstance(parsed, list):
-        raise ValueProblem(
+        raise UnfitValueError(
             f'looks like a list but is not one in JSON, such as ["a", "b"]: {shown(text)}; write it so, or each '
             "caption in a row of its own"
         )
@@ -90,12 +95,12 @@ def _parse_list(text: str) -> list[Any] | None:
 def read_text(value: Any) -> str:
     """
     Raises:
-        ValueProblem: it is not a string, or blank.
+        UnfitValueError: it is not a string, or blank.
     """
     if not isinstance(value, str) or not value.strip():
-        raise ValueProblem(f"must be a string that is not blank, not {shown(value)}")
+        raise UnfitValueError(f"must be a string that is not blank, not {shown(value)}")
     if not _is_text(value):
-        raise ValueProblem(f"has half a surrogate pair, which is not text: {shown(value)}")
+        raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(value)}")
     return value
 
 
@@ -103,21 +108,22 @@ def read_id(value: Any) -> str | None:
     """An id as a string: of an integer its digits, None where it is missing or blank.
 
     Raises:
-        ValueProblem: it is neither a string nor an integer, or a word that stands for a missing value.
+        UnfitValueError: it is neither a string nor an integer, or a word that stands for a missing value.
     """
+    value = plain(value)
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         if value in MISSING_WORDS:
-            raise ValueProblem(f"is {value!r}, which is how a missing value looks as a string: fill it in")
+            raise UnfitValueError(f"is {value!r}, which is how a missing value looks as a string: fill it in")
         return read_text(value)
     if _is_integer(value):
         return str(int(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        raise ValueProblem(
+        raise UnfitValueError(
             f"is the number {value}, which it became in a column with missing values: write ids as strings"
         )
-    raise ValueProblem(f"must be a string or an integer, not {shown(value)}")
+    raise UnfitValueError(f"must be a string or an integer, not {shown(value)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -129,41 +135,43 @@ def read_answer(value: Any, options: Any) -> int:
     """The index of the right one of some options.
 
     Raises:
-        ValueProblem: it is not an integer, or is out of range.
+        UnfitValueError: it is not an integer, or is out of range.
     """
+    value = plain(value)
     if not _is_integer(value) or not 0 <= int(value) < len(options):
-        raise ValueProblem(f"must be the index of the right one of {len(options)} options, from 0, not {shown(value)}")
+        raise UnfitValueError(
+            f"must be the index of the right one of {len(options)} options, from 0, not {shown(value)}"
+        )
     return int(value)
 
 
 def read_options(value: Any) -> list[str]:
     """
     Raises:
-        ValueProblem: it is not a list of texts.
+        UnfitValueError: it is not a list of texts.
     """
     if isinstance(value, str):
         value = _parse_list(value.strip())
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
-        raise ValueProblem(f"must be a list of texts, not {shown(value)}")
+        raise UnfitValueError(f"must be a list of texts, not {shown(value)}")
     for text in value:
         read_text(text)
     return list(value)
 
 
-def read_label(value: Any, names: Any = None) -> int | str:
-    """A label: the name of a class or, where the names are known, its number.
+def read_label(value: Any) -> int | str:
+    """A label: the name of a class, or its number.
 
     Raises:
-        ValueProblem: it is missing, or is the number of no class.
+        UnfitValueError: it is neither.
     """
+    value = plain(value)
     if isinstance(value, str):
         return read_text(value)
     if not _is_integer(value):
-        raise ValueProblem(f"must be the number or the name of a class, not {shown(value)}")
-    if names is not None and not 0 <= int(value) < len(names):
-        raise ValueProblem(f"is {int(value)}, which is not one of the {len(names)} classes, numbered from 0")
+        raise UnfitValueError(f"must be the number or the name of a class, not {shown(value)}")
     return int(value)
 
 

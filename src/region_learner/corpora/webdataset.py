@@ -29,7 +29,7 @@ from .folder import (
     check_data_dir,
     suggestion,
 )
-from .values import ValueProblem, read_captions, read_id, shown, unstorable
+from .values import UnfitValueError, read_captions, read_id, shown, unstorable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -231,9 +231,7 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
     try:
         shard, offset, size = str(reference["path"]), int(reference["offset"]), int(reference["size"])
     except (KeyError, TypeError, ValueError):
-        raise CorpusError(
-            f"a reference has the keys path, offset and size, unlike {shown(reference, 100)}"
-        ) from None
+        raise CorpusError(f"a reference has the keys path, offset and size, unlike {shown(reference, 100)}") from None
     try:
         with open(shard, "rb", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
@@ -396,7 +394,8 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     content: dict[str, Any] = {}
     if ".json" in parts:
         content = _read_json(file, shard, parts[".json"])
-    ours = isinstance(content.get("prepared"), dict) and "source" in content["prepared"]  # written by `corpus prepare`: a row as it was
+    # Written by `corpus prepare`: a row as it was.
+    ours = isinstance(content.get("prepared"), dict) and "source" in content["prepared"]
     captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
     if not captions and ".txt" in parts:
         captions = _captions({"text": _read_text(file, shard, parts[".txt"])}, parts[".txt"], ("text",))
@@ -445,7 +444,7 @@ def _captions(content: Mapping[str, Any], member: Member | None, names: Sequence
 def _read(reader: Callable[[Any], Any], content: Mapping[str, Any], name: str, member: Member | None) -> Any:
     try:
         return reader(content.get(name))
-    except ValueProblem as problem:
+    except UnfitValueError as problem:
         assert member is not None
         kind = os.path.splitext(member.name)[1]
         raise _UnusableError(f"with damaged {kind}", f"member {member.name!r}: {name} {problem}") from problem

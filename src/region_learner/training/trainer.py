@@ -25,7 +25,7 @@ from ..evaluation.tasks import (
 from ..files import write_json
 from ..video_processing_region_learner import VideoDecodeError
 from .arguments import RegionLearnerTrainingArguments
-from .collator import UNLABELLED_TASKS, RegionLearnerCollator
+from .collator import UNLABELLED_TASKS, RegionLearnerCollator, check_given
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
 from .gradient_cache import cached_backward
 from .optimization import freeze, milestones, parameter_groups
@@ -99,6 +99,8 @@ class RegionLearnerTrainer(Trainer):
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
         self.parts: Sequence[CorpusPart] = train_dataset or []
         datasets = [part.dataset for part in self.parts]
+        if "data_collator" not in kwargs:  # which would need other columns
+            check_given(self.parts, kwargs.get("eval_dataset"), task)
         kwargs.setdefault(
             "data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
         )

@@ -1,11 +1,11 @@
 """`evaluate` module: text-to-video and video-to-text retrieval, by `region_learner.evaluation.retrieval_metrics`."""
 
 import datasets
-import evaluate
 import numpy as np
 
 from region_learner.evaluation import retrieval_metrics
 from region_learner.evaluation.metrics import IGNORED_ID
+from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import info, vectors
 
 DESCRIPTION = """
@@ -34,7 +34,7 @@ def _features(ids: str) -> datasets.Features:
     return datasets.Features({"predictions": embedding, "references": embedding, "video_ids": datasets.Value(ids)})
 
 
-class VideoTextRetrieval(evaluate.Metric):
+class VideoTextRetrieval(columns.RowsMetric):
     def _info(self):
         return info(DESCRIPTION, INPUTS, [_features("string"), _features("int64")])
 
