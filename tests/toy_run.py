@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.training.data import DRAWN
 
 from .conftest import TINY_VIDEO, tiny_text_config
 
@@ -48,7 +49,7 @@ class Collator:
         for row in rows:
             number = int(row["video_id"])
             fixed = torch.Generator().manual_seed(number)
-            drawn = torch.Generator().manual_seed(row["seed"])
+            drawn = torch.Generator().manual_seed(row[DRAWN].seed)
             frames = row["num_frames"] or 2
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))

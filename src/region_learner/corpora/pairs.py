@@ -162,11 +162,12 @@ def list_files(
     for root in roots:
         # One listing of the root spares looking for directories that it does not have.
         names = os.listdir(root)
-        for directory in sorted(wanted & {"", *names}):
+        there = {"", *names}
+        for directory in sorted(name for name in wanted if name.partition("/")[0] in there):
             base = os.path.join(root, directory)
             try:
                 entries = names if not directory else os.listdir(base)
-            except NotADirectoryError:
+            except (NotADirectoryError, FileNotFoundError):
                 continue
             prefix = f"{directory}/" if directory else ""
             for name in entries:

@@ -136,7 +136,7 @@ def report_missing(
         max_missing: how many may be missing: a number, or a fraction (a float below 1) of all files.
         missing_list: text file for the paths, one a line; written anew each time, empty if none is missing, and also
             when they are too many. `{split}` in its name stands for `split`, as each split has a list of its own.
-        places: directories that were looked through, where a file may lie in several.
+        places: directories that were looked through, where a file may lie in several; `missing` are of the first.
 
     Raises:
         CorpusError: more are missing, or all; the list cannot be written.
@@ -169,7 +169,7 @@ def report_missing(
 
 def _looked_for(path: str, data_dir: Path, places: Sequence[Path]) -> str:
     """Where a missing file was looked for, and where it may be instead."""
-    also = [str(place) for place in places if not path.startswith(os.path.join(place, ""))]
+    also = [str(place) for place in places[1:]]
     looked = f"the first was looked for at {path}" + (f" and in {', '.join(also)}" if also else "")
     instead = _elsewhere(path, data_dir)
     return f"{looked}, but {instead}" if instead else looked

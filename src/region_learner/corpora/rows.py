@@ -36,14 +36,7 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
     Raises:
         CorpusError: it is something else, a column is missing, or a row is wrong.
     """
-    if hasattr(dataset, "iloc"):
-        raise CorpusError(
-            f"{name} is a {type(dataset).__name__} of pandas: pass datasets.Dataset.from_pandas(...) of it"
-        )
-    if isinstance(dataset, Mapping):
-        raise CorpusError(f"{name} is a mapping of {', '.join(map(repr, dataset))}: pass one split of it")
-    if isinstance(dataset, str | bytes) or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
-        raise CorpusError(f"{name} must be a data set or a list of rows, not {shown(dataset)}: see load_corpus")
+    check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
     if known and (absent := [column for column in ("video", "video_id", *columns) if column not in known]):
         raise CorpusError(
@@ -56,6 +49,21 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         rows = itertools.islice(dataset, first_rows)
     for number, row in enumerate(rows):
         read_row(row, columns, f"{name}, row {number}")
+
+
+def check_kind(dataset: Any, name: str) -> None:
+    """
+    Raises:
+        CorpusError: it cannot be a data set of rows.
+    """
+    if hasattr(dataset, "iloc"):
+        raise CorpusError(
+            f"{name} is a {type(dataset).__name__} of pandas: pass datasets.Dataset.from_pandas(...) of it"
+        )
+    if isinstance(dataset, Mapping):
+        raise CorpusError(f"{name} is a mapping of {', '.join(map(repr, dataset))}: pass one split of it")
+    if isinstance(dataset, str | bytes) or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
+        raise CorpusError(f"{name} must be a data set or a list of rows, not {shown(dataset)}: see load_corpus")
 
 
 def check_ids(dataset: Any, name: str) -> None:

@@ -150,15 +150,12 @@ def read_options(value: Any) -> list[str]:
     Raises:
         UnfitValueError: it is not a list of texts.
     """
-    if isinstance(value, str):
-        value = _parse_list(value.strip())
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
+    options = _parse_list(value.strip()) if isinstance(value, str) else value
+    if hasattr(options, "tolist"):
+        options = options.tolist()
+    if not isinstance(options, list | tuple) or not options or not all(isinstance(text, str) for text in options):
         raise UnfitValueError(f"must be a list of texts, not {shown(value)}")
-    for text in value:
-        read_text(text)
-    return list(value)
+    return [read_text(text) for text in options]
 
 
 def read_label(value: Any) -> int | str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_in
 from torch.utils.data import Dataset as MapDataset
 
 from ..corpora.errors import CorpusError
-from ..corpora.rows import check_dataset
+from ..corpora.rows import check_kind
 
 MIXES = ("alternate", "weighted")
 
@@ -51,7 +51,7 @@ class CorpusPart:
     shuffle_buffer: int = 10_000
 
     def __post_init__(self):
-        check_dataset(self.dataset, (), "the training data", first_rows=0 if self.streamed else 1)
+        check_kind(self.dataset, "the training data")
         if self.streamed and not hasattr(self.dataset, "shuffle"):
             raise CorpusError(
                 f"the training data is a {type(self.dataset).__name__}, which cannot be shuffled or told how long it "
