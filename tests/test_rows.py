@@ -180,6 +180,7 @@ def test_the_first_rows_are_looked_at(form):
         (pd.DataFrame([GOOD]), "is a DataFrame of pandas: pass datasets.Dataset.from_pandas"),
         ("msrvtt", "must be a data set or a list of rows, not 'msrvtt'"),
         (3, "must be a data set or a list of rows, not 3"),
+        ([], "mine has no rows"),
         ([("a.mp4", "a")], "row 0 must be a mapping of columns"),
     ],
 )

@@ -50,7 +50,7 @@ class Collator:
             number = int(row["video_id"])
             fixed = torch.Generator().manual_seed(number)
             drawn = torch.Generator().manual_seed(row[DRAWN].seed)
-            frames = row["num_frames"] or 2
+            frames = row[DRAWN].num_frames or 2
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))

@@ -200,9 +200,9 @@ def _find_splits(data_dir: Path) -> dict[str, Path]:
         )
     if not top and not splits:
         others = sorted(data_dir.glob("metadata.*"))
-        found = f" ({others[0].name} is not one of the forms that are read)" if others else ""
+        other = f" ({others[0].name} is not one of the forms that are read)" if others else ""
         raise CorpusError(
-            f"no metadata in {data_dir}{found}: it, or a subdirectory for each split, needs "
+            f"no metadata in {data_dir}{other}: it, or a subdirectory for each split, needs "
             f"{', '.join(METADATA_FILES[:2])} or {METADATA_FILES[2]} with columns file_name and one of "
             f"{', '.join(CAPTION_COLUMNS)}"
         )

@@ -58,6 +58,7 @@ class Listings:
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, str]] = {}
+        self._directories: dict[str, str] = {}
 
     def names(self, directory: str) -> dict[str, str]:
         """What is in a directory: names, as they are and composed, to names as they are. Empty if there is none."""
@@ -71,13 +72,13 @@ class Listings:
 
     def directory(self, path: str) -> str:
         """A directory as it is called on disk; as it is given where there is none."""
-        if self.names(path) or os.path.isdir(path):
-            return path
-        parent, name = os.path.split(path)
-        if parent == path:
-            return path
-        parent = self.directory(parent)
-        return os.path.join(parent, self._find(parent, name) or name)
+        if path not in self._directories:
+            found, (parent, name) = path, os.path.split(path)
+            if not os.path.isdir(path) and parent != path:
+                parent = self.directory(parent)
+                found = os.path.join(parent, self._find(parent, name) or name)
+            self._directories[path] = found
+        return self._directories[path]
 
     def find(self, path: str) -> str | None:
         """A file as it is called on disk, or None."""
@@ -155,9 +156,11 @@ def report_missing(
     report = f"{len(missing)} of {files} video files named by the metadata are missing under {data_dir}"
     names = some_names(missing, data_dir, 3)
     if len(missing) == files:
+        cure = "correct the names, or check data_dir (--data-dir)"
+        if places:
+            cure = "check data_dir (--data-dir) and video_dir (--corpus-options '{\"video_dir\": ...}')"
         raise CorpusError(
-            f"{report}, and none is left: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; correct the "
-            "names, or check data_dir (--data-dir)"
+            f"{report}, and none is left: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; {cure}"
         )
     if len(missing) > allowed:
         raise CorpusError(
@@ -169,8 +172,8 @@ def report_missing(
 
 def _looked_for(path: str, data_dir: Path, places: Sequence[Path]) -> str:
     """Where a missing file was looked for, and where it may be instead."""
-    also = [str(place) for place in places[1:]]
-    looked = f"the first was looked for at {path}" + (f" and in {', '.join(also)}" if also else "")
+    also = f" and in {', '.join(map(str, places[1:]))}" if len(places) > 1 else ""
+    looked = f"the first was looked for at {path}{also}"
     instead = _elsewhere(path, data_dir)
     return f"{looked}, but {instead}" if instead else looked
 

@@ -44,6 +44,8 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         )
     rows: Iterable[Any] = ()
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        if first_rows and not len(dataset):
+            raise CorpusError(f"{name} has no rows")
         rows = (dataset[number] for number in range(min(len(dataset), first_rows)))
     elif hasattr(dataset, "column_names"):  # of `datasets`: it begins anew each time
         rows = itertools.islice(dataset, first_rows)
@@ -73,7 +75,7 @@ def check_ids(dataset: Any, name: str) -> None:
         CorpusError: an id is missing, or neither a string nor an integer.
     """
     check_dataset(dataset, (), name, first_rows=0)
-    for number, value in enumerate(dataset["video_id"]):
+    for number, value in enumerate(dataset["video_id"][:]):
         try:
             _read_id(value)
         except UnfitValueError as problem:

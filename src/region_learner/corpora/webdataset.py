@@ -491,8 +491,8 @@ def load_webdataset(
 
     The members of a sample follow one another and share their name up to the first dot of the file name, the key.
     Captions come from `captions`, `caption` or `text` in .json, or else from .txt; samples without any are left out,
-    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key`
-    in .json, or else the key; it should be unique among all shards. Other fields of .json become columns. Other
+    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key` in .json, or else the key; it should
+    be unique among all shards. Values are read as those of `folder` are. Other fields of .json become columns. Other
     members are passed over, and so is an image beside a video.
 
     Streamed, shards are what is shuffled and split among processes: there should be a multiple of the number of

@@ -39,12 +39,12 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
         CorpusError: a column is missing, or holds something else than the task needs.
     """
     for number, part in enumerate(parts, start=1):
-        name = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
-        check_dataset(part.dataset, needed_columns(task, training=True), name)
-    several = eval_dataset if type(eval_dataset) is dict else {None: eval_dataset}
-    for name, dataset in several.items():
+        of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
+        check_dataset(part.dataset, needed_columns(task, training=True), of)
+    several = isinstance(eval_dataset, dict)
+    for name, dataset in eval_dataset.items() if several else [("", eval_dataset)]:
         if dataset is not None:
-            of = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+            of = f"eval_dataset[{name!r}]" if several else "eval_dataset"
             check_dataset(dataset, needed_columns(task, training=False), of)
 
 
