@@ -137,7 +137,7 @@ def report_missing(
         max_missing: how many may be missing: a number, or a fraction (a float below 1) of all files.
         missing_list: text file for the paths, one a line; written anew each time, empty if none is missing, and also
             when they are too many. `{split}` in its name stands for `split`, as each split has a list of its own.
-        places: directories that were looked through, where a file may lie in several; `missing` are of the first.
+        places: directories that were looked through, where a file may lie in several.
 
     Raises:
         CorpusError: more are missing, or all; the list cannot be written.
@@ -170,10 +170,14 @@ def report_missing(
     logger.warning("%s and left out: %s%s", report, some_names(missing, data_dir, 3 if listed else 100), listed)
 
 
+_DIRECTORIES_LOOKED_THROUGH = 1000  # for a file that is missing
+
+
 def _looked_for(path: str, data_dir: Path, places: Sequence[Path]) -> str:
     """Where a missing file was looked for, and where it may be instead."""
-    also = f" and in {', '.join(map(str, places[1:]))}" if len(places) > 1 else ""
-    looked = f"the first was looked for at {path}{also}"
+    around = [place for place in places if path.startswith(os.path.join(place, ""))]
+    others = [str(place) for place in places if place != max(around, key=lambda place: len(place.parts), default=None)]
+    looked = f"the first was looked for at {path}" + (f" and in {', '.join(others)}" if others else "")
     instead = _elsewhere(path, data_dir)
     return f"{looked}, but {instead}" if instead else looked
 
@@ -190,7 +194,8 @@ def _elsewhere(path: str, data_dir: Path) -> str:
         if os.path.splitext(other)[0] == stem:
             return f"there is {other!r}, with another extension"
     relative = Path(os.path.relpath(path, data_dir))
-    below = [entry for entry in sorted(data_dir.iterdir()) if entry.is_dir()]
+    with os.scandir(data_dir) as entries:  # which tells directories without looking each up
+        below = sorted(Path(entry.path) for entry in entries if entry.is_dir())[:_DIRECTORIES_LOOKED_THROUGH]
     for root in (*below, data_dir, data_dir.parent):
         # As it is named, without its first directory, and by its name alone.
         for form in (relative, Path(*relative.parts[1:]), Path(name)):

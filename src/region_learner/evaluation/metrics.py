@@ -385,7 +385,8 @@ def retrieval_metrics(
         best-ranked text of a video; videos without a text are in the gallery but are no queries.
 
     Raises:
-        ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing.
+        ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing;
+            for ids that are None or NaN, or of which some are strings and others numbers.
     """
     texts, videos = _Side("text_embeds", text_embeds), _Side("video_embeds", video_embeds)
     owners, ids = match_ids(texts.embeds, videos.embeds, text_video_ids, video_ids)

@@ -18,7 +18,7 @@ INPUTS = """
 Args:
     predictions (sequences of float, one length for all): embeddings of texts; of length 1 for cosine similarity.
     references (sequences of float, of the same length): embeddings of the videos that they describe.
-    video_ids (strings or integers): ids of these videos.
+    video_ids (strings, or integers, but not both): ids of these videos.
 
 A video met again, with another text, counts once, with its first embedding. So a row may be a text alone, with [] for
 its video, where another row has it; and a video alone, with [] for its text: such a video is in the gallery but no
