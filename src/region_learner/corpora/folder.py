@@ -237,24 +237,29 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
     caption_column = _caption_column(rows[0][1], caption_column, path)
     _check_whole_numbers(rows, path)
     empty = []
+    files: dict[str, tuple[str, str]] = {}  # path and name of each, as there may be millions of rows of one
     for number, row in rows:
         where = f"{path}, {number}"
-        file_name = _file_name(row.get("file_name"), where)
+        file_name = row.get("file_name")
+        if not isinstance(file_name, str) or file_name not in files:
+            file_name = _file_name(file_name, where)
+            plain = composed(os.path.normpath(with_slashes(file_name)))
+            found = _find(path.parent, file_name, data_dir, where, listings)
+            files[file_name] = found, os.path.splitext(plain)[0]
         try:
-            name = "video_id"
-            video_id = read_id(row.get("video_id"))
-            name = caption_column
-            captions = read_captions(row.get(caption_column))
+            column = "video_id"
+            video_id = read_id(row.get(column))
+            column = caption_column
+            captions = read_captions(row.get(column))
         except UnfitValueError as problem:
-            raise CorpusError(f"{where}: {name} {problem}") from problem
+            raise CorpusError(f"{where}: {column} {problem}") from problem
         if not captions or not all(captions):
             empty.append(f"{number} ({file_name})")
             continue
-        video = _find(path.parent, file_name, data_dir, where, listings)
-        plain = composed(os.path.normpath(with_slashes(file_name)))
+        video, name = files[file_name]
         yield {
             "video": video,
-            "video_id": os.path.splitext(plain)[0] if video_id is None else video_id,
+            "video_id": name if video_id is None else video_id,
             "captions": captions,
             **_other_columns(row, where, caption_column),
         }
