@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import av
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from region_learner.cli import main
 from region_learner.corpora import check as module
@@ -37,6 +40,15 @@ def names(result) -> list[str]:
     return [entry["video_id"] for entry in result["unreadable"]]
 
 
+def damage_packet(path: Path, number: int):
+    """Overwrites a packet, so that its units have impossible sizes."""
+    with av.open(str(path)) as container:
+        packet = bytes([packet for packet in container.demux(video=0) if packet.size][number])
+    data = path.read_bytes()
+    assert data.count(packet) == 1
+    path.write_bytes(data.replace(packet, b"\xff" * len(packet)))
+
+
 def test_what_cannot_be_read_is_named(folder):
     rows = rows_of(str(folder / f"{number}.mp4") for number in (3, 1, 0, 2))
     rows = Dataset.from_list([*rows, {**rows[1], "captions": ["another row of the same video"]}])
@@ -58,9 +70,7 @@ def test_damage_at_the_end_is_found(tmp_path):
     path.write_bytes(path.read_bytes()[:-1200])  # Matroska can be read up to where it ends
     assert check_corpus(rows_of([str(path)]))["videos"] == 1
     whole = write_video(tmp_path / "1.mkv", frames=60)
-    data = bytearray(whole.read_bytes())
-    data[-3000:-2700] = bytes(range(256)) + bytes(44)
-    whole.write_bytes(data)
+    damage_packet(whole, 55)
     assert names(check_corpus(rows_of([str(whole)]))) == ["1"]
 
 
@@ -77,11 +87,27 @@ def test_a_video_that_hangs_is_named(folder, monkeypatch):
     assert "takes more than 2 seconds" in result["unreadable"][0]["reason"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
+def test_a_video_that_takes_too_much_memory_is_named(folder, tmp_path):
+    """A file of some KiB, whose frames have 100 MiB."""
+    Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
+    rows = rows_of([str(tmp_path / "large.png"), str(folder / "3.mp4")])
+    assert names(check_corpus(rows, workers=1)) == []
+    result = check_corpus(rows, workers=1, memory=50 * 2**20)
+    assert result["unreadable"] == [
+        {"video_id": "large", "reason": "reading it takes more than 0.0488281 GiB of memory"}
+    ]
+
+
 def test_command(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["corpus", "check", "--data-dir", str(folder), "--json"])
     result = json.loads(capsys.readouterr().out)
     assert (exit.value.code, result["videos"], names(result)) == (1, 4, ["1", "2"])
+    with pytest.raises(SystemExit) as exit:
+        main(["corpus", "check", "--data-dir", str(folder), "--max-unreadable", "0.5"])
+    assert exit.value.code in (0, None)
+    assert "2 of 4 videos cannot be read" in capsys.readouterr().err
     for number in (0, 3):
         shutil.copy(folder / f"{number}.mp4", tmp_path)
     write_metadata(tmp_path, (0, 3))

@@ -323,6 +323,26 @@ def test_shapes_videos_are_real(shapes):
     assert np.array_equal(masks, load_masks(row["masks"]))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"masks": np.zeros(3, np.uint8)}, "is damaged: .* more than 100"),
+        ({"other": np.zeros(3, np.uint8)}, "does not hold label maps"),
+        (b"not a zip file", "does not hold label maps"),
+        (b"", "does not hold label maps"),
+    ],
+)
+def test_files_that_are_not_label_maps(tmp_path, monkeypatch, content, message):
+    path = tmp_path / "clip.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez_compressed(path, **content)
+    monkeypatch.setattr(generated, "_MAX_MASKS", 100)
+    with pytest.raises(CorpusError, match=rf"clip.npz {message}"):
+        load_masks(path)
+
+
 def test_shapes_do_not_depend_on_workers_or_other_splits(shapes_dir, tmp_path):
     again = make_moving_shapes(tmp_path / "again", workers=1, progress=False, **{**SIZES, "train": 0, "val": 0})
     for split in ("test", "test_unseen"):

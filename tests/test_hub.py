@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoVideoProcessor
 
 import region_learner
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
@@ -191,7 +192,7 @@ def video(work):
     path = work / "video.mp4"
     random = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
+        stream = add_video_stream(container, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(8):
             image = random.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)

@@ -15,8 +15,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 from region_learner import load_corpus
-from region_learner.corpora import CorpusError, PrepareOptions, prepare_corpus
+from region_learner.cli import main
+from region_learner.corpora import CorpusError, PrepareOptions, UnreadableError, prepare_corpus
 from region_learner.corpora import prepare as module
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.corpora.webdataset import video_source
 from region_learner.processes import map_in_processes
 from region_learner.video_processing_region_learner import iterate_frames, read_clip
@@ -26,8 +28,8 @@ def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, see
     """Smooth pictures, so that a lossy copy can be told from another: brightness rises with time."""
     rng = np.random.default_rng(seed)
     small = rng.integers(40, 160, (4, 4, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "5"})
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream = add_video_stream(container, rate=rate, options={"crf": "5"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(frames):
             image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -126,22 +128,53 @@ def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(Path(videos[0]).read_bytes()[:1500])
     rows = rows_of([videos[0], str(broken), str(tmp_path / "gone.mp4"), videos[1]])
-    result = prepare_corpus(rows, tmp_path / "out", options=PrepareOptions(clips_per_shard=2), workers=1)
+    result = prepare_corpus(
+        rows, tmp_path / "out", options=PrepareOptions(clips_per_shard=2), workers=1, max_unreadable=0.5
+    )
     assert (result["clips"], result["left_out"]) == (2, 2)
     report = json.loads(Path(result["report"]).read_text())
     assert [entry["video_id"] for entry in report["left_out"]] == ["broken", "gone"]
     assert "no such file" in report["left_out"][1]["reason"]
-    assert "2 clips left out" in caplog.text
+    assert "2 clips of 4 left out: broken, gone (listed in " in caplog.text
     assert load(tmp_path / "out")["video_id"] == ["0", "1"]
-    with pytest.raises(CorpusError, match=r"no clip of 1 could be read, the first: .*no such file"):
+    with pytest.raises(CorpusError, match=r"no clip of 1 could be read: gone .*the first: .*no such file"):
         prepare_corpus(rows.select([2]), tmp_path / "none", workers=1)
+
+
+def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
+    """An error with exit code 1, at the shard where it is clear; what is written stays, and is not written again."""
+    rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
+    options = PrepareOptions(clips_per_shard=2)
+    message = r"2 clips of 8 cannot be read, more than max_unreadable=0.1: gone0, gone1 \(listed in .*report.json"
+    for _ in range(2):
+        with pytest.raises(UnreadableError, match=message):
+            prepare_corpus(rows, tmp_path / "out", options=options, workers=1)
+        report = json.loads((tmp_path / "out" / "train" / "report.json").read_text())
+        assert [entry["video_id"] for entry in report["left_out"]] == ["gone0", "gone1"]
+        assert load(tmp_path / "out")["video_id"] == ["0", "1"]
+    result = prepare_corpus(rows, tmp_path / "out", options=options, workers=1, max_unreadable=0.5)
+    assert (result["clips"], result["left_out"]) == (4, 4)
+    with pytest.raises(CorpusError, match="max_unreadable=50 is a share"):
+        prepare_corpus(rows, tmp_path / "out", max_unreadable=50)
+
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    os.link(videos[0], tmp_path / "whole.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nwhole.mp4,a\nbroken.mp4,b\n")
+    command = ["corpus", "prepare", str(tmp_path / "cli"), "--data-dir", str(tmp_path), "--workers", "1"]
+    codes = []
+    for more in ([], ["--max-unreadable", "0.5"]):
+        with pytest.raises(SystemExit) as exit:
+            main([*command, *more])
+        codes.append(exit.value.code or 0)
+    assert codes == [1, 0]
+    assert "1 clip of 2 cannot be read, more than max_unreadable=0.1: broken" in capsys.readouterr().err
 
 
 def test_what_cannot_be_encoded_is_left_out(videos, tmp_path):
     """A line of pixels, longer than the encoder takes."""
     Image.new("RGB", (40000, 16)).save(tmp_path / "line.gif")
     rows = rows_of([videos[0], str(tmp_path / "line.gif")])
-    result = prepare_corpus(rows, tmp_path / "out", workers=1)
+    result = prepare_corpus(rows, tmp_path / "out", workers=1, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (1, 1)
     assert "line: cannot be encoded" in Path(result["report"]).read_text()
 
@@ -184,18 +217,19 @@ def test_what_has_come_back_is_tried_again(videos, tmp_path):
     gone = tmp_path / "gone.mp4"
     rows = rows_of([videos[0], str(gone), videos[1], videos[2]])
     options = PrepareOptions(clips_per_shard=2)
-    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1)["left_out"] == 1
+    allowed = {"options": options, "workers": 1, "max_unreadable": 0.5}
+    assert prepare_corpus(rows, tmp_path / "out", **allowed)["left_out"] == 1
     untouched = (tmp_path / "out" / "train" / "000001.tar").stat().st_mtime_ns
     gone.write_bytes(Path(videos[3]).read_bytes())
-    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1)["left_out"] == 1
-    assert prepare_corpus(rows, tmp_path / "out", options=options, workers=1, retry=True)["left_out"] == 0
+    assert prepare_corpus(rows, tmp_path / "out", **allowed)["left_out"] == 1
+    assert prepare_corpus(rows, tmp_path / "out", **allowed, retry=True)["left_out"] == 0
     assert load(tmp_path / "out")["video_id"] == ["0", "gone", "1", "2"]
     assert (tmp_path / "out" / "train" / "000001.tar").stat().st_mtime_ns == untouched
 
 
 def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
     rows = Dataset.from_list([*rows_of(videos[:2]), {"video": None, "video_id": "none", "captions": ["x"]}])
-    result = prepare_corpus(rows, tmp_path, workers=1)
+    result = prepare_corpus(rows, tmp_path, workers=1, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (2, 1)
     assert "none: TypeError" in Path(result["report"]).read_text()
 
@@ -203,7 +237,7 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
 def test_time_that_begins_anew(tmp_path):
     """Of two recordings in one file as many frames a second are kept as of one."""
     with av.open(str(tmp_path / "0.ts"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
+        stream = add_video_stream(container, rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(60):
             container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
@@ -225,7 +259,9 @@ def test_a_prepared_corpus_can_be_prepared(videos, tmp_path):
 def test_another_corpus_is_not_mixed_in(videos, tmp_path):
     prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*.tar")}
+    (tmp_path / "train" / "000007.tar.partial").touch()  # of a run that was killed
     again = prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)  # nothing is left to do
+    assert not list((tmp_path / "train").glob("*.partial"))
     assert again["clips"] == 2
     assert before == {path: path.stat().st_mtime_ns for path in before}
     with pytest.raises(CorpusError, match="crf is 23, not 30"):
@@ -269,10 +305,10 @@ def hang_on_2(row, options):
 @pytest.mark.parametrize(("encode", "timeout"), [(crash_on_2, 60), (hang_on_2, 3)])
 def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeout, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_encode_row", encode)
-    result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout)
+    result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (6, 1)
     report = json.loads(Path(result["report"]).read_text())
-    reason = f"it brings the process that reads it down, or takes more than {timeout} seconds"
+    reason = f"reading it crashes the process, or takes more than {timeout} seconds"
     assert report["left_out"] == [{"video_id": "2", "reason": reason}]
     assert load(tmp_path)["video_id"] == ["0", "1", "3", "4", "5", "6"]
 
@@ -291,8 +327,8 @@ def slowly(numbers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_items_that_crash_while_others_are_drawn(workers):
-    results = map_in_processes(square, slowly(range(20)), workers, 60, lambda number, reason: reason[:9])
-    expected = ["it brings" if number in (3, 11) else number * number for number in range(20)]
+    results = map_in_processes(square, slowly(range(20)), workers, 60, lambda number, reason: reason[:18])
+    expected = ["reading it crashes" if number in (3, 11) else number * number for number in range(20)]
     assert list(results) == expected
 
 
@@ -346,7 +382,7 @@ def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     shards = tmp_path / "out" / "train"
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(shards.glob("*.tar")) and time.monotonic() < deadline:
+    while not list(shards.glob("0*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill()
     run.wait()

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -36,7 +37,7 @@ def processor():
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "video.mp4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
+        stream = add_video_stream(container, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(20):
             image = np.full((48, 64, 3), 12 * i, np.uint8)

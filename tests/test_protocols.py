@@ -1,6 +1,7 @@
 """Protocols on stand-ins for the benchmarks, from the command line to the file; and which split chooses what."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,9 +27,10 @@ from region_learner.evaluation import (
     evaluate_checkpoint,
     get_protocol,
 )
-from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, load_checkpoint, size_notes
+from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, _training_of, load_checkpoint, size_notes
 from region_learner.evaluation.results import digest_of_rows, read_results
 from region_learner.evaluation.tasks import PROMPTS
+from region_learner.hub import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import parse_arguments, parse_stages, train, trainer
 from region_learner.training.arguments import list_recipes
@@ -198,14 +200,14 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
 
 
 def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, capsys):
-    argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--clips=2", "--seed=5"]
+    argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--clips=2"]
     argv += ["--dual-softmax", "--output", tmp_path / "evaluation.json"]
     printed = command(capsys, *argv)
     found = read_results(tmp_path / "evaluation.json")
     assert found.protocol["frames"] == 2
     assert (found.protocol["clips"], found.protocol["window_stride"]) == (2, None)
     assert found.protocol["dual_softmax_temperature"] == pytest.approx(0.05)  # that of the model
-    assert (found.seed, found.dtype) == (5, "float32")
+    assert found.dtype == "float32"
     assert found.seconds > 0
     assert found.model["weights"].keys() == {"model.safetensors"}
     assert found.model["files"].keys() == {
@@ -561,3 +563,32 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
     assert all(torch.equal(tests[0][name], value) for name, value in chosen.items())
     assert any(not torch.equal(saved[name], value) for name, value in last.items())
     assert not any("test" in name for entry in results["log"] for name in entry)
+
+
+@pytest.mark.parametrize(("split", "seen"), [("test", False), ("train", True)])
+def test_an_evaluation_names_its_split_and_says_if_it_was_trained_on(places, tmp_path, capsys, split, seen):
+    model = tmp_path / "model"
+    shutil.copytree(places.model, model)
+    told = {"corpus": "msvd_qa", "data_dir": str(places.data / "msvd"), "train_split": "train"}
+    (model / "results.json").write_text(json.dumps({"arguments": told}))
+    output = tmp_path / "evaluation.json"
+    argv = ["evaluate", model, "--corpus=msvd", "--data-dir", places.data / "msvd", "--split", split]
+    printed = command(capsys, *argv, "--output", output)
+    assert (printed["split"], printed.get("trained_on", False)) == (split, seen)
+    found = read_results(output)
+    assert (found.data["trained_on"], found.trained_on) == (seen, seen)
+    assert any(f"The model was trained on this split, {split}:" in note for note in found.notes) == seen
+    with pytest.raises(SystemExit):
+        main([str(word) for word in argv])
+    heading = f"msvd, split {split}{', which the model was trained on' * seen}:"
+    assert heading in capsys.readouterr().out.splitlines()
+    assert ("(which it was trained on)" in model_card([output])) == seen
+
+
+@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere", False)])
+def test_ones_own_videos_are_those_of_the_same_directory(tmp_path, where, seen):
+    told = {"corpora": [{"corpus": "folder", "data_dir": str(tmp_path / "here")}], "corpus": "folder"}
+    (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
+    (entry,), _ = _training_of(str(tmp_path))
+    assert entry.holds("folder", tmp_path / where, "train") == seen
+    assert not entry.holds("folder", tmp_path / where, "test")

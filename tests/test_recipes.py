@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoModelForVideoClassification, AutoProcess
 from region_learner import RegionLearnerForVideoQuestionAnswering
 from region_learner.cli import app
 from region_learner.corpora import corpus_options, list_corpora, make_moving_shapes
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import RegionLearnerTrainer, parse_arguments, parse_stages, run, train_stages
 from region_learner.training.arguments import list_recipes
@@ -134,7 +135,7 @@ class Media:
         clips = [folder / f"{number}.mp4" for number in range(3)]
         for path in clips:
             with av.open(str(path), "w") as container:
-                stream = container.add_stream("mpeg4", rate=8)
+                stream = add_video_stream(container, "mpeg4", rate=8)
                 stream.width = stream.height = 32
                 stream.pix_fmt = "yuv420p"
                 for _ in range(8):

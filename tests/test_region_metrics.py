@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.corpora.moving_shapes import load_masks
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
 from region_learner.evaluation.regions import (
@@ -478,7 +479,7 @@ def test_label_maps_go_where_pixels_go(name):
 def test_label_maps_of_encoded_videos(tmp_path):
     labels = painted(7, 72, 96)
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8, options={"qmin": "1", "qmax": "2"})
+        stream = add_video_stream(container, "mpeg4", rate=8, options={"qmin": "1", "qmax": "2"})
         stream.height, stream.width, stream.pix_fmt = 72, 96, "yuv420p"
         for frame in in_colours(labels):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

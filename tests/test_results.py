@@ -50,7 +50,7 @@ def results(**changes) -> EvaluationResults:
 
 def test_written_and_read_back(tmp_path):
     path = tmp_path / "new" / "evaluation.json"
-    written = results(rescored={"dsl_t2v_R@1": 50.0}, notes=["a note"], seed=7, device="a GPU", seconds=1.5)
+    written = results(rescored={"dsl_t2v_R@1": 50.0}, notes=["a note"], device="a GPU", seconds=1.5)
     write_results(written, path)
     assert read_results(path) == written
     assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
@@ -61,6 +61,13 @@ def test_written_and_read_back(tmp_path):
     assert read_results(path).primary == ("t2v_R@1", 12.5)
     write_results(results(), path)  # over one of the same kind
     assert read_results(path).rescored is None
+
+
+def test_files_of_earlier_versions_hold_a_seed(tmp_path):
+    path = tmp_path / "evaluation.json"
+    write_results(results(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
+    assert read_results(path) == results(date=read_results(path).date)
 
 
 def test_versions():

@@ -13,6 +13,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora.encoding import add_video_stream
 from region_learner.evaluation import (
     Views,
     answer_accuracy,
@@ -441,7 +442,7 @@ def lengths(tmp_path_factory):
     for number, frames in enumerate((1, 2, 5, 11, 23)):
         path = folder / f"{frames}.mp4"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("mpeg4", rate=8)
+            stream = add_video_stream(container, "mpeg4", rate=8)
             stream.width = stream.height = 48
             stream.pix_fmt = "yuv420p"
             for _ in range(frames):

@@ -102,7 +102,9 @@ def test_action_recognition(make, tmp_path, capsys):
             "--task=classification", '--corpus-options={"task": "action_recognition"}',
         ])  # fmt: skip
     assert end.value.code == 0
-    assert json.loads(capsys.readouterr().out) == results
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in results} == results
+    assert (found["split"], found["trained_on"]) == ("train", True)
     assert [model.config.id2label[i] for i in range(len(model.config.id2label))] == rows.features["label"].names
 
 

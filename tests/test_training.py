@@ -17,9 +17,17 @@ from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.evaluation import codebook_use, embed_corpus
 from region_learner.processing_region_learner import RegionLearnerProcessor
-from region_learner.training import ModelArguments, RegionLearnerCollator, build_model, parse_arguments, train
+from region_learner.training import (
+    DataArguments,
+    ModelArguments,
+    RegionLearnerCollator,
+    build_model,
+    parse_arguments,
+    train,
+)
 from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, Draw
+from region_learner.training.run import trained_on
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
 
@@ -217,6 +225,49 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
     train(*parse_arguments(argv))
     assert AutoModel.from_pretrained(tmp_path / "more").config.video_config.num_frames == 4
     assert AutoProcessor.from_pretrained(tmp_path / "more").video_processor.num_frames == 4
+
+
+@pytest.mark.parametrize(("split", "seen"), [("train", True), ("test", False)])
+def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path, capsys, caplog, split, seen):
+    argv = ["train", *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path}",
+            f"--test_split={split}", "--max_steps=1", "--per_device_train_batch_size=4"]  # fmt: skip
+
+    def printed(*more):
+        with pytest.raises(SystemExit) as exit_info:
+            main([*argv, *more])
+        assert exit_info.value.code == 0
+        return capsys.readouterr().out
+
+    out = printed("--json")
+    found = json.loads(out[out.index("{\n") :])  # after the log
+    where = {"corpus": "moving_shapes", "split": split, "trained_on": seen}
+    assert found["tested_on"] == where
+    assert f"{split}_t2v_R@1" in found
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["tested_on"] == where
+    assert written["test"]["t2v_R@1"] == found[f"{split}_t2v_R@1"]
+    assert (f"test_split={split} is trained on" in caplog.text) == seen
+    heading = f"moving_shapes, split {split}{', which the model was trained on' * seen}:"
+    shown = printed().splitlines()
+    assert heading in shown
+    assert any("t2v_R@1" in line for line in shown[shown.index(heading) :])
+
+
+@pytest.mark.parametrize(
+    ("options", "split", "expected"),
+    [
+        ({}, "train", True),
+        ({}, "test", False),
+        ({}, None, False),
+        ({"train_split": "test"}, "test", True),
+        ({"corpora": [{"corpus": "webvid", "data_dir": "w"}, {"split": "val"}]}, "val", True),
+        ({"corpora": [{"corpus": "webvid", "data_dir": "w"}]}, "train", False),
+        ({"corpora": [{"data_dir": "elsewhere"}]}, "train", False),
+        ({"corpora": [{"corpus": "msrvtt", "data_dir": "here"}], "corpus": "msrvtt_qa"}, "train", True),
+    ],
+)
+def test_which_splits_are_trained_on(options, split, expected):
+    assert trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
 
 
 def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):

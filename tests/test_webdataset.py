@@ -464,6 +464,36 @@ def test_damaged_shards(tmp_path, caplog, damage, at_payload, message):
     assert "the rest of the shard left out after 1 sample (" in record.message
 
 
+def write_sparse_shard(path: Path, size: int):
+    """A shard of which little is on the disk: its second video is a hole of `size` bytes."""
+    write_shard(path, sample("a"))
+    whole = path.read_bytes().rstrip(b"\0")
+    header = tarfile.TarInfo("b.mp4")
+    header.size = size
+    with open(path, "wb") as file:
+        file.write(whole + bytes(-len(whole) % 512))
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.seek(size, os.SEEK_CUR)
+        text = tarfile.TarInfo("b.txt")
+        text.size = 4
+        file.write(text.tobuf() + b"text".ljust(512, b"\0") + bytes(1024))
+
+
+def test_videos_that_are_too_large(tmp_path, caplog):
+    """8 GiB of a shard that takes a few KiB on the disk are not read into memory."""
+    write_sparse_shard(tmp_path / "0.tar", 2**33)
+    message = r"0.tar: member 'b.mp4' has 8589934592 bytes, more than the 2147483648 of a video in a shard"
+    with pytest.raises(CorpusError, match=message):
+        list(load_corpus("webdataset", tmp_path, streaming=True))
+    with pytest.raises(CorpusError, match=message):
+        load_corpus("webdataset", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert ids(load_corpus("webdataset", tmp_path, damaged="skip")) == ["a"]
+    assert "1 sample with oversized video left out (b)" in caplog.text
+    with pytest.raises(CorpusError, match=r"0.tar at byte 2048: 8589934592 bytes, more than"):
+        read_member({"path": str(tmp_path / "0.tar"), "offset": 2048, "size": 2**33})
+
+
 def test_no_tar_file(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(CorpusError, match=r"0.tar is no tar file: no header at byte 0"):

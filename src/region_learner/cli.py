@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +63,16 @@ def _json_option(name: str, text: str | None) -> dict[str, Any]:
     return mapping_from_json(name, text) or {}
 
 
+@contextmanager
+def _interruptible(how_to_go_on: str) -> Iterator[None]:
+    """Says on Ctrl-C how to go on. The command then exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"region-learner: interrupted. {how_to_go_on}", file=sys.stderr)
+        raise
+
+
 def _corpus_options(text: str | None) -> dict[str, Any]:
     options = _json_option("--corpus-options", text)
     if reserved := {"name", "data_dir", "split", "streaming"} & options.keys():
@@ -87,9 +99,27 @@ def train(context: typer.Context):
 
     as_json = "--json" in context.args
     results = train_stages(parse_stages([argument for argument in context.args if argument != "--json"]))
-    shown = results["train"] | {f"test_{name}": value for name, value in results.get("test", {}).items()}
     if PartialState().is_main_process:
-        _print({name: value for name, value in shown.items() if value != {}}, as_json)
+        _print_training(results, as_json)
+
+
+def _print_training(results: dict[str, Any], as_json: bool):
+    trained = {name: value for name, value in results["train"].items() if value != {}}
+    if "test" not in results:
+        _print(trained, as_json)
+        return
+    where = results["tested_on"]
+    if as_json:
+        tested = {f"{where['split']}_{name}": value for name, value in results["test"].items()}
+        _print(trained | tested | {"tested_on": where}, as_json)
+        return
+    _print(trained, as_json)
+    Console().print(_heading(where["corpus"], where["split"], where["trained_on"]), highlight=False, soft_wrap=True)
+    _print(results["test"], as_json)
+
+
+def _heading(corpus: str, split: str, trained_on: bool) -> str:
+    return f"{corpus}, split {split}{', which the model was trained on' * trained_on}:"
 
 
 @app.command()
@@ -131,7 +161,6 @@ def evaluate(
     max_unreadable: Annotated[
         float, typer.Option(help="Share of videos that may be unreadable, left out and told of; 0 allows none.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Recorded; nothing is drawn at random.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write all of the result to this JSON file.")] = None,
     as_json: Json = False,
 ):
@@ -161,21 +190,21 @@ def evaluate(
                 raise ValueError(f"--protocol {protocol} decides on the {name}: leave out --protocol or --{name}.")
     if output is not None:
         check_output(output)
-    results = evaluate_checkpoint(
-        chosen,
-        model,
-        data_dir,
-        options=_corpus_options(corpus_options),
-        all_folds=all_folds,
-        views=Views(clips, window_stride),
-        templates=None if prompts is None else read_prompts(prompts),
-        dual_softmax=dual_softmax,
-        dual_softmax_temperature=dual_softmax_temperature,
-        batch_size=batch_size,
-        num_workers=workers,
-        max_unreadable=max_unreadable,
-        seed=seed,
-    )
+    with _interruptible("Nothing was written; the same command starts again."):
+        results = evaluate_checkpoint(
+            chosen,
+            model,
+            data_dir,
+            options=_corpus_options(corpus_options),
+            all_folds=all_folds,
+            views=Views(clips, window_stride),
+            templates=None if prompts is None else read_prompts(prompts),
+            dual_softmax=dual_softmax,
+            dual_softmax_temperature=dual_softmax_temperature,
+            batch_size=batch_size,
+            num_workers=workers,
+            max_unreadable=max_unreadable,
+        )
     try:
         _print_evaluation(results, as_json)
     finally:  # numbers that took hours are lost neither to a full disk nor to a closed pipe
@@ -184,7 +213,7 @@ def evaluate(
 
 
 # Of `EvaluationResults.data`: what the command itself said, and what only the file needs.
-_NOT_COUNTED = ("corpus", "data_dir", "split", "options", "sha256")
+_NOT_COUNTED = ("corpus", "data_dir", "split", "trained_on", "options", "sha256")
 
 
 def _print_evaluation(results: "EvaluationResults", as_json: bool):
@@ -192,11 +221,19 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool):
         return {name: value for name, value in data.items() if name not in _NOT_COUNTED}
 
     shown = results.metrics | counts(results.data)
-    apart: dict[str, Any] = {"folds": results.folds, "rescored": results.rescored, "notes": results.notes}
+    data = results.data
+    apart: dict[str, Any] = {
+        "split": data["split"],
+        "trained_on": results.trained_on,
+        "folds": results.folds,
+        "rescored": results.rescored,
+        "notes": results.notes,
+    }
     apart = {name: value for name, value in apart.items() if value}
     if as_json:
         _print(shown | apart, as_json)
         return
+    Console().print(_heading(data["corpus"], data["split"], results.trained_on), highlight=False, soft_wrap=True)
     if results.folds:
         Console().print(f"{results.mean_of.capitalize()}:")
     _print(shown, as_json)
@@ -410,7 +447,9 @@ def corpus_make(
     """Write a built-in corpus."""
     from .corpora import make_corpus
 
-    path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **_json_option("--options", options))
+    made_with = _json_option("--options", options)
+    with _interruptible("Nothing was written; the same command starts again."):
+        path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **made_with)
     Console(stderr=True).print(f"The corpus is in {path}.")
 
 
@@ -436,17 +475,31 @@ def corpus_prepare(
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again what was left out before, as files may have come back.")
     ] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Share of clips that may be left out because they cannot be read; 0 allows none.")
+    ] = 0.1,
+    memory: Annotated[
+        float, typer.Option(min=0.1, help="GiB that a clip may take; one that takes more is left out (Linux).")
+    ] = 4,
     as_json: Json = False,
 ):
     """
     Re-encode a corpus once, to train on it many times as fast: small frames, short groups of pictures, in WebDataset
-    shards (--corpus webdataset reads them). The same command goes on where it was interrupted.
+    shards (--corpus webdataset reads them). The same command goes on where it was interrupted. Exits with 1 if more
+    clips than --max-unreadable cannot be read.
     """
-    from .corpora import PrepareOptions, load_corpus, prepare_corpus
+    from .corpora import PrepareOptions, UnreadableError, load_corpus, prepare_corpus
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
-    _print(prepare_corpus(rows, output, split, options, workers, timeout, retry), as_json)
+    size = int(memory * 2**30)
+    try:
+        with _interruptible("The same command goes on with the shards that are not finished."):
+            result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
+    except UnreadableError as error:
+        print(f"region-learner: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    _print(result, as_json)
 
 
 @corpus_app.command("check")
@@ -459,15 +512,23 @@ def corpus_check(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that a video may take; one that takes longer is unreadable.")
     ] = 1800,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of videos that may be unreadable before it exits with 1.")
+    ] = 0,
+    memory: Annotated[
+        float, typer.Option(min=0.1, help="GiB that a video may take; one that takes more is unreadable (Linux).")
+    ] = 4,
     as_json: Json = False,
 ):
     """
-    Find the videos of a corpus that cannot be read: every one is decoded to its end. Exits with 1 if there are any.
+    Find the videos of a corpus that cannot be read: every one is decoded to its end. Exits with 1 if there are more
+    than --max-unreadable.
     """
     from .corpora import check_corpus, load_corpus
 
     rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
-    result = check_corpus(rows, workers, timeout)
+    with _interruptible("Nothing was kept; the same command starts again."):
+        result = check_corpus(rows, workers, timeout, memory=int(memory * 2**30))
     unreadable = result["unreadable"]
     if as_json:
         print(json.dumps(result, indent=2))
@@ -475,7 +536,7 @@ def corpus_check(
         for entry in unreadable:
             print(f"{entry['video_id']}: {entry['reason']}")
         Console(stderr=True).print(f"{len(unreadable)} of {result['videos']} videos cannot be read.")
-    if unreadable:
+    if len(unreadable) > max_unreadable * result["videos"]:
         raise typer.Exit(1)
 
 

@@ -57,3 +57,19 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError as error:
             logger.warning("%s cannot be locked (%s): start no other run on it.", directory, error)
         yield
+
+
+# Of checkpoints of earlier versions: what PEFT did not save, beside adapters that lay in the checkpoint itself.
+BESIDE_ADAPTERS = "beside_adapters.safetensors"
+
+
+def refuse_bare_adapters(name: str) -> None:
+    """
+    Raises:
+        ValueError: `name` is a checkpoint of adapters of an earlier version, of which others load a part.
+    """
+    if (Path(name) / BESIDE_ADAPTERS).is_file():
+        raise ValueError(
+            f"{name} is a checkpoint of adapters of an earlier version, which only its own run can load whole: go on "
+            "with --resume_from_checkpoint, and take the model in the run's output_dir."
+        )

@@ -24,7 +24,7 @@ from .lsmdc import load_lsmdc, load_lsmdc_mc
 from .moving_shapes import load_moving_shapes, make_moving_shapes
 from .msrvtt import load_msrvtt, load_msrvtt_mc, load_msrvtt_qa
 from .msvd import load_msvd, load_msvd_qa
-from .prepare import PrepareOptions, prepare_corpus
+from .prepare import PrepareOptions, UnreadableError, prepare_corpus
 from .webdataset import load_webdataset
 from .webvid import load_webvid
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CorpusError",
     "PrepareOptions",
+    "UnreadableError",
     "answer_vocabulary",
     "check_corpus",
     "corpus_options",

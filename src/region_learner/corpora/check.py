@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..processes import map_in_processes
+from ..processes import MEMORY, check_memory, map_in_processes
 from .folder import CorpusError
 from .rows import check_ids
 from .webdataset import video_source
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_corpus(rows: Dataset, workers: int | None = None, timeout: float = 1800) -> dict[str, Any]:
+def check_corpus(
+    rows: Dataset, workers: int | None = None, timeout: float = 1800, memory: int = MEMORY
+) -> dict[str, Any]:
     """
     Decodes every video of a corpus from its beginning to its end, as training with random frames may need each.
 
@@ -25,6 +27,7 @@ def check_corpus(rows: Dataset, workers: int | None = None, timeout: float = 180
         rows: of [`load_corpus`], not streamed. A video with several rows is read once.
         workers: processes; by default one a core.
         timeout: seconds that a video may take.
+        memory: bytes that a video may take, on Linux.
 
     Returns:
         `videos`, their number; and `unreadable`, a list with `video_id` and `reason`.
@@ -40,6 +43,7 @@ def check_corpus(rows: Dataset, workers: int | None = None, timeout: float = 180
         timeout,
         _reason,
         preload=(__name__, "region_learner.video_processing_region_learner"),
+        memory=memory,
     )
     unreadable = []
     with closing(checked):
@@ -61,7 +65,10 @@ def _check_row(row: dict[str, Any]) -> dict[str, Any]:
         for _ in iterate_frames(video_source(row["video"]), small):
             pass
     except (CorpusError, VideoDecodeError, OSError) as error:
+        check_memory(error)
         return _reason(row, str(error))
+    except MemoryError:
+        raise
     except Exception as error:  # such as a row without a video: named like the others, and they are still checked
         return _reason(row, f"{type(error).__name__}: {error}")
     return _reason(row, None)

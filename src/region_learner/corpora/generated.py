@@ -19,25 +19,31 @@ On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from .encoding import add_video_stream
 from .folder import CorpusError, Row, check_options, check_split, drop_missing, read_split
+from .locks import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -220,8 +226,9 @@ def make(
 ) -> Path:
     """Writes the corpus and returns its directory.
 
-    The directory appears when everything is written: what an interrupted run leaves does not look like a corpus.
-    A directory that already holds the corpus with these options is left as it is.
+    The directory appears when everything is written. What an interrupted run leaves does not look like a corpus, and
+    the next run removes it. A directory that already holds the corpus with these options is left as it is. Of several
+    processes that make the same corpus at the same time one makes it, and the others wait for it.
 
     Args:
         workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
@@ -241,16 +248,32 @@ def make(
         if progress:
             tqdm.write(message, file=sys.stderr)
         return target
-
-    # Made beside its place and moved there whole.
-    partial_dir = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial_dir.mkdir(parents=True)
-        _write_corpus(corpus, partial_dir, wanted, workers, progress)
-        _replace(target, partial_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with in_turn(_beside(target, "lock")):
+        # Whoever has the lock finds only what processes left that have ended.
+        _remove_leftovers(target)
+        if not _is_in_place(corpus, target, wanted, overwrite):
+            partial_dir = _beside(target, "partial")
+            try:
+                partial_dir.mkdir()
+                _write_corpus(corpus, partial_dir, wanted, workers, progress)
+                _replace(target, partial_dir)
+            finally:
+                shutil.rmtree(partial_dir, ignore_errors=True)
     return target
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what runs that were killed left beside `target`, also those of earlier versions, named by process."""
+    for what in ("partial", "old"):
+        left = _beside(target, what)
+        for path in (left, *target.parent.glob(f"{glob.escape(left.name)}-*")):
+            if path == left or re.fullmatch(r"\d+", path.name.removeprefix(f"{left.name}-")):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
@@ -275,7 +298,7 @@ def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: 
 def _replace(target: Path, new: Path) -> None:
     """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
     if target.is_dir() and any(target.iterdir()):
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        old = _beside(target, "old")
         target.rename(old)
         new.rename(target)
         shutil.rmtree(old)
@@ -340,19 +363,15 @@ def _codec() -> str:
 
 
 def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Frames (T, H, W, 3) uint8 as MP4. Equal frames give equal bytes, on one encoder thread."""
+    """Frames (T, H, W, 3) uint8 as MP4."""
     import av
 
     codec = _codec()
-    # With x264's macroblock tree, the same frames come out differently from one run to the next.
-    x264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-    options = x264 if codec == "libx264" else {"qmin": "2", "qmax": "4"}
+    options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qmin": "2", "qmax": "4"}
     with av.open(str(path), "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = cast("av.VideoStream", container.add_stream(codec, rate=rate, options=options))
+        stream = add_video_stream(container, codec, Fraction(fps).limit_denominator(1001), options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -403,6 +422,9 @@ def load_rows(
     return rows
 
 
+_MAX_MASKS = 2**31  # bytes of label maps of a clip; 1000 frames of 1024 x 1024 have half of them
+
+
 def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
     """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
 
@@ -412,29 +434,32 @@ def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray
         source: a row of the data set, or the path in its column `masks`.
 
     Raises:
-        CorpusError: no such file.
+        CorpusError: no such file, or it does not hold label maps.
     """
     path = Path(source["masks"] if isinstance(source, Mapping) else source)
     if not path.is_file():
         raise CorpusError(f"no masks at {path}: make the corpus again")
-    with np.load(path) as file:
-        return file["masks"]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := archive.getinfo("masks.npy").file_size) > _MAX_MASKS:
+                raise CorpusError(f"{path} is damaged: {size} bytes of label maps, more than {_MAX_MASKS}")
+        with np.load(path) as file:
+            return file["masks"]
+    except (KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path} does not hold label maps ({error}): make the corpus again") from error
 
 
 def _cached(corpus: GeneratedCorpus, options: Any, workers: int | None, progress: bool) -> Path:
     """The corpus in the cache directory, made if it is not there."""
     from huggingface_hub.constants import HF_HOME
-    from huggingface_hub.utils import WeakFileLock
 
     identity = json.dumps({"format": corpus.format, **options.to_json()}, sort_keys=True)
     name = f"{corpus.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     directory = Path(HF_HOME, "region_learner", name)
     if _read_info(corpus, directory) is None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # The processes of a distributed run all come here: one makes the corpus, the others wait for it.
-        with WeakFileLock(directory.with_name(f".{name}.lock")):
-            if _read_info(corpus, directory) is None:
-                make(corpus, directory, vars(options), workers=workers, progress=progress)
+        make(corpus, directory, vars(options), workers=workers, progress=progress)
     return directory
 
 

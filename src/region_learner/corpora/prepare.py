@@ -30,7 +30,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import locked, partial_of, write_json
-from ..processes import map_in_processes
+from ..processes import MEMORY, check_memory, map_in_processes
+from .encoding import add_video_stream
 from .folder import IMAGE_EXTENSIONS, CorpusError
 from .rows import check_ids
 from .webdataset import video_source
@@ -45,6 +46,10 @@ _OPTIONS = "prepare.json"
 _REPORT = "report.json"
 _TICKS = 90_000  # a second, of time stamps
 _USUAL_FPS = 25  # of files that do not tell when a frame is shown
+
+
+class UnreadableError(CorpusError):
+    """More clips than allowed cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def prepare_corpus(
     workers: int | None = None,
     timeout: float = 1800,
     retry: bool = False,
+    memory: int = MEMORY,
+    max_unreadable: float = 0.1,
 ) -> dict[str, Any]:
     """
     Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
@@ -103,28 +110,38 @@ def prepare_corpus(
         workers: processes that re-encode; by default one a core.
         timeout: seconds that a clip may take; one that takes longer is left out.
         retry: write shards anew from which clips were left out, as files may have come back.
+        memory: bytes that a clip may take, on Linux; one that takes more is left out.
+        max_unreadable: share of the clips that may be left out because they cannot be read; 0 for none.
 
     Returns:
         `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
         of this run, and `report`, a file that also lists every clip that was left out and why.
 
     Raises:
-        CorpusError: `output_dir/split` holds a corpus of other rows or options, or no clip could be read;
-            BlockingIOError: it is being written to.
+        CorpusError: `output_dir/split` holds a corpus of other rows or options.
+        UnreadableError: more clips than `max_unreadable` cannot be read, or none can. What has been written stays.
+        BlockingIOError: another run is writing there.
     """
     options = options or PrepareOptions()
     check_ids(rows, "the corpus")
+    if not 0 <= max_unreadable <= 1:
+        raise CorpusError(f"max_unreadable={max_unreadable} is a share: it must be between 0 and 1")
     directory = Path(output_dir) / split
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with locked(directory):
         _check_options(directory, rows, options)
+        for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # of runs that were killed
+            left.unlink()
         shards = math.ceil(len(rows) / options.clips_per_shard)
         if retry:
-            for path in (_report_path(directory, number) for number in range(shards)):
-                if path.exists() and json.loads(path.read_text(encoding="utf-8"))["left_out"]:
-                    path.unlink()
+            for number in range(shards):
+                if _left_out(directory, number):
+                    _report_path(directory, number).unlink()
+        left_out = sum(_left_out(directory, number) for number in range(shards))
         missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
+        if left_out > max_unreadable * len(rows):
+            missing = []
         sizes = [len(_rows_of(rows, number, options)) for number in missing]
         indices = (index for number in missing for index in _rows_of(rows, number, options))
         classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
@@ -135,6 +152,7 @@ def prepare_corpus(
             timeout,
             _Encoded,
             preload=(__name__, "region_learner.video_processing_region_learner"),
+            memory=memory,
         )
         with (
             closing(encoded),
@@ -142,7 +160,10 @@ def prepare_corpus(
         ):
             for number in missing:
                 _write_shard(directory, number, _rows_of(rows, number, options), encoded, bar)
-        return _report(directory, shards, time.monotonic() - start)
+                left_out += _left_out(directory, number)
+                if left_out > max_unreadable * len(rows):
+                    break
+        return _report(directory, len(rows), max_unreadable) | {"seconds": time.monotonic() - start}
 
 
 def _rows_of(rows: Dataset, shard: int, options: PrepareOptions) -> range:
@@ -186,29 +207,37 @@ def _report_path(directory: Path, shard: int) -> Path:
     return directory / f"{shard:06}.json"
 
 
+def _left_out(directory: Path, shard: int) -> int:
+    """How many clips were left out of a shard; 0 also of one that is not there yet."""
+    path = _report_path(directory, shard)
+    return len(json.loads(path.read_text(encoding="utf-8"))["left_out"]) if path.exists() else 0
+
+
 def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator[_Encoded], bar: tqdm) -> None:
     path = directory / f"{number:06}.tar"
     partial = path.with_name(f"{path.name}.partial")
     report: dict[str, Any] = {"clips": 0, "left_out": [], "source_bytes": 0, "bytes": 0}
-    with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-        for index in indices:
-            clip = next(encoded)
-            bar.update()
-            if clip.reason is not None:
-                report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
-                continue
-            report["clips"] += 1
-            report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
-            report["bytes"] += len(clip.data)
-            described = {name: value for name, value in clip.row.items() if name != "video"}
-            _add(tar, f"{index:09}{clip.extension}", clip.data)
-            text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
-            _add(tar, f"{index:09}.json", text.encode())
-    if report["clips"]:
-        partial.replace(path)
-    else:
-        partial.unlink()
-        path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
+    try:
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            for index in indices:
+                clip = next(encoded)
+                bar.update()
+                if clip.reason is not None:
+                    report["left_out"].append({"video_id": clip.row["video_id"], "reason": clip.reason})
+                    continue
+                report["clips"] += 1
+                report["source_bytes"] += clip.prepared["source"].get("bytes") or 0
+                report["bytes"] += len(clip.data)
+                described = {name: value for name, value in clip.row.items() if name != "video"}
+                _add(tar, f"{index:09}{clip.extension}", clip.data)
+                text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
+                _add(tar, f"{index:09}.json", text.encode())
+        if report["clips"]:
+            partial.replace(path)
+        else:
+            path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
+    finally:
+        partial.unlink(missing_ok=True)
     write_json(_report_path(directory, number), report)
 
 
@@ -218,20 +247,28 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _report(directory: Path, shards: int, seconds: float) -> dict[str, Any]:
-    reports = [json.loads(_report_path(directory, number).read_text(encoding="utf-8")) for number in range(shards)]
+def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]:
+    """Writes the report of all shards that are there, and returns what `prepare_corpus` does."""
+    paths = sorted(directory.glob("[0-9]*.json"))
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     left_out = [entry for report in reports for entry in report["left_out"]]
     sums = {name: sum(report[name] for report in reports) for name in ("clips", "source_bytes", "bytes")}
     path = directory / _REPORT
     write_json(path, sums | {"left_out": left_out})
+    names = ", ".join(str(entry["video_id"]) for entry in left_out[:10]) + ", ..." * (len(left_out) > 10)
+    first = left_out[0]["reason"] if left_out else ""
+    told = f"{names} (listed in {path}; the first: {first})"
     if not sums["clips"]:
-        first = f", the first: {left_out[0]['reason']}" if left_out else ""
-        raise CorpusError(f"no clip of {len(left_out)} could be read{first}")
+        raise UnreadableError(f"no clip of {len(left_out)} could be read{f': {told}' if left_out else ''}")
+    count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
+    if len(left_out) > max_unreadable * rows:
+        raise UnreadableError(
+            f"{count} of {rows} cannot be read, more than max_unreadable={max_unreadable:g}: {told}. Mend them and "
+            "try them again (--retry), or allow more (--max-unreadable)."
+        )
     if left_out:
-        count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
-        first = left_out[0]["reason"]
-        logger.warning("%s left out, listed in %s (--retry tries again); the first: %s", count, path, first)
-    return sums | {"left_out": len(left_out), "seconds": seconds, "report": str(path)}
+        logger.warning("%s of %d left out: %s. --retry tries again.", count, rows, told)
+    return sums | {"left_out": len(left_out), "report": str(path)}
 
 
 # --- Encoding --------------------------------------------------------------------------------------------------------
@@ -256,7 +293,10 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         source = video_source(video)
         extension, data, prepared = encode_clip(source, options, is_image=_is_image(video))
     except (CorpusError, VideoDecodeError, OSError) as error:
+        check_memory(error)
         return _Encoded(row, str(error))
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
     except Exception as error:  # one row of millions must not end the run, and every one after it
@@ -377,11 +417,10 @@ def _encode(
         stream = None
         for image, at in frames:
             if stream is None:
-                stream = container.add_stream("libx264", options=_x264(options))
+                stream = add_video_stream(container, options=_x264(options))
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
-                stream.codec_context.thread_count = 1  # there are as many processes as cores
                 first = at
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             stamp = max(stamp + 1, round((at - first) * _TICKS))  # what comes out in order, comes later

@@ -44,6 +44,7 @@ _SPLIT_NAMES = ("train", "val", "valid", "validation", "dev", "test")
 
 _BLOCK = 512
 _MAX_TEXT = 2**24  # bytes of a .txt or .json member
+_MAX_MEDIA = 2**31  # bytes of a video or image, all of which is read at once
 _MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or of a pax header
 
 _warned: set[str] = set()  # shards that were warned of in this process: every epoch reads them again
@@ -240,6 +241,8 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
                     f"{shard} has {length} bytes, and no member at bytes {offset} to {offset + size}: it was replaced "
                     "since the corpus was loaded; load it again"
                 )
+            if size > _MAX_MEDIA:
+                raise CorpusError(f"{shard} at byte {offset}: {size} bytes, more than the {_MAX_MEDIA} of a video")
             return _read_at(file, offset, size, shard)
     except OSError as error:
         raise CorpusError(f"{shard} cannot be read: {error.strerror}") from error
@@ -391,6 +394,11 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     media = _choose_media(shard, parts)
     if media is None:
         raise _UnusableError("without a video or image")
+    if media.size > _MAX_MEDIA:
+        raise _UnusableError(
+            "with oversized video",
+            f"member {media.name!r} has {media.size} bytes, more than the {_MAX_MEDIA} of a video in a shard",
+        )
     content: dict[str, Any] = {}
     if ".json" in parts:
         content = _read_json(file, shard, parts[".json"])
@@ -508,7 +516,7 @@ def load_webdataset(
             read by `read_member` when the video is decoded. Rows then are small enough for large shuffle buffers,
             and for skipping through when training resumes. Without streaming always so.
         damaged: of a shard that is damaged or cut off, "error", or "skip": leave out the rest of it with a warning
-            (and samples whose text is damaged).
+            (and samples whose text is damaged, or whose video has more than 2 GiB: it is read at once).
 
     Raises:
         CorpusError: no such directory, split or shards; compressed shards; a damaged shard; a member with a name that

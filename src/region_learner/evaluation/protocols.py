@@ -13,8 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..files import refuse_bare_adapters
 from .results import EvaluationResults, describe_data, describe_model, digest_of_rows, mean_of_folds, shown_path
 from .retrieval import ONE_VIEW, Views
 from .tasks import TEMPLATES
@@ -196,7 +197,6 @@ def evaluate_checkpoint(
     batch_size: int = 16,
     num_workers: int = 0,
     max_unreadable: float = 1.0,
-    seed: int = 0,
 ) -> EvaluationResults:
     """
     Evaluates a checkpoint by a protocol.
@@ -215,7 +215,6 @@ def evaluate_checkpoint(
         batch_size: clips at a time.
         num_workers: processes that decode.
         max_unreadable: share of the videos that may be unreadable, and left out; above it, evaluation ends.
-        seed: set before, though nothing here is drawn at random.
 
     Raises:
         ValueError: options that do not fit the protocol, a model that was trained on a corpus it is to be evaluated
@@ -241,7 +240,6 @@ def evaluate_checkpoint(
         "batch_size": batch_size,
         "num_workers": num_workers,
         "max_unreadable": max_unreadable,
-        "seed": seed,
     }
     if not all_folds:
         return _evaluate(protocol, model, data_dir, options, **arguments)
@@ -277,20 +275,18 @@ def _evaluate(
     batch_size: int,
     num_workers: int,
     max_unreadable: float,
-    seed: int,
 ) -> EvaluationResults:
     import torch
-    from transformers import set_seed
 
     from ..corpora import corpus_options, load_corpus
     from . import EVALUATIONS
 
     start = time.perf_counter()
-    trained_on, unknown = _training_of(name)
+    runs, unknown = _training_of(name)
+    trained_on = {entry.corpus for entry in runs}
     unchecked = _check_zero_shot(protocol, name, trained_on, unknown) if protocol.zero_shot else []
     if "fold" in corpus_options(protocol.corpus):
         options = {"fold": 1} | options  # to be said, even where it was not given
-    set_seed(seed)
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_checkpoint(name, protocol.task)
@@ -314,13 +310,19 @@ def _evaluate(
 
     counts = {key: found.pop(key) for key in _COUNTS if key in found}
     unreadable, rescored = found.pop("unreadable"), found.pop("rescored", None)
+    seen = any(entry.holds(protocol.corpus, data_dir, protocol.split) for entry in runs)
     notes = size_notes(protocol, counts, options.get("fold", 1)) + unchecked
+    if seen:
+        notes.append(
+            f"The model was trained on this split, {protocol.split}: the metrics do not tell how good it is on new "
+            "videos."
+        )
     for note in notes:
         logger.warning(note)
     return EvaluationResults(
         model=describe_model(model, name) | {"trained_on": sorted(trained_on)},
         data=describe_data(protocol.corpus, data_dir, protocol.split, options)
-        | {"sha256": digest_of_rows(dataset)}
+        | {"sha256": digest_of_rows(dataset), "trained_on": seen}
         | counts
         | {"unreadable": unreadable},
         protocol={
@@ -338,7 +340,6 @@ def _evaluate(
         metrics=found,
         rescored=rescored,
         notes=notes,
-        seed=seed,
         dtype=str(model.dtype).removeprefix("torch."),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         seconds=round(time.perf_counter() - start, 2),
@@ -365,6 +366,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         AutoProcessor,
     )
 
+    refuse_bare_adapters(name)
     heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
         "classification": AutoModelForVideoClassification,
@@ -417,12 +419,26 @@ def size_notes(protocol: Protocol, counts: Mapping[str, int], fold: int = 1) -> 
     ]
 
 
-def _training_of(model: str) -> tuple[set[str], str | None]:
+class _TrainedOn(NamedTuple):
+    """A corpus that a model was trained on."""
+
+    corpus: str
+    data_dir: str | None
+    split: str
+
+    def holds(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
+        """Whether it is this split of a corpus: of corpora of one's own videos, that of the same directory."""
+        if (videos_of(self.corpus), self.split) != (videos_of(corpus), split):
+            return False
+        return corpus not in _ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
+
+
+def _training_of(model: str) -> tuple[set[_TrainedOn], str | None]:
     """
-    The corpora that a model was trained on, by the results.json of its training run and of those that it began from;
-    and the checkpoint of which nothing is known, or None if the last one began from no checkpoint.
+    What a model was trained on, by the results.json of its training run and of those that it began from; and the
+    checkpoint of which nothing is known, or None if the last one began from no checkpoint.
     """
-    corpora: set[str] = set()
+    corpora: set[_TrainedOn] = set()
     seen: set[Path] = set()
     name: str | None = model
     while name is not None:
@@ -431,7 +447,11 @@ def _training_of(model: str) -> tuple[set[str], str | None]:
             path = path.parent.parent / path.name
         try:
             arguments = json.loads(path.read_bytes())["arguments"]
-            corpora |= {str(entry.get("corpus", arguments["corpus"])) for entry in arguments.get("corpora") or [{}]}
+            for entry in arguments.get("corpora") or [{}]:
+                corpus = str(entry.get("corpus", arguments["corpus"]))
+                data_dir = entry.get("data_dir", None if "corpus" in entry else arguments.get("data_dir"))
+                split = entry.get("split", arguments.get("train_split", "train"))
+                corpora.add(_TrainedOn(corpus, data_dir, str(split)))
             start = arguments.get("model")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return corpora, name

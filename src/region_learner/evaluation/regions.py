@@ -41,6 +41,7 @@ from ..corpora.folder import CorpusError
 from ..corpora.moving_shapes import load_masks
 from ..corpora.rows import read_row
 from ..corpora.webdataset import video_source
+from ..loader_processes import load_in_order
 from ..video_processing_region_learner import VideoDecodeError
 from ..visualization import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values
 from .retrieval import warn_of_unreadable
@@ -643,17 +644,16 @@ def region_quality(
         raise ValueError("The data set has no rows.")
     if "masks" not in next(iter(rows.values())):
         raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
-    loader = torch.utils.data.DataLoader(
-        _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor)),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-    )
+    ids = list(rows)
+    clips = _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor))
+    batches = load_in_order(clips, batch_size, num_workers, lambda index: f"video {ids[index]!r}")
     unreadable: dict[int, str] = {}
 
     def readable() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seen = 0
-        for clips in tqdm(loader, desc="measuring regions", unit="batch", disable=None if progress else True):
+        total = math.ceil(len(ids) / batch_size)
+        shown = None if progress else True
+        for clips in tqdm(batches, desc="measuring regions", unit="batch", total=total, disable=shown):
             unreadable.update({seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)})
             seen += len(clips)
             if read := [clip for clip in clips if not isinstance(clip, str)]:
@@ -662,7 +662,6 @@ def region_quality(
             raise ValueError(f"None of the {seen} videos can be read; the first: {unreadable[0]}")
 
     result = region_quality_of_batches(model, readable(), baselines)
-    ids = list(rows)
     warn_of_unreadable(unreadable, ids)
     return result | {"unreadable": [ids[i] for i in unreadable]}
 

@@ -48,7 +48,7 @@ _OPTIONAL = (*_COUNTS, "unreadable", "trained_on", "templates")
 _KINDS: dict[str, dict[str, Any]] = {
     "results": {
         "model": dict, "data": dict, "protocol": dict, "metrics": dict, "rescored": dict | None, "notes": list,
-        "folds": list | None, "seed": int, "dtype": str, "device": str, "versions": dict, "date": str,
+        "folds": list | None, "dtype": str, "device": str, "versions": dict, "date": str,
         "seconds": int | float,
     },
     "model": {
@@ -57,6 +57,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     },
     "data": {
         "corpus": str, "data_dir": str | None, "split": str, "options": dict, "unreadable": list | None,
+        "trained_on": bool,
         **dict.fromkeys(_COUNTS, int | None),
     },
     "protocol": {
@@ -75,10 +76,11 @@ class EvaluationResults:
             `weights` (SHA-256 by name of file; empty if there is no such file), `files` (the same for configuration,
             preprocessing and tokenizer), `parameters` (number), `config` (sizes of the towers), `trained_on` (corpora,
             as far as its training run says). Of several folds, what their models have in common, and the `name`.
-        data: `corpus`, `data_dir` (its name alone), `split`, `options`, `sha256` (of the ids and texts), the numbers
+        data: `corpus`, `data_dir` (its name alone), `split`, `options`, `trained_on` (whether the model's training run
+            says that this split was trained on), `sha256` (of the ids and texts), the numbers
             of what was evaluated as far as the task has them (`videos`, `texts`, `questions`, `classes`,
-            `out_of_vocabulary`), and `unreadable`, the ids of videos that were left out. Of several folds, the first
-            four alone, and no option `fold`.
+            `out_of_vocabulary`), and `unreadable`, the ids of videos that were left out. Of several folds,
+            `corpus`, `data_dir`, `split` and `options` alone, and no option `fold`.
         protocol: `name` (None if corpus and task were chosen freely), `task`, `zero_shot`, `captions`, `source`,
             `primary_metric`, `frames` a clip, `clips` a video or `window_stride`, and where it applies `templates`
             and `dual_softmax_temperature`.
@@ -87,7 +89,7 @@ class EvaluationResults:
             others: it uses all queries at once.
         notes: what a reader has to know, above all a gallery of another size than published.
         folds: where several were evaluated, for each its `fold`, `model`, `data` and `metrics`; else None.
-        seed, dtype, device: of the evaluation.
+        dtype, device: of the evaluation.
         versions: of Python, the packages that decide on numbers, and the platform.
         date: when it ended, ISO 8601 in UTC.
         seconds: how long it took, loading of corpus and model included.
@@ -100,7 +102,6 @@ class EvaluationResults:
     rescored: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
     folds: list[dict[str, Any]] | None = None
-    seed: int = 0
     dtype: str = "float32"
     device: str = "cpu"
     versions: dict[str, str | None] = field(default_factory=lambda: versions())
@@ -112,6 +113,11 @@ class EvaluationResults:
         """Name and value of the protocol's primary metric."""
         name = self.protocol["primary_metric"]
         return name, self.metrics[name]
+
+    @property
+    def trained_on(self) -> bool:
+        """Whether the model, or that of a fold, is known to have been trained on the split it was evaluated on."""
+        return any(part["data"].get("trained_on", False) for part in self.folds or [{"data": self.data}])
 
     @property
     def mean_of(self) -> str:
@@ -206,6 +212,7 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError(f"{path} holds no results of `region-learner evaluate`: it has no 'schema'")
+    content.pop("seed", None)  # of earlier versions, which drew nothing at random either
     if content.pop("schema") != SCHEMA:
         raise ValueError(f"{path} has another schema than {SCHEMA}: read it with the version that wrote it")
     names = {item.name for item in dataclasses.fields(EvaluationResults)}

@@ -1,6 +1,7 @@
 """Embeds texts and the videos of a corpus with a model, each video once."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
-from ..corpora.webdataset import video_source
+from ..corpora.webdataset import is_reference, video_source
+from ..loader_processes import load_in_order
 from ..video_processing_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
 from .rows import CorpusRows
@@ -162,16 +164,19 @@ def read_clips(
 
     Raises:
         ValueError: if more of them are, or all.
+        ChildProcessError: a process that decodes was killed, crashed or hangs.
     """
     allowed = max_unreadable * len(videos)
-    loader = torch.utils.data.DataLoader(
+    per_batch = max(1, batch_size // views.clips) if views.window_stride is None else 1
+    batches = load_in_order(
         _Clips(videos, getattr(processor, "video_processor", processor), views),
-        batch_size=max(1, batch_size // views.clips) if views.window_stride is None else 1,
-        num_workers=num_workers,
-        collate_fn=list,
+        per_batch,
+        num_workers,
+        lambda index: _name(videos[index], index),
     )
     seen, any_readable = 0, False
-    for batch in tqdm(loader, desc=description, unit="batch", disable=None if progress else True):
+    total = math.ceil(len(videos) / per_batch)
+    for batch in tqdm(batches, desc=description, unit="batch", total=total, disable=None if progress else True):
         indices, clips = [], []
         for index, of_video in enumerate(batch, start=seen):
             if isinstance(of_video, str):
@@ -190,6 +195,14 @@ def read_clips(
             yield indices, torch.cat(clips)
     if not any_readable:
         raise ValueError(f"None of the {seen} videos can be read; the first: {next(iter(unreadable.values()), None)}")
+
+
+def _name(video: Any, index: int) -> str:
+    """What to call a video in messages."""
+    if is_reference(video):
+        return f"{video['path']} at byte {video['offset']}"
+    path = video.get("path") if isinstance(video, Mapping) else video
+    return path if isinstance(path, str) else f"video {index}"
 
 
 def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:

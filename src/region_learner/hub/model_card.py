@@ -243,7 +243,12 @@ def _eval_results(one: EvaluationResults) -> list[EvalResult]:
 
 def _shown(one: EvaluationResults) -> dict[str, Any]:
     task, protocol = _task(one), [] if one.protocol["name"] else ["no protocol"]
-    where = [f"Corpus {one.data['corpus']}, split {one.data['split']}", _counts(one.data), one.protocol["captions"]]
+    seen = " (which it was trained on)" * one.trained_on
+    where = [
+        f"Corpus {one.data['corpus']}, split {one.data['split']}{seen}",
+        _counts(one.data),
+        one.protocol["captions"],
+    ]
     where += ["a model for each fold"] if len(_models(one)) > 1 else []
     rows = [[f"{value:.1f}" for value in one.metrics.values()]]
     header = list(one.metrics)

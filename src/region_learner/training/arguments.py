@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
+from .argument_rules import check_accelerator_config, check_trackers, refuse_arguments
+from .choice import set_direction
 from .collator import TASKS
 
 # Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
@@ -205,7 +207,7 @@ class RegionLearnerTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "The collator reads columns that the model does not know."}
     )
     label_names: list[str] | None = field(
-        default_factory=lambda: ["video_ids"], metadata={"help": "What evaluation keeps of a batch: its video ids."}
+        default_factory=lambda: ["video_ids"], metadata={"help": "What evaluation keeps of a batch: the task decides."}
     )
     accelerator_config: JsonMapping = field(
         default_factory=lambda: {"dispatch_batches": False},
@@ -250,18 +252,25 @@ class RegionLearnerTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        greater_is_better = self.greater_is_better
+        if isinstance(self.accelerator_config, str) and self.accelerator_config.startswith("{"):
+            self.accelerator_config = mapping_from_json("accelerator_config", self.accelerator_config)
+        self.lr_scheduler_kwargs = mapping_from_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        check_accelerator_config(self.accelerator_config)
         super().__post_init__()
+        refuse_arguments(self)
+        check_trackers(self.report_to or ())
+        set_direction(self, greater_is_better)
         if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
             raise ValueError(f"gradient_cache_chunk={self.gradient_cache_chunk} must be at least 1.")
         if any(not 0.0 < share < 1.0 for share in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} are shares of the training, between 0 and 1.")
         if self.lr_milestones and "constant" not in SchedulerType(self.lr_scheduler_type).value:
             raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
+        if self.lr_milestones and self.lr_scheduler_kwargs:
+            raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
         if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
-        if self.label_smoothing_factor:
-            # The Trainer would compute a loss of its own, to which answers out of the vocabulary are the first one.
-            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported: leave it out.")
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise ValueError(f"max_unreadable={self.max_unreadable} is a share: it must be between 0 and 1.")
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, Pr
 from ..configuration_region_learner import REGION_FORMS, RegionLearnerConfig, RegionLearnerVideoConfig
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.original import config_with_overrides
+from ..files import refuse_bare_adapters
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -61,6 +62,8 @@ def check_source(arguments: ModelArguments):
     Raises:
         ValueError: if the arguments do not say where the model comes from, or say it twice.
     """
+    if arguments.model is not None:
+        refuse_bare_adapters(arguments.model)
     named = {
         "model": arguments.model is not None,
         "video_tower and text_tower": arguments.video_tower is not None or arguments.text_tower is not None,

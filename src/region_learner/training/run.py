@@ -11,11 +11,15 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
 from ..evaluation import EVALUATIONS
+from ..evaluation.protocols import videos_of
 from ..evaluation.tasks import UNKNOWN_LABEL
 from ..files import write_json
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
+from .choice import settle_choice
+from .collator import UNLABELLED_TASKS
 from .data import CorpusPart
 from .model import build_model, check_source, with_head, with_lora
+from .negatives import check_batch_size
 from .trainer import RegionLearnerTrainer
 
 logger = logging.getLogger(__name__)
@@ -153,6 +157,42 @@ def _labelling(model_arguments: ModelArguments, model, dataset) -> Callable[[dic
     return None
 
 
+def check_arguments(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: RegionLearnerTrainingArguments,
+) -> None:
+    """
+    Finds out what cannot work before corpora are loaded, which can take minutes, and earlier stages trained.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+    check_source(model_arguments)
+    if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
+        training_arguments.eval_strategy = IntervalStrategy.EPOCH
+    settle_choice(training_arguments, model_arguments.task, data_arguments.eval_split is not None)
+    if model_arguments.task in UNLABELLED_TASKS:
+        for entry in data_arguments.corpora or [{}]:
+            size = entry.get("batch_size", training_arguments.per_device_train_batch_size)
+            check_batch_size(size, training_arguments.world_size)
+    if training_arguments.do_predict:
+        raise ValueError("do_predict is not supported: --test_split NAME evaluates at the end. Leave it out.")
+    if training_arguments.do_eval and training_arguments.eval_strategy == "no":
+        raise ValueError("do_eval is not supported: --eval_split NAME evaluates while training. Leave it out.")
+
+
+def trained_on(arguments: DataArguments, split: str | None) -> bool:
+    """Whether the model is trained on a split of its own corpus."""
+    mine = (videos_of(arguments.corpus), arguments.data_dir, split)
+    for entry in arguments.corpora or [{}]:
+        data_dir = entry.get("data_dir", arguments.data_dir if "corpus" not in entry else None)
+        corpus = videos_of(entry.get("corpus", arguments.corpus))
+        if (corpus, data_dir, entry.get("split", arguments.train_split)) == mine:
+            return True
+    return False
+
+
 def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -164,17 +204,20 @@ def train(
     with `results.json`.
 
     Returns:
-        What `results.json` holds: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task), the
-        `log`, and the `arguments`.
+        What `results.json` holds: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task) and
+        `tested_on` (their `corpus` and `split`, and whether it was `trained_on`), the `log`, and the `arguments`.
 
     Raises:
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
-    check_source(model_arguments)  # before corpora are loaded, which can take minutes
+    check_arguments(model_arguments, data_arguments, training_arguments)
     set_seed(training_arguments.seed)
     task = model_arguments.task
-    if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
-        training_arguments.eval_strategy = IntervalStrategy.EPOCH
+    for name, its_split in {"eval_split": data_arguments.eval_split, "test_split": data_arguments.test_split}.items():
+        if trained_on(data_arguments, its_split):
+            logger.warning(
+                "%s=%s is trained on: its metrics do not tell how good the model is on new videos.", name, its_split
+            )
     resume: Any = training_arguments.resume_from_checkpoint
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"  # the last checkpoint in output_dir, as the Trainer has it
@@ -240,6 +283,11 @@ def train(
             trained = trainer.accelerator.unwrap_model(trainer.model)
             share = (training_arguments.per_device_eval_batch_size, training_arguments.dataloader_num_workers)
             results["test"] = EVALUATIONS[task](trained, processor, test_dataset, *share)
+            results["tested_on"] = {
+                "corpus": data_arguments.corpus,
+                "split": data_arguments.test_split,
+                "trained_on": trained_on(data_arguments, data_arguments.test_split),
+            }
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "results.json", results, indent=2)
     if training_arguments.push_to_hub:
@@ -257,6 +305,8 @@ def train_stages(
     Returns:
         The results of the last stage.
     """
+    for arguments in stages:
+        check_arguments(*arguments)
     for number, arguments in enumerate(stages, start=1):
         output_dir = Path(str(arguments[2].output_dir))
         done = output_dir / "results.json"

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
+from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints, sort_checkpoints
@@ -24,10 +26,15 @@ from ..evaluation.tasks import (
 )
 from ..files import write_json
 from ..video_processing_region_learner import VideoDecodeError
+from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .arguments import RegionLearnerTrainingArguments
+from .choice import settle_choice
 from .collator import UNLABELLED_TASKS, RegionLearnerCollator, check_given
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
+from .data_order import check_data_order, data_order, write_data_order
 from .gradient_cache import cached_backward
+from .halving import Start, halve_until_it_fits
+from .negatives import check_negatives
 from .optimization import freeze, milestones, parameter_groups
 from .progress import Progress
 
@@ -36,8 +43,8 @@ logger = logging.getLogger(__name__)
 # Written last into a checkpoint, with the sizes of its files: one without it was cut off by the end of the process.
 COMPLETE = "complete.json"
 
-# Of a model with adapters, in a checkpoint.
-BESIDE_ADAPTERS = "beside_adapters.safetensors"
+# That of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
+_JIT_MARK = "checkpoint-is-incomplete.txt"
 
 _METRICS = {
     "retrieval": compute_retrieval_metrics,
@@ -108,14 +115,21 @@ class RegionLearnerTrainer(Trainer):
         self.eval_collator = RegionLearnerCollator(
             processing_class, training=False, task=task, label=label, normalize=False
         )
-        if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
-            logger.info("Multiple choice is evaluated without a loss: accuracy chooses the checkpoint.")
-            args.metric_for_best_model, args.greater_is_better = "accuracy", True
-        if task not in UNLABELLED_TASKS:
-            args.label_names = ["labels"]
+        eval_dataset = kwargs.get("eval_dataset")
+        data_sets = eval_dataset if isinstance(eval_dataset, dict) else ()
+        settle_choice(args, task, eval_dataset is not None, data_sets, kwargs["compute_metrics"] is not _METRICS[task])
+        self.contrastive = task in UNLABELLED_TASKS
+        if self.contrastive:
+            check_negatives(self.parts, args)
+        else:
             if args.gradient_cache_chunk is not None:
                 raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
+            if task == "classification" and args.neftune_noise_alpha is not None:
+                raise ValueError("neftune_noise_alpha is for the embeddings of words, and a classifier has no text.")
+        if args.gradient_cache_chunk is not None and kwargs.get("compute_loss_func") is not None:
+            raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
         self.sampler: TrainingBatchSampler | None = None
+        self._parts_as_given = self.parts  # auto_find_batch_size takes smaller batches of them
         self.batches_to_skip = 0  # of a stream, when resuming
         if args.ddp_find_unused_parameters is None and model is not None:
             # All parameters have a gradient in every step, but motion needs two frames.
@@ -128,6 +142,9 @@ class RegionLearnerTrainer(Trainer):
             callbacks=[_EpochOfSampler(self), *(callbacks or [])],
             **kwargs,
         )
+        if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
+        self.label_names = ["video_ids"] if self.contrastive else ["labels"]
         freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
         self.progress = self._new_progress()
 
@@ -182,11 +199,13 @@ class RegionLearnerTrainer(Trainer):
         return self._with_eval_collator(super().get_test_dataloader, test_dataset)
 
     def _with_eval_collator(self, make_dataloader, dataset) -> DataLoader:
+        """All rows count in an evaluation: `dataloader_drop_last` is for training."""
         training_collator, self.data_collator = self.data_collator, self.eval_collator
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             dataloader = make_dataloader(dataset)
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training_collator, drop_last
         if self.args.world_size > 1 and not has_length(dataloader.dataset):
             # Nobody knows which rows of the last batches are repeated, or whether processes have as many batches.
             raise ValueError(
@@ -215,10 +234,17 @@ class RegionLearnerTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            if options.keys() & {"params", "model", "optimizer_dict"}:
-                raise ValueError(f"optim={self.args.optim} chooses parameters itself: it is not supported here.")
-            self.optimizer = optimizer_class(groups, **options)
+            given = self.optimizer_cls_and_kwargs
+            optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(self.args, model)
+            if options.keys() & {"params", "model", "optimizer_dict"} or not isinstance(optimizer_class, type):
+                raise ValueError(f"{optimizer_class} chooses parameters itself: it is not supported here.")
+            if given and options.get("lr", self.args.learning_rate) != self.args.learning_rate:
+                raise ValueError("optimizer_cls_and_kwargs: give the learning rate as learning_rate of the arguments.")
+            self.optimizer_cls_and_kwargs = optimizer_class, {**options, "params": groups}
+            try:
+                super().create_optimizer(model)
+            finally:
+                self.optimizer_cls_and_kwargs = given
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -239,9 +265,15 @@ class RegionLearnerTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
-        """As that of the Trainer; of multiple choice the cosines of all options, without a loss."""
+        """
+        As that of the Trainer; of multiple choice the cosines of all options, without a loss. Nor is there a loss of a
+        batch whose clips are all of one video, such as a last one of one row: it has no negatives.
+        """
         if "options" not in inputs:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            ids = inputs.get("video_ids") if self.contrastive and self.args.world_size == 1 else None
+            alone = ids is not None and len(ids[ids >= 0].unique()) < 2
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return None if alone else loss, logits, labels
         inputs = self._prepare_inputs(inputs)
         options, labels = inputs.pop("options"), inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -260,6 +292,9 @@ class RegionLearnerTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return cached_backward(
             self.accelerator,
             model,
@@ -324,8 +359,11 @@ class RegionLearnerTrainer(Trainer):
         skip_data = self.args.ignore_data_skip
         self.progress = self._new_progress()
         if checkpoint is not None:
+            if self.args.auto_find_batch_size:
+                found = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+                self._take_batches_of(found["train_batch_size"])
             self._restore(Path(checkpoint))
-        if self.streamed and checkpoint is not None:
+        if self.streamed and checkpoint is not None and not skip_data:
             # The Trainer would decode, and throw away, all it was trained on; the stream knows how to skip.
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
             self.batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
@@ -334,12 +372,37 @@ class RegionLearnerTrainer(Trainer):
             result = super().train(checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip, self.batches_to_skip = skip_data, 0
+        if self.args.auto_find_batch_size:
+            result.metrics["per_device_train_batch_size"] = self._train_batch_size
         unreadable = dict(gather_object(list(self.unreadable.items())))
         result.metrics["unreadable_videos"] = len(unreadable)
         if unreadable and self.is_world_process_zero():
             self._write_unreadable(unreadable)
             logger.warning("%d videos could not be read; unreadable_videos.json names them.", len(unreadable))
         return result
+
+    def _inner_training_loop(self, batch_size=None, *args, **kwargs):
+        if not self.args.auto_find_batch_size:
+            return super()._inner_training_loop(batch_size, *args, **kwargs)
+        model: Any = self.model
+        start = Start(model, self.optimizer)
+        begin = super()._inner_training_loop
+
+        def train(size: int):
+            self._take_batches_of(size)
+            self.optimizer = start.restore(model, self.optimizer)
+            self.progress = self._new_progress()
+            return begin(size, *args, **kwargs)
+
+        # (A corpus may have smaller batches than others.)
+        per_pair = self.args.per_device_train_batch_size / min(part.batch_size for part in self._parts_as_given)
+        smallest = math.ceil((2 if self.contrastive else 1) * per_pair)
+        return halve_until_it_fits(train, batch_size, smallest, kwargs.get("resume_from_checkpoint") is not None)
+
+    def _take_batches_of(self, size: int):
+        """Batches of `size` instead of `per_device_train_batch_size`; those of corpora with other sizes likewise."""
+        of = self.args.per_device_train_batch_size
+        self.parts = [replace(part, batch_size=part.batch_size * size // of) for part in self._parts_as_given]
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if resume is None or resume is False:
@@ -375,7 +438,7 @@ class RegionLearnerTrainer(Trainer):
             found = sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]))
             for path in reversed(found):
                 if (problem := incompleteness(path)) is None:
-                    return path
+                    return self._with_optimizer(path)
                 logger.warning("%s is passed over: %s", path, problem)
             logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
             return None
@@ -386,7 +449,17 @@ class RegionLearnerTrainer(Trainer):
                 f"{resume} cannot be resumed from: {problem}. `--resume_from_checkpoint true` takes the last complete "
                 "one."
             )
-        return resume
+        return self._with_optimizer(resume)
+
+    def _with_optimizer(self, checkpoint: str) -> str:
+        """The checkpoint, if it holds more than a model: else the Trainer would begin a schedule anew in mid-run."""
+        # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which `latest` names.
+        if any(Path(checkpoint).glob("optimizer*")) or (Path(checkpoint) / "latest").is_file():
+            return checkpoint
+        raise ValueError(
+            f"{checkpoint} cannot be resumed from: it was saved with save_only_model, without optimiser and schedule. "
+            f"To begin another run with its weights, give --model {checkpoint} and another --output_dir."
+        )
 
     def _save_checkpoint(self, model, trial):
         with self.progress.paused():
@@ -411,7 +484,7 @@ class RegionLearnerTrainer(Trainer):
             sizes = {
                 str(path.relative_to(folder)): path.stat().st_size
                 for path in sorted(folder.rglob("*"))
-                if path.is_file() and not path.name.startswith(".")
+                if path.is_file() and not path.name.startswith(".") and path.name != _JIT_MARK
             }
             write_json(folder / COMPLETE, {"step": self.state.global_step, "files": sizes})
         if self.args.push_to_hub:
@@ -425,57 +498,51 @@ class RegionLearnerTrainer(Trainer):
             )
 
     def _save_state_of_process(self, folder: Path):
-        """What the Trainer does not save: unreadable videos so far, how a stream is read, what adapters leave out."""
+        """What the Trainer does not save: unreadable videos so far, and what the order of the data depends on."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"unreadable_{self.args.process_index}.json").write_text(json.dumps(self.unreadable))
         if not self.args.should_save:
             return
-        if self.streamed:
-            (folder / "stream.json").write_text(json.dumps(self._stream_settings()))
-        if whole := self._trained_beside_adapters():
-            save_file({name: p.detach().cpu() for name, p in whole.items()}, folder / BESIDE_ADAPTERS)
+        write_data_order(folder, data_order(self.parts, self.args))
 
     def _restore(self, checkpoint: Path):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
         if unreadable.is_file():
             self.unreadable = json.loads(unreadable.read_text())
-        settings = checkpoint / "stream.json"
-        if self.streamed and settings.is_file():
-            before, now = json.loads(settings.read_text()), self._stream_settings()
-            if changed := [
-                f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]
-            ]:
-                raise ValueError(
-                    f"{checkpoint} was trained on a stream read with {', '.join(changed)}: with other settings rows "
-                    "would be repeated or left out. Take those it had."
-                )
-        if (checkpoint / BESIDE_ADAPTERS).is_file():
-            parameters = self._trained_beside_adapters()
-            for name, value in load_file(checkpoint / BESIDE_ADAPTERS).items():
-                parameters[name].data.copy_(value)
+        if not self.args.ignore_data_skip:
+            check_data_order(checkpoint, data_order(self.parts, self.args))
 
-    def _stream_settings(self) -> dict[str, Any]:
-        return {
-            "processes": self.args.world_size,
-            "dataloader_num_workers": self.args.dataloader_num_workers,
-            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "mix": self.args.mix,
-            "batch_sizes": [part.batch_size for part in self.parts],
-            "weights": [part.weight for part in self.parts],
-            "shuffle_buffers": [part.shuffle_buffer for part in self.parts],
-            "shards": [getattr(part.dataset, "num_shards", None) for part in self.parts],
-        }
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        """As that of the Trainer; of a model with adapters a plain model, and beside it the adapters."""
+        model = self.model
+        if not has_adapters(model):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+        self.model = merged(model)
+        try:
+            super()._save(str(folder))
+        finally:
+            self.model = model
+        save_adapters(model, folder / ADAPTER)
 
-    def _trained_beside_adapters(self) -> dict[str, torch.nn.Parameter]:
-        """Single parameters of a model with adapters that are trained whole, which PEFT does not save."""
-        if not hasattr(self.model, "peft_config"):
-            return {}
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name
-        }
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._load_adapters(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_beside_adapters(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        best = Path(str(self.state.best_model_checkpoint))
+        if not self._load_adapters(best):
+            super()._load_best_model()
+            load_beside_adapters(self.model, best)
+
+    def _load_adapters(self, checkpoint: Path) -> bool:
+        """Whether it is a checkpoint of adapters; they are loaded if it is one."""
+        if not has_adapters(self.model) or not (checkpoint / ADAPTER).is_dir():
+            return False
+        load_adapters(self.model, checkpoint / ADAPTER)
+        return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         if self._saving:  # it is not complete yet

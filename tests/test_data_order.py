@@ -1,0 +1,99 @@
+"""A resumed run goes on with the data where it stopped, or says why it cannot."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from .toy_run import launch, run
+
+OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that was interrupted after 2 of 4 steps."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(folder, **OPTIONS | {"max_steps": 2, "image_rows": 30})
+    return folder
+
+
+def resume(interrupted, tmp_path, **options):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    return run(tmp_path, resume=True, **OPTIONS | {"image_rows": 30} | options)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps 1 \(now 2\)"),
+        ({"per_device_train_batch_size": 2}, r"batch size times processes 4, 4 \(now 2, 2\)"),
+        ({"rows": 23}, r"rows 30, 24 \(now 30, 23\)"),
+        ({"seed": 1}, r"seed 42 \(now 1\)"),
+        ({"data_seed": 7}, r"seed 42 \(now 7\)"),
+        ({"mix": "weighted"}, r"mix alternate \(now weighted\)"),
+        ({"samples_per_epoch": 40}, r"samples_per_epoch None \(now 40\)"),
+        ({"dataloader_drop_last": True}, r"dataloader_drop_last False \(now True\)"),
+        ({"image_rows": 0}, r"rows 30, 24 \(now 24\)"),
+        ({"shards": 4}, r"streaming False, False \(now False, True\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message) as error:
+        resume(interrupted, tmp_path, **changed)
+    assert "rows would be repeated or left out. Take those it had" in str(error.value)
+
+
+@pytest.mark.parametrize("changed", [{"dataloader_num_workers": 2}, {"gradient_cache_chunk": 2}, {"max_steps": 3}])
+def test_what_may_change_on_resume(interrupted, tmp_path, changed):
+    resume(interrupted, tmp_path, **changed)
+
+
+@pytest.mark.slow
+def test_processes_may_share_the_same_batch(interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoint-2" / "unreadable_1.json").write_text("{}")
+    whole = run(tmp_path / "whole", **OPTIONS | {"image_rows": 30})
+    of_two = launch(tmp_path, 2, resume=True, **OPTIONS | {"image_rows": 30, "per_device_train_batch_size": 2})[0]
+    for ours, expected in zip(of_two["log"], whole["log"], strict=True):
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_the_data_may_begin_anew(interrupted, tmp_path):
+    found = resume(interrupted, tmp_path, ignore_data_skip=True, per_device_train_batch_size=2)
+    assert len(found["log"]) == 4
+
+
+def test_a_stream_may_begin_anew(tmp_path):
+    options = OPTIONS | {"shards": 4}
+    whole = run(tmp_path, **options)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    anew = run(tmp_path, resume=True, ignore_data_skip=True, **options)
+    assert not torch.equal(anew["state"]["video_projection.weight"], whole["state"]["video_projection.weight"])
+
+
+def test_checkpoints_of_earlier_versions_resume(interrupted, tmp_path):
+    """They have no record, or that of streams alone."""
+    shutil.copytree(interrupted, tmp_path / "old")
+    folder = tmp_path / "old" / "checkpoint-2"
+    complete = json.loads((folder / "complete.json").read_text())
+    del complete["files"]["data_order.json"]
+    (folder / "complete.json").write_text(json.dumps(complete))
+    (folder / "data_order.json").unlink()
+    resume(tmp_path / "old", tmp_path / "plain", seed=1)
+
+    (folder / "stream.json").write_text(json.dumps({"processes": 1, "seed": 42, "mix": "alternate"}))
+    resume(tmp_path / "old", tmp_path / "same")
+    with pytest.raises(ValueError, match=r"seed 42 \(now 1\)"):
+        resume(tmp_path / "old", tmp_path / "other", seed=1)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_model_alone_is_not_resumed_from(tmp_path, explicit):
+    options = OPTIONS | {"save_only_model": True}
+    run(tmp_path, **options | {"max_steps": 2})
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimiser and schedule.* give --model"):
+        run(tmp_path, resume=checkpoint if explicit else True, **options)

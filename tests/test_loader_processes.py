@@ -1,0 +1,112 @@
+"""Loader processes that are killed, stopped or hang: one line names what was being read."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from region_learner.evaluation.retrieval import read_clips
+from region_learner.loader_processes import load_in_order
+
+
+class Clips(torch.utils.data.Dataset):
+    def __init__(self, fault: str = "", at: int = 5):
+        self.fault, self.at = fault, at
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == self.at:
+            if self.fault == "error":
+                raise RuntimeError("a fault of the data set")
+            if self.fault:
+                os.kill(os.getpid(), getattr(signal, self.fault))
+        return index
+
+
+def read(clips, workers=2, timeout=60, step=lambda batch: None):
+    batches = []
+    for batch in load_in_order(clips, 2, workers, "clip {}".format, timeout):
+        step(batch)
+        batches.append(batch)
+    return batches
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_items_come_in_order(workers):
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert read(Clips(), workers) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    read(Clips(), workers)
+    assert workers or signal.getsignal(signal.SIGCHLD) is handler
+
+
+def test_a_process_that_is_killed():
+    with pytest.raises(ChildProcessError, match=r"^While clip 5 was being read, its process was killed or crashed"):
+        read(Clips("SIGKILL"))
+
+
+def test_a_process_that_is_killed_while_the_model_works():
+    """Where PyTorch would raise in the midst of the step."""
+    ended = []
+
+    def step(batch):
+        if batch == [0, 1]:
+            before = signal.getsignal(signal.SIGCHLD)
+            signal.signal(signal.SIGCHLD, lambda *arguments: (ended.append(True), before(*arguments)))
+            while not ended:
+                time.sleep(0.01)
+            signal.signal(signal.SIGCHLD, before)
+
+    with pytest.raises(ChildProcessError, match=r"^While clip 3 was being read, its process was killed"):
+        read(Clips("SIGKILL", at=3), workers=2, step=step)
+    assert ended
+
+
+def test_a_process_that_is_stopped():
+    with pytest.raises(ChildProcessError, match=r"^While clip 5 was being read, nothing came for 2 seconds") as caught:
+        read(Clips("SIGSTOP"), timeout=2)
+    assert "\n" not in str(caught.value)
+
+
+class Interrupted(Clips):
+    """Ctrl-C in the processes that read."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGINT)
+        return index
+
+
+def test_interrupts_are_for_the_first_process(monkeypatch):
+    assert read(Interrupted()) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    start = torch.utils.data.DataLoader.__iter__
+
+    def interrupted_start(loader):
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append(start(loader))
+        return started[0]
+
+    started = []
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        read(Clips())
+    assert len(started) == 1  # it was not lost, and not in the midst of the start
+
+
+def test_errors_of_the_data_set_are_its_own():
+    with pytest.raises(RuntimeError, match="a fault of the data set"):
+        read(Clips("error"))
+
+
+def kill_at_b(videos, return_tensors):
+    """In the place of a video processor."""
+    if videos == ["b.mp4"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"pixel_values_videos": torch.zeros(1, 1, 3, 2, 2)}
+
+
+def test_evaluation_names_the_video():
+    with pytest.raises(ChildProcessError, match=r"^While b\.mp4 was being read"):
+        list(read_clips(kill_at_b, ["a.mp4", "b.mp4", "c.mp4"], {}, batch_size=1, num_workers=1, progress=False))
