@@ -278,7 +278,9 @@ def test_a_head_takes_more_frames_than_it_was_trained_with(tmp_path):
 
 
 def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tmp_path):
-    rows = Dataset.from_dict({"video_id": [str(i % 10) for i in range(200)], "question": ["what?"] * 200})
+    rows = Dataset.from_dict(
+        {"video": ["x"] * 200, "video_id": [str(i % 10) for i in range(200)], "captions": ["x"] * 200}
+    )
     arguments = RegionLearnerTrainingArguments(report_to="none", use_cpu=True, output_dir=str(tmp_path))
     trainer = RegionLearnerTrainer(
         model=tiny_model(), args=arguments, processing_class=Processor(), train_dataset=rows

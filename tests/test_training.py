@@ -29,6 +29,7 @@ from region_learner.training import (
     train,
 )
 from region_learner.training.collator import stable_id
+from region_learner.training.data import DRAWN, Draw
 from region_learner.training.run import trained_on
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
@@ -107,7 +108,7 @@ def test_batches_for_training_and_for_evaluation(rows, processor):
 
 def test_clips_are_normalised_on_the_device_or_before(rows, processor):
     """Both ways, by hand: (frames / 255 - mean) / std."""
-    batch = [dict(rows[i]) | {"seed": i} for i in range(3)]
+    batch = [dict(rows[i]) | {DRAWN: Draw(0, i, seed=i)} for i in range(3)]
     raw = RegionLearnerCollator(processor, training=True, normalize=False)(batch)["pixel_values_videos"]
     ready = RegionLearnerCollator(processor, training=True)(batch)["pixel_values_videos"]
     assert raw.dtype == torch.uint8

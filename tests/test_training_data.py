@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from region_learner.training.data import (
+    DRAWN,
     CorpusPart,
     StreamLoader,
     TrainingBatchSampler,
@@ -107,7 +108,7 @@ def test_rows_tell_their_part_seed_and_frames():
     parts = [CorpusPart(rows(4, "a"), 2, num_frames=1), CorpusPart(rows(4, "b"), 2, num_frames=3)]
     loader = DataLoader(TrainingRows(parts), batch_sampler=TrainingBatchSampler(parts), collate_fn=list)
     batches = list(loader)
-    assert [[(row["video_id"][0], row["part"], row["num_frames"]) for row in batch] for batch in batches] == [
+    assert [[(row["video_id"][0], row[DRAWN].part, row[DRAWN].num_frames) for row in batch] for batch in batches] == [
         [("a", 0, 1)] * 2,
         [("b", 1, 3)] * 2,
     ] * 2
@@ -156,7 +157,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped(workers, skip):
     whole = read(parts, 16, workers, **options)
     resumed = read(parts, 16 - skip, workers, skip=skip, **options)
     assert resumed == whole[skip:]
-    seeds = [row["seed"] for batch in whole for row in batch]
+    seeds = [row[DRAWN].seed for batch in whole for row in batch]
     assert len(set(seeds)) == len(seeds)
 
 

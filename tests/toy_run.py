@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.training.data import DRAWN
 from region_learner.training.reading import note
 
 from .conftest import TINY_VIDEO, tiny_text_config
@@ -56,8 +57,8 @@ class Collator:
             if self.deadly is not None and number == self.deadly[0]:
                 os.kill(os.getpid(), self.deadly[1])
             fixed = torch.Generator().manual_seed(number)
-            drawn = torch.Generator().manual_seed(row["seed"])
-            frames = row["num_frames"] or 2
+            drawn = torch.Generator().manual_seed(row[DRAWN].seed)
+            frames = row[DRAWN].num_frames or 2
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from .common import PathLike, check_count, find_annotation, open_benchmark, video_roots
-from .folder import IMAGE_EXTENSIONS, CorpusError
+from .errors import CorpusError
+from .paths import IMAGE_EXTENSIONS
+from .tables import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +81,7 @@ def load_cc3m(
         table = _read_list(source, roots)
         if file is None:
             check_count(table.num_rows, _LISTS[split][1], f"pairs of Conceptual Captions {split}", source)
-    return pairs_dataset(table, source, directory, split, streaming, max_missing, missing_list)
+    return pairs_dataset(table, source, directory, split, streaming, max_missing, missing_list, roots)
 
 
 # --- The list of the release ---------------------------------------------------------------------------------
@@ -176,6 +177,11 @@ def _read_parquet(path: Path) -> pa.Table:
         if absent := [name for name in wanted if name not in schema.names]:
             raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(schema.names)})")
         table = pq.read_table(path, columns=list(wanted))
+        if pa.types.is_integer(schema.field("key").type) or pa.types.is_floating(schema.field("key").type):
+            raise CorpusError(
+                f"{path}: the column key holds numbers, which have lost the leading zeros of the names of the images: "
+                "write it as strings, as img2dataset does"
+            )
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path} is not a Parquet file: {error}") from error
     columns = {name: table[name].cast(pa.string()) for name in wanted}
@@ -197,9 +203,9 @@ def _json_rows(directory: Path) -> Iterator[tuple[str, str, str]]:
             continue
         path = directory / name
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorpusError(f"{path}: not JSON: {error}") from error
+            entry = parse_json(path.read_text(encoding="utf-8"), path)
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
         caption = entry.get("caption") if isinstance(entry, dict) else None
         if not isinstance(caption, str | None):
             raise CorpusError(f"{path}: expected a caption, not {caption!r}")

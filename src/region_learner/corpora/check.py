@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..processes import MEMORY, check_memory, map_in_processes
 from .folder import CorpusError
+from .rows import check_ids
 from .webdataset import video_source
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def check_corpus(
     Returns:
         `videos`, their number; and `unreadable`, a list with `video_id` and `reason`.
     """
+    check_ids(rows, "the corpus")
     first_rows: dict[str, int] = {}
     for index, video_id in enumerate(rows["video_id"]):
         first_rows.setdefault(video_id, index)

@@ -6,9 +6,6 @@ named with file and line where they are wrong, and no entry can lead out of the 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import os
 from collections import Counter
@@ -16,17 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folder import (
-    SPLIT_ALIASES,
-    VIDEO_EXTENSIONS,
-    CorpusError,
-    Row,
-    build_dataset,
-    check_data_dir,
-    check_split,
-    report_missing,
-    resolve_within,
-)
+from .errors import CorpusError
+from .folder import SPLIT_ALIASES, build_dataset, check_data_dir, check_split
+from .paths import VIDEO_EXTENSIONS, Listings, composed, report_missing, resolve_within
+from .tables import Row, check_header, csv_records, parse_json
+from .values import MISSING_WORDS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -116,10 +107,7 @@ def read_json(path: Path) -> Any:
     Raises:
         CorpusError: the file is not JSON.
     """
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{path}, line {error.lineno}: not JSON: {error}") from error
+    return parse_json(_read_text(path), path)
 
 
 def read_entries(path: Path) -> list[tuple[str, Row]]:
@@ -130,18 +118,11 @@ def read_entries(path: Path) -> list[tuple[str, Row]]:
     """
     text = _read_text(path)
     if text.lstrip().startswith("["):
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {error.lineno}: not JSON: {error}") from error
+        values = parse_json(text, path)
         entries = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     else:
-        entries = []
-        for number, line in read_list(path):
-            try:
-                entries.append((f"{path}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{path}, line {number}: not JSON: {error}") from error
+        lines = read_list(path)
+        entries = [(f"{path}, line {number}", parse_json(line, path, number)) for number, line in lines]
     for where, value in entries:
         if not isinstance(value, dict):
             raise CorpusError(f"{where}: not a JSON object")
@@ -168,19 +149,24 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, st
     Raises:
         CorpusError: a column is missing, or a row has another number of fields than the header.
     """
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    header = reader.fieldnames or ()
-    if absent := [name for name in columns if name not in header]:
-        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
-    rows = []
+    rows: list[tuple[str, dict[str, str]]] = []
+    header: list[str] = []
     try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
+        for number, fields in csv_records(path, strict=False):
+            if not header:
+                check_header(fields, path)
+                header = fields
+                if absent := [name for name in columns if name not in header]:
+                    raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
+                continue
+            where = f"{path}, line {number}"
+            if len(fields) != len(header):
                 raise CorpusError(f"{where}: not as many fields as the {len(header)} columns of the header")
-            rows.append((where, {name: row[name].strip() for name in columns}))
-    except csv.Error as error:
-        raise CorpusError(f"{path}, line {reader.line_num}: {error}") from error
+            rows.append((where, {name: fields[header.index(name)].strip() for name in columns}))
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
+    if not header:
+        raise CorpusError(f"{path} is empty")
     if not rows:
         raise CorpusError(f"{path} has no rows")
     return rows
@@ -239,6 +225,7 @@ class VideoFiles:
         self.data_dir = data_dir
         self.extension = extension
         self.roots = video_roots(data_dir, video_dir, usual)
+        self._files = Listings()
         self._listings: dict[str, dict[str, str]] = {}
         self._found: dict[str, str] = {}
         self.missing: set[str] = set()
@@ -269,7 +256,9 @@ class VideoFiles:
         for root in self.roots:
             for name in wanted:
                 directory, key = os.path.split(resolve_within(root, name, root, where, "video"))
-                found = self._listing(directory).get(key)
+                directory = self._files.directory(directory)
+                listing = self._listing(directory)
+                found = listing.get(key) or listing.get(composed(key))
                 if found is not None:
                     return os.path.join(directory, found)
         return None
@@ -285,11 +274,11 @@ class VideoFiles:
     def _listing(self, directory: str) -> dict[str, str]:
         """Names of files by themselves and by all their stems."""
         if directory not in self._listings:
-            names = sorted(os.listdir(directory), key=_preference) if os.path.isdir(directory) else []
+            names = sorted(set(self._files.names(directory).values()), key=_preference)
             listing = {name: name for name in names}
             for name in names:
-                for stem in _stems(name):
-                    listing.setdefault(stem, name)
+                for form in (composed(name), *_stems(name), *_stems(composed(name))):
+                    listing.setdefault(form, name)
             self._listings[directory] = listing
         return self._listings[directory]
 
@@ -357,7 +346,7 @@ def finish(
     if captioned:
         rows = _strip_captions(rows, source)
     files = {row["video"] for row in rows}
-    report_missing(files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split)
+    report_missing(files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split, videos.roots)
     present = [row for row in rows if row["video"] not in videos.missing]
     if not present:
         raise CorpusError(f"no row of split {split!r} is left of {source}")
@@ -370,7 +359,7 @@ def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
     blank, kept, bare = 0, [], []
     for row in rows:
         captions = [caption.strip() for caption in row["captions"]]
-        captions = [caption for caption in captions if caption]
+        captions = [caption for caption in captions if caption and caption not in MISSING_WORDS]
         blank += len(row["captions"]) - len(captions)
         if captions:
             kept.append({**row, "captions": captions})

@@ -6,41 +6,38 @@ DIR/[SPLIT/]... videos or images, named by the column `file_name` relative to th
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
-import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import CorpusError
+from .paths import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    Listings,
+    composed,
+    drop_missing,
+    resolve_within,
+    some_names,
+    with_slashes,
+)
+from .tables import Row, read_table
+from .values import UnfitValueError, read_captions, read_id, shown, unstorable
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-
-logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTION_COLUMNS = ("captions", "caption", "text")
 # One split, several names in use.
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
-# By what their names end in, lower case, and the likelier of two files of one name first.
-VIDEO_EXTENSIONS = (
-    ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".3gpp", ".flv", ".ogv",
-    ".ts", ".mts", ".m2ts", ".qt", ".asf", ".divx", ".gif",
-)  # fmt: skip
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
 # Of a streamed corpus: as many loader processes as this can share the work.
 STREAMING_SHARDS = 64
-
-Row = dict[str, Any]
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be loaded or made as asked: one line with what is wrong, where, and the cure."""
 
 
 # --- What all corpora share ----------------------------------------------------------------------------------
@@ -89,113 +86,6 @@ def check_data_dir(corpus: str, data_dir: str | os.PathLike[str] | None) -> Path
     return path
 
 
-def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what: str = "file_name") -> str:
-    """The absolute path of a file, which must not lead out of the corpus.
-
-    Checked by name alone: a link inside the directory was put there by whoever owns it.
-
-    Raises:
-        CorpusError: it leads out of `data_dir`.
-    """
-    path = os.path.normpath(base / file_name)
-    if "\0" in path or not path.startswith(os.path.join(data_dir, "")):
-        raise CorpusError(f"{where}: {what} {file_name!r} leads outside of {data_dir}: name a file within it")
-    return path
-
-
-def drop_missing(
-    rows: list[Row],
-    data_dir: Path,
-    max_missing: int | float,
-    missing_list: str | os.PathLike[str] | None = None,
-    split: str = "",
-) -> list[Row]:
-    """Leaves out rows whose file `video` does not exist, and says which in one warning.
-
-    Directories are listed instead of files looked up: millions of lookups take hours on network file systems.
-
-    Args:
-        max_missing, missing_list, split: see `report_missing`.
-
-    Raises:
-        CorpusError: more are missing.
-    """
-    listings: dict[str, set[str]] = {}
-
-    def exists(video: str) -> bool:
-        directory, name = os.path.split(video)
-        if directory not in listings:
-            listings[directory] = set(os.listdir(directory)) if os.path.isdir(directory) else set()
-        return name in listings[directory]
-
-    present = [row for row in rows if exists(row["video"])]
-    files = {row["video"] for row in rows}
-    missing = files - {row["video"] for row in present}
-    report_missing(missing, len(files), data_dir, max_missing, missing_list, split)
-    return present if missing else rows
-
-
-def report_missing(
-    missing: Iterable[str],
-    files: int,
-    data_dir: Path,
-    max_missing: int | float,
-    missing_list: str | os.PathLike[str] | None = None,
-    split: str = "",
-) -> None:
-    """Writes down which files are missing, refuses if they are too many, and warns of them otherwise.
-
-    Args:
-        missing: absolute paths.
-        files: how many there should be.
-        max_missing: how many may be missing: a number, or a fraction (a float below 1) of all files.
-        missing_list: text file for the paths, one a line; written anew each time, empty if none is missing, and also
-            when they are too many. `{split}` in its name stands for `split`, as each split has a list of its own.
-
-    Raises:
-        CorpusError: more are missing, or all; the list cannot be written.
-    """
-    if isinstance(max_missing, bool) or not isinstance(max_missing, int | float) or not max_missing >= 0:
-        raise CorpusError(f"max_missing must be a number of files or a fraction below 1, not {max_missing!r}")
-    missing = sorted(missing)
-    listed = ""
-    if missing_list is not None:
-        path = os.path.abspath(os.path.expanduser(str(missing_list).replace("{split}", split)))
-        _write_lines(Path(path), missing)
-        listed = f" (all of them in {path})"
-    if not missing:
-        return
-    allowed = max_missing * files if isinstance(max_missing, float) and max_missing < 1 else max_missing
-    report = f"{len(missing)} of {files} video files named by the metadata are missing under {data_dir}"
-    if len(missing) > allowed:
-        raise CorpusError(
-            f"{report}: {_some_names(missing, data_dir, 3)}{listed}; bring them, or pass max_missing={len(missing)} "
-            "to leave them out"
-        )
-    if len(missing) == files:
-        raise CorpusError(f"{report}: none is left{listed}; check data_dir=")
-    logger.warning("%s and left out: %s%s", report, _some_names(missing, data_dir, 3 if listed else 100), listed)
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    """All or nothing: the processes of a distributed run write the same list at the same time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files need not be text.
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        temporary.replace(path)
-    except OSError as error:
-        raise CorpusError(f"cannot write missing_list={str(path)!r}: {error}") from error
-
-
-def _some_names(paths: Sequence[str], data_dir: Path, limit: int) -> str:
-    inside = os.path.join(data_dir, "")
-    names = ", ".join(path.removeprefix(inside) for path in paths[:limit])
-    return f"{names} and {len(paths) - limit} more" if len(paths) > limit else names
-
-
 def build_dataset(
     rows: Sequence[Row], streaming: bool, description: str = "", features: Mapping[str, Any] | None = None
 ) -> Dataset | IterableDataset:
@@ -216,9 +106,13 @@ def build_dataset(
     types = []
     for name, values in columns.items():
         try:
-            types.append((name, pa.array(values).type))
+            kind = pa.array(values).type
+            types.append((name, kind))
+            Features.from_arrow_schema(pa.schema([(name, kind)]))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise CorpusError(f"column {name!r} holds values of different types: {error}") from error
+        except (pa.ArrowNotImplementedError, ValueError) as error:
+            raise CorpusError(f"column {name!r} cannot be kept in a data set: {error}; take it out") from error
     schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
     info = DatasetInfo(description=description, features=schema)
     dataset = Dataset.from_dict(columns, features=schema, info=info)
@@ -249,7 +143,8 @@ def load_folder(
             each split. "val" and "validation" both mean either.
         split: name of a split, or "all".
         caption_column: column to take captions from, where they have another name or several columns qualify.
-            Its values are strings or lists of strings (in CSV, a list in JSON).
+            Its values are strings or lists of strings. A string may be the text of a list, in JSON or as Python
+            writes it.
         media: keep "videos" or "images" only, told apart by what their names end in.
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
@@ -262,27 +157,31 @@ def load_folder(
     directory = check_data_dir("folder", data_dir)
     if media not in _MEDIA:
         raise CorpusError(f"media must be one of {', '.join(_MEDIA)}, not {media!r}")
-    rows = read_split(directory, split, caption_column=caption_column)
+    listings = Listings()
+    rows = read_split(directory, split, caption_column, listings)
     if media != "all":
         rows = [row for row in rows if row["video"].lower().endswith(_MEDIA[media])]
         if not rows:
             raise CorpusError(f"no {media} among the rows of split {split!r} in {directory}: leave out media=")
-    return build_dataset(drop_missing(rows, directory, max_missing, missing_list, split), streaming)
+    return build_dataset(drop_missing(rows, directory, max_missing, missing_list, split, listings), streaming)
 
 
 _MEDIA = {"all": ("",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}
 
 
-def read_split(data_dir: Path, split: str, caption_column: str | None = None) -> list[Row]:
+def read_split(
+    data_dir: Path, split: str, caption_column: str | None = None, listings: Listings | None = None
+) -> list[Row]:
     """The rows of a split, one for each video: `video` (absolute path), `video_id`, `captions`, other columns."""
     metadata = _find_splits(data_dir)
     if split == "all":
         chosen = list(metadata.values())
     else:
         chosen = [_metadata_of_split(metadata, split, data_dir)]
+    listings = listings or Listings()
     videos: dict[str, Row] = {}
     for path in chosen:
-        for row in _read_videos(path, data_dir, caption_column):
+        for row in _read_videos(path, data_dir, caption_column, listings):
             _merge(videos, row)
     _check_ids(videos.values(), data_dir)
     return list(videos.values())
@@ -300,9 +199,12 @@ def _find_splits(data_dir: Path) -> dict[str, Path]:
             f"({first.relative_to(data_dir)}): keep one of the two"
         )
     if not top and not splits:
+        others = sorted(data_dir.glob("metadata.*"))
+        other = f" ({others[0].name} is not one of the forms that are read)" if others else ""
         raise CorpusError(
-            f"no metadata in {data_dir}: it, or a subdirectory for each split, needs {', '.join(METADATA_FILES[:2])} "
-            f"or {METADATA_FILES[2]} with columns file_name and one of {', '.join(CAPTION_COLUMNS)}"
+            f"no metadata in {data_dir}{other}: it, or a subdirectory for each split, needs "
+            f"{', '.join(METADATA_FILES[:2])} or {METADATA_FILES[2]} with columns file_name and one of "
+            f"{', '.join(CAPTION_COLUMNS)}"
         )
     return {"train": top} if top else splits
 
@@ -327,27 +229,39 @@ def _metadata_of_split(metadata: dict[str, Path], split: str, data_dir: Path) ->
     return metadata[name]
 
 
-def _read_videos(path: Path, data_dir: Path, caption_column: str | None) -> Iterator[Row]:
+def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listings: Listings) -> Iterator[Row]:
     """Rows of one metadata file with the common columns."""
-    rows = _read_table(path)
+    rows = read_table(path)
     if not rows:
         raise CorpusError(f"{path} has no rows")
     caption_column = _caption_column(rows[0][1], caption_column, path)
+    _check_whole_numbers(rows, path)
     empty = []
+    files: dict[str, tuple[str, str]] = {}  # path and name of each, as there may be millions of rows of one
     for number, row in rows:
         where = f"{path}, {number}"
         file_name = row.get("file_name")
-        if not isinstance(file_name, str) or not file_name.strip():
-            raise CorpusError(f"{where}: no file_name")
-        captions = _captions(row.get(caption_column), where)
-        if not captions:
+        if not isinstance(file_name, str) or file_name not in files:
+            file_name = _file_name(file_name, where)
+            plain = composed(os.path.normpath(with_slashes(file_name)))
+            found = _find(path.parent, file_name, data_dir, where, listings)
+            files[file_name] = found, os.path.splitext(plain)[0]
+        try:
+            column = "video_id"
+            video_id = read_id(row.get(column))
+            column = caption_column
+            captions = read_captions(row.get(column))
+        except UnfitValueError as problem:
+            raise CorpusError(f"{where}: {column} {problem}") from problem
+        if not captions or not all(captions):
             empty.append(f"{number} ({file_name})")
             continue
+        video, name = files[file_name]
         yield {
-            "video": resolve_within(path.parent, file_name, data_dir, where),
-            "video_id": str(row.get("video_id") or os.path.splitext(file_name)[0]),
+            "video": video,
+            "video_id": name if video_id is None else video_id,
             "captions": captions,
-            **{key: value for key, value in row.items() if key not in _RESERVED and key != caption_column},
+            **_other_columns(row, where, caption_column),
         }
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
@@ -357,13 +271,57 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None) -> Iter
         )
 
 
+def _file_name(value: Any, where: str) -> str:
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        raise CorpusError(f"{where}: no file_name")
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: file_name must be a string, not {shown(value)}")
+    if what := unstorable(value):
+        raise CorpusError(f"{where}: file_name has {what}, which no name of a file has")
+    return value
+
+
+def _find(base: Path, file_name: str, data_dir: Path, where: str, listings: Listings) -> str:
+    """The path of a file as it is called on disk; of one that is missing, where it should be."""
+    if "\\" in file_name and file_name in listings.names(str(base)):
+        return os.path.join(base, file_name)  # as some programs unpack archives made on Windows
+    path = resolve_within(base, file_name, data_dir, where)
+    return listings.find(path) or composed(path)
+
+
+def _other_columns(row: Row, where: str, caption_column: str) -> Row:
+    others = {key: value for key, value in row.items() if key not in _RESERVED and key != caption_column}
+    for key, value in others.items():
+        if what := unstorable(key) or unstorable(value):
+            raise CorpusError(f"{where}: column {key!a} has {what}, which no data set can hold: take it out")
+    return others
+
+
+def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
+    """
+    Raises:
+        CorpusError: all ids are of the form "12.0", as tables write integers beside missing values.
+    """
+    ids = [(number, row["video_id"]) for number, row in rows if row.get("video_id")]
+    if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
+        number, video_id = ids[0]
+        raise CorpusError(
+            f"{path}, {number}: video_id {video_id!r}, and all others, are numbers that gained a decimal point: write "
+            "ids as strings"
+        )
+
+
+_WHOLE_NUMBER = re.compile(r"\d+\.0")
+
 # Columns that a corpus defines itself.
 _RESERVED = ("file_name", "video", "video_id", "captions")
 
 
 def _caption_column(row: Row, caption_column: str | None, path: Path) -> str:
     if "file_name" not in row:
-        raise CorpusError(f"{path} has no column file_name (columns: {', '.join(row)})")
+        one = len(row) == 1 and path.suffix == ".csv" and re.search(r"[;\t|]", next(iter(row)))
+        separator = f"; its columns are separated by {one[0]!r} instead of commas" if one else ""
+        raise CorpusError(f"{path} has no column file_name (columns: {', '.join(map(str, row))}){separator}")
     if caption_column is not None:
         if caption_column not in row:
             raise CorpusError(f"{path} has no column {caption_column!r} (columns: {', '.join(row)})")
@@ -379,18 +337,10 @@ def _caption_column(row: Row, caption_column: str | None, path: Path) -> str:
     return found[0]
 
 
-def _captions(value: Any, where: str) -> list[str]:
-    """A caption or a list of them as a list; empty if there is none or any is blank."""
-    values = [value] if isinstance(value, str) or value is None else value
-    if not isinstance(values, list) or not all(isinstance(caption, str | None) for caption in values):
-        raise CorpusError(f"{where}: a caption must be a string or a list of strings, not {value!r}")
-    return values if all(caption and caption.strip() for caption in values) else []
-
-
 def _merge(videos: dict[str, Row], row: Row) -> None:
     known = videos.setdefault(row["video"], row)
     if known is not row:
-        known["captions"] = known["captions"] + row["captions"]
+        known["captions"] += row["captions"]  # in place: a file may have millions of captions
 
 
 def _check_ids(rows: Iterable[Row], data_dir: Path) -> None:
@@ -400,73 +350,6 @@ def _check_ids(rows: Iterable[Row], data_dir: Path) -> None:
         owner = owners.setdefault(row["video_id"], row["video"])
         if owner != row["video"]:
             raise CorpusError(
-                f"{_some_names([owner, row['video']], data_dir, 2)} both have the id {row['video_id']!r}: give "
+                f"{some_names([owner, row['video']], data_dir, 2)} both have the id {row['video_id']!r}: give "
                 "them ids of their own in a column video_id"
             )
-
-
-# --- Metadata files ------------------------------------------------------------------------------------------
-
-
-def _read_table(path: Path) -> list[tuple[str, Row]]:
-    """Rows of a metadata file, each with where it stands in it ("line 3", "row 3").
-
-    Raises:
-        CorpusError: the file is damaged.
-    """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    try:
-        return list(readers[path.suffix](path))
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    """All values are strings; a list of captions is written as a JSON list."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise CorpusError(
-                        f"{path}, {where}: not as many fields as the {len(reader.fieldnames or ())} columns of the "
-                        "header; put quotes around values with commas"
-                    )
-                yield where, {key: _parse_list(value) if key == "captions" else value for key, value in row.items()}
-        except csv.Error as error:
-            raise CorpusError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _parse_list(value: str) -> str | list[Any]:
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError:
-        return value
-    return parsed if isinstance(parsed, list) else value
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise CorpusError(f"{path}, line {number}: not a JSON object")
-            yield f"line {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise CorpusError(f"{path} is not a Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"row {number}", row

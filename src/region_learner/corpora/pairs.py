@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from .common import PathLike, logger
-from .folder import STREAMING_SHARDS, CorpusError, report_missing
+from .errors import CorpusError
+from .folder import STREAMING_SHARDS
+from .paths import report_missing
+from .tables import csv_records
+from .values import MISSING_WORDS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 _CHUNK = 100_000
 
 # A name in this form leads out of its directory, or is an absolute path.
-_LEADS_OUTSIDE = r"(^|/)\.\.(/|$)|^/|\x00|^$"
+_LEADS_OUTSIDE = r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:/|\x00|^$"
 
 
 def read_delimited(
@@ -39,10 +43,10 @@ def read_delimited(
             character like any other.
 
     Raises:
-        CorpusError: a row has another number of fields, or the file is not UTF-8 text.
+        CorpusError: a row has another number of fields, a quote is not closed, or the file is not UTF-8 text.
     """
     try:
-        return pa_csv.read_csv(
+        table = pa_csv.read_csv(
             path,
             read_options=pa_csv.ReadOptions(column_names=names, block_size=2**24),
             parse_options=pa_csv.ParseOptions(
@@ -57,6 +61,16 @@ def read_delimited(
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         where = _find_damage(path, delimiter, quoted)
         raise CorpusError(where or f"{path} is damaged: {' '.join(str(error).split())}") from error
+    suspicious = quoted and any(_holds_rows(column, delimiter, len(wanted)) for column in table.columns)
+    if suspicious and (where := _find_damage(path, delimiter, quoted)):
+        raise CorpusError(where)
+    return table
+
+
+def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
+    """Whether a field may have swallowed rows, by a quote that is not closed: line breaks and as many delimiters."""
+    pattern = rf"[\r\n](?:[^{delimiter}\r\n]*{delimiter}){{{columns - 1}}}"
+    return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
 def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
@@ -80,21 +94,30 @@ def _rows(file: Iterable[str], delimiter: str, quoted: bool) -> Any:
 
 def _find_damage(path: Path, delimiter: str, quoted: bool) -> str | None:
     """Which line is wrong: read again row by row, as Arrow reads blocks in parallel and does not tell."""
-    line = 0
+    line = expected = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _rows(file, delimiter, quoted)
-            expected = None
-            for row in rows:
-                line = rows.line_num
-                expected = expected or len(row)
-                if row and len(row) != expected:
-                    return f"{path}, line {line}: {len(row)} fields, expected {expected} as in the first line"
+        for line, row in _numbered_rows(path, delimiter, quoted):
+            expected = expected or len(row)
+            if len(row) != expected:
+                return f"{path}, line {line}: {len(row)} fields, expected {expected} as in the first line"
     except UnicodeDecodeError as error:
         return f"{path} is not UTF-8 text after line {line}: {error}"
     except csv.Error as error:
         return f"{path}, line {line + 1}: {error}"
+    except CorpusError as error:
+        return str(error)
     return None
+
+
+def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    if quoted:
+        yield from csv_records(path, delimiter, strict=False)
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = _rows(file, delimiter, quoted)
+        for row in rows:
+            if row:
+                yield rows.line_num, row
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
@@ -109,6 +132,17 @@ def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
             f"{path}, row {row + 1} below any header: {what} {names[row].as_py()!r} is blank or leads outside of the "
             "directory of the files"
         )
+    if len(names) and pc.all(pc.match_substring_regex(names, r"^\d+\.0$")).as_py():
+        raise CorpusError(
+            f"{path}: {what} {names[0].as_py()!r}, and all others, are numbers that gained a decimal point: write "
+            "them as strings"
+        )
+
+
+def plain_names(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names of files with slashes instead of backslashes, and in the composed form of Unicode."""
+    names = pc.replace_substring(names, "\\", "/")
+    return names if pc.all(pc.string_is_ascii(names)).as_py() else pc.utf8_normalize(names, form="NFC")
 
 
 def list_files(
@@ -128,11 +162,12 @@ def list_files(
     for root in roots:
         # One listing of the root spares looking for directories that it does not have.
         names = os.listdir(root)
-        for directory in sorted(wanted & {"", *names}):
+        there = {"", *names}
+        for directory in sorted(name for name in wanted if name.partition("/")[0] in there):
             base = os.path.join(root, directory)
             try:
                 entries = names if not directory else os.listdir(base)
-            except NotADirectoryError:
+            except (NotADirectoryError, FileNotFoundError):
                 continue
             prefix = f"{directory}/" if directory else ""
             for name in entries:
@@ -168,7 +203,7 @@ class _Strings:
 
 def locate(wanted: pa.ChunkedArray, stems: pa.ChunkedArray, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     """The path of the first file with each wanted stem, null where there is none."""
-    found = pc.index_in(wanted, value_set=stems.combine_chunks())
+    found = pc.index_in(plain_names(wanted), value_set=plain_names(stems).combine_chunks())
     return pc.take(paths, found)
 
 
@@ -188,6 +223,7 @@ def pairs_dataset(
     streaming: bool,
     max_missing: int | float,
     missing_list: PathLike | None,
+    places: Sequence[Path] = (),
 ) -> Dataset | IterableDataset:
     """Leaves out blank captions and missing files with a warning of each kind, and builds the data set.
 
@@ -195,6 +231,7 @@ def pairs_dataset(
         table: `video_id`, `caption`, `video` (null where the file is missing) and `expected` (where it should be);
             rows of the same file become one row with all their captions.
         source: the file that captions come from.
+        places: directories that the files were looked for in.
 
     Raises:
         CorpusError: more files are missing than `max_missing`; no row is left.
@@ -203,7 +240,7 @@ def pairs_dataset(
 
     caption = pc.utf8_trim_whitespace(table["caption"])
     table = table.set_column(table.column_names.index("caption"), "caption", caption)
-    blank = pc.equal(caption, "")
+    blank = pc.is_in(caption, value_set=pa.array(["", *sorted(MISSING_WORDS)]))
     if number := pc.sum(blank).as_py():
         logger.warning("left out %d rows with a blank caption: %s", number, source)
         table = table.filter(pc.invert(blank))
@@ -211,7 +248,7 @@ def pairs_dataset(
         raise CorpusError(f"no row with a caption in {source}")
     missing = pc.unique(table["expected"].filter(pc.is_null(table["video"]))).to_pylist()
     files = len(missing) + pc.count_distinct(table["video"]).as_py()
-    report_missing(missing, files, data_dir, max_missing, missing_list, split)
+    report_missing(missing, files, data_dir, max_missing, missing_list, split, places)
     table = table.select(["video", "video_id", "caption"])
     if missing:
         table = table.filter(pc.is_valid(table["video"]))

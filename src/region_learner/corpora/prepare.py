@@ -33,6 +33,7 @@ from ..files import locked, partial_of, write_json
 from ..processes import MEMORY, check_memory, map_in_processes
 from .encoding import add_video_stream
 from .folder import IMAGE_EXTENSIONS, CorpusError
+from .rows import check_ids
 from .webdataset import video_source
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def prepare_corpus(
         BlockingIOError: another run is writing there.
     """
     options = options or PrepareOptions()
+    check_ids(rows, "the corpus")
     if not 0 <= max_unreadable <= 1:
         raise CorpusError(f"max_unreadable={max_unreadable} is a share: it must be between 0 and 1")
     directory = Path(output_dir) / split

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -29,6 +29,7 @@ from .folder import (
     check_data_dir,
     suggestion,
 )
+from .values import UnfitValueError, read_captions, read_id, shown, unstorable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -231,9 +232,7 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
     try:
         shard, offset, size = str(reference["path"]), int(reference["offset"]), int(reference["size"])
     except (KeyError, TypeError, ValueError):
-        raise CorpusError(
-            f"a reference has the keys path, offset and size, unlike {_shorten(repr(reference))}"
-        ) from None
+        raise CorpusError(f"a reference has the keys path, offset and size, unlike {shown(reference, 100)}") from None
     try:
         with open(shard, "rb", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
@@ -264,10 +263,6 @@ def video_source(video: Any) -> Any:
     if not is_reference(video):
         return video
     return {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
-
-
-def _shorten(text: str, length: int = 100) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _split_name(name: str) -> tuple[str, str] | None:
@@ -407,10 +402,11 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     content: dict[str, Any] = {}
     if ".json" in parts:
         content = _read_json(file, shard, parts[".json"])
-    ours = "prepared" in content  # written by `corpus prepare`: a row as it was
+    # Written by `corpus prepare`: a row as it was.
+    ours = isinstance(content.get("prepared"), dict) and "source" in content["prepared"]
     captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
     if not captions and ".txt" in parts:
-        captions = [text] if (text := _read_text(file, shard, parts[".txt"]).strip()) else []
+        captions = _captions({"text": _read_text(file, shard, parts[".txt"])}, parts[".txt"], ("text",))
     if not captions and not ours and not _WITHOUT_CAPTIONS & content.keys():
         raise _UnusableError("without a caption")
     reserved = _RESERVED if ours else (*_RESERVED, *_SOURCES)
@@ -420,7 +416,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
             if lazy
             else _read_at(file, media.offset, media.size, shard)
         ),
-        "video_id": _video_id(content, key),
+        "video_id": _video_id(content, parts.get(".json"), key),
         "captions": captions,
         **{name: value for name, value in content.items() if name not in reserved},
     }
@@ -439,26 +435,27 @@ def _choose_media(shard: str, parts: Mapping[str, Member]) -> Member | None:
     return None
 
 
-def _video_id(content: Mapping[str, Any], key: str) -> str:
+def _video_id(content: Mapping[str, Any], member: Member | None, key: str) -> str:
     for name in ("video_id", "key"):
-        if content.get(name) not in (None, ""):
-            return str(content[name])
+        if (video_id := _read(read_id, content, name, member)) is not None:
+            return video_id
     return key
 
 
 def _captions(content: Mapping[str, Any], member: Member | None, names: Sequence[str]) -> list[str]:
     for name in names:
-        value = content.get(name)
-        values = [value] if isinstance(value, str) or value is None else value
-        if not isinstance(values, list) or not all(isinstance(item, str | None) for item in values):
-            assert member is not None
-            raise _UnusableError(
-                "with damaged .json",
-                f"member {member.name!r}: {name} must be a string or a list of strings, not {_shorten(repr(value))}",
-            )
-        if captions := [item.strip() for item in values if item and item.strip()]:
+        if captions := [caption for caption in _read(read_captions, content, name, member) if caption]:
             return captions
     return []
+
+
+def _read(reader: Callable[[Any], Any], content: Mapping[str, Any], name: str, member: Member | None) -> Any:
+    try:
+        return reader(content.get(name))
+    except UnfitValueError as problem:
+        assert member is not None
+        kind = os.path.splitext(member.name)[1]
+        raise _UnusableError(f"with damaged {kind}", f"member {member.name!r}: {name} {problem}") from problem
 
 
 def _read_text(file: BinaryIO, shard: str, member: Member) -> str:
@@ -481,24 +478,9 @@ def _read_json(file: BinaryIO, shard: str, member: Member) -> dict[str, Any]:
         raise _UnusableError("with damaged .json", f"member {member.name!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise _UnusableError("with damaged .json", f"member {member.name!r} is not a JSON object")
-    if what := _unrepresentable(content):
+    if what := unstorable(content):
         raise _UnusableError("with damaged .json", f"member {member.name!r} has {what}, which no column can hold")
     return content
-
-
-def _unrepresentable(value: Any) -> str | None:
-    """What JSON may have in it, and Arrow may not."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return "half a surrogate pair"
-    elif isinstance(value, int):
-        return None if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
-    elif isinstance(value, list | dict):
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        return next((what for part in parts if (what := _unrepresentable(part))), None)
-    return None
 
 
 # --- Loading -------------------------------------------------------------------------------------------------
@@ -517,8 +499,8 @@ def load_webdataset(
 
     The members of a sample follow one another and share their name up to the first dot of the file name, the key.
     Captions come from `captions`, `caption` or `text` in .json, or else from .txt; samples without any are left out,
-    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key`
-    in .json, or else the key; it should be unique among all shards. Other fields of .json become columns. Other
+    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key` in .json, or else the key; it should
+    be unique among all shards. Values are read as those of `folder` are. Other fields of .json become columns. Other
     members are passed over, and so is an image beside a video.
 
     Streamed, shards are what is shuffled and split among processes: there should be a multiple of the number of

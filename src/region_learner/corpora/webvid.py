@@ -47,7 +47,7 @@ def load_webvid(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .pairs import check_names, list_files, locate, pairs_dataset, read_delimited, read_header
+    from .pairs import check_names, list_files, locate, pairs_dataset, plain_names, read_delimited, read_header
 
     directory, split = open_benchmark("webvid", data_dir, split, ("train", "val", "test"))
     path = _find_file(directory, split, file)
@@ -64,7 +64,7 @@ def load_webvid(
     roots = video_roots(directory, video_dir, ("videos", f"videos/{split}", split))
     nested, directories = ids, {""}
     if paged:
-        pages = pc.utf8_trim_whitespace(table["page_dir"])
+        pages = plain_names(pc.utf8_trim_whitespace(table["page_dir"]))
         nested = pc.if_else(pc.equal(pages, ""), ids, pc.binary_join_element_wise(pages, ids, "/"))
         check_names(nested, path, "page_dir and videoid")
         directories |= set(pc.unique(pages).to_pylist())
@@ -74,7 +74,7 @@ def load_webvid(
         videos = pc.coalesce(videos, locate(ids, *files))
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), nested, ".mp4", "")
     columns = {"video_id": ids, "caption": table["name"], "video": videos, "expected": expected}
-    return pairs_dataset(pa.table(columns), path, directory, split, streaming, max_missing, missing_list)
+    return pairs_dataset(pa.table(columns), path, directory, split, streaming, max_missing, missing_list, roots)
 
 
 def _find_file(directory: Path, split: str, file: PathLike | None) -> Path:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..corpora.values import is_missing, plain, shown
+
 RECALL_AT = (1, 5, 10, 50)
 
 # Of rows that are there to fill a batch and count for nothing.
@@ -294,9 +296,35 @@ def best_ranks(queries: Any, gallery: Any, relevant: Sequence[Sequence[int]]) ->
 
 
 def _ids(name: str, ids: Any, length: int) -> list[Hashable]:
-    ids = list(range(length)) if ids is None else ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if ids is None:
+        return list(range(length))
+    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if len(ids) != length:
         raise ValueError(f"{name} has {len(ids)} entries for {length} embeddings.")
+    return checked_ids(name, ids)
+
+
+def checked_ids(name: str, ids: list[Any]) -> list[Hashable]:
+    """
+    Ids as values of Python: a scalar of torch or NumPy does not equal another one of its value everywhere.
+
+    Raises:
+        ValueError: an id is missing, or cannot be one; or some are strings and others numbers, which are never equal.
+    """
+    kinds = {type(value) for value in ids}
+    if not kinds <= {str, int}:
+        ids = [plain(value) for value in ids]
+        kinds = {type(value) for value in ids}
+    if not kinds <= {str, int}:
+        for i, value in enumerate(ids):
+            if is_missing(value):
+                raise ValueError(f"{name}[{i}] is {value!r}: every text and every video needs an id.")
+            if type(value).__hash__ is None:
+                raise ValueError(f"{name}[{i}] is {shown(value)}: an id must be a string or an integer.")
+    if str in kinds and len(kinds) > 1:
+        text = next(value for value in ids if isinstance(value, str))
+        other = next(value for value in ids if not isinstance(value, str))
+        raise ValueError(f"{name} holds both strings and numbers, such as {text!r} and {other!r}: make all strings.")
     return ids
 
 
@@ -319,7 +347,9 @@ def match_ids(
     owners = ids if text_video_ids is None else _ids("text_video_ids", text_video_ids, len(texts))
     known = set(ids)
     if missing := list(dict.fromkeys(video_id for video_id in owners if video_id not in known)):
-        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...")
+        differ = isinstance(missing[0], str) != isinstance(ids[0], str)
+        hint = f"; some are strings and others numbers, such as {ids[0]!r}" if differ else ""
+        raise ValueError(f"{len(missing)} videos of text_video_ids are not in video_ids: {missing[:3]} ...{hint}")
     return owners, ids
 
 
@@ -355,7 +385,8 @@ def retrieval_metrics(
         best-ranked text of a video; videos without a text are in the gallery but are no queries.
 
     Raises:
-        ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing.
+        ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing;
+            for ids that are None or NaN, or of which some are strings and others numbers.
     """
     texts, videos = _Side("text_embeds", text_embeds), _Side("video_embeds", video_embeds)
     owners, ids = match_ids(texts.embeds, videos.embeds, text_video_ids, video_ids)

@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
 from ..corpora.moving_shapes import load_masks
+from ..corpora.rows import read_row
 from ..corpora.webdataset import video_source
 from ..loader_processes import load_in_order
 from ..video_processing_region_learner import VideoDecodeError
@@ -637,7 +638,8 @@ def region_quality(
             no video can be read, or no object is to be seen.
     """
     _tower_with_regions(model)
-    rows = {row["video_id"]: row for row in dataset}
+    checked = (read_row(row, (), f"row {number}") for number, row in enumerate(dataset))
+    rows = {row["video_id"]: row for row in checked}
     if not rows:
         raise ValueError("The data set has no rows.")
     if "masks" not in next(iter(rows.values())):

@@ -274,8 +274,6 @@ def embed_corpus(
     """
     rows = CorpusRows(dataset, ("captions",))
     ids, captions = rows.ids, rows.column("captions")
-    if any(isinstance(some, str) for some in captions):
-        raise ValueError("The column 'captions' holds texts: it must hold lists of texts, the captions of each video.")
     if not any(len(some) for some in captions):
         raise ValueError("No row has a caption: there is nothing to retrieve by. Is the corpus of another task?")
     was_training = model.training

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..corpora.rows import check_dataset, read_row
+
 
 class _Videos(Sequence):
     """The videos of some rows, looked up when asked for: encoded bytes of a whole corpus do not fit memory."""
@@ -16,7 +18,8 @@ class _Videos(Sequence):
         return len(self.indices)
 
     def __getitem__(self, index):
-        return self.rows[self.indices[index]]["video"]
+        row = self.rows[self.indices[index]]
+        return read_row(row, (), f"row {self.indices[index]}")["video"]
 
 
 class CorpusRows:
@@ -25,26 +28,22 @@ class CorpusRows:
     `owners`, the index of each row's video.
 
     Raises:
-        ValueError: no rows, or a column is missing.
+        ValueError: no rows, a column is missing, or a row is wrong.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
+        check_dataset(dataset, columns, "the data set", first_rows=0)
         rows: Any = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
         if not len(rows):
             raise ValueError("The data set has no rows.")
-        names = getattr(rows, "column_names", None) or rows[0].keys()
-        for name in ("video", "video_id", *columns):
-            if name not in names:
-                known = ", ".join(sorted(names))
-                raise ValueError(f"The data set has no column {name!r} (columns: {known}): is it of another task?")
+        without_videos = rows
         if hasattr(rows, "select_columns"):  # of a `datasets.Dataset`, without the column that may be large
             without_videos = rows.select_columns(["video_id", *columns])
-        else:
-            without_videos = rows
         self.columns: list[dict[str, Any]] = []
         owners: list[int] = []
         first: dict[Any, tuple[int, int]] = {}  # number and first row of each video
         for i, row in enumerate(without_videos):
+            row = read_row(row, columns, f"row {i}", bare=True, with_video=without_videos is rows)
             self.columns.append({name: row[name] for name in columns})
             number, _ = first.setdefault(row["video_id"], (len(first), i))
             owners.append(number)

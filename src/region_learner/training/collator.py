@@ -1,21 +1,52 @@
 """From rows of a corpus to a batch of the model: decodes clips, chooses captions. Runs in the loader's workers."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..corpora.folder import IMAGE_EXTENSIONS, CorpusError
+from ..corpora.errors import CorpusError
+from ..corpora.paths import IMAGE_EXTENSIONS
+from ..corpora.rows import check_dataset, read_row
+from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
-from ..evaluation.tasks import IGNORED_LABEL, check_answer
+from ..evaluation.tasks import IGNORED_LABEL
 from ..video_processing_region_learner import VideoDecodeError
+from .data import DRAWN, CorpusPart, Draw
 from .reading import note
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text
+
+# Of a row that nothing was drawn for: all is as in evaluation, or from torch's generator.
+_NOT_DRAWN = Draw(part=0, row=0, seed=None)
+
+
+def needed_columns(task: str, training: bool) -> tuple[str, ...]:
+    """The columns that batches are made of, beside `video`, `video_id` and what a label is read from."""
+    if task == "multiple_choice" and not training:
+        return ("options", "answer")
+    return {"question_answering": ("question",), "classification": ()}.get(task, ("captions",))
+
+
+def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
+    """Checks the first rows of the data sets of a Trainer.
+
+    Raises:
+        CorpusError: a column is missing, or holds something else than the task needs.
+    """
+    for number, part in enumerate(parts, start=1):
+        of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
+        check_dataset(part.dataset, needed_columns(task, training=True), of)
+    several = isinstance(eval_dataset, dict)
+    for name, dataset in eval_dataset.items() if several else [("", eval_dataset)]:
+        if dataset is not None:
+            of = f"eval_dataset[{name!r}]" if several else "eval_dataset"
+            check_dataset(dataset, needed_columns(task, training=False), of)
 
 
 def stable_id(video_id: str) -> int:
@@ -34,9 +65,11 @@ class RegionLearnerCollator:
     - "question_answering": `input_ids`, `attention_mask` of the question, and `labels` (B,);
     - "classification": `labels` (B,).
 
-    For training, frames, crop and caption are drawn at random, from the `seed` of the row if it has one (rows of the
-    Trainer do: so a resumed run draws what an uninterrupted one does), else from torch's generator; for evaluation,
+    For training, frames, crop and caption are drawn at random, for rows of the Trainer from the seed in their column
+    `DRAWN` (so a resumed run draws what an uninterrupted one does), else from torch's generator; for evaluation,
     middle frames, centre crop and the first caption.
+
+    Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are passed over.
 
     A video that cannot be read never becomes black frames that count. In training another row of its corpus takes its
     place; in evaluation another row of the batch, or a black clip if none is good, but with the id -1 or the label
@@ -77,6 +110,7 @@ class RegionLearnerCollator:
         self.normalize = normalize
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self._read(row, number) for number, row in enumerate(rows)]
         unreadable: list[tuple[str, str]] = []
         generators = [_generator(row) for row in rows]
         decoded = [(row, self._decode(row, generator, unreadable)) for row, generator in zip(rows, generators)]
@@ -102,10 +136,17 @@ class RegionLearnerCollator:
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
         else:
             label = self.label or (lambda row: row["answer"])
-            labels = [label(row) if counts else IGNORED_LABEL for row, _, counts in pairs]
+            labels = [_number(label(row), row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
         note("")
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
+
+    def _read(self, row: Any, number: int) -> dict[str, Any]:
+        drawn = row.get(DRAWN) if isinstance(row, Mapping) else None
+        where = f"row {number} of a batch" if drawn is None else f"row {drawn.row} of the training data"
+        if drawn is not None and len(self.datasets) > 1:
+            where += f" (corpus {drawn.part + 1})"
+        return read_row(row, needed_columns(self.task, self.training), where)
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
         note(row["video_id"])
@@ -126,7 +167,8 @@ class RegionLearnerCollator:
 
     def _clip(self, source: Any, row: dict[str, Any], generator) -> torch.Tensor:
         processor = self.processor.video_processor
-        frames = {} if row.get("num_frames") is None else {"num_frames": row["num_frames"]}
+        num_frames = row.get(DRAWN, _NOT_DRAWN).num_frames
+        frames = {} if num_frames is None else {"num_frames": num_frames}
         clips = processor(
             [source],
             training=self.training,
@@ -140,13 +182,14 @@ class RegionLearnerCollator:
         return clips[0] if left_to_the_device else processor.normalize_clips(clips[0])
 
     def _replacement(self, row, good, generator, unreadable) -> tuple[dict[str, Any], torch.Tensor]:
-        part = row.get("part", 0)
+        drawn = row.get(DRAWN, _NOT_DRAWN)
+        part = drawn.part
         source: Any = [other for other, _ in good]
         if part < len(self.datasets) and hasattr(self.datasets[part], "__len__"):
             source = self.datasets[part]
         for _ in range(self.MAX_REPLACEMENTS if len(source) else 0):
-            other = dict(source[int(torch.randint(len(source), (), generator=generator))])
-            other |= {name: row[name] for name in ("part", "num_frames") if name in row}
+            index = int(torch.randint(len(source), (), generator=generator))
+            other = self._read(dict(source[index]) | {DRAWN: drawn._replace(row=index, seed=None)}, index)
             clip = self._decode(other, generator, unreadable)
             if clip is not None:
                 return other, clip
@@ -161,8 +204,6 @@ class RegionLearnerCollator:
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
     """The different options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
-    for row in rows:
-        check_answer(row["video_id"], row.get("options"), row.get("answer"))
     numbers: dict[str, int] = {}
     chosen = [[numbers.setdefault(option, len(numbers)) for option in row["options"]] for row in rows]
     most = max(map(len, chosen))
@@ -175,4 +216,12 @@ def _is_video(row: dict[str, Any]) -> bool:
 
 
 def _generator(row: dict[str, Any]) -> torch.Generator | None:
-    return torch.Generator().manual_seed(row["seed"]) if row.get("seed") is not None else None
+    seed = row.get(DRAWN, _NOT_DRAWN).seed
+    return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+def _number(label: Any, row: dict[str, Any]) -> int:
+    label = plain(label)
+    if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+        raise CorpusError(f"label= must give the number of a class, not {shown(label)} (video_id {row['video_id']!r})")
+    return int(label)

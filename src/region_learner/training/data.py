@@ -15,7 +15,13 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 from torch.utils.data import Dataset as MapDataset
 
+from ..corpora.errors import CorpusError
+from ..corpora.rows import check_kind
+
 MIXES = ("alternate", "weighted")
+
+# Where a row holds what was drawn for it: a name that no column has, as rows come with columns of their own.
+DRAWN = "__drawn__"
 
 
 def draw(*numbers: int) -> int:
@@ -30,7 +36,8 @@ class CorpusPart:
     One of the corpora that are trained on.
 
     Args:
-        dataset: rows of `load_corpus`, a `Dataset` or an `IterableDataset`.
+        dataset: rows of `load_corpus`, a `Dataset` or an `IterableDataset`; or a list of rows, or a data set of
+            torch that is not iterable only.
         batch_size: rows a batch of one process.
         num_frames: frames a clip; by default as many as the processor has.
         weight: how often its batches come, relative to the other corpora, where they are mixed by weight.
@@ -43,21 +50,30 @@ class CorpusPart:
     weight: float = 1.0
     shuffle_buffer: int = 10_000
 
+    def __post_init__(self):
+        check_kind(self.dataset, "the training data")
+        if self.streamed and not hasattr(self.dataset, "shuffle"):
+            raise CorpusError(
+                f"the training data is a {type(self.dataset).__name__}, which cannot be shuffled or told how long it "
+                "is: pass a list of rows, or datasets.IterableDataset.from_generator(...) of it"
+            )
+
     @property
     def streamed(self) -> bool:
         return not hasattr(self.dataset, "__len__")
 
 
 class Draw(NamedTuple):
-    """A row of a part, with the seed of what is drawn for it (frames, crop, caption)."""
+    """A row of a part, by its number in it or of a stream in one pass, with the seed of frames, crop and caption."""
 
     part: int
     row: int
-    seed: int
+    seed: int | None
+    num_frames: int | None = None
 
 
 class TrainingRows(MapDataset):
-    """Looks up what `TrainingBatchSampler` draws: rows of a corpus, with `part`, `seed` and `num_frames`."""
+    """Looks up what `TrainingBatchSampler` draws: rows of a corpus, with the draw in the column `DRAWN`."""
 
     def __init__(self, parts: Sequence[CorpusPart]):
         self.parts = list(parts)
@@ -67,11 +83,7 @@ class TrainingRows(MapDataset):
 
     def __getitem__(self, drawn: Draw) -> dict[str, Any]:
         part = self.parts[drawn.part]
-        return dict(part.dataset[drawn.row]) | {
-            "part": drawn.part,
-            "seed": drawn.seed,
-            "num_frames": part.num_frames,
-        }
+        return dict(part.dataset[drawn.row]) | {DRAWN: drawn._replace(num_frames=part.num_frames)}
 
 
 class TrainingBatchSampler(Sampler[list[Draw]]):
@@ -210,7 +222,7 @@ class TrainingStream(IterableDataset):
             seed = draw(self.seed, epoch, number, self.rank, worker)
             count = 0
             for row in self._once(part, draw(self.seed, number), epoch, worker, workers):
-                yield dict(row) | {"part": number, "seed": draw(seed, count), "num_frames": part.num_frames}
+                yield dict(row) | {DRAWN: Draw(number, count, draw(seed, count), part.num_frames)}
                 count += 1
             if count == 0:
                 raise ValueError(

@@ -38,7 +38,10 @@ class AnswerLabel:
         self.label2id = label2id
 
     def __call__(self, row: dict[str, Any]) -> int:
-        return self.label2id.get(row["answer"], UNKNOWN_LABEL)
+        answer = row["answer"]
+        if not isinstance(answer, str):
+            raise CorpusError(f"video_id {row['video_id']!r}: answer must be a string, not {answer!r}")
+        return self.label2id.get(answer, UNKNOWN_LABEL)
 
 
 class ClassLabel:
@@ -48,7 +51,12 @@ class ClassLabel:
         self.numbers = [label2id.get(name, UNKNOWN_LABEL) for name in names]
 
     def __call__(self, row: dict[str, Any]) -> int:
-        return self.numbers[row["label"]]
+        label = row["label"]
+        if not isinstance(label, int) or not 0 <= label < len(self.numbers):
+            raise CorpusError(
+                f"video_id {row['video_id']!r}: the label {label!r} is not one of the {len(self.numbers)} classes"
+            )
+        return self.numbers[label]
 
 
 def load_parts(arguments: DataArguments, training: RegionLearnerTrainingArguments) -> list[CorpusPart]:

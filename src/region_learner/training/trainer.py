@@ -32,7 +32,7 @@ from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters
 from .arguments import RegionLearnerTrainingArguments
 from .checkpoints import COMPLETE, incompleteness, last_complete, mark_complete, moved_when_whole, saving
 from .choice import settle_choice
-from .collator import UNLABELLED_TASKS, RegionLearnerCollator
+from .collator import UNLABELLED_TASKS, RegionLearnerCollator, check_given
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
 from .data_order import check_data_order, data_order, write_data_order
 from .finite import SkipNonFiniteSteps, contagious
@@ -108,6 +108,8 @@ class RegionLearnerTrainer(Trainer):
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
         self.parts: Sequence[CorpusPart] = train_dataset or []
         datasets = [part.dataset for part in self.parts]
+        if "data_collator" not in kwargs:  # which would need other columns
+            check_given(self.parts, kwargs.get("eval_dataset"), task)
         kwargs.setdefault(
             "data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
         )

@@ -1,12 +1,17 @@
 """What modules keep, as columns of an Arrow table, and these columns as arrays that torch may write to."""
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from region_learner.corpora.values import plain, shown
+from region_learner.evaluation.metrics import checked_ids
 
 
 def info(
@@ -24,12 +29,46 @@ def scores_and_labels(dtype: str) -> datasets.Features:
     return datasets.Features({"predictions": scores, "references": datasets.Value("int64")})
 
 
+class RowsMetric(evaluate.Metric):
+    """A metric of rows, which are checked as they are added: `evaluate` turns 1.5 into the label 1, and "7" into 7."""
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Adds rows. Both arguments and `video_ids` are as long as there are rows."""
+        given = {"predictions": predictions, "references": references, **kwargs}
+        for name in self._feature_names():
+            if given.get(name) is None:
+                raise ValueError(f"{name} are missing: each row needs {', '.join(self._feature_names())}.")
+        if not len(given["predictions"]):
+            raise ValueError("predictions are empty: there is nothing to measure.")
+        self._check(references, kwargs.get("video_ids"))
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Adds a row."""
+        self._check([reference], [kwargs["video_ids"]] if "video_ids" in kwargs else None)
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
+    def _check(self, references: Any, video_ids: Any) -> None:
+        if video_ids is not None:
+            ids = checked_ids("video_ids", video_ids.tolist() if hasattr(video_ids, "tolist") else list(video_ids))
+            kept = self.selected_feature_format and self.selected_feature_format["video_ids"].dtype
+            if ids and self.writer is not None and isinstance(ids[0], str) != (kept == "string"):
+                raise ValueError(
+                    f"video_ids such as {ids[0]!r} were of another kind before: make all strings, or all integers."
+                )
+        elif isinstance(self.features, datasets.Features):
+            for row, label in enumerate(references):
+                label = plain(label)
+                if isinstance(label, bool) or not isinstance(label, numbers.Real) or label % 1:
+                    raise ValueError(f"references[{row}] is {shown(label)}, but must be the number of a class.")
+
+
 def list_lengths(column: pa.ChunkedArray) -> np.ndarray:
     """How long each list of a column is, (rows,)."""
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
-def numbers(column: pa.ChunkedArray) -> np.ndarray:
+def flat(column: pa.ChunkedArray) -> np.ndarray:
     """A column of numbers, or all numbers of a column of lists, one after the other."""
     if pa.types.is_nested(column.type):
         column = pc.list_flatten(column)
@@ -48,7 +87,7 @@ def vectors(name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]
     dims = np.unique(lengths[rows])
     if len(dims) != 1:
         raise ValueError(f"{name} must be sequences of one length; they have {dims.tolist() or 'none that is not 0'}.")
-    return numbers(column).reshape(-1, dims[0]), rows
+    return flat(column).reshape(-1, dims[0]), rows
 
 
 def matrix(name: str, column: pa.ChunkedArray) -> np.ndarray:

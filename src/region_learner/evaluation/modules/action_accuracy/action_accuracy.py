@@ -1,10 +1,10 @@
 """`evaluate` module: action recognition, by `region_learner.evaluation.compute_classification_metrics`."""
 
-import evaluate
 from transformers import EvalPrediction
 
 from region_learner.evaluation import compute_classification_metrics
-from region_learner.evaluation.modules.columns import info, matrix, numbers, scores_and_labels
+from region_learner.evaluation.modules import columns
+from region_learner.evaluation.modules.columns import flat, info, matrix, scores_and_labels
 
 DESCRIPTION = """
 Top-1 and top-5 accuracy, in percent, of action recognition. A right class tied with others counts for the chance of
@@ -21,10 +21,10 @@ Returns:
 """
 
 
-class ActionAccuracy(evaluate.Metric):
+class ActionAccuracy(columns.RowsMetric):
     def _info(self):
         return info(DESCRIPTION, INPUTS, scores_and_labels("float32"))
 
     def _compute(self, predictions, references):
         logits = matrix("predictions", predictions)
-        return compute_classification_metrics(EvalPrediction(predictions=logits, label_ids=numbers(references)))
+        return compute_classification_metrics(EvalPrediction(predictions=logits, label_ids=flat(references)))

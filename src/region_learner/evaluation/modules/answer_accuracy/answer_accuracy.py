@@ -1,10 +1,10 @@
 """`evaluate` module: open-ended question answering, by `region_learner.evaluation.compute_answer_metrics`."""
 
-import evaluate
 from transformers import EvalPrediction
 
 from region_learner.evaluation import compute_answer_metrics
-from region_learner.evaluation.modules.columns import info, matrix, numbers, scores_and_labels
+from region_learner.evaluation.modules import columns
+from region_learner.evaluation.modules.columns import flat, info, matrix, scores_and_labels
 
 DESCRIPTION = """
 Accuracy, in percent, of answers out of a vocabulary. A right answer tied with others for the best counts for the
@@ -22,10 +22,10 @@ Returns:
 """
 
 
-class AnswerAccuracy(evaluate.Metric):
+class AnswerAccuracy(columns.RowsMetric):
     def _info(self):
         return info(DESCRIPTION, INPUTS, scores_and_labels("float32"))
 
     def _compute(self, predictions, references):
         logits = matrix("predictions", predictions)
-        return compute_answer_metrics(EvalPrediction(predictions=logits, label_ids=numbers(references)))
+        return compute_answer_metrics(EvalPrediction(predictions=logits, label_ids=flat(references)))

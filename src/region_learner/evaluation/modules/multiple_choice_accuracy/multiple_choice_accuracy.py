@@ -1,10 +1,10 @@
 """`evaluate` module: multiple choice, with the ties of `region_learner.evaluation.multiple_choice_accuracy`."""
 
-import evaluate
 import numpy as np
 import torch
 
-from region_learner.evaluation.modules.columns import info, list_lengths, numbers, scores_and_labels
+from region_learner.evaluation.modules import columns
+from region_learner.evaluation.modules.columns import flat, info, list_lengths, scores_and_labels
 from region_learner.evaluation.tasks import IGNORED_LABEL, top_k
 
 DESCRIPTION = """
@@ -23,12 +23,12 @@ Returns:
 """
 
 
-class MultipleChoiceAccuracy(evaluate.Metric):
+class MultipleChoiceAccuracy(columns.RowsMetric):
     def _info(self):
         return info(DESCRIPTION, INPUTS, scores_and_labels("float64"))
 
     def _compute(self, predictions, references):
-        lengths, answers = list_lengths(predictions), numbers(references)
+        lengths, answers = list_lengths(predictions), flat(references)
         kept = answers != IGNORED_LABEL
         if not kept.any():
             raise ValueError("No row counts.")
@@ -38,6 +38,6 @@ class MultipleChoiceAccuracy(evaluate.Metric):
             raise ValueError(f"Row {row}: the answer {answers[row]} is none of {lengths[row]} options.")
         # Options that are not there are worse than all others.
         scores = np.full((len(lengths), lengths.max()), -np.inf)
-        scores[np.arange(lengths.max()) < lengths[:, None]] = numbers(predictions)
+        scores[np.arange(lengths.max()) < lengths[:, None]] = flat(predictions)
         right = top_k(torch.from_numpy(scores[kept]), torch.tensor(answers[kept]), 1)
         return {"accuracy": float(100 * right.mean()), "questions": len(right)}

@@ -1,11 +1,11 @@
 """`evaluate` module: text-to-video and video-to-text retrieval, by `region_learner.evaluation.retrieval_metrics`."""
 
 import datasets
-import evaluate
 import numpy as np
 
 from region_learner.evaluation import retrieval_metrics
 from region_learner.evaluation.metrics import IGNORED_ID
+from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import info, vectors
 
 DESCRIPTION = """
@@ -18,7 +18,7 @@ INPUTS = """
 Args:
     predictions (sequences of float, one length for all): embeddings of texts; of length 1 for cosine similarity.
     references (sequences of float, of the same length): embeddings of the videos that they describe.
-    video_ids (strings or integers): ids of these videos.
+    video_ids (strings, or integers, but not both): ids of these videos.
 
 A video met again, with another text, counts once, with its first embedding. So a row may be a text alone, with [] for
 its video, where another row has it; and a video alone, with [] for its text: such a video is in the gallery but no
@@ -34,7 +34,7 @@ def _features(ids: str) -> datasets.Features:
     return datasets.Features({"predictions": embedding, "references": embedding, "video_ids": datasets.Value(ids)})
 
 
-class VideoTextRetrieval(evaluate.Metric):
+class VideoTextRetrieval(columns.RowsMetric):
     def _info(self):
         return info(DESCRIPTION, INPUTS, [_features("string"), _features("int64")])
 
