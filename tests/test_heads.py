@@ -86,14 +86,14 @@ def test_embeddings_of_question_answering_are_those_of_the_dual_encoder():
 def test_labels_that_do_not_count(kind):
     labels = torch.tensor([2, -100, 4, -1])
     for weight in (0.0, 0.5):
-        model = tiny_head(kind, region_loss_weight=weight)
+        model = tiny_head(kind, region_options={"mask_loss_weight": weight})
         outputs = model(**inputs(kind, labels=labels))
         expected = -sum(outputs.logits[i].log_softmax(0)[labels[i]] for i in (0, 2)) / 2
         if weight:  # a clip of an unknown class is one all the same
             regions = model.video_model(inputs(kind)["pixel_values_videos"]).region_loss
             expected = expected + weight * regions[[0, 2, 3]].mean()
         torch.testing.assert_close(outputs.loss, expected)
-    model = tiny_head(kind, region_loss_weight=0.0)
+    model = tiny_head(kind, region_options={"mask_loss_weight": 0.0})
     nothing = model(**inputs(kind, labels=torch.tensor([-1, -100, -1, -1]))).loss
     nothing.backward()
     assert nothing == 0
@@ -126,7 +126,7 @@ def test_every_parameter_gets_a_gradient(kind, options, checkpointing):
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_new_head_can_learn(kind):
     torch.manual_seed(0)
-    model = kind(tiny_head(kind, region_loss_weight=0.0).config).train()
+    model = kind(tiny_head(kind, region_options={"mask_loss_weight": 0.0}).config).train()
     logits = model(**inputs(kind)).logits
     assert logits.isfinite().all()
     if kind is ANSWERS:

@@ -316,7 +316,7 @@ def test_a_clip_is_the_same_in_one_call(clip, tmp_path):
     model = from_pretrained_towers(clip.path, clip.path, **NO_REGIONS)
     config = model.config
     assert (config.projection_dim, config.projection_bias, config.text_projection_relu) == (24, False, False)
-    assert (config.learn_temperature, config.text_pooling) == (True, "eos")
+    assert (config.learn_temperature, config.resolved.text_pooling) == (True, "eos")
     assert model.logit_scale.item() == pytest.approx(3.21)
     assert_same_as_clip(model, clip, padded_texts())
     if clip.text["eos_token_id"] == 2:  # the highest token, whichever it is

@@ -195,7 +195,9 @@ def test_what_is_logged(tmp_path):
         assert log[0][name] > 0
     assert 0 <= log[0]["data_wait"] < 1
     assert log[0]["unreadable_videos"] == 0
-    without = run(tmp_path, max_steps=1, video={"codebook_size": 0, "region_loss_weight": 0.0})["log"]
+    without = run(tmp_path, max_steps=1, video={"codebook_size": 0, "region_options": {"mask_loss_weight": 0.0}})[
+        "log"
+    ]
     assert not {"codebook_use", "region_loss"} & without[0].keys()
 
 

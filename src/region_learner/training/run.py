@@ -15,7 +15,7 @@ from ..evaluation.tasks import UNKNOWN_LABEL
 from ..files import write_json
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .data import CorpusPart
-from .model import build_model, check_source, with_head, with_lora
+from .model import build_model, check_configuration, check_source, with_head, with_lora
 from .trainer import RegionLearnerTrainer
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,7 @@ def train(
         ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are of that kind.
     """
     check_source(model_arguments)  # before corpora are loaded, which can take minutes
+    check_configuration(model_arguments)
     set_seed(training_arguments.seed)
     task = model_arguments.task
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
