@@ -349,7 +349,7 @@ def test_wrong_recipes(tmp_path, content, message):
         (["convert", str(FROZEN), "out", "--config", '{"tokenizer": "a"}'], "--config takes fields"),
         (
             ["convert", str(FROZEN), "out", "--config", '{"num_heads": 4}'],
-            "'num_heads' is not a field of the configuration; did you mean 'num_frames'",
+            "'num_heads' is not a field of the configuration; did you mean",
         ),
         (["train", "--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
         (["train", "--video_config", "{"], "video_config must be JSON"),

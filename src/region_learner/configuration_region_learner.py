@@ -582,15 +582,15 @@ class RegionLearnerConfig(_StrictConfig):
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns flat `overrides` as [`RegionLearnerConfig.from_dict`] takes them: fields of the video tower in
-    `video_config`, all others at the top level. A name that both have is meant for both.
+    Returns flat `overrides` as [`RegionLearnerConfig.from_dict`] takes them: fields of the top level there, and
+    fields of the video tower in `video_config`. (A name that both have is that of the top level.)
 
     Raises:
         ValueError: for a name that neither has, with the nearest one.
     """
     top, of_video = RegionLearnerConfig.own_fields(), RegionLearnerVideoConfig.own_fields() | _OLD_NAMES.keys()
     nested: dict[str, Any] = {name: value for name, value in overrides.items() if name in top}
-    video = {name: value for name, value in overrides.items() if name in of_video}
+    video = {name: value for name, value in overrides.items() if name in of_video - top}
     for name in overrides:
         if name not in top | of_video:
             raise ValueError(f"{name!r} is not a field of the configuration{_did_you_mean(name, top | of_video)}")
