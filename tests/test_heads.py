@@ -3,6 +3,8 @@
 import json
 import logging
 
+import av
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
     RegionLearnerModel,
+    RegionLearnerVideoProcessor,
 )
 from region_learner.modeling_region_learner import RegionLearnerPreTrainedModel
 
@@ -284,3 +287,63 @@ def test_remote_code_without_the_package(tmp_path):
         again = kind.from_pretrained(tmp_path / f"{name}-again")
         with torch.no_grad():
             assert torch.equal(again(**inputs(kind)).logits, expected[name])
+
+
+PIPELINE = """
+import sys
+if sys.argv[1] == "without the package":
+    sys.modules["region_learner"] = None
+else:
+    import region_learner
+import json
+import logging
+import torch
+from transformers import pipeline
+from transformers.utils.logging import get_logger
+
+torch.set_num_threads(1)
+said = []
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: said.append(record.getMessage())
+get_logger("transformers").addHandler(handler)
+classify = pipeline("video-classification", model=sys.argv[2], trust_remote_code=True)
+assert not [message for message in said if "not supported" in message], said
+result = {
+    "module": type(classify.model).__module__,
+    "all": classify(sys.argv[3], top_k=9),
+    "two": classify([sys.argv[3], sys.argv[3]], num_frames=2, top_k=1),
+}
+with open(sys.argv[4], "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.mark.parametrize("package", ["with the package", "without the package"])
+def test_the_pipeline_of_transformers_classifies_a_file(package, tmp_path):
+    """`top_k` names and probabilities, of as many frames as the model has temporal positions, or as one asks for."""
+    model = tiny_head(CLASSIFICATION)
+    model.save_pretrained(tmp_path / "model")
+    processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=2)
+    processor.save_pretrained(tmp_path / "model")
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+        for number in range(12):
+            frame = np.full((40, 48, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    output = tmp_path / "result.json"
+    home = tmp_path / "home"
+    arguments = (package, str(tmp_path / "model"), str(clip), str(output))
+    run_python(PIPELINE, *arguments, home=home, HF_HUB_OFFLINE="1")
+    result = json.loads(output.read_text())
+    assert result["module"].startswith("region_learner." if package == "with the package" else "transformers_modules.")
+
+    for frames, found in ((4, result["all"]), (2, result["two"][0]), (2, result["two"][1])):
+        with torch.no_grad():
+            logits = model(**processor([str(clip)], num_frames=frames, return_tensors="pt")).logits[0]
+        expected = sorted(zip(logits.softmax(-1).tolist(), NAMES), reverse=True)
+        assert [entry["label"] for entry in found] == [name for _, name in expected][: len(found)]
+        assert [entry["score"] for entry in found] == pytest.approx([score for score, _ in expected][: len(found)])
+    assert len(result["all"]) == len(NAMES)
