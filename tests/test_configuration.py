@@ -418,7 +418,7 @@ WRONG = [
     *({"video_config": {"region_options": {"detach_masks": value}}} for value in (0, "yes")),
     {"video_config": {"region_options": {"pooling": "median"}}},
     {"projection_dim": 0},
-    *({"temperature": value} for value in (0, 0.0, -1.0, NAN, INF)),
+    *({"temperature": value} for value in (0, 0.0, -1.0, NAN, INF, 10**400)),
     *({"margin": value} for value in (0.0, -1.0, NAN, INF)),
     *({"sigmoid_bias": value} for value in (NAN, INF)),
     *({"initializer_range": value} for value in (-1.0, NAN)),
@@ -524,6 +524,8 @@ def test_stages_merge_alike(tmp_path):
         (['--config={"loss": "max_margin", "margin": -1}'], "margin=-1 must be greater than 0."),
         (['--video_config={"image_size": 30}'], "image_size=30 is not a multiple of patch_size"),
         (['--video_config={"num_hidden_layers": -1}'], "num_hidden_layers=-1 must be at least 0."),
+        (['--lora={"rank": 4, "lora_alfa": 8}'], "lora: 'rank' is not a field of peft.LoraConfig"),
+        (['--lora={"lora_alfa": 8}'], "'lora_alfa' is not a field of peft.LoraConfig; did you mean 'lora_alpha'?"),
     ],
 )
 @pytest.mark.parametrize("source", ["checkpoint", "recipe", "towers"])

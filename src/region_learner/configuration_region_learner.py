@@ -11,6 +11,7 @@ property `resolved`, so that an override always means what it says.
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _choose(name: str, value: Any, allowed: tuple[str, ...]):
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]):
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}.")
 
@@ -150,7 +151,7 @@ def _at_least(config: Any, minimum: int, *names: str):
 
 def _check_number(name: str, value: Any, above: float | None = None, at_least: float | None = None):
     """Raises ValueError for what is not a finite number within its bounds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}={value!r} must be a finite number.")
     if above is not None and not value > above:
         raise ValueError(f"{name}={value} must be greater than {above:g}.")
@@ -182,8 +183,8 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
 
 def rename_old_fields(video_config: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns fields of a video configuration with those that older versions had as fields, and that are now
-    `region_options`, under their present names.
+    Returns `video_config` with the region options of older versions, which were fields, moved into `region_options`
+    under their present names.
 
     Raises:
         ValueError: for an option that is given by both names.
@@ -379,9 +380,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
         The choices that the fields leave open, each with its value: `codebook_decay`, `video_pooling`, and all
         `region_options`. They are derived anew each time, and are not saved.
         """
-        options = REGION_FORMS[self.region_form] | self.region_options
+        options: dict[str, Any] = REGION_FORMS[self.region_form] | self.region_options
         masks_compete = options["mask_normalization"] == "regions" and self.num_regions > 1
-        options = {"mask_loss_weight": 1.0 if masks_compete else 0.0} | options
+        options.setdefault("mask_loss_weight", 1.0 if masks_compete else 0.0)
         decay, pooling = self.codebook_decay, self.video_pooling
         if decay is None:
             decay = 0.1 if self.codebook_mode == "original" else 0.99
@@ -415,13 +416,13 @@ class RegionLearnerVideoConfig(_StrictConfig):
         _at_least(self, 0, "num_hidden_layers", *counts)
         for name in ("layer_norm_eps", "initializer_range"):
             _check_number(name, getattr(self, name), at_least=0)
-        _choose("codebook_mode", self.codebook_mode, ("ema", "original"))
-        _choose("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
-        _choose("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
-        _choose("region_form", self.region_form, tuple(REGION_FORMS))
+        _check_choice("codebook_mode", self.codebook_mode, ("ema", "original"))
+        _check_choice("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
+        _check_choice("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
+        _check_choice("region_form", self.region_form, tuple(REGION_FORMS))
         self._validate_region_options()
         resolved = self.resolved
-        _choose("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls"))
+        _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
         if self.interaction_layers and not self.num_regions:
@@ -444,7 +445,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
         for name, value in options._asdict().items():
             shown = f"region_options[{name!r}]"
             if name in _REGION_CHOICES:
-                _choose(shown, value, _REGION_CHOICES[name])
+                _check_choice(shown, value, _REGION_CHOICES[name])
             elif name in ("pooling_sharpness", "mask_loss_weight"):
                 _check_number(shown, value, at_least=0)
             elif not isinstance(value, bool):
@@ -569,7 +570,7 @@ class RegionLearnerConfig(_StrictConfig):
         _check_text_config(self.text_config)
         _at_least(self, 1, "projection_dim")
         _check_number("temperature", self.temperature, above=0)
-        _choose("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
+        _check_choice("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
         _check_number("sigmoid_bias", self.sigmoid_bias)
         _check_number("margin", self.margin, above=0)
         _check_number("initializer_range", self.initializer_range, at_least=0)
@@ -577,7 +578,7 @@ class RegionLearnerConfig(_StrictConfig):
             raise ValueError(
                 "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
             )
-        _choose("text_pooling", self.resolved.text_pooling, _TEXT_POOLINGS)
+        _check_choice("text_pooling", self.resolved.text_pooling, _TEXT_POOLINGS)
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -642,7 +643,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
     return config
 
 
-def _check_text_config(config: PreTrainedConfig):
+def _check_text_config(config: Any):
     """Raises ValueError for sizes and numbers that no encoder can have, and that transformers lets through."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         value = getattr(config, name, None)

@@ -888,7 +888,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
     }
 
-    def __init__(self, config: RegionLearnerConfig, *inputs, **kwargs):
+    def __init__(self, config: RegionLearnerConfig | RegionLearnerVideoConfig, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
         config.validate_architecture()  # fields may have been set since the configuration was made
         options = getattr(config, "video_config", config).resolved.region_options

@@ -370,7 +370,8 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
     argv = list(sys.argv[1:] if argv is None else argv)
     values = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
     stages = values.pop("stages", None) or [{}]
-    parsed, changes = [], {}
+    parsed: list[Any] = []
+    changes: dict[str, None] = {}  # in order, each once
     for number, stage in enumerate(stages, start=1):
         parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
         recipe = _merge_arguments(values, stage)

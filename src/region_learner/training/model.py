@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, Pr
 
 from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
+from ..corpora.folder import suggestion
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -78,19 +80,24 @@ def check_source(arguments: ModelArguments):
 
 def check_configuration(arguments: ModelArguments):
     """
-    Checks what the arguments say of the configuration, as far as it can be known without weights and captions.
+    Checks what the arguments say of the configuration and of adapters, as far as it can be known without weights and
+    captions.
 
     Raises:
         ValueError: for a field that does not exist, a value out of range, or sizes that do not fit together.
     """
     overrides = _overrides(arguments)
+    if arguments.lora is not None:
+        _check_lora(arguments.lora)
     if arguments.video_tower is not None:
         RegionLearnerConfig.from_dict({}, **overrides)  # the sizes are those of the tower
         return
-    if arguments.model is not None and not overrides:
+    if arguments.model is None:
+        config = _new_config(arguments)
+    elif overrides:
+        config = AutoConfig.from_pretrained(arguments.model, **overrides)
+    else:
         return
-    is_new = arguments.text_config is not None
-    config = _new_config(arguments) if is_new else AutoConfig.from_pretrained(arguments.model, **overrides)
     with torch.device("meta"):
         RegionLearnerModel(config)
 
@@ -180,6 +187,21 @@ def with_head(
     return result  # type: ignore[return-value]
 
 
+def _import_peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    return peft
+
+
+def _check_lora(options: dict[str, Any]):
+    known = {item.name for item in fields(_import_peft().LoraConfig) if item.init} | {"towers"}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{suggestion(name, known) or '.'}")
+
+
 def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     """
     Low-rank adapters (PEFT) in the blocks of the towers. What is not of a pre-trained tower (region module, fusion
@@ -191,12 +213,10 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
 
     Raises:
         ImportError: without `peft`.
-        ValueError: for towers that the model does not have.
+        ValueError: for options that do not exist, or towers that the model does not have.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    _check_lora(options)
+    peft = _import_peft()
     options = dict(options)
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
@@ -213,7 +233,7 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
         trained_whole.append("temporal_fusion")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
-    adapted = get_peft_model(model, LoraConfig(**defaults | options))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
     for name, parameter in adapted.named_parameters():
         # No modules, so PEFT leaves them frozen: scale and bias of the loss, and positions that may all be zero yet.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
