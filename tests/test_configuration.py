@@ -201,6 +201,8 @@ def test_null_takes_a_field_back_to_its_default(tmp_path):
     video = AutoConfig.from_pretrained(tmp_path, projection_dim=None, video_config=back).video_config
     assert (video.num_regions, video.codebook_decay, video.region_options) == (8, None, {})
     assert video.hidden_size == TINY_VIDEO["hidden_size"]
+    unchanged = AutoConfig.from_pretrained(tmp_path, video_config=None, text_config=None)
+    assert chosen(unchanged) == chosen(AutoConfig.from_pretrained(tmp_path))
     with pytest.raises(StrictDataclassFieldValidationError, match="expected int"):
         AutoConfig.from_pretrained(tmp_path, video_config={"num_regions": "4"})
 

@@ -537,9 +537,11 @@ class RegionLearnerConfig(_StrictConfig):
         return dict(config_dict) | ({"text_config": text_config_from_dict(text)} if isinstance(text, dict) else {})
 
     def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
+        # (None for a tower does not mean the default one, but none given.)
+        changes = {name: value for name, value in changes.items() if value is not None or name not in self.sub_configs}
         video, text = changes.get("video_config"), changes.get("text_config", self.text_config)
         if isinstance(video, Mapping):
-            changes = changes | {"video_config": rename_old_fields(video)}
+            changes["video_config"] = rename_old_fields(video)
         if isinstance(text, Mapping):
             same_type = text.get("model_type", self.text_config.model_type) == self.text_config.model_type
             saved = self.text_config.to_dict() if same_type else {}
