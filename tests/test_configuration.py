@@ -355,7 +355,7 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
     near = "'num_regionz' is not a field of RegionLearnerVideoConfig; did you mean 'num_regions'?"
     of_video = "'num_regions' is not a field of RegionLearnerConfig, but of its video_config: give video_config={'num_"
     option = "'pooling' is not a field of RegionLearnerVideoConfig, but a key of its region_options: give region_opt"
-    top = "'temperatur' is not a field of RegionLearnerConfig; did you mean 'temperature'?"
+    top = "'temperature_' is not a field of RegionLearnerConfig; did you mean 'temperature'?"
     text = "text_config: 'n_layer' is not a field of DistilBertConfig; did you mean 'n_layers'?"
     for call, message in [
         (lambda: RegionLearnerVideoConfig(num_regionz=4), near),
@@ -370,10 +370,10 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
         (lambda: AutoModel.from_pretrained(checkpoint, num_regionz=4), "did you mean 'num_regions', in video_config?"),
         (lambda: RegionLearnerVideoConfig(pooling="max"), option),
         (lambda: RegionLearnerConfig(video_config={"temperature": 1.0}), "but of RegionLearnerConfig: give it there"),
-        (lambda: RegionLearnerConfig(temperatur=1.0), top),
-        (lambda: RegionLearnerConfig.from_pretrained(checkpoint, temperatur=1.0), top),
-        (lambda: AutoConfig.from_pretrained(checkpoint, temperatur=1.0), top),
-        (lambda: AutoModel.from_pretrained(checkpoint, temperatur=1.0), top),
+        (lambda: RegionLearnerConfig(temperature_=1.0), top),
+        (lambda: RegionLearnerConfig.from_pretrained(checkpoint, temperature_=1.0), top),
+        (lambda: AutoConfig.from_pretrained(checkpoint, temperature_=1.0), top),
+        (lambda: AutoModel.from_pretrained(checkpoint, temperature_=1.0), top),
         (lambda: RegionLearnerConfig.from_pretrained(checkpoint, unknown=1), "'unknown' is not a field of Region"),
         (lambda: RegionLearnerConfig(unknown=1), "'unknown' is not a field of RegionLearnerConfig."),
         (

@@ -563,6 +563,9 @@ class RegionLearnerConfig(_StrictConfig):
         Raises:
             ValueError: for values out of their range, here and in the two towers.
         """
+        for name in ("video_config", "text_config"):
+            if not isinstance(getattr(self, name), PreTrainedConfig):
+                raise ValueError(f"{name} was set to {getattr(self, name)!r:.60}: set it to a configuration.")
         if self.video_config.model_type != RegionLearnerVideoConfig.model_type:
             raise ValueError(
                 f"video_config is that of a {self.video_config.model_type!r} model: give a RegionLearnerVideoConfig, "
@@ -637,11 +640,14 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
         )
     config = AutoConfig.for_model(model_type, **values)
     # A configuration of transformers keeps what it does not know as an attribute.
-    default = type(config)()
-    for name in chosen:
-        if name in vars(config) and name not in vars(default) and not _is_of_transformers(name):
-            hint = _did_you_mean(name, {*vars(default), *type(config).attribute_map})
-            raise ValueError(f"text_config: {name!r} is not a field of {type(config).__name__}{hint}")
+    declared = type(config).__dataclass_fields__
+    attributes = [name for name in chosen if name in vars(config) and name not in declared]
+    if attributes := [name for name in attributes if not _is_of_transformers(name)]:
+        known = vars(type(config)())
+        for name in attributes:
+            if name not in known:
+                hint = _did_you_mean(name, {*known, *type(config).attribute_map})
+                raise ValueError(f"text_config: {name!r} is not a field of {type(config).__name__}{hint}")
     return config
 
 

@@ -377,9 +377,11 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         recipe = _merge_arguments(values, stage)
         parser.set_defaults(**recipe)
         given = _given(parser, argv) | overrides
-        namespace = vars(parser.parse_args(argv)) | _merge_arguments(recipe, given, only=given)
-        of_recipe = vars(parser.parse_args([]))
-        changes |= dict.fromkeys(_changes({name: of_recipe[name] for name in recipe if name in given}, namespace))
+        merged = _merge_arguments(recipe, given)
+        namespace = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
+        parsed_recipe = vars(parser.parse_args([]))
+        overridden = {name: parsed_recipe[name] for name in recipe if name in given and name != "hub_token"}
+        changes |= dict.fromkeys(_changes(overridden, namespace))
         if namespace.get("output_dir") is None:
             namespace["output_dir"] = os.path.join("runs", f"{namespace['corpus']}")
         if number > 1:
@@ -412,16 +414,14 @@ def _as_mapping(name: str, value: Any) -> Any:
     return mapping_from_json(name, value) if isinstance(value, str) and value.lstrip().startswith("{") else value
 
 
-def _merge_arguments(below: dict[str, Any], above: dict[str, Any], only: Any = None) -> dict[str, Any]:
-    """
-    Arguments with those `above` in place of those `below`, where mappings merge key by key; `only` these names.
-    """
+def _merge_arguments(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The arguments `below` with those `above` on top; mappings merge key by key."""
     merged = dict(below)
     for name, value in above.items():
         value, base = _as_mapping(name, value), _as_mapping(name, below.get(name))
         both = isinstance(value, dict) and isinstance(base, dict)
         merged[name] = merge_fields(base, value, keep_null=True) if both else value
-    return merged if only is None else {name: merged[name] for name in only}
+    return merged
 
 
 def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = "") -> Iterator[str]:
