@@ -214,6 +214,9 @@ def test_mappings_merge_key_by_key():
     kept = {"a": 5, "b": {"d": 3, "f": None, "g": {"h": None}}, "i": None}
     assert merge_fields(below, above, keep_null=True) == kept
     assert below == {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}
+    other = {"model_type": "bert", "num_hidden_layers": 2}
+    assert merge_fields({"text_config": dict(TEXT)}, {"text_config": other}) == {"text_config": other}
+    assert merge_fields(TEXT, {"model_type": "distilbert", "n_layers": 2}) == TEXT | {"n_layers": 2}
 
 
 def test_the_text_configuration_of_a_checkpoint_merges_too(checkpoint):

@@ -161,12 +161,14 @@ def _check_number(name: str, value: Any, above: float | None = None, at_least: f
 
 def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_null: bool = False) -> dict[str, Any]:
     """
-    Returns `values` with `changes` on top. Mappings merge key by key, and None takes a key out of `values`.
+    Returns `values` with `changes` on top. Mappings merge key by key, unless they are configurations of another
+    `model_type`, and None takes a key out of `values`.
 
     Args:
         keep_null: keep the None of a key that `values` does not have, for another layer to be merged over.
     """
-    merged = dict(values)
+    before, now = values.get("model_type"), changes.get("model_type")
+    merged = {} if before and now and before != now else dict(values)
     for name, change in changes.items():
         if change is None:
             if name in merged or not keep_null:
@@ -543,9 +545,7 @@ class RegionLearnerConfig(_StrictConfig):
         if isinstance(video, Mapping):
             changes["video_config"] = rename_old_fields(video)
         if isinstance(text, Mapping):
-            same_type = text.get("model_type", self.text_config.model_type) == self.text_config.model_type
-            saved = self.text_config.to_dict() if same_type else {}
-            text = text_config_from_dict(merge_fields(saved, text), chosen=text)
+            text = text_config_from_dict(merge_fields(self.text_config.to_dict(), text), chosen=text)
         return super()._with(changes | {"text_config": text})
 
     @classmethod
