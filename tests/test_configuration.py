@@ -1,5 +1,6 @@
 """Configurations: every field by every way to set it, what is derived, older checkpoints, and what is refused."""
 
+import functools
 import json
 import logging
 import math
@@ -130,6 +131,11 @@ def shapes(model) -> dict:
     return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("text_model.")}
 
 
+@functools.cache
+def shapes_of_the_checkpoint() -> dict:
+    return shapes(RegionLearnerModel(config_of({})))
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: re.sub(r"\W+", "_", json.dumps(change)).strip("_"))
 def test_every_field_means_the_same_however_it_is_set(change, checkpoint, tmp_path):
     expected = config_of(change)
@@ -156,7 +162,7 @@ def test_every_field_means_the_same_however_it_is_set(change, checkpoint, tmp_pa
     argv = [f"--video_config={json.dumps(change.get('video_config', {}))}", f"--config={json.dumps(top)}"]
     model, _ = build_model(parse_arguments([str(recipe), *argv])[0])
     assert (chosen(model.config), shapes(model)) == (chosen(expected), built)
-    if built == shapes(RegionLearnerModel(config_of({}))) or "num_frames" in change.get("video_config", {}):
+    if built == shapes_of_the_checkpoint() or "num_frames" in change.get("video_config", {}):
         arguments, _, _ = parse_arguments([f"--model={checkpoint}", "--use_cpu=true", *argv])
         model, processor = build_model(arguments)
         assert (chosen(model.config), shapes(model)) == (chosen(expected), built)

@@ -273,7 +273,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     codes a convolution makes 8 masks per frame, which compete for the positions. Under each mask the features before
     quantization are pooled into one region, in which large values count most, and the regions of a clip interact in
     one transformer block. The feature of a clip is the CLS state plus the maximum of its regions in each channel.
-    Masks and codes learn by a soft k-means loss and from the regions; the encoder gets no gradient through them.
+    The masks learn from the loss of the model and from a soft k-means loss; the encoder gets no gradient through them.
 
     Each of the three steps can be left out: `codebook_size=0` (quantization), `num_regions=0` (aggregation under
     learned masks), `interaction_layers=0` (attention between regions). All three 0 is the encoder of Frozen in Time
