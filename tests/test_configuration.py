@@ -18,6 +18,7 @@ from region_learner import (
     RegionLearnerVideoConfig,
     RegionLearnerVideoModel,
     RegionLearnerVideoProcessor,
+    configuration_region_learner,
 )
 from region_learner.cli import main
 from region_learner.configuration_region_learner import (
@@ -373,7 +374,6 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
         (lambda: RegionLearnerConfig(video_config={"num_regionz": 4}), near),
         (lambda: RegionLearnerConfig.from_pretrained(checkpoint, video_config={"num_regionz": 4}), near),
         (lambda: AutoModel.from_pretrained(checkpoint, video_config={"num_regionz": 4}), near),
-        (lambda: RegionLearnerConfig.from_dict({"video_config": {"num_regionz": 4}}, temperature=1.0), near),
         (lambda: AutoModel.from_pretrained(checkpoint, num_regions=4), of_video),
         (lambda: RegionLearnerModel.from_pretrained(checkpoint, num_regions=4), of_video),
         (lambda: AutoModel.from_pretrained(checkpoint, num_regionz=4), "did you mean 'num_regions', in video_config?"),
@@ -400,6 +400,19 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
+
+
+def test_attributes_that_were_saved_with_a_configuration_are_left_out_with_a_warning(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(configuration_region_learner.logger, "warning", lambda text, *args: said.append(text % args))
+    config = config_of({})
+    config.batch_norm_eps = config.video_config.batch_norm_eps = 1.0
+    config.save_pretrained(tmp_path)
+    assert chosen(AutoConfig.from_pretrained(tmp_path)) == chosen(config_of({}))
+    assert said == [
+        f"Saved with a {name}, but not fields of it, and left out: batch_norm_eps."
+        for name in ("RegionLearnerConfig", "RegionLearnerVideoConfig")
+    ]
 
 
 def test_fields_of_any_text_encoder_are_known():

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Text encoders with a pooled state of their own that their authors trained; all others give the first token.
 _POOLED_TEXT_ENCODERS = {"bert": "pooler", "clip_text_model": "eos", "siglip_text_model": "pooler"}
@@ -254,8 +257,17 @@ class _StrictConfig(PreTrainedConfig):
 
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """A copy of `config_dict`, as the constructor takes it."""
-        return dict(config_dict)
+        """
+        A saved `config_dict` as the constructor takes it. Attributes that were set on a configuration are saved
+        with it: they are left out, with a warning, so that the checkpoint still loads.
+        """
+        known = cls.own_fields() | _OLD_NAMES.keys()
+        unknown = [name for name in config_dict if name not in known and not _is_of_transformers(name)]
+        if unknown:
+            logger.warning(
+                "Saved with a %s, but not fields of it, and left out: %s.", cls.__name__, ", ".join(unknown)
+            )
+        return {name: value for name, value in config_dict.items() if name not in unknown}
 
     def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The own fields with `changes` on top, for the constructor."""
@@ -535,8 +547,13 @@ class RegionLearnerConfig(_StrictConfig):
 
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        text = config_dict.get("text_config")  # whatever a checkpoint has there, its encoder was loaded with it
-        return dict(config_dict) | ({"text_config": text_config_from_dict(text)} if isinstance(text, dict) else {})
+        values = super()._read(config_dict)
+        video, text = (values.get(name) for name in ("video_config", "text_config"))
+        if isinstance(video, dict):
+            values["video_config"] = RegionLearnerVideoConfig._read(video)
+        if isinstance(text, dict):  # whatever a checkpoint has there, its encoder was loaded with it
+            values["text_config"] = text_config_from_dict(text)
+        return values
 
     def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
         # (None for a tower does not mean the default one, but none given.)
