@@ -128,7 +128,7 @@ class PlainQuantizer(nn.Module):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
-        self.decay = config.codebook_decay
+        self.decay = config.resolved.codebook_decay
         codes, width = config.codebook_size, config.hidden_size
         for name, shape in (("embed", (codes, width)), ("embed_avg", (codes, width))):
             self.register_buffer(name, torch.empty(shape))

@@ -85,7 +85,7 @@ def region_module(module, features, h, w):
         codes = module.quantizer.embed
         ids = ((features[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
         x = codes[ids].to(features.dtype)
-    if module.content == "quantized" or module.aggregation is None:
+    if module.values == "quantized" or module.aggregation is None:
         content = x
     if module.motion_excitation is not None and len(features) > 1:
         added = []
@@ -108,9 +108,9 @@ def region_module(module, features, h, w):
     if shares is not None:
         masks = torch.stack([torch.stack([share / share.mean() for share in frame]) for frame in shares])
     masks = masks.to(x.dtype)
-    if module.aggregation.gather == "mean":
+    if module.aggregation.pooling == "mean":
         regions = torch.stack([(mask[:, None] * content[t]).mean(0) for t in range(len(x)) for mask in masks[t]])
-    elif module.aggregation.gather == "softmax":
+    elif module.aggregation.pooling == "softmax":
         regions = torch.stack(
             [
                 _softmax_gather(share, content[t], module.aggregation.sharpness)
@@ -185,7 +185,7 @@ def _late_fusion(model, clip, h, w):
     features = []
     for x, own in zip(encoded, states):
         z = _norm(torch.cat([x[:1], own]), model.layernorm)
-        features.append(_pooled(z, model.config.video_pooling))
+        features.append(_pooled(z, model.config.resolved.video_pooling))
     if model.config.temporal_fusion == "pool":
         return sum(features) / len(features)
     linear = model.temporal_fusion
@@ -203,4 +203,4 @@ def video_feature(model, clip):
     if model.region_module is not None:
         states, *_ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
     z = _norm(torch.cat([x[:1], states]), model.layernorm)
-    return _pooled(z, model.config.video_pooling)
+    return _pooled(z, model.config.resolved.video_pooling)

@@ -3,6 +3,8 @@
 import json
 import logging
 
+import av
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,14 @@ from transformers import (
     AutoModel,
     AutoModelForVideoClassification,
     AutoModelForVisualQuestionAnswering,
+    pipeline,
 )
 
 from region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
     RegionLearnerModel,
+    RegionLearnerVideoProcessor,
 )
 from region_learner.modeling_region_learner import RegionLearnerPreTrainedModel
 
@@ -86,14 +90,14 @@ def test_embeddings_of_question_answering_are_those_of_the_dual_encoder():
 def test_labels_that_do_not_count(kind):
     labels = torch.tensor([2, -100, 4, -1])
     for weight in (0.0, 0.5):
-        model = tiny_head(kind, region_loss_weight=weight)
+        model = tiny_head(kind, region_options={"mask_loss_weight": weight})
         outputs = model(**inputs(kind, labels=labels))
         expected = -sum(outputs.logits[i].log_softmax(0)[labels[i]] for i in (0, 2)) / 2
         if weight:  # a clip of an unknown class is one all the same
             regions = model.video_model(inputs(kind)["pixel_values_videos"]).region_loss
             expected = expected + weight * regions[[0, 2, 3]].mean()
         torch.testing.assert_close(outputs.loss, expected)
-    model = tiny_head(kind, region_loss_weight=0.0)
+    model = tiny_head(kind, region_options={"mask_loss_weight": 0.0})
     nothing = model(**inputs(kind, labels=torch.tensor([-1, -100, -1, -1]))).loss
     nothing.backward()
     assert nothing == 0
@@ -126,7 +130,7 @@ def test_every_parameter_gets_a_gradient(kind, options, checkpointing):
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_new_head_can_learn(kind):
     torch.manual_seed(0)
-    model = kind(tiny_head(kind, region_loss_weight=0.0).config).train()
+    model = kind(tiny_head(kind, region_options={"mask_loss_weight": 0.0}).config).train()
     logits = model(**inputs(kind)).logits
     assert logits.isfinite().all()
     if kind is ANSWERS:
@@ -284,3 +288,64 @@ def test_remote_code_without_the_package(tmp_path):
         again = kind.from_pretrained(tmp_path / f"{name}-again")
         with torch.no_grad():
             assert torch.equal(again(**inputs(kind)).logits, expected[name])
+
+
+PIPELINE = """
+import sys
+sys.modules["region_learner"] = None
+import json
+import logging
+import torch
+from transformers import pipeline
+from transformers.utils.logging import get_logger
+
+torch.set_num_threads(1)
+said = []
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: said.append(record.getMessage())
+get_logger("transformers").addHandler(handler)
+classify = pipeline("video-classification", model=sys.argv[1], trust_remote_code=True)
+assert not [message for message in said if "not supported" in message], said
+result = {
+    "module": type(classify.model).__module__,
+    "all": classify(sys.argv[2], top_k=9),
+    "two": classify([sys.argv[2], sys.argv[2]], num_frames=2, top_k=1),
+}
+with open(sys.argv[3], "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.mark.parametrize("package", ["with the package", "without the package"])
+def test_the_pipeline_of_transformers_classifies_a_file(package, tmp_path):
+    """`top_k` names and probabilities, of as many frames as the model has temporal positions, or as one asks for."""
+    model = tiny_head(CLASSIFICATION)
+    model.save_pretrained(tmp_path / "model")
+    processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=2)
+    processor.save_pretrained(tmp_path / "model")
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+        for number in range(12):
+            frame = np.full((40, 48, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    if package == "with the package":
+        classify = pipeline("video-classification", model=str(tmp_path / "model"))
+        assert type(classify.model) is CLASSIFICATION
+        result = {"all": classify(str(clip), top_k=9), "two": classify([str(clip)] * 2, num_frames=2, top_k=1)}
+    else:
+        output = tmp_path / "result.json"
+        paths = (str(tmp_path / "model"), str(clip), str(output))
+        run_python(PIPELINE, *paths, home=tmp_path / "home", HF_HUB_OFFLINE="1")
+        result = json.loads(output.read_text())
+        assert result["module"].startswith("transformers_modules.")
+
+    for frames, found in ((4, result["all"]), (2, result["two"][0]), (2, result["two"][1])):
+        with torch.no_grad():
+            logits = model(**processor([str(clip)], num_frames=frames, return_tensors="pt")).logits[0]
+        expected = sorted(zip(logits.softmax(-1).tolist(), NAMES), reverse=True)
+        assert [entry["label"] for entry in found] == [name for _, name in expected][: len(found)]
+        assert [entry["score"] for entry in found] == pytest.approx([score for score, _ in expected][: len(found)])
+    assert len(result["all"]) == len(NAMES)

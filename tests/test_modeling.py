@@ -18,22 +18,26 @@ OPTIONS = {
     "paper": {"region_form": "paper"},
     "motion": {"motion_excitation": True},
     "paper_motion": {"region_form": "paper", "motion_excitation": True},
-    "masks_over_positions": {"mask_normalization": "positions", "interaction_mlp": False},
-    "maximum": {"region_gather": "max"},
-    "maximum_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "max"},
-    "sharper_with_masks_train_encoder": {"region_gather_sharpness": 8.0, "masks_train_encoder": True},
-    "no_region_loss": {"region_loss_weight": 0.0},
-    "means_under_competing_masks": {"region_gather": "mean"},
-    "means_under_masks_over_positions": {"mask_normalization": "positions", "region_gather": "mean"},
-    "features_under_raw_masks": {"region_form": "paper", "region_content": "features"},
-    "quantized_content": {"region_content": "quantized"},
+    "masks_over_positions": {"region_options": {"mask_normalization": "positions", "interaction_mlp": False}},
+    "maximum": {"region_options": {"pooling": "max"}},
+    "maximum_under_masks_over_positions": {"region_options": {"mask_normalization": "positions", "pooling": "max"}},
+    "sharper_with_masks_not_detached": {"region_options": {"pooling_sharpness": 8.0, "detach_masks": False}},
+    "no_mask_loss": {"region_options": {"mask_loss_weight": 0.0}},
+    "means_under_competing_masks": {"region_options": {"pooling": "mean"}},
+    "means_under_masks_over_positions": {"region_options": {"mask_normalization": "positions", "pooling": "mean"}},
+    "features_under_raw_masks": {"region_form": "paper", "region_options": {"values": "features"}},
+    "quantized_values": {"region_options": {"values": "quantized"}},
     "frozen_in_time": NO_REGIONS,
     "no_quantization": {"codebook_size": 0},
     "no_interaction": {"interaction_layers": 0},
     "quantization_only": {"num_regions": 0, "interaction_layers": 0},
     "masks_only": {"codebook_size": 0, "interaction_layers": 0},
     "several_layers": {"interaction_layers": 2},
-    "several_paper_layers": {"region_form": "paper", "interaction_layers": 2, "interaction_residual": True},
+    "several_paper_layers": {
+        "region_form": "paper",
+        "interaction_layers": 2,
+        "region_options": {"interaction_residual": True},
+    },
     "mean_of_regions": {"video_pooling": "cls_mean"},
     "mean_of_patches": NO_REGIONS | {"video_pooling": "cls_mean"},
     "pool": {"temporal_fusion": "pool", "motion_excitation": True},
@@ -129,8 +133,8 @@ def test_regions_of_what_is_all_alike_have_no_loss():
 def test_gathering_at_sharpness_0_is_the_mean():
     states, content = torch.randn(2, 2, 4, 4, 4, 32)
     aggregations = [
-        tiny_video_model(**options).region_module.aggregation
-        for options in ({"region_gather_sharpness": 0.0}, {"region_gather": "mean"})
+        tiny_video_model(region_options=options).region_module.aggregation
+        for options in ({"pooling_sharpness": 0.0}, {"pooling": "mean"})
     ]
     with torch.no_grad():
         (one, *_), (other, *_) = (aggregation(states, content) for aggregation in aggregations)
@@ -179,7 +183,7 @@ def test_the_encoder_learns_through_masks_if_it_is_to():
     for options, learns in (
         ({}, False),
         ({"codebook_size": 0}, False),
-        ({"masks_train_encoder": True}, True),
+        ({"region_options": {"detach_masks": False}}, True),
         ({"region_form": "paper"}, True),
     ):
         model = tiny_video_model(**options)
@@ -244,7 +248,7 @@ def test_masked_frames_have_no_influence(mask, extra):
         one, other = (model(x, frame_mask=frame_mask).pooler_output for x in (videos, changed))
         unmasked = model(videos).pooler_output
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-        if model.config.region_loss_weight and model.config.num_regions:
+        if model.mask_loss_weight and model.config.num_regions:
             losses = [model(x, frame_mask=frame_mask).region_loss for x in (videos, changed)]
             torch.testing.assert_close(*losses)
         assert not torch.allclose(one[0], unmasked[0], atol=1e-3)
@@ -401,15 +405,15 @@ def test_errors_name_the_thing_and_the_cure():
         (lambda: RegionLearnerVideoConfig(codebook_size=0, motion_excitation=True), "motion_excitation=True adds"),
         (lambda: RegionLearnerVideoConfig(codebook_mode="vq"), "codebook_mode='vq' is not known"),
         (
-            lambda: RegionLearnerVideoConfig(mask_normalization="none"),
-            "region_gather='softmax' needs masks that are positive, but mask_normalization='none'",
+            lambda: RegionLearnerVideoConfig(region_options={"mask_normalization": "none"}),
+            "pooling='softmax' needs positive masks, but mask_normalization='none'",
         ),
         (
-            lambda: RegionLearnerVideoConfig(mask_normalization="positions", region_loss_weight=0.5),
-            "region_loss_weight=0.5 needs masks that compete for positions, but mask_normalization='positions'",
+            lambda: RegionLearnerVideoConfig(
+                region_options={"mask_normalization": "positions", "mask_loss_weight": 0.5}
+            ),
+            "mask_loss_weight=0.5 needs masks that compete for positions, but mask_normalization='positions'",
         ),
-        (lambda: RegionLearnerVideoConfig(region_loss_weight=-1), "region_loss_weight=-1 must be a number"),
-        (lambda: RegionLearnerVideoConfig(region_gather_sharpness=float("nan")), "region_gather_sharpness=nan must"),
         (lambda: RegionLearnerVideoConfig(region_form="best"), "region_form='best' is not known"),
         (lambda: RegionLearnerVideoConfig(video_pooling="max"), "video_pooling='max' is not known"),
         (lambda: RegionLearnerVideoConfig(temporal_fusion="mean"), "temporal_fusion='mean' is not known"),
@@ -505,7 +509,7 @@ def test_dual_encoder_outputs():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_the_loss_has_its_share_of_the_regions(weight):
-    model = tiny_model(region_loss_weight=weight)
+    model = tiny_model(region_options={"mask_loss_weight": weight})
     ids = torch.tensor([3, -1, 7, 9])
     inputs = {**texts(4), "pixel_values_videos": clips(4)}
     with torch.no_grad():
@@ -597,12 +601,12 @@ def test_text_encoders_and_poolings(config, pooling):
 
 
 def test_poolings_by_default():
-    assert RegionLearnerConfig().text_pooling == "first"
-    assert RegionLearnerConfig(text_config=BertConfig()).text_pooling == "pooler"
-    assert RegionLearnerConfig(text_config=CLIPTextConfig()).text_pooling == "eos"
-    assert RegionLearnerVideoConfig().video_pooling == "cls_max"
-    assert RegionLearnerVideoConfig(region_form="paper").video_pooling == "cls_mean"
-    assert RegionLearnerVideoConfig(**NO_REGIONS).video_pooling == "cls"
+    assert RegionLearnerConfig().resolved.text_pooling == "first"
+    assert RegionLearnerConfig(text_config=BertConfig()).resolved.text_pooling == "pooler"
+    assert RegionLearnerConfig(text_config=CLIPTextConfig()).resolved.text_pooling == "eos"
+    assert RegionLearnerVideoConfig().resolved.video_pooling == "cls_max"
+    assert RegionLearnerVideoConfig(region_form="paper").resolved.video_pooling == "cls_mean"
+    assert RegionLearnerVideoConfig(**NO_REGIONS).resolved.video_pooling == "cls"
 
 
 def test_half_precision_and_autocast_keep_the_statistics():

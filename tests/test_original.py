@@ -113,7 +113,7 @@ def test_sizes_come_from_the_weights():
     assert config.video_config.interaction_layers == 1
     assert config.video_config.motion_excitation
     assert config.video_config.codebook_mode == "original"
-    assert config.video_config.codebook_decay == 0.1
+    assert config.video_config.resolved.codebook_decay == 0.1
     assert config.projection_dim == sizes["projection_dim"]
     assert config.text_config.dim == sizes["text"]["dim"]
 
@@ -148,7 +148,7 @@ def test_what_weights_cannot_tell_is_that_of_the_original():
     ).config
     assert (config.text_config.n_layers, config.text_config.dim, config.text_config.hidden_dim) == (2, 32, 64)
     assert config.temperature == 0.05
-    assert config.video_config.video_pooling == "cls"
+    assert config.video_config.resolved.video_pooling == "cls"
 
 
 def test_overrides_and_their_errors():

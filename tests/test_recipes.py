@@ -113,7 +113,7 @@ TOYS = {
     ),
     "finetune_folder": Toy("--model={checkpoint} --data_dir={data}/folder", frames=[4, 4], metrics=(), rate=[0.0]),
     "moving_shapes": Toy(
-        "--data_dir={data}/shapes --corpus_options='{shapes}'", frames=[4, 4], rate=[0.0], rows=[6], paper=False,
+        "--data_dir={data}/shapes --corpus_options=none", frames=[4, 4], rate=[0.0], rows=[6], paper=False,
     ),
     "small_from_scratch": Toy("--data_dir={data}/folder", frames=[2, 2], rate=[0.0], paper=False),
 }  # fmt: skip
@@ -295,7 +295,7 @@ def places(tmp_path_factory):
     video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1)
     RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(root / "checkpoint")
     names = ("data", "checkpoint", "timm", "distilbert")
-    return SimpleNamespace(**{name: str(root / name) for name in names}, shapes=json.dumps(SHAPES))
+    return SimpleNamespace(**{name: str(root / name) for name in names})
 
 
 # Runs

@@ -25,7 +25,7 @@ from region_learner.training.optimization import freeze, milestones, parameter_g
 from region_learner.training.progress import Progress
 from region_learner.video_processing_region_learner import VideoDecodeError
 
-from .conftest import tiny_model
+from .conftest import TINY_VIDEO, tiny_model
 from .test_training import TINY
 from .toy_run import Processor, run
 
@@ -195,7 +195,9 @@ def test_what_is_logged(tmp_path):
         assert log[0][name] > 0
     assert 0 <= log[0]["data_wait"] < 1
     assert log[0]["unreadable_videos"] == 0
-    without = run(tmp_path, max_steps=1, video={"codebook_size": 0, "region_loss_weight": 0.0})["log"]
+    without = run(tmp_path, max_steps=1, video={"codebook_size": 0, "region_options": {"mask_loss_weight": 0.0}})[
+        "log"
+    ]
     assert not {"codebook_use", "region_loss"} & without[0].keys()
 
 
@@ -292,8 +294,13 @@ def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tm
 
 def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("stages: [{num_frames: 1}, {num_frames: 4, video_config: {num_frames: 4}, learning_rate: 0.0}]")
-    argv = [str(recipe), *command(corpus, tmp_path / "run"), "--test_split=test"]
+    recipe.write_text(
+        "stages: [{num_frames: 1, video_config: {num_frames: 2}}, "
+        "{num_frames: 4, video_config: {num_frames: 4}, learning_rate: 0.0}]"
+    )
+    sizes = {name: value for name, value in TINY_VIDEO.items() if name != "num_frames"}  # which each stage says itself
+    sizes = f"--video_config={json.dumps(sizes)}"
+    argv = [str(recipe), *command(corpus, tmp_path / "run"), sizes, "--test_split=test"]
     stages = parse_stages(argv)
     assert [stage[0].num_frames for stage in stages] == [1, 4]
     results = train_stages(stages)

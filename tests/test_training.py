@@ -382,31 +382,33 @@ def test_resuming_goes_on_where_it_stopped(corpus, tmp_path):
 
 def test_changing_a_checkpoint_changes_what_follows_from_it(tmp_path, processor):
     model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, codebook_mode="original")
-    assert model.config.video_config.codebook_decay == 0.1
+    assert model.config.video_config.resolved.codebook_decay == 0.1
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     arguments = ModelArguments(model=str(tmp_path), video_config={"codebook_mode": "ema", "num_frames": 3})
     changed, changed_processor = build_model(arguments)
-    assert changed.config.video_config.codebook_decay == 0.99
+    assert changed.config.video_config.resolved.codebook_decay == 0.99
     assert changed.video_model.region_module.quantizer.decay == 0.99
     assert changed.config.video_config.num_frames == changed_processor.video_processor.num_frames == 3
     assert torch.equal(changed.video_projection.weight, model.video_projection.weight)
 
 
 def test_changing_the_masks_of_a_checkpoint_changes_their_loss(tmp_path, processor):
-    for name, options in (("ours", {}), ("paper", {"region_form": "paper"}), ("own", {"region_loss_weight": 0.5})):
+    own = {"region_options": {"mask_loss_weight": 0.5}}
+    for name, options in (("ours", {}), ("paper", {"region_form": "paper"}), ("own", own)):
         tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, **options).save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
     for name, changes, weight in [
         ("ours", {"region_form": "paper"}, 0.0),
-        ("ours", {"mask_normalization": "positions"}, 0.0),
-        ("ours", {"interaction_mlp": False}, 1.0),
+        ("ours", {"region_options": {"mask_normalization": "positions"}}, 0.0),
+        ("ours", {"region_options": {"interaction_mlp": False}}, 1.0),
         ("paper", {"region_form": "decoupled"}, 1.0),
-        ("paper", {"region_form": "decoupled", "region_loss_weight": 0.25}, 0.25),
-        ("own", {"interaction_mlp": False}, 0.5),
+        ("paper", {"region_form": "decoupled", "region_options": {"mask_loss_weight": 0.25}}, 0.25),
+        ("own", {"region_options": {"interaction_mlp": False}}, 0.5),
+        ("own", {"region_options": {"mask_loss_weight": None}}, 1.0),
     ]:
         model, _ = build_model(ModelArguments(model=str(tmp_path / name), video_config=changes))
-        assert model.config.video_config.region_loss_weight == weight, (name, changes)
+        assert model.mask_loss_weight == model.video_model.mask_loss_weight == weight, (name, changes)
 
 
 def test_arguments_come_from_flags_then_recipe(tmp_path):
@@ -445,7 +447,10 @@ def test_wrong_recipes(tmp_path, content, message):
         (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
         (["convert", str(FROZEN), "out", "--config", '{"num_frames": "4"}'], "expected int, got str"),
         (["convert", str(FROZEN), "out", "--config", '{"tokenizer": "a"}'], "--config takes fields"),
-        (["convert", str(FROZEN), "out", "--config", '{"num_heads": 4}'], "'num_heads' is no field"),
+        (
+            ["convert", str(FROZEN), "out", "--config", '{"num_heads": 4}'],
+            "'num_heads' is not a field of the configuration; did you mean",
+        ),
         (["train", "--no_such_flag", "1"], "--no_such_flag is not known"),
         (["train", "--video_config", "{"], "video_config must be JSON"),
         (["corpus", "make", "out", "--options", '{"trian": 3}'], "trian"),

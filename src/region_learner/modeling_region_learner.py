@@ -63,12 +63,13 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             Regions after their interaction, before the final LayerNorm. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks the regions were gathered with: raw ones, of any sign, or normalised ones, which are h * w times
-            a distribution over the positions of a frame (`mask_normalization`). None without aggregation.
+            a distribution over the positions of a frame (the region option `mask_normalization`). None without
+            aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
-            The share of the variance of a clip's features that is within its regions, 0 to 1. None if
-            `region_loss_weight` is 0, or without aggregation.
+            The share of the variance of a clip's features that is within its regions, 0 to 1. None if the region
+            option `mask_loss_weight` is 0, or without aggregation.
     """
 
     region_states: torch.Tensor | None = None
@@ -84,7 +85,7 @@ class RegionLearnerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss, plus the weighted loss
-            of the regions (`region_loss_weight`).
+            of the masks (the region option `mask_loss_weight`).
         logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature, plus
             the learned bias where the loss is "sigmoid".
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): its transpose.
@@ -407,7 +408,7 @@ class RegionLearnerQuantizer(nn.Module):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.mode = config.codebook_mode
-        self.decay: float = config.codebook_decay  # type: ignore[assignment] # set by the configuration
+        self.decay = config.resolved.codebook_decay
         self.revival_after = config.codebook_revival_after * config.codebook_size
         codes, channels = config.codebook_size, config.hidden_size
         self.register_buffer("embed", _initial_codebook(codes, channels))
@@ -659,11 +660,13 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.config = config
-        self.normalization = config.mask_normalization
-        self.gather = config.region_gather
-        self.sharpness = config.region_gather_sharpness
+        options = config.resolved.region_options
+        self.normalization = options.mask_normalization
+        self.pooling = options.pooling
+        self.sharpness = options.pooling_sharpness
+        self.has_loss = options.mask_loss_weight > 0
         # (A softmax over positions cancels a bias.)
-        bias = config.mask_normalization != "positions"
+        bias = options.mask_normalization != "positions"
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
 
     def forward(
@@ -685,12 +688,12 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
         loss = None
-        if self.config.region_loss_weight and self.normalization == "regions":
+        if self.has_loss:
             shares, values = (x.unflatten(0, (batch, frames)) for x in (logarithms.exp(), content))
             loss = self._loss(shares, values, frame_mask)
-        if self.gather == "softmax":
+        if self.pooling == "softmax":
             regions = self._softmax_gather(masks, content)
-        elif self.gather == "max":
+        elif self.pooling == "max":
             # One region at a time, and by indices: what would be (S, h * w, D) a frame is never held.
             shares = logarithms.to(content.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
             regions = torch.stack([(content + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
@@ -754,15 +757,16 @@ class RegionLearnerInteractionLayer(nn.Module):
         self.num_heads = config.interaction_heads
         self.scaling = (config.hidden_size // config.interaction_heads) ** -0.5
         self.is_causal = False
-        self.residual = config.interaction_residual
+        options = config.resolved.region_options
+        self.residual = options.interaction_residual
         self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.interaction_norm else nn.Identity()
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if options.interaction_norm else nn.Identity()
         )
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.mlp = (
             nn.Sequential(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), RegionLearnerMLP(config))
-            if config.interaction_mlp
+            if options.interaction_mlp
             else None
         )
 
@@ -785,8 +789,9 @@ class RegionLearnerRegionModule(nn.Module):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
-        self.content = config.region_content
-        self.masks_train_encoder = config.masks_train_encoder
+        options = config.resolved.region_options
+        self.values = options.values
+        self.detach_masks = options.detach_masks
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
         self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
@@ -807,15 +812,13 @@ class RegionLearnerRegionModule(nn.Module):
             valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
             states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
             states, cluster_ids = states.view_as(features), cluster_ids.view(features.shape[:-1])
-        content = features if self.content == "features" and self.aggregation is not None else states
+        content = features if self.values == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask)
             states, content = states + motion, content + motion
         if self.aggregation is None:
             return states.flatten(1, 3), masks, cluster_ids, loss
-        states, masks, loss = self.aggregation(
-            states if self.masks_train_encoder else states.detach(), content, frame_mask
-        )
+        states, masks, loss = self.aggregation(states.detach() if self.detach_masks else states, content, frame_mask)
         mask = None
         if frame_mask is not None:
             mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
@@ -901,19 +904,24 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
     }
 
+    def __init__(self, config: RegionLearnerConfig | RegionLearnerVideoConfig, *inputs, **kwargs):
+        super().__init__(config, *inputs, **kwargs)
+        config.validate_architecture()  # fields may have been set since the configuration was made
+        options = getattr(config, "video_config", config).resolved.region_options
+        self.mask_loss_weight = options.mask_loss_weight
+
     def weighted_region_loss(self, region_loss: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """
-        What the regions add to the loss: `region_loss_weight` times the mean over the clips. In training mode with
-        several processes their results average to that of the global batch.
+        What the masks add to the loss: the region option `mask_loss_weight` times the mean over the clips. In
+        training mode with several processes their results average to that of the global batch.
 
         Args:
             region_loss (`torch.Tensor` of shape `(B,)`): of each clip, from [`RegionLearnerVideoOutput`].
             real (`torch.BoolTensor` of shape `(B,)`, *optional*): which clips count; others fill a batch.
         """
         real = torch.ones_like(region_loss, dtype=torch.bool) if real is None else real
-        weight = getattr(self.config, "video_config", self.config).region_loss_weight
         total = torch.where(real, region_loss, 0).sum()  # what does not count may be anything
-        return weight * _global_mean(total, real.sum(), self.training)
+        return self.mask_loss_weight * _global_mean(total, real.sum(), self.training)
 
     def resize_frames(self, num_frames: int, fill: str = "zeros") -> Self:
         """
@@ -991,9 +999,7 @@ def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Ten
 
 
 def _check_sizes(config: RegionLearnerVideoConfig):
-    for name in ("hidden_size", "num_attention_heads", "image_size", "patch_size", "num_channels", "num_frames"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+    """Raises ValueError for sizes that do not fit together."""
     pairs = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
     if config.interaction_layers:
         pairs.append(("hidden_size", "interaction_heads"))
@@ -1002,6 +1008,8 @@ def _check_sizes(config: RegionLearnerVideoConfig):
             raise ValueError(
                 f"{whole}={getattr(config, whole)} is not a multiple of {part}={getattr(config, part)}: change either."
             )
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act={config.hidden_act!r} is not known; choose one of {', '.join(sorted(ACT2FN))}.")
 
 
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
@@ -1026,6 +1034,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
         self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooling = config.resolved.video_pooling
         self.temporal_fusion = RegionLearnerTemporalFusion(config) if config.temporal_fusion != "attention" else None
         self.post_init()
 
@@ -1036,11 +1045,11 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         """
         One feature of the CLS state (..., D) and regions (..., n, D), of which those count that are `real` (..., n).
         """
-        if self.config.video_pooling == "cls":
+        if self.pooling == "cls":
             return cls
         if real is None:
-            return cls + (tokens.amax(-2) if self.config.video_pooling == "cls_max" else tokens.mean(-2))
-        if self.config.video_pooling == "cls_max":
+            return cls + (tokens.amax(-2) if self.pooling == "cls_max" else tokens.mean(-2))
+        if self.pooling == "cls_max":
             highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
             return cls + torch.where(real.any(-1, keepdim=True), highest, 0)
         weights = real.to(tokens.dtype)
@@ -1249,7 +1258,7 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
         ValueError: the pooled token has not seen the text, or cannot be found.
     """
     text_config: Any = config.text_config
-    pooling = config.text_pooling
+    pooling = config.resolved.text_pooling
     causal = is_causal(text_config)
     if getattr(text_config, "is_causal", None) is not False:  # of a kind that the configuration does not know
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
@@ -1285,7 +1294,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
-        pooling_layer = config.text_pooling == "pooler"
+        pooling_layer = config.resolved.text_pooling == "pooler"
         self.text_model = build_text_tower(config.text_config, pooling_layer)  # type: ignore[arg-type]
         _check_text_pooling(config, self.text_model)
         dim, bias = config.projection_dim, config.projection_bias
@@ -1371,7 +1380,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """One state per text, (B, width), from the text encoder's `outputs` for texts that are padded on the right."""
-        states, pooling = outputs.last_hidden_state, self.config.text_pooling
+        states, pooling = outputs.last_hidden_state, self.config.resolved.text_pooling
         if pooling == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
                 raise ValueError(

@@ -95,8 +95,7 @@ class VideoModelWithEverythingTest(CommonVideoModelTests, unittest.TestCase):
     config = {
         "motion_excitation": True,
         "interaction_layers": 2,
-        "interaction_residual": True,
-        "interaction_norm": True,
+        "region_options": {"mask_loss_weight": 0.5},
         "pre_layernorm": True,
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..configuration_region_learner import rename_old_fields
 from ..files import locked, write_json, write_text
 from ..processes import end_with_parent
 from .cost import relative_cost
@@ -168,7 +169,7 @@ def _costs_before(summary: Path, entries: Sequence[dict[str, Any]]) -> dict[str,
     if not isinstance(before, list) or not all(isinstance(entry, dict) and "row" in entry for entry in before):
         raise ValueError(f"{summary} is no report of an ablation: choose another name for this one.")
     models = {entry["row"]: entry["video_config"] for entry in entries}
-    same = [entry for entry in before if entry.get("video_config") == models.get(entry["row"])]
+    same = [entry for entry in before if rename_old_fields(entry.get("video_config", {})) == models.get(entry["row"])]
     if not same or same[0] is not before[0] or before[0]["row"] != entries[0]["row"]:
         return {}
     return {entry["row"]: entry["cost"] for entry in same if "cost" in entry}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..configuration_region_learner import REGION_FORMS
+from ..configuration_region_learner import REGION_FORMS, RegionOptions, merge_fields
 from ..corpora.folder import suggestion
 from .run import Row, Setting
 
@@ -17,19 +17,33 @@ _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 _QUANTIZED_PATCHES: dict[str, Any] = _NONE | {"codebook_size": 256, "video_pooling": "cls_mean"}
 
 # The form that new models have by default, spelled out: should that change, runs of before tell that they are others.
-_OURS: dict[str, Any] = (
-    _SIZES
-    | {"region_form": "decoupled", "region_gather_sharpness": 3.0, "region_loss_weight": 1.0}
-    | REGION_FORMS["decoupled"]
-)
+_OURS: dict[str, Any] = _SIZES | {
+    "region_form": "decoupled",
+    "region_options": REGION_FORMS["decoupled"] | {"mask_loss_weight": 1.0},
+}
 
 # What that was before: regions are maxima, and masks and codes have their gradient from retrieval alone.
-_MAXIMA: dict[str, Any] = (
-    _SIZES
-    | {"region_form": "decoupled", "region_loss_weight": 0.0}
-    | REGION_FORMS["decoupled"]
-    | {"region_gather": "max", "masks_train_encoder": True}
-)
+_MAXIMA: dict[str, Any] = _SIZES | {
+    "region_form": "decoupled",
+    "region_options": {
+        "mask_normalization": "regions",
+        "pooling": "max",
+        "values": "features",
+        "detach_masks": False,
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+        "mask_loss_weight": 0.0,
+    },
+}
+
+
+def _change(model: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """A video configuration in which some fields and region options are `changed`."""
+    options = {name: value for name, value in changed.items() if name in RegionOptions._fields}
+    sizes = {name: value for name, value in changed.items() if name not in options}
+    return merge_fields(model, sizes | ({"region_options": options} if options else {}))
+
 
 # Tables by name.
 ROWS: dict[str, list[Row]] = {
@@ -52,7 +66,7 @@ ROWS: dict[str, list[Row]] = {
         Row(
             "ours_1_region",
             "ours, one region a frame: no masks",
-            _OURS | {"num_regions": 1, "region_loss_weight": 0.0},  # which would be a constant
+            _change(_OURS, {"num_regions": 1, "mask_loss_weight": 0.0}),  # the loss would be a constant
         ),
         Row("ours_no_codes", "ours, without quantization", _OURS | {"codebook_size": 0}),
         Row("ours_no_interaction", "ours, without interaction", _OURS | {"interaction_layers": 0}),
@@ -76,11 +90,11 @@ ROWS["first_form"] = [
 
 
 def _paper(name: str, describes: str, **changed: Any) -> Row:
-    return Row(f"paper_{name}", f"paper: {describes}", _PAPER | changed, against="paper")
+    return Row(f"paper_{name}", f"paper: {describes}", _change(_PAPER, changed), against="paper")
 
 
 def _ours(name: str, describes: str, **changed: Any) -> Row:
-    return Row(f"ours_{name}", f"ours: {describes}", _OURS | changed, against="ours")
+    return Row(f"ours_{name}", f"ours: {describes}", _change(_OURS, changed), against="ours")
 
 
 # What the two forms chose, one choice at a time.
@@ -90,7 +104,7 @@ ROWS["sweeps"] = [
     _paper("no_codes", "without quantization", codebook_size=0),
     _paper("residual", "residual in the interaction", interaction_residual=True),
     _paper("softmax", "masks a softmax over positions", mask_normalization="positions"),
-    _paper("features", "masks gather unquantized features", region_content="features"),
+    _paper("features", "masks gather unquantized features", values="features"),
     _paper("cls_max", "maximum of regions", video_pooling="cls_max"),
     *_main("ours", "ours_no_interaction"),
     _ours("64_codes", "64 codes", codebook_size=64),
@@ -102,17 +116,17 @@ ROWS["sweeps"] = [
         "over_positions",
         "masks over positions, without their loss",
         mask_normalization="positions",
-        region_loss_weight=0.0,
+        mask_loss_weight=0.0,
     ),
-    _ours("sharpness_2", "sharpness 2", region_gather_sharpness=2.0),
-    _ours("sharpness_4", "sharpness 4", region_gather_sharpness=4.0),
-    _ours("sharpness_8", "sharpness 8", region_gather_sharpness=8.0),
-    _ours("mean_gather", "masks gather means", region_gather="mean"),
-    _ours("max_gather", "masks gather maxima", region_gather="max"),
-    _ours("no_region_loss", "without a loss of the regions", region_loss_weight=0.0),
-    _ours("masks_train_encoder", "the encoder learns through masks and their loss, too", masks_train_encoder=True),
+    _ours("sharpness_2", "sharpness 2", pooling_sharpness=2.0),
+    _ours("sharpness_4", "sharpness 4", pooling_sharpness=4.0),
+    _ours("sharpness_8", "sharpness 8", pooling_sharpness=8.0),
+    _ours("mean_gather", "masks gather means", pooling="mean"),
+    _ours("max_gather", "masks gather maxima", pooling="max"),
+    _ours("no_region_loss", "without a loss of the regions", mask_loss_weight=0.0),
+    _ours("masks_train_encoder", "the encoder learns through masks and their loss, too", detach_masks=False),
     _ours("cls_mean", "mean of regions", video_pooling="cls_mean"),
-    _ours("quantized", "masks gather quantized features", region_content="quantized"),
+    _ours("quantized", "masks gather quantized features", values="quantized"),
     _ours("no_mlp", "no MLP in the interaction", interaction_mlp=False),
     _ours("no_residual", "no residual in the interaction", interaction_residual=False),
 ]

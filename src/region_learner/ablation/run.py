@@ -269,7 +269,7 @@ def run(
     trainer.train()
 
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    weight = model.config.video_config.region_loss_weight
+    weight = model.config.video_config.resolved.region_options.mask_loss_weight
     result: dict[str, Any] = {
         "row": row.name,
         "seed": seed,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration_region_learner import rename_old_fields
 from .run import Row
 
 METRIC = "t2v_R@1"
@@ -84,7 +85,7 @@ def read_runs(directory: Path) -> dict[Path, dict[str, Any]]:
         for name in _METRICS:
             if not isinstance(found["test"].get(name), int | float):
                 raise ValueError(f"{path} is no run of an ablation, whose test split has {name!r}: remove it.")
-        runs[path] = found
+        runs[path] = found | {"video_config": rename_old_fields(found["video_config"])}
     return runs
 
 

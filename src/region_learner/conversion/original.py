@@ -1,6 +1,5 @@
 """Checkpoints of the authors' code, of RegionLearner and of Frozen in Time, as models of this package."""
 
-import difflib
 import logging
 import math
 import os
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+from ..configuration_region_learner import RegionLearnerConfig, nest_overrides, text_config_from_dict
 from ..files import naming
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
@@ -164,33 +163,7 @@ def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike)
         raise ValueError(
             f"The text encoder of {path} is neither DistilBERT nor BERT ({error}): give its text_config."
         ) from error
-    sizes |= given or {}
-    return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-
-
-def config_with_overrides(overrides: dict[str, Any], video: dict[str, Any], **top) -> RegionLearnerConfig:
-    """
-    A configuration from `video` sizes and `top`-level values, with the flat `overrides` of a user: names of the
-    top level go there, all others to the video configuration.
-
-    Raises:
-        ValueError: for a name neither has, with the nearest that exists.
-    """
-    inherited = set(PreTrainedConfig.__dataclass_fields__)
-    allowed_top = set(RegionLearnerConfig.__dataclass_fields__) - inherited - {"video_config", "text_config"}
-    allowed_video = set(RegionLearnerVideoConfig.__dataclass_fields__) - inherited
-    video, top = dict(video), dict(top)
-    for name, value in overrides.items():
-        # Both have an `initializer_range`, say: the tower's is meant, but for what only the top level has.
-        if name in allowed_video:
-            video[name] = value
-        elif name in allowed_top:
-            top[name] = value
-        else:
-            near = difflib.get_close_matches(name, allowed_video | allowed_top, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"{name!r} is no field of the configuration{hint}")
-    return RegionLearnerConfig(video_config=video, **top)
+    return text_config_from_dict(sizes | (given or {}), chosen=given or ())
 
 
 def convert_original_checkpoint(
@@ -233,12 +206,12 @@ def convert_original_checkpoint(
         projection_dim = _shape(state, "text_projection.weight", 2)[0]
     except ValueError as error:
         raise ValueError(f"{path} is not a complete dual encoder: {error}.") from error
-    config = config_with_overrides(
-        config_overrides,
-        video=sizes,
-        text_config=_text_config(state, text_config, path),
-        projection_dim=projection_dim,
-    )
+    found = {
+        "video_config": sizes,
+        "text_config": _text_config(state, text_config, path),
+        "projection_dim": projection_dim,
+    }
+    config = RegionLearnerConfig.from_dict(found, **nest_overrides(config_overrides))
     if config.video_config.codebook_size:
         # The original does not count these: its codes have been trained, and have all been in use lately.
         quantizer = "video_model.region_module.quantizer"

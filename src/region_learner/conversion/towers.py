@@ -22,10 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..loading import check_files
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
-from .original import VIT_NAMES, config_with_overrides, rename
+from .original import VIT_NAMES, rename
 
 logger = logging.getLogger(__name__)
 
@@ -304,13 +305,13 @@ def from_pretrained_towers(
         ValueError: for an image model that is no plain vision transformer with a class token, for incomplete
             weights, sizes that do not fit them, or an unknown override.
     """
+    overrides = nest_overrides(config_overrides)
     tower, (text_config, text_state) = _load_image_tower(video), _load_text_tower(text)
     head = _load_clip_head(text) if _is_same_clip(video, text) else _ClipHead({}, {})
     if config_overrides.get("loss") == "max_margin":
         head.settings.pop("learn_temperature", None)
-    config = config_with_overrides(
-        config_overrides, video=tower.sizes, text_config=text_config.to_dict(), **head.settings
-    )
+    found = {"video_config": tower.sizes, "text_config": text_config} | head.settings
+    config = RegionLearnerConfig.from_dict(found, **overrides)
     changed = [key for key in tower.sizes if getattr(config.video_config, key) != tower.sizes[key]]
     if changed:
         raise ValueError(

@@ -1,11 +1,13 @@
 """Arguments of a training run: dataclasses, the command line, and recipes (YAML files of the same names)."""
 
+import argparse
 import difflib
 import itertools
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -14,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
+from ..configuration_region_learner import merge_fields
 from .argument_rules import check_accelerator_config, check_trackers, refuse_arguments
 from .choice import set_direction
 from .collator import TASKS
+
+logger = logging.getLogger(__name__)
 
 # Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ _NOTHING = ("none", "null")
 def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> Any:
     if not isinstance(value, str):
         return value
+    if value in _NOTHING:
+        return None
     try:
         parsed = json.loads(value)
     except json.JSONDecodeError as error:
@@ -44,12 +51,17 @@ def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> An
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     """
-    Parses a mapping given as JSON; lets others through.
+    Parses a mapping given as JSON, with None for "none"; lets others through.
 
     Raises:
-        ValueError: naming `name`, if it is no JSON object.
+        ValueError: naming `name`, if it is not a JSON object.
     """
     return _from_json(name, value, dict, "object", '{"key": 1}')
+
+
+def _without_null(options: dict | None) -> dict | None:
+    """`options` without those that are taken back to their defaults."""
+    return options and {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass
@@ -105,7 +117,7 @@ class ModelArguments:
         self.video_config = mapping_from_json("video_config", self.video_config)
         self.text_config = mapping_from_json("text_config", self.text_config)
         self.config = mapping_from_json("config", self.config)
-        self.lora = mapping_from_json("lora", self.lora)
+        self.lora = _without_null(mapping_from_json("lora", self.lora))
         for name in ("model", "video_tower", "text_tower", "tokenizer"):
             if getattr(self, name) in _NOTHING:
                 setattr(self, name, None)
@@ -166,7 +178,7 @@ class DataArguments:
     max_train_videos: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
 
     def __post_init__(self):
-        self.corpus_options = mapping_from_json("corpus_options", self.corpus_options) or {}
+        self.corpus_options = _without_null(mapping_from_json("corpus_options", self.corpus_options)) or {}
         self.corpora = _from_json("corpora", self.corpora, list, "list", '[{"corpus": "cc3m", "data_dir": "cc3m"}]')
         for name in ("eval_split", "test_split"):
             if getattr(self, name) in _NOTHING:
@@ -360,7 +372,7 @@ Arguments = tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
     """
     Parses `[RECIPE] [--name value ...]`. Values of the command line go before those of the recipe, and `overrides`
-    before both.
+    before both. Mappings merge key by key, and null takes a key of the recipe back.
 
     Raises:
         ValueError: for an unknown recipe, key or flag, a value that does not parse, or a recipe of several stages.
@@ -380,27 +392,74 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
     argv = list(sys.argv[1:] if argv is None else argv)
     values = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
     stages = values.pop("stages", None) or [{}]
-    parsed = []
+    parsed: list[Any] = []
+    changes: dict[str, None] = {}  # in order, each once
     for number, stage in enumerate(stages, start=1):
         parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
-        parser.set_defaults(**values | stage)
-        namespace = vars(parser.parse_args(argv)) | overrides
+        recipe = _merge_arguments(values, stage)
+        parser.set_defaults(**recipe)
+        given = _given(parser, argv) | overrides
+        merged = _merge_arguments(recipe, given)
+        namespace = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
+        parsed_recipe = vars(parser.parse_args([]))
+        overridden = {name: parsed_recipe[name] for name in recipe if name in given and name != "hub_token"}
+        changes |= dict.fromkeys(_changes(overridden, namespace))
         if namespace.get("output_dir") is None:
             namespace["output_dir"] = os.path.join("runs", f"{namespace['corpus']}")
         if number > 1:
             previous = os.path.join(namespace["output_dir"], f"stage-{number - 1}")
             namespace |= {"model": previous, "video_tower": None, "text_tower": None, "tokenizer": None}
-            namespace |= {
-                "text_config": None,
-                "config": stage.get("config"),
-                "video_config": stage.get("video_config"),
-            }
+            # What all stages share is in that checkpoint.
+            names = ("config", "video_config")
+            own, on_top = ({name: some[name] for name in names if name in some} for some in (stage, given))
+            namespace |= dict.fromkeys(("text_config", *names)) | _merge_arguments(own, on_top)
         if number < len(stages):
             namespace["output_dir"] = os.path.join(namespace["output_dir"], f"stage-{number}")
         parsed.append(parser.parse_dict(namespace, allow_extra_keys=False))
     if len(parsed) > 1:
         _resume_one_stage([arguments[2] for arguments in parsed])
+    for change in changes if parsed[0][2].process_index == 0 else ():
+        logger.info("Changed in the recipe: %s", change)
     return parsed  # type: ignore[return-value]
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that the command line itself gives."""
+    unset = object()
+    names = [item.name for cls in ARGUMENT_CLASSES for item in fields(cls) if item.init]
+    namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    return {name: value for name, value in vars(namespace).items() if value is not unset}
+
+
+def _as_mapping(name: str, value: Any) -> Any:
+    """`value`, or what it is as a mapping if it is written as a JSON object."""
+    return mapping_from_json(name, value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+
+
+def _merge_arguments(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The arguments `below` with those `above` on top; mappings merge key by key."""
+    merged = dict(below)
+    for name, value in above.items():
+        value, base = _as_mapping(name, value), _as_mapping(name, below.get(name))
+        both = isinstance(value, dict) and isinstance(base, dict)
+        merged[name] = merge_fields(base, value, keep_null=True) if both else value
+    return merged
+
+
+def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """What of a recipe is otherwise in the `arguments`, in words: `video_config.num_regions 8 -> 4`."""
+    for name, before in recipe.items():
+        before, now = (_as_mapping(name, value) for value in (before, arguments.get(name)))
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changes(dict.fromkeys(now) | before, now, f"{prefix}{name}.")
+        elif isinstance(before, dict) and now in _NOTHING:
+            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(None)}"
+        elif before != now:
+            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(now)}"
+
+
+def _in_words(value: Any) -> str:
+    return "default" if value is None else json.dumps(value, default=str)
 
 
 def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]):

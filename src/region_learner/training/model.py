@@ -3,14 +3,15 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
-from ..configuration_region_learner import REGION_FORMS, RegionLearnerConfig, RegionLearnerVideoConfig
+from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
-from ..conversion.original import config_with_overrides
 from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
 from ..loading import check_checkpoint, check_files, load_model, load_processor
@@ -48,14 +49,13 @@ def build_model(
         ValueError: if the arguments name none of these, or several, or the tokenizer does not fit the text tower.
     """
     check_source(arguments)
-    overrides = dict(arguments.video_config or {}) | dict(arguments.config or {})
     if arguments.model is not None:
         return _from_checkpoint(arguments, arguments.model)
     if arguments.text_config is not None:
         return _new(arguments, captions)
     assert arguments.video_tower is not None  # as was checked
     assert arguments.text_tower is not None
-    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **overrides)
+    model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **_overrides(arguments))
     frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor_from_towers(arguments.video_tower, arguments.text_tower, num_frames=frames)
 
@@ -86,50 +86,83 @@ def check_source(arguments: ModelArguments):
         raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
 
 
+def check_configuration(arguments: ModelArguments, from_earlier_stage: bool = False):
+    """
+    Checks what the arguments say of the configuration and of adapters, as far as it can be known without weights and
+    captions.
+
+    Args:
+        from_earlier_stage: `model` does not exist yet.
+
+    Raises:
+        ValueError: for a field that does not exist, a value out of range, or sizes that do not fit together.
+    """
+    overrides = _overrides(arguments)
+    if arguments.lora is not None:
+        _check_lora(arguments.lora)
+    if from_earlier_stage:  # of which the values will be checked then, and the names are now
+        nest_overrides(overrides.get("video_config") or {})
+        return
+    if arguments.video_tower is not None:
+        RegionLearnerConfig.from_dict({}, **overrides)  # the sizes are those of the tower
+        return
+    if arguments.model is None:
+        config = _new_config(arguments)
+    elif overrides:
+        config = AutoConfig.from_pretrained(arguments.model, **overrides)
+    else:
+        return
+    with torch.device("meta"):
+        RegionLearnerModel(config)
+
+
+def _overrides(arguments: ModelArguments) -> dict[str, Any]:
+    """What the arguments change in a configuration."""
+    overrides = nest_overrides(arguments.config or {})
+    if arguments.video_config:
+        video = overrides.get("video_config") or {}
+        overrides["video_config"] = merge_fields(video, arguments.video_config, keep_null=True)
+    return overrides
+
+
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     check_files(name)
-    overrides = dict(arguments.config or {})
-    if arguments.video_config:
-        given = arguments.video_config
-        video_config = AutoConfig.from_pretrained(name).video_config.to_dict()
-        # What the configuration derives from other fields is derived anew where these change.
-        if "codebook_mode" in given:
-            video_config["codebook_decay"] = None
-        if "region_form" in given:
-            video_config |= dict.fromkeys(REGION_FORMS["paper"])
-        if given.keys() & {"codebook_size", "num_regions", "region_form"}:
-            video_config["video_pooling"] = None
-        if given.keys() & {"mask_normalization", "num_regions", "region_form"}:
-            video_config["region_loss_weight"] = None
-        overrides["video_config"] = RegionLearnerVideoConfig(**video_config | given).to_dict()
-    frames = (arguments.video_config or {}).get("num_frames")
-    if frames is not None:  # positions are resized after loading
-        overrides["video_config"].pop("num_frames")
-    model = load_model(AutoModel, name, **overrides)
-    if frames is not None and frames != model.config.video_config.num_frames:
-        model = model.resize_frames(frames, fill=arguments.frame_fill)
+    if overrides := _overrides(arguments):
+        config = AutoConfig.from_pretrained(name, **overrides)
+        frames = config.video_config.num_frames
+        # Positions are resized after loading.
+        config.video_config.num_frames = AutoConfig.from_pretrained(name).video_config.num_frames
+        model = load_model(AutoModel, name, config=config)
+        if frames != config.video_config.num_frames:
+            model = model.resize_frames(frames, fill=arguments.frame_fill)
+    else:
+        model = load_model(AutoModel, name)
     processor = load_processor(name, model.config.text_config)
     processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor
 
 
+def _new_config(arguments: ModelArguments, **defaults: Any) -> RegionLearnerConfig:
+    """The configuration of a new model; `defaults` are of the text encoder."""
+    text_config = {name: value for name, value in (arguments.text_config or {}).items() if value is not None}
+    if "model_type" not in text_config:
+        raise ValueError("text_config needs a model_type, for example 'distilbert'.")
+    overrides = _overrides(arguments)
+    overrides["text_config"] = merge_fields(overrides.get("text_config") or {}, defaults | text_config)
+    return RegionLearnerConfig.from_dict({}, **overrides)
+
+
 def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
-    text_config = dict(arguments.text_config or {})
-    length = text_config.get("max_position_embeddings", 64)
+    length = (arguments.text_config or {}).get("max_position_embeddings") or 64
     if arguments.tokenizer == "train":
         tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    text_config.setdefault("vocab_size", len(tokenizer))
+    defaults = {"vocab_size": len(tokenizer)}
     if tokenizer.pad_token_id is not None:
-        text_config.setdefault("pad_token_id", tokenizer.pad_token_id)
-    if "model_type" not in text_config:
-        raise ValueError("text_config needs a model_type, for example 'distilbert'.")
-    text = AutoConfig.for_model(text_config.pop("model_type"), **text_config)
-    config: RegionLearnerConfig = config_with_overrides(
-        dict(arguments.config or {}), video=arguments.video_config or {}, text_config=text
-    )
+        defaults["pad_token_id"] = tokenizer.pad_token_id
+    config = _new_config(arguments, **defaults)
     check_text_tower(config.text_config, tokenizer)  # type: ignore[arg-type]
     video = config.video_config
     video_processor = RegionLearnerVideoProcessor.for_image_size(
@@ -170,6 +203,21 @@ def with_head(
     return result  # type: ignore[return-value]
 
 
+def _import_peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    return peft
+
+
+def _check_lora(options: dict[str, Any]):
+    known = {item.name for item in fields(_import_peft().LoraConfig) if item.init} | {"towers"}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{suggestion(name, known) or '.'}")
+
+
 def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     """
     Low-rank adapters (PEFT) in the blocks of the towers. What is not of a pre-trained tower (region module, fusion
@@ -181,16 +229,10 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
 
     Raises:
         ImportError: without `peft`.
-        ValueError: for options that do not exist, and towers that the model does not have.
+        ValueError: for options that do not exist, or towers that the model does not have.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
-    for name in options:
-        if name != "towers" and name not in LoraConfig.__dataclass_fields__:
-            near = suggestion(name, LoraConfig.__dataclass_fields__) or "."
-            raise ValueError(f"lora: {name!r} is not an option of peft.LoraConfig{near}")
+    _check_lora(options)
+    peft = _import_peft()
     options = dict(options)
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
@@ -207,7 +249,7 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
     if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
         trained_whole.append("temporal_fusion")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
-    adapted = get_peft_model(model, LoraConfig(**defaults | options))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
     for name, parameter in adapted.named_parameters():
         # No modules, so PEFT leaves them frozen: scale and bias of the loss, and positions that may all be zero yet.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers

@@ -18,7 +18,7 @@ from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLear
 from .choice import settle_choice
 from .collator import UNLABELLED_TASKS
 from .data import CorpusPart
-from .model import build_model, check_source, with_head, with_lora
+from .model import build_model, check_configuration, check_source, with_head, with_lora
 from .negatives import check_batch_size
 from .trainer import RegionLearnerTrainer
 
@@ -161,14 +161,20 @@ def check_arguments(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: RegionLearnerTrainingArguments,
+    from_earlier_stage: bool = False,
 ) -> None:
     """
     Finds out what cannot work before corpora are loaded, which can take minutes, and earlier stages trained.
 
+    Args:
+        from_earlier_stage: `model` is what an earlier stage will have trained.
+
     Raises:
         ValueError: for arguments that do not fit together.
     """
-    check_source(model_arguments)
+    if not from_earlier_stage:
+        check_source(model_arguments)
+    check_configuration(model_arguments, from_earlier_stage)
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
         training_arguments.eval_strategy = IntervalStrategy.EPOCH
     settle_choice(training_arguments, model_arguments.task, data_arguments.eval_split is not None)
@@ -305,8 +311,8 @@ def train_stages(
     Returns:
         The results of the last stage.
     """
-    for arguments in stages:
-        check_arguments(*arguments)
+    for number, arguments in enumerate(stages, start=1):
+        check_arguments(*arguments, from_earlier_stage=number > 1)
     for number, arguments in enumerate(stages, start=1):
         output_dir = Path(str(arguments[2].output_dir))
         done = output_dir / "results.json"

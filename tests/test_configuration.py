@@ -1,0 +1,582 @@
+"""Configurations: every field by every way to set it, what is derived, older checkpoints, and what is refused."""
+
+import functools
+import json
+import logging
+import math
+import re
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig
+
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerModel,
+    RegionLearnerProcessor,
+    RegionLearnerVideoConfig,
+    RegionLearnerVideoModel,
+    RegionLearnerVideoProcessor,
+    configuration_region_learner,
+)
+from region_learner.cli import main
+from region_learner.configuration_region_learner import (
+    REGION_FORMS,
+    RegionOptions,
+    merge_fields,
+    nest_overrides,
+    rename_old_fields,
+)
+from region_learner.training import ModelArguments, build_model, parse_arguments, parse_stages, run
+from region_learner.training.tokenizer import train_tokenizer
+
+from .conftest import NO_REGIONS, TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
+
+TEXT = {"model_type": "distilbert", "dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99}
+# Another value for each field of the video tower, with what else it needs.
+VIDEO_FIELDS = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "initializer_range": 0.1,
+    "image_size": 48,
+    "patch_size": 16,
+    "num_channels": 1,
+    "num_frames": 3,
+    "patch_bias": False,
+    "pre_layernorm": True,
+    "time_attention_init": "original",
+    "codebook_size": 8,
+    "codebook_mode": "original",
+    "codebook_decay": 0.5,
+    "codebook_revival_after": 7,
+    "num_regions": 1,
+    "interaction_layers": 0,
+    "interaction_heads": 2,
+    "region_form": "paper",
+    "region_options": {"pooling": "max", "detach_masks": False},
+    "motion_excitation": True,
+    "video_pooling": "cls_mean",
+    "temporal_fusion": "linear",
+}
+REGION_OPTIONS = {
+    "mask_normalization": "positions",
+    "pooling": "mean",
+    "pooling_sharpness": 8.0,
+    "values": "quantized",
+    "detach_masks": False,
+    "interaction_residual": False,
+    "interaction_norm": False,
+    "interaction_mlp": False,
+    "mask_loss_weight": 0.25,
+}
+TOP_FIELDS = {
+    "projection_dim": 24,
+    "temperature": 0.1,
+    "learn_temperature": True,
+    "loss": "sigmoid",
+    "sigmoid_bias": -5.0,
+    "margin": 0.3,
+    "text_pooling": "mean",
+    "text_projection_relu": False,
+    "projection_bias": False,
+    "initializer_range": 0.01,
+}
+CHANGES = [
+    *({"video_config": {name: value}} for name, value in VIDEO_FIELDS.items()),
+    *({"video_config": {"region_options": {name: value}}} for name, value in REGION_OPTIONS.items()),
+    *({name: value} for name, value in TOP_FIELDS.items()),
+    {"video_config": NO_REGIONS},
+    {"video_config": NO_REGIONS | {"video_pooling": "cls_max"}},
+    {"video_config": {"region_form": "paper", "region_options": {"interaction_residual": True}}},
+]
+
+
+def test_every_field_is_tried():
+    assert VIDEO_FIELDS.keys() == RegionLearnerVideoConfig.own_fields()
+    assert REGION_OPTIONS.keys() == set(RegionOptions._fields)
+    assert TOP_FIELDS.keys() | {"video_config", "text_config"} == RegionLearnerConfig.own_fields()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint, with a processor and its tokenizer."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = train_tokenizer(["a red square moves left", "the blue circle"], 99, 16)
+    RegionLearnerModel(config_of({})).save_pretrained(path)
+    video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=4)
+    RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(path)
+    return path
+
+
+def config_of(change, **more) -> RegionLearnerConfig:
+    video = TINY_VIDEO | change.get("video_config", {})
+    fields = {"projection_dim": 16} | {name: value for name, value in change.items() if name != "video_config"}
+    return RegionLearnerConfig(video_config=video, text_config=dict(TEXT), **fields | more)
+
+
+def chosen(config) -> dict:
+    """What a configuration says, without what transformers adds."""
+    video = config.video_config
+    fields = {name: getattr(config, name) for name in config.own_fields() - {"video_config", "text_config"}}
+    of_video = {name: getattr(video, name) for name in video.own_fields()}
+    return fields | {"video_config": of_video, "resolved": (config.resolved, video.resolved)}
+
+
+def shapes(model) -> dict:
+    """Shapes of all weights but those of the text encoder, whose vocabulary may be another one."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("text_model.")}
+
+
+@functools.cache
+def shapes_of_the_checkpoint() -> dict:
+    return shapes(RegionLearnerModel(config_of({})))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: re.sub(r"\W+", "_", json.dumps(change)).strip("_"))
+def test_every_field_means_the_same_however_it_is_set(change, checkpoint, tmp_path):
+    expected = config_of(change)
+    assert chosen(expected) != chosen(config_of({}))
+    with torch.device("meta"):
+        built = shapes(RegionLearnerModel(expected))
+
+    # Overrides of a saved configuration, and of a model.
+    assert chosen(RegionLearnerConfig.from_pretrained(checkpoint, **change)) == chosen(expected)
+    assert chosen(AutoConfig.from_pretrained(checkpoint, **change)) == chosen(expected)
+    model = AutoModel.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **change)
+    assert (chosen(model.config), shapes(model)) == (chosen(expected), built)
+    if video := change.get("video_config"):
+        config = RegionLearnerVideoConfig.from_pretrained(checkpoint, **video)
+        assert {name: getattr(config, name) for name in config.own_fields()} == chosen(expected)["video_config"]
+        assert config.resolved == expected.video_config.resolved
+
+    # A recipe and the command line.
+    recipe = tmp_path / "recipe.yaml"
+    text = {**TEXT, "max_position_embeddings": 16}
+    new = {"video_config": TINY_VIDEO, "text_config": text, "config": {"projection_dim": 16}}
+    recipe.write_text(json.dumps(new | {"tokenizer": str(checkpoint), "use_cpu": True}))
+    top = {name: value for name, value in change.items() if name != "video_config"}
+    argv = [f"--video_config={json.dumps(change.get('video_config', {}))}", f"--config={json.dumps(top)}"]
+    model, _ = build_model(parse_arguments([str(recipe), *argv])[0])
+    assert (chosen(model.config), shapes(model)) == (chosen(expected), built)
+    if built == shapes_of_the_checkpoint() or "num_frames" in change.get("video_config", {}):
+        arguments, _, _ = parse_arguments([f"--model={checkpoint}", "--use_cpu=true", *argv])
+        model, processor = build_model(arguments)
+        assert (chosen(model.config), shapes(model)) == (chosen(expected), built)
+        assert processor.video_processor.num_frames == expected.video_config.num_frames
+
+    # What was chosen is saved, and nothing else.
+    expected.save_pretrained(tmp_path / "saved")
+    again = RegionLearnerConfig.from_pretrained(tmp_path / "saved")
+    assert chosen(again) == chosen(expected)
+    again.save_pretrained(tmp_path / "again")
+    saved = [(tmp_path / name / "config.json").read_text() for name in ("saved", "again")]
+    assert saved[0] == saved[1]
+    of_video = json.loads(saved[0])["video_config"]
+    assert of_video["region_options"] == expected.video_config.region_options
+    assert of_video["codebook_decay"] == change.get("video_config", {}).get("codebook_decay")
+
+
+def test_overrides_of_a_saved_default_mean_what_they_say(tmp_path):
+    """Each by its outputs: those of the model whose configuration said so from the beginning."""
+    video_config = RegionLearnerVideoConfig(**TINY_VIDEO)
+    video_config.save_pretrained(tmp_path)
+    for change in ({"region_form": "paper"}, {"codebook_mode": "original"}, NO_REGIONS):
+        outputs = []
+        for config in (
+            RegionLearnerVideoConfig.from_pretrained(tmp_path, **change),
+            RegionLearnerVideoConfig(**TINY_VIDEO | change),
+        ):
+            torch.manual_seed(0)
+            model = RegionLearnerVideoModel(config).train()
+            outputs.append((model(clips()).pooler_output, *model.state_dict().values()))
+        assert len(outputs[0]) == len(outputs[1])
+        assert all(torch.equal(one, other) for one, other in zip(*outputs)), change
+    frozen = RegionLearnerVideoConfig.from_pretrained(tmp_path, **NO_REGIONS)
+    assert frozen.resolved.video_pooling == "cls"
+    assert RegionLearnerVideoConfig.from_pretrained(tmp_path, codebook_mode="original").resolved.codebook_decay == 0.1
+
+
+def test_null_takes_a_field_back_to_its_default(tmp_path):
+    config_of({"video_config": {"num_regions": 2, "codebook_decay": 0.5, "region_options": {"pooling": "max"}}}
+              ).save_pretrained(tmp_path)  # fmt: skip
+    back = {"num_regions": None, "codebook_decay": None, "region_options": {"pooling": None}, "video_pooling": None}
+    video = AutoConfig.from_pretrained(tmp_path, projection_dim=None, video_config=back).video_config
+    assert (video.num_regions, video.codebook_decay, video.region_options) == (8, None, {})
+    assert video.hidden_size == TINY_VIDEO["hidden_size"]
+    unchanged = AutoConfig.from_pretrained(tmp_path, video_config=None, text_config=None)
+    assert chosen(unchanged) == chosen(AutoConfig.from_pretrained(tmp_path))
+    with pytest.raises(StrictDataclassFieldValidationError, match="expected int"):
+        AutoConfig.from_pretrained(tmp_path, video_config={"num_regions": "4"})
+
+
+def test_mappings_merge_key_by_key():
+    below = {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}
+    above = {"a": 5, "b": {"c": None, "f": None, "g": {"h": None}}, "e": None, "i": None}
+    assert merge_fields(below, above) == {"a": 5, "b": {"d": 3, "g": {}}}
+    kept = {"a": 5, "b": {"d": 3, "f": None, "g": {"h": None}}, "i": None}
+    assert merge_fields(below, above, keep_null=True) == kept
+    assert below == {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}
+    other = {"model_type": "bert", "num_hidden_layers": 2}
+    assert merge_fields({"text_config": dict(TEXT)}, {"text_config": other}) == {"text_config": other}
+    assert merge_fields(TEXT, {"model_type": "distilbert", "n_layers": 2}) == TEXT | {"n_layers": 2}
+
+
+def test_the_text_configuration_of_a_checkpoint_merges_too(checkpoint):
+    config = AutoConfig.from_pretrained(checkpoint, text_config={"n_layers": 3, "hidden_size": 64})
+    assert (config.text_config.n_layers, config.text_config.dim, config.text_config.vocab_size) == (3, 64, 99)
+    other = AutoConfig.from_pretrained(checkpoint, text_config={"model_type": "bert", "num_hidden_layers": 1})
+    assert type(other.text_config) is BertConfig
+    assert other.text_config.vocab_size == BertConfig().vocab_size
+    assert other.resolved.text_pooling == "pooler"
+    replaced = AutoConfig.from_pretrained(checkpoint, text_config=tiny_text_config(n_layers=4))
+    assert replaced.text_config.n_layers == 4
+    new_tower = AutoConfig.from_pretrained(checkpoint, video_config=RegionLearnerVideoConfig(hidden_size=64))
+    assert (new_tower.video_config.hidden_size, new_tower.video_config.num_hidden_layers) == (64, 12)
+
+
+# Configurations as they were saved when each region option was a field, and derived values were saved with them.
+OLD_OPTIONS = {
+    "decoupled": {
+        "mask_normalization": "regions",
+        "region_gather": "softmax",
+        "region_gather_sharpness": 3.0,
+        "region_content": "features",
+        "masks_train_encoder": False,
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+        "region_loss_weight": 1.0,
+    },
+    "paper": {
+        "mask_normalization": "none",
+        "region_gather": "mean",
+        "region_gather_sharpness": 3.0,
+        "region_content": "quantized",
+        "masks_train_encoder": True,
+        "interaction_residual": False,
+        "interaction_norm": False,
+        "interaction_mlp": False,
+        "region_loss_weight": 0.0,
+    },
+}
+_OLD = {"region_form": "decoupled", "codebook_mode": "ema", "codebook_decay": 0.99, "video_pooling": "cls_max"}
+OLD = {
+    "decoupled": (_OLD | OLD_OPTIONS["decoupled"], {}),
+    "paper": (
+        {"region_form": "paper", "codebook_mode": "original", "codebook_decay": 0.1, "video_pooling": "cls_mean"}
+        | OLD_OPTIONS["paper"],
+        {"region_form": "paper", "codebook_mode": "original"},
+    ),
+    "frozen": (_OLD | OLD_OPTIONS["decoupled"] | NO_REGIONS | {"region_loss_weight": 0.0, "video_pooling": "cls"},
+               NO_REGIONS),
+    "positions": (
+        _OLD | OLD_OPTIONS["decoupled"] | {"mask_normalization": "positions", "region_loss_weight": 0.0},
+        {"region_options": {"mask_normalization": "positions"}},
+    ),
+    "own": (
+        _OLD | OLD_OPTIONS["decoupled"] | {"region_gather": "max", "masks_train_encoder": True, "codebook_decay": 0.5,
+                                           "region_gather_sharpness": 8.0, "region_loss_weight": 0.5,
+                                           "video_pooling": "cls"},
+        {"codebook_decay": 0.5, "video_pooling": "cls",
+         "region_options": {"pooling": "max", "detach_masks": False, "pooling_sharpness": 8.0,
+                            "mask_loss_weight": 0.5}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_older_checkpoints_are_what_they_were(name, tmp_path):
+    old, now = OLD[name]
+    tiny_model(**now).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for field in ("region_options", "codebook_decay", "video_pooling"):
+        del saved["video_config"][field]
+    saved["video_config"] |= old
+    saved["text_pooling"] = "first"  # the default of DistilBERT, saved
+    path.write_text(json.dumps(saved))
+    model = AutoModel.from_pretrained(tmp_path)
+    expected = tiny_model(**now)
+    assert chosen(model.config) == chosen(expected.config)
+    inputs = texts() | {"pixel_values_videos": clips(), "return_loss": True}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).loss, expected(**inputs).loss)
+    # Overrides mean what they say there, too.
+    changed = AutoConfig.from_pretrained(
+        tmp_path,
+        text_config={"model_type": "bert"},
+        video_config={"region_form": "paper", "codebook_mode": "original", "region_options": None},
+    )
+    assert changed.resolved.text_pooling == "pooler"
+    if name != "own":
+        assert changed.video_config.resolved.codebook_decay == 0.1
+        assert changed.video_config.resolved.video_pooling == ("cls" if name == "frozen" else "cls_mean")
+    assert REGION_FORMS["paper"].items() <= changed.video_config.resolved.region_options._asdict().items()
+
+
+def test_old_names_mean_the_region_options():
+    config = RegionLearnerVideoConfig(region_gather="max", masks_train_encoder=True, region_form="decoupled")
+    assert config.region_options == {"pooling": "max", "detach_masks": False}
+    assert rename_old_fields({"num_regions": 4, "region_content": None}) == {"num_regions": 4}
+    with pytest.raises(ValueError, match=r"'region_gather' is now region_options\['pooling'\], and both are given"):
+        RegionLearnerVideoConfig(region_gather="max", region_options={"pooling": "mean"})
+
+
+def test_what_transformers_writes_into_a_configuration_is_let_through(checkpoint, tmp_path):
+    saved = json.loads((checkpoint / "config.json").read_text())
+    added = {
+        "architectures": ["RegionLearnerModel"], "dtype": "bfloat16", "transformers_version": "5.17.0",
+        "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None, "return_dict": True,
+        "output_hidden_states": True, "output_attentions": False, "tie_word_embeddings": False, "use_cache": False,
+        "pad_token_id": 0, "bos_token_id": None, "quantization_config": None, "_name_or_path": "there",
+        "_attn_implementation_autoset": True, "_commit_hash": "0", "chunk_size_feed_forward": 0,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(saved | added))
+    config = AutoConfig.from_pretrained(tmp_path, attn_implementation="eager", num_labels=5)
+    assert config.id2label[1] == "LABEL_1"
+    assert config.num_labels == 5
+    assert config.output_hidden_states
+    assert config.video_config._attn_implementation == "eager"
+    overridden = AutoConfig.from_pretrained(tmp_path, video_config={"num_regions": 2}, attn_implementation="eager")
+    assert (overridden.dtype, overridden.output_hidden_states) == (torch.bfloat16, True)
+    assert overridden.video_config._attn_implementation == "eager"
+    # Options of a model, and of processors, which ask for the configuration, too.
+    options = {
+        "device_map": "cpu", "low_cpu_mem_usage": True, "use_safetensors": True, "weights_only": True,
+        "dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, "key_mapping": None,
+        "output_loading_info": True,
+    }  # fmt: skip
+    model, _ = AutoModel.from_pretrained(checkpoint, **options)
+    assert type(model) is RegionLearnerModel
+    processor = AutoProcessor.from_pretrained(checkpoint, num_frames=2, use_fast=True, padding_side="right")
+    assert processor.video_processor.num_frames == 2
+    assert AutoConfig.from_pretrained(checkpoint, use_fast=True).projection_dim == 16
+
+
+# What is refused
+
+
+def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
+    near = "'num_regionz' is not a field of RegionLearnerVideoConfig; did you mean 'num_regions'?"
+    of_video = "'num_regions' is not a field of RegionLearnerConfig, but of its video_config: give video_config={'num_"
+    option = "'pooling' is not a field of RegionLearnerVideoConfig, but a key of its region_options: give region_opt"
+    top = "'temperature_' is not a field of RegionLearnerConfig; did you mean 'temperature'?"
+    text = "text_config: 'n_layer' is not a field of DistilBertConfig; did you mean 'n_layers'?"
+    for call, message in [
+        (lambda: RegionLearnerVideoConfig(num_regionz=4), near),
+        (lambda: RegionLearnerVideoConfig.from_pretrained(checkpoint, num_regionz=4), near),
+        (lambda: RegionLearnerVideoModel.from_pretrained(checkpoint, num_regionz=4), near),
+        (lambda: RegionLearnerConfig(video_config={"num_regionz": 4}), near),
+        (lambda: RegionLearnerConfig.from_pretrained(checkpoint, video_config={"num_regionz": 4}), near),
+        (lambda: AutoModel.from_pretrained(checkpoint, video_config={"num_regionz": 4}), near),
+        (lambda: AutoModel.from_pretrained(checkpoint, num_regions=4), of_video),
+        (lambda: RegionLearnerModel.from_pretrained(checkpoint, num_regions=4), of_video),
+        (lambda: AutoModel.from_pretrained(checkpoint, num_regionz=4), "did you mean 'num_regions', in video_config?"),
+        (lambda: RegionLearnerVideoConfig(pooling="max"), option),
+        (lambda: RegionLearnerConfig(video_config={"temperature": 1.0}), "but of RegionLearnerConfig: give it there"),
+        (lambda: RegionLearnerConfig(temperature_=1.0), top),
+        (lambda: RegionLearnerConfig.from_pretrained(checkpoint, temperature_=1.0), top),
+        (lambda: AutoConfig.from_pretrained(checkpoint, temperature_=1.0), top),
+        (lambda: AutoModel.from_pretrained(checkpoint, temperature_=1.0), top),
+        (lambda: RegionLearnerConfig.from_pretrained(checkpoint, unknown=1), "'unknown' is not a field of Region"),
+        (lambda: RegionLearnerConfig(unknown=1), "'unknown' is not a field of RegionLearnerConfig."),
+        (
+            lambda: RegionLearnerVideoConfig(region_options={"poolin": "max"}),
+            "'poolin' is not a key of region_opt",
+        ),
+        (lambda: RegionLearnerConfig(text_config=TEXT | {"n_layer": 1}), text),
+        (lambda: AutoModel.from_pretrained(checkpoint, text_config={"n_layer": 1}), text),
+        (lambda: RegionLearnerConfig(text_config={"model_type": "distilber"}), "did you mean 'distilbert'?"),
+        (
+            lambda: nest_overrides({"num_regionz": 4}),
+            "the configuration; did you mean 'num_regions'",
+        ),
+        (lambda: RegionLearnerConfig(video_config=BertConfig()), "video_config is that of a 'bert' model"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+
+
+def test_attributes_that_were_saved_with_a_configuration_are_left_out_with_a_warning(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(configuration_region_learner.logger, "warning", lambda text, *args: said.append(text % args))
+    config = config_of({})
+    config.batch_norm_eps = config.video_config.batch_norm_eps = 1.0
+    config.save_pretrained(tmp_path)
+    assert chosen(AutoConfig.from_pretrained(tmp_path)) == chosen(config_of({}))
+    assert said == [
+        f"Saved with a {name}, but not fields of it, and left out: batch_norm_eps."
+        for name in ("RegionLearnerConfig", "RegionLearnerVideoConfig")
+    ]
+
+
+def test_fields_of_any_text_encoder_are_known():
+    """Also those that transformers renames or reads for older checkpoints."""
+    for fields in (
+        {"model_type": "distilbert", "hidden_size": 16, "num_attention_heads": 2},
+        {"model_type": "bert", "pad_token_id": 1, "use_cache": False},
+        {"model_type": "gpt2", "hidden_size": 16, "n_head": 2, "n_layer": 1},
+        {"model_type": "modernbert", "global_rope_theta": 10.0},
+        {"model_type": "llama", "rope_theta": 10.0, "num_hidden_layers": 1},
+        {"model_type": "clip_text_model", "projection_dim": 4},
+    ):
+        assert RegionLearnerConfig(text_config=fields).text_config.model_type == fields["model_type"]
+
+
+NAN, INF = math.nan, math.inf
+SIZES = ["hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels"]
+COUNTS = ["num_hidden_layers", "codebook_size", "codebook_revival_after", "num_regions", "interaction_layers"]
+WRONG = [
+    *({"video_config": {name: value}} for name in [*SIZES, "num_frames", "interaction_heads"] for value in (0, -1)),
+    *({"video_config": {name: -1}} for name in COUNTS),
+    *({"video_config": {"layer_norm_eps": value}} for value in (-1.0, NAN, INF)),
+    *({"video_config": {"initializer_range": value}} for value in (-1.0, NAN, INF)),
+    *({"video_config": {"codebook_decay": value}} for value in (-0.1, 1.0, NAN, INF)),
+    *({"video_config": {"region_options": {"pooling_sharpness": value}}} for value in (-1, NAN, INF, "3", True)),
+    *({"video_config": {"region_options": {"mask_loss_weight": value}}} for value in (-1, NAN, INF, "1")),
+    *({"video_config": {"region_options": {"detach_masks": value}}} for value in (0, "yes")),
+    {"video_config": {"region_options": {"pooling": "median"}}},
+    {"projection_dim": 0},
+    *({"temperature": value} for value in (0, 0.0, -1.0, NAN, INF, 10**400)),
+    *({"margin": value} for value in (0.0, -1.0, NAN, INF)),
+    *({"sigmoid_bias": value} for value in (NAN, INF)),
+    *({"initializer_range": value} for value in (-1.0, NAN)),
+    {"loss": "los"},
+    *({"text_config": {name: -1}} for name in ("n_layers", "n_heads", "dim", "vocab_size")),
+    {"text_config": {"initializer_range": NAN}},
+]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=str)
+def test_values_out_of_range_are_refused(change, checkpoint):
+    """By every constructor, and when a model is built of a configuration that was changed field by field."""
+    field, value = next(reversed(change.items()))
+    while isinstance(value, dict):
+        field, value = next(iter(value.items()))
+    with pytest.raises(ValueError, match=f"{field}.*{re.escape(str(value))}"):
+        AutoModel.from_pretrained(checkpoint, **change)
+    config = config_of({})
+    for name, values in change.items():
+        if isinstance(values, dict):
+            for key, one in values.items():
+                setattr(getattr(config, name), key, one)
+        else:
+            setattr(config, name, values)
+    with pytest.raises(ValueError, match=field):
+        RegionLearnerModel(config)
+
+
+def test_a_loss_without_a_temperature_does_not_learn_one(checkpoint):
+    with pytest.raises(ValueError, match="loss='max_margin' has no temperature to learn"):
+        AutoModel.from_pretrained(checkpoint, loss="max_margin", learn_temperature=True)
+
+
+def test_sizes_that_do_not_fit_together_are_refused_when_the_model_is_built():
+    for change, message in {
+        ("image_size", 30): "image_size=30 is not a multiple of patch_size=8",
+        ("num_attention_heads", 5): "hidden_size=32 is not a multiple of num_attention_heads=5",
+        ("interaction_heads", 5): "hidden_size=32 is not a multiple of interaction_heads=5",
+        ("hidden_act", "geluu"): "hidden_act='geluu' is not known; choose one of",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            RegionLearnerModel(config_of({"video_config": dict([change])}))
+    RegionLearnerModel(config_of({"video_config": {"interaction_heads": 5, "interaction_layers": 0}}))
+
+
+# Recipes and the command line
+
+
+def test_the_command_line_merges_into_the_mappings_of_a_recipe(caplog):
+    caplog.set_level(logging.INFO, "region_learner")
+    given = {"num_regions": 4, "codebook_size": None, "region_options": {"pooling": "max"}}
+    argv = ["small_from_scratch", f"--video_config={json.dumps(given)}", "--seed=3", "--learning_rate=1e-3"]
+    of_recipe, _, _ = parse_arguments(["small_from_scratch"])
+    assert not caplog.records
+    model, _, _ = parse_arguments([*argv, '--config={"loss": "sigmoid"}'])
+    sizes = {name: value for name, value in of_recipe.video_config.items() if name != "codebook_size"}
+    assert model.video_config == sizes | {"num_regions": 4, "region_options": {"pooling": "max"}}
+    assert model.config == of_recipe.config | {"loss": "sigmoid"}
+    assert model.text_config == of_recipe.text_config
+    assert [record.getMessage() for record in caplog.records] == [
+        'Changed in the recipe: config.loss default -> "sigmoid"',
+        "Changed in the recipe: video_config.num_regions 8 -> 4",
+        'Changed in the recipe: video_config.region_options default -> {"pooling": "max"}',
+        "Changed in the recipe: video_config.codebook_size 256 -> default",
+        "Changed in the recipe: seed 0 -> 3",
+    ]
+    assert parse_arguments([*argv, "--video_config=none"])[0].video_config is None
+
+
+def test_null_without_a_recipe_is_of_the_checkpoint(checkpoint):
+    argv = [f"--model={checkpoint}", '--video_config={"codebook_revival_after": null, "region_options": null}']
+    model, _ = build_model(parse_arguments([*argv, "--use_cpu=true"])[0])
+    assert model.config.video_config.codebook_revival_after == 100
+    lora = parse_arguments([f"--model={checkpoint}", '--lora={"r": 4, "target_modules": null}', "--use_cpu=true"])[0]
+    assert lora.lora == {"r": 4}
+
+
+def test_stages_merge_alike(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "video_tower: a\ntext_tower: b\nuse_cpu: true\nvideo_config: {num_frames: 1, codebook_size: 8}\n"
+        "stages: [{video_config: {num_frames: 2}}, {video_config: {num_frames: 4}}, {}]\n"
+    )
+
+    def video_configs(*argv):
+        return [model.video_config for model, _, _ in parse_stages([str(recipe), *argv])]
+
+    assert video_configs() == [{"num_frames": 2, "codebook_size": 8}, {"num_frames": 4}, None]
+    more = {"num_regions": 4}
+    assert video_configs('--video_config={"num_regions": 4}') == [
+        {"num_frames": 2, "codebook_size": 8} | more, {"num_frames": 4} | more, more,
+    ]  # fmt: skip
+    assert video_configs('--video_config={"codebook_size": null}')[0] == {"num_frames": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (['--config={"los": "sigmoid"}'], "'los' is not a field of the configuration; did you mean 'loss'?"),
+        (['--video_config={"num_regionz": 4}'], "'num_regionz' is not a field of RegionLearnerVideoConfig; did you"),
+        (['--config={"temperature": 0}'], "temperature=0 must be greater than 0."),
+        (['--config={"loss": "hinge"}'], "loss='hinge' is not known; choose one of"),
+        (['--config={"loss": "max_margin", "margin": -1}'], "margin=-1 must be greater than 0."),
+        (['--video_config={"image_size": 30}'], "image_size=30 is not a multiple of patch_size"),
+        (['--video_config={"num_hidden_layers": -1}'], "num_hidden_layers=-1 must be at least 0."),
+        (['--lora={"rank": 4, "lora_alfa": 8}'], "lora: 'rank' is not a field of peft.LoraConfig"),
+        (['--lora={"lora_alfa": 8}'], "'lora_alfa' is not a field of peft.LoraConfig; did you mean 'lora_alpha'?"),
+    ],
+)
+@pytest.mark.parametrize("source", ["checkpoint", "recipe", "towers"])
+def test_a_wrong_configuration_is_found_before_corpora_are_loaded(
+    source, given, message, checkpoint, monkeypatch, capsys
+):
+    def too_late(*_):
+        raise AssertionError("the corpora are loaded")
+
+    monkeypatch.setattr(run, "load_parts", too_late)
+    argv = {
+        "checkpoint": [f"--model={checkpoint}"],
+        "recipe": ["small_from_scratch"],
+        "towers": ["--video_tower=vit_tiny_patch16_224", "--text_tower=distilbert"],
+    }[source]
+    if source == "towers" and "image_size" in given[0]:
+        return  # which sizes fit is for the weights to say
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", *argv, *given, "--use_cpu=true", "--report_to=none"])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("region-learner: error: ")
+    assert message in error
+
+
+def test_arguments_from_python_are_checked_as_well(checkpoint):
+    with pytest.raises(ValueError, match="did you mean 'num_regions'"):
+        build_model(ModelArguments(model=str(checkpoint), video_config={"num_regionz": 4}))
+    with pytest.raises(ValueError, match="text_config: 'n_layer' is not a field of DistilBertConfig"):
+        build_model(ModelArguments(text_config=TEXT | {"n_layer": 1}, tokenizer=str(checkpoint)))
