@@ -128,7 +128,7 @@ class RegionLearnerCollator:
             [source],
             training=self.training,
             generator=generator,
-            do_rescale=False,
+            rescale_factor=1,  # levels, of frames that are given as floats, too
             do_normalize=False,
             return_tensors="pt",
             **frames,
