@@ -267,10 +267,10 @@ def _check_jpeg(data: bytes) -> None:
     context.thread_count = 1
     context.options = {"err_detect": "explode", "lowres": "3", "max_pixels": str(2**31 - 1)}
     try:
-        for packet in (av.Packet(data), None):
-            damage = _decode(context.decode, packet)[1]
-            if damage:
-                raise PictureError(f"damaged ({damage})")
+        with _ErrorLines() as lines:
+            for packet in (av.Packet(data), None):
+                if damage := _decode(lines, context.decode, packet)[1]:
+                    raise PictureError(f"damaged ({damage})")
     except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow knows
         return
 
@@ -698,18 +698,22 @@ class _ErrorLines:
                 logging.getLogger(f"libav.{name}").log(av.logging.adapt_level(its_level), message.strip())
 
 
-def _decode(decode: Callable[..., list[Any]], *packet: Any) -> tuple[list[Any], str | None]:
-    """The frames of a packet, and what the decoder logs of damage that it covers up."""
-    with _ErrorLines() as lines:
-        frames = decode(*packet)
-    return frames, next((" ".join(line.split()) for level, _, line in lines if level <= av.logging.ERROR), None)
+def _decode(lines: list[tuple[int, str, str]], decode: Callable, *packet: Any) -> tuple[list[Any], str | None]:
+    """The frames of a packet, and what the decoder logs into `lines` of damage that it covers up."""
+    before = len(lines)
+    frames = decode(*packet)
+    if len(lines) == before:
+        return frames, None
+    damage = (" ".join(line.split()) for level, _, line in lines[before:] if level <= av.logging.ERROR)
+    return frames, next(damage, None)
 
 
 def _decode_all(stream: Any, ends_at: float = math.inf) -> Iterator[tuple[Any, str | None]]:
     """All frames, and with each the reason if it is damaged: after damage all are, up to the next key frame."""
     damage, since = None, None
     for packet in _demux(stream):
-        frames, logged = _decode(packet.decode)
+        with _ErrorLines() as lines:  # (each time, as others may listen until the next frame is asked for)
+            frames, logged = _decode(lines, packet.decode)
         if logged:
             damage, since = logged, packet.pts
         for frame in frames:
@@ -810,7 +814,7 @@ def _decode_by_time(
     # made up by the container (AVI): then frames have to come out one after another, as foretold, to be believed.
     leave_out = not packets.in_order
     frames: dict[int, np.ndarray] = {}
-    try:
+    with suppress(av.error.FFmpegError), _ErrorLines() as lines:
         for key, its_times in from_key.items():
             upcoming = bisect_left(times, key)
             first = packets.position(key)
@@ -818,7 +822,7 @@ def _decode_by_time(
             following = _packets_from(stream, packets, first)
             # Some decoders make up what a frame refers to, if it is not there: containers may call any frame a key.
             entered = first == 0
-            for frame in _decode_from(stream, following, its_times, key, packets.times[last], leave_out):
+            for frame in _decode_from(stream, following, its_times, key, packets.times[last], leave_out, lines):
                 _check_time(ends_at)
                 if frame.pts is not None and frame.pts < key:
                     continue  # not whole without what precedes `key`
@@ -833,8 +837,6 @@ def _decode_by_time(
                 if frame.pts in its_times:
                     frames[index] = to_rgb(frame)
                 upcoming = index + 1
-    except av.error.FFmpegError:
-        return None
     return frames if len(frames) == len(wanted) else None
 
 
@@ -857,7 +859,7 @@ def _packets_from(stream: Any, packets: _Packets, first: int) -> Iterator[Any]:
 
 
 def _decode_from(
-    stream: Any, packets: Iterable[Any], wanted: set[int], key: int, last: int, leave_out: bool
+    stream: Any, packets: Iterable[Any], wanted: set[int], key: int, last: int, leave_out: bool, lines: list
 ) -> Iterator[Any]:
     """
     Frames from the key frame of the time `key` on, until all `wanted` times have come, or the decoder tells of damage.
@@ -878,12 +880,12 @@ def _decode_from(
             left_out = reordered and packet.pts not in wanted and _looks_sound(bytes(packet), length_size)
             context.skip_frame = skip if left_out else "DEFAULT"
             latest = packet.pts if latest is None else max(latest, packet.pts)
-        frames, damage = _decode(context.decode, packet)
+        frames, damage = _decode(lines, context.decode, packet)
         if damage and (packet is None or packet.pts >= key):  # (what is shown before `key` is not whole without more)
             return
         ends = packet is None or (leave_out and packet.pts == last)
         if packet is not None and ends:
-            held, damage = _decode(context.decode, None)  # all that it has held back to put in order
+            held, damage = _decode(lines, context.decode, None)  # all that it has held back to put in order
             if damage:
                 return
             frames += held
