@@ -152,7 +152,9 @@ def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> di
         signal.alarm(0)
     # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
     noticed = intact_frames(path) <= whole
-    return {"frames": len(clip), "invented": sum(digest(image) not in whole for image in clip) if noticed else None}
+    invented = sum(digest(image) not in whole for image in clip) if noticed else None
+    # (No frame of the sources is black.)
+    return {"frames": len(clip), "invented": invented, "black": sum(int(image.max()) < 8 for image in clip)}
 
 
 def peak() -> int:

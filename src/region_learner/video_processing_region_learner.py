@@ -82,13 +82,10 @@ except ImportError:
 # Decoding
 # ---------------------------------------------------------------------------------------------------------
 
-_MAX_PIXELS = 35_651_584  # of one frame: the most that H.264, H.265 and AV1 allow (level 6.2), 8K included
+# Of one frame: the most that H.264, H.265 and AV1 allow (level 6.2), 8K included. Decoders hold up to 16 of them.
+_MAX_PIXELS = 35_651_584
 _MAX_FRAMES = 2**24  # of one video: 38 hours of 120 frames per second
 _MAX_CLIP = 2**31  # bytes of all wanted frames
-_MAX_DECODER = 5 * 2**29  # bytes that a decoder may hold
-# Frames that a decoder holds at most, as others refer to them.
-_FRAMES_HELD = {"h264": 17, "hevc": 17, "vvc": 17, "vp8": 5, "vp9": 9, "av1": 9}
-_FRAMES_HELD_BY_OTHERS = 3
 # Codecs of which FFmpeg can leave out frames that no other frame refers to, and everything else is as before. (Not
 # among them: H.265, whose flag is about frames of the same temporal layer only, and VP8, where a frame that is not
 # referred to may hold the segments of the next one.)
@@ -200,14 +197,14 @@ def read_clip(
             packets = _list_packets(stream, ends_at)
             if packets:
                 metadata, indices = _choose_frames(stream, len(packets.shown), choose, packets.keyframes)
-                to_rgb.expects(len(indices))
+                to_rgb.expects(len(indices), len(packets.shown))
                 frames = _decode_by_time(stream, packets, set(indices), to_rgb, ends_at)
         if frames is None:
             num_frames, to_rgb = _count_frames(media, ends_at), _ToRGB(scale, exact)
             with _open_video(media) as stream:
                 if not packets or num_frames != len(packets.shown):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
-                to_rgb.expects(len(indices))
+                to_rgb.expects(len(indices), metadata.total_num_frames)
                 frames = _decode_by_count(stream, set(indices), to_rgb, ends_at)
 
     clip = np.stack([frames[index] for index in indices])
@@ -586,11 +583,10 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
         context = stream.codec_context
         if context is None:
             raise VideoDecodeError("no decoder for this video codec")
-        max_pixels = _max_pixels(context)
-        if context.width * context.height > max_pixels:
-            raise VideoDecodeError(f"frames of {context.width}x{context.height} pixels, more than {max_pixels}")
+        if context.width * context.height > _MAX_PIXELS:
+            raise VideoDecodeError(f"frames of {context.width}x{context.height} pixels, more than {_MAX_PIXELS}")
         # Their size may change later on. And where data is damaged, no picture is made up in its place.
-        context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+        context.options = {"max_pixels": str(_MAX_PIXELS), "err_detect": "explode"}
         context.thread_count = 1  # threads gain little on a few frames, and data loaders have many processes
         yield stream
 
@@ -604,13 +600,6 @@ def _open_container(media: str | BinaryIO) -> Any:
         "skip_frame": "all",
     }
     return av.open(media, metadata_errors="ignore", options=options)
-
-
-def _max_pixels(context: Any) -> int:
-    """Of one frame, so that all that its decoder holds is not too large."""
-    held = _FRAMES_HELD.get(context.codec.canonical_name, _FRAMES_HELD_BY_OTHERS)
-    bits = context.format.padded_bits_per_pixel if context.format is not None else 0
-    return min(_MAX_PIXELS, 8 * _MAX_DECODER // (held * (bits or 24)))
 
 
 _HEIF_BRANDS = {"heic", "heix", "heim", "heis", "mif1"}
@@ -977,9 +966,11 @@ class _ToRGB:
         self.original = (0, 0)  # height and width of the first frame, upright
         self.count = 1
 
-    def expects(self, count: int) -> None:
-        """So many frames are to be held at once."""
+    def expects(self, count: int, total: int) -> None:
+        """So many frames are to be held at once, of a file of `total`."""
         self.count = count
+        if total == 1 and self.scale is not None and not self.scale.of_pictures:
+            self.scale = None
 
     def __call__(self, frame: Any) -> np.ndarray:
         orientation = _orientation(frame)
@@ -1302,7 +1293,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def normalize_clips(self, clips: torch.Tensor) -> torch.Tensor:
         """
-        Rescales and normalises, as a call does last, what a call with `rescale_factor=1, do_normalize=False` left
+        Rescales and normalises, as a call does last, what a call with `rescale_factor=1.0, do_normalize=False` left
         out: four times less to move to a GPU than if it was done before.
 
         Args:

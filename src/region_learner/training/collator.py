@@ -128,7 +128,7 @@ class RegionLearnerCollator:
             [source],
             training=self.training,
             generator=generator,
-            rescale_factor=1,  # levels, of frames that are given as floats, too
+            rescale_factor=1.0,  # levels, of frames that are given as floats, too
             do_normalize=False,
             return_tensors="pt",
             **frames,
