@@ -11,6 +11,7 @@ refused.
 
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -35,7 +36,11 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DAMAGED = (OSError, SyntaxError, EOFError, OverflowError, struct.error, KeyError, IndexError, TypeError)  # of Pillow
+# What Pillow raises for damaged files, by whichever of its plugins.
+_DAMAGED = (
+    *(OSError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError),
+    *(AttributeError, AssertionError, MemoryError, struct.error, zlib.error),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -143,6 +148,8 @@ def _pillow_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged notes on the picture, and of sizes, which are checked here
             yield
+    except PictureError:
+        raise
     except _DAMAGED as error:
         raise PictureError(f"damaged, or of a kind that cannot be read ({' '.join(str(error).split())})") from error
     except Image.DecompressionBombError as error:
@@ -170,7 +177,7 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
     image.load()
     try:
         turn = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION))
-    except (*_DAMAGED, ValueError):  # damaged notes on the picture do not matter
+    except _DAMAGED:  # damaged notes on the picture do not matter
         turn = None
     if turn is not None:
         image = image.transpose(turn)

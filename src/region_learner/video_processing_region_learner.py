@@ -6,7 +6,7 @@
 
 In the order of this file:
 
-1. decoding, with PyAV, of the wanted frames of a file and no more than they need;
+1. decoding, with PyAV, of the wanted frames of a file and no more than they need (of pictures, with Pillow);
 2. reading the many forms in which clips are given;
 3. the processor: which frames are wanted (segment sampling), and their transforms.
 
@@ -1155,7 +1155,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     `videos` is one clip or a list of them, of any mixture of kinds: a path, an https URL, the bytes of a
     file, a binary file object, a `{"path": ..., "bytes": ...}` dict, an array or tensor of 4 dimensions, or a list of
-    frames (PIL images or arrays). Transparent parts are put over black.
+    frames (PIL images or arrays). A list within the list is one clip, too, and its frames may be files:
+    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over black.
+
+    Frames of `uint8` are levels within 0..255. Frames of floats must lie within 0..1 and are levels divided by 255;
+    with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL images of
+    32 bits have no single reading and are refused. Where channels may be first or last, `input_data_format` must say
+    which. Picture files are read with Pillow and turned as their EXIF orientation says, as opened pictures are.
 
     Raises `VideoDecodeError`, a `ValueError`, for videos that cannot be read.
 
