@@ -176,7 +176,7 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
     mode, kind, tags = image.mode, image.format, getattr(image, "tag_v2", {})
     image.load()
     try:
-        turn = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        turn = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except _DAMAGED:  # damaged notes on the picture do not matter
         turn = None
     if turn is not None:
@@ -188,8 +188,8 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
         values = np.array(image).astype(np.int64)
         levels = (values * 255 + 32767) // 65535
         levels[values == image.info.get("transparency")] = 0
-        levels = levels.astype(np.uint8)[..., None]
-        return levels.repeat(3, axis=-1) if do_convert_rgb else levels
+        grey = levels.astype(np.uint8)[..., None]
+        return grey.repeat(3, axis=-1) if do_convert_rgb else grey
     if mode in ("I", "F"):
         raise PictureError(
             f"a PIL picture of mode {mode!r}, whose range is not known: scale it to 0..255 and convert it to uint8"

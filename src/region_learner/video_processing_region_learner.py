@@ -148,12 +148,12 @@ class _Packets:
         self.in_order = bool((order[1:] > order[:-1]).all())
         self.repeats = bool((stamps[order[1:]] == stamps[order[:-1]]).any())
 
-    def position(self, time: int | None) -> int | None:
-        """The number of the packet with this time stamp."""
+    def position(self, time: int | None) -> int:
+        """The number of the packet with this time stamp; -1 if there is none."""
         if time is None:
-            return None
+            return -1
         at = bisect_left(self._sorted, time)
-        return self._order[at] if at < len(self._sorted) and self._sorted[at] == time else None
+        return self._order[at] if at < len(self._sorted) and self._sorted[at] == time else -1
 
 
 def _integers(values: np.ndarray) -> array:
@@ -820,7 +820,7 @@ def _decode_by_time(
                 )
                 if not entered:
                     return None
-                index = bisect_left(times, frame.pts) if packets.position(frame.pts) is not None else -1
+                index = bisect_left(times, frame.pts) if packets.position(frame.pts) >= 0 else -1
                 if index < upcoming or (index > upcoming and not leave_out) or frame.is_corrupt:
                     return None
                 if frame.pts in its_times:
@@ -840,7 +840,7 @@ def _packets_from(stream: Any, packets: _Packets, first: int) -> Iterator[Any]:
     for packet in _demux(stream):
         here = packets.position(packet.pts) if packet.size else -1
         if not reached and here != first:
-            if here is None or here > first:
+            if here > first or (here < 0 and packet.size):
                 return
             continue
         reached = True
