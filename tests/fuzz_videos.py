@@ -10,6 +10,7 @@ process, that is the last one.
 
 import hashlib
 import json
+import logging
 import re
 import signal
 import sys
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
+from region_learner.pictures_region_learner import kind_of_picture
 from region_learner.video_processing_region_learner import VideoDecodeError, read_clip
 
 SECONDS = 20  # of the processor, for one case
@@ -95,6 +98,11 @@ def intact_frames(path: Path) -> set[Digest]:
     Digests of the frames that plainly decoding all of the file gives; after damage, from the next key frame on again.
     """
     digests = set()
+    if kind_of_picture(str(path)):
+        try:
+            return {digest(np.array(Image.open(path).convert("RGB")))}
+        except Exception:  # whatever Pillow makes of it
+            return digests
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except av.error.FFmpegError:
@@ -124,11 +132,13 @@ def intact_frames(path: Path) -> set[Digest]:
 
 
 def decoded(what) -> list | None:
-    """The frames of a packet, or those that a decoder still holds; None where something is damaged."""
+    """The frames of a packet, or those that a decoder still holds; None where it finds something damaged."""
+    errors = av.logging.get_last_error()[0]
     try:
-        return what.decode()
+        frames = what.decode()
     except av.error.FFmpegError:
         return None
+    return frames if av.logging.get_last_error()[0] == errors else None
 
 
 def digest(image: np.ndarray) -> Digest:
@@ -152,7 +162,9 @@ def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> di
         signal.alarm(0)
     # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
     noticed = intact_frames(path) <= whole
-    return {"frames": len(clip), "invented": sum(digest(image) not in whole for image in clip) if noticed else None}
+    invented = sum(digest(image) not in whole for image in clip) if noticed else None
+    # (No frame of the sources is black.)
+    return {"frames": len(clip), "invented": invented, "black": sum(int(image.max()) < 8 for image in clip)}
 
 
 def peak() -> int:
@@ -166,6 +178,8 @@ def main():
     damaged = directory / "damaged"
     damaged.mkdir(exist_ok=True)
     whole: dict[Path, set[Digest]] = {}
+    av.logging.set_level(av.logging.ERROR)  # so that errors are counted
+    logging.getLogger("libav").setLevel(logging.CRITICAL + 1)
     before = peak()
     for case in range(first, last):
         rng = np.random.default_rng(case)

@@ -6,17 +6,29 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import av
+import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import ROOT
 from .fuzz_videos import MEMORY
-from .test_video_processing import ENCODINGS, write_video
+from .test_video_processing import ENCODINGS, pictures, write_video
 
 # A case in each of the containers and codecs: what each parses is code of its own.
 SOURCES = {name: ENCODINGS[name] for name in ENCODINGS if name != "h264_one_key_frame.mp4"} | {
     "h264.flv": {"options": {"g": "10", "bf": "2"}},
     "mpeg4.mov": {"codec": "mpeg4", "options": {"g": "10"}},
     "wmv2.wmv": {"codec": "wmv2", "options": {"g": "10"}},
+    "ffv1.mkv": {"codec": "ffv1", "options": {"slicecrc": "1", "level": "3"}},
+    "cinepak.avi": {"codec": "cinepak", "pix_fmt": "rgb24", "options": {"g": "10"}, "count": 20},
+}
+PICTURES = {
+    "photograph.jpg": {"quality": 90},
+    "progressive.jpg": {"quality": 90, "progressive": True},
+    "picture.png": {},
+    "picture.webp": {"lossless": True},
+    "picture.tif": {"compression": "tiff_lzw"},
+    "picture.avif": {},
 }
 
 
@@ -29,6 +41,16 @@ def sources(tmp_path_factory):
     for name, arguments in SOURCES.items():
         if arguments.get("codec", "libx264") in av.codecs_available:
             write_video(folder / name, **arguments)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture_sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz_pictures")
+    noise = np.random.default_rng(0).integers(0, 60, (120, 160, 3))
+    image = Image.fromarray((next(pictures(1, width=160, height=120)) * 0.7 + noise).astype(np.uint8))
+    for name, options in PICTURES.items():
+        image.save(folder / name, **options)
     return folder
 
 
@@ -47,12 +69,24 @@ def run_cases(folder, first: int, last: int) -> list[dict]:
     return entries
 
 
-def check(entries: list[dict]):
-    assert not [entry for entry in entries if "died" in entry]  # by a signal: a crash (11, 6), or a hang (27, 14)
-    assert not [entry for entry in entries if entry["memory"] > MEMORY]
-    assert not [entry for entry in entries if entry.get("invented")]
+def check_classes(entries: list[dict]) -> list[str]:
+    """Of each class of faults none; returns the errors."""
     errors = [entry["error"] for entry in entries if "error" in entry]
-    assert all("\n" not in error and "damaged" in error.split(":")[0] for error in errors)  # which file, in one line
+    faults = {
+        "crashes and hangs": [entry for entry in entries if "died" in entry],  # by a signal: 11, 6; 27, 14
+        "too much memory": [entry for entry in entries if entry.get("memory", 0) > MEMORY],
+        "frames of another picture": [entry for entry in entries if entry.get("invented")],
+        "black frames": [entry for entry in entries if entry.get("black")],
+        # Which file, in one line.
+        "unclear errors": [error for error in errors if "\n" in error or "damaged" not in error.split(":")[0]],
+    }
+    counts = {name: len(found) for name, found in faults.items()} | {"refused": len(errors), "cases": len(entries)}
+    assert not any(faults.values()), f"{counts}; the first of each: {[found[:1] for found in faults.values()]}"
+    return errors
+
+
+def check(entries: list[dict]):
+    errors = check_classes(entries)
     assert sum(entry.get("invented") == 0 for entry in entries) > 0.2 * len(entries)
     assert 0.1 < len(errors) / len(entries) < 0.9  # some can be read, and some cannot
 
@@ -67,3 +101,12 @@ def test_thousands_of_damaged_videos(sources):
     with ThreadPoolExecutor(2) as pool:
         parts = pool.map(lambda first: run_cases(sources, first, first + 500), range(1000, 6000, 500))
         check([entry for part in parts for entry in part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_damaged_pictures(picture_sources):
+    """Pictures without sums over their bytes may become others; nothing may crash, and none may become black."""
+    entries = run_cases(picture_sources, 0, 300)
+    errors = check_classes(entries)
+    assert 0.1 < len(errors) / len(entries) < 0.9

@@ -25,7 +25,8 @@ from .conftest import tiny_model, tiny_video_model
 from .local_hub import TOKEN, LocalHub
 
 PACKAGE = Path(region_learner.__file__).parent
-SOURCES = {f"{part}_region_learner.py" for part in ("configuration", "modeling", "processing", "video_processing")}
+PARTS = ("configuration", "modeling", "pictures", "processing", "video_processing")
+SOURCES = {f"{part}_region_learner.py" for part in PARTS}
 CAPTIONS = ["a red square moves left", "the blue circle"]
 REPO = "tester/region-learner-tiny"
 TIMEOUT = 200  # seconds for a subprocess, that takes ten where nothing else runs

@@ -112,8 +112,15 @@ class RegionLearnerProcessor(ProcessorMixin):
 
 def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
+        if not images:
+            raise ValueError("No images were given: a list of images is empty.")
         return [image for item in images for image in _flatten(item)]
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    dimensions = getattr(images, "ndim", 0)
+    if dimensions > 4:
+        raise ValueError(f"Images are arrays of at most 4 dimensions; got {dimensions}.")
+    if dimensions == 4:
+        return _flatten(list(images))
+    return [images]
 
 
 __all__ = ["RegionLearnerProcessor", "RegionLearnerProcessorKwargs"]

@@ -6,7 +6,7 @@
 
 In the order of this file:
 
-1. decoding, with PyAV, of the wanted frames of a file and no more than they need;
+1. decoding, with PyAV, of the wanted frames of a file and no more than they need (of pictures, with Pillow);
 2. reading the many forms in which clips are given;
 3. the processor: which frames are wanted (segment sampling), and their transforms.
 
@@ -21,6 +21,7 @@ import errno
 import http.client
 import io
 import ipaddress
+import logging
 import math
 import os
 import socket
@@ -28,9 +29,10 @@ import ssl
 import threading
 import time
 import urllib.request
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Unpack
@@ -47,12 +49,23 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
 )
 from transformers.processing_utils import VideosKwargs
 from transformers.utils.type_validators import image_size_validator
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
+
+from .pictures_region_learner import (
+    PictureError,
+    PictureFile,
+    frames_as_tensor,
+    is_array,
+    is_frame,
+    kind_of_picture,
+    opened,
+    over_black,
+    to_rgb,
+)
 
 try:
     import av
@@ -69,7 +82,10 @@ except ImportError:
 # Decoding
 # ---------------------------------------------------------------------------------------------------------
 
-_MAX_PIXELS = 2**26  # of one frame; 8K has 2**25. What claims to be larger is damaged or hostile.
+# Of one frame: the most that H.264, H.265 and AV1 allow (level 6.2), 8K included. Decoders hold up to 16 of them.
+_MAX_PIXELS = 35_651_584
+_MAX_FRAMES = 2**24  # of one video: 38 hours of 120 frames per second
+_MAX_CLIP = 2**31  # bytes of all wanted frames
 # Codecs of which FFmpeg can leave out frames that no other frame refers to, and everything else is as before. (Not
 # among them: H.265, whose flag is about frames of the same temporal layer only, and VP8, where a frame that is not
 # referred to may hold the segments of the next one.)
@@ -87,6 +103,7 @@ _FORMATS = (
     "jpegxl_pipe,jpegxl_anim,j2k_pipe,png_pipe,bmp_pipe,tiff_pipe,pbm_pipe,pgm_pipe,ppm_pipe,pam_pipe,mp3,wav,flac,aac"
 )
 _KEPT = 2**25  # bytes of packets that are held in memory
+_PACKET = 1500  # bytes that PyAV and FFmpeg need for a packet, beside its data
 _SECONDS = 600  # for one clip: a few bytes can stand for very many frames
 _DOWNLOAD_LIMIT = 2**30  # bytes
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer
@@ -109,11 +126,39 @@ class ClipMetadata(VideoMetadata):
     keyframes: list[int] | None = None
 
 
-class _Packet(NamedTuple):
-    pts: int
-    is_key: bool  # decoding can start here
-    is_shown: bool  # False where an edit list cuts it out
-    data: Any  # PyAV's packet
+class _Packets:
+    """
+    The packets of a video in decoding order, in few bytes each: a long recording has millions.
+
+    Args:
+        times: their time stamps.
+        is_key: decoding can start here.
+        is_shown: False where an edit list cuts it out.
+        data: PyAV's packets, if there is room for them.
+    """
+
+    def __init__(self, times: array, is_key: bytearray, is_shown: bytearray, data: list[Any] | None):
+        self.times, self.data = times, data
+        stamps, keys = np.asarray(times), np.frombuffer(is_key, bool)
+        order = np.argsort(stamps, kind="stable")
+        self._sorted, self._order = _integers(stamps[order]), _integers(order)
+        self.shown = _integers(np.sort(stamps[np.frombuffer(is_shown, bool)]))  # in order of display
+        self.keys = _integers(np.sort(stamps[keys]))  # in order of display
+        self.keyframes: list[int] = np.flatnonzero(np.isin(self.shown, self.keys)).tolist()
+        self.in_order = bool((order[1:] > order[:-1]).all())
+        self.repeats = bool((stamps[order[1:]] == stamps[order[:-1]]).any())
+
+    def position(self, time: int | None) -> int:
+        """The number of the packet with this time stamp; -1 if there is none."""
+        if time is None:
+            return -1
+        at = bisect_left(self._sorted, time)
+        return self._order[at] if at < len(self._sorted) and self._sorted[at] == time else -1
+
+
+def _integers(values: np.ndarray) -> array:
+    """As Python looks them up fast."""
+    return array("q", values.astype(np.int64).tobytes())
 
 
 def read_clip(
@@ -144,21 +189,22 @@ def read_clip(
         ImportError: PyAV is not installed.
     """
     with _located(source) as media:
-        frames, to_rgb = None, _ToRGB(media, scale, exact)
+        if kind := kind_of_picture(media):
+            return _read_pictures(media, kind, choose, scale)
+        frames, to_rgb = None, _ToRGB(scale, exact)
         ends_at = time.monotonic() + _SECONDS
         with _open_video(media) as stream:
-            packets = _list_packets(stream)
+            packets = _list_packets(stream, ends_at)
             if packets:
-                times = sorted(packet.pts for packet in packets if packet.is_shown)
-                keys = {packet.pts for packet in packets if packet.is_key}
-                keyframes = [index for index, time in enumerate(times) if time in keys]
-                metadata, indices = _choose_frames(stream, len(times), choose, keyframes)
-                frames = _decode_by_time(stream, packets, times, set(indices), to_rgb, ends_at)
+                metadata, indices = _choose_frames(stream, len(packets.shown), choose, packets.keyframes)
+                to_rgb.expects(len(indices), len(packets.shown))
+                frames = _decode_by_time(stream, packets, set(indices), to_rgb, ends_at)
         if frames is None:
-            num_frames, to_rgb = _count_frames(media, ends_at), _ToRGB(media, scale, exact)
+            num_frames, to_rgb = _count_frames(media, ends_at), _ToRGB(scale, exact)
             with _open_video(media) as stream:
-                if not packets or num_frames != len(times):
+                if not packets or num_frames != len(packets.shown):
                     metadata, indices = _choose_frames(stream, num_frames, choose)
+                to_rgb.expects(len(indices), metadata.total_num_frames)
                 frames = _decode_by_count(stream, set(indices), to_rgb, ends_at)
 
     clip = np.stack([frames[index] for index in indices])
@@ -182,15 +228,88 @@ def iterate_frames(source: Any, scale: "Scale | None" = None) -> Iterator[tuple[
         VideoDecodeError: the video cannot be read to its end, or a frame of it is damaged.
         ImportError: PyAV is not installed.
     """
-    with _located(source) as media, _open_video(media) as stream:
-        to_rgb = _ToRGB(media, scale, exact=True)
-        index = -1
-        for index, frame in enumerate(_decode_all(stream)):
-            if frame.is_corrupt:
-                raise VideoDecodeError(f"frame {index} is damaged")
-            yield to_rgb(frame), frame.time
-        if index < 0:
-            raise VideoDecodeError("no frames")
+    with _located(source) as media:
+        if kind := kind_of_picture(media):
+            with _open_pictures(media, kind) as picture:
+                for index in range(picture.num_frames):
+                    image, begins, _ = picture.frame(index)
+                    yield _scale_picture(image, scale), begins
+            return
+        with _open_video(media) as stream:
+            to_rgb = _ToRGB(scale, exact=True)
+            index = -1
+            for index, (frame, damage) in enumerate(_decode_all(stream)):
+                if damage:
+                    raise VideoDecodeError(f"frame {index} is damaged ({damage})")
+                yield to_rgb(frame), frame.time
+            if index < 0:
+                raise VideoDecodeError("no frames")
+
+
+@contextmanager
+def _open_pictures(media: str | BinaryIO, kind: str) -> Iterator[PictureFile]:
+    with opened(media) as file:
+        if kind == "JPEG":
+            _check_jpeg(file.read())
+            file.seek(0)
+        yield PictureFile(file, kind)
+
+
+def _check_jpeg(data: bytes) -> None:
+    """
+    Refuses a JPEG in which FFmpeg notices damage: Pillow decodes on without a word. (At an eighth of its size, which
+    takes a third of the time that Pillow does.)
+    """
+    context = av.CodecContext.create("mjpeg", "r")
+    context.thread_count = 1
+    context.options = {"err_detect": "explode", "lowres": "3", "max_pixels": str(2**31 - 1)}
+    try:
+        with _ErrorLines() as lines:
+            for packet in (av.Packet(data), None):
+                if damage := _decode(lines, context.decode, packet)[1]:
+                    raise PictureError(f"damaged ({damage})")
+    except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow knows
+        return
+
+
+def _read_pictures(
+    media: str | BinaryIO, kind: str, choose: Callable, scale: "Scale | None"
+) -> tuple[np.ndarray, VideoMetadata]:
+    """[`read_clip`] for what Pillow reads: a picture, or an animation of which frames need those before them."""
+    ends_at = time.monotonic() + _SECONDS
+    with _open_pictures(media, kind) as picture:
+        end = 1 / 25
+        for index in range(picture.num_frames if picture.num_frames > 1 else 0):
+            *_, end = picture.frame(index)
+            _check_time(ends_at)
+        count = picture.num_frames
+        metadata = ClipMetadata(
+            count, fps=count / end if end else None, duration=end, video_backend="pillow", keyframes=[0]
+        )
+        metadata.frames_indices = [int(index) for index in choose(metadata=metadata)]
+        wanted: dict[int, np.ndarray] = {}
+        for index in sorted(set(metadata.frames_indices)):
+            image = picture.frame(index)[0]
+            metadata.height, metadata.width = image.shape[:2]
+            wanted[index] = _scale_picture(image, scale)
+            _check_clip(len(metadata.frames_indices), wanted[index])
+            _check_time(ends_at)
+    return np.stack([wanted[index] for index in metadata.frames_indices]), metadata
+
+
+def _scale_picture(image: np.ndarray, scale: "Scale | None") -> np.ndarray:
+    size = scale.size_for(*image.shape[:2]) if scale is not None and scale.of_pictures else image.shape[:2]
+    if size == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[scale.interpolation]))
+
+
+def _check_clip(count: int, image: np.ndarray) -> None:
+    if count * image.nbytes > _MAX_CLIP:
+        raise VideoDecodeError(
+            f"{count} frames of {image.shape[1]}x{image.shape[0]} pixels take more than {_MAX_CLIP} bytes: ask for "
+            "fewer with num_frames"
+        )
 
 
 @contextmanager
@@ -201,7 +320,7 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
     name, media = _locate(source)
     try:
         yield media
-    except VideoDecodeError as error:
+    except (VideoDecodeError, PictureError) as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
         reason = error.strerror
@@ -249,10 +368,6 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
         raise VideoDecodeError(f"{name}: no such file")
     if os.path.getsize(path) == 0:
         raise VideoDecodeError(f"{name}: empty file")
-    if "%" in path:  # FFmpeg would take the name of a picture for those of many
-        file = io.FileIO(path)
-        del file.name
-        return name, file
     return name, f"file:{path}"  # or FFmpeg would look for a protocol in names such as `concat: a|b.mp4`
 
 
@@ -439,24 +554,32 @@ class _RefusingHTTPHandler(urllib.request.BaseHandler):
 @contextmanager
 def _open_video(media: str | BinaryIO) -> Iterator[Any]:
     """The first video stream of an opened file."""
+    _check_tables(media)
     if not isinstance(media, str):
         media.seek(0)
-    options = {
-        "format_whitelist": _FORMATS,
-        # Of pictures that are decoded to find out what is in the file. Nobody looks at them: what H.264 says before
-        # the picture itself is enough.
-        "max_pixels": str(_MAX_PIXELS),
-        "skip_frame": "all",
-    }
-    try:
-        container = av.open(media, metadata_errors="ignore", options=options)
-    except av.error.ArgumentError as error:
-        raise VideoDecodeError("neither a video nor a picture, but such as a list of other files, or text") from error
-    with container:
+    with ExitStack() as stack:
+        try:
+            try:
+                container = _open_container(media)
+            except av.error.ArgumentError:
+                if not isinstance(media, str):
+                    raise
+                # By its name FFmpeg takes it for one of numbered pictures, or for text: so it has no name.
+                file = stack.enter_context(io.FileIO(media.removeprefix("file:")))
+                del file.name
+                container = _open_container(file)
+        except av.error.ArgumentError as error:
+            raise VideoDecodeError(
+                "neither a video nor a picture, but such as a list of other files, or text"
+            ) from error
+        stack.enter_context(container)
         cover = av.stream.Disposition.attached_pic  # the picture in a sound file is no video
-        stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-        if stream is None:
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
             raise VideoDecodeError("no video stream")
+        if len(streams) > 1 and container.metadata.get("major_brand") in _HEIF_BRANDS:
+            raise VideoDecodeError("a HEIF picture in several parts, which cannot be read: save it as JPEG or PNG")
+        stream = streams[0]
         context = stream.codec_context
         if context is None:
             raise VideoDecodeError("no decoder for this video codec")
@@ -468,6 +591,57 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
         yield stream
 
 
+def _open_container(media: str | BinaryIO) -> Any:
+    options = {
+        "format_whitelist": _FORMATS,
+        # Of pictures that are decoded to find out what is in the file. Nobody looks at them: what H.264 says before
+        # the picture itself is enough.
+        "max_pixels": str(_MAX_PIXELS),
+        "skip_frame": "all",
+    }
+    return av.open(media, metadata_errors="ignore", options=options)
+
+
+_HEIF_BRANDS = {"heic", "heix", "heim", "heis", "mif1"}
+_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx", b"uuid"}
+_INSIDE = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+
+
+def _check_tables(media: str | BinaryIO) -> None:
+    """
+    Refuses an MP4 file (ISO/IEC 14496-12) whose tables stand for more frames than it has bytes: FFmpeg would make a
+    list of all of them, of some 50 bytes each, before anybody is asked.
+    """
+    with opened(media) as file:
+        size = file.seek(0, io.SEEK_END)
+        if _count_samples(file, 0, size) > max(size, 2**20):
+            raise VideoDecodeError(f"damaged: its tables tell of more frames than its {size} bytes can hold")
+
+
+def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
+    """The samples that tables of a few bytes stand for, in the boxes from `start` to `end`."""
+    count = 0
+    while start + 8 <= end:
+        file.seek(start)
+        header = file.read(28)
+        size, name, first = int.from_bytes(header[:4], "big"), header[4:8], 8
+        if size == 1:  # a size of 64 bits follows
+            size, first = int.from_bytes(header[8:16], "big"), 16
+        if start == 0 and name not in _BOXES:
+            break  # no MP4
+        stop = min(start + size, end) if size else end
+        if stop < start + 8:
+            break
+        if name in _INSIDE and depth < len(_INSIDE):
+            count += _count_samples(file, start + first, stop, depth + 1)
+        elif name == b"stsz" and header[first + 4 : first + 8] != bytes(4):  # all samples of one size
+            count += int.from_bytes(header[first + 8 : first + 12], "big")
+        elif name == b"trun" and not header[first + 2] & 0xF:  # nothing is said of each sample
+            count += int.from_bytes(header[first + 4 : first + 8], "big")
+        start = stop
+    return count
+
+
 def _demux(stream: Any) -> Iterator[Any]:
     try:
         yield from stream.container.demux(stream)
@@ -475,9 +649,69 @@ def _demux(stream: Any) -> Iterator[Any]:
         raise VideoDecodeError("damaged: its streams are not those that it begins with") from error
 
 
-def _decode_all(stream: Any, ends_at: float = math.inf) -> Iterator[Any]:
+class _ErrorLines:
+    """
+    What decoders of this thread log as errors while the context lasts. (They all have one thread. The level is that of
+    the process, so it is put back after the last of the threads.)
+    """
+
+    lock = threading.Lock()
+    listening = 0
+    before: tuple[int | None, bool] = (None, True)
+
+    def __enter__(self) -> list[tuple[int, str, str]]:
+        kind = type(self)
+        with self.lock:
+            if kind.listening == 0:
+                level = av.logging.get_level()
+                kind.before = (level, av.logging.get_skip_repeated())
+                if level is None or level < av.logging.ERROR:
+                    av.logging.set_level(av.logging.ERROR)
+                av.logging.set_skip_repeated(False)
+            kind.listening += 1
+        self.capture = av.logging.Capture(local=True)
+        self.lines = self.capture.__enter__()
+        return self.lines
+
+    def __exit__(self, *exception):
+        kind = type(self)
+        self.capture.__exit__(*exception)
+        with self.lock:
+            kind.listening -= 1
+            level = kind.before[0]
+            if kind.listening == 0:
+                av.logging.set_level(level)
+                av.logging.set_skip_repeated(kind.before[1])
+        for its_level, name, message in self.lines:
+            if level is not None and its_level <= level:  # somebody wants to see them
+                logging.getLogger(f"libav.{name}").log(av.logging.adapt_level(its_level), message.strip())
+
+
+def _decode(lines: list[tuple[int, str, str]], decode: Callable, *packet: Any) -> tuple[list[Any], str | None]:
+    """The frames of a packet, and what the decoder logs into `lines` of damage that it covers up."""
+    before = len(lines)
+    frames = decode(*packet)
+    if len(lines) == before:
+        return frames, None
+    damage = (" ".join(line.split()) for level, _, line in lines[before:] if level <= av.logging.ERROR)
+    return frames, next(damage, None)
+
+
+def _decode_all(stream: Any, ends_at: float = math.inf) -> Iterator[tuple[Any, str | None]]:
+    """All frames, and with each the reason if it is damaged: after damage all are, up to the next key frame."""
+    damage, since = None, None
     for packet in _demux(stream):
-        yield from packet.decode()
+        with _ErrorLines() as lines:  # (each time, as others may listen until the next frame is asked for)
+            frames, logged = _decode(lines, packet.decode)
+        if logged:
+            damage, since = logged, packet.pts
+        for frame in frames:
+            if frame.is_corrupt:
+                damage, since = damage or "incomplete", frame.pts
+            elif damage and frame.key_frame:
+                is_later = not logged if frame.pts is None or since is None else frame.pts > since
+                damage = None if is_later else damage
+            yield frame, damage
         _check_time(ends_at)
 
 
@@ -486,12 +720,13 @@ def _check_time(ends_at: float) -> None:
         raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
 
 
-def _list_packets(stream: Any) -> list[_Packet] | None:
+def _list_packets(stream: Any, ends_at: float = math.inf) -> _Packets | None:
     """
-    The packets in decoding order, or None if they do not stand for one frame each. The `data` of a small file is
-    kept, which saves reading it twice; that of a large one is None.
+    The packets, or None if they do not stand for one frame each. The `data` of a small file is kept, which saves
+    reading it twice.
     """
-    packets: list[_Packet] = []
+    times, is_key, is_shown = array("q"), bytearray(), bytearray()
+    kept: list[Any] | None = []
     size = 0
     name = stream.codec_context.codec.canonical_name  # whichever decoder
     latest = None
@@ -516,15 +751,22 @@ def _list_packets(stream: Any) -> list[_Packet] | None:
         elif key_is_past:
             return None
         latest = packet.pts if latest is None else max(latest, packet.pts)
-        if size <= _KEPT < size + packet.size:
-            packets = [kept._replace(data=None) for kept in packets]
-        size += packet.size
-        data = packet if size <= _KEPT else None
-        packets.append(_Packet(packet.pts, packet.is_keyframe, not packet.is_discard, data))
-    times = {packet.pts for packet in packets}
+        if kept is not None:
+            size += packet.size + _PACKET
+            kept.append(packet)
+            if size > _KEPT:
+                kept = None
+        times.append(packet.pts)
+        is_key.append(packet.is_keyframe)
+        is_shown.append(not packet.is_discard)
+        if len(times) > _MAX_FRAMES:
+            raise VideoDecodeError(f"more than {_MAX_FRAMES} frames")
+        _check_time(ends_at)
     # What is shown before the first key frame was cut off from what it needs, and may or may not be decoded.
-    cut = not packets or not packets[0].is_key or packets[0].pts > min(times)
-    return None if cut or len(times) < len(packets) else packets
+    if not times or not is_key[0] or times[0] > min(times):
+        return None
+    packets = _Packets(times, is_key, is_shown, kept)
+    return None if packets.repeats else packets
 
 
 def _choose_frames(
@@ -546,30 +788,30 @@ def _choose_frames(
 
 
 def _decode_by_time(
-    stream: Any, packets: list[_Packet], times: list[int], wanted: set[int], to_rgb: "_ToRGB", ends_at: float
+    stream: Any, packets: _Packets, wanted: set[int], to_rgb: "_ToRGB", ends_at: float
 ) -> dict[int, np.ndarray] | None:
     """
-    The wanted frames, each decoded from the key frame before it on; None if what comes out is not what `times`
-    (sorted) foretells.
+    The wanted frames, each decoded from the key frame before it on; None if what comes out is not what the time
+    stamps foretell.
     """
-    position = {packet.pts: i for i, packet in enumerate(packets)}
-    keys = sorted(packet.pts for packet in packets if packet.is_key)
+    times, keys = packets.shown, packets.keys
     from_key: dict[int, set[int]] = {}  # key frame: the wanted times that are decoded from it on
     for index in sorted(wanted):
         from_key.setdefault(keys[bisect_right(keys, times[index]) - 1], set()).add(times[index])
 
     # Time stamps out of decoding order are those of the encoder, and tell which frame is which. Those in order may be
     # made up by the container (AVI): then frames have to come out one after another, as foretold, to be believed.
-    leave_out = [packet.pts for packet in packets] != sorted(position)
+    leave_out = not packets.in_order
     frames: dict[int, np.ndarray] = {}
-    try:
+    with suppress(av.error.FFmpegError), _ErrorLines() as lines:
         for key, its_times in from_key.items():
             upcoming = bisect_left(times, key)
-            last = max(position[time] for time in its_times)
-            following = _packets_from(stream, packets, position[key], position)
+            first = packets.position(key)
+            last = max(packets.position(time) for time in its_times)
+            following = _packets_from(stream, packets, first)
             # Some decoders make up what a frame refers to, if it is not there: containers may call any frame a key.
-            entered = position[key] == 0
-            for frame in _decode_from(stream, following, its_times, packets[last].pts, leave_out):
+            entered = first == 0
+            for frame in _decode_from(stream, following, its_times, key, packets.times[last], leave_out, lines):
                 _check_time(ends_at)
                 if frame.pts is not None and frame.pts < key:
                     continue  # not whole without what precedes `key`
@@ -578,40 +820,40 @@ def _decode_by_time(
                 )
                 if not entered:
                     return None
-                index = bisect_left(times, frame.pts) if frame.pts in position else -1
+                index = bisect_left(times, frame.pts) if packets.position(frame.pts) >= 0 else -1
                 if index < upcoming or (index > upcoming and not leave_out) or frame.is_corrupt:
                     return None
                 if frame.pts in its_times:
                     frames[index] = to_rgb(frame)
                 upcoming = index + 1
-    except av.error.FFmpegError:
-        return None
     return frames if len(frames) == len(wanted) else None
 
 
-def _packets_from(stream: Any, packets: list[_Packet], first: int, position: dict[int, int]) -> Iterator[Any]:
+def _packets_from(stream: Any, packets: _Packets, first: int) -> Iterator[Any]:
     """PyAV's packets from number `first` on; none if the container cannot be entered there or before."""
-    if packets[0].data is not None:
-        yield from (packet.data for packet in packets[first:])
+    if packets.data is not None:
+        yield from packets.data[first:]
         yield None  # no more, so that the decoder gives what it holds
         return
-    stream.container.seek(packets[first].pts, stream=stream)
+    stream.container.seek(packets.times[first], stream=stream)
     reached = False
     for packet in _demux(stream):
-        here = position.get(packet.pts, len(position)) if packet.size else -1
+        here = packets.position(packet.pts) if packet.size else -1
         if not reached and here != first:
-            if here > first:
+            if here > first or (here < 0 and packet.size):
                 return
             continue
         reached = True
         yield packet if packet.size else None
 
 
-def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: int, leave_out: bool) -> Iterator[Any]:
+def _decode_from(
+    stream: Any, packets: Iterable[Any], wanted: set[int], key: int, last: int, leave_out: bool, lines: list
+) -> Iterator[Any]:
     """
-    Frames from a key frame on, until all `wanted` times have come. With `leave_out`, without frames that neither are
-    wanted nor are referred to by others, and without those that would be decoded only to put the wanted ones in order:
-    nothing after the packet of the time `last`.
+    Frames from the key frame of the time `key` on, until all `wanted` times have come, or the decoder tells of damage.
+    With `leave_out`, without frames that neither are wanted nor are referred to by others, and without those that
+    would be decoded only to put the wanted ones in order: nothing after the packet of the time `last`.
     """
     context = stream.codec_context
     if context.is_open:
@@ -627,10 +869,15 @@ def _decode_from(stream: Any, packets: Iterable[Any], wanted: set[int], last: in
             left_out = reordered and packet.pts not in wanted and _looks_sound(bytes(packet), length_size)
             context.skip_frame = skip if left_out else "DEFAULT"
             latest = packet.pts if latest is None else max(latest, packet.pts)
-        frames = context.decode(packet)
+        frames, damage = _decode(lines, context.decode, packet)
+        if damage and (packet is None or packet.pts >= key):  # (what is shown before `key` is not whole without more)
+            return
         ends = packet is None or (leave_out and packet.pts == last)
         if packet is not None and ends:
-            frames += context.decode(None)  # all that it has held back to put in order
+            held, damage = _decode(lines, context.decode, None)  # all that it has held back to put in order
+            if damage:
+                return
+            frames += held
         for frame in frames:
             missing.discard(frame.pts)
             yield frame
@@ -666,12 +913,10 @@ def _looks_sound(data: bytes, length_size: int) -> bool:
 def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_ToRGB", ends_at: float) -> dict[int, np.ndarray]:
     """The wanted frames, all before them decoded too."""
     frames: dict[int, np.ndarray] = {}
-    damaged = False
-    for index, frame in enumerate(_decode_all(stream, ends_at)):
-        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+    for index, (frame, damage) in enumerate(_decode_all(stream, ends_at)):
         if index in wanted:
-            if damaged:
-                raise VideoDecodeError(f"frame {index} is damaged")
+            if damage:
+                raise VideoDecodeError(f"frame {index} is damaged ({damage})")
             frames[index] = to_rgb(frame)
             if len(frames) == len(wanted):
                 break
@@ -692,10 +937,12 @@ class Scale(NamedTuple):
     Args:
         size_for: called with the height and width of an upright frame, gives those wanted.
         interpolation: a name in PyAV's `Interpolation`. All of them smooth while they shrink.
+        of_pictures: whether picture files are scaled, too. (Without it they stay equal to opened pictures.)
     """
 
     size_for: Callable[[int, int], tuple[int, int]]
     interpolation: str = "BICUBIC"
+    of_pictures: bool = True
 
 
 class _ToRGB:
@@ -708,8 +955,8 @@ class _ToRGB:
     not, and slower. What is encoded again should be converted exactly: it then is as dark as its original when read.
     """
 
-    def __init__(self, media: str | BinaryIO, scale: Scale | None = None, exact: bool = False):
-        self.media, self.scale = media, scale
+    def __init__(self, scale: Scale | None = None, exact: bool = False):
+        self.scale = scale
         self.converter = av.video.reformatter.VideoReformatter()
         flags = av.video.reformatter.Interpolation
         self.interpolation = flags[scale.interpolation] if scale else flags.BILINEAR
@@ -717,20 +964,28 @@ class _ToRGB:
             self.interpolation |= flags.ACCURATE_RND | flags.FULL_CHR_H_INT
         self.shape: Any = None
         self.original = (0, 0)  # height and width of the first frame, upright
+        self.count = 1
+
+    def expects(self, count: int, total: int) -> None:
+        """So many frames are to be held at once, of a file of `total`."""
+        self.count = count
+        if total == 1 and self.scale is not None and not self.scale.of_pictures:
+            self.scale = None
 
     def __call__(self, frame: Any) -> np.ndarray:
-        orientation = _orientation(frame, self.media)
+        orientation = _orientation(frame)
         upright = (frame.width, frame.height) if orientation.transpose else (frame.height, frame.width)
         size = self.scale.size_for(*upright) if self.scale else upright
         if orientation.transpose:
             size = size[::-1]
         if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-            image = _over_black(self._convert(frame, "rgba", size))
+            image = over_black(self._convert(frame, "rgba", size))
         else:
             image = self._convert(frame, "rgb24", size)
         image = orientation.apply(image)
         if self.shape is None:
             self.shape, self.original = image.shape, upright
+            _check_clip(self.count, image)
         if image.shape != self.shape:
             image = np.asarray(Image.fromarray(image).resize(self.shape[1::-1], Image.Resampling.BILINEAR))
         return image
@@ -755,29 +1010,19 @@ class _Orientation(NamedTuple):
         return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
-_EXIF_ORIENTATION = 0x0112
-# By the value of this tag.
-_BY_EXIF = {
-    2: _Orientation(False, False, True),
-    3: _Orientation(False, True, True),
-    4: _Orientation(False, True, False),
-    5: _Orientation(True, False, False),
-    6: _Orientation(True, False, True),
-    7: _Orientation(True, True, True),
-    8: _Orientation(True, True, False),
+# By quarter turns to the left.
+_BY_TURNS = {
+    1: _Orientation(True, True, False),
+    2: _Orientation(False, True, True),
+    3: _Orientation(True, False, True),
 }
 
 
-def _orientation(frame: Any, media: str | BinaryIO) -> _Orientation:
+def _orientation(frame: Any) -> _Orientation:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # of PyAV, which does not know all side data, such as EXIF
-        with (
-            suppress(OSError),
-            Image.open(media if not isinstance(media, str) else media.removeprefix("file:")) as image,
-        ):
-            return _BY_EXIF.get(image.getexif().get(_EXIF_ORIENTATION, 1), _Orientation())
-        return _BY_EXIF.get({1: 8, 2: 3, 3: 6}.get(round(frame.rotation / 90) % 4, 1), _Orientation())
+        return _BY_TURNS.get(round(frame.rotation / 90) % 4, _Orientation())
     if matrix is None:
         return _Orientation()
     # Where columns and rows go: p' = a p + c q, q' = b p + d q, for column p and row q (libavutil/display.h).
@@ -787,11 +1032,6 @@ def _orientation(frame: Any, media: str | BinaryIO) -> _Orientation:
     if min(abs(b), abs(c)) > max(abs(a), abs(d)):
         return _Orientation(True, b < 0, c < 0)
     return _Orientation()  # sheared, or turned half-way
-
-
-def _over_black(rgba: np.ndarray) -> np.ndarray:
-    """Blends uint8 (..., 4) over black: (..., 3)."""
-    return ((rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -804,70 +1044,62 @@ def _is_encoded(clip: Any) -> bool:
 
 
 class _Encoded(NamedTuple):
-    """A clip that is to be decoded, and how its frames are scaled then."""
+    """A clip that is to be decoded, or a list of frames some of which are; and how they are scaled and read then."""
 
     source: Any
     scale: Scale | None = None
-
-
-def _is_array(item: Any) -> bool:
-    return isinstance(item, np.ndarray | torch.Tensor)
-
-
-def _is_frame(item: Any) -> bool:
-    return isinstance(item, Image.Image) or (_is_array(item) and item.ndim in (2, 3))
+    do_convert_rgb: bool = True
+    do_rescale: bool = True
 
 
 def _as_clips(videos: Any) -> list[Any]:
     """
     A flat list of clips, each of them an encoded video, an array of four dimensions, or a list of frames.
 
-    A list of frames is one clip; any other list is a batch, in which a lone frame is a clip of its own.
+    A list of frames (PIL images or arrays) is one clip; any other list is a batch, in which a lone frame is a clip of
+    its own, and a list is a clip whose frames may be files, too.
     """
-    if _is_frame(videos):
+    if is_frame(videos):
         return [[videos]]
-    if _is_encoded(videos) or (_is_array(videos) and videos.ndim == 4):
+    if _is_encoded(videos) or (is_array(videos) and videos.ndim == 4):
         return [videos]
-    if _is_array(videos) and videos.ndim == 5:
+    if is_array(videos) and videos.ndim == 5:
         return list(videos)
     if isinstance(videos, list | tuple):
-        if videos and all(_is_frame(item) for item in videos):
+        if videos and all(is_frame(item) for item in videos):
             return [list(videos)]
-        return [clip for item in videos for clip in _as_clips(item)]
-    form = f"an array of {videos.ndim} dimensions" if _is_array(videos) else type(videos).__name__
+        return [clip for item in videos for clip in _clips_of_item(item)]
+    if isinstance(videos, int | float):
+        raise TypeError("A video is not a list of numbers: turn it into an array, np.asarray(frames, np.uint8).")
+    form = f"an array of {videos.ndim} dimensions" if is_array(videos) else type(videos).__name__
     raise TypeError(
         f"A video is a path, URL, bytes, a binary file, an array of 4 dimensions or a list of frames, not {form}."
     )
 
 
-def _as_tensor(clip: Any, data_format: str | ChannelDimension | None, do_convert_rgb: bool) -> torch.Tensor:
-    """A clip given as frames, as a tensor (T, C, height, width). `data_format` is None where to be inferred."""
-    if isinstance(clip, list):
-        if any(isinstance(frame, Image.Image) for frame in clip):
-            if not all(isinstance(frame, Image.Image) for frame in clip):
-                raise TypeError("The frames of a clip are either all PIL images or all arrays.")
-            clip = [_image_to_array(frame, do_convert_rgb) for frame in clip]
-            data_format = ChannelDimension.LAST
-        if len({tuple(frame.shape) for frame in clip}) > 1:
-            raise ValueError(
-                f"The frames of a clip are of one size; got {sorted({tuple(frame.shape) for frame in clip})}."
-            )
-        clip = torch.stack([torch.as_tensor(frame) for frame in clip])
-        if clip.ndim == 3:  # grayscale without a channel dimension
-            clip, data_format = clip[:, None], ChannelDimension.FIRST
-    clip = torch.as_tensor(clip)
-    if data_format is None:
-        data_format = infer_channel_dimension_format(clip, num_channels=(1, 3, 4))
-    return clip if data_format == ChannelDimension.FIRST else clip.permute(0, 3, 1, 2)
+def _clips_of_item(item: Any) -> list[Any]:
+    if not isinstance(item, list | tuple):
+        return _as_clips(item)
+    if all(is_frame(part) or _is_encoded(part) for part in item):
+        if not item:
+            raise ValueError("A clip has no frames: expected at least one.")
+        return [item[0]] if len(item) == 1 and _is_encoded(item[0]) else [list(item)]
+    return [clip for part in item for clip in _clips_of_item(part)]
 
 
-def _image_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
-    """(height, width, C); with `do_convert_rgb`, 3 channels whatever the mode, transparent parts over black."""
-    if not do_convert_rgb:
-        return np.atleast_3d(np.array(image))
-    if image.mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info:
-        return _over_black(np.array(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+def _read_frames(frames: list[Any], do_convert_rgb: bool, do_rescale: bool) -> torch.Tensor:
+    """Frames that are given as files, or some of them, as a tensor (T, C, height, width)."""
+    read = [read_clip(frame, _only_frame)[0][0] if _is_encoded(frame) else frame for frame in frames]
+    return frames_as_tensor(read, None, do_convert_rgb, do_rescale)
+
+
+def _only_frame(metadata: VideoMetadata) -> list[int]:
+    if metadata.total_num_frames != 1:
+        raise ValueError(
+            f"A video of {metadata.total_num_frames} frames was given as one frame of a clip: a list within the list "
+            "of videos is one clip, of pictures. Give videos in one flat list."
+        )
+    return [0]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -923,7 +1155,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     `videos` is one clip or a list of them, of any mixture of kinds: a path, an https URL, the bytes of a
     file, a binary file object, a `{"path": ..., "bytes": ...}` dict, an array or tensor of 4 dimensions, or a list of
-    frames (PIL images or arrays). Transparent parts are put over black.
+    frames (PIL images or arrays). A list within the list is one clip, too, and its frames may be files:
+    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over black.
+
+    Frames of `uint8` are levels within 0..255. Frames of floats must lie within 0..1 and are levels divided by 255;
+    with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL images of
+    32 bits have no single reading and are refused. Where channels may be first or last, `input_data_format` must say
+    which. Picture files are read with Pillow and turned as their EXIF orientation says, as opened pictures are.
 
     Raises `VideoDecodeError`, a `ValueError`, for videos that cannot be read.
 
@@ -982,10 +1220,15 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
         settled = _settle(kwargs)
         data_format = settled.get("input_data_format")
-        do_convert_rgb = bool(settled.get("do_convert_rgb", self.do_convert_rgb))
+        do_convert_rgb, do_rescale = (
+            bool(getattr(self, name) if settled.get(name) is None else settled[name])
+            for name in ("do_convert_rgb", "do_rescale")
+        )
         scale = self.scale_while_decoding(settled)
         clips = [
-            _Encoded(clip, scale) if _is_encoded(clip) else _as_tensor(clip, data_format, do_convert_rgb)
+            _Encoded(clip, scale, do_convert_rgb, do_rescale)
+            if _is_encoded(clip) or (isinstance(clip, list) and any(map(_is_encoded, clip)))
+            else frames_as_tensor(clip, data_format, do_convert_rgb, do_rescale)
             for clip in _as_clips(videos)
         ]
         if not clips:
@@ -1018,7 +1261,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             edge = size.shortest_edge
         else:
             return None
-        return Scale(partial(_to_short_edge, edge), interpolation)
+        return Scale(partial(_to_short_edge, edge), interpolation, of_pictures=False)
 
     def decode(
         self,
@@ -1044,7 +1287,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if len(clips) != 1:
             raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
         clip = clips[0]
-        clip = _Encoded(clip) if _is_encoded(clip) else _as_tensor(clip, None, bool(self.do_convert_rgb))
+        clip = _Encoded(clip) if _is_encoded(clip) else frames_as_tensor(clip, None, bool(self.do_convert_rgb), False)
         (frames,), (metadata,) = self._decode_and_sample_videos(
             [clip],
             do_sample_frames=self.do_sample_frames or num_frames is not None,
@@ -1056,11 +1299,11 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def normalize_clips(self, clips: torch.Tensor) -> torch.Tensor:
         """
-        Rescales and normalises, as a call does last, what a call with `do_rescale=False, do_normalize=False` left
+        Rescales and normalises, as a call does last, what a call with `rescale_factor=1.0, do_normalize=False` left
         out: four times less to move to a GPU than if it was done before.
 
         Args:
-            clips: (..., 3, height, width), on any device.
+            clips: (..., 3, height, width), on any device; levels within 0..255, of uint8 or floats.
 
         Returns:
             float32 of the same shape.
@@ -1156,14 +1399,16 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
         clips, metadata = [], []
         for video, its_metadata in zip(videos, given):
-            if isinstance(video, _Encoded):
+            if isinstance(video, _Encoded) and not isinstance(video.source, list):
                 choose = sample_indices_fn if do_sample_frames else None
                 clip, its_metadata = self.fetch_videos(video.source, choose, video.scale)
             else:
-                clip, total = video, len(video)
+                frames = video.source if isinstance(video, _Encoded) else video
+                total = len(frames)
+                is_known = its_metadata is not None
                 if its_metadata is None:
                     its_metadata = VideoMetadata(total, frames_indices=list(range(total)))
-                    its_metadata.height, its_metadata.width = video.shape[-2:]
+                indices = list(range(total))
                 if do_sample_frames:
                     if its_metadata.total_num_frames != total:
                         raise ValueError(
@@ -1172,21 +1417,22 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                         )
                     indices = sample_indices_fn(metadata=its_metadata).tolist()
                     its_metadata = dataclasses.replace(its_metadata, frames_indices=indices)
-                    clip = clip[indices]
+                if isinstance(video, _Encoded):
+                    clip = _read_frames([frames[i] for i in indices], video.do_convert_rgb, video.do_rescale)
+                else:
+                    clip = video[indices] if do_sample_frames else video
+                if not is_known:
+                    its_metadata.height, its_metadata.width = clip.shape[-2:]
             clips.append(clip)
             metadata.append(its_metadata)
         return clips, metadata
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """(..., C, height, width) with C of 1, 3 or 4 to C = 3. Transparent parts are put over black."""
-        if video.shape[-3] == 1:
-            return video.expand(*video.shape[:-3], 3, *video.shape[-2:])
-        if video.shape[-3] != 4:
-            return video
-        color, alpha = video[..., :3, :, :], video[..., 3:, :, :]
-        if not video.is_floating_point():
-            return (color * (alpha / 255)).round().to(video.dtype)
-        return color * (alpha / 255 if alpha.max() > 1 else alpha)
+        """
+        (..., C, height, width) with C of 1, 3 or 4 to C = 3. Transparent parts are put over black; the alpha of floats
+        is within 0..1.
+        """
+        return to_rgb(video, highest=1)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """As torchvision, and so the original, does it; transformers rounds half pixels the other way."""
@@ -1274,7 +1520,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                 if do_resize and output_size is not None:
                     video = resize(video, size=output_size)
             video = video.contiguous()
-            if do_rescale or do_normalize:
+            if (do_rescale and rescale_factor != 1) or do_normalize:
                 video = video.to(torch.float32)
                 video = self.rescale_and_normalize(
                     video, do_rescale, rescale_factor, do_normalize, image_mean, image_std

@@ -173,7 +173,7 @@ class RegionLearnerCollator:
             [source],
             training=self.training,
             generator=generator,
-            do_rescale=False,
+            rescale_factor=1.0,  # levels, of frames that are given as floats, too
             do_normalize=False,
             return_tensors="pt",
             **frames,

@@ -1,0 +1,408 @@
+"""Pictures and frames in every form: a path, an opened picture and an array of the same picture give equal pixels."""
+
+import io
+import shutil
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from region_learner import video_processing_region_learner as module
+from region_learner.pictures_region_learner import picture_levels
+from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError, read_clip
+
+from .crafted_videos import fragment_without_bytes, large_gif, samples_without_bytes
+from .test_processing import make_tokenizer
+from .test_video_processing import pictures, write_video
+
+
+@pytest.fixture
+def processor():
+    return RegionLearnerVideoProcessor.for_image_size(32, num_frames=1)
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """640 x 480 pixels with detail everywhere, as photographs have it."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
+    return Image.fromarray((np.array(coarse) * 0.8 + rng.integers(0, 50, (480, 640, 3))).astype(np.uint8))
+
+
+def frames_of(source):
+    return read_clip(source, lambda metadata: range(metadata.total_num_frames))[0]
+
+
+def values(processor, *clips, **options):
+    """Levels of a call, without normalising."""
+    options = {"do_normalize": False, "return_tensors": "pt"} | options
+    return processor(*clips, **options)["pixel_values_videos"]
+
+
+# Picture files -------------------------------------------------------------------------------------------
+
+KINDS = {
+    "baseline.jpg": {},
+    "progressive.jpeg": {"progressive": True},
+    "restart.jpg": {"restart_marker_rows": 1},
+    "cmyk.jpg": {"mode": "CMYK"},
+    "grey.jpg": {"mode": "L"},
+    "full_chroma.jpg": {"subsampling": 0},
+    "rgb.png": {},
+    "rgba.png": {"mode": "RGBA"},
+    "grey_alpha.png": {"mode": "LA"},
+    "palette.png": {"mode": "P"},
+    "bits.png": {"mode": "1"},
+    "lossy.webp": {},
+    "lossless.webp": {"lossless": True},
+    "alpha.webp": {"mode": "RGBA"},
+    "still.gif": {"mode": "P"},
+    "rgb.bmp": {},
+    "rgb.tif": {},
+    "cmyk.tif": {"mode": "CMYK"},
+    "rgb.ppm": {},
+    "rgb.jp2": {},
+    "rgb.avif": {},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_path_and_an_opened_picture_give_equal_pixels(tmp_path, photograph, processor, name):
+    options = dict(KINDS[name])
+    image = photograph.convert(options.pop("mode", "RGB"))
+    if image.mode in ("RGBA", "LA"):
+        image.putalpha(photograph.convert("L"))
+    image.save(tmp_path / name, **options)
+    assert (tmp_path / name).stat().st_size > 2048
+    with Image.open(tmp_path / name) as opened:
+        expected = np.array(opened.convert("RGBA")).astype(float)
+        given = values(processor, opened)
+    expected = expected[..., :3] * expected[..., 3:] / 255
+    for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+        frames = frames_of(source)
+        assert frames.shape == (1, 480, 640, 3)
+        assert np.abs(frames[0] - expected).max() <= 0.5
+        assert torch.equal(values(processor, source), given)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "A.JPG",
+        "a",
+        "a.png",
+        "a.mp4",
+        "a*.jpg",
+        "a?.jpg",
+        "{a,b}.jpg",
+        "a[1].jpg",
+        "a%d.jpg",
+        "a%03d.mp4",
+        "ä.h",
+    ],
+)
+def test_names_as_they_come(tmp_path, photograph, name):
+    photograph.save(tmp_path / "photograph", "JPEG")
+    shutil.copy(tmp_path / "photograph", tmp_path / name)
+    np.testing.assert_array_equal(frames_of(tmp_path / name), frames_of(tmp_path / "photograph"))
+    video = write_video(tmp_path / "video.mpg", count=3, codec="mpeg1video")
+    shutil.copy(video, tmp_path / name)
+    np.testing.assert_array_equal(frames_of(tmp_path / name), frames_of(video))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_orientation_of_paths_and_opened_pictures(tmp_path, photograph, processor, orientation, extension):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photograph.{extension}"
+    photograph.resize((64, 48)).save(path, exif=exif)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(picture_levels(opened), np.array(ImageOps.exif_transpose(opened).convert("RGB")))
+        assert torch.equal(values(processor, opened), values(processor, path))
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_16_bits_of_grey(tmp_path, processor, extension):
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"grey.{extension}")
+    frame = frames_of(tmp_path / f"grey.{extension}")[0]
+    np.testing.assert_array_equal(frame, np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=-1))
+    with Image.open(tmp_path / f"grey.{extension}") as opened:
+        assert torch.equal(values(processor, opened), values(processor, tmp_path / f"grey.{extension}"))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_without_one_reading_are_refused(tmp_path, processor, mode):
+    image = Image.new(mode, (40, 40))
+    with pytest.raises(ValueError, match=f"mode '{mode}'"):
+        processor(image)
+    image.save(tmp_path / "image.tif")
+    with pytest.raises(VideoDecodeError, match=f"image.tif: a PIL picture of mode '{mode}'"):
+        processor(tmp_path / "image.tif")
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif"])
+def test_animations_are_videos(tmp_path, kind):
+    """AVIF was read as its first picture alone, WebP not at all."""
+    images = [Image.fromarray(image) for image in pictures(5)]
+    options = {"lossless": True} if kind == "webp" else {"quality": 100}
+    images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:], duration=200, **options)
+    clip, metadata = read_clip(tmp_path / f"a.{kind}", lambda metadata: [4, 0, 2, 2])
+    assert (metadata.total_num_frames, metadata.fps, metadata.duration) == (5, 5, 1)
+    expected = [np.array(images[index]).astype(int) for index in (4, 0, 2, 2)]
+    assert np.abs(clip - expected).mean() < (1e-9 if kind == "webp" else 3)
+    frames, times = zip(*module.iterate_frames(tmp_path / f"a.{kind}"))
+    assert times == (0, 0.2, 0.4, 0.6, 0.8)
+    np.testing.assert_array_equal(frames[2], clip[2])
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_an_opened_animation_is_no_frame(tmp_path, processor, kind):
+    images = [Image.fromarray(image) for image in pictures(3)]
+    images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:])
+    with Image.open(tmp_path / f"a.{kind}") as opened:
+        with pytest.raises(ValueError, match="of 3 frames was given as one frame: give its path"):
+            processor(opened)
+        assert values(processor, opened.copy()).shape == (1, 1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_damaged_pictures(tmp_path, photograph, kind):
+    file = io.BytesIO()
+    photograph.save(file, kind)
+    data = file.getvalue()
+    for damaged in (data[: len(data) // 2], data[: len(data) // 2] + bytes(len(data) // 2)):
+        if damaged != data[: len(data) // 2] and kind in ("WEBP", "TIFF", "AVIF"):
+            continue  # they have no sums, and any bytes may stand for a picture
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(VideoDecodeError, match=r"damaged: .*") as error:
+            frames_of(tmp_path / "damaged")
+        assert "\n" not in str(error.value)
+
+
+# Frames given as arrays ----------------------------------------------------------------------------------
+
+
+def test_floats_are_levels_divided_by_255(processor):
+    clip = np.stack(list(pictures(4)))
+    expected = values(processor, clip, antialias=False, num_frames=4)
+    for form in (
+        clip / 255,
+        (clip / 255).astype(np.float32),
+        torch.from_numpy(clip).permute(0, 3, 1, 2) / 255,
+        list(clip / 255),
+    ):
+        torch.testing.assert_close(values(processor, form, antialias=False, num_frames=4), expected, atol=1e-5, rtol=0)
+    normalised = processor(clip / 255, antialias=False, return_tensors="pt", num_frames=4)["pixel_values_videos"]
+    levels = values(processor, clip / 255, antialias=False, rescale_factor=1.0, num_frames=4)
+    torch.testing.assert_close(processor.normalize_clips(levels), normalised)
+    assert levels.max() > 200
+
+
+@pytest.mark.parametrize(
+    ("clip", "reason"),
+    [
+        (np.full((2, 40, 40, 3), 200.0), r"floats must lie within 0\.\.1; got values from 200 to 200"),
+        (np.full((2, 40, 40, 3), -0.5), "must lie within"),
+        (np.full((2, 40, 40, 3), np.nan), "must lie within"),
+        (np.ones((2, 40, 40, 3), bool), r"Frames of bool .*astype\(np.uint8\) \* 255"),
+        (np.full((2, 40, 40, 3), 60000, np.uint16), "Frames of uint16 .*65535"),
+        (torch.full((2, 3, 40, 40), 200), "Frames of int64"),
+        ([np.full((40, 40), 200, np.int32)] * 2, "Frames of int32"),
+        (np.zeros((2, 40, 40, 2), np.uint8), r"shape \(40, 40, 2\) have no axis of 1, 3 or 4 channels"),
+        (np.zeros((2, 3, 40, 3), np.uint8), "channels first or last"),
+        (np.zeros((0, 40, 40, 3), np.uint8), "empty"),
+        ([[], [np.zeros((40, 40, 3), np.uint8)]], "has no frames"),
+        ([np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40, 3))], "one type"),
+    ],
+)
+def test_arrays_without_one_reading_are_refused(processor, clip, reason):
+    with pytest.raises(ValueError, match=reason):
+        processor(clip)
+
+
+def test_do_rescale_means_what_it_says(processor):
+    """Without it the values stay as they are, whatever they are."""
+    clip = torch.full((1, 3, 40, 40), -7.5)
+    for given in (clip, clip.clamp(0.25)):
+        torch.testing.assert_close(values(processor, given, do_rescale=False), given[None, ..., :32, :32])
+    levels = torch.full((1, 3, 40, 40), 200, dtype=torch.uint8)
+    assert (values(processor, levels, do_rescale=False) == 200).all()
+
+
+def test_layouts(processor):
+    image = next(pictures(1))
+    expected = values(processor, image)
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    for form in (
+        image.transpose(2, 0, 1),
+        torch.from_numpy(image),
+        torch.from_numpy(image).permute(2, 0, 1),
+        bgr[..., ::-1],
+        [image],
+        image[None],
+        np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1),
+    ):
+        assert torch.equal(values(processor, form), expected)
+    with pytest.raises(ValueError, match=r"input_data_format='channels_first' does not fit"):
+        processor(image, input_data_format="channels_first")
+    with pytest.raises(TypeError, match=r"np\.asarray"):
+        processor([[[1, 2, 3]]])
+
+
+def test_colours_with_alpha_of_floats(processor):
+    rgba = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 4), dtype=np.uint8)
+    torch.testing.assert_close(
+        values(processor, rgba / 255, antialias=False), values(processor, rgba, antialias=False), atol=3e-3, rtol=0
+    )
+
+
+# Lists ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four(tmp_path):
+    images = [Image.fromarray(image) for image in pictures(4)]
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    return images, [str(tmp_path / f"{number}.png") for number in range(4)]
+
+
+def test_lists_of_lists_are_clips_of_frames(four):
+    images, paths = four
+    processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=2)
+    expected = values(processor, np.stack([[np.array(image) for image in images]]).reshape(2, 2, 48, 64, 3))
+    arrays = [np.array(image) for image in images]
+    both = RegionLearnerProcessor(processor, make_tokenizer())
+    for form in (
+        [paths[:2], paths[2:]],
+        (tuple(paths[:2]), tuple(paths[2:])),
+        [images[:2], images[2:]],
+        [arrays[:2], paths[2:]],
+        [[paths[0], images[1]], [arrays[2], open(paths[3], "rb").read()]],  # noqa: SIM115
+        [[paths[:2]], [paths[2:]]],
+        [np.stack(arrays[:2]), paths[2:]],
+    ):
+        assert torch.equal(values(processor, form), expected)
+        assert torch.equal(both(videos=form, do_normalize=False)["pixel_values_videos"], expected)
+    assert values(processor, paths, num_frames=1).shape[:2] == (4, 1)  # a flat list is of videos
+    floats = [[array / 255 for array in arrays[:2]], paths[2:]]
+    torch.testing.assert_close(values(processor, floats, antialias=False), values(processor, floats, antialias=False))
+
+
+def test_only_the_wanted_files_of_a_clip_are_read(four, processor):
+    paths = four[1]
+    output = processor([[paths[0], paths[1], "nowhere.png"]], return_metadata=True, return_tensors="pt")
+    assert output["video_metadata"][0].frames_indices == [1]
+    with pytest.raises(VideoDecodeError, match=r"^nowhere.png: no such file"):
+        processor([[paths[0], "nowhere.png"]], num_frames=2)
+
+
+def test_videos_within_a_clip_are_refused(four, processor, tmp_path):
+    video = write_video(tmp_path / "video.mp4", count=3)
+    with pytest.raises(ValueError, match=r"A video of 3 frames was given as one frame of a clip.*flat list") as error:
+        processor([[video, four[1][0]]])
+    assert not isinstance(error.value, VideoDecodeError)  # which would be left out in training
+
+
+@pytest.mark.parametrize("images", [[], [[]], [[], Image.new("RGB", (40, 40))], np.zeros((0, 40, 40, 3), np.uint8)])
+def test_empty_images_are_refused(processor, images):
+    with pytest.raises(ValueError, match=r"no frames|No images|empty"):
+        RegionLearnerProcessor(processor, make_tokenizer())(images=images)
+
+
+# Budgets -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("craft", [samples_without_bytes, fragment_without_bytes])
+def test_tables_of_more_frames_than_bytes(tmp_path, monkeypatch, craft):
+    data = craft(write_video(tmp_path / "video.mp4").read_bytes(), 20_000_000)
+    assert len(data) < 20_000
+    (tmp_path / "crafted.mp4").write_bytes(data)
+    monkeypatch.setattr(module, "_open_container", None)  # FFmpeg, which would take 700 MB, is not asked
+    for source in (tmp_path / "crafted.mp4", data):
+        with pytest.raises(VideoDecodeError, match="its tables tell of more frames"):
+            frames_of(source)
+
+
+def test_boxes_within_boxes_come_to_an_end():
+    assert module._count_samples(io.BytesIO(b"\0\0\x80\0moov" * 4096), 0, 8 * 4096) == 0
+
+
+def test_large_frames_of_a_small_file(tmp_path):
+    (tmp_path / "large.gif").write_bytes(large_gif(8000, 8000))
+    with pytest.raises(VideoDecodeError, match="more than 35651584"):
+        frames_of(tmp_path / "large.gif")
+
+
+def test_what_the_wanted_frames_may_take(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "video.mp4", count=3)
+    monkeypatch.setattr(module, "_MAX_CLIP", 2 * 48 * 64 * 3)
+    assert len(read_clip(video, lambda metadata: [0, 2])[0]) == 2
+    with pytest.raises(VideoDecodeError, match=r"3 frames of 64x48 pixels take more than .* num_frames"):
+        frames_of(video)
+
+
+def test_listing_packets_has_limits(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "video.mp4", count=10)
+    monkeypatch.setattr(module, "_choose_frames", None)  # comes after the packets
+    monkeypatch.setattr(module, "_MAX_FRAMES", 9)
+    with pytest.raises(VideoDecodeError, match="more than 9 frames"):
+        frames_of(video)
+    monkeypatch.setattr(module, "_SECONDS", 0)
+    with pytest.raises(VideoDecodeError, match="more than 0 seconds"):
+        frames_of(video)
+
+
+# What decoders only log ----------------------------------------------------------------------------------
+
+LOGGED = {
+    "gif.gif": {"codec": "gif"},
+    "ffv1.mkv": {"codec": "ffv1", "options": {"slicecrc": "1", "level": "3"}},
+    "wmv2.wmv": {"codec": "wmv2", "options": {"g": "10"}},
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_damage_that_a_decoder_only_logs_is_an_error(tmp_path, name):
+    """Some bytes of each packet in turn are changed; what comes is of the whole file, from before the damage."""
+    source = write_video(tmp_path / name, count=12, **LOGGED[name])
+    whole = frames_of(source)
+    data = source.read_bytes()
+    with av.open(str(source)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    refused = 0
+    for packet in packets[3:9]:
+        at = data.index(packet[len(packet) // 2 :]) if name != "gif.gif" else data.index(packet) + len(packet) // 2
+        damaged = bytearray(data)
+        damaged[at : at + 8] = bytes(value ^ 0xA5 for value in damaged[at : at + 8])
+        with av.open(io.BytesIO(bytes(damaged))) as container, module._ErrorLines() as lines:
+            try:
+                list(container.decode(video=0))
+            except av.error.FFmpegError:
+                lines.append((av.logging.ERROR, "", "raised"))
+        if lines:
+            refused += 1
+            with pytest.raises(VideoDecodeError, match=r"<bytes>: "):
+                frames_of(bytes(damaged))
+            if name != "wmv2.wmv":  # (of which all has to be decoded to know which frame is which)
+                np.testing.assert_array_equal(read_clip(bytes(damaged), lambda metadata: [0, 1])[0], whole[:2])
+    assert refused
+
+
+def test_the_log_of_others_stays_as_it_was(tmp_path):
+    video = write_video(tmp_path / "video.mp4", count=3)
+    for level in (None, av.logging.VERBOSE):
+        before = av.logging.get_level()
+        av.logging.set_level(level)
+        try:
+            frames_of(video)
+            assert av.logging.get_level() == level
+            assert av.logging.get_skip_repeated()
+        finally:
+            av.logging.set_level(before)
