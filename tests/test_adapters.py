@@ -104,7 +104,7 @@ def test_a_checkpoint_loads_as_a_plain_model(run, step):
 
 def test_what_evaluates_loads_all_of_a_checkpoint(run, monkeypatch):
     folder, _, states = run
-    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: None)
+    monkeypatch.setattr("region_learner.loading.load_processor", lambda name, text_config: None)
     model, _ = load_checkpoint(str(folder / "run" / "checkpoint-2"), "retrieval")
     assert_same_outputs(model, in_memory(folder, states[2]))
 

@@ -99,8 +99,9 @@ def test_weights_that_are_not_finite_are_refused(checkpoint, value, capsys):
         load_checkpoint(str(checkpoint), "retrieval")
     with pytest.raises(ValueError, match=message):
         build_model(ModelArguments(model=str(checkpoint)))
+    (checkpoint / "clip.mp4").touch()
     with pytest.raises(SystemExit) as end:
-        main(["regions", str(checkpoint), "clip.mp4"])
+        main(["regions", str(checkpoint), str(checkpoint / "clip.mp4")])
     assert end.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()  # after bars of progress
     assert last.startswith(f"region-learner: error: {checkpoint} has weights that are NaN or infinite")

@@ -1,6 +1,7 @@
 """Checkpoints pushed to a Hub while training goes on: each can be loaded where the package is absent."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -36,8 +37,10 @@ def pushed(video, work):  # noqa: F811
     )
     for part in (tiny_model(seed=0), processor):
         part.save_pretrained(work / "start")
-    rows = [{"file_name": video.name, "caption": caption} for caption in CAPTIONS]
-    (work / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    names = [video.name, "other.mp4"]
+    shutil.copy(video, work / names[1])
+    rows = [{"file_name": name, "caption": caption} for name, caption in zip(names, CAPTIONS)]
+    (work / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with LocalHub() as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         arguments = [str(work / "start"), str(work), str(work / "output"), REPO]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from region_learner.cli import main
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.corpora.encoding import add_video_stream
+from region_learner.corpora.errors import CorpusError
 from region_learner.corpora.moving_shapes import load_masks
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
 from region_learner.evaluation.regions import (
@@ -726,7 +727,7 @@ class Broken(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise ValueError("Video 'a' has no label maps: make them.\nOr: take another one.")
+        raise CorpusError("Video 'a' has no label maps: make them.\nOr: take another one.")
 
 
 def test_errors_of_loaders_are_one_line(monkeypatch, checkpoint, capsys):
@@ -777,7 +778,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
     for arguments, message in (
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
-        ([checkpoint, "nowhere.mp4"], "nowhere.mp4: no such file"),
+        ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
         ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),
         ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
         ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),

@@ -78,7 +78,7 @@ def padded(side: str, length: int, texts=TEXTS) -> dict[str, torch.Tensor]:
 
 def by_hand(model: RegionLearnerModel, text: list[int]) -> torch.Tensor:
     """The embedding of a text, from what its tower makes of it alone, without padding."""
-    tower, pooling = model.text_model, model.config.text_pooling
+    tower, pooling = model.text_model, model.config.resolved.text_pooling
     if "siglip" in model.config.text_config.model_type:  # whose texts are always of this length, without a mask
         outputs = tower(input_ids=torch.tensor([text + [PAD] * (32 - len(text))]))
     else:
@@ -111,12 +111,12 @@ def test_a_text_means_the_same_in_every_batch(name, pooling):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_default_pooling(name):
-    assert RegionLearnerConfig(text_config=TOWERS[name]()).text_pooling == DEFAULTS[name]
+    assert RegionLearnerConfig(text_config=TOWERS[name]()).resolved.text_pooling == DEFAULTS[name]
 
 
 def test_default_pooling_of_encoders_and_decoders():
     def pooling(kind, **options):
-        return RegionLearnerConfig(text_config={"model_type": kind, **options}).text_pooling
+        return RegionLearnerConfig(text_config={"model_type": kind, **options}).resolved.text_pooling
 
     assert pooling("bert-generation") == pooling("xlnet") == pooling("mpnet") == pooling("modernbert") == "first"
     assert pooling("qwen2") == pooling("mistral") == pooling("opt") == pooling("modernbert-decoder") == "last"

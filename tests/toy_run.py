@@ -57,8 +57,9 @@ class Collator:
             if self.deadly is not None and number == self.deadly[0]:
                 os.kill(os.getpid(), self.deadly[1])
             fixed = torch.Generator().manual_seed(number)
-            drawn = torch.Generator().manual_seed(row[DRAWN].seed)
-            frames = row[DRAWN].num_frames or 2
+            seed, frames = (row[DRAWN].seed, row[DRAWN].num_frames) if DRAWN in row else (0, None)
+            drawn = torch.Generator().manual_seed(seed)
+            frames = frames or 2
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))

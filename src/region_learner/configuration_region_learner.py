@@ -158,7 +158,7 @@ _OF_TRANSFORMERS = {
     *("model_type", "auto_map", "custom_pipelines", "name_or_path", "processor_class", "tokenizer_class"),
     *("attn_implementation", "experts_implementation", "torch_dtype", "quantization_config", "transformers_weights"),
     *("num_labels", "output_attentions", "per_layer_config", "tie_last_hidden_states", "tie_word_embeddings"),
-    *("use_cache", "is_decoder", "add_cross_attention", "loss_type", "distributed_config"),
+    *("use_cache", "is_decoder", "is_causal", "add_cross_attention", "loss_type", "distributed_config"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
 }
 

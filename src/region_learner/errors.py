@@ -42,7 +42,8 @@ def in_one_line(error: Exception) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {message}"
     file, number, _ = _origin(error)
-    if isinstance(error, OSError | ImportError) or not file or file.startswith(_PACKAGE):
+    of_package = file.startswith(_PACKAGE) or type(error).__module__.startswith(f"{__package__}.")
+    if isinstance(error, OSError | ImportError) or not file or of_package:
         return message
     return f"{message} (from {_shown(file)}:{number}; REGION_LEARNER_DEBUG=1 shows more)"
 

@@ -25,7 +25,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and error.filename in (None, os.fspath(partial_of(Path(path)))):
             error.filename = os.fspath(path)
         raise
     except SafetensorError as error:

@@ -138,7 +138,7 @@ def check_checkpoint(name: str):
             cure = "the checkpoint comes first, and videos after it"
         raise NotADirectoryError(f"{name} is a file, not a checkpoint: {cure}.")
     if path.is_dir():
-        if not any((path / config).is_file() for config in _CONFIGS):
+        if not any((path / config).exists() for config in _CONFIGS):
             inside = sorted(found.parent for config in _CONFIGS for found in path.glob(f"*/{config}"))
             near = f"; did you mean {str(inside[-1])!r}?" if inside else "."
             raise FileNotFoundError(f"{name} is not a checkpoint: there is no config.json in it{near}")

@@ -1249,7 +1249,12 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
         return full_length._from_config(text_config)
     model_class = MODEL_MAPPING.get(type(text_config), None)  # type: ignore[arg-type]
     has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return AutoModel.from_config(text_config, **({"add_pooling_layer": pooling_layer} if has_pooling else {}))
+    tower = AutoModel.from_config(text_config, **({"add_pooling_layer": pooling_layer} if has_pooling else {}))
+    if not isinstance(tower.get_input_embeddings(), nn.Embedding):
+        raise ValueError(
+            f"text_config is not that of a text encoder: {text_config.model_type!r} does not take tokens."
+        )
+    return tower
 
 
 def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
