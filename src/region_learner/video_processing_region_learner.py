@@ -329,6 +329,8 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
         elif error.errno == errno.EINVAL:
             reason = f"damaged, or its frames have more than {_MAX_PIXELS} pixels"
         raise VideoDecodeError(f"{name}: {reason}") from error
+    except OSError as error:
+        raise VideoDecodeError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:  # of `choose`, which does not know what it chooses from
         error.add_note(f"The video is {name}")
         raise
