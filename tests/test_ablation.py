@@ -172,6 +172,7 @@ def test_clips_in_memory_are_those_of_the_processor(prepared):
     assert not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.slow
 def test_runs_are_kept_added_to_and_not_repeated(tmp_path):
     first = ablate(tmp_path, TOY, rows_of(["frozen", "ours"]), seeds=1, use_cpu=True, progress=False)
     assert [(row["row"], row["seeds"]) for row in first] == [("frozen", [0]), ("ours", [0])]
@@ -267,6 +268,7 @@ def test_the_same_seeds_give_the_same_run(prepared):
     assert len({json.dumps(one["regions"]["learned"]) for one in (same, *others)}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     rows = [Row("broken", "", {"hidden_size": 17}), rows_of(["frozen"])[0]]
     message = r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"

@@ -114,6 +114,7 @@ def test_multiple_choice(make, tmp_path):
     assert results["questions"] == 64
 
 
+@pytest.mark.slow
 def test_zero_shot_recognition(make, tmp_path):
     """A dual encoder that was trained on captions, the names of the actions, and never on labels."""
     corpus = make(64)

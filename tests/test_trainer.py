@@ -350,6 +350,7 @@ def test_bfloat16(tmp_path):
             torch.testing.assert_close(value.norm(), full["state"][name].norm(), rtol=0.1, atol=0.1, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path):
     """(On the CPU this takes a C++ compiler.)"""
     compiled = run(tmp_path / "1", max_steps=2, torch_compile=True)
