@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .corpora import list_corpora, load_corpus
     from .training import RegionLearnerTrainer, RegionLearnerTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Imported when first used: training pulls in the Trainer, corpora pull in `datasets`.
 _LAZY = {
