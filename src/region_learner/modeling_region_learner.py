@@ -1374,8 +1374,11 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         states, hidden_states, attentions = outputs.last_hidden_state, outputs.hidden_states, outputs.attentions
         if back is not None:  # in the order in which the tokens came
             states = _reorder(states, back)
-            hidden_states = hidden_states and tuple(_reorder(x, back) for x in hidden_states)
-            attentions = attentions and tuple(_reorder(_reorder(x, back, 2), back, 3) for x in attentions)
+            # (Single layers may be asked for; the others are None.)
+            hidden_states = hidden_states and tuple(x if x is None else _reorder(x, back) for x in hidden_states)
+            attentions = attentions and tuple(
+                x if x is None else _reorder(_reorder(x, back, 2), back, 3) for x in attentions
+            )
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=self.text_projection(pooled),
