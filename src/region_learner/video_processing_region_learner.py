@@ -1222,10 +1222,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
         settled = _settle(kwargs)
         data_format = settled.get("input_data_format")
-        do_convert_rgb, do_rescale = (
-            bool(getattr(self, name) if settled.get(name) is None else settled[name])
-            for name in ("do_convert_rgb", "do_rescale")
-        )
+        do_convert_rgb, do_rescale = (bool(self._option(settled, name)) for name in ("do_convert_rgb", "do_rescale"))
         scale = self.scale_while_decoding(settled)
         clips = [
             _Encoded(clip, scale, do_convert_rgb, do_rescale)
@@ -1235,7 +1232,23 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         ]
         if not clips:
             raise ValueError("No videos were given.")
+        if do_rescale or any(isinstance(clip, _Encoded) or clip.dtype == torch.uint8 for clip in clips):
+            self._check_normalization(settled)
         return super().preprocess(clips, **{**settled, "input_data_format": ChannelDimension.FIRST})
+
+    def _option(self, kwargs: Mapping[str, Any], name: str) -> Any:
+        """An option of a call with `kwargs`."""
+        return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
+
+    def _check_normalization(self, kwargs: Mapping[str, Any]):
+        """Refuses to normalise levels within 0..255, which were not rescaled, as if they were within 0..1."""
+        option = partial(self._option, kwargs)
+        highest = 255 * (option("rescale_factor") if option("do_rescale") else 1)
+        if option("do_normalize") and highest > 2 and np.max(option("image_std")) < 1:
+            raise ValueError(
+                f"Frames of 0..{highest:g} would be normalised with an image_std of {option('image_std')}, which is "
+                "for 0..1: leave do_rescale=True and rescale_factor=1/255, or set do_normalize=False, too."
+            )
 
     def scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
         """
@@ -1243,9 +1256,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         far down as a call with `kwargs` does it first of all; in training, so that no random crop has to be enlarged.
         """
 
-        def option(name: str) -> Any:
-            return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
-
+        option = partial(self._option, kwargs)
         interpolation = {Image.Resampling.BILINEAR: "BILINEAR", Image.Resampling.BICUBIC: "BICUBIC"}.get(
             option("resample")
         )
@@ -1309,7 +1320,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
         Returns:
             float32 of the same shape.
+
+        Raises:
+            ValueError: the processor normalises as within 0..1 what it does not rescale.
         """
+        if self.do_rescale or clips.dtype == torch.uint8:
+            self._check_normalization({})
         return self.rescale_and_normalize(
             clips.to(torch.float32),
             self.do_rescale,

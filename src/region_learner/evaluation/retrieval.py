@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
+from ..corpora.rows import only_clip
 from ..corpora.webdataset import is_reference, video_source
 from ..loader_processes import load_in_order
 from ..video_processing_region_learner import VideoDecodeError
@@ -112,13 +113,13 @@ class _Clips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
             video = video_source(self.videos[index])
-            if self.views.single:
-                clips = self.video_processor([video], return_tensors="pt")
-            else:
-                clips = self._views(video)
+            if not self.views.single:
+                return self._views(video)["pixel_values_videos"]
+            return only_clip(self.video_processor([video], return_tensors="pt")["pixel_values_videos"])[None]
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        return clips["pixel_values_videos"]
+        except (TypeError, ValueError) as error:  # frames that are not what is expected
+            raise ValueError(f"{_name(self.videos[index], index)}: {error}") from error
 
     def _views(self, video: Any):
         """The clips of an encoded video, which is decoded once."""
