@@ -83,6 +83,7 @@ class RegionLearnerProcessor(ProcessorMixin):
 
         data: dict[str, Any] = {}
         if text is not None:
+            _check_text(text, is_split=bool(text_kwargs.get("is_split_into_words")))
             self._check_max_length(kwargs, text_kwargs)
             limited = text_kwargs.get("max_length") is not None or self.tokenizer.model_max_length < UNKNOWN_LENGTH
             if text_kwargs.get("truncation") and not limited:
@@ -104,7 +105,12 @@ class RegionLearnerProcessor(ProcessorMixin):
             ValueError: a `max_length` that is given in the call is larger.
         """
         limit, length = self.tokenizer.model_max_length, text_kwargs.get("max_length")
-        if length is None or length <= limit:
+        if length is None:
+            return
+        least = self.tokenizer.num_special_tokens_to_add(pair=False) + 1  # below, tokenizers do not truncate at all
+        if not isinstance(length, int) or length < least:
+            raise ValueError(f"max_length={length!r} must be a whole number, at least {least}: special tokens count.")
+        if length <= limit:
             return
         if "max_length" in given or "max_length" in (given.get("text_kwargs") or {}):
             raise ValueError(
@@ -126,6 +132,21 @@ class RegionLearnerProcessor(ProcessorMixin):
         # processor that was saved would differ from the one loaded.
         self.__dict__.pop("auto_map", None)
         return files
+
+
+def _check_text(text: Any, is_split: bool):
+    """
+    Raises:
+        ValueError: it is neither a string nor a list of strings (with `is_split`, a list of lists of words, too).
+    """
+    if isinstance(text, str):
+        return
+    if not isinstance(text, list | tuple):
+        raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}.")
+    if not text:
+        raise ValueError("No text was given: a list of texts is empty.")
+    if not is_split and (wrong := [item for item in text if not isinstance(item, str)]):
+        raise ValueError(f"text must be a string or a list of strings; one of them is {wrong[0]!r:.80}.")
 
 
 def _flatten(images: Any) -> list[Any]:

@@ -126,6 +126,18 @@ def only_clip(clips: Any) -> Any:
     return clips[0]
 
 
+def check_shapes(clips: Sequence[Any]) -> None:
+    """
+    Raises:
+        ValueError: clips of several videos are of different shapes, so that they make no batch.
+    """
+    if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
+        raise ValueError(
+            f"Clips of different shapes make no batch: {sorted(shapes)}. Sample as many frames of each video with "
+            "num_frames of the video processor instead of fps, and leave its resizing and cropping on."
+        )
+
+
 def _read_id(value: Any) -> str:
     video_id = read_id(value)
     if video_id is None:

@@ -10,7 +10,7 @@ import torch
 
 from ..corpora.errors import CorpusError
 from ..corpora.paths import IMAGE_EXTENSIONS
-from ..corpora.rows import check_dataset, only_clip, read_row
+from ..corpora.rows import check_dataset, check_shapes, only_clip, read_row
 from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
@@ -146,6 +146,7 @@ class RegionLearnerCollator:
         if len({clip.dtype for clip in clips}) > 1:
             normalize = self.processor.video_processor.normalize_clips
             clips = [normalize(clip) if clip.dtype == torch.uint8 else clip for clip in clips]
+        check_shapes(clips)
         return torch.stack(clips)
 
     def _read(self, row: Any, number: int) -> dict[str, Any]:
