@@ -460,7 +460,8 @@ def test_several_clips_of_frames(rows, processor, model):
     frames, _ = processor.video_processor.decode(rows[0]["video"], num_frames=2)
     arrays = [rows[0] | {"video": frames.permute(0, 2, 3, 1).numpy()}, rows[1]]
     expected, got = (
-        embed_corpus(model, processor, some, progress=False, views=Views(2)).video_embeds for some in (rows[:2], arrays)
+        embed_corpus(model, processor, some, progress=False, views=Views(2)).video_embeds
+        for some in (rows[:2], arrays)
     )
     torch.testing.assert_close(got, expected)
 
