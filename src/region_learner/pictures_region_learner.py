@@ -283,8 +283,8 @@ def _array_as_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_resca
         raise ValueError(f"A clip is empty: an array of shape {tuple(clip.shape)}; expected at least one frame.")
     _check_type(clip)
     if isinstance(clip, np.ndarray):
-        # torch takes neither what runs backwards, such as BGR turned, nor another order of bytes, nor 80-bit floats, and
-        # warns of what may not be written to.
+        # torch takes neither what runs backwards, such as BGR turned, nor another order of bytes, nor 80-bit floats;
+        # and it warns of what may not be written to.
         dtype = np.dtype(np.float64) if clip.dtype.itemsize > 8 else clip.dtype.newbyteorder("=")
         clip = torch.from_numpy(np.require(clip, dtype, ["C", "W", "E"]))
     clip = clip if _channels_are_first(tuple(clip.shape), data_format) else clip.permute(0, 3, 1, 2)

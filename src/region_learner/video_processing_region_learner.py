@@ -1071,7 +1071,7 @@ class _Encoded(NamedTuple):
 
 
 def _read_or_encoded(clip: _Encoded, data_format: str | ChannelDimension | None = None) -> "_Encoded | torch.Tensor":
-    """The frames of a clip that is given as frames; one that is to be decoded, or some frames of which are, as it is."""
+    """The frames of a clip that is given as frames; one that is to be decoded, wholly or in part, as it is."""
     source = clip.source
     if _is_encoded(source) or (isinstance(source, list) and any(map(_is_encoded, source))):
         return clip
