@@ -93,9 +93,10 @@ def blank(data: bytearray, rng: np.random.Generator):
 MUTATIONS = (flip, flip, truncate, lie, lie, swap, remove, blank)
 
 
-def intact_frames(path: Path) -> set[Digest]:
+def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
     """
     Digests of the frames that plainly decoding all of the file gives; after damage, from the next key frame on again.
+    With `skip` "NONREF", of those alone that others refer to: what is noticed in the rest is not noticed then.
     """
     digests = set()
     if kind_of_picture(str(path)):
@@ -112,6 +113,7 @@ def intact_frames(path: Path) -> set[Digest]:
         stream = next(stream for stream in container.streams.video if not stream.disposition & cover)
         stream.codec_context.options = {"err_detect": "explode"}
         stream.codec_context.thread_count = 1
+        stream.codec_context.skip_frame = skip
         damaged = False
         try:
             for packet in container.demux(stream):
@@ -145,6 +147,12 @@ def digest(image: np.ndarray) -> Digest:
     return image.shape, hashlib.blake2b(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
+def is_of(image: np.ndarray, whole: set[Digest]) -> bool:
+    """Whether a frame is one of `whole`, turned or mirrored in whichever way: damage may be to what says so."""
+    turned = (np.rot90(form, turns) for form in (image, image[::-1]) for turns in range(4))
+    return any(digest(form) in whole for form in turned)
+
+
 def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> dict:
     """What came of some frames of a file: frames, or an error. `whole`: digests of those of the undamaged one."""
 
@@ -161,8 +169,8 @@ def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> di
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
-    noticed = intact_frames(path) <= whole
-    invented = sum(digest(image) not in whole for image in clip) if noticed else None
+    noticed = intact_frames(path) <= whole and intact_frames(path, "NONREF") <= whole
+    invented = sum(not is_of(image, whole) for image in clip) if noticed else None
     # (No frame of the sources is black.)
     return {"frames": len(clip), "invented": invented, "black": sum(int(image.max()) < 8 for image in clip)}
 

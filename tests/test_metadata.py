@@ -56,6 +56,7 @@ STRAY = [
     ('a.mp4,"one\nb.mp4,"two\nc.mp4,three\n', "line 2: text follows the end of a quoted field, which is closed in"),
     ('a.mp4,"one" he said\n', "line 2: text follows the end of a quoted field"),
     ('a.mp4,"say \\"one\\""\n', "line 2: text follows the end of a quoted field"),
+    ("a.mp4," + "x" * 200_000 + "\n", "line 2: a field of more than 131072 characters: write it as .jsonl"),
     ('a.mp4,"one\n' + "b.mp4,two\n" * 20_000, "line 2: a quote is opened here and never closed"),
 ]
 

@@ -204,6 +204,50 @@ def test_floats_are_levels_divided_by_255(processor):
     assert levels.max() > 200
 
 
+def test_floats_that_rounding_takes_past_the_ends(processor):
+    """As resizing in floating point does; what is further away is still refused."""
+    white = torch.nn.functional.interpolate(torch.ones(1, 3, 97, 61), (40, 40), mode="bilinear", antialias=True)
+    assert white.max() > 1
+    for clip in (white, -(white - 1), white.half(), white.bfloat16()):
+        levels = values(processor, clip, num_frames=1)
+        assert levels.min() > -1e-5
+        assert levels.max() < 1 + 1e-5
+    with pytest.raises(ValueError, match=r"within 0\.\.1; got values from 0 to 1\.01"):
+        processor(torch.linspace(0, 1.01, 4800).reshape(1, 3, 40, 40))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_arrays_that_torch_does_not_take(processor):
+    """Read-only ones, as those of files and of datasets are, other orders of bytes, and 80-bit floats."""
+    levels = np.stack(list(pictures(2)))
+    read_only = np.frombuffer(levels.tobytes(), np.uint8).reshape(levels.shape)
+    assert torch.equal(values(processor, read_only), values(processor, levels))
+    expected = values(processor, levels / 255)
+    for kind in (">f4", ">f8", np.longdouble):
+        torch.testing.assert_close(values(processor, (levels / 255).astype(kind)), expected)
+
+
+def test_levels_are_not_normalised_as_if_within_0_to_1(processor, tmp_path, photograph):
+    """Frames of 0 to 255 with the mean and deviation of 0 to 1 are nearly white."""
+    photograph.save(tmp_path / "a.png")
+    clip = np.stack(list(pictures(2)))
+    for frames in (clip, tmp_path / "a.png"):
+        with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised with an image_std"):
+            processor(frames, do_rescale=False)
+    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised"):
+        processor(clip / 255, rescale_factor=1.0)
+    unscaled = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1, do_rescale=False)
+    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised"):
+        unscaled.normalize_clips(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    # What is meant so goes on: floats as they are, and statistics of 0 to 255.
+    expected = processor(clip / 255, return_tensors="pt")["pixel_values_videos"]
+    given = processor(clip / 255, do_rescale=False, return_tensors="pt")["pixel_values_videos"]
+    torch.testing.assert_close(given, expected)
+    of_levels = {name: [255 * value for value in getattr(processor, name)] for name in ("image_mean", "image_std")}
+    given = processor(clip, do_rescale=False, return_tensors="pt", **of_levels)["pixel_values_videos"]
+    torch.testing.assert_close(given, processor(clip, return_tensors="pt")["pixel_values_videos"])
+
+
 @pytest.mark.parametrize(
     ("clip", "reason"),
     [

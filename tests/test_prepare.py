@@ -124,6 +124,16 @@ def test_upright_and_of_uneven_sizes(tmp_path):
     assert (known["width"], known["height"]) == (76, 32)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_animations_named_like_images_keep_their_frames(tmp_path, name):
+    images = [Image.new("RGB", (64, 48), (60 * number, 30, 30)) for number in range(3)]
+    images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=200)
+    extension, data, known = module.encode_clip(tmp_path / name, PrepareOptions(), is_image=True)
+    assert (extension, known["frames"]) == (".mp4", 3)
+    reds = [image[..., 0].mean() for image, _ in iterate_frames(data)]
+    np.testing.assert_allclose(reds, [0, 60, 120], atol=6)
+
+
 def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(Path(videos[0]).read_bytes()[:1500])

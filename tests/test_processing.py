@@ -65,6 +65,27 @@ def test_each_alone(processor, video):
         processor()
 
 
+def test_max_length_stays_within_what_the_tower_takes(processor):
+    assert processor(text=LONG, max_length=20)["input_ids"].shape == (1, 20)
+    for given in ({"max_length": 21}, {"text_kwargs": {"max_length": 21}}):
+        with pytest.raises(ValueError, match="max_length=21 is more than the 20 tokens"):
+            processor(text=LONG, **given)
+    for length in (0, -1, "8"):
+        with pytest.raises(ValueError, match=rf"max_length={length!r} must be a whole number, at least 1"):
+            processor(text=LONG, max_length=length)
+    # The file of a tokenizer may say more than its tower takes.
+    processor.tokenizer.init_kwargs["max_length"] = 512
+    assert processor(text=LONG)["input_ids"].shape == (1, 20)
+
+
+@pytest.mark.parametrize("text", [[], ["a", None], 5, float("nan"), b"a", [["a", "dog"]], np.array(["a"])])
+def test_what_is_not_text(processor, text):
+    """One line; a list within the list would be read as a pair of texts."""
+    with pytest.raises(ValueError, match=r"^(text must be a string or a list of strings|No text was given)[^\n]*$"):
+        processor(text=text)
+    assert processor(text=[["a", "dog"]], is_split_into_words=True)["input_ids"].tolist() == [[2, 3]]
+
+
 def test_images_are_clips_of_one_frame(processor, video, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")

@@ -12,6 +12,7 @@ from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.corpora import CorpusError, check_corpus, load_corpus, make_moving_shapes, prepare_corpus
 from region_learner.corpora.rows import check_dataset, read_row
 from region_learner.evaluation import (
+    Views,
     answer_accuracy,
     embed_corpus,
     list_metrics,
@@ -403,3 +404,73 @@ def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
             load_metric("action_accuracy", cache_dir=str(tmp_path)).compute(
                 predictions=np.eye(2), references=[0, label]
             )
+
+
+# --- Videos that are given as frames ---------------------------------------------------------------------------------
+
+
+def frames_of(count: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 40, 48, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_floats_and_levels_is_normalised_once(rows, processor, training):
+    """Whatever else is in the batch: clips of floats are normalised, so the others must be."""
+    floats = [rows[0] | {"video": frames_of() / 255}, rows[1]]
+    seeded = [row | {DRAWN: Draw(0, number, seed=number, num_frames=None)} for number, row in enumerate(floats)]
+    given = seeded if training else floats
+    expected = RegionLearnerCollator(processor, training=training)(given)["pixel_values_videos"]
+    batch = RegionLearnerCollator(processor, training=training, normalize=False)(given)["pixel_values_videos"]
+    assert torch.equal(batch, expected)
+    assert batch.abs().max() < 3
+    alone = [processor(videos=row["video"])["pixel_values_videos"][0] for row in floats]
+    if not training:
+        torch.testing.assert_close(batch, torch.stack(alone))
+    levels = [floats[0] | {"video": frames_of()}, rows[1]]
+    batch = RegionLearnerCollator(processor, training=training, normalize=False)(levels)["pixel_values_videos"]
+    assert batch.dtype == torch.uint8  # for the device to normalise
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (np.stack([frames_of(), frames_of()]), "the video of a row must be one clip, not 2"),
+        (frames_of() * 1.0, r"must lie within 0\.\.1"),
+        (frames_of().astype(int), "Frames of int64 have no single reading"),
+        ([], "A clip has no frames"),
+        (object(), "not object"),
+    ],
+    ids=["several clips", "floats of 255", "integers", "no frames", "something else"],
+)
+def test_frames_that_are_not_one_clip_are_named(rows, processor, model, video, message):
+    wrong = [rows[1], rows[0] | {"video": video}]
+    with pytest.raises(ValueError, match=f"^video_id {rows[0]['video_id']!r}: .*{message}"):
+        RegionLearnerCollator(processor, training=True)(wrong)
+    with pytest.raises(ValueError, match=f"^video 1: .*{message}"):
+        embed_corpus(model, processor, wrong, progress=False)
+
+
+def test_a_dict_without_a_video(rows, processor):
+    with pytest.raises(CorpusError, match=r"^row 0 .*: video has neither a path nor bytes"):
+        RegionLearnerCollator(processor, training=True)([rows[0] | {"video": {"path": None, "bytes": None}}])
+
+
+def test_several_clips_of_frames(rows, processor, model):
+    """As those of the same frames in a file."""
+    frames, _ = processor.video_processor.decode(rows[0]["video"], num_frames=2)
+    arrays = [rows[0] | {"video": frames.permute(0, 2, 3, 1).numpy()}, rows[1]]
+    expected, got = (
+        embed_corpus(model, processor, some, progress=False, views=Views(2)).video_embeds
+        for some in (rows[:2], arrays)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_clips_of_different_shapes_make_no_batch(rows, processor, model):
+    any_size = RegionLearnerVideoProcessor(num_frames=2, do_resize=False, do_center_crop=False)
+    sizes = RegionLearnerProcessor(any_size, processor.tokenizer)
+    mixed = [rows[0], rows[1] | {"video": frames_of()}]
+    with pytest.raises(ValueError, match="Clips of different shapes make no batch"):
+        embed_corpus(model, sizes, mixed, progress=False)
+    with pytest.raises(ValueError, match="Clips of different shapes make no batch"):
+        RegionLearnerCollator(sizes, training=False)(mixed)

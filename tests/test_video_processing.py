@@ -210,7 +210,7 @@ def test_frames_of_odd_videos(name):
         ("sine_mono_s16.wav", "no video stream"),
         ("result.webm", "empty file"),
         ("corrupted.mp4", "Invalid data"),
-        ("manifest.jsonl", "Invalid data"),
+        ("manifest.jsonl", "text, not a video or picture"),
     ],
 )
 def test_unreadable_videos_are_errors(processor, name, reason):
@@ -728,7 +728,7 @@ def test_files_that_are_lists_of_others(folder, video):
         path = folder / name
         path.write_text(text)
         for source in (path, path.read_bytes()):
-            with pytest.raises(VideoDecodeError, match=r"a list of other files, or text|Invalid data"):
+            with pytest.raises(VideoDecodeError, match=r"text, not a video or picture: it begins with"):
                 read(source, 0)
 
 
@@ -753,7 +753,17 @@ def test_cover_pictures_are_no_video(folder):
         read(path, 0)
 
 
-def test_missing_file(processor):
+def test_what_is_not_a_video_file(processor, tmp_path):
+    (tmp_path / "page.mp4").write_text("<!DOCTYPE html>\n<title>404</title>" + "." * 5000)
+    with pytest.raises(VideoDecodeError, match=r"page.mp4: text, not a video or picture: it begins with '<!DOCTYPE"):
+        processor(tmp_path / "page.mp4")
+    (tmp_path / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(VideoDecodeError, match=r"pointer.mp4: a Git LFS pointer"):
+        processor(tmp_path / "pointer.mp4")
+    with pytest.raises(VideoDecodeError, match=r": not a file$"):
+        processor(str(tmp_path))
+    with open(tmp_path / "page.mp4") as file, pytest.raises(TypeError, match=r"page.mp4 was opened as text"):
+        processor(file)
     with pytest.raises(VideoDecodeError, match=r"^nowhere/x.mp4: no such file$"):
         processor("nowhere/x.mp4")
 
@@ -1019,7 +1029,23 @@ def test_decode(processor, video):
     again = processor.decode(video, training=True, generator=torch.Generator().manual_seed(0))[1].frames_indices
     assert first == again
     with pytest.raises(ValueError, match="one video at a time; got 2"):
+        processor.decode(np.zeros((2, 4, 48, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="40 frames was given as one frame of a clip"):
         processor.decode([video, video])
+
+
+def test_decode_of_frames_that_are_files(processor, tmp_path):
+    """As a list within the list of videos, which is what a row of a data set has."""
+    for number, image in enumerate(pictures(3)):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    frames, metadata = processor.decode(paths, choose=lambda metadata: np.array([2, 0]))
+    assert metadata.frames_indices == [2, 0]
+    expected = np.stack([np.array(Image.open(paths[index])) for index in (2, 0)])
+    assert np.array_equal(frames.permute(0, 2, 3, 1), expected)
+
+
+def test_fetch_videos(processor, video):
     videos, metadata = processor.fetch_videos([str(video)])
     assert videos[0].shape == (40, 3, 48, 64)
     assert metadata[0].frames_indices == list(range(40))

@@ -22,6 +22,7 @@ from PIL import Image, features
 from transformers.image_utils import ChannelDimension
 
 MAX_PIXELS = 2**26  # of one picture. What claims to be larger is damaged or hostile.
+_ROUNDING = 1 / 510  # by which floats may pass 0 and 1, as resizing and half precision do: half a level
 _RATE = 25  # frames per second, as which FFmpeg counts a picture
 _HEAD = 64  # bytes by which a file is known
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
@@ -282,16 +283,19 @@ def _array_as_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_resca
         raise ValueError(f"A clip is empty: an array of shape {tuple(clip.shape)}; expected at least one frame.")
     _check_type(clip)
     if isinstance(clip, np.ndarray):
-        clip = torch.as_tensor(np.ascontiguousarray(clip))  # (torch refuses what runs backwards, such as BGR turned.)
+        # torch takes neither what runs backwards, such as BGR turned, nor another order of bytes, nor 80-bit floats;
+        # and it warns of what may not be written to.
+        dtype = np.dtype(np.float64) if clip.dtype.itemsize > 8 else clip.dtype.newbyteorder("=")
+        clip = torch.from_numpy(np.require(clip, dtype, ["C", "W", "E"]))
     clip = clip if _channels_are_first(tuple(clip.shape), data_format) else clip.permute(0, 3, 1, 2)
     if clip.is_floating_point() and do_rescale:
         low, high = (value.item() for value in clip.aminmax())
-        if not (low >= 0 and high <= 1):
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"Frames of floats must lie within 0..1; got values from {low:.4g} to {high:.4g}. Convert frames of "
                 "0..255 to uint8, clip what overshoots, or set do_rescale=False to use the values as they are."
             )
-        clip = clip.float() * 255
+        clip = clip.float().clamp(0, 1) * 255
     return to_rgb(clip, 255 if do_rescale else 1) if do_convert_rgb else clip
 
 

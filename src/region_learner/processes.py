@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY = 4 * 2**30  # bytes that one item may take
+_ran_out_of_memory = False  # this process, with an earlier item
 _GRACE = 5  # seconds after its time in which a process ends by itself, unless it was stopped
 
 
@@ -65,15 +66,16 @@ def map_in_processes(
         RuntimeError: processes do not even start.
     """
     pools = _Pools(workers, timeout, function, preload, memory)
-    waiting: collections.deque[tuple[Item, Future]] = collections.deque()
+    waiting: collections.deque[tuple[Item, Future, ProcessPoolExecutor | None]] = collections.deque()
 
     def next_result() -> Result:
-        item, future = waiting.popleft()
+        item, future, pool = waiting.popleft()
         try:
             try:
                 return pools.result(future)
-            except BrokenProcessPool:
-                # Any item under way may be the one: each is tried again alone.
+            except (BrokenProcessPool, MemoryError):
+                # Any item under way may be the one: each is tried again alone, and others go to new processes.
+                _kill(pool)
                 return pools.alone(item)
         except BrokenProcessPool:
             return failed(item, f"reading it crashes the process, or takes more than {timeout:g} seconds")
@@ -82,7 +84,7 @@ def map_in_processes(
 
     try:
         for item in items:
-            waiting.append((item, pools.submit(item)))
+            waiting.append((item, pools.submit(item), pools.pool))
             if len(waiting) > 4 * workers:
                 yield next_result()
         while waiting:
@@ -209,11 +211,15 @@ def _limit_memory(size: int) -> None:
 
 def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
     """Ends the process where it takes too long, also where it hangs in a library."""
+    global _ran_out_of_memory
+    if _ran_out_of_memory:  # libraries may not have given it back: this item would fail for want of it
+        raise MemoryError
     with open(os.devnull, "w") as nowhere:  # one line of the result says it
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             return function(item)
         except MemoryError:
+            _ran_out_of_memory = True
             raise MemoryError from None  # that of FFmpeg cannot be sent
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -46,8 +46,8 @@ class RegionLearnerProcessor(ProcessorMixin):
         Any subset of text and either videos or images.
 
         Args:
-            text: a caption or a list of them; padded to the longest, and truncated to `max_length`, by default the
-                tokenizer's own limit.
+            text: a caption or a list of them; padded to the longest, and truncated to `max_length`, by default and
+                at most the tokenizer's own limit.
             videos: as for `RegionLearnerVideoProcessor`: one clip, or a list of them.
             images: one image or a list of them, each a clip of one frame; anything that is a frame or an encoded
                 video. Not together with `videos`, as clips of one batch have as many frames each.
@@ -59,7 +59,7 @@ class RegionLearnerProcessor(ProcessorMixin):
             (B, T, 3, height, width) for videos, T = 1 for images.
 
         Raises:
-            ValueError: there is no input, or videos and images together.
+            ValueError: there is no input, or videos and images together; `max_length` is too large.
             VideoDecodeError: a video or an image cannot be read.
         """
         # Not in the signature: generic callers, transformers' common tests too, give all it names in one call.
@@ -83,6 +83,8 @@ class RegionLearnerProcessor(ProcessorMixin):
 
         data: dict[str, Any] = {}
         if text is not None:
+            _check_text(text, is_split=bool(text_kwargs.get("is_split_into_words")))
+            self._check_max_length(kwargs, text_kwargs)
             limited = text_kwargs.get("max_length") is not None or self.tokenizer.model_max_length < UNKNOWN_LENGTH
             if text_kwargs.get("truncation") and not limited:
                 text_kwargs["max_length"] = LONGEST_TEXT
@@ -94,6 +96,28 @@ class RegionLearnerProcessor(ProcessorMixin):
         elif videos is not None:
             data.update(self.video_processor(videos, **videos_kwargs))
         return BatchFeature(data)
+
+    def _check_max_length(self, given: dict[str, Any], text_kwargs: dict[str, Any]):
+        """
+        Keeps texts within what the text tower takes, for which its tokenizer stands.
+
+        Raises:
+            ValueError: a `max_length` that is given in the call is larger.
+        """
+        limit, length = self.tokenizer.model_max_length, text_kwargs.get("max_length")
+        if length is None:
+            return
+        least = self.tokenizer.num_special_tokens_to_add(pair=False) + 1  # below, tokenizers do not truncate at all
+        if not isinstance(length, int) or length < least:
+            raise ValueError(f"max_length={length!r} must be a whole number, at least {least}: special tokens count.")
+        if length <= limit:
+            return
+        if "max_length" in given or "max_length" in (given.get("text_kwargs") or {}):
+            raise ValueError(
+                f"max_length={length} is more than the {limit} tokens that the text tower takes "
+                "(tokenizer.model_max_length): lower it, or leave it out."
+            )
+        text_kwargs["max_length"] = limit  # of the tokenizer's file, which may know less of the tower
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         # What loading and calls leave on a tokenizer is saved with it, and read back: the `max_length` of the last
@@ -108,6 +132,21 @@ class RegionLearnerProcessor(ProcessorMixin):
         # processor that was saved would differ from the one loaded.
         self.__dict__.pop("auto_map", None)
         return files
+
+
+def _check_text(text: Any, is_split: bool):
+    """
+    Raises:
+        ValueError: it is neither a string nor a list of strings (with `is_split`, a list of lists of words, too).
+    """
+    if isinstance(text, str):
+        return
+    if not isinstance(text, list | tuple):
+        raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}.")
+    if not text:
+        raise ValueError("No text was given: a list of texts is empty.")
+    if not is_split and (wrong := [item for item in text if not isinstance(item, str)]):
+        raise ValueError(f"text must be a string or a list of strings; one of them is {wrong[0]!r:.80}.")
 
 
 def _flatten(images: Any) -> list[Any]:

@@ -323,7 +323,7 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
     except (VideoDecodeError, PictureError) as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
-        reason = error.strerror
+        reason = _unlike_a_video(media) or error.strerror
         if error.errno == errno.ENOMEM:  # (FFmpeg refuses to allocate more than 2 GiB at once.)
             reason = "damaged: it asks for more memory than any video needs"
         elif error.errno == errno.EINVAL:
@@ -339,24 +339,40 @@ def _located(source: Any) -> Iterator[str | BinaryIO]:
             media.close()
 
 
+def _unlike_a_video(media: str | BinaryIO) -> str | None:
+    """What a file that FFmpeg does not know is instead, where its beginning tells: it often is a page of an error."""
+    head = b"\0"
+    with suppress(OSError), opened(media) as file:
+        head = file.read(60)
+    if head.startswith(b"version https://git-lfs."):
+        return "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return f"text, not a video or picture: it begins with {' '.join(head[:40].decode().split())!r}"
+    return None
+
+
 def _locate(source: Any) -> tuple[str, str | BinaryIO]:
     """The name of a video for messages, and what PyAV opens: a file name, or a buffer of ours."""
     name = None
     if isinstance(source, Mapping):
         name = source.get("path")
+        if name is None and source.get("bytes") is None:
+            raise TypeError("A video that is given as a dict needs a path or bytes in it.")
         source = name if source.get("bytes") is None else source["bytes"]
     if hasattr(source, "read"):
         name = getattr(source, "name", "<file>")
         if source.seekable():
             source.seek(0)
         source = source.read()
+        if isinstance(source, str):
+            raise TypeError(f"{name} was opened as text: open videos in binary mode, open(path, 'rb').")
     if isinstance(source, bytes | bytearray | memoryview):
         name = str(name or "<bytes>")
         if not len(source):
             raise VideoDecodeError(f"{name}: empty file")
         return name, io.BytesIO(source)
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"A video is a path, URL, bytes, binary file or frames, not {type(source).__name__}.")
+        raise TypeError(f"A video file is given as a path, URL, bytes or binary file, not {type(source).__name__}.")
 
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
@@ -367,7 +383,7 @@ def _locate(source: Any) -> tuple[str, str | BinaryIO]:
             raise VideoDecodeError(f"{name}: a URL of a local file; give its path, or {_ASK}")
         path = urllib.request.url2pathname(urlsplit(name).path)
     if not os.path.isfile(path):
-        raise VideoDecodeError(f"{name}: no such file")
+        raise VideoDecodeError(f"{name}: {'not a file' if os.path.exists(path) else 'no such file'}")
     if os.path.getsize(path) == 0:
         raise VideoDecodeError(f"{name}: empty file")
     return name, f"file:{path}"  # or FFmpeg would look for a protocol in names such as `concat: a|b.mp4`
@@ -572,7 +588,7 @@ def _open_video(media: str | BinaryIO) -> Iterator[Any]:
                 container = _open_container(file)
         except av.error.ArgumentError as error:
             raise VideoDecodeError(
-                "neither a video nor a picture, but such as a list of other files, or text"
+                _unlike_a_video(media) or "neither a video nor a picture of a kind that is read"
             ) from error
         stack.enter_context(container)
         cover = av.stream.Disposition.attached_pic  # the picture in a sound file is no video
@@ -1054,6 +1070,14 @@ class _Encoded(NamedTuple):
     do_rescale: bool = True
 
 
+def _read_or_encoded(clip: _Encoded, data_format: str | ChannelDimension | None = None) -> "_Encoded | torch.Tensor":
+    """The frames of a clip that is given as frames; one that is to be decoded, wholly or in part, as it is."""
+    source = clip.source
+    if _is_encoded(source) or (isinstance(source, list) and any(map(_is_encoded, source))):
+        return clip
+    return frames_as_tensor(source, data_format, clip.do_convert_rgb, clip.do_rescale)
+
+
 def _as_clips(videos: Any) -> list[Any]:
     """
     A flat list of clips, each of them an encoded video, an array of four dimensions, or a list of frames.
@@ -1222,20 +1246,31 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
         settled = _settle(kwargs)
         data_format = settled.get("input_data_format")
-        do_convert_rgb, do_rescale = (
-            bool(getattr(self, name) if settled.get(name) is None else settled[name])
-            for name in ("do_convert_rgb", "do_rescale")
-        )
+        do_convert_rgb, do_rescale = (bool(self._option(settled, name)) for name in ("do_convert_rgb", "do_rescale"))
         scale = self.scale_while_decoding(settled)
         clips = [
-            _Encoded(clip, scale, do_convert_rgb, do_rescale)
-            if _is_encoded(clip) or (isinstance(clip, list) and any(map(_is_encoded, clip)))
-            else frames_as_tensor(clip, data_format, do_convert_rgb, do_rescale)
+            _read_or_encoded(_Encoded(clip, scale, do_convert_rgb, do_rescale), data_format)
             for clip in _as_clips(videos)
         ]
         if not clips:
             raise ValueError("No videos were given.")
+        if do_rescale or any(isinstance(clip, _Encoded) or clip.dtype == torch.uint8 for clip in clips):
+            self._check_normalization(settled)
         return super().preprocess(clips, **{**settled, "input_data_format": ChannelDimension.FIRST})
+
+    def _option(self, kwargs: Mapping[str, Any], name: str) -> Any:
+        """An option of a call with `kwargs`."""
+        return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
+
+    def _check_normalization(self, kwargs: Mapping[str, Any]):
+        """Refuses to normalise levels within 0..255, which were not rescaled, as if they were within 0..1."""
+        option = partial(self._option, kwargs)
+        highest = 255 * (option("rescale_factor") if option("do_rescale") else 1)
+        if option("do_normalize") and highest > 2 and np.max(option("image_std")) < 1:
+            raise ValueError(
+                f"Frames of 0..{highest:g} would be normalised with an image_std of {option('image_std')}, which is "
+                "for 0..1: leave do_rescale=True and rescale_factor=1/255, or set do_normalize=False, too."
+            )
 
     def scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
         """
@@ -1243,9 +1278,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         far down as a call with `kwargs` does it first of all; in training, so that no random crop has to be enlarged.
         """
 
-        def option(name: str) -> Any:
-            return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
-
+        option = partial(self._option, kwargs)
         interpolation = {Image.Resampling.BILINEAR: "BILINEAR", Image.Resampling.BICUBIC: "BICUBIC"}.get(
             option("resample")
         )
@@ -1271,13 +1304,18 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         training: bool = False,
         generator: torch.Generator | None = None,
         num_frames: int | None = None,
+        choose: Callable[..., np.ndarray] | None = None,
+        scale: Scale | None = None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """
         Reads and samples one video, without transforming it.
 
         Args:
-            source: anything that is one clip for the processor.
+            source: anything that is one clip in a list of videos.
             training, generator, num_frames: as in a call of the processor.
+            choose: called as `choose(metadata=VideoMetadata)`, gives the indices of the wanted frames, instead of
+                those of [`sample_frames`].
+            scale: what the frames of encoded videos are scaled to; see [`scale_while_decoding`].
 
         Returns:
             Frames (T, 3, height, width), uint8 of encoded videos, and their metadata.
@@ -1285,17 +1323,15 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         Raises:
             VideoDecodeError: the video cannot be read.
         """
-        clips = _as_clips(source)
+        clips = _as_clips([source])
         if len(clips) != 1:
             raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
-        clip = clips[0]
-        clip = _Encoded(clip) if _is_encoded(clip) else frames_as_tensor(clip, None, bool(self.do_convert_rgb), False)
+        clip = _Encoded(clips[0], scale, bool(self.do_convert_rgb), do_rescale=False)
         (frames,), (metadata,) = self._decode_and_sample_videos(
-            [clip],
-            do_sample_frames=self.do_sample_frames or num_frames is not None,
-            sample_indices_fn=partial(
-                self.sample_frames, num_frames=num_frames, training=training, generator=generator
-            ),
+            [_read_or_encoded(clip)],
+            do_sample_frames=self.do_sample_frames or num_frames is not None or choose is not None,
+            sample_indices_fn=choose
+            or partial(self.sample_frames, num_frames=num_frames, training=training, generator=generator),
         )
         return frames, metadata
 
@@ -1309,7 +1345,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
         Returns:
             float32 of the same shape.
+
+        Raises:
+            ValueError: the processor normalises as within 0..1 what it does not rescale.
         """
+        if self.do_rescale or clips.dtype == torch.uint8:
+            self._check_normalization({})
         return self.rescale_and_normalize(
             clips.to(torch.float32),
             self.do_rescale,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -326,7 +327,7 @@ def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) ->
 
     Args:
         source: as `read_clip` takes it.
-        is_image: write a JPEG file.
+        is_image: write a JPEG file, unless it turns out to be an animation.
 
     Returns:
         The extension, the file, and what is known of it: `width`, `height`, `frames`, `fps` in the mean (None for a
@@ -343,10 +344,13 @@ def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) ->
         return _scaled(height, width, options.short_side)
 
     frames = _frames(source, options, scaled)
+    first = list(itertools.islice(frames, 2)) if is_image else []
+    is_image = len(first) == 1  # and not an animated PNG or WebP
     if is_image:
-        image, _ = next(frames)
+        image = first[0][0]
         data, count, last = _jpeg(image), 1, 0.0
     else:
+        frames = itertools.chain(first, frames)
         data, count, last, image = _encode(frames, options)
     fps = (count - 1) / last if last else None
     prepared: dict[str, Any] = {"width": image.shape[1], "height": image.shape[0], "frames": count, "fps": fps}

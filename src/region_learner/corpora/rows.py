@@ -115,6 +115,29 @@ def read_row(
     return result
 
 
+def only_clip(clips: Any) -> Any:
+    """The clip that a processor made of a row's video.
+
+    Raises:
+        ValueError: it made several, of an array of five dimensions or of lists within lists.
+    """
+    if len(clips) != 1:
+        raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
+    return clips[0]
+
+
+def check_shapes(clips: Sequence[Any]) -> None:
+    """
+    Raises:
+        ValueError: clips of several videos are of different shapes, so that they make no batch.
+    """
+    if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
+        raise ValueError(
+            f"Clips of different shapes make no batch: {sorted(shapes)}. Sample as many frames of each video with "
+            "num_frames of the video processor instead of fps, and leave its resizing and cropping on."
+        )
+
+
 def _read_id(value: Any) -> str:
     video_id = read_id(value)
     if video_id is None:
@@ -132,6 +155,8 @@ def _read_captions(value: Any) -> list[str]:
 def _read_video(value: Any) -> Any:
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         raise UnfitValueError("is missing or blank")
+    if isinstance(value, Mapping) and all(value.get(name) is None for name in ("path", "bytes")):
+        raise UnfitValueError(f"has neither a path nor bytes: {shown(value)}")
     if isinstance(value, numbers.Number):
         raise UnfitValueError(f"must be a path, encoded bytes or frames, not {shown(value)}")
     return value

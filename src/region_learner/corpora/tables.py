@@ -80,6 +80,8 @@ def csv_records(
 
 
 def _csv_problem(path: Path, start: int, end: int, error: csv.Error) -> str:
+    if "field limit" in str(error) and start == end:
+        return f"{path}, line {start}: a field of more than {csv.field_size_limit()} characters: write it as .jsonl"
     if "end of data" in str(error) or "field limit" in str(error):
         return f"{path}, line {start}: a quote is opened here and never closed, so that later rows are lost: close it"
     after = "" if start == end else f", which is closed in line {end}"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..corpora.folder import CorpusError
+from ..corpora.rows import check_shapes, only_clip
 from ..corpora.webdataset import is_reference, video_source
 from ..loader_processes import load_in_order
 from ..video_processing_region_learner import VideoDecodeError
@@ -112,23 +113,23 @@ class _Clips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
             video = video_source(self.videos[index])
-            if self.views.single:
-                clips = self.video_processor([video], return_tensors="pt")
-            else:
-                clips = self._views(video)
+            if not self.views.single:
+                return self._views(video)["pixel_values_videos"]
+            return only_clip(self.video_processor([video], return_tensors="pt")["pixel_values_videos"])[None]
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        return clips["pixel_values_videos"]
+        except (TypeError, ValueError) as error:  # frames that are not what is expected
+            raise ValueError(f"{_name(self.videos[index], index)}: {error}") from error
 
     def _views(self, video: Any):
-        """The clips of an encoded video, which is decoded once."""
+        """The clips of a video, which is decoded once."""
         processor = self.video_processor
 
         def choose(metadata):
             processor.sample_frames(metadata)  # refuses the videos that it refuses with one clip
-            return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel().tolist()
+            return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel()
 
-        frames, _ = processor.fetch_videos(video, choose, processor.scale_while_decoding({}))
+        frames, _ = processor.decode(video, choose=choose, scale=processor.scale_while_decoding({}))
         clips = list(frames.unflatten(0, (-1, processor.num_frames)))
         return processor(clips, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
 
@@ -192,6 +193,7 @@ def read_clips(
         seen += len(batch)
         if clips:
             any_readable = True
+            check_shapes(clips)
             yield indices, torch.cat(clips)
     if not any_readable:
         raise ValueError(f"None of the {seen} videos can be read; the first: {next(iter(unreadable.values()), None)}")

@@ -10,7 +10,7 @@ import torch
 
 from ..corpora.errors import CorpusError
 from ..corpora.paths import IMAGE_EXTENSIONS
-from ..corpora.rows import check_dataset, read_row
+from ..corpora.rows import check_dataset, check_shapes, only_clip, read_row
 from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
@@ -123,7 +123,7 @@ class RegionLearnerCollator:
             elif clip is None:
                 row, clip = good[0] if good else (row, self._filler(row))
             pairs.append((row, clip, counts))
-        batch: dict[str, Any] = {"pixel_values_videos": torch.stack([clip for _, clip, _ in pairs])}
+        batch: dict[str, Any] = {"pixel_values_videos": self._stack([clip for _, clip, _ in pairs])}
         chooses = self.task == "multiple_choice" and not self.training
         if chooses:
             texts, batch["options"] = _options([row for row, _, _ in pairs])
@@ -141,6 +141,14 @@ class RegionLearnerCollator:
         note("")
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
+    def _stack(self, clips: list[torch.Tensor]) -> torch.Tensor:
+        """A batch of one type: if some clips are normalised, as those that were given as floats are, all are."""
+        if len({clip.dtype for clip in clips}) > 1:
+            normalize = self.processor.video_processor.normalize_clips
+            clips = [normalize(clip) if clip.dtype == torch.uint8 else clip for clip in clips]
+        check_shapes(clips)
+        return torch.stack(clips)
+
     def _read(self, row: Any, number: int) -> dict[str, Any]:
         drawn = row.get(DRAWN) if isinstance(row, Mapping) else None
         where = f"row {number} of a batch" if drawn is None else f"row {drawn.row} of the training data"
@@ -155,6 +163,8 @@ class RegionLearnerCollator:
         except (CorpusError, VideoDecodeError) as error:
             unreadable.append((row["video_id"], str(error)))
             return None
+        except (TypeError, ValueError) as error:  # frames that are not what is expected
+            raise ValueError(f"video_id {row['video_id']!r}: {error}") from error
 
     def _filler(self, row: dict[str, Any]) -> torch.Tensor:
         """
@@ -178,8 +188,8 @@ class RegionLearnerCollator:
             return_tensors="pt",
             **frames,
         )["pixel_values_videos"]
-        left_to_the_device = clips.dtype == torch.uint8 and not self.normalize
-        return clips[0] if left_to_the_device else processor.normalize_clips(clips[0])
+        clip = only_clip(clips)
+        return clip if clip.dtype == torch.uint8 and not self.normalize else processor.normalize_clips(clip)
 
     def _replacement(self, row, good, generator, unreadable) -> tuple[dict[str, Any], torch.Tensor]:
         drawn = row.get(DRAWN, _NOT_DRAWN)
