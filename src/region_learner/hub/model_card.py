@@ -61,7 +61,8 @@ def model_card(
     measured = [read_results(path) for path in results]
     if not measured:
         raise ValueError("A model card needs measured results: files of `region-learner evaluate --output FILE`.")
-    validate_repo_id(repo)
+    if repo is not None:
+        validate_repo_id(repo)
     first, parts = measured[0], _models(measured[0])
     for path, other in zip(results, measured):
         if different := _what_differs(parts, _models(other)):
