@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,13 +97,14 @@ def train(context: typer.Context):
     """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
     from .interruption import interruptible
 
+    as_json = "--json" in context.args
     output_dirs: list[str] = []
-    with interruptible(output_dirs):
+    logs = redirect_stdout(sys.stderr) if as_json else nullcontext()  # the Trainer prints them
+    with interruptible(output_dirs), logs:
         from accelerate import PartialState
 
         from .training import parse_stages, train_stages
 
-        as_json = "--json" in context.args
         stages = parse_stages([argument for argument in context.args if argument != "--json"])
         output_dirs += [str(arguments[2].output_dir) for arguments in stages]
         results = train_stages(stages)

@@ -89,6 +89,13 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
         loaded = auto_class.from_pretrained(name, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights of {name} are damaged ({error}): download them again.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"Weights of {name} do not have the shapes of its configuration (the table above names them): change no "
+            "sizes of a checkpoint, such as num_regions."
+        ) from error
     refuse_non_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
     return loaded
 

@@ -216,6 +216,11 @@ def _check_lora(options: dict[str, Any]):
     for name in options:
         if name not in known:
             raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{suggestion(name, known) or '.'}")
+    rank, towers = options.get("r", 8), options.get("towers", [])
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"lora: r={rank!r} must be an integer of at least 1.")
+    if not isinstance(towers, list | tuple) or not all(isinstance(tower, str) for tower in towers):
+        raise ValueError(f'lora: towers must be a list such as ["text_model"], not {towers!r}.')
 
 
 def with_lora(model: PreTrainedModel, options: dict[str, Any]):
@@ -248,6 +253,9 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
         trained_whole.append("region_module")
     if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
         trained_whole.append("temporal_fusion")
+    for module in options.get("modules_to_save") or ():
+        if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
+            raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
     adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
     for name, parameter in adapted.named_parameters():
