@@ -285,8 +285,10 @@ def regions(
     data_dir: Annotated[Path | None, typer.Option(help="Where the corpus lies, if it has been made.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the corpus (default: test).")] = None,
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips of the corpus at a time.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, max=1024, help="Processes that decode the corpus.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips of the corpus at a time (default: 16).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=1024, help="Processes that decode the corpus (default: 0).")
+    ] = None,
     as_json: Json = False,
 ):
     """
@@ -308,7 +310,13 @@ def regions(
     videos = videos or []
     for video in videos:
         check_video(video)
-    of_corpus = {"--data-dir": data_dir, "--split": split, "--corpus-options": corpus_options}
+    of_corpus = {
+        "--data-dir": data_dir,
+        "--split": split,
+        "--corpus-options": corpus_options,
+        "--batch-size": batch_size,
+        "--workers": workers,
+    }
     if bool(videos) == (corpus is not None):
         raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
     if output is not None:
@@ -325,7 +333,7 @@ def regions(
     encoder, processor = load_checkpoint(model, None)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     if dataset is not None:
-        quality = region_quality(encoder, processor, dataset, batch_size, workers)
+        quality = region_quality(encoder, processor, dataset, batch_size or 16, workers or 0)
         if as_json:
             _print(quality, as_json)
             return

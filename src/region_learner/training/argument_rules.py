@@ -96,6 +96,9 @@ def refuse_arguments(args: TrainingArguments) -> None:
             f"optim={optim} is not supported: it chooses parameters itself, and would ignore learning "
             "rates by tower and layer. Take another, such as adamw_torch."
         )
+    modes = _compile_modes() if args.torch_compile_mode is not None else ()
+    if modes and args.torch_compile_backend == "inductor" and args.torch_compile_mode not in modes:
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
     given: Any = args.accelerator_config
     for name, only in _REFUSED_OF_ACCELERATOR.items():
         # None leaves the choice to accelerate, which for rows with a length makes the same one.
@@ -109,6 +112,12 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "auto_find_batch_size is not supported in several processes, which would find different sizes: set "
             "per_device_train_batch_size."
         )
+
+
+def _compile_modes() -> list[str]:
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
 
 
 def check_accelerator_config(given: Any) -> None:

@@ -308,6 +308,9 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
         if self.lr_milestones and self.lr_scheduler_kwargs:
             raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
+        schedule = SchedulerType(self.lr_scheduler_type)
+        if self.lr_scheduler_kwargs and schedule in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+            raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
         if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if not 0.0 <= self.max_unreadable <= 1.0:

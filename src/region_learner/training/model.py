@@ -14,7 +14,7 @@ from ..configuration_region_learner import RegionLearnerConfig, merge_fields, ne
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
-from ..loading import check_checkpoint, check_files, load_model, load_processor
+from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -82,6 +82,8 @@ def check_source(arguments: ModelArguments):
         raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
     if arguments.text_config is not None and arguments.tokenizer is None:
         raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
+    if arguments.tokenizer not in (None, "train"):
+        check_name(arguments.tokenizer, "a tokenizer")
     if (arguments.video_tower is None) != (arguments.text_tower is None):
         raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
 

@@ -10,13 +10,14 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
+from ..corpora.rows import check_dataset
 from ..evaluation import EVALUATIONS
 from ..evaluation.protocols import videos_of
 from ..evaluation.tasks import UNKNOWN_LABEL
 from ..files import write_json
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .choice import settle_choice
-from .collator import UNLABELLED_TASKS
+from .collator import UNLABELLED_TASKS, needed_columns
 from .data import CorpusPart
 from .model import build_model, check_configuration, check_source, with_head, with_lora
 from .negatives import check_batch_size
@@ -265,6 +266,8 @@ def train(
     eval_dataset, test_dataset = split(data_arguments.eval_split), split(data_arguments.test_split)
     _check_columns(eval_dataset, data_arguments.eval_split, task)
     _check_columns(test_dataset, data_arguments.test_split, task)
+    for part in parts:
+        check_dataset(part.dataset, needed_columns(task, training=True), "the training data", first_rows=0)
     model: Any
     model, processor = build_model(model_arguments, _texts(parts, task))
     _check_frames([model_arguments.num_frames, *(part.num_frames for part in parts)], model)

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
@@ -284,7 +284,15 @@ class RegionLearnerTrainer(Trainer):
                 self.args.get_warmup_steps(num_training_steps),
             )
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except TypeError as error:
+            if not self.args.lr_scheduler_kwargs:
+                raise
+            raise ValueError(
+                f"lr_scheduler_kwargs={self.args.lr_scheduler_kwargs} do not fit lr_scheduler_type="
+                f"{SchedulerType(self.args.lr_scheduler_type).value}: {error}"
+            ) from error
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
