@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from region_learner.cli import main
+from region_learner.interruption import how_to_go_on
 from region_learner.loading import load_model
 from region_learner.modeling_region_learner import RegionLearnerModel
 from region_learner.training import (
@@ -68,6 +69,27 @@ def test_other_values_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "entry",
+    [
+        {"batch_size": "4"},
+        {"batch_size": True},
+        {"weight": 0},
+        {"weight": "a"},
+        {"num_frames": 0},
+        {"options": [1]},
+        {"data_dir": 3},
+        {"streaming": "true"},
+        {"shuffle_buffer": 0},
+    ],
+    ids=str,
+)
+def test_values_of_corpora(entry):
+    with pytest.raises(ValueError, match=f"corpora: {next(iter(entry))}=.* must be "):
+        DataArguments(corpora=[{"corpus": "folder", **entry}])
+    DataArguments(corpora=[{"corpus": "cc3m", "num_frames": None, "weight": 2, "streaming": True, "options": {}}])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"r": "2"}, "r='2' must be an integer"),
@@ -85,9 +107,11 @@ def test_modules_that_do_not_exist():
     pytest.importorskip("peft")
     from region_learner.training.model import with_lora
 
-    with pytest.raises(ValueError, match="the model has no module 'video_projektion'"):
-        with_lora(tiny_model(), {"modules_to_save": ["video_projektion"]})
+    with pytest.raises(ValueError, match="the model has no module 'video_head'"):
+        with_lora(tiny_model(), {"modules_to_save": ["video_head"]})
     with_lora(tiny_model(), {"modules_to_save": ["video_projection"]})
+    with pytest.raises(ValueError, match=r"do not fit peft\.LoraConfig"):
+        with_lora(tiny_model(), {"lora_alpha": "a"})
 
 
 def test_more_frames_than_the_model_has_positions(tmp_path, pictures):
@@ -310,3 +334,11 @@ def test_results_of_an_earlier_run_do_not_outlive_the_beginning_of_another(tmp_p
     with pytest.raises(StoppedError):
         run.train(*parse_stages(argv)[0], callbacks=[StopEarly()])
     assert not (tmp_path / "results.json").exists()
+
+
+def test_how_to_go_on_after_a_stage_without_checkpoints(tmp_path):
+    stages = [str(tmp_path / "stage-1"), str(tmp_path)]
+    assert "No checkpoint has been saved" in how_to_go_on(stages)
+    (tmp_path / "stage-1").mkdir()
+    (tmp_path / "stage-1" / "results.json").touch()
+    assert "stages that have finished are not trained again" in how_to_go_on(stages)

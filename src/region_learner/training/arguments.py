@@ -153,6 +153,28 @@ CORPUS_KEYS = (
     "shuffle_buffer",
 )
 
+# What those that are not text hold: kinds, in words, and the least number.
+_CORPUS_VALUES: dict[str, tuple[tuple[type, ...], str, float | None]] = {
+    "options": ((dict,), "a mapping", None),
+    "batch_size": ((int,), "an integer of at least 1", 1),
+    "num_frames": ((int, type(None)), "an integer of at least 1", 1),
+    "weight": ((int, float), "a number above 0", 1e-300),
+    "streaming": ((bool,), "true or false", None),
+    "shuffle_buffer": ((int,), "an integer of at least 1", 1),
+}
+
+
+def _check_corpus(entry: dict[str, Any]) -> None:
+    for key, value in entry.items():
+        if key not in CORPUS_KEYS:
+            raise ValueError(
+                f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
+            )
+        kinds, words, least = _CORPUS_VALUES.get(key, ((str, Path, type(None)), "text", None))
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not fits or (least is not None and value is not None and not value >= least):
+            raise ValueError(f"corpora: {key}={value!r} must be {words}.")
+
 
 @dataclass
 class DataArguments:
@@ -205,11 +227,7 @@ class DataArguments:
         ):
             raise ValueError(f"corpora must be a list of mappings with keys of {', '.join(CORPUS_KEYS)}.")
         for entry in self.corpora or []:
-            for key in entry:
-                if key not in CORPUS_KEYS:
-                    raise ValueError(
-                        f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
-                    )
+            _check_corpus(entry)
         for item in self.data_dirs or []:
             self._set_data_dir(*item.partition("=")[::2])
 

@@ -259,7 +259,10 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
             raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
+    except TypeError as error:  # of values of another kind, which PEFT does not check
+        raise ValueError(f"lora: {options} do not fit peft.LoraConfig: {error}") from error
     for name, parameter in adapted.named_parameters():
         # No modules, so PEFT leaves them frozen: scale and bias of the loss, and positions that may all be zero yet.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers

@@ -562,7 +562,7 @@ class RegionLearnerTrainer(Trainer):
                 mark_complete(folder, self.state.global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-        if self.args.should_save:
+        if self.args.should_save and not self.finite_steps.in_trouble:
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
