@@ -46,6 +46,28 @@ def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
     assert "rows would be repeated or left out. Take those it had" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learning_rate": 0.5}, r"learning_rate \S+ \(now 0.5\)"),
+        ({"weight_decay": 0.5}, r"weight_decay \S+ \(now 0.5\)"),
+        ({"optim": "sgd"}, r"optim adamw_\S+ \(now sgd\)"),
+        ({"freeze": ["text_model"]}, r"trainable parameters \d+ \(now \d+\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message) as error:
+        resume(interrupted, tmp_path, **changed)
+    assert "resuming goes on with it. Take those it had, or begin another run" in str(error.value)
+
+
+def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path):
+    found = resume(interrupted, tmp_path, max_steps=2)
+    assert not found["gradients"]
+    assert len(found["log"]) == 2
+
+
 @pytest.mark.parametrize("changed", [{"dataloader_num_workers": 2}, {"gradient_cache_chunk": 2}, {"max_steps": 3}])
 def test_what_may_change_on_resume(interrupted, tmp_path, changed):
     resume(interrupted, tmp_path, **changed)

@@ -313,7 +313,7 @@ def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
     trained = (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns
     caplog.set_level("INFO", logger="region_learner")
     train_stages(parse_stages([*argv, "--resume_from_checkpoint=true"]))
-    assert "Stage 1 of 2 is through" in caplog.text
+    assert "Stage 1 of 2 has already finished" in caplog.text
     assert (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns == trained
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,13 +97,14 @@ def train(context: typer.Context):
     """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
     from .interruption import interruptible
 
+    as_json = "--json" in context.args
     output_dirs: list[str] = []
-    with interruptible(output_dirs):
+    logs = redirect_stdout(sys.stderr) if as_json else nullcontext()  # the Trainer prints them
+    with interruptible(output_dirs), logs:
         from accelerate import PartialState
 
         from .training import parse_stages, train_stages
 
-        as_json = "--json" in context.args
         stages = parse_stages([argument for argument in context.args if argument != "--json"])
         output_dirs += [str(arguments[2].output_dir) for arguments in stages]
         results = train_stages(stages)
@@ -284,8 +285,10 @@ def regions(
     data_dir: Annotated[Path | None, typer.Option(help="Where the corpus lies, if it has been made.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the corpus (default: test).")] = None,
     corpus_options: Annotated[str | None, typer.Option(help="Options of the corpus, as JSON.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips of the corpus at a time.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, max=1024, help="Processes that decode the corpus.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips of the corpus at a time (default: 16).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=1024, help="Processes that decode the corpus (default: 0).")
+    ] = None,
     as_json: Json = False,
 ):
     """
@@ -307,7 +310,13 @@ def regions(
     videos = videos or []
     for video in videos:
         check_video(video)
-    of_corpus = {"--data-dir": data_dir, "--split": split, "--corpus-options": corpus_options}
+    of_corpus = {
+        "--data-dir": data_dir,
+        "--split": split,
+        "--corpus-options": corpus_options,
+        "--batch-size": batch_size,
+        "--workers": workers,
+    }
     if bool(videos) == (corpus is not None):
         raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
     if output is not None:
@@ -324,7 +333,7 @@ def regions(
     encoder, processor = load_checkpoint(model, None)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     if dataset is not None:
-        quality = region_quality(encoder, processor, dataset, batch_size, workers)
+        quality = region_quality(encoder, processor, dataset, batch_size or 16, workers or 0)
         if as_json:
             _print(quality, as_json)
             return

@@ -130,10 +130,16 @@ BESIDE_ADAPTERS = "beside_adapters.safetensors"
 def refuse_bare_adapters(name: str) -> None:
     """
     Raises:
-        ValueError: `name` is a checkpoint of adapters of an earlier version, of which others load a part.
+        ValueError: `name` is a directory of adapters alone, or a checkpoint of adapters of an earlier version, of
+            which others load a part.
     """
     if (Path(name) / BESIDE_ADAPTERS).is_file():
         raise ValueError(
             f"{name} is a checkpoint of adapters of an earlier version, which only its own run can load whole: go on "
             "with --resume_from_checkpoint, and take the model in the run's output_dir."
+        )
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{name} holds adapters alone. The checkpoint they are in, {Path(name).parent}, has the whole model, into "
+            "which they are merged: give that one."
         )

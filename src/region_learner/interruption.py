@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -88,4 +89,9 @@ def how_to_go_on(output_dirs: Sequence[str]) -> str:
                 "Resume with the same command and --resume_from_checkpoint true: what was trained after "
                 f"{checkpoint} is trained again."
             )
+    if len(output_dirs) > 1 and (Path(output_dirs[0]) / "results.json").is_file():
+        return (
+            "Resume with the same command and --resume_from_checkpoint true: stages that have finished are not "
+            "trained again."
+        )
     return "No checkpoint has been saved (--save_strategy, --save_steps): the same command starts from the beginning."

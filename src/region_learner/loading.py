@@ -89,6 +89,13 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
         loaded = auto_class.from_pretrained(name, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights of {name} are damaged ({error}): download them again.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"Weights of {name} do not have the shapes of its configuration (the table above names them): change no "
+            "sizes of a checkpoint, such as num_regions."
+        ) from error
     refuse_non_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
     return loaded
 
@@ -142,10 +149,21 @@ def check_checkpoint(name: str):
             inside = sorted(found.parent for config in _CONFIGS for found in path.glob(f"*/{config}"))
             near = f"; did you mean {str(inside[-1])!r}?" if inside else "."
             raise FileNotFoundError(f"{name} is not a checkpoint: there is no config.json in it{near}")
-    elif name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or name.endswith("/"):
+    else:
+        check_name(name, "a checkpoint")
+
+
+def check_name(name: str, what: str):
+    """
+    Raises:
+        OSError: `name` is that of a local directory which does not exist, and cannot be that of a model on the Hub.
+    """
+    path = Path(name)
+    local = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or name.endswith("/")
+    if local and not path.exists():
         near = near_file(path) or "."
         raise FileNotFoundError(
-            f"There is no directory {name}{near} A checkpoint is a directory, or a Hub name such as owner/name."
+            f"There is no directory {name}{near} {what.capitalize()} is a directory, or a Hub name such as owner/name."
         )
 
 

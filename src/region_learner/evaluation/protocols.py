@@ -399,7 +399,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         was = ", ".join(model.config.architectures or []) or "of an unknown class"
         takes = "the video tower" if task is None else f"the task {task!r}"
         raise ValueError(
-            f"{name} ({was}) has not, or in another size, {len(missing)} weights of {is_a} that {takes} needs "
+            f"{name} ({was}): {len(missing)} weights of {is_a} that {takes} needs are missing or of another shape "
             f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}): they would be random. Take a checkpoint that "
             "was trained for it."
         )

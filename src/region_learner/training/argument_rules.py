@@ -6,6 +6,7 @@ All others work: most by code of transformers that the Trainer here leaves as it
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from importlib.util import find_spec
@@ -51,6 +52,35 @@ _REFUSED_OF_ACCELERATOR = {
 _CHOOSE_PARAMETERS = ("galore", "apollo", "lomo", "adalomo")
 
 
+# The least value of numbers that neither transformers nor torch check before a run has begun.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "video_learning_rate": 0,
+    "text_learning_rate": 0,
+    "weight_decay": 0,
+    "lr_gamma": 0,
+    "samples_per_epoch": 1,
+    "seed": 0,
+    "data_seed": 0,
+}
+
+
+def check_ranges(args: Any) -> None:
+    """
+    Raises:
+        ValueError: for a number that is too small, or not finite.
+    """
+    for name, least in _AT_LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise ValueError(f"{name}={value} must be at least {least}{', and finite' * isinstance(value, float)}.")
+    if args.max_steps == 0:
+        raise ValueError("max_steps=0 must be at least 1, or -1 for as many steps as num_train_epochs has.")
+
+
 def refuse_arguments(args: TrainingArguments) -> None:
     """
     Raises:
@@ -66,6 +96,9 @@ def refuse_arguments(args: TrainingArguments) -> None:
             f"optim={optim} is not supported: it chooses parameters itself, and would ignore learning "
             "rates by tower and layer. Take another, such as adamw_torch."
         )
+    modes = _compile_modes() if args.torch_compile_mode is not None else ()
+    if modes and args.torch_compile_backend == "inductor" and args.torch_compile_mode not in modes:
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
     given: Any = args.accelerator_config
     for name, only in _REFUSED_OF_ACCELERATOR.items():
         # None leaves the choice to accelerate, which for rows with a length makes the same one.
@@ -79,6 +112,12 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "auto_find_batch_size is not supported in several processes, which would find different sizes: set "
             "per_device_train_batch_size."
         )
+
+
+def _compile_modes() -> list[str]:
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
 
 
 def check_accelerator_config(given: Any) -> None:

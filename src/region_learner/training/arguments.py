@@ -17,9 +17,11 @@ import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..configuration_region_learner import merge_fields
-from .argument_rules import check_accelerator_config, check_trackers, refuse_arguments
+from ..files import near_file
+from .argument_rules import check_accelerator_config, check_ranges, check_trackers, refuse_arguments
 from .choice import set_direction
 from .collator import TASKS
+from .data import MIXES
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 else:
     JsonMapping = dict | str | None
     JsonList = list | str | None
+
+FILLS = ("zeros", "nearest", "bilinear")
 
 # How the command line takes back what a recipe says.
 _NOTHING = ("none", "null")
@@ -121,6 +125,14 @@ class ModelArguments:
         for name in ("model", "video_tower", "text_tower", "tokenizer"):
             if getattr(self, name) in _NOTHING:
                 setattr(self, name, None)
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
+        if self.max_answers < 1:
+            raise ValueError(f"max_answers={self.max_answers} must be at least 1.")
+        if self.frame_fill not in FILLS:
+            raise ValueError(
+                f"frame_fill={self.frame_fill!r} is not known; choose one of {', '.join(map(repr, FILLS))}."
+            )
         if self.flip_probability is not None and not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
         if self.task not in TASKS:
@@ -140,6 +152,28 @@ CORPUS_KEYS = (
     "streaming",
     "shuffle_buffer",
 )
+
+# What those that are not text hold: kinds, in words, and the least number.
+_CORPUS_VALUES: dict[str, tuple[tuple[type, ...], str, float | None]] = {
+    "options": ((dict,), "a mapping", None),
+    "batch_size": ((int,), "an integer of at least 1", 1),
+    "num_frames": ((int, type(None)), "an integer of at least 1", 1),
+    "weight": ((int, float), "a number above 0", 1e-300),
+    "streaming": ((bool,), "true or false", None),
+    "shuffle_buffer": ((int,), "an integer of at least 1", 1),
+}
+
+
+def _check_corpus(entry: dict[str, Any]) -> None:
+    for key, value in entry.items():
+        if key not in CORPUS_KEYS:
+            raise ValueError(
+                f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
+            )
+        kinds, words, least = _CORPUS_VALUES.get(key, ((str, Path, type(None)), "text", None))
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not fits or (least is not None and value is not None and not value >= least):
+            raise ValueError(f"corpora: {key}={value!r} must be {words}.")
 
 
 @dataclass
@@ -180,6 +214,11 @@ class DataArguments:
     def __post_init__(self):
         self.corpus_options = _without_null(mapping_from_json("corpus_options", self.corpus_options)) or {}
         self.corpora = _from_json("corpora", self.corpora, list, "list", '[{"corpus": "cc3m", "data_dir": "cc3m"}]')
+        for name in ("max_train_videos", "shuffle_buffer"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if self.corpora == []:
+            raise ValueError("corpora is an empty list: name at least one corpus in it, or leave it out.")
         for name in ("eval_split", "test_split"):
             if getattr(self, name) in _NOTHING:
                 setattr(self, name, None)
@@ -188,11 +227,7 @@ class DataArguments:
         ):
             raise ValueError(f"corpora must be a list of mappings with keys of {', '.join(CORPUS_KEYS)}.")
         for entry in self.corpora or []:
-            for key in entry:
-                if key not in CORPUS_KEYS:
-                    raise ValueError(
-                        f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
-                    )
+            _check_corpus(entry)
         for item in self.data_dirs or []:
             self._set_data_dir(*item.partition("=")[::2])
 
@@ -277,6 +312,9 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             raise ValueError(f"An argument of the training does not fit: {error}") from error
         if self.gradient_accumulation_steps < 1:
             raise ValueError(f"gradient_accumulation_steps={self.gradient_accumulation_steps} must be at least 1.")
+        check_ranges(self)
+        if self.mix not in MIXES:
+            raise ValueError(f"mix={self.mix!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
         refuse_arguments(self)
         check_trackers(self.report_to or ())
         set_direction(self, greater_is_better)
@@ -288,6 +326,9 @@ class RegionLearnerTrainingArguments(TrainingArguments):
             raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
         if self.lr_milestones and self.lr_scheduler_kwargs:
             raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
+        schedule = SchedulerType(self.lr_scheduler_type)
+        if self.lr_scheduler_kwargs and schedule in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+            raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
         if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if not 0.0 <= self.max_unreadable <= 1.0:
@@ -336,7 +377,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     path = recipes.get(name_or_path, Path(name_or_path))
     if not path.is_file():
         raise ValueError(
-            f"There is no recipe or file {name_or_path!r}{_nearest(name_or_path, recipes)} "
+            f"There is no recipe or file {name_or_path!r}{_nearest(name_or_path, recipes) or near_file(path)} "
             f"(recipes: {', '.join(recipes)})."
         )
     try:
@@ -463,7 +504,7 @@ def _in_words(value: Any) -> str:
 
 
 def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]):
-    """A checkpoint to resume from is that of one stage: those before it are through, those after it begin anew."""
+    """A checkpoint to resume from is that of one stage: those before it have finished, those after it begin anew."""
     resume = stages[0].resume_from_checkpoint
     if resume is None or resume.lower() in ("true", "false"):
         return

@@ -54,6 +54,11 @@ class SkipNonFiniteSteps(TrainerCallback):
         self._loss: torch.Tensor | None = None  # of the step, added up over its batches
         self._finite_since_log = False
 
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the last step was left out, so that its weights may be those that no step is finite with."""
+        return self._in_sequence > 0
+
     def on_train_begin(self, args, state, control, **kwargs):
         self.skipped = self._in_sequence = 0
         self._finite_since_log = False

@@ -14,7 +14,7 @@ from ..configuration_region_learner import RegionLearnerConfig, merge_fields, ne
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
-from ..loading import check_checkpoint, check_files, load_model, load_processor
+from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -82,6 +82,8 @@ def check_source(arguments: ModelArguments):
         raise ValueError("tokenizer goes with text_config, of a new model; others bring the tokenizer they had.")
     if arguments.text_config is not None and arguments.tokenizer is None:
         raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
+    if arguments.tokenizer not in (None, "train"):
+        check_name(arguments.tokenizer, "a tokenizer")
     if (arguments.video_tower is None) != (arguments.text_tower is None):
         raise ValueError("Pre-trained towers come in pairs: give both video_tower and text_tower.")
 
@@ -216,6 +218,11 @@ def _check_lora(options: dict[str, Any]):
     for name in options:
         if name not in known:
             raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{suggestion(name, known) or '.'}")
+    rank, towers = options.get("r", 8), options.get("towers", [])
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"lora: r={rank!r} must be an integer of at least 1.")
+    if not isinstance(towers, list | tuple) or not all(isinstance(tower, str) for tower in towers):
+        raise ValueError(f'lora: towers must be a list such as ["text_model"], not {towers!r}.')
 
 
 def with_lora(model: PreTrainedModel, options: dict[str, Any]):
@@ -248,8 +255,14 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
         trained_whole.append("region_module")
     if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
         trained_whole.append("temporal_fusion")
+    for module in options.get("modules_to_save") or ():
+        if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
+            raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_whole}
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
+    except TypeError as error:  # of values of another kind, which PEFT does not check
+        raise ValueError(f"lora: {options} do not fit peft.LoraConfig: {error}") from error
     for name, parameter in adapted.named_parameters():
         # No modules, so PEFT leaves them frozen: scale and bias of the loss, and positions that may all be zero yet.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers

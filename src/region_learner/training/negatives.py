@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from .arguments import RegionLearnerTrainingArguments
 from .data import CorpusPart
@@ -31,6 +32,11 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
         check_batch_size(part.batch_size, args.world_size)
         if not part.streamed and len(part.dataset) == 1:
             raise ValueError("A corpus of 1 row has no negatives: a contrastive loss needs at least 2 videos.")
+        if _of_one_video(part.dataset):
+            raise ValueError(
+                f"All {len(part.dataset)} rows of a corpus have the video_id {part.dataset[0]['video_id']!r}, so that "
+                "they are not each other's negatives: a contrastive loss needs at least 2 videos."
+            )
     # (In an evaluation each process has a loss of its own.)
     if args.eval_strategy == "no" or args.per_device_eval_batch_size > 1:
         return
@@ -40,3 +46,12 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
             f"{without}. Take 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}."
         )
     logger.info("%s: evaluation reports none.", without)
+
+
+def _of_one_video(dataset: Any) -> bool:
+    """Whether all rows are of one video, as far as the ids can be read without the rest of the rows."""
+    if not hasattr(dataset, "__len__") or "video_id" not in (getattr(dataset, "column_names", None) or ()):
+        return False
+    ids = iter(dataset["video_id"])
+    first = next(ids, None)
+    return all(other == first for other in ids)

@@ -146,10 +146,9 @@ def _hang(videos: dict[int, str]) -> str:
 
 def _death(text: str, dead: set[int], videos: dict[int, str]) -> str:
     reading = [repr(videos[process]) for process in sorted(dead) if videos.get(process)]
-    return (
-        f"{text.rstrip('.')}, while it was reading {' and '.join(reading) or 'no video'}. The system does this to the "
-        "largest process where memory runs out: take fewer loader processes, or leave that video out."
-    )
+    while_reading = f", while it was reading {' and '.join(reading)}" if reading else ""
+    cure = "take fewer loader processes" + ", or leave that video out" * bool(reading)
+    return f"{text.rstrip('.')}{while_reading}. The system kills processes where memory runs out: {cure}."
 
 
 def _end_processes() -> dict[int, str]:

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
+from ..corpora.rows import check_dataset
 from ..evaluation import EVALUATIONS
 from ..evaluation.protocols import videos_of
 from ..evaluation.tasks import UNKNOWN_LABEL
 from ..files import write_json
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .choice import settle_choice
-from .collator import UNLABELLED_TASKS
+from .collator import UNLABELLED_TASKS, needed_columns
 from .data import CorpusPart
 from .model import build_model, check_configuration, check_source, with_head, with_lora
 from .negatives import check_batch_size
@@ -182,10 +183,23 @@ def check_arguments(
         for entry in data_arguments.corpora or [{}]:
             size = entry.get("batch_size", training_arguments.per_device_train_batch_size)
             check_batch_size(size, training_arguments.world_size)
+    output_dir = Path(str(training_arguments.output_dir))
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file: give a directory.")
     if training_arguments.do_predict:
         raise ValueError("do_predict is not supported: --test_split NAME evaluates at the end. Leave it out.")
     if training_arguments.do_eval and training_arguments.eval_strategy == "no":
         raise ValueError("do_eval is not supported: --eval_split NAME evaluates while training. Leave it out.")
+
+
+def _check_frames(numbers: Iterable[int | None], model) -> None:
+    positions = model.config.video_config.num_frames
+    most = max((number for number in numbers if number is not None), default=0)
+    if most > positions:
+        raise ValueError(
+            f"num_frames={most}: the model has temporal positions for {positions} frames per clip. Take fewer, or add "
+            f"positions by --video_config '{{\"num_frames\": {most}}}'."
+        )
 
 
 def trained_on(arguments: DataArguments, split: str | None) -> bool:
@@ -197,6 +211,17 @@ def trained_on(arguments: DataArguments, split: str | None) -> bool:
         if (corpus, data_dir, entry.get("split", arguments.train_split)) == mine:
             return True
     return False
+
+
+class _ForgetResults(TrainerCallback):
+    """Removes the results of an earlier run in the same directory, which would say that this one has finished."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.should_save:
+            self.path.unlink(missing_ok=True)
 
 
 def train(
@@ -224,9 +249,7 @@ def train(
             logger.warning(
                 "%s=%s is trained on: its metrics do not tell how good the model is on new videos.", name, its_split
             )
-    resume: Any = training_arguments.resume_from_checkpoint
-    if isinstance(resume, str) and resume.lower() in ("true", "false"):
-        resume = resume.lower() == "true"  # the last checkpoint in output_dir, as the Trainer has it
+    resume = _resume(training_arguments)
     output_dir = Path(str(training_arguments.output_dir))
 
     def split(name: str | None):
@@ -243,8 +266,11 @@ def train(
     eval_dataset, test_dataset = split(data_arguments.eval_split), split(data_arguments.test_split)
     _check_columns(eval_dataset, data_arguments.eval_split, task)
     _check_columns(test_dataset, data_arguments.test_split, task)
+    for part in parts:
+        check_dataset(part.dataset, needed_columns(task, training=True), "the training data", first_rows=0)
     model: Any
     model, processor = build_model(model_arguments, _texts(parts, task))
+    _check_frames([model_arguments.num_frames, *(part.num_frames for part in parts)], model)
     if task in ("question_answering", "classification"):
         model = with_head(model, model_arguments, _labels(parts, model_arguments))
     if model_arguments.lora is not None:
@@ -264,7 +290,7 @@ def train(
         eval_dataset=eval_dataset,
         task=task,
         label=_labelling(model_arguments, model, parts[0].dataset),
-        callbacks=callbacks,
+        callbacks=[_ForgetResults(output_dir / "results.json"), *(callbacks or [])],
     )
     if test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
@@ -305,24 +331,33 @@ def train_stages(
     stages: list[tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]],
 ) -> dict[str, Any]:
     """
-    Trains one stage after the other, each from the checkpoint of the one before it. With `resume_from_checkpoint`,
-    stages that are through are not run again.
+    Trains one stage after the other, each from the checkpoint of the one before it. With `resume_from_checkpoint` of
+    true, stages that have already finished are not run again, and those after the one that is resumed begin anew.
 
     Returns:
         The results of the last stage.
     """
     for number, arguments in enumerate(stages, start=1):
         check_arguments(*arguments, from_earlier_stage=number > 1)
+    trained = False  # a stage, in this call
     for number, arguments in enumerate(stages, start=1):
         output_dir = Path(str(arguments[2].output_dir))
         done = output_dir / "results.json"
-        if number < len(stages) and arguments[2].resume_from_checkpoint and done.is_file():
-            logger.info("Stage %d of %d is through: %s.", number, len(stages), output_dir)
+        if trained:  # what lies in the directories of later stages began with other weights
+            arguments[2].resume_from_checkpoint = None
+        if number < len(stages) and _resume(arguments[2]) is True and done.is_file():
+            logger.info("Stage %d of %d has already finished: %s.", number, len(stages), output_dir)
             continue
         if len(stages) > 1:
             logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
-        results = train(*arguments)
+        results, trained = train(*arguments), True
     return results
+
+
+def _resume(arguments: RegionLearnerTrainingArguments) -> Any:
+    """`resume_from_checkpoint`: True for the last checkpoint in `output_dir`, as the Trainer has it."""
+    resume: Any = arguments.resume_from_checkpoint
+    return resume.lower() == "true" if isinstance(resume, str) and resume.lower() in ("true", "false") else resume
 
 
 def _shown(model: ModelArguments, data: DataArguments, training: RegionLearnerTrainingArguments) -> dict[str, Any]:

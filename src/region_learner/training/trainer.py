@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..evaluation.metrics import compute_retrieval_metrics
@@ -34,7 +34,14 @@ from .checkpoints import COMPLETE, incompleteness, last_complete, mark_complete,
 from .choice import settle_choice
 from .collator import UNLABELLED_TASKS, RegionLearnerCollator, check_given
 from .data import CorpusPart, StreamLoader, TrainingBatchSampler, TrainingRows, TrainingStream
-from .data_order import check_data_order, data_order, write_data_order
+from .data_order import (
+    check_data_order,
+    check_optimization,
+    data_order,
+    optimization,
+    write_data_order,
+    write_optimization,
+)
 from .finite import SkipNonFiniteSteps, contagious
 from .gradient_cache import cached_backward
 from .halving import Start, halve_until_it_fits
@@ -103,10 +110,14 @@ class RegionLearnerTrainer(Trainer):
         self._saving = False
         self.finite_steps = SkipNonFiniteSteps(self)
         self._reading = Reading(0)
-        in_parts = isinstance(train_dataset, list | tuple) and all(isinstance(p, CorpusPart) for p in train_dataset)
+        in_parts = isinstance(train_dataset, list | tuple) and any(isinstance(p, CorpusPart) for p in train_dataset)
         if train_dataset is not None and not in_parts:
             train_dataset = [CorpusPart(train_dataset, args.per_device_train_batch_size)]
         self.parts: Sequence[CorpusPart] = train_dataset or []
+        if other := [part for part in self.parts if not isinstance(part, CorpusPart)]:
+            raise ValueError(
+                f"train_dataset: of several corpora each is a CorpusPart, not a {type(other[0]).__name__}."
+            )
         datasets = [part.dataset for part in self.parts]
         if "data_collator" not in kwargs:  # which would need other columns
             check_given(self.parts, kwargs.get("eval_dataset"), task)
@@ -130,6 +141,7 @@ class RegionLearnerTrainer(Trainer):
                 raise ValueError("neftune_noise_alpha is for the embeddings of words, and a classifier has no text.")
         if args.gradient_cache_chunk is not None and kwargs.get("compute_loss_func") is not None:
             raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
+        _refuse_beside_own_optimizer(args, kwargs.get("optimizers") or (None, None))
         self.sampler: TrainingBatchSampler | None = None
         self._parts_as_given = self.parts  # auto_find_batch_size takes smaller batches of them
         self.batches_to_skip = 0  # of a stream, when resuming
@@ -147,8 +159,15 @@ class RegionLearnerTrainer(Trainer):
         if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
         self.label_names = ["video_ids"] if self.contrastive else ["labels"]
-        freeze(self.model, args.freeze)  # type: ignore[arg-type] # there is one, or the Trainer has complained
+        whole: Any = self.model  # there is one, or the Trainer has complained; nothing has sharded it yet
+        freeze(whole, args.freeze)
+        self.optimization = optimization(whole, args)
         self.progress = self._new_progress()
+
+    def call_model_init(self, trial=None):
+        model = super().call_model_init(trial)
+        freeze(model, self.args.freeze)
+        return model
 
     def _new_progress(self) -> Progress:
         return Progress(getattr(_video_config(self.model), "codebook_size", 0))
@@ -265,7 +284,15 @@ class RegionLearnerTrainer(Trainer):
                 self.args.get_warmup_steps(num_training_steps),
             )
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except TypeError as error:
+            if not self.args.lr_scheduler_kwargs:
+                raise
+            raise ValueError(
+                f"lr_scheduler_kwargs={self.args.lr_scheduler_kwargs} do not fit lr_scheduler_type="
+                f"{SchedulerType(self.args.lr_scheduler_type).value}: {error}"
+            ) from error
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -437,6 +464,13 @@ class RegionLearnerTrainer(Trainer):
         smallest = math.ceil((2 if self.contrastive else 1) * per_pair)
         return halve_until_it_fits(train, batch_size, smallest, kwargs.get("resume_from_checkpoint") is not None)
 
+    def _run_epoch(self, **kwargs):
+        """As that of the Trainer, which would train a step more of a run that is resumed when it has finished."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def _take_batches_of(self, size: int):
         """Batches of `size` instead of `per_device_train_batch_size`; those of corpora with other sizes likewise."""
         of = self.args.per_device_train_batch_size
@@ -528,7 +562,7 @@ class RegionLearnerTrainer(Trainer):
                 mark_complete(folder, self.state.global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-        if self.args.should_save:
+        if self.args.should_save and not self.finite_steps.in_trouble:
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -543,6 +577,7 @@ class RegionLearnerTrainer(Trainer):
         if not self.args.should_save:
             return
         write_data_order(folder, data_order(self.parts, self.args))
+        write_optimization(folder, self.optimization)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As that of the Trainer; the files of an earlier model are replaced when all of the new ones are written."""
@@ -561,6 +596,7 @@ class RegionLearnerTrainer(Trainer):
         unreadable = checkpoint / f"unreadable_{self.args.process_index}.json"
         if unreadable.is_file():
             self.unreadable = json.loads(unreadable.read_text())
+        check_optimization(checkpoint, self.optimization)
         if not self.args.ignore_data_skip:
             check_data_order(checkpoint, data_order(self.parts, self.args))
 
@@ -615,6 +651,19 @@ class RegionLearnerTrainer(Trainer):
     def evaluation_loop(self, dataloader, *args, **kwargs):
         with naming_the_video():
             return super().evaluation_loop(_Watched(dataloader), *args, **kwargs)  # type: ignore[arg-type]
+
+
+def _refuse_beside_own_optimizer(args: RegionLearnerTrainingArguments, given: tuple):
+    """
+    Raises:
+        ValueError: for arguments that an optimiser or a schedule of the user's own would not know.
+    """
+    optimizer, schedule = given
+    of_optimizer = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
+    of_schedule = ("lr_milestones",) if schedule is not None else ()
+    for name in of_optimizer + of_schedule:
+        if getattr(args, name):
+            raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
 
 
 def _video_config(model):

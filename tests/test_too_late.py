@@ -1,0 +1,344 @@
+"""What a run was given and would pass over, or find out about too late: refused before it starts."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from datasets import Dataset
+
+from region_learner.cli import main
+from region_learner.interruption import how_to_go_on
+from region_learner.loading import load_model
+from region_learner.modeling_region_learner import RegionLearnerModel
+from region_learner.training import (
+    CorpusPart,
+    ModelArguments,
+    RegionLearnerTrainer,
+    RegionLearnerTrainingArguments,
+    parse_stages,
+    run,
+    train_stages,
+)
+from region_learner.training.arguments import DataArguments
+from region_learner.training.data_order import data_order
+from region_learner.training.model import check_configuration
+from region_learner.training.run import check_arguments
+
+from .conftest import tiny_model
+from .test_training import TINY
+from .toy_run import DEFAULTS, Collator, Processor
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_device_train_batch_size": 0},
+        {"per_device_eval_batch_size": 0},
+        {"dataloader_num_workers": -1},
+        {"learning_rate": float("nan")},
+        {"video_learning_rate": -1.0},
+        {"text_learning_rate": float("inf")},
+        {"weight_decay": -0.1},
+        {"lr_gamma": -1.0},
+        {"samples_per_epoch": 0},
+        {"seed": -1},
+        {"max_steps": 0},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* must be at least"):
+        RegionLearnerTrainingArguments(**options)
+
+
+def test_other_values_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="mix='alternating' is not known"):
+        RegionLearnerTrainingArguments(mix="alternating")
+    with pytest.raises(ValueError, match="num_frames=0 must be at least 1"):
+        ModelArguments(num_frames=0)
+    with pytest.raises(ValueError, match="frame_fill='cubic' is not known"):
+        ModelArguments(frame_fill="cubic")
+    with pytest.raises(ValueError, match="max_train_videos=-1 must be at least 1"):
+        DataArguments(max_train_videos=-1)
+    with pytest.raises(ValueError, match="corpora is an empty list"):
+        DataArguments(corpora=[])
+    (file := tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: give a directory"):
+        check_arguments(*parse_stages([*TINY, f"--output_dir={file}"])[0])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"batch_size": "4"},
+        {"batch_size": True},
+        {"weight": 0},
+        {"weight": "a"},
+        {"num_frames": 0},
+        {"options": [1]},
+        {"data_dir": 3},
+        {"streaming": "true"},
+        {"shuffle_buffer": 0},
+    ],
+    ids=str,
+)
+def test_values_of_corpora(entry):
+    with pytest.raises(ValueError, match=f"corpora: {next(iter(entry))}=.* must be "):
+        DataArguments(corpora=[{"corpus": "folder", **entry}])
+    DataArguments(corpora=[{"corpus": "cc3m", "num_frames": None, "weight": 2, "streaming": True, "options": {}}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": "2"}, "r='2' must be an integer"),
+        ({"r": 0}, "r=0 must be an integer of at least 1"),
+        ({"towers": "text_model"}, "towers must be a list"),
+    ],
+)
+def test_options_of_adapters(options, message):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=message):
+        check_configuration(ModelArguments(text_config={"model_type": "distilbert"}, lora=options))
+
+
+def test_modules_that_do_not_exist():
+    pytest.importorskip("peft")
+    from region_learner.training.model import with_lora
+
+    with pytest.raises(ValueError, match="the model has no module 'video_head'"):
+        with_lora(tiny_model(), {"modules_to_save": ["video_head"]})
+    with_lora(tiny_model(), {"modules_to_save": ["video_projection"]})
+    with pytest.raises(ValueError, match=r"do not fit peft\.LoraConfig"):
+        with_lora(tiny_model(), {"lora_alpha": "a"})
+
+
+def test_more_frames_than_the_model_has_positions(tmp_path, pictures):
+    argv = [*TINY, *pictures, f"--output_dir={tmp_path / 'run'}", "--num_frames=3"]
+    with pytest.raises(ValueError, match="num_frames=3: the model has temporal positions for 2 frames per clip"):
+        train_stages(parse_stages(argv))
+
+
+def test_another_size_than_that_of_a_checkpoint(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    config = tiny_model().config
+    config.video_config.num_regions += 1
+    with pytest.raises(ValueError, match="do not have the shapes of its configuration"):
+        load_model(RegionLearnerModel, str(tmp_path), config=config)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Arguments of a corpus of pictures."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "train").mkdir()
+    rows = []
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(folder / "train" / f"{number}.png")
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": f"number {number}"}))
+    (folder / "train" / "metadata.jsonl").write_text("\n".join(rows))
+    return ["--corpus=folder", f"--data_dir={folder}"]
+
+
+def test_json_alone_on_standard_output(tmp_path, pictures, capsys):
+    steps = ["--max_steps=1", "--per_device_train_batch_size=2", "--logging_steps=1"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", *TINY, *pictures, *steps, f"--output_dir={tmp_path}", "--json"])
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 0, err
+    assert json.loads(out)["videos"] == 4
+    assert "'grad_norm'" in err
+
+
+# In Python
+
+
+def trainer(tmp_path, dataset, **options):
+    of_arguments = {item.name for item in fields(RegionLearnerTrainingArguments)} & options.keys()
+    arguments = {name: options.pop(name) for name in of_arguments}
+    if "model_init" not in options:
+        options["model"] = tiny_model()
+    return RegionLearnerTrainer(
+        args=RegionLearnerTrainingArguments(**DEFAULTS | {"output_dir": str(tmp_path)} | arguments),
+        processing_class=Processor(),
+        train_dataset=dataset,
+        data_collator=Collator(),
+        **options,
+    )
+
+
+def rows(ids):
+    return Dataset.from_dict({"video_id": list(ids)})
+
+
+def test_rows_of_one_video_have_no_negatives(tmp_path):
+    with pytest.raises(ValueError, match="All 8 rows of a corpus have the video_id 'a'"):
+        trainer(tmp_path, rows("aaaaaaaa"))
+    trainer(tmp_path, rows("aaaaaaab"))
+
+
+def test_several_corpora_are_parts(tmp_path):
+    with pytest.raises(ValueError, match="each is a CorpusPart, not a Dataset"):
+        trainer(tmp_path, [CorpusPart(rows("abcd"), 4), rows("abcd")])
+
+
+def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
+    mine = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match="layer_decay does nothing beside optimizers="):
+        trainer(tmp_path, rows("abcd"), layer_decay=0.5, optimizers=(mine, None))
+    schedule = torch.optim.lr_scheduler.ConstantLR(mine)
+    with pytest.raises(ValueError, match="lr_milestones does nothing beside optimizers="):
+        trainer(tmp_path, rows("abcd"), lr_milestones=[0.5], optimizers=(mine, schedule))
+    trainer(tmp_path, rows("abcd"), layer_decay=0.5)
+
+
+def test_a_model_that_is_made_anew_is_frozen_again(tmp_path):
+    made = []
+
+    def init():
+        made.append(tiny_model())
+        return made[-1]
+
+    found = trainer(tmp_path, rows(map(str, range(24))), model_init=init, freeze=["text_model"])
+    found.train()
+    assert len(made) == 2
+    assert found.model is made[-1]
+    assert not any(parameter.requires_grad for parameter in made[-1].text_model.parameters())
+    before = tiny_model().state_dict()
+    after = {name: value for name, value in made[-1].state_dict().items() if name.startswith("text_model")}
+    assert after
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_corpora_with_as_many_rows():
+    args = RegionLearnerTrainingArguments()
+    ids = [str(number) for number in range(100)]
+
+    def record(some):
+        return data_order([CorpusPart(some, 4)], args)
+
+    same = record(rows(ids))
+    assert record(rows(ids)) == same == record([{"video_id": name} for name in ids])
+    assert record(rows(reversed(ids))) != same
+    assert record(rows([*ids[:99], "other"])) != same
+    assert record(rows(["0"]))["rows"] == [1]
+
+
+def test_options_of_a_schedule(tmp_path):
+    options = {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"foo": 1}}
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs=\{'foo': 1\} do not fit lr_scheduler_type=linear"):
+        trainer(tmp_path, rows("01234567"), **options).train()
+    with pytest.raises(ValueError, match="lr_scheduler_type=constant takes no lr_scheduler_kwargs"):
+        trainer(tmp_path, rows("01234567"), **options | {"lr_scheduler_type": "constant"})
+
+
+def test_modes_of_compilation():
+    with pytest.raises(ValueError, match=r"torch_compile_mode='max' is not known .*max-autotune"):
+        RegionLearnerTrainingArguments(torch_compile_mode="max")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["evaluate", "--data-dir=CORPUS", "--split=train"], ["regions", "FILE"], ["train", "--data_dir=c", "--model"]],
+    ids=str,
+)
+def test_adapters_alone_are_not_a_checkpoint(tmp_path, argv, pictures, capsys):
+    folder, picture = tmp_path / "adapter", tmp_path / "picture.png"
+    folder.mkdir()
+    picture.touch()
+    (folder / "adapter_config.json").write_text("{}")
+    argv = [word.replace("--data-dir=CORPUS", pictures[1].replace("data_dir", "data-dir")) for word in argv]
+    argv = [*argv, str(folder)] if "FILE" not in argv else ["regions", str(folder), str(picture)]
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code == 2
+    assert "adapter holds adapters alone. The checkpoint they are in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", *TINY, "--tokenizer=./nosuch"], "There is no directory ./nosuch. A tokenizer is a directory"),
+        (["regions", "MODEL", "FILE", "--batch-size=2"], "--batch-size goes with --corpus"),
+        (["regions", "MODEL", "FILE", "--workers=2"], "--workers goes with --corpus"),
+        (["train", *TINY, "CORPUS", "--task=question_answering"], "the training data has no column 'question'"),
+    ],
+    ids=["tokenizer", "batch-size", "workers", "task"],
+)
+def test_the_command_line_says_it_in_one_line(tmp_path, argv, message, pictures, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "0.png").touch()
+    names = {"MODEL": [str(tmp_path)], "FILE": [str(tmp_path / "0.png")], "CORPUS": pictures}
+    argv = [one for word in argv for one in names.get(word, [word])]
+    with pytest.raises(SystemExit) as exit_info:
+        main([*argv, f"--output_dir={tmp_path / 'run'}"] if argv[0] == "train" else argv)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# Stages
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    """Three stages, and which of them were trained, with what they resumed from."""
+    recipe = tmp_path / "stages.yaml"
+    recipe.write_text("stages: [{seed: 1}, {seed: 2}, {seed: 3}]\n")
+    called = []
+
+    def train(model, data, training):
+        called.append((training.seed, training.resume_from_checkpoint))
+        return {}
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "check_arguments", lambda *arguments, **options: None)
+
+    def go(resume, finished=()):
+        for number in finished:
+            (tmp_path / "run" / f"stage-{number}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / f"stage-{number}" / "results.json").touch()
+        called.clear()
+        argv = [str(recipe), f"--output_dir={tmp_path / 'run'}", f"--resume_from_checkpoint={resume}"]
+        run.train_stages(parse_stages(argv))
+        return list(called)
+
+    return go
+
+
+def test_stages_that_have_finished(stages):
+    assert stages("true", finished=[1]) == [(2, "true"), (3, None)]
+    assert stages("true", finished=[1, 2]) == [(3, "true")]
+    assert stages("false", finished=[1, 2]) == [(1, "false"), (2, None), (3, None)]
+
+
+def test_a_stage_that_is_named_is_resumed_although_it_has_finished(stages, tmp_path):
+    checkpoint = str(tmp_path / "run" / "stage-2" / "checkpoint-5")
+    assert stages(checkpoint, finished=[1, 2]) == [(2, checkpoint), (3, None)]
+
+
+def test_results_of_an_earlier_run_do_not_outlive_the_beginning_of_another(tmp_path, pictures):
+    class StoppedError(Exception):
+        pass
+
+    from transformers import TrainerCallback
+
+    class StopEarly(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise StoppedError
+
+    (tmp_path / "results.json").write_text("{}")
+    argv = [*TINY, *pictures, "--max_steps=2", "--per_device_train_batch_size=2", f"--output_dir={tmp_path}"]
+    with pytest.raises(StoppedError):
+        run.train(*parse_stages(argv)[0], callbacks=[StopEarly()])
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_how_to_go_on_after_a_stage_without_checkpoints(tmp_path):
+    stages = [str(tmp_path / "stage-1"), str(tmp_path)]
+    assert "No checkpoint has been saved" in how_to_go_on(stages)
+    (tmp_path / "stage-1").mkdir()
+    (tmp_path / "stage-1" / "results.json").touch()
+    assert "stages that have finished are not trained again" in how_to_go_on(stages)
