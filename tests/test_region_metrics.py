@@ -784,7 +784,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),
         ([checkpoint, video, "--corpus", "moving_shapes"], "one of the two"),
         ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "with --corpus there are none"),
-        ([of_text_alone, video], "1 weights of RegionLearnerModel that the video tower needs (video_model."),
+        ([of_text_alone, video], "that the video tower needs are missing or of another shape (video_model."),
         ([checkpoint, video, "--split", "val"], "--split goes with --corpus"),
         ([*of_corpus, '{"split": "val"}'], "--corpus-options are those of one corpus alone, not split"),
     ):

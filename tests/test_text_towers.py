@@ -231,7 +231,9 @@ def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, ca
     assert inputs["input_ids"].shape[1] == positions
     assert model(**inputs).text_embeds.isfinite().all()
     if config.model_type != "llama":
-        longer = processor(text="two blue disks " * 100, max_length=positions + 1)
+        with pytest.raises(ValueError, match=f"max_length={positions + 1} is more than the {positions} tokens"):
+            processor(text="two blue disks " * 100, max_length=positions + 1)
+        longer = its("two blue disks " * 100, max_length=positions + 1, truncation=True, return_tensors="pt")
         with pytest.raises((IndexError, RuntimeError, ValueError)):
             model(**longer)
     its.model_max_length = 5  # a shorter limit stays
