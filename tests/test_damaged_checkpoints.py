@@ -1,5 +1,6 @@
 """Files from strangers: whatever is in a `.pth`, it is read, or refused in one line, and takes no more than it has."""
 
+import errno
 import io
 import json
 import pickle
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from region_learner.conversion import convert_original_checkpoint
+from region_learner.conversion import convert_original_checkpoint, torch_files
 from region_learner.conversion.original import read_checkpoint
 from region_learner.conversion.torch_files import read_state_dict
 
@@ -345,3 +346,16 @@ def test_weights_of_another_type_or_rank(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             convert_original_checkpoint(tmp_path / "other.pth", num_attention_heads=4, text_config={"n_heads": 4})
         assert "other.pth" in str(error.value)
+
+
+def test_a_failing_disk_is_not_damage(monkeypatch):
+    """A read error of the system stays one, and names the file."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = FIXTURES / "region_learner_motion.pth"
+    monkeypatch.setattr(torch_files, "_read_zip", fail)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        read_state_dict(path)
+    assert error.value.filename == str(path)

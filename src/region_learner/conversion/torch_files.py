@@ -6,6 +6,7 @@ every class and function that it names, but those that tensors are made of, beco
 declares are compared with what it holds before anything is allocated.
 """
 
+import errno
 import math
 import os
 import pickletools
@@ -370,8 +371,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     CPU. Nothing in the file is run, and what it declares takes no more memory than it has bytes.
 
     Raises:
-        OSError: there is no such file, or it may not be read.
-        ValueError: it is damaged, or is not a file of tensors.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: the file is damaged, or does not hold tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -391,8 +392,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         # What `zipfile` and the opcodes of a damaged pickle end in.
         except (
             *(ValueError, IndexError, KeyError, OverflowError, OSError, EOFError, struct.error),
-            *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
+            *(zipfile.BadZipFile, RuntimeError),
         ) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not the file
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, ValueError):
                 reason = f"it is damaged ({reason})"
