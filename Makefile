@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow check format bench clean
+.PHONY: help demo test test-slow check format bench wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, but this is {v[0]}.{v[1]}: run make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable '.[dev]' --constraint constraints.txt
@@ -44,6 +44,10 @@ bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/training.py --size small
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/feeding.py
+
+wheel: $(READY)  ## Build the wheel into dist/
+	$(PIP) build
+	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## Remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
