@@ -1,4 +1,4 @@
-"""Runs the fast tests with the oldest versions that `pyproject.toml` allows, in an environment of their own."""
+"""Runs the fast tests in environments of their own: with the oldest versions that are supported, and with the latest."""
 
 import os
 import subprocess
@@ -11,12 +11,13 @@ from ..conftest import ROOT
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-def test_fast_tests_pass_with_the_oldest_versions(tmp_path):
+@pytest.mark.parametrize("constraints", ["constraints-oldest.txt", None], ids=["oldest", "latest"])
+def test_fast_tests_pass(constraints, tmp_path):
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = str(environment / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[dev]"]
-    subprocess.run([*install, "--constraint", str(ROOT / "constraints-oldest.txt")], check=True)
+    options = ["--constraint", str(ROOT / constraints)] if constraints else []
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[dev]", *options], check=True)
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "tests"],
         cwd=ROOT,
