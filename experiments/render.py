@@ -99,9 +99,9 @@ def render(document: str) -> str:
 
     def table(match: re.Match) -> str:
         kind, *words = match["words"].split()
-        return f"{match['begin']}\n{TABLES[kind](*words)}\n{match['end']}"
+        return f"{match['begin']}\n\n{TABLES[kind](*words)}\n\n{match['end']}"
 
-    pattern = r"(?P<begin><!-- table: (?P<words>.+?) -->)\n.*?\n?(?P<end><!-- end of table -->)"
+    pattern = r"(?P<begin><!-- table: (?P<words>.+?) -->).*?(?P<end><!-- end of table -->)"
     return re.sub(pattern, table, document, flags=re.DOTALL)
 
 

