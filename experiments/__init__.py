@@ -1,0 +1,10 @@
+"""
+The experiments behind `docs/evidence.md`. They are not part of the installed package: run them from the root of the
+repository.
+
+    python -m experiments.ablation   trains and compares small models with and without each part of the method
+    python -m experiments.seeds      tells the seed of the weights from the seed of the data
+    python -m experiments.render     writes the tables and figures of docs/evidence.md from the recorded runs
+
+`runs/` holds the recorded runs: one JSON Lines file per setting, one line per run.
+"""

@@ -1,0 +1,116 @@
+"""
+Writes the tables of docs/evidence.md, and its figures, from the recorded runs.
+
+    python -m experiments.render
+
+A table stands between `<!-- table: WORDS -->` and `<!-- end of table -->`; the words say which one it is. Figures of
+region masks are only redrawn if `runs/masks`, which is not under version control, is there.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .ablation import entries_of, step_times_of
+from .figures import draw
+from .runs import runs_of
+from .seeds import seed_table
+from .settings import CONTRASTS, SETTINGS, rows_of
+from .tables import METRIC, contrast_table, loss_correlation, markdown, mask_table, model_table
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "evidence.md"
+FIGURES = ROOT / "docs" / "images" / "evidence"
+RUNS = ROOT / "experiments" / "runs"
+
+# The rows of the main table by how they pool patches and regions.
+_MEANS = ("frozen", "frozen_deeper", "patches", "quantization", "aggregation", "paper", "paper_motion")
+_MAXIMA = (
+    *("patches_max", "patches_max_deeper", "decoupled", "decoupled_1_region", "decoupled_no_codes"),
+    *("decoupled_no_interaction", "decoupled_motion"),
+)
+
+
+def _entries(setting: str, table: str) -> list[dict[str, Any]]:
+    return entries_of(RUNS, setting, SETTINGS[setting], rows_of([table]))
+
+
+def _models(setting: str, table: str) -> str:
+    return model_table(_entries(setting, table), step_times_of(RUNS, setting, table))
+
+
+def _contrasts(setting: str, table: str) -> str | None:
+    return contrast_table(_entries(setting, table), CONTRASTS)
+
+
+def _masks(setting: str, table: str) -> str | None:
+    return mask_table(_entries(setting, table))
+
+
+def _correlations() -> str:
+    """Correlations of R@1 with the final training loss."""
+    by_setting = [_entries("shapes", "main"), _entries("letters", "second_corpus")]
+    lines = []
+    for label, names in (("means", _MEANS), ("(soft) maxima", _MAXIMA)):
+        within = [loss_correlation([entry for entry in entries if entry["row"] in names]) for entries in by_setting]
+        lines.append([f"among seeds of the same model, models with {label}", *(f"{value:.2f}" for value in within)])
+    over_all = []
+    for entries in by_setting:
+        losses, values = (
+            [value for entry in entries for value in entry[name].values()] for name in ("losses", "values")
+        )
+        over_all.append(f"{np.corrcoef(losses, values)[0, 1]:.2f}")
+    return markdown(["correlation", "shapes", "letters"], [*lines, ["among all runs of the table", *over_all]])
+
+
+def _seeds(setting: str, row: str, *seeds: str) -> str:
+    return seed_table(RUNS, setting, SETTINGS[setting], rows_of([row])[0], [int(seed) for seed in seeds])
+
+
+def _again(setting: str, *names: str) -> str:
+    """R@1 of runs that were repeated on another machine."""
+    rows = rows_of(names)
+    recorded, again = (
+        {(run["row"], run["seed"]): run["test"][METRIC] for run in runs_of(path, SETTINGS[setting], rows)}
+        for path in (RUNS / f"{setting}.jsonl", RUNS / "again" / f"{setting}.jsonl")
+    )
+    labels = {row.name: row.label for row in rows}
+    lines = [
+        [labels[row], str(seed), f"{recorded[row, seed]:.1f}", f"{value:.1f}"] for (row, seed), value in again.items()
+    ]
+    return markdown(["model", "seed", "recorded", "repeated"], lines)
+
+
+TABLES: dict[str, Callable[..., str | None]] = {
+    "models": _models,
+    "contrasts": _contrasts,
+    "masks": _masks,
+    "correlations": _correlations,
+    "seeds": _seeds,
+    "again": _again,
+}
+
+
+def render(document: str) -> str:
+    """Returns the document with its tables written anew."""
+
+    def table(match: re.Match) -> str:
+        kind, *words = match["words"].split()
+        return f"{match['begin']}\n\n{TABLES[kind](*words)}\n\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- table: (?P<words>.+?) -->).*?(?P<end><!-- end of table -->)"
+    return re.sub(pattern, table, document, flags=re.DOTALL)
+
+
+def main() -> None:
+    DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for setting, table in (("shapes", "main"), ("letters", "second_corpus")):
+        draw(RUNS, setting, table, _entries(setting, table), FIGURES)
+    print(f"Wrote {DOCUMENT} and the figures in {FIGURES}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Recorded runs: JSON Lines files, one line per run."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from region_learner.files import write_text
+
+from .settings import Row, Setting
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """
+    Reads the runs of a file; there are none if it does not exist.
+
+    Raises:
+        ValueError: if a line is damaged.
+    """
+    runs = []
+    if path.exists():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                runs.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error}): remove the line.") from error
+    return runs
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file; it is empty if it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def add_run(path: Path, run: dict[str, Any]) -> None:
+    """Appends a run to a file. The write is atomic, so that an interruption loses no earlier run."""
+    write_text(path, "".join(json.dumps(one) + "\n" for one in [*read_runs(path), run]))
+
+
+def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """
+    Reads the runs of `rows` from a file.
+
+    Raises:
+        ValueError: if one of them was of another setting or model.
+    """
+    wanted = {row.name: row for row in rows}
+    runs = [run for run in read_runs(path) if run["row"] in wanted]
+    for run in runs:
+        now = json.loads(json.dumps({"setting": vars(setting), "video_config": wanted[run["row"]].video_config}))
+        for name, value in now.items():
+            if run[name] != value:
+                fields = sorted(key for key in value | run[name] if run[name].get(key) != value.get(key))
+                raise ValueError(
+                    f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({', '.join(fields)}): "
+                    "choose another output, or remove the line."
+                )
+    return runs
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """
+    Locks a directory, which is created if needed.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise BlockingIOError(f"Another process is writing to {directory}: wait until it has finished.") from None
+
+
+def run_in_processes(
+    function: Callable[..., dict[str, Any]],
+    tasks: dict[str, tuple],
+    keep: Callable[[dict[str, Any]], None],
+    jobs: int = 1,
+    use_cpu: bool = False,
+    progress: bool = True,
+) -> None:
+    """
+    Calls `function(*arguments)` for each of `tasks` (names with arguments), `jobs` at a time, each in a process of its
+    own. They share the CPU cores and take turns on the GPUs.
+
+    Args:
+        keep: is called here with each result as it comes.
+        use_cpu: whether to leave GPUs unused.
+
+    Raises:
+        ChildProcessError: after all others are done, if tasks have failed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    gpus = [] if use_cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = gpus if any(gpus) else [] if use_cpu else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    free: SimpleQueue[str] = SimpleQueue()
+    for number in range(jobs):
+        free.put(gpus[number % len(gpus)] if gpus else "")
+
+    def one(arguments: tuple) -> dict[str, Any]:
+        gpu = free.get()
+        try:
+            return _in_process(gpu, threads, function, arguments)
+        finally:
+            free.put(gpu)
+
+    failed = {}
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(one, arguments): name for name, arguments in tasks.items()}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not progress):
+            try:
+                keep(future.result())
+            except ChildProcessError as error:
+                failed[futures[future]] = error
+                tqdm.write(f"{futures[future]} failed: {error}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise ChildProcessError(
+            f"{len(failed)} of {len(tasks)} runs failed, the first: {name} ({error}). Run the command again to retry."
+        )
+
+
+def _in_process(gpu: str, threads: int, function: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, Any]:
+    """
+    Raises:
+        ChildProcessError: if the function has raised an error, or the process was killed.
+    """
+    context = get_context("spawn")  # a forked process could not use the GPU
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, gpu, threads, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(f"its process ended with exit code {process.exitcode}") from None
+    process.join()
+    if error:
+        raise ChildProcessError(error)
+    return result
+
+
+def _send_result(sender: Connection, gpu: str, threads: int, function: Callable, arguments: tuple) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything uses a GPU
+    torch.set_num_threads(threads)
+    for name in ("region_learner", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        sender.send((function(*arguments), None))
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}"))

@@ -1,0 +1,273 @@
+"""What is compared: the settings, and the models that are the rows of each table."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    What all runs of a table share: the corpus, the encoders around the region module, and the training.
+
+    Args:
+        corpus: name of a built-in corpus.
+        options: how the corpus is generated; its `size` is the size of the frames that the model sees.
+        video_config, text_config, config: of the model, without the region module.
+        epochs, batch_size, learning_rate, warmup_steps, max_grad_norm, weight_decay: of the training, which uses AdamW
+            with a cosine schedule; `max_grad_norm=0` turns gradient clipping off.
+        bf16: whether to train under bfloat16 autocast.
+        vocab_size: of the tokenizer, which is trained on the training captions.
+        regions_on: number of test clips whose region masks are compared with the true masks.
+    """
+
+    corpus: str
+    options: dict[str, Any]
+    video_config: dict[str, Any]
+    text_config: dict[str, Any]
+    config: dict[str, Any]
+    epochs: int = 6
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.05
+    bf16: bool = True
+    vocab_size: int = 1000
+    regions_on: int = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A model, as a row of a table.
+
+    Args:
+        name: how commands and recorded runs call it.
+        label: how tables and figures call it.
+        video_config: what it adds to the video configuration of the setting.
+        baseline: name of the row that it is compared with.
+    """
+
+    name: str
+    label: str
+    video_config: dict[str, Any] = field(default_factory=dict)
+    baseline: str = "frozen"
+
+
+def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """The video configuration `model` with some of its fields and region options replaced."""
+    changed = {**model, **fields}
+    if region_options:
+        changed["region_options"] = model.get("region_options", {}) | region_options
+    return changed
+
+
+# Without any part of the region module: the encoder of Frozen in Time.
+_NONE: dict[str, Any] = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
+
+_SIZES: dict[str, Any] = {"codebook_size": 256, "num_regions": 8, "interaction_layers": 1, "interaction_heads": 4}
+
+# As in the paper, except for the codebook, which moves slowly and revives dead codes.
+_PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
+
+# The default, spelled out: should the default change, recorded runs show that they were of another model.
+_DECOUPLED: dict[str, Any] = _SIZES | {
+    "region_form": "decoupled",
+    "region_options": {
+        "mask_normalization": "regions",
+        "pooling": "softmax",
+        "pooling_sharpness": 3.0,
+        "values": "features",
+        "detach_masks": True,
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+        "mask_loss_weight": 1.0,
+    },
+}
+
+# The default of earlier versions: regions are maxima, and the gradient of masks and codes comes from retrieval alone.
+_FIRST_FORM: dict[str, Any] = _SIZES | {
+    "region_form": "decoupled",
+    "region_options": {
+        "mask_normalization": "regions",
+        "pooling": "max",
+        "values": "features",
+        "detach_masks": False,
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+        "mask_loss_weight": 0.0,
+    },
+}
+
+_MAIN = [
+    Row("frozen", "no regions (Frozen in Time)", _NONE),
+    Row("frozen_deeper", "no regions, one more block", _with(_NONE, num_hidden_layers=3)),
+    Row("patches", "no regions, mean of all patches", _with(_NONE, video_pooling="cls_mean")),
+    Row("patches_max", "no regions, maximum of all patches", _with(_NONE, video_pooling="cls_max")),
+    Row(
+        "patches_max_deeper",
+        "no regions, one more block, maximum of all patches",
+        _with(_NONE, num_hidden_layers=3, video_pooling="cls_max"),
+    ),
+    Row(
+        "quantization",
+        "paper, quantization alone: mean of quantized patches",
+        _with(_NONE, codebook_size=256, video_pooling="cls_mean"),
+    ),
+    Row("aggregation", "paper, without interaction", _with(_PAPER, interaction_layers=0)),
+    Row("paper", "paper", _PAPER),
+    Row("paper_motion", "paper, with motion excitation", _with(_PAPER, motion_excitation=True)),
+    Row("decoupled", "decoupled (the default)", _DECOUPLED),
+    # The mask of a single region is the whole frame, and the mask loss a constant.
+    Row(
+        "decoupled_1_region",
+        "decoupled, one region per frame",
+        _with(_DECOUPLED, {"mask_loss_weight": 0.0}, num_regions=1),
+    ),
+    Row("decoupled_no_codes", "decoupled, without quantization", _with(_DECOUPLED, codebook_size=0)),
+    Row("decoupled_no_interaction", "decoupled, without interaction", _with(_DECOUPLED, interaction_layers=0)),
+    Row("decoupled_motion", "decoupled, with motion excitation", _with(_DECOUPLED, motion_excitation=True)),
+]
+
+
+def _main(*names: str) -> list[Row]:
+    return [row for row in _MAIN if row.name in names]
+
+
+def _paper(name: str, change: str, region_options: dict[str, Any] | None = None, **fields: Any) -> Row:
+    return Row(f"paper_{name}", f"paper: {change}", _with(_PAPER, region_options, **fields), baseline="paper")
+
+
+def _decoupled(name: str, change: str, region_options: dict[str, Any] | None = None, **fields: Any) -> Row:
+    model = _with(_DECOUPLED, region_options, **fields)
+    return Row(f"decoupled_{name}", f"decoupled: {change}", model, baseline="decoupled")
+
+
+TABLES: dict[str, list[Row]] = {
+    "main": _MAIN,
+    "first_form": [
+        *_main("frozen", "patches_max", "decoupled"),
+        Row("maxima", "first form", _FIRST_FORM),
+        Row("maxima_1_region", "first form, one region per frame", _with(_FIRST_FORM, num_regions=1)),
+        Row("maxima_no_codes", "first form, without quantization", _with(_FIRST_FORM, codebook_size=0)),
+        Row("maxima_no_interaction", "first form, without interaction", _with(_FIRST_FORM, interaction_layers=0)),
+        Row("maxima_motion", "first form, with motion excitation", _with(_FIRST_FORM, motion_excitation=True)),
+    ],
+    # The choices within the two forms, one at a time.
+    "sweeps": [
+        *_main("frozen", "paper"),
+        _paper("original_codebook", "codebook of the reference implementation", codebook_mode="original"),
+        _paper("no_codes", "without quantization", codebook_size=0),
+        _paper("residual", "residual in the interaction", {"interaction_residual": True}),
+        _paper("softmax", "masks are a softmax over positions", {"mask_normalization": "positions"}),
+        _paper("features", "regions pool unquantized features", {"values": "features"}),
+        _paper("cls_max", "maximum of regions", video_pooling="cls_max"),
+        *_main("decoupled", "decoupled_no_interaction"),
+        _decoupled("64_codes", "64 codes", codebook_size=64),
+        _decoupled("1024_codes", "1,024 codes", codebook_size=1024),
+        _decoupled("2_regions", "2 regions", num_regions=2),
+        _decoupled("4_regions", "4 regions", num_regions=4),
+        _decoupled("16_regions", "16 regions", num_regions=16),
+        _decoupled(
+            "over_positions",
+            "masks are a softmax over positions, no mask loss",
+            {"mask_normalization": "positions", "mask_loss_weight": 0.0},
+        ),
+        _decoupled("sharpness_2", "pooling sharpness 2", {"pooling_sharpness": 2.0}),
+        _decoupled("sharpness_4", "pooling sharpness 4", {"pooling_sharpness": 4.0}),
+        _decoupled("sharpness_8", "pooling sharpness 8", {"pooling_sharpness": 8.0}),
+        _decoupled("mean_gather", "regions are means", {"pooling": "mean"}),
+        _decoupled("max_gather", "regions are maxima", {"pooling": "max"}),
+        _decoupled("no_region_loss", "no mask loss", {"mask_loss_weight": 0.0}),
+        _decoupled("masks_train_encoder", "masks and their loss train the encoder", {"detach_masks": False}),
+        _decoupled("cls_mean", "mean of regions", video_pooling="cls_mean"),
+        _decoupled("quantized", "regions pool quantized features", {"values": "quantized"}),
+        _decoupled("no_mlp", "no MLP in the interaction", {"interaction_mlp": False}),
+        _decoupled("no_residual", "no residual in the interaction", {"interaction_residual": False}),
+    ],
+    "second_corpus": _main("frozen", "patches_max", "paper", "decoupled", "decoupled_1_region", "decoupled_no_codes"),
+    "unclipped": _main("frozen", "decoupled"),
+}
+
+# Pairs of rows that differ by one part of the method (or, where there is no such pair, by as little as possible).
+CONTRASTS = [
+    ("paper", "patches"),
+    ("quantization", "patches"),
+    ("aggregation", "quantization"),
+    ("paper", "aggregation"),
+    ("paper_motion", "paper"),
+    ("decoupled", "paper"),
+    ("decoupled", "frozen_deeper"),
+    ("decoupled", "patches_max"),
+    ("decoupled", "patches_max_deeper"),
+    ("decoupled", "decoupled_no_codes"),
+    ("decoupled", "decoupled_no_interaction"),
+    ("decoupled_no_mlp", "decoupled_no_interaction"),
+    ("decoupled", "decoupled_1_region"),
+    ("decoupled_motion", "decoupled"),
+    ("decoupled_no_interaction", "patches_max"),
+    ("decoupled_1_region", "patches_max_deeper"),
+    ("decoupled", "maxima"),
+    ("maxima", "maxima_no_codes"),
+    ("maxima", "maxima_1_region"),
+]
+
+_ENCODERS: dict[str, Any] = {
+    "video_config": {
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 384,
+        "image_size": 48,
+        "patch_size": 8,
+        "num_frames": 3,
+    },
+    "text_config": {
+        "model_type": "distilbert",
+        "dim": 96,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 384,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+    "config": {"projection_dim": 128, "text_pooling": "mean"},
+}
+_CLIPS: dict[str, int] = {"train": 12000, "val": 1000, "test": 1000, "size": 48, "frames": 8, "captions": 1}
+_SHAPES: dict[str, Any] = _CLIPS | {"test_unseen": 0, "fps": 4, "objects": 4, "distractors": [4, 8]}
+
+SETTINGS: dict[str, Setting] = {
+    "shapes": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS),
+    "letters": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS),
+    # Shows how much of the differences between seeds comes from the optimisation.
+    "shapes_unclipped": Setting(
+        corpus="moving_shapes", options=_SHAPES, **_ENCODERS, warmup_steps=50, max_grad_norm=0
+    ),
+}
+
+
+def rows_of(names: Iterable[str]) -> list[Row]:
+    """
+    Returns the rows that `names`, of tables or single rows, stand for, each once.
+
+    Raises:
+        ValueError: if a name is not known.
+    """
+    single = {row.name: row for table in TABLES.values() for row in table}
+    chosen: dict[str, Row] = {}
+    for name in names:
+        if name not in TABLES and name not in single:
+            raise ValueError(f"{name!r} is not a table or a row. Known are: {', '.join([*TABLES, *single])}.")
+        chosen |= {row.name: row for row in TABLES.get(name) or [single[name]]}
+    return list(chosen.values())
+
+
+def with_baselines(rows: Iterable[Row]) -> list[Row]:
+    """Returns `rows` and the rows that they are compared with."""
+    chosen = {row.name: row for row in rows}
+    missing = {row.baseline for row in chosen.values()} - chosen.keys()
+    return [*chosen.values(), *rows_of(sorted(missing))]

@@ -1,0 +1,212 @@
+"""One run: a small dual encoder, trained from scratch on clips held in memory, and measured."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
+from region_learner.corpora.generated import load_masks
+from region_learner.evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
+from region_learner.training.arguments import ModelArguments
+from region_learner.training.model import build_model
+
+from .clips import SPLITS, ClipsInMemory, CollatorInMemory, Split
+from .settings import Row, Setting
+
+_BATCH_SIZE = 100  # of the evaluation
+_DRAWN = 4  # validation clips whose region masks are saved for figures
+
+
+def new_model(setting: Setting, row: Row, captions: Sequence[str]):
+    """Returns the untrained model of a row and its processor, whose tokenizer is trained on `captions`."""
+    arguments = ModelArguments(
+        video_config=setting.video_config | row.video_config,
+        text_config=dict(setting.text_config),
+        config=dict(setting.config),
+        tokenizer="train",
+        vocab_size=setting.vocab_size,
+    )
+    return build_model(arguments, captions)
+
+
+def train_and_measure(
+    setting: Setting,
+    row: Row,
+    seed: int,
+    corpus: Path,
+    use_cpu: bool = False,
+    masks_to: Path | None = None,
+    data_seed: int | None = None,
+) -> dict[str, Any]:
+    """
+    Trains the model of a row from one seed, and measures it after the last step.
+
+    Args:
+        seed: of the weights, and of the order and sampling of the data.
+        corpus: the directory where [`prepare`] put the decoded clips.
+        use_cpu: whether to leave a GPU unused.
+        masks_to: an .npz file to write: region masks of a few clips during training.
+        data_seed: another seed for the order and sampling of the data.
+
+    Returns:
+        What was run and what was measured. `val` and `test`: retrieval metrics; `curve`: validation R@1 during
+        training; `loss` (without the mask loss) and `region_loss` (the mask loss): means over every 50 steps;
+        `codes_in_use`: a share between 0 and 1; `regions`: see `region_quality_of_batches`; `parameters` and
+        `parameters_of_region_module`; `seconds`; `machine`; `versions`.
+    """
+    start = time.perf_counter()
+    set_seed(seed)
+    train, val, test = (Split.load(setting, corpus, name) for name in SPLITS)
+    model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
+    use_cpu = use_cpu or not torch.cuda.is_available()
+    if use_cpu:
+        model.set_attn_implementation("eager")  # faster than the fused kernel with so few tokens
+    watch = _Watch(model, processor, val, every=max(1, setting.epochs // 6), masks=masks_to is not None)
+    trainer = RegionLearnerTrainer(
+        model=model,
+        args=_arguments(setting, seed, data_seed, use_cpu, corpus),
+        processing_class=processor,
+        train_dataset=train.rows.select_columns(["video", "video_id", "captions", "index"]),
+        data_collator=CollatorInMemory(processor, train.frames),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    result = {
+        "row": row.name,
+        "seed": seed,
+        **({} if data_seed is None else {"data_seed": data_seed}),
+        "setting": asdict(setting),
+        "video_config": row.video_config,
+        "val": _retrieval(model, processor, val),
+        "test": _retrieval(model, processor, test),
+        "curve": watch.curve,
+        **_losses(model, trainer.state.log_history),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_of_region_module": sum(p.numel() for n, p in model.named_parameters() if "region_module" in n),
+        **_codes_and_regions(model, processor, test, setting.regions_on),
+        "seconds": round(time.perf_counter() - start, 1),
+        "machine": _machine(model.device),
+        "versions": {name: version(name) for name in ("region-learner", "torch", "transformers")},
+    }
+    if masks_to is not None and watch.masks:
+        masks_to.parent.mkdir(parents=True, exist_ok=True)
+        clip = ClipsInMemory(processor.video_processor)
+        frames = np.stack([frames[clip.indices(frames)] for frames in val.frames[:_DRAWN]])
+        np.savez_compressed(masks_to, frames=frames, **watch.masks)  # type: ignore[arg-type] # names of arrays
+    return result
+
+
+def _arguments(setting: Setting, seed: int, data_seed: int | None, use_cpu: bool, corpus: Path):
+    return RegionLearnerTrainingArguments(
+        output_dir=str(corpus / "unused"),  # nothing is saved
+        seed=seed,
+        data_seed=data_seed,
+        num_train_epochs=setting.epochs,
+        per_device_train_batch_size=setting.batch_size,
+        learning_rate=setting.learning_rate,
+        warmup_steps=setting.warmup_steps,
+        max_grad_norm=setting.max_grad_norm,
+        weight_decay=setting.weight_decay,
+        adam_beta2=0.98,
+        lr_scheduler_type="cosine",
+        bf16=setting.bf16,
+        use_cpu=use_cpu,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=50,
+        disable_tqdm=True,
+    )
+
+
+class _Watch(TrainerCallback):
+    """Measures validation R@1 every few epochs, and collects region masks of a few validation clips."""
+
+    def __init__(self, model, processor, val: Split, every: int, masks: bool):
+        self.model, self.processor, self.val, self.every = model, processor, val, every
+        self.with_masks = masks and bool(model.config.video_config.num_regions)
+        self.curve: list[dict[str, float]] = []
+        self.masks: dict[str, np.ndarray] = {}
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        epoch = round(state.epoch)
+        if epoch % self.every:
+            return
+        metrics = _retrieval(self.model, self.processor, self.val)
+        self.curve.append({"epoch": epoch, "t2v_R@1": metrics["t2v_R@1"]})
+        if self.with_masks:
+            with torch.inference_mode():
+                clips = next(_batches(self.model, self.processor, self.val, _DRAWN))
+                self.masks[f"epoch_{epoch}"] = self.model.eval().video_model(clips).region_masks.float().cpu().numpy()
+            self.model.train()
+
+
+def _batches(model, processor, split: Split, count: int | None = None) -> Iterator[torch.Tensor]:
+    """Yields the first `count` clips of a split, (B, T, 3, height, width), on the device of the model."""
+    clip = ClipsInMemory(processor.video_processor)
+    frames = split.frames[:count]
+    for start in range(0, len(frames), _BATCH_SIZE):
+        yield torch.stack([clip(some) for some in frames[start : start + _BATCH_SIZE]]).to(model.device)
+
+
+@torch.inference_mode()
+def _retrieval(model, processor, split: Split) -> dict[str, float]:
+    model.eval()
+    videos = torch.cat(
+        [model(pixel_values_videos=some).video_embeds.cpu() for some in _batches(model, processor, split)]
+    )
+    owners, captions = zip(*split.captions())
+    texts = embed_texts(model, processor, captions)
+    model.train()
+    return retrieval_metrics(texts, videos, owners, range(len(videos)))
+
+
+def _losses(model, history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Splits the logged losses into the contrastive loss and the mask loss."""
+    log = [entry for entry in history if "loss" in entry]
+    weight = model.config.video_config.resolved.region_options.mask_loss_weight
+    return {
+        "loss": [round(entry["loss"] - weight * entry.get("region_loss", 0.0), 4) for entry in log],
+        "region_loss": [entry["region_loss"] for entry in log if "region_loss" in entry],
+    }
+
+
+def _codes_and_regions(model, processor, test: Split, count: int) -> dict[str, Any]:
+    """Measures the codes in use and the region masks, as far as the model has them, on the first `count` clips."""
+    found: dict[str, Any] = {}
+    if model.config.video_config.codebook_size:
+        found["codes_in_use"] = codebook_use(model, _batches(model, processor, test, count))
+    if model.config.video_config.num_regions:
+        indices = ClipsInMemory(processor.video_processor).indices(test.frames[0])
+        labels = [load_masks(path)[indices] for path in test.rows["masks"][:count]]
+        labels = [np.stack(labels[start : start + _BATCH_SIZE]) for start in range(0, len(labels), _BATCH_SIZE)]
+        batches = zip(_batches(model, processor, test, count), labels)
+        found["regions"] = region_quality_of_batches(model, batches)
+    return found
+
+
+def _machine(device: torch.device) -> str:
+    """Describes what a model runs on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,388 @@
+"""The experiments at toy size: runs that can be interrupted and added to, statistics against scipy, tables."""
+
+import dataclasses
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from experiments import ablation, render, runs, seeds
+from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
+from experiments.runs import add_run, only_writer, read_runs, run_in_processes, runs_of
+from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
+from experiments.step_time import relative_step_times
+from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
+from experiments.training import _losses, new_model, train_and_measure
+from scipy import stats
+
+from region_learner import load_corpus
+
+pytestmark = pytest.mark.slow
+
+TOY = dataclasses.replace(
+    SETTINGS["shapes"],
+    options=SETTINGS["shapes"].options | {"train": 16, "val": 8, "test": 8},
+    video_config=SETTINGS["shapes"].video_config
+    | {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16},
+    text_config=SETTINGS["shapes"].text_config | {"dim": 16, "n_layers": 1, "hidden_dim": 16},
+    epochs=2,
+    batch_size=8,
+    warmup_steps=1,
+    regions_on=4,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Corpora are generated in a cache directory of this module, not in that of the user."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        home = str(tmp_path_factory.mktemp("home"))
+        patch.setattr(constants, "HF_HOME", home)
+        patch.setenv("HF_HOME", home)  # for the processes of the runs
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    prepare(TOY, directory)
+    return directory
+
+
+def test_names_of_tables_and_rows_differ():
+    assert not TABLES.keys() & {row.name for rows in TABLES.values() for row in rows}
+    with pytest.raises(ValueError, match=r"'decoupld' is not a table or a row"):
+        rows_of(["decoupld"])
+
+
+# The recorded runs, and what docs/evidence.md says of them
+
+RECORDED = sorted(render.RUNS.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(render.RUNS)))
+def test_recorded_runs_are_of_the_present_settings_and_models(path):
+    setting = SETTINGS[path.stem.removesuffix("_seeds")]
+    recorded = read_runs(path)
+    assert runs_of(path, setting, rows_of(TABLES)) == recorded
+    keys = [(run["row"], run["seed"], run.get("data_seed")) for run in recorded]
+    assert len(set(keys)) == len(keys) > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "table", "least"),
+    [
+        ("shapes", "main", 5),
+        ("shapes", "first_form", 5),
+        ("shapes", "sweeps", 3),
+        ("letters", "second_corpus", 5),
+        ("shapes_unclipped", "unclipped", 5),
+    ],
+)
+def test_tables_are_complete(setting, table, least):
+    rows = rows_of([table])
+    entries = ablation.entries_of(render.RUNS, setting, SETTINGS[setting], rows)
+    assert [entry["row"] for entry in entries] == [row.name for row in rows]
+    assert min(len(entry["values"]) for entry in entries) == least
+    assert ablation.step_times_of(render.RUNS, setting, table).keys() == {row.name for row in rows}
+    # Baselines are read, too, where they are not among the rows.
+    alone = ablation.entries_of(render.RUNS, setting, SETTINGS[setting], rows[-1:])
+    assert alone == entries[-1:]
+
+
+def test_the_evidence_is_rendered_from_the_recorded_runs():
+    document = render.DOCUMENT.read_text(encoding="utf-8")
+    assert document.count("<!-- table: ") == document.count("<!-- end of table -->") > 0
+    assert render.render(document) == document
+    assert render.render(document.replace("| 41.1 ± 2.1 |", "| 51.1 ± 2.1 |")) == document
+
+
+# One run
+
+
+# Rows are in several tables.
+@pytest.mark.parametrize(
+    "row", {row.name: row for rows in TABLES.values() for row in rows}.values(), ids=lambda row: row.name
+)
+def test_every_row_is_a_model_that_learns_in_all_its_parts(row):
+    torch.manual_seed(0)
+    small = row.video_config | ({"codebook_size": 8} if row.video_config["codebook_size"] else {})
+    model, _ = new_model(TOY, dataclasses.replace(row, video_config=small), ["a word or two for the tokenizer"])
+    clips, texts = torch.randn(4, 3, 3, 48, 48), torch.randint(4, 10, (4, 5))
+    for _ in range(2):  # time attention starts at zero: what is before it has a gradient from the second step on
+        model.zero_grad()
+        model.train()(
+            input_ids=texts, attention_mask=torch.ones_like(texts), pixel_values_videos=clips, return_loss=True
+        ).loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+    without = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+    # What a softmax cancels: the bias of a mask's convolution, that of motion's, and keys' biases.
+    if row.video_config["num_regions"] == 1:  # whose mask nothing can change
+        without.remove("video_model.region_module.aggregation.conv.weight")
+    assert all(name.endswith("bias") for name in without), without
+
+
+def test_clips_in_memory_are_those_of_the_processor(prepared):
+    rows = load_corpus(TOY.corpus, split="val", **TOY.options)
+    _, processor = new_model(TOY, rows_of(["frozen"])[0], rows["captions"][0])
+    split, clip = Split.load(TOY, prepared, "val"), ClipsInMemory(processor.video_processor)
+    whole = {"do_resize": False, "do_center_crop": False, "output_size": None}
+    for index in (0, 5):
+        theirs = processor.video_processor([rows["video"][index]], return_tensors="pt", **whole)
+        torch.testing.assert_close(clip(split.frames[index]), theirs["pixel_values_videos"][0])
+    drawn = [clip(split.frames[0], True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    collator = CollatorInMemory(processor, split.frames)
+    collated = collator._decode(split.rows[0], torch.Generator().manual_seed(1), [])
+    assert torch.equal(collated, drawn[0])
+
+
+def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
+    with pytest.raises(ValueError, match="holds the clips of another corpus"):
+        prepare(dataclasses.replace(TOY, options=TOY.options | {"train": 17}), prepared)
+    np.save(tmp_path / "val.npy", np.load(prepared / "val.npy")[1:])
+    with pytest.raises(ValueError, match=r"has 7 clips of val, expected 8: remove it"):
+        Split.load(TOY, tmp_path, "val")
+
+
+def test_the_same_seeds_give_the_same_run(prepared):
+    pairs = [(3, None), (3, 3), (4, None), (3, 4)]  # of weights and of data
+    same, again, *others = (
+        train_and_measure(TOY, rows_of(["decoupled"])[0], seed, prepared, data_seed=data) for seed, data in pairs
+    )
+    for name in ("val", "test", "loss", "region_loss", "regions", "curve"):
+        assert same[name] == again[name]
+    assert "data_seed" not in same
+    assert again["data_seed"] == 3
+    assert len({json.dumps(one["regions"]["learned"]) for one in (same, *others)}) == 3
+
+
+def test_losses_are_told_apart():
+    model, _ = new_model(TOY, rows_of(["decoupled"])[0], ["a word or two for the tokenizer"])
+    history = [{"loss": 3.5, "region_loss": 0.75}, {"eval_loss": 9.0}, {"loss": 2.0, "region_loss": 0.5}]
+    assert _losses(model, history) == {"loss": [2.75, 1.5], "region_loss": [0.75, 0.5]}
+    assert _losses(model, [{"loss": 3.5}]) == {"loss": [3.5], "region_loss": []}
+
+
+# Many runs
+
+
+def test_runs_are_recorded_added_to_and_not_repeated(tmp_path, capsys, monkeypatch):
+    rows, path = rows_of(["frozen", "decoupled"]), tmp_path / "toy.jsonl"
+    ablation.run_missing(tmp_path, "toy", TOY, rows, range(1), use_cpu=True, progress=False)
+    first = path.read_text()
+    run = read_runs(path)[1]
+    assert (run["row"], run["seed"]) == ("decoupled", 0)
+    assert [point["epoch"] for point in run["curve"]] == [1, 2]
+    assert run["curve"][-1]["t2v_R@1"] == run["val"]["t2v_R@1"]
+    assert 0 < run["codes_in_use"] <= 1
+    assert run["regions"]["clips"] == 4
+    assert run["parameters"] > run["parameters_of_region_module"] > 0
+    ablation.run_missing(tmp_path, "toy", TOY, rows, range(2), jobs=2, use_cpu=True, progress=False)
+    assert path.read_text().startswith(first)
+    assert {(run["row"], run["seed"]) for run in read_runs(path)} == {
+        (name, seed) for name in ("frozen", "decoupled") for seed in (0, 1)
+    }
+
+    # The command only prints the tables now: all runs are recorded.
+    monkeypatch.setitem(SETTINGS, "toy", TOY)
+    before, figures = path.read_text(), tmp_path / "figures"
+    command = ["--output", str(tmp_path), "--setting", "toy", "--rows", "frozen, decoupled", "--seeds", "2", "--cpu"]
+    ablation.main([*command, "--step-times", "--figures", str(figures)])
+    assert path.read_text() == before
+    text = capsys.readouterr().out
+    assert "| no regions (Frozen in Time) | 2 |" in text
+    assert "| 1.00 |" in text
+    assert json.loads((tmp_path / "step_times.json").read_text())["toy"]["frozen-decoupled"]["frozen"] == 1.0
+    for name in ("toy_frozen-decoupled_means", "toy_frozen-decoupled_curves", "toy_masks_decoupled"):
+        assert (figures / f"{name}.webp").stat().st_size > 3000
+    ablation.main(command)
+    assert capsys.readouterr().out == text  # a time once measured is kept
+
+
+def test_pairs_of_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "toy", TOY)
+    command = ["--output", str(tmp_path), "--setting", "toy", "--row", "frozen", "--cpu", "--seeds"]
+    seeds.main([*command, "0"])
+    seeds.main([*command, "0", "1"])
+    found = {
+        (run["seed"], run["data_seed"]): run["test"]["t2v_R@1"] for run in read_runs(tmp_path / "toy_seeds.jsonl")
+    }
+    assert list(found) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"| {weights} | {found[weights, 0]:.1f} | {found[weights, 1]:.1f} |" for weights in (0, 1)
+    ]
+
+
+def test_recorded_runs_of_another_setting_or_model_are_not_taken(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "toy.jsonl"
+    (row,) = rows_of(["frozen"])
+    run = _runs({"frozen": [1.0]})[0] | {"setting": dataclasses.asdict(TOY), "video_config": row.video_config}
+    add_run(path, run)
+    assert runs_of(path, TOY, [row]) == [run]
+    assert runs_of(path, dataclasses.replace(TOY, epochs=1), rows_of(["decoupled"])) == []
+    with pytest.raises(ValueError, match=r"the run of frozen, seed 0, had another setting \(epochs\)"):
+        runs_of(path, dataclasses.replace(TOY, epochs=1), [row])
+    with pytest.raises(ValueError, match=r"frozen, seed 0, had another video_config \(num_regions\)"):
+        runs_of(path, TOY, [dataclasses.replace(row, video_config=row.video_config | {"num_regions": 1})])
+    monkeypatch.setitem(SETTINGS, "toy", TOY)
+    path.write_text(path.read_text() + '{"row": "fro\n')
+    with pytest.raises(SystemExit):
+        ablation.main(["--output", str(tmp_path), "--setting", "toy"])
+    assert f"{path}, line 2 is not JSON" in capsys.readouterr().err
+
+
+def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
+    base = dataclasses.replace(rows_of(["frozen"])[0], name="base", baseline="base")
+    mine = dataclasses.replace(rows_of(["patches_max"])[0], name="mine", baseline="base")
+    for row, run in zip((base, mine), _runs({"base": [1.0], "mine": [2.0]})):
+        add_run(tmp_path / "toy.jsonl", run | {"setting": dataclasses.asdict(TOY), "video_config": row.video_config})
+    _, entry = ablation.entries_of(tmp_path, "toy", TOY, [base, mine])
+    assert (entry["pairs"], entry["difference"]) == (1, (1.0, None))
+
+
+def test_one_command_at_a_time(tmp_path):
+    with only_writer(tmp_path), pytest.raises(BlockingIOError, match="Another process is writing to"):
+        ablation.run_missing(tmp_path, "toy", TOY, rows_of(["frozen"]), range(1), progress=False)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
+    rows = [Row("broken", "", {"hidden_size": 17}), *rows_of(["frozen"])]
+    message = r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"
+    with pytest.raises(ChildProcessError, match=message):
+        ablation.run_missing(tmp_path, "toy", TOY, rows, range(1), jobs=2, use_cpu=True, progress=False)
+    assert [run["row"] for run in read_runs(tmp_path / "toy.jsonl")] == ["frozen"]
+
+
+def _gpu_and_process() -> dict:
+    return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "process": os.getpid()}
+
+
+def _die() -> dict:
+    os._exit(3)
+
+
+def test_each_run_has_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    kept = []
+    tasks = {"first": (), "second": (), "third": ()}
+    run_in_processes(_gpu_and_process, tasks, kept.append, jobs=1, progress=False)
+    assert {result["gpu"] for result in kept} == {"5"}
+    assert len({result["process"] for result in kept} | {os.getpid()}) == 4
+    run_in_processes(_gpu_and_process, tasks, kept.append, use_cpu=True, progress=False)
+    assert {result["gpu"] for result in kept[3:]} == {""}
+    with pytest.raises(ChildProcessError, match=r"2 of 2 runs failed, the first: .* ended with exit code 3"):
+        run_in_processes(_die, {"first": (), "second": ()}, kept.append, progress=False)
+
+
+def test_runs_take_the_gpus_that_are_free(monkeypatch):
+    """The first of five runs lasts until all others are done: they take turns on the other GPU."""
+    taken, others = [], threading.Semaphore(0)
+
+    def fake(gpu, threads, function, arguments):
+        taken.append((*arguments, gpu))
+        if arguments == (0,):
+            assert all(others.acquire(timeout=60) for _ in range(4))
+        else:
+            others.release()
+        return {}
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr(runs, "_in_process", fake)
+    run_in_processes(_gpu_and_process, {str(n): (n,) for n in range(5)}, lambda _: None, jobs=2, progress=False)
+    assert sorted(taken) == [(0, "5"), *((number, "7") for number in (1, 2, 3, 4))]
+
+
+# Statistics
+
+
+def _runs(values: dict[str, list[float]]) -> list[dict]:
+    return [
+        {
+            "row": row,
+            "seed": seed,
+            "test": {"t2v_R@1": value, "v2t_R@1": value},
+            "parameters": 1,
+            "loss": [9.0, *[(50 - value) / 20 + seed % 2] * 4],
+        }
+        for row, of_row in values.items()
+        for seed, value in enumerate(of_row)
+    ]
+
+
+def test_correlation_is_that_of_values_less_their_means():
+    both = rows_of(["frozen", "decoupled"])
+    entries = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "decoupled": [60.0, 61.0, 66.0, 60.5]}), both)
+    losses, values = ([np.array(list(entry[name].values())) for entry in entries] for name in ("losses", "values"))
+    centred = [np.concatenate([part - part.mean() for part in parts]) for parts in (losses, values)]
+    assert loss_correlation(entries) == pytest.approx(stats.pearsonr(*centred).statistic)
+    assert list(entries[0]["losses"].values()) == pytest.approx([1.0, 1.8, 0.95])
+    assert loss_correlation(summarize(_runs({"frozen": [30.0], "decoupled": [60.0]}), both)) is None
+    assert loss_correlation(summarize(_runs({"frozen": [30.0], "decoupled": [60.0, 60.0, 60.0]}), both)) is None
+    assert loss_correlation([]) is None
+
+
+def test_intervals_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    base, other = rng.normal(30, 3, 5), rng.normal(36, 3, 5)
+    found = _runs({"decoupled_motion": other + 1, "decoupled": other, "frozen": base})
+    rows = rows_of(["frozen", "decoupled", "decoupled_motion"])
+    frozen, decoupled, motion = summarize(found[::-1], rows)  # in the order of the table, whatever that of runs
+    for entry, values in ((frozen, base), (decoupled, other)):
+        low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+        mean, half = entry["mean"], entry["half_width"]
+        assert (mean - half, mean + half) == pytest.approx((low, high))
+    paired = stats.ttest_rel(other, base).confidence_interval(0.95)
+    difference, half = decoupled["difference"]
+    assert (difference - half, difference + half) == pytest.approx((paired.low, paired.high))
+    assert motion["difference"][0] == pytest.approx(difference + 1)
+    assert "difference" not in frozen
+    assert f"{decoupled['mean']:.1f} ± {decoupled['half_width']:.1f}" in model_table([frozen, decoupled])
+    assert interval([4.0]) == (4.0, None)
+    # Only seeds that both have are paired.
+    uneven = _runs({"frozen": [1.0], "decoupled": [4.0, 5.0]})
+    table = model_table(summarize(uneven, rows_of(["frozen", "decoupled"])), {"decoupled": 1.25})
+    assert "| decoupled (the default) | 2 | 4.5 ± 6.4 | +3.0 (1 pair) | 4.5 | 0 k | 1.25 |" in table
+    # A row of the sweeps is compared with the form that it varies.
+    uneven = _runs({"frozen": [1.0, 2.0], "decoupled": [4.0], "decoupled_4_regions": [4.5]})
+    rows = rows_of(["decoupled", "decoupled_4_regions"])
+    assert [row.name for row in with_baselines(rows)] == ["decoupled", "decoupled_4_regions", "frozen"]
+    decoupled, sweep = summarize(uneven, rows)
+    assert decoupled["difference"] == (3.0, None)
+    assert sweep["difference"] == (0.5, None)
+    assert "| decoupled: 4 regions | 1 | 4.5 | +0.5 |" in model_table([decoupled, sweep])
+
+
+def test_tables_of_contrasts_and_masks():
+    found = _runs({"frozen": [1.0, 2.0], "decoupled": [4.0, 6.0], "decoupled_no_codes": [3.0, 3.0]})
+    masks = {"iou": 20.0, "pointing": 30.0, "precision": 31.0, "owned": 1.0, "stability": None, "masks": 8}
+    for one, iou in zip(found[2:], (25.0, 26.0, 28.0, 29.0)):
+        one["regions"] = {"clips": 4, "learned": masks | {"iou": iou}, "kmeans": masks | {"iou": iou + 1}}
+    entries = summarize(found, rows_of(["frozen", "decoupled", "decoupled_no_codes"]))
+    difference, half = interval([1.0, 3.0])
+    contrasts = contrast_table(entries, [("decoupled", "decoupled_no_codes"), ("decoupled", "paper")])
+    assert contrasts.splitlines()[2:] == [
+        f"| decoupled (the default) | decoupled, without quantization | 2 | {difference:+.1f} ± {half:.1f} |"
+    ]
+    assert contrast_table(entries, [("decoupled", "paper")]) is None
+    rest = "30.0 ± 0.0 | 31.0 ± 0.0 | 1.0 ± 0.0 |  |"
+    half = interval([25.0, 26.0])[1]
+    assert mask_table(entries).splitlines()[2:] == [
+        f"| decoupled (the default) | 8 | 25.5 ± {half:.1f} | {rest}",
+        f"| decoupled, without quantization | 8 | 28.5 ± {half:.1f} | {rest}",
+        f"| k-means on the features of the default | 8 | 26.5 ± {half:.1f} | {rest}",
+    ]
+    assert mask_table(entries[:1]) is None
+
+
+def test_step_times_are_relative_to_the_first_row():
+    times = relative_step_times(TOY, rows_of(["frozen", "decoupled"]), rounds=2, use_cpu=True)
+    assert times["frozen"] == 1.0
+    assert times.keys() == {"frozen", "decoupled"}
