@@ -9,9 +9,12 @@ import threading
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
+from region_learner import RegionLearnerVideoProcessor, video_decoding_region_learner
 from region_learner import remote_videos as module
-from region_learner.video_decoding_region_learner import VideoDecodeError
+from region_learner.corpora import check_corpus
+from region_learner.video_decoding_region_learner import VideoDecodeError, iterate_frames
 
 from .test_video_processing import read, write_video
 
@@ -93,6 +96,29 @@ def test_videos_from_urls(server, video, monkeypatch):
     monkeypatch.setattr(module, "_MAX_BYTES", 100)
     with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
         read(f"{server}/video.mp4", 0)
+
+
+def test_urls_are_read_wherever_videos_are(server, video, monkeypatch):
+    monkeypatch.setenv("REGION_LEARNER_URLS", "any")
+    url = f"{server}/video.mp4"
+    processor = RegionLearnerVideoProcessor.for_image_size(32)
+    expected = processor(video)["pixel_values_videos"][0]
+    for videos in (url, [url], [[url]], {"path": url, "bytes": None}, [video, url]):
+        assert (processor(videos)["pixel_values_videos"][-1] == expected).all()
+    np.testing.assert_array_equal(processor.decode(url)[0], processor.decode(video)[0])
+    assert len(list(iterate_frames(url))) == 40
+    rows = [{"video": url, "video_id": "0", "captions": ["x"]}, {"video": f"{server}/missing.mp4", "video_id": "1"}]
+    checked = check_corpus(Dataset.from_list(rows), workers=1)  # in other processes
+    assert [entry["reason"] for entry in checked["unreadable"]] == [f"{server}/missing.mp4: Not Found"]
+
+
+@pytest.mark.parametrize("url", ["https://example.org/video.mp4", "http://example.org/video.mp4", "file:///video.mp4"])
+def test_without_the_package_urls_are_refused(url, monkeypatch):
+    """As in a checkpoint's copy of the file, which nobody gives a reader of URLs."""
+    monkeypatch.setattr(video_decoding_region_learner, "_url_reader", None)
+    monkeypatch.setattr(socket, "create_connection", None)
+    with pytest.raises(VideoDecodeError, match=f"^{url}: URLs are only read with the region-learner package[^\n]*$"):
+        read(url, 0)
 
 
 def test_urls_are_public_unless_asked_for(server, video, monkeypatch):

@@ -159,8 +159,8 @@ def read_clip(
     >>> frames, metadata = read_clip("video.mp4", lambda metadata: [0, metadata.total_num_frames - 1])
     ```
     """
-    deadline = time.monotonic() + _SECONDS
     with _open_source(source) as file:
+        deadline = time.monotonic() + _SECONDS
         if format := picture_format(file):
             frames, metadata = _read_picture(file, format, sample_indices_fn, scale, deadline)
         else:
@@ -283,7 +283,7 @@ def _open_source(source: Any) -> Iterator[BinaryIO]:
         file = _open_content(content)
         yield file
     except (VideoDecodeError, PictureError) as error:
-        raise VideoDecodeError(f"{name}: {error}") from (error.__cause__ if file is None else None)
+        raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
         reason = (file and _describe_text(file)) or error.strerror
         if error.errno == errno.ENOMEM:  # FFmpeg refuses to allocate more than 2 GiB at once
@@ -548,8 +548,8 @@ def _decode_by_time(
     try:
         with _capture_errors() as lines:
             for key, times in times_by_key.items():
-                for index, frame in _expected_frames(_decode_from(stream, packets, key, times, lines), packets, key):
-                    _check_deadline(deadline)
+                decoded = _decode_from(stream, packets, key, times, lines, deadline)
+                for index, frame in _expected_frames(decoded, packets, key):
                     if frame.pts in times:
                         frames[index] = to_rgb(frame)
     except (av.error.FFmpegError, _UnexpectedFrameError):
@@ -583,7 +583,12 @@ def _expected_frames(frames: Iterable[Any], packets: _PacketIndex, key: int) -> 
 
 
 def _decode_from(
-    stream: Any, packets: _PacketIndex, key: int, wanted: set[int], lines: list[tuple[int, str, str]]
+    stream: Any,
+    packets: _PacketIndex,
+    key: int,
+    wanted: set[int],
+    lines: list[tuple[int, str, str]],
+    deadline: float,
 ) -> Iterator[Any]:
     """
     Decodes from the key frame at time `key` until the frames of all `wanted` times have come, or the decoder reports
@@ -606,6 +611,7 @@ def _decode_from(
             skip = can_skip and packet.pts < latest and packet.pts not in wanted
             context.skip_frame = "NONREF" if skip and _looks_sound(bytes(packet), length_size) else "DEFAULT"
             latest = max(latest, packet.pts)
+        _check_deadline(deadline)
         frames, damage = _decode(lines, context.decode, packet)
         if damage and (packet is None or packet.pts >= key):  # what is shown before the key frame is incomplete anyway
             return
@@ -773,9 +779,8 @@ class _RGBConverter:
                 self.metadata.height, self.metadata.width = upright
                 _check_clip_size(len(self.metadata.frames_indices), image)
         if image.shape != self.shape:
-            image = np.asarray(
-                Image.fromarray(image).resize((self.shape[1], self.shape[0]), Image.Resampling.BILINEAR)
-            )
+            height, width = self.shape[:2]
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         return image
 
 
