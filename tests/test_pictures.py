@@ -403,6 +403,19 @@ def test_listing_packets_has_limits(tmp_path, monkeypatch):
         frames_of(video)
 
 
+@pytest.mark.parametrize("decodes_all", [False, True])
+def test_decoding_has_a_time_limit(tmp_path, monkeypatch, decodes_all):
+    """Also if listing the packets was fast."""
+    video = write_video(tmp_path / "video.mp4", count=3)
+    index_packets = module._index_packets
+    monkeypatch.setattr(
+        module, "_index_packets", lambda stream, _: None if decodes_all else index_packets(stream, np.inf)
+    )
+    monkeypatch.setattr(module, "_SECONDS", 0)
+    with pytest.raises(VideoDecodeError, match=r"video.mp4: reading it takes more than 0 seconds"):
+        frames_of(video)
+
+
 # What decoders only log ----------------------------------------------------------------------------------
 
 LOGGED = {

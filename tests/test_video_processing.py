@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from array import array
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -353,6 +354,38 @@ def test_the_number_of_frames_is_corrected(video, monkeypatch):
     clip, metadata = read_clip(video, lambda metadata: [metadata.total_num_frames - 1])
     assert metadata.frames_indices == [29]
     np.testing.assert_array_equal(clip[0], decode_all(video)[29][1])
+
+
+def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
+    """Whether each time stamp tells a frame: the packets are looked at one after another."""
+    if not is_key[0] or min(times) < times[0] or len(set(times)) < len(times):
+        return False
+    key, latest, is_past = times[0], times[0], False  # is_past: a frame after the key frame has come
+    for time, starts in zip(times[1:], is_key[1:]):
+        if starts:
+            if time < latest:
+                return False
+            key, is_past = time, False
+        elif time > key:
+            is_past = True
+        elif is_past:
+            return False
+        latest = max(latest, time)
+    return True
+
+
+def test_which_time_stamps_identify_frames():
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(3000):
+        count = int(rng.integers(1, 8))
+        times = np.arange(count) + rng.uniform(-2, 2, count).round().astype(int)
+        is_key = rng.random(count) < 0.4
+        is_key[0] |= rng.random() < 0.9
+        arrays = array("q", times.tolist()), bytearray(is_key.tolist()), bytearray([1] * count)
+        outcomes.append(identifies_frames(times.tolist(), is_key.tolist()))
+        assert module._PacketIndex(*arrays, None).identifies_frames() == outcomes[-1], (times, is_key)
+    assert 500 < sum(outcomes) < 2500
 
 
 def test_frames_an_edit_list_cuts_out_are_not_counted(folder):

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from transformers.video_utils import VideoMetadata
 
 try:
@@ -921,6 +921,8 @@ def _pillow_errors() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(f"more than {_MAX_PICTURE_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
+        raise PictureError("damaged: its header cannot be read") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise PictureError(f"damaged, or of a kind that cannot be read ({reason})") from error

@@ -410,8 +410,19 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return kwargs
 
     def _preprocess(
+        self, videos: list[torch.Tensor], return_tensors: str | None = None, **options: Any
+    ) -> BatchFeature:
+        clips = [self._transform(video, **options) for video in videos]
+        if return_tensors is not None and len({clip.shape for clip in clips}) > 1:
+            raise ValueError(
+                f"Clips of different shapes cannot be batched: {sorted({tuple(clip.shape) for clip in clips})}. "
+                "Sample the same number of frames from each with num_frames, and leave resizing and cropping on."
+            )
+        return BatchFeature(data={"pixel_values_videos": clips}, tensor_type=return_tensors)
+
+    def _transform(
         self,
-        videos: list[torch.Tensor],
+        video: torch.Tensor,
         do_resize: bool,
         size: SizeDict,
         resample: PILImageResampling | int | None,
@@ -429,41 +440,33 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         crop_scale: tuple[float, float],
         flip_probability: float,
         do_convert_rgb: bool = False,
-        return_tensors: str | None = None,
         **kwargs,
-    ) -> BatchFeature:
+    ) -> torch.Tensor:
+        """Transforms one clip (T, C, height, width)."""
         resize = partial(self.resize, resample=resample, antialias=antialias)
-        clips = []
-        for video in videos:
-            if do_convert_rgb:  # transformers < 5.23 leaves it to this method
-                video = self.convert_to_rgb(video)
-            if not (antialias and video.dtype == torch.uint8):
-                # With channels last, as decoded, floating point takes twice as long.
-                video = video.to(torch.float32, memory_format=torch.contiguous_format)
-            if training:
-                if do_resize:
-                    video = resize(self.random_crop(video, crop_scale, generator), size=output_size or crop_size)
-                if torch.rand((), generator=generator) < flip_probability:
-                    video = video.flip(-1)
-            else:
-                if do_resize:
-                    video = resize(video, size=size)
-                if do_center_crop:
-                    video = self.center_crop(video, crop_size)
-                if do_resize and output_size is not None:
-                    video = resize(video, size=output_size)
-            video = video.contiguous()
-            if (do_rescale and rescale_factor != 1) or do_normalize:
-                video = self.rescale_and_normalize(
-                    video.to(torch.float32), do_rescale, rescale_factor, do_normalize, image_mean, image_std
-                )
-            clips.append(video)
-        if return_tensors is not None and len({clip.shape for clip in clips}) > 1:
-            raise ValueError(
-                f"Clips of different shapes cannot be batched: {sorted({tuple(clip.shape) for clip in clips})}. "
-                "Sample the same number of frames from each with num_frames, and leave resizing and cropping on."
+        if do_convert_rgb:  # transformers < 5.23 leaves it to this method
+            video = self.convert_to_rgb(video)
+        if not (antialias and video.dtype == torch.uint8):
+            # With channels last, as decoded, floating point takes twice as long.
+            video = video.to(torch.float32, memory_format=torch.contiguous_format)
+        if training:
+            if do_resize:
+                video = resize(self.random_crop(video, crop_scale, generator), size=output_size or crop_size)
+            if torch.rand((), generator=generator) < flip_probability:
+                video = video.flip(-1)
+        else:
+            if do_resize:
+                video = resize(video, size=size)
+            if do_center_crop:
+                video = self.center_crop(video, crop_size)
+            if do_resize and output_size is not None:
+                video = resize(video, size=output_size)
+        video = video.contiguous()
+        if (do_rescale and rescale_factor != 1) or do_normalize:
+            video = self.rescale_and_normalize(
+                video.to(torch.float32), do_rescale, rescale_factor, do_normalize, image_mean, image_std
             )
-        return BatchFeature(data={"pixel_values_videos": clips}, tensor_type=return_tensors)
+        return video
 
 
 def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
