@@ -613,17 +613,30 @@ def check_every_frame(path: Path):
         np.testing.assert_array_equal(clip[0], frame, err_msg=f"{path.name}, frame {index}")
 
 
-@pytest.mark.parametrize("name", ["mpeg4.mp4", "flv1.flv", "msmpeg4.avi", "h264.mp4", "mpeg2.mkv", "vp8.webm"])
-def test_what_is_called_a_key_frame_need_not_be_one(folder, name):
-    """Some decoders begin anywhere, without a word, on a grey picture."""
-    codec = {"h264": "libx264", "flv1": "flv", "mpeg2": "mpeg2video", "vp8": "libvpx"}.get(name.split(".")[0])
-    source = write_video(folder / f"keys_{name}", codec=codec or name.split(".")[0], options={"g": "10"})
+@pytest.mark.parametrize(
+    ("extension", "codec", "pix_fmt"),
+    [
+        ("mp4", "mpeg4", "yuv420p"),
+        ("flv", "flv", "yuv420p"),
+        ("avi", "msmpeg4", "yuv420p"),
+        ("mp4", "libx264", "yuv420p"),
+        ("mkv", "mpeg2video", "yuv420p"),
+        ("webm", "libvpx", "yuv420p"),
+        ("avi", "cinepak", "rgb24"),
+        ("avi", "msvideo1", "rgb555le"),
+    ],
+)
+def test_what_is_called_a_key_frame_need_not_be_one(folder, extension, codec, pix_fmt):
+    """Some decoders start anywhere without an error, on a grey or black picture."""
+    source = write_video(
+        folder / f"keys_{codec}.{extension}", 20, codec, {"g": "10"}, pix_fmt=pix_fmt, width=160, height=120
+    )
 
     def call_it_a_key(number, packet):
         packet.is_keyframe = True
         return packet
 
-    check_every_frame(remux(source, folder / f"all_keys_{name}", call_it_a_key))
+    check_every_frame(remux(source, folder / f"all_keys_{codec}.{extension}", call_it_a_key))
 
 
 @pytest.mark.parametrize("extension", ["avi", "mp4"])
