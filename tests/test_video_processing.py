@@ -266,6 +266,10 @@ def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
     read(path, wanted)
     assert decoded.count("B") == 1
     assert decoded.count("P") <= wanted // 3 + 1
+    # The frame that is shown last is decoded before those that precede it.
+    monkeypatch.delattr(module, "_count_frames")
+    following = next(index for index in range(wanted, 60) if kinds[index] == "P")
+    assert len(read(path, wanted, following)[0]) == 2
 
 
 def test_only_the_needed_part_is_decoded(folder, monkeypatch):
