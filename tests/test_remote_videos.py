@@ -43,6 +43,10 @@ def server(video):
                 self.send_response(302)
                 self.send_header("Location", "https://127.0.0.1/video.mp4")
                 self.end_headers()
+            elif self.path == "/ftp.mp4":
+                self.send_response(302)
+                self.send_header("Location", "ftp://127.0.0.1/video.mp4")
+                self.end_headers()
             elif self.path == "/slow.mp4":
                 released.wait(10)
             elif "dripping" in self.path:
@@ -87,7 +91,7 @@ def test_videos_from_urls(server, video, monkeypatch):
     expected = read(video, 5, 30)[0]
     for url in (f"{server}/video.mp4", f"{server}/moved.mp4", f"{server}/open_ended.mp4", video.as_uri()):
         np.testing.assert_array_equal(read(url, 5, 30)[0], expected)
-    for name, reason in (("missing", "Not Found"), ("broken_off", "bytes arrived")):
+    for name, reason in (("missing", "Not Found"), ("broken_off", "bytes arrived"), ("ftp", "unknown url type")):
         with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
             read(f"{server}/{name}.mp4", 0)
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
@@ -139,12 +143,15 @@ def test_urls_are_public_unless_asked_for(server, video, monkeypatch):
             read(url, 0)
 
 
-def test_redirections_are_looked_at(server, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("elsewhere", "http is not encrypted"), ("ftp", "unknown url type: ftp")]
+)
+def test_redirections_are_looked_at(server, monkeypatch, name, reason):
     """A public server may send one elsewhere. Here the first request is taken for one of a public address."""
     redirecting = ssl_free_connection(server)
     monkeypatch.setattr(module, "_PublicConnection", redirecting)
-    with pytest.raises(VideoDecodeError, match=r"http is not encrypted"):
-        read("https://example.org/elsewhere.mp4", 0)
+    with pytest.raises(VideoDecodeError, match=reason):
+        read(f"https://example.org/{name}.mp4", 0)
 
 
 def test_redirections_to_other_addresses_are_looked_at(server, monkeypatch):

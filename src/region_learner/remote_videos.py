@@ -93,6 +93,7 @@ def _opener(allows_any: bool, deadline: _Deadline) -> urllib.request.OpenerDirec
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),  # refuses redirects to ftp
         _HTTPSHandler(_HTTPSConnection if allows_any else _PublicConnection, deadline),
         _HTTPHandler(deadline) if allows_any else _RefusingHTTPHandler(),
     ):

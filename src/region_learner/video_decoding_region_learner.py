@@ -68,7 +68,7 @@ _PICTURE_HEADS = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WEBP": rb"RIFF....WEBP",
-    "AVIF": rb"....ftyp(....)+?(?<=avi[fs])",
+    "AVIF": rb"....ftyp(....)*avi[fs]",
     "TIFF": rb"II\*\0|MM\0\*",
     "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     "BMP": rb"BM....\0\0\0\0",
