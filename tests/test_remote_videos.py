@@ -98,8 +98,9 @@ def test_videos_from_urls(server, video, monkeypatch):
     with pytest.raises(VideoDecodeError, match="timed out"):
         read(f"{server}/slow.mp4", 0)
     monkeypatch.setattr(module, "_MAX_BYTES", 100)
-    with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
-        read(f"{server}/video.mp4", 0)
+    for name in ("video", "open_ended"):
+        with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
+            read(f"{server}/{name}.mp4", 0)
 
 
 def test_urls_are_read_wherever_videos_are(server, video, monkeypatch):
