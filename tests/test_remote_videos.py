@@ -47,6 +47,10 @@ def server(video):
                 self.send_response(302)
                 self.send_header("Location", "ftp://127.0.0.1/video.mp4")
                 self.end_headers()
+            elif self.path == "/announced.mp4":
+                self.send_response(200)
+                self.send_header("Content-Length", str(2**40))
+                self.end_headers()
             elif self.path == "/slow.mp4":
                 released.wait(10)
             elif "dripping" in self.path:
@@ -91,7 +95,12 @@ def test_videos_from_urls(server, video, monkeypatch):
     expected = read(video, 5, 30)[0]
     for url in (f"{server}/video.mp4", f"{server}/moved.mp4", f"{server}/open_ended.mp4", video.as_uri()):
         np.testing.assert_array_equal(read(url, 5, 30)[0], expected)
-    for name, reason in (("missing", "Not Found"), ("broken_off", "bytes arrived"), ("ftp", "unknown url type")):
+    for name, reason in (
+        ("missing", "Not Found"),
+        ("broken_off", "bytes arrived"),
+        ("announced", "larger than 1073741824 bytes"),
+        ("ftp", "unknown url type"),
+    ):
         with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
             read(f"{server}/{name}.mp4", 0)
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
