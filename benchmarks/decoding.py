@@ -60,7 +60,7 @@ def middle_frames(total: int, frames: int) -> list[int]:
 
 
 def read_ours(path: str, frames: int) -> np.ndarray:
-    from region_learner.video_processing_region_learner import read_clip
+    from region_learner.video_decoding_region_learner import read_clip
 
     return read_clip(path, lambda metadata: middle_frames(metadata.total_num_frames, frames))[0]
 
@@ -153,7 +153,7 @@ def count_frames(path: str, frames: int) -> dict[str, int]:
     """How many frames lie between key frames and wanted ones, how many of them are needed, and how many we decode."""
     import av
 
-    from region_learner import video_processing_region_learner as module
+    from region_learner import video_decoding_region_learner as module
 
     with av.open(path) as container:
         stream = container.streams.video[0]

@@ -32,8 +32,9 @@ from region_learner import (
     RegionLearnerTrainer,
     RegionLearnerTrainingArguments,
     RegionLearnerVideoProcessor,
+    video_decoding_region_learner,
+    video_processing_region_learner,
 )
-from region_learner import video_processing_region_learner as module
 from region_learner.training.tokenizer import train_tokenizer
 
 PASSES = 2
@@ -105,10 +106,10 @@ def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
 
     processor = trainer.processing_class.video_processor
     replaced = [
-        timed(module, "_list_packets", "index of packets"),
-        timed(module, "_decode_by_time", "decoding"),
-        timed(module._ToRGB, "__call__", "colours and scaling"),
-        timed(module, "read_clip", "opening, and the rest of reading"),
+        timed(video_decoding_region_learner, "_index_packets", "index of packets"),
+        timed(video_decoding_region_learner, "_decode_by_time", "decoding"),
+        timed(video_decoding_region_learner._RGBConverter, "__call__", "colours and scaling"),
+        timed(video_processing_region_learner, "read_clip", "opening, and the rest of reading"),
         timed(processor, "_preprocess", "crop, resize, flip"),
         timed(processor, "normalize_clips", "normalising"),
         timed(trainer.data_collator, "_decode", "calling the processor"),

@@ -20,8 +20,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from region_learner.pictures_region_learner import kind_of_picture
-from region_learner.video_processing_region_learner import VideoDecodeError, read_clip
+from region_learner.video_decoding_region_learner import VideoDecodeError, picture_format, read_clip
 
 SECONDS = 20  # of the processor, for one case
 STUCK = 300  # seconds, whatever it waits for: other work may keep the processor
@@ -99,7 +98,9 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
     With `skip` "NONREF", of those alone that others refer to: what is noticed in the rest is not noticed then.
     """
     digests = set()
-    if kind_of_picture(str(path)):
+    with path.open("rb") as file:
+        is_picture = picture_format(file) is not None
+    if is_picture:
         try:
             return {digest(np.array(Image.open(path).convert("RGB")))}
         except Exception:  # whatever Pillow makes of it

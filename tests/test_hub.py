@@ -25,7 +25,7 @@ from .conftest import tiny_model, tiny_video_model
 from .local_hub import TOKEN, LocalHub
 
 PACKAGE = Path(region_learner.__file__).parent
-PARTS = ("configuration", "modeling", "pictures", "processing", "video_processing")
+PARTS = ("configuration", "modeling", "video_decoding", "video_processing", "processing")
 SOURCES = {f"{part}_region_learner.py" for part in PARTS}
 CAPTIONS = ["a red square moves left", "the blue circle"]
 REPO = "tester/region-learner-tiny"
@@ -95,6 +95,10 @@ for job in json.loads(sys.argv[1]):
             refusals[auto_class.__name__] = f"{{type(error).__name__}}: {{error}}"
     tensors, loaded = load_and_run(**job, trust_remote_code=True)
     save_file(tensors, output / "tensors.safetensors")
+    try:
+        loaded["video_processor"]("https://127.0.0.1/video.mp4")
+    except ValueError as error:
+        refusals["URL"] = str(error)
     found = {{
         "refusals": refusals,
         "modules": sorted({{type(part).__module__ for part in loaded.values()}}),
@@ -283,8 +287,9 @@ def test_source_files_are_those_of_the_package(checkpoints):
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_source_files_need_only_each_other_and_the_platform(name):
-    """Relative imports of siblings, and what a working transformers for video has; others only inside of `try`."""
+    """Siblings, what transformers needs for videos, and optional packages inside of `try`. No client for HTTP."""
     allowed = {"transformers", "huggingface_hub", "torch", "numpy", "PIL"} | sys.stdlib_module_names
+    allowed -= {"http", "urllib", "socket", "ssl", "ftplib"}
     tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
     optional = {node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     for node in ast.walk(tree):
@@ -379,7 +384,8 @@ def test_without_the_package_remote_code_gives_the_same(remote, expected, name):
 def test_without_the_package_remote_code_needs_the_flag(remote, name):
     refusals = remote[name][1]["refusals"]
     classes = {"AutoConfig", "AutoModel", "AutoVideoProcessor", "AutoProcessor"}
-    assert refusals.keys() == classes
+    assert refusals.keys() == classes | {"URL"}
+    assert "URLs are only read with the region-learner package" in refusals["URL"]
     for auto_class in classes:
         assert "trust_remote_code=True" in refusals[auto_class]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from region_learner import video_processing_region_learner as module
-from region_learner.pictures_region_learner import picture_levels
+from region_learner import video_decoding_region_learner as module
 from region_learner.processing_region_learner import RegionLearnerProcessor
-from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError, read_clip
+from region_learner.video_decoding_region_learner import VideoDecodeError, picture_levels, read_clip
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .crafted_videos import fragment_without_bytes, large_gif, samples_without_bytes
 from .test_processing import make_tokenizer
@@ -142,7 +142,7 @@ def test_pictures_without_one_reading_are_refused(tmp_path, processor, mode):
     with pytest.raises(ValueError, match=f"mode '{mode}'"):
         processor(image)
     image.save(tmp_path / "image.tif")
-    with pytest.raises(VideoDecodeError, match=f"image.tif: a PIL picture of mode '{mode}'"):
+    with pytest.raises(VideoDecodeError, match=f"image.tif: a PIL image of mode '{mode}'"):
         processor(tmp_path / "image.tif")
 
 
@@ -368,9 +368,9 @@ def test_tables_of_more_frames_than_bytes(tmp_path, monkeypatch, craft):
     data = craft(write_video(tmp_path / "video.mp4").read_bytes(), 20_000_000)
     assert len(data) < 20_000
     (tmp_path / "crafted.mp4").write_bytes(data)
-    monkeypatch.setattr(module, "_open_container", None)  # FFmpeg, which would take 700 MB, is not asked
+    monkeypatch.setattr(module.av, "open", None)  # FFmpeg, which would take 700 MB, is not asked
     for source in (tmp_path / "crafted.mp4", data):
-        with pytest.raises(VideoDecodeError, match="its tables tell of more frames"):
+        with pytest.raises(VideoDecodeError, match="its tables list more frames"):
             frames_of(source)
 
 
@@ -394,12 +394,25 @@ def test_what_the_wanted_frames_may_take(tmp_path, monkeypatch):
 
 def test_listing_packets_has_limits(tmp_path, monkeypatch):
     video = write_video(tmp_path / "video.mp4", count=10)
-    monkeypatch.setattr(module, "_choose_frames", None)  # comes after the packets
+    monkeypatch.setattr(module, "_sample", None)  # comes after the packets
     monkeypatch.setattr(module, "_MAX_FRAMES", 9)
     with pytest.raises(VideoDecodeError, match="more than 9 frames"):
         frames_of(video)
     monkeypatch.setattr(module, "_SECONDS", 0)
     with pytest.raises(VideoDecodeError, match="more than 0 seconds"):
+        frames_of(video)
+
+
+@pytest.mark.parametrize("decodes_all", [False, True])
+def test_decoding_has_a_time_limit(tmp_path, monkeypatch, decodes_all):
+    """Also if listing the packets was fast."""
+    video = write_video(tmp_path / "video.mp4", count=3)
+    index_packets = module._index_packets
+    monkeypatch.setattr(
+        module, "_index_packets", lambda stream, _: None if decodes_all else index_packets(stream, np.inf)
+    )
+    monkeypatch.setattr(module, "_SECONDS", 0)
+    with pytest.raises(VideoDecodeError, match=r"video.mp4: reading it takes more than 0 seconds"):
         frames_of(video)
 
 
@@ -425,7 +438,7 @@ def test_damage_that_a_decoder_only_logs_is_an_error(tmp_path, name):
         at = data.index(packet[len(packet) // 2 :]) if name != "gif.gif" else data.index(packet) + len(packet) // 2
         damaged = bytearray(data)
         damaged[at : at + 8] = bytes(value ^ 0xA5 for value in damaged[at : at + 8])
-        with av.open(io.BytesIO(bytes(damaged))) as container, module._ErrorLines() as lines:
+        with av.open(io.BytesIO(bytes(damaged))) as container, module._capture_errors() as lines:
             try:
                 list(container.decode(video=0))
             except av.error.FFmpegError:

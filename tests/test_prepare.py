@@ -21,7 +21,7 @@ from region_learner.corpora import prepare as module
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.corpora.webdataset import video_source
 from region_learner.processes import map_in_processes
-from region_learner.video_processing_region_learner import iterate_frames, read_clip
+from region_learner.video_decoding_region_learner import iterate_frames, read_clip
 
 
 def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, seed: int = 0) -> Path:

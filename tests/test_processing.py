@@ -71,7 +71,7 @@ def test_max_length_stays_within_what_the_tower_takes(processor):
         with pytest.raises(ValueError, match="max_length=21 is more than the 20 tokens"):
             processor(text=LONG, **given)
     for length in (0, -1, "8"):
-        with pytest.raises(ValueError, match=rf"max_length={length!r} must be a whole number, at least 1"):
+        with pytest.raises(ValueError, match=rf"max_length={length!r} must be an integer of at least 1"):
             processor(text=LONG, max_length=length)
     # The file of a tokenizer may say more than its tower takes.
     processor.tokenizer.init_kwargs["max_length"] = 512

@@ -23,7 +23,7 @@ from region_learner.training import (
 from region_learner.training.model import with_head, with_lora
 from region_learner.training.optimization import freeze, milestones, parameter_groups
 from region_learner.training.progress import Progress
-from region_learner.video_processing_region_learner import VideoDecodeError
+from region_learner.video_decoding_region_learner import VideoDecodeError
 
 from .conftest import TINY_VIDEO, tiny_model
 from .test_training import TINY

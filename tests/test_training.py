@@ -32,7 +32,8 @@ from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, Draw
 from region_learner.training.run import trained_on
 from region_learner.training.tokenizer import train_tokenizer
-from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
+from region_learner.video_decoding_region_learner import VideoDecodeError
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import FIXTURES, TINY_VIDEO, clips, tiny_model, tiny_text_config
 

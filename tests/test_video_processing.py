@@ -1,17 +1,12 @@
 """Decoding, sampling and transforms, each against a plain computation of the same thing."""
 
-import contextlib
-import http.client
-import http.server
 import io
 import json
 import pickle
-import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
+from array import array
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,13 +20,10 @@ from torchvision.transforms import v2 as transforms
 from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
-from region_learner import video_processing_region_learner as module
+from region_learner import video_decoding_region_learner as module
 from region_learner.corpora.encoding import add_video_stream
-from region_learner.video_processing_region_learner import (
-    RegionLearnerVideoProcessor,
-    VideoDecodeError,
-    read_clip,
-)
+from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data beside the project is not at {DATA}")
@@ -135,7 +127,7 @@ ENCODINGS = {
 def test_frames_are_those_of_decoding_the_whole_file(folder, name, kept, monkeypatch):
     """From packets held in memory, and from those that are sought in the file."""
     if not kept:
-        monkeypatch.setattr(module, "_KEPT", 0)
+        monkeypatch.setattr(module, "_MAX_KEPT", 0)
     arguments = ENCODINGS[name]
     if arguments.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot encode with {arguments['codec']}")
@@ -274,6 +266,10 @@ def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
     read(path, wanted)
     assert decoded.count("B") == 1
     assert decoded.count("P") <= wanted // 3 + 1
+    # The frame that is shown last is decoded before those that precede it.
+    monkeypatch.delattr(module, "_count_frames")
+    following = next(index for index in range(wanted, 60) if kinds[index] == "P")
+    assert len(read(path, wanted, following)[0]) == 2
 
 
 def test_only_the_needed_part_is_decoded(folder, monkeypatch):
@@ -296,14 +292,14 @@ def test_wrong_seeking_is_noticed(video, monkeypatch):
     frames = [frame for _, frame in decode_all(video)]
     whole = []
     monkeypatch.setattr(module, "_count_frames", lambda media, ends_at: whole.append(media) or len(frames))
-    monkeypatch.setattr(module, "_KEPT", 0)
-    original = module._packets_from
+    monkeypatch.setattr(module, "_MAX_KEPT", 0)
+    original = module._PacketIndex.read_from
     for wrong in (10, -10):
         monkeypatch.setattr(
-            module,
-            "_packets_from",
-            lambda stream, packets, first, wrong=wrong: original(
-                stream, packets, min(max(first + wrong, 0), len(packets.times) - 1)
+            module._PacketIndex,
+            "read_from",
+            lambda self, stream, first, wrong=wrong: original(
+                self, stream, min(max(first + wrong, 0), len(self.times) - 1)
             ),
         )
         np.testing.assert_array_equal(read(video, 25)[0][0], frames[25])
@@ -362,6 +358,38 @@ def test_the_number_of_frames_is_corrected(video, monkeypatch):
     clip, metadata = read_clip(video, lambda metadata: [metadata.total_num_frames - 1])
     assert metadata.frames_indices == [29]
     np.testing.assert_array_equal(clip[0], decode_all(video)[29][1])
+
+
+def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
+    """Whether each time stamp tells a frame: the packets are looked at one after another."""
+    if not is_key[0] or min(times) < times[0] or len(set(times)) < len(times):
+        return False
+    key, latest, is_past = times[0], times[0], False  # is_past: a frame after the key frame has come
+    for time, starts in zip(times[1:], is_key[1:]):
+        if starts:
+            if time < latest:
+                return False
+            key, is_past = time, False
+        elif time > key:
+            is_past = True
+        elif is_past:
+            return False
+        latest = max(latest, time)
+    return True
+
+
+def test_which_time_stamps_identify_frames():
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(3000):
+        count = int(rng.integers(1, 8))
+        times = np.arange(count) + rng.uniform(-2, 2, count).round().astype(int)
+        is_key = rng.random(count) < 0.4
+        is_key[0] |= rng.random() < 0.9
+        arrays = array("q", times.tolist()), bytearray(is_key.tolist()), bytearray([1] * count)
+        outcomes.append(identifies_frames(times.tolist(), is_key.tolist()))
+        assert module._PacketIndex(*arrays, None).identifies_frames() == outcomes[-1], (times, is_key)
+    assert 500 < sum(outcomes) < 2500
 
 
 def test_frames_an_edit_list_cuts_out_are_not_counted(folder):
@@ -423,6 +451,12 @@ def test_orientation_of_photographs(folder, orientation):
     assert np.abs(clip[0] - expected).mean() < 3  # FFmpeg and Pillow round differently
 
 
+def set_upright(frame, stored):
+    is_transposed, *flips = module._orientation(frame)
+    upright = stored.T if is_transposed else stored
+    return np.flip(upright, [axis for axis, flip in enumerate(flips) if flip])
+
+
 @pytest.mark.parametrize("columns", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_orientations_of_display_matrices(columns, signs):
@@ -435,7 +469,7 @@ def test_orientations_of_display_matrices(columns, signs):
     xs, ys = (sorted({place[axis] for place in places}) for axis in (0, 1))
     expected = np.array([[places[x, y] for x in xs] for y in ys])
     frame = SimpleNamespace(side_data={"DISPLAYMATRIX": matrix.tobytes()})
-    np.testing.assert_array_equal(module._orientation(frame).apply(stored), expected)
+    np.testing.assert_array_equal(set_upright(frame, stored), expected)
 
 
 @pytest.mark.parametrize("turns", range(-2, 3))
@@ -448,14 +482,14 @@ def test_orientation_of_a_video_with_unknown_side_data(turns):
             raise ValueError("99 is not a valid Type")
 
     stored = np.arange(6).reshape(2, 3)
-    np.testing.assert_array_equal(module._orientation(Frame()).apply(stored), np.rot90(stored, turns))
+    np.testing.assert_array_equal(set_upright(Frame(), stored), np.rot90(stored, turns))
 
 
 def test_matrices_that_turn_nothing_upright():
     for a, b, c, d in ((1, 8192, 0, 1), (1, 1, -1, 1), (0, 0, 0, 0)):
         matrix = np.int32([a, b, 0, c, d, 0, 0, 0, 1]) * 65536
         frame = SimpleNamespace(side_data={"DISPLAYMATRIX": matrix.tobytes()})
-        assert module._orientation(frame) == module._Orientation()
+        assert module._orientation(frame) == (False, False, False)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +585,7 @@ def test_huge_frames_take_no_memory(folder):
     Image.new("L", (16000, 16000)).save(folder / "gigantic.png")
     script = (
         "import re, sys\n"
-        "from region_learner.video_processing_region_learner import VideoDecodeError, read_clip\n"
+        "from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip\n"
         "peak = lambda: int(re.search('VmHWM:[^0-9]*([0-9]+)', open('/proc/self/status').read())[1])\n"
         "before = peak()\n"
         "try: read_clip(sys.argv[1], lambda metadata: [0])\n"
@@ -583,17 +617,30 @@ def check_every_frame(path: Path):
         np.testing.assert_array_equal(clip[0], frame, err_msg=f"{path.name}, frame {index}")
 
 
-@pytest.mark.parametrize("name", ["mpeg4.mp4", "flv1.flv", "msmpeg4.avi", "h264.mp4", "mpeg2.mkv", "vp8.webm"])
-def test_what_is_called_a_key_frame_need_not_be_one(folder, name):
-    """Some decoders begin anywhere, without a word, on a grey picture."""
-    codec = {"h264": "libx264", "flv1": "flv", "mpeg2": "mpeg2video", "vp8": "libvpx"}.get(name.split(".")[0])
-    source = write_video(folder / f"keys_{name}", codec=codec or name.split(".")[0], options={"g": "10"})
+@pytest.mark.parametrize(
+    ("extension", "codec", "pix_fmt"),
+    [
+        ("mp4", "mpeg4", "yuv420p"),
+        ("flv", "flv", "yuv420p"),
+        ("avi", "msmpeg4", "yuv420p"),
+        ("mp4", "libx264", "yuv420p"),
+        ("mkv", "mpeg2video", "yuv420p"),
+        ("webm", "libvpx", "yuv420p"),
+        ("avi", "cinepak", "rgb24"),
+        ("avi", "msvideo1", "rgb555le"),
+    ],
+)
+def test_what_is_called_a_key_frame_need_not_be_one(folder, extension, codec, pix_fmt):
+    """Some decoders start anywhere without an error, on a grey or black picture."""
+    source = write_video(
+        folder / f"keys_{codec}.{extension}", 20, codec, {"g": "10"}, pix_fmt=pix_fmt, width=160, height=120
+    )
 
     def call_it_a_key(number, packet):
         packet.is_keyframe = True
         return packet
 
-    check_every_frame(remux(source, folder / f"all_keys_{name}", call_it_a_key))
+    check_every_frame(remux(source, folder / f"all_keys_{codec}.{extension}", call_it_a_key))
 
 
 @pytest.mark.parametrize("extension", ["avi", "mp4"])
@@ -768,191 +815,6 @@ def test_what_is_not_a_video_file(processor, tmp_path):
         processor("nowhere/x.mp4")
 
 
-# URLs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(video):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            data = video.read_bytes()
-            if self.path == "/missing.mp4":
-                self.send_error(404)
-            elif self.path == "/moved.mp4":
-                self.send_response(302)
-                self.send_header("Location", "/video.mp4")
-                self.end_headers()
-            elif self.path == "/elsewhere.mp4":
-                self.send_response(302)
-                self.send_header("Location", "http://127.0.0.1/video.mp4")
-                self.end_headers()
-            elif self.path == "/inside.mp4":
-                self.send_response(302)
-                self.send_header("Location", "https://127.0.0.1/video.mp4")
-                self.end_headers()
-            elif self.path == "/slow.mp4":
-                released.wait(10)
-            elif "dripping" in self.path:
-                if "header" not in self.path:
-                    self.send_response(200)
-                    self.end_headers()
-                with contextlib.suppress(OSError):  # the other side has gone
-                    for _ in range(100):
-                        self.wfile.write(b"x")
-                        self.wfile.flush()
-                        released.wait(0.1)
-            else:
-                self.send_response(200)
-                if self.path != "/open_ended.mp4":
-                    self.send_header("Content-Length", str(len(data) * (2 if "broken_off" in self.path else 1)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    released = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        released.set()
-        httpd.shutdown()
-
-
-def ssl_free_connection(server: str):
-    """A connection that reaches `server`, unencrypted, whatever it is asked for."""
-
-    class Connection(http.client.HTTPConnection):
-        def __init__(self, host, **kwargs):
-            super().__init__(server.removeprefix("http://"), timeout=10)
-
-    return Connection
-
-
-def test_videos_from_urls(server, video, monkeypatch):
-    monkeypatch.setenv("REGION_LEARNER_URLS", "any")
-    expected = read(video, 5, 30)[0]
-    for url in (f"{server}/video.mp4", f"{server}/moved.mp4", f"{server}/open_ended.mp4", video.as_uri()):
-        np.testing.assert_array_equal(read(url, 5, 30)[0], expected)
-    for name, reason in (("missing", "Not Found"), ("broken_off", "bytes arrived")):
-        with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
-            read(f"{server}/{name}.mp4", 0)
-    monkeypatch.setattr(module, "_DOWNLOAD_TIMEOUT", 0.2)
-    with pytest.raises(VideoDecodeError, match="timed out"):
-        read(f"{server}/slow.mp4", 0)
-    monkeypatch.setattr(module, "_DOWNLOAD_LIMIT", 100)
-    with pytest.raises(VideoDecodeError, match="larger than 100 bytes"):
-        read(f"{server}/video.mp4", 0)
-
-
-def test_urls_are_public_unless_asked_for(server, video, monkeypatch):
-    monkeypatch.delenv("REGION_LEARNER_URLS", raising=False)
-    asked = "set REGION_LEARNER_URLS=any"
-    for url, reason in (
-        (f"{server}/video.mp4", "http is not encrypted"),
-        (video.as_uri(), "a URL of a local file"),
-        ("https://127.0.0.1/video.mp4", "127.0.0.1, no public address"),
-        ("https://[::1]/video.mp4", "::1, no public address"),
-        ("https://169.254.169.254/video.mp4", "no public address"),
-        ("https://localhost/video.mp4", "no public address"),
-    ):
-        with pytest.raises(VideoDecodeError, match=f"^{re.escape(url)}: .*{re.escape(reason)}.*{asked}"):
-            read(url, 0)
-    for url in ("https://", "https://[oops/video.mp4", "https:///video.mp4"):
-        with pytest.raises(VideoDecodeError, match=re.escape(url)):
-            read(url, 0)
-
-
-def test_redirections_are_looked_at(server, monkeypatch):
-    """A public server may send one elsewhere. Here the first request is taken for one of a public address."""
-    redirecting = ssl_free_connection(server)
-    monkeypatch.setattr(module, "_PublicConnection", redirecting)
-    with pytest.raises(VideoDecodeError, match=r"http is not encrypted"):
-        read("https://example.org/elsewhere.mp4", 0)
-
-
-def test_redirections_to_other_addresses_are_looked_at(server, monkeypatch):
-    reached = ssl_free_connection(server)
-    public = module._PublicConnection
-    # The first request reaches the server, the redirected one is made as always.
-    connections = iter([reached, public])
-    monkeypatch.setattr(module, "_PublicConnection", lambda *args, **kwargs: next(connections)(*args, **kwargs))
-    with pytest.raises(VideoDecodeError, match=r"127\.0\.0\.1, no public address"):
-        read("https://example.org/inside.mp4", 0)
-
-
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "https://127.0.0.1:9"])
-def test_http_is_refused_behind_a_proxy_too(proxy, monkeypatch):
-    monkeypatch.delenv("REGION_LEARNER_URLS", raising=False)
-    monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(VideoDecodeError, match="http is not encrypted"):
-        read("http://10.0.0.1/video.mp4", 0)
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("93.184.216.34", True),
-        ("2606:4700::1111", True),
-        ("64:ff9b::5db8:d822", True),  # 93.184.216.34 in networks of version 6 alone
-        ("64:ff9b::a00:1", False),  # 10.0.0.1
-        ("64:ff9b:1::a00:1", False),
-        ("2002:7f00:1::", False),  # 127.0.0.1
-        ("::ffff:127.0.0.1", False),
-        ("::127.0.0.1", False),
-        ("fec0::1", False),
-        ("fe80::1%eth0", False),
-        ("224.0.0.1", False),
-        ("ff02::1", False),
-        ("100.64.0.1", False),
-        ("0.0.0.0", False),
-    ],
-)
-def test_public_addresses(address, public):
-    assert module._is_public(address) == public
-
-
-def test_a_server_that_never_comes_to_an_end(server, monkeypatch):
-    monkeypatch.setenv("REGION_LEARNER_URLS", "any")
-    monkeypatch.setattr(module, "_DOWNLOAD_SECONDS", 0.5)
-    for name in ("dripping_header.mp4", "dripping.mp4"):
-        with pytest.raises(VideoDecodeError, match=f"{name}: not there after 0.5 seconds"):
-            read(f"{server}/{name}", 0)
-
-
-def test_what_is_connected_to_was_looked_at(monkeypatch):
-    """A name that is public when looked at, and local when looked at again."""
-    answers = iter(["93.184.216.34", "127.0.0.1"])
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, port, *args, **kwargs: [(socket.AF_INET, 1, 6, "", (next(answers), port))]
-    )
-    connected = []
-
-    def connect(address, *args):
-        connected.append(address)
-        raise OSError("stop here")
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    with pytest.raises(VideoDecodeError, match="stop here"):
-        read("https://rebinding.example/video.mp4", 0)
-    assert connected == [("93.184.216.34", 443)]
-
-
-def test_all_addresses_of_a_name_are_tried(monkeypatch):
-    found = [(socket.AF_INET6, 1, 6, "", ("2606:4700::1111", 443, 0, 0)), (socket.AF_INET, 1, 6, "", ("1.1.1.1", 443))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
-    tried = []
-
-    def connect(address, *args):
-        tried.append(address[0])
-        raise OSError(f"{address[0]} does not answer")
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    with pytest.raises(VideoDecodeError, match=r"1\.1\.1\.1 does not answer"):
-        read("https://example.org/video.mp4", 0)
-    assert tried == ["2606:4700::1111", "1.1.1.1"]
-
-
 # Forms of input ------------------------------------------------------------------------------------------
 
 
@@ -1039,7 +901,7 @@ def test_decode_of_frames_that_are_files(processor, tmp_path):
     for number, image in enumerate(pictures(3)):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
-    frames, metadata = processor.decode(paths, choose=lambda metadata: np.array([2, 0]))
+    frames, metadata = processor.decode(paths, sample_indices_fn=lambda metadata: np.array([2, 0]))
     assert metadata.frames_indices == [2, 0]
     expected = np.stack([np.array(Image.open(paths[index])) for index in (2, 0)])
     assert np.array_equal(frames.permute(0, 2, 3, 1), expected)
@@ -1355,7 +1217,7 @@ def test_wrong_settings(kwargs, message):
 def test_without_av_or_torchvision(tmp_path):
     """The file and its sibling are alone here, as in a checkpoint; missing packages are named when they are needed."""
     (tmp_path / "alone").mkdir()
-    for name in ("pictures", "video_processing"):
+    for name in ("video_decoding", "video_processing"):
         shutil.copy(Path(module.__file__).with_name(f"{name}_region_learner.py"), tmp_path / "alone")
     script = """
 import importlib.util, sys

@@ -19,6 +19,8 @@ from .modeling_region_learner import (
     RegionLearnerVideoModel,
 )
 from .processing_region_learner import RegionLearnerProcessor
+from .remote_videos import read_url
+from .video_decoding_region_learner import register_url_reader
 from .video_processing_region_learner import RegionLearnerVideoProcessor
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def __getattr__(name: str):
 
 
 def _register():
-    """Makes the Auto classes know ours, and checkpoints carry the source files for where this package is absent."""
+    """Registers our classes with the Auto classes, the source files that checkpoints carry, and the reader of URLs."""
+    register_url_reader(read_url)
     for config, model in (
         (RegionLearnerConfig, RegionLearnerModel),
         (RegionLearnerVideoConfig, RegionLearnerVideoModel),

@@ -1,4 +1,8 @@
-"""Processes that work for another one."""
+"""A pool of processes whose items may crash, hang or take too much memory.
+
+Not pebble's `ProcessPool`: if a worker crashes while the parent is busy, before its acknowledgement of the item is
+processed, the whole pool breaks and all waiting items fail (seen with 5.2.3 and one worker).
+"""
 
 import collections
 import faulthandler
@@ -17,14 +21,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY = 4 * 2**30  # bytes that one item may take
-_ran_out_of_memory = False  # this process, with an earlier item
-_GRACE = 5  # seconds after its time in which a process ends by itself, unless it was stopped
+_ran_out_of_memory = False  # whether this process did, with an earlier item
+_GRACE = 5  # seconds after the timeout in which a process ends by itself, unless it was stopped (SIGSTOP)
 
 
 def end_with_parent() -> None:
     """
-    Initializer for workers of a pool: one whose parent is killed would wait for its next task for ever, as it holds
-    both ends of the pipe from which it reads them.
+    Ends this process when its parent ends; an initializer for the workers of a pool.
+
+    A worker whose parent is killed would wait for its next task forever, as it holds both ends of the pipe from which
+    it reads tasks.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -47,23 +53,29 @@ def map_in_processes(
     memory: int = MEMORY,
 ) -> Generator[Result, None, None]:
     """
-    `map(function, items)` in processes, for work that may crash or hang where Python cannot help it.
+    Runs `map(function, items)` in processes, for work that may crash or hang where Python cannot prevent it.
 
     Args:
-        function: picklable, as items and results are. It lets [`check_memory`] see the errors that it catches.
-        items: drawn as they are needed.
-        workers: processes.
+        function: picklable, like items and results. It passes the errors that it catches to `check_memory`.
+        items: consumed as they are needed.
+        workers: number of processes.
         timeout: seconds that an item may take.
-        failed: returns the result, from a reason, of an item that crashes its process, or takes too long or too much
-            memory.
-        preload: modules that processes begin with, where there is such a thing.
+        failed: called with an item and a reason, returns the result of an item that crashes its process, or takes too
+            long or too much memory.
+        preload: modules that are imported before processes start, where the system can do that.
         memory: bytes that an item may take, on Linux.
 
     Yields:
-        Results, in order. Close it where not all are taken: processes are stopped then.
+        The results, in order. Close the generator if you do not consume all of them, so that the processes end.
 
     Raises:
-        RuntimeError: processes do not even start.
+        RuntimeError: if processes do not start.
+
+    Example:
+
+    ```python
+    >>> results = map_in_processes(check_video, paths, workers=4, timeout=60, failed=lambda path, reason: reason)
+    ```
     """
     pools = _Pools(workers, timeout, function, preload, memory)
     waiting: collections.deque[tuple[Item, Future, ProcessPoolExecutor | None]] = collections.deque()
@@ -74,7 +86,7 @@ def map_in_processes(
             try:
                 return pools.result(future)
             except (BrokenProcessPool, MemoryError):
-                # Any item under way may be the one: each is tried again alone, and others go to new processes.
+                # Any item in progress may be to blame: each is tried again alone, and others go to new processes.
                 _kill(pool)
                 return pools.alone(item)
         except BrokenProcessPool:
@@ -95,10 +107,10 @@ def map_in_processes(
 
 def check_memory(error: BaseException) -> None:
     """
-    For who catches errors in a process of [`map_in_processes`].
+    Must be called with the errors that a function of `map_in_processes` catches.
 
     Raises:
-        MemoryError: `error` is due to a lack of memory.
+        MemoryError: if `error` was caused by a lack of memory.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -108,7 +120,7 @@ def check_memory(error: BaseException) -> None:
 
 
 class _Pools(Generic[Item, Result]):
-    """A pool of processes, and the next one when it breaks."""
+    """A pool of processes, which is replaced when it breaks."""
 
     def __init__(
         self,
@@ -131,7 +143,7 @@ class _Pools(Generic[Item, Result]):
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "processes do not start: where a script does this, it has to be under `if __name__ == '__main__':`"
+                "processes do not start: in a script, put the call under `if __name__ == '__main__':`"
             ) from error
         return pool
 
@@ -143,22 +155,22 @@ class _Pools(Generic[Item, Result]):
             try:
                 return self._submit(self.pool, item)
             except BrokenProcessPool:
-                _kill(self.pool)  # one that was stopped would be waited for at the exit
+                _kill(self.pool)  # a stopped process would be waited for at exit
         self.pool = self._new(self.workers)
         return self._submit(self.pool, item)
 
     def result(self, future: Future, pool: ProcessPoolExecutor | None = None) -> Result:
         """
-        The result of the item that was submitted first: as all before it are done, a process has it in hand.
+        Returns the result of the item that was submitted first. All before it are done, so a process is working on it.
 
         Raises:
-            BrokenProcessPool: its process ended, or was stopped and is ended here.
-            MemoryError: it takes too much memory.
+            BrokenProcessPool: if its process ended, or was stopped and is ended here.
+            MemoryError: if it takes too much memory.
         """
         try:
             return future.result(self.timeout + _GRACE)
         except TimeoutError:
-            if future.done():  # what the function raised
+            if future.done():  # raised by the function
                 raise
             _kill(pool or self.pool)
             return future.result()
@@ -176,7 +188,7 @@ class _Pools(Generic[Item, Result]):
 
 
 def _kill(pool: Any) -> None:
-    """Ends the processes of a pool, whatever they do, also those that were stopped."""
+    """Kills the processes of a pool, including stopped ones."""
     for process in list((pool._processes or {}).values()):  # Python 3.14 has kill_workers
         process.kill()
 
@@ -187,16 +199,16 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin(memory: int) -> None:
-    """Initializer of processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes: the parent ends the others
+    """The initializer of processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the others
     end_with_parent()
     _limit_memory(memory)
 
 
 def _limit_memory(size: int) -> None:
     """
-    Lets the process have `size` bytes more than it has. Only Linux counts what a process can write to; the limit of
-    all addresses, which others know, counts what threads and libraries set aside and never use.
+    Allows the process `size` bytes more than it has. Only Linux counts writable memory; the limit of the address
+    space, which other systems have, also counts what threads and libraries reserve and never use.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -210,16 +222,16 @@ def _limit_memory(size: int) -> None:
 
 
 def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
-    """Ends the process where it takes too long, also where it hangs in a library."""
+    """Calls `function`, and ends the process if that takes too long, even if it hangs in a library."""
     global _ran_out_of_memory
-    if _ran_out_of_memory:  # libraries may not have given it back: this item would fail for want of it
+    if _ran_out_of_memory:  # libraries may not have released it, and this item would fail in turn
         raise MemoryError
-    with open(os.devnull, "w") as nowhere:  # one line of the result says it
+    with open(os.devnull, "w") as nowhere:  # the result says it in one line
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             return function(item)
         except MemoryError:
             _ran_out_of_memory = True
-            raise MemoryError from None  # that of FFmpeg cannot be sent
+            raise MemoryError from None  # FFmpeg's error cannot be pickled
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -10,13 +10,13 @@ from typing import Any
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-LONGEST_TEXT = 512  # tokens, for tokenizers that do not know how many their model can take
-UNKNOWN_LENGTH = 10**20  # where transformers, too, takes `model_max_length` for "not set"
+LONGEST_TEXT = 512  # tokens, for tokenizers that do not know the maximum length of their model
+UNKNOWN_LENGTH = 10**20  # from here on transformers takes `model_max_length` for "not set"
 
 
 class RegionLearnerProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {
-        # Not all tokenizers, SigLIP's say, give the mask of themselves.
+        # Some tokenizers, such as SigLIP's, do not return the mask by default.
         "text_kwargs": {"padding": True, "truncation": True, "return_attention_mask": True, "return_tensors": "pt"},
         "videos_kwargs": {"return_tensors": "pt"},
     }
@@ -27,8 +27,16 @@ class RegionLearnerProcessor(ProcessorMixin):
     A video processor and a tokenizer in one.
 
     Args:
-        video_processor (`RegionLearnerVideoProcessor`): makes `pixel_values_videos`.
-        tokenizer (`PreTrainedTokenizerBase`): that of the text encoder.
+        video_processor (`RegionLearnerVideoProcessor`): prepares videos and images.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the text encoder.
+
+    Example:
+
+    ```python
+    >>> processor = RegionLearnerProcessor.from_pretrained(checkpoint)
+    >>> inputs = processor(text=["a dog runs", "a cat sleeps"], videos=["dog.mp4", "cat.mp4"])
+    >>> outputs = model(**inputs)
+    ```
     """
 
     valid_processor_kwargs = RegionLearnerProcessorKwargs
@@ -43,34 +51,34 @@ class RegionLearnerProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         """
-        Any subset of text and either videos or images.
+        Prepares text, videos or images, or text together with one of the others.
 
         Args:
-            text: a caption or a list of them; padded to the longest, and truncated to `max_length`, by default and
-                at most the tokenizer's own limit.
-            videos: as for `RegionLearnerVideoProcessor`: one clip, or a list of them.
-            images: one image or a list of them, each a clip of one frame; anything that is a frame or an encoded
-                video. Not together with `videos`, as clips of one batch have as many frames each.
-            kwargs: options of the tokenizer and of the video processor, such as `max_length`, `training`,
-                `generator`, `num_frames`, `short_clips`; tensors are PyTorch's unless `return_tensors` says otherwise.
+            text: a caption or a list of captions. They are padded to the longest and truncated to `max_length`, which
+                is the tokenizer's limit by default.
+            videos: one clip or a list of clips, as for `RegionLearnerVideoProcessor`.
+            images: one image or a list of images, each of which becomes a clip of one frame: a PIL image, an array, or
+                an encoded picture or video. Not together with `videos`, as all clips of a batch have the same length.
+            kwargs: options of the tokenizer and the video processor, such as `max_length`, `training`, `generator`,
+                `num_frames` or `short_clips`. `return_tensors` is "pt" by default.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` (B, length) for text, `pixel_values_videos`
-            (B, T, 3, height, width) for videos, T = 1 for images.
+            (B, T, 3, height, width) for videos, and T = 1 for images.
 
         Raises:
-            ValueError: there is no input, or videos and images together; `max_length` is too large.
-            VideoDecodeError: a video or an image cannot be read.
+            ValueError: if there is no input, if there are both videos and images, or if `max_length` is too large.
+            VideoDecodeError: if a video or an image cannot be read.
         """
-        # Not in the signature: generic callers, transformers' common tests too, give all it names in one call.
+        # Not in the signature: generic callers, such as transformers' common tests, give all named inputs in one call.
         images = kwargs.pop("images", None)
         if text is None and videos is None and images is None:
             raise ValueError("Nothing to process: give text, videos or images.")
         if videos is not None and images is not None:
             raise ValueError(
-                "videos and images make no batch, as images are clips of one frame: process them in two calls."
+                "videos and images cannot be batched, as images are clips of one frame: process them in two calls."
             )
-        # Merging copies what it is given, and a copied generator would give the same numbers in every call.
+        # Merging copies its arguments, and a copied generator would give the same numbers in every call.
         generator = kwargs.pop("generator", None) or kwargs.get("videos_kwargs", {}).get("generator")
         merged = self._merge_kwargs(
             self.valid_processor_kwargs,  # type: ignore[arg-type]
@@ -99,17 +107,19 @@ class RegionLearnerProcessor(ProcessorMixin):
 
     def _check_max_length(self, given: dict[str, Any], text_kwargs: dict[str, Any]):
         """
-        Keeps texts within what the text tower takes, for which its tokenizer stands.
+        Keeps `max_length` within the limit of the text tower, which is that of its tokenizer.
 
         Raises:
-            ValueError: a `max_length` that is given in the call is larger.
+            ValueError: if a `max_length` given in the call is larger.
         """
         limit, length = self.tokenizer.model_max_length, text_kwargs.get("max_length")
         if length is None:
             return
-        least = self.tokenizer.num_special_tokens_to_add(pair=False) + 1  # below, tokenizers do not truncate at all
+        least = self.tokenizer.num_special_tokens_to_add(pair=False) + 1  # below it, tokenizers do not truncate
         if not isinstance(length, int) or length < least:
-            raise ValueError(f"max_length={length!r} must be a whole number, at least {least}: special tokens count.")
+            raise ValueError(
+                f"max_length={length!r} must be an integer of at least {least}, as special tokens are counted."
+            )
         if length <= limit:
             return
         if "max_length" in given or "max_length" in (given.get("text_kwargs") or {}):
@@ -117,28 +127,24 @@ class RegionLearnerProcessor(ProcessorMixin):
                 f"max_length={length} is more than the {limit} tokens that the text tower takes "
                 "(tokenizer.model_max_length): lower it, or leave it out."
             )
-        text_kwargs["max_length"] = limit  # of the tokenizer's file, which may know less of the tower
+        text_kwargs["max_length"] = limit  # the tokenizer's file may contain a larger one
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        # What loading and calls leave on a tokenizer is saved with it, and read back: the `max_length` of the last
-        # call would become that of all.
+        # A tokenizer saves what loading and calls leave on it: the `max_length` of the last call would become the
+        # default of all later ones.
         for key in ("is_local", "local_files_only"):
             self.tokenizer.init_kwargs.pop(key, None)
         if self.tokenizer.is_fast:
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # Saving leaves on the object what it writes for remote code, loading does not read it back: without this, a
-        # processor that was saved would differ from the one loaded.
+        # Saving leaves `auto_map` on the object, but loading does not read it: the two processors would differ.
         self.__dict__.pop("auto_map", None)
         return files
 
 
 def _check_text(text: Any, is_split: bool):
-    """
-    Raises:
-        ValueError: it is neither a string nor a list of strings (with `is_split`, a list of lists of words, too).
-    """
+    """Raises a `ValueError` unless `text` is a string or a list of strings (with `is_split`, of lists of words)."""
     if isinstance(text, str):
         return
     if not isinstance(text, list | tuple):

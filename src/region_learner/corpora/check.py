@@ -42,7 +42,7 @@ def check_corpus(
         workers or os.cpu_count() or 1,
         timeout,
         _reason,
-        preload=(__name__, "region_learner.video_processing_region_learner"),
+        preload=(__name__, "region_learner.video_decoding_region_learner"),
         memory=memory,
     )
     unreadable = []
@@ -58,7 +58,7 @@ def _reason(row: dict[str, Any], reason: str | None) -> dict[str, Any]:
 
 
 def _check_row(row: dict[str, Any]) -> dict[str, Any]:
-    from ..video_processing_region_learner import Scale, VideoDecodeError, iterate_frames
+    from ..video_decoding_region_learner import Scale, VideoDecodeError, iterate_frames
 
     small = Scale(lambda height, width: (min(height, 32), min(width, 32)))  # nobody looks at these frames
     try:

@@ -152,7 +152,7 @@ def prepare_corpus(
             workers or os.cpu_count() or 1,
             timeout,
             _Encoded,
-            preload=(__name__, "region_learner.video_processing_region_learner"),
+            preload=(__name__, "region_learner.video_decoding_region_learner"),
             memory=memory,
         )
         with (
@@ -287,7 +287,7 @@ class _Encoded:
 def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
     import av
 
-    from ..video_processing_region_learner import VideoDecodeError
+    from ..video_decoding_region_learner import VideoDecodeError
 
     video, row = row["video"], row | {"video": None}
     try:
@@ -368,7 +368,7 @@ def _frames(
     source: Any, options: PrepareOptions, scaled: Callable[[int, int], tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray, float]]:
     """The frames to keep, scaled, and their times in seconds."""
-    from ..video_processing_region_learner import Scale, iterate_frames, read_clip
+    from ..video_decoding_region_learner import Scale, iterate_frames, read_clip
 
     if options.num_frames is not None:
         clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), Scale(scaled), exact=True)

@@ -42,7 +42,7 @@ from ..corpora.moving_shapes import load_masks
 from ..corpora.rows import read_row
 from ..corpora.webdataset import video_source
 from ..loader_processes import load_in_order
-from ..video_processing_region_learner import VideoDecodeError
+from ..video_decoding_region_learner import VideoDecodeError
 from ..visualization import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values
 from .retrieval import warn_of_unreadable
 from .tasks import _evaluating

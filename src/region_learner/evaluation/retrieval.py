@@ -15,7 +15,7 @@ from ..corpora.folder import CorpusError
 from ..corpora.rows import check_shapes, only_clip
 from ..corpora.webdataset import is_reference, video_source
 from ..loader_processes import load_in_order
-from ..video_processing_region_learner import VideoDecodeError
+from ..video_decoding_region_learner import VideoDecodeError
 from .metrics import retrieval_metrics
 from .rows import CorpusRows
 
@@ -129,7 +129,7 @@ class _Clips(torch.utils.data.Dataset):
             processor.sample_frames(metadata)  # refuses the videos that it refuses with one clip
             return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel()
 
-        frames, _ = processor.decode(video, choose=choose, scale=processor.scale_while_decoding({}))
+        frames, _ = processor.decode(video, sample_indices_fn=choose, scale=processor.scale_while_decoding({}))
         clips = list(frames.unflatten(0, (-1, processor.num_frames)))
         return processor(clips, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
 

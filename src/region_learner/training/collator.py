@@ -15,7 +15,7 @@ from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL
-from ..video_processing_region_learner import VideoDecodeError
+from ..video_decoding_region_learner import VideoDecodeError
 from .data import DRAWN, CorpusPart, Draw
 from .reading import note
 

@@ -27,7 +27,7 @@ from ..evaluation.tasks import (
 )
 from ..files import write_json
 from ..loading import first_non_finite, refuse_non_finite
-from ..video_processing_region_learner import VideoDecodeError
+from ..video_decoding_region_learner import VideoDecodeError
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .arguments import RegionLearnerTrainingArguments
 from .checkpoints import COMPLETE, incompleteness, last_complete, mark_complete, moved_when_whole, saving
