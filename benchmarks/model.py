@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ NO_REGIONS = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
 IMPLEMENTATIONS = ("ours", "plain")
 
 
-# The plain implementation. Parameters have our names, so that the weights of one load into the other.
+# The plain implementation. Parameters have our names, up to `fused`, so that the weights of one load into the other.
 
 
 def heads_of(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -198,9 +199,19 @@ class PlainRegionModule(nn.Module):
 # Both of each part, on the same weights
 
 
+def fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns `state` with queries, keys and values projected at once, as in the reference implementation."""
+    joined: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        name = re.sub(r"(interaction\.\d+)\.attention\.", r"\1.", name)
+        name = re.sub(r"\b[qkv]_proj\b", "qkv", name)
+        joined[name] = torch.cat([joined[name], tensor]) if name in joined else tensor
+    return joined
+
+
 def take_weights(plain: nn.Module, ours: nn.Module) -> nn.Module:
-    result = plain.load_state_dict(ours.state_dict(), strict=False)
-    parameters = dict(ours.named_parameters())  # of buffers, ours has more: those that find dead codes
+    result = plain.load_state_dict(fused(ours.state_dict()), strict=False)
+    parameters = fused(dict(ours.named_parameters()))  # of buffers, ours has more: those that find dead codes
     extra = [key for key in result.unexpected_keys if key in parameters]
     if extra or result.missing_keys:
         raise RuntimeError(f"The two differ in weights: {extra}, {result.missing_keys}.")
@@ -278,7 +289,7 @@ class Part:
                 tensors[f"gradient of {name}"] = parameter.grad
             tensors |= dict(self.modules[implementation].named_buffers())
             results.append(tensors)
-        ours, plain = results
+        ours, plain = fused(results[0]), results[1]
         # In bfloat16 the two round in different places; a feature between two codes may choose either.
         tolerance = 0.05 if self.options.dtype == "bf16" else 1e-3
         for name, expected in plain.items():

@@ -15,11 +15,12 @@ def _softmax_attention(queries, keys, values, scale):
 def divided_attention(x, layer, frames, patches, axis):
     """One clip, one query at a time. `x`: (1 + frames * patches, D)."""
     heads, width = layer.num_heads, x.shape[-1] // layer.num_heads
-    qkv = F.linear(x, layer.qkv.weight, layer.qkv.bias)
+    projections = (layer.q_proj, layer.k_proj, layer.v_proj)
+    qkv = [F.linear(x, projection.weight, projection.bias) for projection in projections]
     output = torch.zeros_like(x)
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
-        q, k, v = (qkv[:, i * x.shape[-1] :][:, part] for i in range(3))
+        q, k, v = (projected[:, part] for projected in qkv)
         for query in range(len(x)):
             if query == 0:
                 keys = list(range(len(x)))
@@ -123,13 +124,14 @@ def region_module(module, features, h, w):
         regions = torch.stack([(log[:, None] + content[t]).max(0).values for t in range(len(x)) for log in logs[t]])
     for layer in module.interaction:
         inner = _norm(regions, layer.norm) if isinstance(layer.norm, torch.nn.LayerNorm) else regions
-        q, k, v = F.linear(inner, layer.qkv.weight).chunk(3, -1)
-        width = q.shape[-1] // layer.num_heads
+        attention = layer.attention
+        q, k, v = (F.linear(inner, one.weight) for one in (attention.q_proj, attention.k_proj, attention.v_proj))
+        width = q.shape[-1] // attention.num_heads
         heads = [
             _softmax_attention(q[:, i : i + width], k[:, i : i + width], v[:, i : i + width], width**-0.5)
             for i in range(0, q.shape[-1], width)
         ]
-        output = F.linear(torch.cat(heads, -1), layer.out_proj.weight, layer.out_proj.bias)
+        output = F.linear(torch.cat(heads, -1), attention.out_proj.weight, attention.out_proj.bias)
         regions = regions + output if layer.residual else output
         if layer.mlp is not None:
             norm, mlp = layer.mlp

@@ -1,5 +1,6 @@
 """The heads: video classification and question answering over an answer vocabulary."""
 
+import copy
 import json
 import logging
 
@@ -25,7 +26,7 @@ from region_learner import (
 )
 from region_learner.modeling_region_learner import RegionLearnerPreTrainedModel
 
-from .conftest import NO_REGIONS, clips, randomize, texts, tiny_model
+from .conftest import NO_REGIONS, clips, randomize, texts, tiny_model, tiny_video_model
 from .test_hub import run_python
 
 CLASSIFICATION, ANSWERS = RegionLearnerForVideoClassification, RegionLearnerForVideoQuestionAnswering
@@ -211,6 +212,26 @@ def test_attention_implementations_and_more_frames(kind):
     assert (len(video.attentions), len(video.hidden_states)) == (2, 3)
 
 
+@pytest.mark.parametrize("build", [tiny_model, tiny_video_model, lambda: tiny_head(CLASSIFICATION)])
+def test_input_embeddings_can_be_replaced(build):
+    model = build()
+    new = copy.deepcopy(model.get_input_embeddings())
+    with torch.no_grad():
+        new.weight.zero_()
+    model.set_input_embeddings(new)
+    assert model.get_input_embeddings() is new
+    assert any(module is new for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_frames_of_another_size(kind):
+    model = tiny_head(kind)
+    larger = inputs(kind) | {"pixel_values_videos": clips(4, size=48)}
+    with pytest.raises(ValueError, match="48 x 48 pixels, but the model takes 32 x 32"):
+        model(**larger)
+    assert model(**larger, interpolate_pos_encoding=True).logits.shape == (4, 5)
+
+
 def test_errors():
     config = tiny_model().config
     config.id2label = {}
@@ -293,6 +314,7 @@ def test_remote_code_without_the_package(tmp_path):
 PIPELINE = """
 import sys
 sys.modules["region_learner"] = None
+import copy
 import json
 import logging
 import torch

@@ -22,6 +22,7 @@ from transformers import (
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
 from region_learner.conversion import processor_from_towers
 from region_learner.evaluation.protocols import load_checkpoint
+from region_learner.modeling_region_learner import _end_of_text
 from region_learner.text_tower import check_text_tower
 from region_learner.training import build_model
 from region_learner.training.arguments import ModelArguments
@@ -139,6 +140,33 @@ def test_states_come_in_the_order_of_the_tokens():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_states_of_full_length_towers_are_those_of_the_tokens(side):
+    """SigLIP's are padded to full length, but the states of that padding are not returned."""
+    model = tiny_model(text=TOWERS["siglip"]())
+    model.set_attn_implementation("eager")
+    inputs = padded(side, 9)
+    features = model.get_text_features(**inputs, output_hidden_states=True, output_attentions=True)
+    assert features.attentions[0].shape[-2:] == (9, 9)
+    for row, text in enumerate(TEXTS):
+        padding = [model.config.text_config.pad_token_id] * (32 - len(text))
+        alone = model.text_model(torch.tensor([text + padding]), output_hidden_states=True)
+        mine = inputs["attention_mask"][row].bool()
+        for ours, theirs in ((features.last_hidden_state, alone.last_hidden_state),
+                             (features.hidden_states[1], alone.hidden_states[1])):  # fmt: skip
+            assert ours.shape[1] == 9
+            torch.testing.assert_close(ours[row, mine], theirs[0, : len(text)], rtol=1e-4, atol=1e-5)
+
+
+def test_any_of_several_tokens_ends_a_text():
+    """As in Llama 3. A text that was cut off ends with its last token; padding may be such a token, too."""
+    config = LlamaConfig(**SIZES, eos_token_id=[7, 8], bos_token_id=1)
+    tokens = torch.tensor([[1, 5, 8, 7], [1, 7, 8, 8], [1, 5, 6, 8], [1, 5, 6, 4]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    assert _end_of_text(tokens, mask, config).tolist() == [2, 1, 2, 3]
+
+
 @torch.no_grad()
 def test_the_token_that_ends_a_text_may_begin_it():
     """GPT-2 and OPT have one token for both."""
@@ -176,7 +204,7 @@ def test_poolings_that_the_tower_does_not_have():
     with pytest.raises(ValueError, match="eos_token_id of the 'distilbert' text_config is None"):
         tiny_model(text_pooling="eos")
     model = tiny_model(text_pooling="pooler")
-    with pytest.raises(ValueError, match="DistilBertModel pools nothing"):
+    with pytest.raises(ValueError, match="DistilBertModel does not pool"):
         model(**padded("right", 9))
 
 
@@ -255,8 +283,8 @@ def test_a_tokenizer_without_padding(caplog):
     with caplog.at_level(logging.INFO, logger="region_learner"):
         check_text_tower(tiny_text_config(), its)
     assert its.pad_token == "[SEP]"
-    assert "padded with '[SEP]'" in caplog.text
-    with pytest.raises(ValueError, match="neither a padding token nor an end of text"):
+    assert "padding texts with '[SEP]'" in caplog.text
+    with pytest.raises(ValueError, match="neither a padding token nor an end-of-text token"):
         check_text_tower(tiny_text_config(), tokenizer(pad_token=None))
 
 

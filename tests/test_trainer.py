@@ -65,7 +65,7 @@ def test_learning_rates_of_towers_and_layers():
         "video_model.layernorm.weight": 0.5,
         "video_model.region_module.aggregation.conv.weight": 0.5,
         "video_model.layers.1.mlp.fc1.weight": 0.5 * 0.5,
-        "video_model.layers.0.space_attention.qkv.weight": 0.5 * 0.5**2,
+        "video_model.layers.0.space_attention.q_proj.weight": 0.5 * 0.5**2,
         "video_model.embeddings.temporal_embeddings": 0.5 * 0.5**3,
         "text_model.transformer.layer.1.ffn.lin1.weight": 0.25 * 0.5,
         "text_model.embeddings.word_embeddings.weight": 0.25 * 0.5**3,

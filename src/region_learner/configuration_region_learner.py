@@ -5,8 +5,8 @@
 """
 Configuration of RegionLearner, "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194).
 
-A configuration holds, and saves, what was chosen. What follows from the choices is derived when it is read, by the
-property `resolved`, so that an override always means what it says.
+A configuration holds, and saves, what was chosen. What follows from the choices is derived on access, by the property
+`resolved`, so that an override always means what it says.
 """
 
 import difflib
@@ -22,65 +22,63 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Text encoders with a pooled state of their own that their authors trained.
+TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
+# Text encoders whose own pooled state was trained.
 _POOLED_TEXT_ENCODERS = {
     "bert": "pooler",
     "clip_text_model": "eos",
     "siglip_text_model": "pooler",
     "siglip2_text_model": "pooler",
 }
-TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
 
 
 def is_causal(text_config: Any) -> bool:
-    """Whether a token of the text encoder sees those before it alone, as in GPT-2, so that the first sees no text."""
+    """Returns whether a token of the text encoder attends only to the tokens before it, as in GPT-2."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    # Switches of transformers that make a decoder see all of a text.
+    # Two switches of transformers make a decoder bidirectional.
     if getattr(text_config, "is_causal", None) is False or getattr(text_config, "use_bidirectional_attention", False):
         return False
     if getattr(text_config, "is_decoder", False) or text_config.model_type == "clip_text_model":
         return True
-    # Encoders are in the list of causal models, too, for the sake of `is_decoder`; XLNet sees both sides.
+    # The list of causal models includes encoders (for `is_decoder=True`) and XLNet, which attends to both sides.
     encoders = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}
     return text_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - encoders
 
 
 def default_text_pooling(text_config: Any) -> str:
-    """The encoder's own pooled state if it has a trained one; otherwise a token that sees all of the text."""
+    """Returns the encoder's own pooling if it has a trained one, otherwise a token that attends to the whole text."""
     own = _POOLED_TEXT_ENCODERS.get(text_config.model_type, "first")
     return "last" if own != "eos" and is_causal(text_config) else own
 
 
 class RegionOptions(NamedTuple):
     """
-    The single choices within the region module. `region_form` names all of them at once, and the dictionary
-    `region_options` overrides some, by these names.
+    The single choices within the region module. `region_form` sets all of them; the dictionary `region_options`
+    overrides some of them, by these names.
 
     Args:
-        mask_normalization: "regions": at each position the masks are a softmax over the regions, which compete for
-            it, and then each mask is scaled to a mean of 1. "positions": each mask is a softmax over the positions
-            of its frame. "none": masks of any sign.
-        pooling: how a region is pooled from the values under its mask. "softmax": in each channel a mean over
-            positions with weights mask x exp(pooling_sharpness x value), so that the largest values under the mask
-            count most. "max": in each channel the maximum over positions of value + log mask. "mean": the mean over
-            positions of mask x value. "softmax" and "max" need normalized masks.
-        pooling_sharpness: sharpness of the "softmax", in units of the standard deviation of the values over a frame;
-            0 is "mean".
-        values: what is pooled. "features": the features before quantization. "quantized": the codes, from which the
-            masks are made.
-        detach_masks: stop the gradient from the masks to the encoder, so that it learns only through the values.
-            The masks themselves learn in any case.
-        interaction_residual: a residual connection around each interaction layer.
-        interaction_norm: a LayerNorm before each interaction layer.
-        interaction_mlp: a LayerNorm and an MLP with a residual connection after each interaction layer, as in a
-            block of the encoder.
+        mask_normalization: "regions": a softmax over the regions at each position, so that the regions compete for
+            it; each mask is then scaled to a mean of 1. "positions": a softmax over the positions of a frame in each
+            mask. "none": raw masks of any sign.
+        pooling: how the values under a mask become one region. "softmax": in each channel, a mean over positions
+            weighted by mask * exp(pooling_sharpness * value), so that large values under the mask count most. "max":
+            in each channel, the maximum over positions of value + log(mask). "mean": the mean over positions of
+            mask * value. "softmax" and "max" need normalized masks.
+        pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
+            0 is the same as "mean".
+        values: what is pooled: the "features" before quantization, or the "quantized" features, which the masks are
+            computed from in both cases.
+        detach_masks: stop the gradient from the masks to the encoder, which then learns only through the values.
+        interaction_residual: a residual connection around the attention of each interaction layer.
+        interaction_norm: a LayerNorm before the attention of each interaction layer.
+        interaction_mlp: a LayerNorm and an MLP with a residual connection after it, as in a block of the encoder.
         mask_loss_weight: weight of a soft k-means loss on the masks: the share of the variance of a clip's features
-            that is within regions. It needs `mask_normalization` "regions". Not a part of the forms: the default is
-            1 where several masks compete, and 0 otherwise.
+            that lies within its regions. It needs `mask_normalization="regions"`. By default 1 in both forms if
+            several masks compete, otherwise 0.
     """
 
     mask_normalization: str
@@ -94,7 +92,7 @@ class RegionOptions(NamedTuple):
     mask_loss_weight: float
 
 
-# What the forms of the region module stand for.
+# The region options that each form stands for.
 REGION_FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {
         "mask_normalization": "regions",
@@ -124,7 +122,7 @@ _REGION_CHOICES = {
     "values": ("quantized", "features"),
 }
 
-# Older checkpoints have the region options as fields of these names, and what was derived is saved in them.
+# Fields of version 0.1.0 that are region options now.
 _OLD_NAMES = {
     "mask_normalization": "mask_normalization",
     "region_gather": "pooling",
@@ -139,7 +137,7 @@ _OLD_NAMES = {
 
 
 class ResolvedVideoConfig(NamedTuple):
-    """What a [`RegionLearnerVideoConfig`] leaves open, resolved; see [`RegionLearnerVideoConfig.resolved`]."""
+    """The choices that a [`RegionLearnerVideoConfig`] leaves open, resolved."""
 
     codebook_decay: float
     video_pooling: str
@@ -147,12 +145,12 @@ class ResolvedVideoConfig(NamedTuple):
 
 
 class ResolvedConfig(NamedTuple):
-    """What a [`RegionLearnerConfig`] leaves open, resolved; see [`RegionLearnerConfig.resolved`]."""
+    """The choices that a [`RegionLearnerConfig`] leaves open, resolved."""
 
     text_pooling: str
 
 
-# What transformers and its tools write into a config.json, or give to a configuration, beside its fields.
+# What transformers and its tools write into a config.json, or pass to a configuration, beside its fields.
 _OF_TRANSFORMERS = {
     *PreTrainedConfig.__dataclass_fields__,
     *("model_type", "auto_map", "custom_pipelines", "name_or_path", "processor_class", "tokenizer_class"),
@@ -163,24 +161,23 @@ _OF_TRANSFORMERS = {
 }
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def _is_of_transformers(name: str) -> bool:
+    return name in _OF_TRANSFORMERS or name.startswith("_")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown `name`: "; did you mean 'loss'?", or "." if nothing is near."""
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]):
+def _check_choice(name: str, value: Any, allowed: Iterable[str]):
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}.")
 
 
-def _at_least(config: Any, minimum: int, *names: str):
-    for name in names:
-        if getattr(config, name) < minimum:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least {minimum}.")
-
-
 def _check_number(name: str, value: Any, above: float | None = None, at_least: float | None = None):
-    """Raises ValueError for what is not a finite number within its bounds."""
+    """Raises ValueError if `value` is not a finite number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}={value!r} must be a finite number.")
     if above is not None and not value > above:
@@ -191,11 +188,11 @@ def _check_number(name: str, value: Any, above: float | None = None, at_least: f
 
 def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_null: bool = False) -> dict[str, Any]:
     """
-    Returns `values` with `changes` on top. Mappings merge key by key, unless they are configurations of another
-    `model_type`, and None takes a key out of `values`.
+    Returns `values` updated with `changes`. Mappings merge key by key, unless they are configurations of different
+    `model_type`s; a change to None removes the key.
 
     Args:
-        keep_null: keep the None of a key that `values` does not have, for another layer to be merged over.
+        keep_null: keep None for a key that `values` lacks, so that the result can be merged over something else.
     """
     before, now = values.get("model_type"), changes.get("model_type")
     merged = {} if before and now and before != now else dict(values)
@@ -215,143 +212,143 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
 
 def rename_old_fields(video_config: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns `video_config` with the region options of older versions, which were fields, moved into `region_options`
-    under their present names.
+    Returns `video_config` with the region options of version 0.1.0, which were fields, under their present names in
+    `region_options`.
 
     Raises:
-        ValueError: for an option that is given by both names.
+        ValueError: an option is given by both names.
     """
     renamed = {name: value for name, value in video_config.items() if name not in _OLD_NAMES}
     options = dict(renamed.get("region_options") or {})
     for old, new in _OLD_NAMES.items():
         value = video_config.get(old)
-        if value is None:  # by default derived
+        if value is None:  # None meant derived
             continue
         if new in options:
-            raise ValueError(f"{old!r} is now region_options[{new!r}], and both are given: leave out {old!r}.")
+            raise ValueError(f"{old!r} is now region_options[{new!r}], and both are given: remove {old!r}.")
         options[new] = not value if old == "masks_train_encoder" else value
     return renamed | {"region_options": options} if options else renamed
 
 
 class _StrictConfig(PreTrainedConfig):
-    """Knows its fields: unknown ones are refused, and overrides are merged over what was saved."""
+    """A configuration that refuses unknown fields, and merges overrides into what was saved."""
 
     @classmethod
     def own_fields(cls) -> set[str]:
-        """Names of the fields that are not of every configuration of transformers."""
+        """Returns the names of the fields that not every configuration of transformers has."""
         return {item.name for item in fields(cls)} - set(PreTrainedConfig.__dataclass_fields__)
 
     @classmethod
     def _refuse(cls, name: str, value: Any):
-        raise ValueError(f"{name!r} is not a field of {cls.__name__}{cls._where(name, value)}")
+        raise ValueError(f"{name!r} is not a field of {cls.__name__}{cls._hint(name, value)}")
 
     @classmethod
-    def _where(cls, name: str, value: Any) -> str:
-        """The end of that sentence: where `name` belongs, or the nearest field."""
-        return _did_you_mean(name, cls.own_fields())
+    def _hint(cls, name: str, value: Any) -> str:
+        """Returns the end of that message: where `name` belongs, or the nearest field."""
+        return did_you_mean(name, cls.own_fields())
 
     def __post_init__(self, **kwargs):
         for name, value in kwargs.items():
             if not _is_of_transformers(name):
                 self._refuse(name, value)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # `strict` does so, too, but wraps the error in one that is not a ValueError
+        self.validate_architecture()  # `strict` validates, too, but raises an error that is not a ValueError
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
         """
-        Builds a configuration from what was saved, with the fields in `kwargs` on top. Mappings among them
-        (`video_config`, `text_config`, `region_options`) merge key by key over the saved ones, and None takes a field
-        back to its default. Every `from_pretrained`, also that of a model or an Auto class, ends here.
+        Builds a configuration from a saved one and overrides. Every `from_pretrained`, also that of a model or an
+        Auto class, ends here.
+
+        Args:
+            config_dict: the saved configuration.
+            kwargs: fields to override. Mappings (`video_config`, `text_config`, `region_options`) merge key by key
+                with what was saved, and None resets a field to its default.
 
         Raises:
-            ValueError: for a field that does not exist, or a value out of range.
+            ValueError: a field does not exist, or a value is out of range.
         """
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.own_fields() | _OLD_NAMES.keys()}
-        # A model or an Auto class also passes on options that are meant for others: there, only what looks like a
-        # field is refused.
+        # Models and Auto classes pass on arguments that may be meant for others: there, only those that resemble a
+        # field are refused.
         for_others = kwargs.get("return_unused_kwargs") or "name_or_path" in kwargs
         for name, value in kwargs.items():
             is_unknown = name != "return_unused_kwargs" and not _is_of_transformers(name)
-            if is_unknown and (not for_others or _looks_like_a_field(name)):
+            if is_unknown and (not for_others or _resembles_a_field(name)):
                 cls._refuse(name, value)
-        config_dict = cls._read(config_dict)
-        if changes:
-            saved = cls(**config_dict)
-            config_dict = {name: value for name, value in config_dict.items() if _is_of_transformers(name)}
-            config_dict |= saved._with(changes)
-        return super().from_dict(config_dict, **kwargs)
+        values = cls._read(config_dict)
+        return super().from_dict(cls._merge(values, changes) if changes else values, **kwargs)
 
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """
-        A saved `config_dict` as the constructor takes it. Attributes that were set on a configuration are saved
-        with it: they are left out, with a warning, so that the checkpoint still loads.
+        Returns a saved configuration as the constructor takes it. transformers saves attributes that were set on a
+        configuration, too: these are ignored with a warning, so that the checkpoint still loads.
         """
         known = cls.own_fields() | _OLD_NAMES.keys()
         unknown = [name for name in config_dict if name not in known and not _is_of_transformers(name)]
         if unknown:
-            logger.warning(
-                "Saved with a %s, but not fields of it, and left out: %s.", cls.__name__, ", ".join(unknown)
-            )
+            logger.warning("Ignoring what is not a field of %s in config.json: %s.", cls.__name__, ", ".join(unknown))
         return {name: value for name, value in config_dict.items() if name not in unknown}
 
-    def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """The own fields with `changes` on top, for the constructor."""
-        values = self.to_dict()
-        return merge_fields({name: values[name] for name in self.own_fields()}, changes)
+    @classmethod
+    def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        return merge_fields(values, changes)
 
 
 @strict
 class RegionLearnerVideoConfig(_StrictConfig):
     r"""
-    Configuration of the video tower: a divided space-time ViT and the region module behind it.
+    Configuration of the video tower [`RegionLearnerVideoModel`]. The default model turns a clip of T <= 4 frames into
+    one feature:
 
-    The default is the paper's ViT-B/16 on clips of 4 frames, with the region module in its "decoupled" form. Each
-    patch feature is assigned to the nearest of 2048 codes, which follow the features as moving averages. From the
-    codes a convolution makes 8 masks per frame, which compete for the positions. Under each mask the features before
-    quantization are pooled into one region, in which large values count most, and the regions of a clip interact in
-    one transformer block. The feature of a clip is the CLS state plus the maximum of its regions in each channel.
-    The masks learn from the loss of the model and from a soft k-means loss; the encoder gets no gradient through them.
+    1. A divided space-time ViT-B/16 encodes the frames: N = 14 * 14 patch features per frame, of D = 768 channels, and
+       one CLS state per clip (`hidden_size` to `num_frames`).
+    2. Each patch feature is quantized to the nearest of K = 2048 codes, which follow the features by moving averages
+       instead of gradients (`codebook_size`, `codebook_mode`, `codebook_decay`, `codebook_revival_after`).
+    3. A 3 x 3 convolution over the quantized features gives S = 8 masks per frame, (T, S, 14, 14), with a softmax over
+       the S regions (`num_regions`).
+    4. Each mask pools the features before quantization into one region, (T * S, D): in each channel a mean over
+       positions in which large values count most (`region_form`, `region_options`).
+    5. The T * S regions attend to each other in one transformer block (`interaction_layers`, `interaction_heads`).
+    6. The feature of the clip, (D,), is the CLS state plus the maximum over the regions in each channel
+       (`video_pooling`).
 
-    Each of the three steps can be left out: `codebook_size=0` (quantization), `num_regions=0` (aggregation under
-    learned masks), `interaction_layers=0` (attention between regions). All three 0 is the encoder of Frozen in Time
-    (arXiv 2104.00650).
-
-    Fields that are None are derived from the others when they are read, by [`RegionLearnerVideoConfig.resolved`].
+    The masks learn from the contrastive loss and a soft k-means loss; the encoder gets no gradient through them.
+    `codebook_size=0` leaves out step 2, `num_regions=0` steps 3 and 4, and `interaction_layers=0` step 5. Without all
+    three this is the video encoder of Frozen in Time (arXiv 2104.00650).
 
     Args:
-        num_frames (`int`, defaults to 4): number of temporal positions, and with it the longest clip.
-        patch_bias (`bool`, defaults to `True`): bias of the patch embedding (CLIP has none).
-        pre_layernorm (`bool`, defaults to `False`): LayerNorm before the first block (CLIP has one).
-        time_attention_init (`str`, defaults to `"zero_projection"`): both forms start as the identity, so that an
-            image model inflates exactly. "zero_projection": queries, keys and values at random, output projection 0.
-            "original": queries, keys and values 0, output projection 1; under it queries and keys never get a
-            gradient, and every value channel gets the same one.
-        codebook_size (`int`, defaults to 2048): K, codes of the quantizer.
-        codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked
-            up before they are updated, and unused codes are revived. "original": as in the reference implementation;
-            looked up after the update, never initialized or revived.
+        pre_layernorm (`bool`, defaults to `False`): a LayerNorm before the first block, and no bias in the patch
+            embedding, as in CLIP.
+        num_frames (`int`, defaults to 4): number of temporal positions, the most frames that a clip can have.
+        codebook_size (`int`, defaults to 2048): number of codes, K.
+        codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked up
+            before they are updated, and are revived when unused. "original": as in the reference implementation,
+            looked up after the update, and neither initialized from features nor revived.
         codebook_decay (`float`, *optional*): EMA decay of the codebook statistics. By default 0.99 for "ema" and 0.1
             for "original".
-        codebook_revival_after (`int`, defaults to 100): a code that is unused for the last so many times K features
-            is revived from a current feature ("ema" only); 0 never revives codes.
-        num_regions (`int`, defaults to 8): S, learned masks, and with them regions, per frame.
-        interaction_layers (`int`, defaults to 1): self-attention layers over all regions of a clip.
-        interaction_heads (`int`, defaults to 8): attention heads of each of them.
-        region_form (`str`, defaults to `"decoupled"`): form of the region module. "decoupled": see above; the best
-            form found so far (docs/evidence.md). "paper": as in the paper and the reference implementation.
-        region_options (`dict`, defaults to `{}`): overrides single choices of the form, for ablations; see
-            [`RegionOptions`] for the keys.
-        motion_excitation (`bool`, defaults to `False`): adds features weighted by their change between frames to
+        codebook_revival_after (`int`, defaults to 100): a code that none of the last `codebook_revival_after` * K
+            features chose is revived from a current feature ("ema" only); 0 never revives codes.
+        num_regions (`int`, defaults to 8): number of regions per frame, S.
+        interaction_layers (`int`, defaults to 1): number of interaction layers.
+        interaction_heads (`int`, defaults to 8): number of attention heads in each of them.
+        region_form (`str`, defaults to `"decoupled"`): "decoupled", as above, or "paper", as in the paper and the
+            reference implementation: the masks have any sign, and the regions are means over positions of mask *
+            quantized feature, which interact in a single attention layer.
+        region_options (`dict`, defaults to `{}`): overrides single choices of the form; see [`RegionOptions`].
+        motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
             the quantized ones.
-        video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions, "cls_max", plus the
-            maximum of the regions in each channel, or "cls". By default "cls" without codes and regions, "cls_mean"
-            for the "paper" form, and "cls_max" otherwise.
+        video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions; "cls_max", plus
+            their maximum in each channel; or "cls". By default "cls" without codes and regions, "cls_mean" for the
+            "paper" form, and "cls_max" otherwise.
         temporal_fusion (`str`, defaults to `"attention"`): how frames become one clip. "attention": they attend to
-            each other in every block. "pool", "linear": late fusion; each frame is encoded alone, as an image is, and
-            the features of the frames are averaged, or concatenated and projected. (Regions interact over all frames
-            in every case.)
+            each other in every block. "pool" and "linear": each frame is encoded on its own, as an image, and the
+            features of the frames are averaged, or concatenated and projected. (Regions interact over all frames in
+            every case.)
+
+    The other fields are those of any vision transformer. Fields that are None are derived from the others; see
+    [`RegionLearnerVideoConfig.resolved`].
 
     Example:
 
@@ -377,10 +374,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
-    num_frames: int = 4
-    patch_bias: bool = True
     pre_layernorm: bool = False
-    time_attention_init: str = "zero_projection"
+    num_frames: int = 4
     codebook_size: int = 2048
     codebook_mode: str = "ema"
     codebook_decay: float | int | None = None
@@ -396,31 +391,13 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     def __post_init__(self, **kwargs):
         old = {name: kwargs.pop(name) for name in _OLD_NAMES if name in kwargs}
-        self.region_options = {name: value for name, value in self.region_options.items() if value is not None}
-        self.region_options = rename_old_fields(old | {"region_options": self.region_options})["region_options"]
+        options = {name: value for name, value in self.region_options.items() if value is not None}
+        self.region_options = rename_old_fields(old | {"region_options": options})["region_options"]
         super().__post_init__(**kwargs)
-        if _was_saved_with_old_names(old):
-            self._forget_what_was_derived()
-
-    def _forget_what_was_derived(self):
-        """Takes what equals its default for what it was in older checkpoints, a derived value that was saved."""
-        form, options = REGION_FORMS[self.region_form], self.region_options
-        chosen = {name: value for name, value in options.items() if value != form.get(name)}
-        weight = chosen.pop("mask_loss_weight", None)
-        self.region_options, decay, pooling = chosen, self.codebook_decay, self.video_pooling
-        self.codebook_decay = self.video_pooling = None
-        derived = self.resolved
-        if weight not in (None, derived.region_options.mask_loss_weight):
-            self.region_options = chosen | {"mask_loss_weight": weight}
-        self.codebook_decay = None if decay == derived.codebook_decay else decay
-        self.video_pooling = None if pooling == derived.video_pooling else pooling
 
     @property
     def resolved(self) -> ResolvedVideoConfig:
-        """
-        The choices that the fields leave open, each with its value: `codebook_decay`, `video_pooling`, and all
-        `region_options`. They are derived anew each time, and are not saved.
-        """
+        """`codebook_decay`, `video_pooling` and all region options, with defaults filled in. They are not saved."""
         options: dict[str, Any] = REGION_FORMS[self.region_form] | self.region_options
         masks_compete = options["mask_normalization"] == "regions" and self.num_regions > 1
         options.setdefault("mask_loss_weight", 1.0 if masks_compete else 0.0)
@@ -433,39 +410,52 @@ class RegionLearnerVideoConfig(_StrictConfig):
             pooling = "cls_mean" if self.region_form == "paper" else "cls_max"
         return ResolvedVideoConfig(decay, pooling, RegionOptions(**options))
 
-    def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
-        return super()._with(rename_old_fields(changes))
+    @classmethod
+    def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return rename_old_fields(super()._read(config_dict))
 
     @classmethod
-    def _where(cls, name: str, value: Any) -> str:
+    def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        return super()._merge(values, rename_old_fields(changes))
+
+    @classmethod
+    def _hint(cls, name: str, value: Any) -> str:
         if name in RegionOptions._fields:
-            return f", but a key of its region_options: give region_options={{{name!r}: {value!r}}}."
+            return f", but a key of its region_options: pass region_options={{{name!r}: {value!r}}}."
         if name in RegionLearnerConfig.own_fields():
-            return ", but of RegionLearnerConfig: give it there."
-        return super()._where(name, value)
+            return ", but of RegionLearnerConfig: pass it there."
+        return super()._hint(name, value)
 
     def validate_architecture(self):
         """
         Raises:
-            ValueError: for values out of their range, unknown choices, and parts that need one that is left out.
-                (Sizes that do not fit together are refused when the model is built: a configuration may be changed
-                field by field.)
+            ValueError: a value is out of range, a choice is not known, sizes do not fit together, or a part needs
+                another one that is left out.
         """
+        from transformers.activations import ACT2FN
+
         sizes = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
-        _at_least(self, 1, *sizes, "num_channels", "num_frames", "interaction_heads")
-        counts = ("codebook_size", "codebook_revival_after", "num_regions", "interaction_layers")
-        _at_least(self, 0, "num_hidden_layers", *counts)
-        for name in ("layer_norm_eps", "initializer_range"):
+        for name in (*sizes, "num_channels", "num_frames", "interaction_heads"):
+            _check_number(name, getattr(self, name), at_least=1)
+        counts = ("num_hidden_layers", "codebook_size", "codebook_revival_after", "num_regions", "interaction_layers")
+        for name in (*counts, "layer_norm_eps"):
             _check_number(name, getattr(self, name), at_least=0)
+        _check_number("initializer_range", self.initializer_range, above=0)
+        _check_choice("hidden_act", self.hidden_act, sorted(ACT2FN))
         _check_choice("codebook_mode", self.codebook_mode, ("ema", "original"))
-        _check_choice("time_attention_init", self.time_attention_init, ("zero_projection", "original"))
         _check_choice("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
-        _check_choice("region_form", self.region_form, tuple(REGION_FORMS))
-        self._validate_region_options()
+        _check_choice("region_form", self.region_form, REGION_FORMS)
+        self._check_region_options()
         resolved = self.resolved
         _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
+        pairs = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
+        for whole, part in pairs + [("hidden_size", "interaction_heads")] * bool(self.interaction_layers):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{whole}={getattr(self, whole)} is not a multiple of {part}={getattr(self, part)}: change either."
+                )
         if self.interaction_layers and not self.num_regions:
             raise ValueError(
                 f"interaction_layers={self.interaction_layers} needs regions to interact, but num_regions=0: "
@@ -477,10 +467,10 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 "set codebook_size, or motion_excitation=False."
             )
 
-    def _validate_region_options(self):
+    def _check_region_options(self):
         for name in self.region_options:
             if name not in RegionOptions._fields:
-                hint = _did_you_mean(str(name), RegionOptions._fields)
+                hint = did_you_mean(str(name), RegionOptions._fields)
                 raise ValueError(f"{name!r} is not a key of region_options{hint}")
         options = self.resolved.region_options
         for name, value in options._asdict().items():
@@ -514,26 +504,34 @@ class RegionLearnerConfig(_StrictConfig):
         video_config (`RegionLearnerVideoConfig` or `dict`, *optional*): the video tower.
         text_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): the text encoder, by default
             DistilBERT.
-        projection_dim (`int`, defaults to 256): width of the embedding space.
+        projection_dim (`int`, defaults to 256): size of the embeddings.
         temperature (`float`, defaults to 0.05): cosine similarities are divided by it.
-        learn_temperature (`bool`, defaults to `False`): make it a parameter that starts there.
+        learn_temperature (`bool`, defaults to `False`): make the temperature a parameter, which starts there.
         loss (`str`, defaults to `"infonce"`): "infonce": cross-entropy among all pairs of a batch. "sigmoid": every
-            pair judged on its own, as SigLIP does it (arXiv 2303.15343), with a learned bias added to all logits.
-            "max_margin": a ranking loss on the cosine similarities themselves, without a temperature.
-        sigmoid_bias (`float`, defaults to -10.0): initial bias of "sigmoid".
-        margin (`float`, defaults to 0.2): of "max_margin"; by so much a pair has to be more similar than others are.
-        text_pooling (`str`, *optional*): the state of the "first" or the "last" token of a text, of its end-of-text
-            token ("eos"), the "mean" of all tokens, or what the encoder itself pools ("pooler"). Padding does not
-            count. By default the encoder's own pooled state for BERT, CLIP and SigLIP, the last token for causal
-            encoders such as GPT-2, and the first token for all others
-            (see [`RegionLearnerConfig.resolved`]).
+            pair on its own, as in SigLIP (arXiv 2303.15343), with a learned bias added to the logits. "max_margin":
+            a ranking loss on the cosine similarities, without a temperature.
+        sigmoid_bias (`float`, defaults to -10.0): initial bias of the "sigmoid" loss.
+        margin (`float`, defaults to 0.2): how much more similar a pair should be than its negatives, for the
+            "max_margin" loss.
+        text_pooling (`str`, *optional*): the state of the "first" or the "last" token of a text or of its end-of-text
+            token ("eos"), the "mean" of all tokens, or the encoder's own pooled state ("pooler"). Padding is ignored.
+            By default the encoder's own pooling for BERT, CLIP and SigLIP, the last token for causal encoders such as
+            GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
+
+    Example:
+
+    ```python
+    >>> config = RegionLearnerConfig(video_config={"num_regions": 4}, text_config={"model_type": "bert"})
+    >>> config.video_config.num_regions, config.resolved.text_pooling
+    (4, 'pooler')
+    ```
     """
 
     model_type = "region_learner"
     sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
-    # An evaluation that concatenates outputs keeps the embeddings alone.
+    # The Trainer concatenates all other outputs of an evaluation: the embeddings are enough.
     keys_to_ignore_at_inference = ["logits_per_video", "logits_per_text", "text_model_output", "video_model_output"]
 
     video_config: dict | PreTrainedConfig | None = None
@@ -550,124 +548,117 @@ class RegionLearnerConfig(_StrictConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
-        is_old = isinstance(self.video_config, dict) and _was_saved_with_old_names(self.video_config)
         if self.video_config is None or isinstance(self.video_config, dict):
             self.video_config = RegionLearnerVideoConfig(**self.video_config or {})
         if self.text_config is None:
             self.text_config = AutoConfig.for_model("distilbert")
         elif isinstance(self.text_config, dict):
             self.text_config = text_config_from_dict(self.text_config, chosen=self.text_config)
-        if is_old and self.text_pooling == default_text_pooling(self.text_config):
-            self.text_pooling = None  # derived, and saved
         super().__post_init__(**kwargs)
 
     @property
     def resolved(self) -> ResolvedConfig:
-        """The choices that the fields leave open, each with its value: `text_pooling`. They are not saved."""
+        """`text_pooling`, with the default filled in. It is not saved."""
         return ResolvedConfig(self.text_pooling or default_text_pooling(self.text_config))
 
     @property
     def num_frames(self) -> int:
-        """Temporal positions of the video tower, by the name that transformers' pipelines look for."""
+        """The temporal positions of the video tower, by the name that transformers' pipelines look for."""
         return self.video_config.num_frames
 
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         values = super()._read(config_dict)
-        video, text = (values.get(name) for name in ("video_config", "text_config"))
-        if isinstance(video, dict):
+        if isinstance(video := values.get("video_config"), dict):
             values["video_config"] = RegionLearnerVideoConfig._read(video)
-        if isinstance(text, dict):  # whatever a checkpoint has there, its encoder was loaded with it
+        if isinstance(text := values.get("text_config"), dict):
             values["text_config"] = text_config_from_dict(text)
         return values
 
-    def _with(self, changes: dict[str, Any]) -> dict[str, Any]:
-        # (None for a tower does not mean the default one, but none given.)
-        changes = {name: value for name, value in changes.items() if value is not None or name not in self.sub_configs}
-        video, text = changes.get("video_config"), changes.get("text_config", self.text_config)
-        if isinstance(video, Mapping):
+    @classmethod
+    def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        # Towers cannot be reset to a default: None means that there is no change.
+        changes = {name: value for name, value in changes.items() if value is not None or name not in cls.sub_configs}
+        if isinstance(video := changes.get("video_config"), Mapping):
             changes["video_config"] = rename_old_fields(video)
-        if isinstance(text, Mapping):
-            text = text_config_from_dict(merge_fields(self.text_config.to_dict(), text), chosen=text)
-        return super()._with(changes | {"text_config": text})
+            if isinstance(saved := values.get("video_config"), PreTrainedConfig):
+                values = values | {"video_config": saved.to_dict()}
+        if isinstance(text := changes.get("text_config"), Mapping):
+            saved = values.get("text_config") or AutoConfig.for_model("distilbert")
+            changes["text_config"] = text_config_from_dict(merge_fields(saved.to_dict(), text), chosen=text)
+        return super()._merge(values, changes)
 
     @classmethod
-    def _where(cls, name: str, value: Any) -> str:
+    def _hint(cls, name: str, value: Any) -> str:
         of_video = RegionLearnerVideoConfig.own_fields()
         if name in of_video:
-            return f", but of its video_config: give video_config={{{name!r}: {value!r}}}."
+            return f", but of its video_config: pass video_config={{{name!r}: {value!r}}}."
         near = difflib.get_close_matches(name, sorted(cls.own_fields() | of_video), n=1)
         if near and near[0] in of_video:
             return f"; did you mean {near[0]!r}, in video_config?"
-        return super()._where(name, value)
+        return super()._hint(name, value)
 
     def validate_architecture(self):
         """
         Raises:
-            ValueError: for values out of their range, here and in the two towers.
+            ValueError: a value is out of range, here or in one of the towers.
         """
-        for name in ("video_config", "text_config"):
+        for name in self.sub_configs:
             if not isinstance(getattr(self, name), PreTrainedConfig):
                 raise ValueError(f"{name} was set to {getattr(self, name)!r:.60}: set it to a configuration.")
         if self.video_config.model_type != RegionLearnerVideoConfig.model_type:
             raise ValueError(
-                f"video_config is that of a {self.video_config.model_type!r} model: give a RegionLearnerVideoConfig, "
+                f"video_config is that of a {self.video_config.model_type!r} model: pass a RegionLearnerVideoConfig, "
                 "or a dict of its fields."
             )
         self.video_config.validate_architecture()
         _check_text_config(self.text_config)
-        _at_least(self, 1, "projection_dim")
+        _check_number("projection_dim", self.projection_dim, at_least=1)
         _check_number("temperature", self.temperature, above=0)
-        _check_choice("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
-        _check_number("sigmoid_bias", self.sigmoid_bias)
         _check_number("margin", self.margin, above=0)
-        _check_number("initializer_range", self.initializer_range, at_least=0)
+        _check_number("sigmoid_bias", self.sigmoid_bias)
+        _check_number("initializer_range", self.initializer_range, above=0)
+        _check_choice("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
+        _check_choice("text_pooling", self.resolved.text_pooling, TEXT_POOLINGS)
         if self.loss == "max_margin" and self.learn_temperature:
             raise ValueError(
                 "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
             )
-        _check_choice("text_pooling", self.resolved.text_pooling, TEXT_POOLINGS)
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns flat `overrides` as [`RegionLearnerConfig.from_dict`] takes them: fields of the top level there, and
-    fields of the video tower in `video_config`. (A name that both have is that of the top level.)
+    Returns flat `overrides` as [`RegionLearnerConfig.from_dict`] takes them, with the fields of the video tower in
+    `video_config`. A name that both configurations have is that of the top level.
 
     Raises:
-        ValueError: for a name that neither has, with the nearest one.
+        ValueError: a name is not known.
     """
     top, of_video = RegionLearnerConfig.own_fields(), RegionLearnerVideoConfig.own_fields() | _OLD_NAMES.keys()
-    nested: dict[str, Any] = {name: value for name, value in overrides.items() if name in top}
-    video = {name: value for name, value in overrides.items() if name in of_video - top}
     for name in overrides:
         if name not in top | of_video:
-            raise ValueError(f"{name!r} is not a field of the configuration{_did_you_mean(name, top | of_video)}")
-    if video:
+            raise ValueError(f"{name!r} is not a field of the configuration{did_you_mean(name, top | of_video)}")
+    nested: dict[str, Any] = {name: value for name, value in overrides.items() if name in top}
+    if video := {name: value for name, value in overrides.items() if name not in top}:
         nested["video_config"] = merge_fields(nested.get("video_config") or {}, video, keep_null=True)
     return nested
 
 
-def _is_of_transformers(name: str) -> bool:
-    return name in _OF_TRANSFORMERS or name.startswith("_")
-
-
-def _was_saved_with_old_names(video_config: Mapping[str, Any]) -> bool:
-    return _OLD_NAMES.keys() <= video_config.keys()
-
-
-def _looks_like_a_field(name: str) -> bool:
+def _resembles_a_field(name: str) -> bool:
     known = RegionLearnerConfig.own_fields() | RegionLearnerVideoConfig.own_fields()
     return bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
 def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ()) -> PreTrainedConfig:
     """
-    The configuration of a text encoder from its dictionary.
+    Returns the configuration of a text encoder.
+
+    Args:
+        values: its fields and its `model_type`.
+        chosen: the names among them that a user gave, which must exist.
 
     Raises:
-        ValueError: without a `model_type` that transformers knows, or for fields among the `chosen` ones that the
-            configuration does not have.
+        ValueError: transformers does not know the `model_type`, or the configuration does not have a chosen field.
     """
     values = dict(values)
     model_type = values.pop("model_type", None)
@@ -679,23 +670,23 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"text_config: model_type={model_type!r} is not known to transformers"
-            f"{_did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
+            f"{did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
         )
     config = AutoConfig.for_model(model_type, **values)
-    # A configuration of transformers keeps what it does not know as an attribute.
+    # transformers keeps unknown arguments of a configuration as attributes.
     declared = type(config).__dataclass_fields__
     attributes = [name for name in chosen if name in vars(config) and name not in declared]
     if attributes := [name for name in attributes if not _is_of_transformers(name)]:
         known = vars(type(config)())
         for name in attributes:
             if name not in known:
-                hint = _did_you_mean(name, {*known, *type(config).attribute_map})
+                hint = did_you_mean(name, {*known, *type(config).attribute_map})
                 raise ValueError(f"text_config: {name!r} is not a field of {type(config).__name__}{hint}")
     return config
 
 
 def _check_text_config(config: Any):
-    """Raises ValueError for sizes and numbers that no encoder can have, and that transformers lets through."""
+    """Raises ValueError for values that no text encoder can have, but transformers accepts."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         value = getattr(config, name, None)
         minimum = 0 if name == "num_hidden_layers" else 1

@@ -3,16 +3,15 @@
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
 """
-RegionLearner in PyTorch: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), which puts a region
-module behind the divided space-time ViT of "Frozen in Time" (arXiv 2104.00650).
+PyTorch RegionLearner: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), a region module behind the
+divided space-time ViT of "Frozen in Time" (arXiv 2104.00650).
 
-"The original" is the authors' code, github.com/showlab/Region_Learner. Where a class here differs from it on
-purpose, its docstring says so and why. In the comments B are clips, T frames, N = h * w patches a frame, D channels,
-S regions a frame, K codes, H heads.
+"The original" is the reference implementation, github.com/showlab/Region_Learner. The docstring of each class says
+what it corresponds to there, and where it differs on purpose. In comments, B are clips, T frames, N = h * w patches
+per frame, D channels, S regions per frame, K codes, H heads.
 """
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -28,8 +27,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -49,27 +48,26 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
-            CLS state and region states after the final LayerNorm. Without aggregation the patches (quantized, if
-            there are codes) stand in for the regions: `(B, 1 + T * N, D)`. Under late fusion (`temporal_fusion`
-            "pool" or "linear") it begins with the CLS states of all T frames, instead of one.
+            CLS state and regions after the final LayerNorm. Without aggregation the patches (quantized, if there is a
+            codebook) take the place of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
+            "linear") it begins with the CLS states of all T frames instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
             The video feature; from `get_video_features` its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
-            With `output_hidden_states=True`: input of the first block and outputs of all.
+            With `output_hidden_states=True`: the input of the first block and the output of every block. With late
+            fusion these are those of B * T clips of one frame.
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
-            With `output_attentions=True` and eager attention: weights of each block's attention over space. (Under
-            late fusion these and the hidden states are those of B * T clips of one frame.)
+            With `output_attentions=True` and eager attention: the weights of the attention over space in every block.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
             Regions after their interaction, before the final LayerNorm. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
-            The masks the regions were gathered with: raw ones, of any sign, or normalised ones, which are h * w times
-            a distribution over the positions of a frame (the region option `mask_normalization`). None without
-            aggregation.
+            The masks under which the regions were pooled: raw ones of any sign, or ones that are normalized to a mean
+            of 1 over the positions of a frame (region option `mask_normalization`). None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
-            Code of each patch. None without quantization.
+            Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
-            The share of the variance of a clip's features that is within its regions, 0 to 1. None if the region
-            option `mask_loss_weight` is 0, or without aggregation.
+            The share of the variance of a clip's features that lies within its regions, 0 to 1. None without
+            aggregation, or if the region option `mask_loss_weight` is 0.
     """
 
     region_states: torch.Tensor | None = None
@@ -81,18 +79,18 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 @dataclass
 class RegionLearnerOutput(ModelOutput):
     """
-    Output of the dual encoder; a side that was not given is None.
+    Output of the dual encoder. What belongs to an input that was not given is None.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`): the contrastive loss, plus the weighted loss
-            of the masks (the region option `mask_loss_weight`).
-        logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`): cosine similarity over temperature, plus
-            the learned bias where the loss is "sigmoid".
-        logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): its transpose.
-        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): of length 1.
-        video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): of length 1.
-        text_model_output (`BaseModelOutputWithPooling`): of the text encoder.
-        video_model_output (`RegionLearnerVideoOutput`): of the video tower.
+        loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`):
+            The contrastive loss plus the weighted loss of the masks (region option `mask_loss_weight`).
+        logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`):
+            Cosine similarities divided by the temperature; with the "sigmoid" loss, plus the learned bias.
+        logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): the transpose of `logits_per_video`.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized text embeddings.
+        video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): L2-normalized video embeddings.
+        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
+        video_model_output (`RegionLearnerVideoOutput`): the output of the video tower.
     """
 
     loss: torch.Tensor | None = None
@@ -115,7 +113,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = query @ key.transpose(-1, -2) * scaling  # (B, H, queries, keys)
     if attention_mask is not None:
@@ -125,48 +123,14 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def _attend(
-    module: "RegionLearnerDividedAttention | RegionLearnerInteractionLayer",
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Attention by the implementation the configuration names. `query`, `key`, `value`: (batch, length, H, D / H);
-    `mask`: additive, broadcastable to (batch, 1, queries, keys). Returns (batch, queries, D) and, if the
-    implementation gives them, the weights.
-    """
-    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
-    )
-    if mask is not None:
-        mask = mask.expand(-1, -1, query.shape[1], -1)
-    output, weights = attention_interface(
-        module,
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        mask,
-        scaling=module.scaling,
-        dropout=0.0,
-        **kwargs,
-    )
-    return output.flatten(2), weights
-
-
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive attention mask: 0 where `allowed`, the lowest number elsewhere."""
+    """Returns an additive attention mask: 0 where `allowed`, the lowest number of `dtype` elsewhere."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 class RegionLearnerVideoEmbeddings(nn.Module):
-    """
-    Patch, spatial and temporal embeddings of the original's `SpaceTimeTransformer`. Beyond it: frames of another
-    size than trained, for which the spatial positions are interpolated.
-    """
+    """Patch, spatial and temporal embeddings of the original's `SpaceTimeTransformer`."""
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
@@ -177,14 +141,14 @@ class RegionLearnerVideoEmbeddings(nn.Module):
             config.hidden_size,
             kernel_size=config.patch_size,
             stride=config.patch_size,
-            bias=config.patch_bias,
+            bias=not config.pre_layernorm,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid**2, config.hidden_size))
         self.temporal_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
 
-    def spatial_positions(self, height: int, width: int) -> torch.Tensor:
-        """Positions of a grid of `height` x `width` patches: (1, height * width, D)."""
+    def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
+        """Returns the spatial positions of a grid of `height` x `width` patches, (1, height * width, D)."""
         positions = self.position_embeddings[:, 1:]
         if (height, width) == (self.grid, self.grid):
             return positions
@@ -192,13 +156,15 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         positions = F.interpolate(positions.float(), size=(height, width), mode="bicubic", align_corners=False)
         return positions.flatten(2).transpose(1, 2).to(self.position_embeddings.dtype)
 
-    def forward(self, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    def forward(
+        self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """
-        (B, T, C, height, width) to the tokens (B, 1 + T * N, D), and (T, h, w). Under late fusion the tokens are
-        those of B * T clips of one frame.
+        Embeds clips (B, T, C, height, width) as tokens (B, 1 + T * N, D), and returns their grid (T, h, w), too. With
+        late fusion the tokens are those of B * T clips of one frame.
         """
         batch, frames, channels, height, width = pixel_values_videos.shape
-        patch = self.config.patch_size
+        patch, size = self.config.patch_size, self.config.image_size
         if channels != self.config.num_channels:
             raise ValueError(f"The clips have {channels} channels, but the model takes {self.config.num_channels}.")
         if frames > self.config.num_frames:
@@ -206,104 +172,167 @@ class RegionLearnerVideoEmbeddings(nn.Module):
                 f"The clips have {frames} frames, but the model has {self.config.num_frames} temporal positions: "
                 f"sample fewer frames, or `model = model.resize_frames({frames})`."
             )
+        if not interpolate_pos_encoding and (height, width) != (size, size):
+            raise ValueError(
+                f"The frames are {height} x {width} pixels, but the model takes {size} x {size}: resize the frames, "
+                "or set `interpolate_pos_encoding=True`."
+            )
         if height % patch or width % patch:
             raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
-        if self.config.temporal_fusion != "attention":  # each frame a clip of its own: (B * T, 1, C, height, width)
+        if self.config.temporal_fusion != "attention":  # each frame is a clip: (B * T, 1, C, height, width)
             pixel_values_videos = pixel_values_videos.flatten(0, 1).unsqueeze(1)
             batch, frames = batch * frames, 1
         pixel_values_videos = pixel_values_videos.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values_videos.flatten(0, 1))  # (B * T, D, h, w)
         grid = (frames, *patches.shape[-2:])
         patches = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, T, N, D)
-        patches = patches + self.spatial_positions(*grid[1:]).unsqueeze(1)
+        patches = patches + self.interpolate_pos_encoding(*grid[1:]).unsqueeze(1)
         patches = patches + self.temporal_embeddings[:, :frames].unsqueeze(2)
         cls = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1), grid
 
 
-class RegionLearnerDividedAttention(nn.Module):
+class RegionLearnerAttention(nn.Module):
+    """Multi-head self-attention, as in the original's `Interaction`."""
+
+    def __init__(self, config: RegionLearnerVideoConfig, num_heads: int, qkv_bias: bool = True):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=qkv_bias)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries, keys and values (batch, length, H, D / H) of `hidden_states` (batch, length, D)."""
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        return query.view(heads), key.view(heads), value.view(heads)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Attention by the implementation of the configuration. `attention_mask` is additive and broadcastable to
+        (batch, 1, queries, keys). Returns (batch, queries, D), and the weights if the implementation has them.
+        """
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(-1, -1, query.shape[1], -1)
+        output, weights = attention_interface(
+            self,
+            query.transpose(1, 2),  # (batch, H, length, D / H)
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=0.0,  # not a field: neither the original nor any recipe here uses dropout in this tower
+            **kwargs,
+        )
+        return output.flatten(2), weights
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, weights = self.attend(*self.project(hidden_states), attention_mask, **kwargs)
+        return self.out_proj(output), weights
+
+
+class RegionLearnerZeroLinear(nn.Linear):
+    """A linear layer that starts as the zero function; a class, for `_init_weights` to know it by."""
+
+
+class RegionLearnerDividedAttention(RegionLearnerAttention):
     """
-    Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token; a patch
+    Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token, a patch
     query to CLS and to its group: the same patch in all frames (`"time"`) or all patches of its frame (`"space"`).
+
+    The attention over time starts as the zero function, so that an image model inflates exactly. Here only its output
+    projection is 0. In the original, queries, keys and values are 0 and the output projection is 1: queries and keys
+    then never get a gradient.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig, axis: str):
-        super().__init__()
-        self.config = config
+        super().__init__(config, config.num_attention_heads)
         self.axis = axis
-        self.num_heads = config.num_attention_heads
-        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
-        self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         if axis == "time":
-            # Attention over time starts as the zero function, and with it the block as that of an image model.
-            if config.time_attention_init == "original":
-                self.qkv.initial_weight, self.out_proj.initial_weight = 0.0, 1.0  # type: ignore[assignment]
-            else:
-                self.out_proj.initial_weight = 0.0  # type: ignore[assignment]
+            self.out_proj = RegionLearnerZeroLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         grid: tuple[int, int, int],
         frame_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. The
-        second output is the whole weight matrix (B, H, 1 + T * N, 1 + T * N) where it was asked for, else None.
+        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. The second
+        output is the whole weight matrix (B, H, 1 + T * N, 1 + T * N) if it was asked for, otherwise None.
         """
-        query, key, value = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        query, key, value = self.project(hidden_states)
         if kwargs.get("output_attentions", self.config.output_attentions):
             # One masked attention over all tokens gives the same output, and the weights as one matrix.
-            output, weights = _attend(self, query, key, value, self._group_mask(grid, frame_mask, query), **kwargs)
+            output, weights = self.attend(query, key, value, self._full_mask(grid, frame_mask, query), **kwargs)
             return self.out_proj(output), weights
 
         frames, patches = grid[0], grid[1] * grid[2]
         cls_mask, group_mask = None, None
         if frame_mask is not None:
             cls_mask = _additive(self._token_mask(frame_mask, patches), query.dtype)[:, None, None]  # (B, 1, 1, keys)
-            if self.axis == "time":  # in space a masked frame is a group of its own
+            if self.axis == "time":  # in space, the patches of a masked frame only attend to each other and CLS
                 group_mask = F.pad(_additive(frame_mask, query.dtype), (1, 0))  # (B, 1 + T)
                 group_mask = group_mask.repeat_interleave(patches, 0)[:, None, None]  # (B * N, 1, 1, 1 + T)
-        cls_output, _ = _attend(self, query[:, :1], key, value, cls_mask, **kwargs)
+        cls_output, _ = self.attend(query[:, :1], key, value, cls_mask, **kwargs)
 
-        # CLS belongs to every group, so keys and values are joined here: no view has the shared token at one stride.
-        def to_groups(x: torch.Tensor) -> torch.Tensor:  # (B, groups, tokens of a group, H, D / H)
+        def to_groups(x: torch.Tensor) -> torch.Tensor:  # (B, groups, tokens per group, H, D / H)
             x = x[:, 1:].unflatten(1, (frames, patches))
             return x.transpose(1, 2) if self.axis == "time" else x
 
-        def with_cls(x: torch.Tensor) -> torch.Tensor:
+        def with_cls(x: torch.Tensor) -> torch.Tensor:  # (B, groups, 1 + tokens per group, H, D / H)
             groups = to_groups(x)
             return torch.cat([x[:, None, :1].expand(-1, groups.shape[1], -1, -1, -1), groups], dim=2)
 
         query, key, value = to_groups(query), with_cls(key), with_cls(value)
-        output, _ = _attend(self, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), group_mask, **kwargs)
-        output = output.unflatten(0, query.shape[:2])  # (B, groups, group, D)
+        output, _ = self.attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), group_mask, **kwargs)
+        output = output.unflatten(0, query.shape[:2])  # (B, groups, tokens per group, D)
         if self.axis == "time":
             output = output.transpose(1, 2)
         return self.out_proj(torch.cat([cls_output, output.flatten(1, 2)], dim=1)), None
 
     @staticmethod
     def _token_mask(frame_mask: torch.Tensor, patches: int) -> torch.Tensor:
-        """(B, T) to (B, 1 + T * N), with CLS always in."""
+        """(B, T) to (B, 1 + T * N), True for CLS."""
         return F.pad(frame_mask.repeat_interleave(patches, 1), (1, 0), value=True)
 
-    def _group_mask(
+    def _full_mask(
         self, grid: tuple[int, int, int], frame_mask: torch.Tensor | None, query: torch.Tensor
     ) -> torch.Tensor:
-        """Additive mask (B or 1, 1, 1 + T * N, 1 + T * N) that says who attends to whom."""
+        """Returns the additive mask (B or 1, 1, 1 + T * N, 1 + T * N) of who attends to whom."""
         frames, patches = grid[0], grid[1] * grid[2]
         index = torch.arange(frames * patches, device=query.device)
         group = index % patches if self.axis == "time" else index // patches
         allowed = F.pad(group[:, None] == group[None, :], (1, 0, 1, 0), value=True)[None, None]
-        if frame_mask is not None and self.axis == "time":
-            allowed = allowed & self._token_mask(frame_mask, patches)[:, None, None, :]
-        elif frame_mask is not None:
-            seen_by_cls = self._token_mask(frame_mask, patches)[:, None, None, :]
-            of_patches = allowed[:, :, 1:].expand(len(frame_mask), -1, -1, -1)
-            allowed = torch.cat([allowed[:, :, :1] & seen_by_cls, of_patches], dim=2)
+        if frame_mask is not None:
+            real = self._token_mask(frame_mask, patches)[:, None, None, :]  # (B, 1, 1, 1 + T * N)
+            if self.axis == "time":
+                allowed = allowed & real
+            else:  # only CLS attends to other frames
+                of_patches = allowed[:, :, 1:].expand(len(real), -1, -1, -1)
+                allowed = torch.cat([allowed[:, :, :1] & real, of_patches], dim=2)
         return _additive(allowed, query.dtype)
 
 
@@ -335,8 +364,9 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         grid: tuple[int, int, int],
         frame_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """`hidden_states`: (B, 1 + T * N, D), and so the output; `grid`: (T, h, w); `frame_mask`: (B, T)."""
         residual = hidden_states
         over_time, _ = self.time_attention(self.time_norm(hidden_states), grid, frame_mask, **kwargs)
         hidden_states = residual + over_time
@@ -625,63 +655,61 @@ def _all_gather(x: torch.Tensor) -> torch.Tensor:
 
 
 class RegionLearnerMotionExcitation(nn.Module):
-    """Weighs features by where a frame differs from the one before it. The original's `Motion_Excitation`."""
+    """Weights features by where a frame differs from the previous one. The original's `Motion_Excitation`."""
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.conv = nn.Conv2d(config.hidden_size, 1, kernel_size=3, padding=1)
 
     def forward(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`features`: (B, T, h, w, D), and so the output; a masked frame is no frame's predecessor."""
+        """`features`: (B, T, h, w, D), and so the output. Masked frames are skipped as previous frames."""
         if frame_mask is None:
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
         else:
             frames = torch.arange(features.shape[1], device=features.device).expand(frame_mask.shape)
-            latest = torch.where(frame_mask, frames, -1).cummax(1).values  # latest real frame up to each one
+            latest = torch.where(frame_mask, frames, -1).cummax(1).values  # latest real frame up to each one, (B, T)
             previous = F.pad(latest[:, :-1], (1, 0), value=-1)
-            previous = torch.where(previous < 0, frames, previous)  # no predecessor: no difference
+            previous = torch.where(previous < 0, frames, previous)  # without a previous frame the difference is 0
             batch = torch.arange(len(features), device=features.device)[:, None]
             difference = features - features[batch, previous]
         logits = self.conv(difference.flatten(0, 1).permute(0, 3, 1, 2))  # (B * T, 1, h, w)
-        weights = logits.flatten(1).softmax(-1).view(*features.shape[:-1], 1)
+        weights = logits.flatten(1).softmax(-1).view(*features.shape[:-1], 1)  # (B, T, h, w, 1)
         return weights * features
 
 
 class RegionLearnerAggregation(GradientCheckpointingLayer):
     """
-    S learned masks on each frame, and what of the features is under each. The original's `Aggregation`, whose regions
-    are means over positions of mask x feature, with masks of any sign.
+    Pools each frame into S regions under learned masks. The original's `Aggregation`, in which masks have any sign
+    and a region is the mean over positions of mask * feature.
 
-    Beyond it: masks that are normalised over positions or compete between regions; features to gather that are not
-    those which masks are made from; gathering by the maximum or near it, which keeps in each channel what is there at
-    all, where a mean dilutes what is small; and a loss by which masks learn to part a clip into what is alike.
+    Beyond the original: masks that are normalized over positions or compete between regions; values that differ from
+    the features that masks are computed from; pooling by the maximum, or near it, which keeps small things that a mean
+    dilutes; and a loss that makes the masks partition a clip.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
-        self.config = config
         options = config.resolved.region_options
         self.normalization = options.mask_normalization
         self.pooling = options.pooling
         self.sharpness = options.pooling_sharpness
         self.has_loss = options.mask_loss_weight > 0
-        # (A softmax over positions cancels a bias.)
-        bias = options.mask_normalization != "positions"
+        bias = options.mask_normalization != "positions"  # a softmax over positions cancels a bias
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
 
     def forward(
-        self, features: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        `features`, of which masks are made, and `content`, which they gather: (B, T, h, w, D); `frame_mask`: (B, T).
-        Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,).
+        `features`, which the masks are computed from, and `values`, which they pool: (B, T, h, w, D); `frame_mask`:
+        (B, T). Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,).
         """
         batch, frames, height, width, _ = features.shape
         masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
-        content = content.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
+        values = values.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
         logarithms = masks
         if self.normalization == "regions":
-            # A region's share of each position; as logarithms, they cannot all vanish.
+            # A region's share of each position. Logarithms, as shares could all underflow to 0.
             masks = logarithms = masks.log_softmax(1)
         elif self.normalization == "positions":
             logarithms = masks.log_softmax(-1)
@@ -689,36 +717,35 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
             masks = masks.softmax(-1) * (height * width)
         loss = None
         if self.has_loss:
-            shares, values = (x.unflatten(0, (batch, frames)) for x in (logarithms.exp(), content))
-            loss = self._loss(shares, values, frame_mask)
+            shares, content = (x.unflatten(0, (batch, frames)) for x in (logarithms.exp(), values))
+            loss = self._loss(shares, content, frame_mask)
         if self.pooling == "softmax":
-            regions = self._softmax_gather(masks, content)
-        elif self.pooling == "max":
-            # One region at a time, and by indices: what would be (S, h * w, D) a frame is never held.
-            shares = logarithms.to(content.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
-            regions = torch.stack([(content + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
+            regions = self._softmax_pool(masks, values)
+        elif self.pooling == "max":  # one region at a time, which never holds (S, h * w, D) per frame
+            shares = logarithms.to(values.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
+            regions = torch.stack([(values + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
         else:
-            regions = masks.to(content.dtype) @ content / (height * width)
+            regions = masks.to(values.dtype) @ values / (height * width)
         masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
         return regions.unflatten(0, (batch, frames)).flatten(1, 2), masks, loss
 
-    def _softmax_gather(self, masks: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    def _softmax_pool(self, masks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """
-        In each channel the mean of `content` (B * T, h * w, D) over positions, with weights of mask x
-        exp(sharpness x content). The content that weighs is that after a LayerNorm, less the mean of its channel over
-        the frame, in units of what is left on average: large channels that are the same everywhere, as large encoders
-        have them, do not blur the others.
+        Returns, in each channel, the mean of `values` (B * T, h * w, D) over positions with the weights mask *
+        exp(sharpness * z), (B * T, S, D). z are the values after a LayerNorm, minus the mean of their channel over the
+        frame, divided by the standard deviation that is left: channels that are large everywhere, as in large
+        encoders, do not blur the others.
         """
-        with torch.autocast(content.device.type, enabled=False):
-            values = _precise(content)
-            scaled = F.layer_norm(values, values.shape[-1:])
+        with torch.autocast(values.device.type, enabled=False):
+            precise = _precise(values)
+            scaled = F.layer_norm(precise, precise.shape[-1:])
             scaled = scaled - scaled.mean(1, keepdim=True)
             scaled = self.sharpness * scaled * torch.rsqrt(scaled.square().mean((1, 2), keepdim=True) + 1e-6)
-            # (All positions get some weight: a mask may be where, in some channel, all of this has vanished.)
+            # (No weight is 0: under a mask, all weights of a channel may underflow.)
             weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)
-            masks = _precise(masks)  # as many times a distribution as there are positions, which the quotient cancels
-            regions = (masks @ (weights * values)) / (masks @ weights)
-        return regions.to(content.dtype)
+            masks = _precise(masks)  # their scale, a mean of 1, cancels in the quotient
+            regions = (masks @ (weights * precise)) / (masks @ weights)
+        return regions.to(values.dtype)
 
     def _loss(self, shares: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """
@@ -748,33 +775,24 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
 class RegionLearnerInteractionLayer(nn.Module):
     """
     Self-attention over all regions of a clip, the original's `Interaction`. Beyond it: several layers (which crash
-    there), and a residual, a LayerNorm and an MLP on request.
+    there), and on request a residual, a LayerNorm and an MLP.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
-        self.config = config
-        self.num_heads = config.interaction_heads
-        self.scaling = (config.hidden_size // config.interaction_heads) ** -0.5
-        self.is_causal = False
         options = config.resolved.region_options
         self.residual = options.interaction_residual
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if options.interaction_norm else nn.Identity()
-        )
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.mlp = (
-            nn.Sequential(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), RegionLearnerMLP(config))
-            if options.interaction_mlp
-            else None
-        )
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = norm if options.interaction_norm else nn.Identity()
+        self.attention = RegionLearnerAttention(config, config.interaction_heads, qkv_bias=False)
+        self.mlp = None
+        if options.interaction_mlp:
+            norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.mlp = nn.Sequential(norm, RegionLearnerMLP(config))
 
-    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`regions`: (B, T * S, D); `mask`: additive, (B, 1, 1, T * S)."""
-        query, key, value = self.qkv(self.norm(regions)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
-        output, _ = _attend(self, query, key, value, mask)
-        output = self.out_proj(output)
+    def forward(self, regions: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`regions`: (B, T * S, D), and so the output; `attention_mask`: additive, (B, 1, 1, T * S)."""
+        output, _ = self.attention(self.norm(regions), attention_mask)
         if self.residual:
             output = regions + output
         return output if self.mlp is None else output + self.mlp(output)
@@ -782,9 +800,9 @@ class RegionLearnerInteractionLayer(nn.Module):
 
 class RegionLearnerRegionModule(nn.Module):
     """
-    The original's `RegionLearner`: quantize the patches, aggregate them under learned masks into a few regions a
-    frame, let the regions of the clip interact. Each step is there if its size in the configuration is not 0 (there,
-    leaving out quantization leaves out everything).
+    The original's `RegionLearner`: quantizes the patches, pools them under learned masks into a few regions per frame,
+    and lets the regions of a clip interact. Each step can be left out by a size of 0 in the configuration (in the
+    original, leaving out quantization leaves out everything).
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -803,40 +821,38 @@ class RegionLearnerRegionModule(nn.Module):
         self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or patches
-        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the codes' indices (B, T, h, w); the loss of
-        the regions (B,).
+        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or the patches
+        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); the loss
+        of the masks (B,).
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
             valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
             states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
             states, cluster_ids = states.view_as(features), cluster_ids.view(features.shape[:-1])
-        content = features if self.values == "features" and self.aggregation is not None else states
+        values = features if self.values == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask)
-            states, content = states + motion, content + motion
+            states, values = states + motion, values + motion
         if self.aggregation is None:
             return states.flatten(1, 3), masks, cluster_ids, loss
-        states, masks, loss = self.aggregation(states.detach() if self.detach_masks else states, content, frame_mask)
-        mask = None
+        states, masks, loss = self.aggregation(states.detach() if self.detach_masks else states, values, frame_mask)
+        attention_mask = None
         if frame_mask is not None:
-            mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
+            attention_mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
         for layer in self.interaction:
-            states = layer(states, mask)
+            states = layer(states, attention_mask)
         return states, masks, cluster_ids, loss
 
 
 class RegionLearnerTemporalFusion(nn.Module):
     """
-    Late fusion: one feature a frame to one a clip, by their mean ("pool") or by a Linear over all of them in sequence
-    ("linear"). The original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", under which, as here, frames
-    are encoded one by one (all at the first temporal position, so as images are), and only regions interact over
-    frames. ("att", ours "attention", needs no such module.)
+    Late fusion: the features of the frames become that of the clip by their mean ("pool"), or by a Linear over their
+    concatenation ("linear"). The original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", in which, as
+    here, each frame is encoded on its own at the first temporal position, and only regions interact over frames.
 
-    "linear" differs on purpose. Clips may have fewer frames than the model, and masked ones: zeros stand in for what
-    is not there (the original crashes). And it starts as the mean over frames, so that it begins with what encoder
-    and projection have learned, where the original starts at random.
+    "linear" differs on purpose: zeros take the place of masked and missing frames (the original crashes), and it
+    starts as the mean over frames, on which encoder and projection were trained (the original starts at random).
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -859,8 +875,8 @@ class RegionLearnerTemporalFusion(nn.Module):
 
     def resize_(self, num_frames: int, fill: str):
         """
-        Takes up to `num_frames` frames from now on. "zeros" appends weights of zero: the same function of shorter
-        clips. Otherwise weights are stretched, and corrected so that a still clip keeps its feature.
+        Resizes the weights to `num_frames` frames. "zeros" appends zeros, which keeps the function of shorter clips;
+        otherwise the weights are stretched, and corrected so that a still clip keeps its feature.
         """
         if self.weight is not None:
             old = self.weight.detach().unflatten(1, (self.num_frames, -1))  # (D, T, D)
@@ -889,16 +905,13 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "region_learner"
     input_modalities = ["video", "text"]
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # or the Trainer would leave out the division by its accumulation steps
-    _no_split_modules = [
-        "RegionLearnerVideoEmbeddings",
-        "RegionLearnerVideoLayer",
-        "RegionLearnerRegionModule",
-    ]
+    accepts_loss_kwargs = False  # otherwise the Trainer would not divide the loss by its accumulation steps
+    _no_split_modules = ["RegionLearnerVideoEmbeddings", "RegionLearnerVideoLayer", "RegionLearnerRegionModule"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": RegionLearnerVideoLayer,
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
@@ -928,13 +941,15 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         Returns a copy of this model that takes up to `num_frames` frames.
 
         Args:
-            num_frames (`int`): temporal positions of the copy.
-            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last);
-                "nearest" and "bilinear" stretch them. The weights of a "linear" temporal fusion are treated alike.
+            num_frames (`int`): number of temporal positions of the copy.
+            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last
+                ones); "nearest" and "bilinear" stretch them. The weights of a "linear" temporal fusion are resized
+                likewise.
 
         Raises:
-            ValueError: for no frames, or an unknown `fill`.
+            ValueError: `num_frames` is less than 1, or `fill` is not known.
         """
+        # A deep copy keeps dtypes, devices, frozen and quantized weights, and adapters; a new model would lose them.
         model = copy.deepcopy(self)
         tower: Any = getattr(model, "video_model", model)
         old = tower.embeddings.temporal_embeddings
@@ -949,28 +964,21 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
+        super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            if hasattr(module, "initial_weight"):
-                init.constant_(module.weight, module.initial_weight)  # type: ignore[arg-type]
-            else:
-                init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, RegionLearnerVideoEmbeddings):
-            init.trunc_normal_(module.cls_token, std=std)
-            init.trunc_normal_(module.position_embeddings, std=std)
+        if isinstance(module, RegionLearnerVideoEmbeddings):
+            init.normal_(module.cls_token, std=std)
+            init.normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
+        elif isinstance(module, RegionLearnerZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, RegionLearnerTemporalFusion) and module.weight is not None:
             mean = torch.eye(len(module.weight)).repeat(1, module.num_frames) / module.num_frames
             init.copy_(module.weight, mean)
-            init.zeros_(module.bias)  # type: ignore[arg-type] # there with the weight
-        elif isinstance(module, RegionLearnerWeightNormLinear):  # keeps the scale of what comes in
+            init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, RegionLearnerWeightNormLinear):  # keeps the scale of its input
             outputs, inputs = module.weight.shape
-            init.trunc_normal_(module.weight, std=inputs**-0.5)
+            init.normal_(module.weight, std=inputs**-0.5)
             init.constant_(module.scale, outputs**0.5)
             init.zeros_(module.bias)
         elif isinstance(module, RegionLearnerQuantizer):
@@ -987,7 +995,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
 
 def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
-    """`x` (any, T, any) with `num_frames` in place of T."""
+    """Resizes the frames of `x` (any, T, any) to `num_frames`."""
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1.")
     if fill == "zeros":
@@ -998,22 +1006,8 @@ def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Ten
     raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
 
 
-def _check_sizes(config: RegionLearnerVideoConfig):
-    """Raises ValueError for sizes that do not fit together."""
-    pairs = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
-    if config.interaction_layers:
-        pairs.append(("hidden_size", "interaction_heads"))
-    for whole, part in pairs:
-        if getattr(config, whole) % getattr(config, part):
-            raise ValueError(
-                f"{whole}={getattr(config, whole)} is not a multiple of {part}={getattr(config, part)}: change either."
-            )
-    if config.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act={config.hidden_act!r} is not known; choose one of {', '.join(sorted(ACT2FN))}.")
-
-
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
-    """The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`."""
+    """The video tower: divided space-time ViT and region module. The original's `SpaceTimeTransformer`."""
 
     config: RegionLearnerVideoConfig  # type: ignore[assignment]
     base_model_prefix = "video_model"
@@ -1022,14 +1016,13 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
-        _check_sizes(config)
         if config.codebook_size:
             # One by one: "quantizer" would make floats of its integer counters, too.
             statistics = ("embed", "embed_avg", "cluster_size", "cluster_sum")
             self._keep_in_fp32_modules_strict = [f"quantizer.{name}" for name in statistics]
         self.embeddings = RegionLearnerVideoEmbeddings(config)
         self.pre_layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else nn.Identity()
         )
         self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
         self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
@@ -1041,9 +1034,13 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.patch_embedding = value  # type: ignore[assignment]
+
     def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """
-        One feature of the CLS state (..., D) and regions (..., n, D), of which those count that are `real` (..., n).
+        Returns one feature (..., D) of the CLS state (..., D) and the regions (..., n, D), without those that are not
+        `real` (..., n).
         """
         if self.pooling == "cls":
             return cls
@@ -1056,66 +1053,83 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
         return cls + (weights[..., None, :] @ tokens).squeeze(-2)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor | None = None,
-        frame_mask: torch.Tensor | None = None,
-        **kwargs,
-    ) -> RegionLearnerVideoOutput:
-        """
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(B, T, C, height, width)`):
-                Clips of up to `num_frames` frames; images are clips of one frame.
-            frame_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-                1 (or True) for real frames. Masked frames have no influence on the output.
-
-        Raises:
-            ValueError: for inputs of another shape than the model takes.
-        """
+    def _check_inputs(self, pixel_values_videos: torch.Tensor | None, frame_mask: torch.Tensor | None):
         if pixel_values_videos is None or pixel_values_videos.ndim != 5:
             shape = None if pixel_values_videos is None else tuple(pixel_values_videos.shape)
             raise ValueError(
                 f"pixel_values_videos must be of shape (batch, frames, channels, height, width), not {shape}; "
                 "images are clips of one frame: `pixel_values.unsqueeze(1)`."
             )
-        if frame_mask is not None:
-            if frame_mask.shape != pixel_values_videos.shape[:2]:
-                raise ValueError(
-                    f"frame_mask must be of shape (batch, frames) = {tuple(pixel_values_videos.shape[:2])}, "
-                    f"not {tuple(frame_mask.shape)}."
-                )
-            if "flash" in str(self.config._attn_implementation):
-                raise ValueError(
-                    "Flash attention takes no frame_mask: use `model.set_attn_implementation('sdpa')`, or clips of "
-                    "equally many frames."
-                )
-            frame_mask = frame_mask.bool()
+        if frame_mask is not None and frame_mask.shape != pixel_values_videos.shape[:2]:
+            raise ValueError(
+                f"frame_mask must be of shape (batch, frames) = {tuple(pixel_values_videos.shape[:2])}, "
+                f"not {tuple(frame_mask.shape)}."
+            )
+        if frame_mask is not None and "flash" in str(self.config._attn_implementation):
+            raise ValueError(
+                "Flash attention does not support frame_mask: use `model.set_attn_implementation('sdpa')`, or clips "
+                "of equally many frames."
+            )
 
-        hidden_states, grid = self.embeddings(pixel_values_videos)
-        if self.pre_layernorm is not None:
-            hidden_states = self.pre_layernorm(hidden_states)
-        attention_mask = frame_mask if self.temporal_fusion is None else None  # a frame alone sees no masked one
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RegionLearnerVideoOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`):
+                Clips of up to `num_frames` frames; images are clips of one frame.
+            frame_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                1 (or True) for real frames, 0 for padding, which has no influence on the output.
+            interpolate_pos_encoding (`bool`, defaults to `False`):
+                Interpolate the spatial positions for frames of another size than `image_size`. Height and width must
+                be multiples of the patch size.
+
+        Raises:
+            ValueError: the inputs do not have the shapes that the model takes.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from region_learner import RegionLearnerVideoConfig, RegionLearnerVideoModel
+
+        >>> model = RegionLearnerVideoModel(RegionLearnerVideoConfig(num_hidden_layers=2)).eval()
+        >>> with torch.no_grad():
+        ...     outputs = model(torch.rand(1, 4, 3, 224, 224))
+        >>> outputs.pooler_output.shape, outputs.region_masks.shape
+        (torch.Size([1, 768]), torch.Size([1, 4, 8, 14, 14]))
+        ```
+        """
+        self._check_inputs(pixel_values_videos, frame_mask)
+        frame_mask = None if frame_mask is None else frame_mask.bool()
+        hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)
+        hidden_states = self.pre_layernorm(hidden_states)
+        attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
 
-        grid = (pixel_values_videos.shape[1], *grid[1:])
-        cls, states = hidden_states[:, 0], hidden_states[:, 1:]
-        cls = cls.view(len(pixel_values_videos), -1, cls.shape[-1])  # (B, 1, D), or (B, T, D) under late fusion
-        states = states.reshape(len(cls), -1, cls.shape[-1])  # (B, T * N, D)
+        batch, frames = pixel_values_videos.shape[:2]  # type: ignore[union-attr]
+        cls = hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1])  # (B, 1, D), in late fusion (B, T, D)
+        states = hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1)  # (B, T, h, w, D)
         region_masks, cluster_ids, region_loss = None, None, None
-        if self.region_module is not None:
-            states, region_masks, cluster_ids, region_loss = self.region_module(states.unflatten(1, grid), frame_mask)
+        if self.region_module is None:
+            states = states.flatten(1, 3)  # (B, T * N, D)
+        else:
+            states, region_masks, cluster_ids, region_loss = self.region_module(states, frame_mask)
         last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
+        cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
         if self.temporal_fusion is not None:
-            frame_features, tokens = last_hidden_state.split([grid[0], states.shape[1]], dim=1)
-            frame_features = self._pool(frame_features, tokens.unflatten(1, (grid[0], -1)))
+            frame_features = self._pool(cls, tokens.unflatten(1, (frames, -1)))  # (B, T, D)
             video_feature = self.temporal_fusion(frame_features, frame_mask)
         else:
-            cls, tokens = last_hidden_state[:, 0], last_hidden_state[:, 1:]
-            real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // grid[0], 1)
-            video_feature = self._pool(cls, tokens, real)
+            real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // frames, 1)
+            video_feature = self._pool(cls.squeeze(1), tokens, real)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=video_feature,
@@ -1225,31 +1239,34 @@ def max_margin_loss(
     return (violations * negatives).sum() / (2 * negatives.sum()).clamp(min=1)
 
 
-# Their pooled state is that of the last position, whatever is there: they were trained on texts that are all padded to
-# full length, and they see the padding.
+# SigLIP pools the last position of texts that are padded to full length, and attends to the padding.
 FULL_LENGTH_TEXT_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
 
 def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False) -> PreTrainedModel:
     """
-    A new text encoder, with its own pooling layer only if that is asked for: unused, it would have parameters without
-    gradient.
+    Returns a new text encoder.
+
+    Args:
+        text_config: its configuration.
+        pooling_layer: whether it has its own pooling layer; an unused one would have parameters without gradients.
 
     Raises:
-        ValueError: the configuration is not that of an encoder of texts.
+        ValueError: the configuration is not that of a text encoder.
     """
     if text_config.is_encoder_decoder:
         raise ValueError(
-            f"text_config is that of an encoder-decoder ({text_config.model_type}): give that of an encoder."
+            f"text_config is that of an encoder-decoder ({text_config.model_type}): pass that of an encoder."
         )
-    if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # which AutoModel does not know
+    if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # AutoModel does not know them
         from transformers import Siglip2TextModel, SiglipTextModel
 
         full_length: Any = SiglipTextModel if text_config.model_type == "siglip_text_model" else Siglip2TextModel
         return full_length._from_config(text_config)
-    model_class = MODEL_MAPPING.get(type(text_config), None)  # type: ignore[arg-type]
-    has_pooling = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    tower = AutoModel.from_config(text_config, **({"add_pooling_layer": pooling_layer} if has_pooling else {}))
+    try:
+        tower = AutoModel.from_config(text_config, add_pooling_layer=pooling_layer)
+    except TypeError:  # most classes do not have this argument
+        tower = AutoModel.from_config(text_config)
     if not isinstance(tower.get_input_embeddings(), nn.Embedding):
         raise ValueError(
             f"text_config is not that of a text encoder: {text_config.model_type!r} does not take tokens."
@@ -1265,9 +1282,9 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     text_config: Any = config.text_config
     pooling = config.resolved.text_pooling
     causal = is_causal(text_config)
-    if getattr(text_config, "is_causal", None) is not False:  # of a kind that the configuration does not know
+    if getattr(text_config, "is_causal", None) is not False:  # encoders that transformers does not list
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
-    # What a causal encoder pools itself is its first token, but for CLIP, which pools the end of the text.
+    # Causal encoders pool their first token themselves, except for CLIP, which pools the end of the text.
     takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type != "clip_text_model")
     if takes_first and causal:
         raise ValueError(
@@ -1281,17 +1298,32 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
         )
 
 
-def _reorder(x: torch.Tensor, order: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """`x` with the positions of each text, along `dim`, in the given order (B, length)."""
-    shape = [len(order), *[1] * (x.ndim - 1)]
-    shape[dim] = order.shape[1]
-    return torch.take_along_dim(x, order.view(shape), dim)
+def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """`torch.roll` along `dim`, with a shift for each row of the batch, `shifts` (B,)."""
+    length = x.shape[dim]
+    index = (torch.arange(length, device=x.device) - shifts[:, None]) % length  # (B, length)
+    return torch.take_along_dim(x, index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)]), dim)
+
+
+def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> torch.Tensor:
+    """Returns the position (B,) of the first end-of-text token, or of the last token of a text that was cut off."""
+    last = attention_mask.long().cumsum(1).argmax(1)
+    tokens = tokens.masked_fill(attention_mask == 0, -1)
+    eos = text_config.eos_token_id
+    if text_config.model_type == "clip_text_model" and eos == 2:
+        is_end = tokens == tokens.amax(1, keepdim=True)  # OpenAI's CLIP: its end-of-text token has the highest id
+    else:
+        ends = [eos] if isinstance(eos, int) else list(eos)
+        is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device))
+        if getattr(text_config, "bos_token_id", None) in ends:  # GPT-2 and OPT: it may begin a text, too
+            is_end = F.pad(is_end[:, 1:], (1, 0))
+    return torch.where(is_end.any(1), is_end.int().argmax(1), last)
 
 
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     """
-    Video tower, text encoder and their projections: what the dual encoder and the question answering model share, by
-    the same names, so that weights of one load into the other.
+    Video tower, text encoder and their projections: what the dual encoder and the question answering model share,
+    under the same names, so that the weights of one load into the other.
     """
 
     main_input_name = "input_ids"
@@ -1317,13 +1349,17 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         self,
         pixel_values_videos: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
-        **kwargs,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerVideoOutput:
         """
-        The video tower's output, with the projected embedding, before normalisation, `(B, projection_dim)`, as
-        `pooler_output`. Arguments as in [`RegionLearnerVideoModel.forward`].
+        Returns the output of the video tower, with the projected embedding `(B, projection_dim)`, before
+        normalization, as `pooler_output`.
+
+        Args:
+            pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
         """
-        outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+        outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = self.video_projection(outputs.pooler_output)
         return outputs
 
@@ -1332,53 +1368,55 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
-        The text encoder's output, with the projected embedding, before normalisation, `(B, projection_dim)`, as
-        `pooler_output`.
+        Returns the output of the text encoder, with the projected embedding `(B, projection_dim)`, before
+        normalization, as `pooler_output`. Texts may be padded on either side.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
+            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*),
+            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*):
+                for text encoders that take them.
         """
         text_config: Any = self.config.text_config
+        given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        given["inputs_embeds"] = inputs_embeds
+        inputs = {name: x for name, x in given.items() if x is not None}
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
-        if full_length and attention_mask is None:  # which their tokenizers do not make
-            attention_mask = (input_ids != text_config.pad_token_id).long()  # type: ignore[union-attr]
-        back = None
+        if full_length and attention_mask is None:  # their tokenizers do not make one
+            attention_mask = (inputs["input_ids"] != text_config.pad_token_id).long()
+        start = None
         if attention_mask is not None and attention_mask.ndim == 2:
-            # Padding on the left is moved to the right. Positions then begin with the text, whatever the encoder
-            # counts them by, and not with the padding, which depends on what else is in the batch.
+            # Padding moves to the right: positions then begin with the text, whatever else is in the batch.
+            start = attention_mask.ne(0).int().argmax(1)  # (B,)
+            inputs = {name: _roll(x, -start) for name, x in inputs.items()}
+            attention_mask = _roll(attention_mask, -start)
             length = attention_mask.shape[1]
-            start = attention_mask.ne(0).int().argmax(1, keepdim=True)
-            positions = torch.arange(length, device=start.device)
-            order, back = (positions + start) % length, (positions - start) % length
-            attention_mask = _reorder(attention_mask, order)
-            if input_ids is not None:
-                input_ids = _reorder(input_ids, order)
-            for name in ("token_type_ids", "position_ids", "inputs_embeds"):
-                if kwargs.get(name) is not None:
-                    kwargs[name] = _reorder(kwargs[name], order)
         tower_mask = attention_mask
         if full_length:
             assert attention_mask is not None
-            padding = max(0, text_config.max_position_embeddings - input_ids.shape[1])  # type: ignore[union-attr]
-            input_ids = input_ids.masked_fill(attention_mask == 0, text_config.pad_token_id)
-            input_ids = F.pad(input_ids, (0, padding), value=text_config.pad_token_id)
-            attention_mask, tower_mask = F.pad(attention_mask, (0, padding)), None
-        outputs = self.text_model(input_ids=input_ids, attention_mask=tower_mask, **kwargs)
-        pooled = self._pool_text(outputs, input_ids, attention_mask)
+            tokens = inputs["input_ids"].masked_fill(attention_mask == 0, text_config.pad_token_id)
+            padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
+            inputs["input_ids"] = F.pad(tokens, padding, value=text_config.pad_token_id)
+            attention_mask, tower_mask = F.pad(attention_mask, padding), None
+        outputs = self.text_model(**inputs, attention_mask=tower_mask, **kwargs)
+        pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
         states, hidden_states, attentions = outputs.last_hidden_state, outputs.hidden_states, outputs.attentions
-        if back is not None:  # in the order in which the tokens came
-            states = _reorder(states, back)
-            # (Single layers may be asked for; the others are None.)
-            hidden_states = hidden_states and tuple(x if x is None else _reorder(x, back) for x in hidden_states)
-            attentions = attentions and tuple(
-                x if x is None else _reorder(_reorder(x, back, 2), back, 3) for x in attentions
-            )
+        if start is not None:  # back to the order of the input; entries of layers that were not asked for are None
+            states = _roll(states[:, :length], start)
+            if hidden_states:
+                hidden_states = tuple(x if x is None else _roll(x[:, :length], start) for x in hidden_states)
+            if attentions:
+                attentions = (x if x is None else x[:, :, :length, :length] for x in attentions)
+                attentions = tuple(x if x is None else _roll(_roll(x, start, 2), start, 3) for x in attentions)
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=self.text_projection(pooled),
@@ -1387,12 +1425,12 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         )
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """One state per text, (B, width), from the text encoder's `outputs` for texts that are padded on the right."""
+        """Returns one state per text, (B, width), of the `outputs` for texts that are padded on the right."""
         states, pooling = outputs.last_hidden_state, self.config.resolved.text_pooling
         if pooling == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
                 raise ValueError(
-                    f"text_pooling='pooler', but {type(self.text_model).__name__} pools nothing: set another."
+                    f"text_pooling='pooler', but {type(self.text_model).__name__} does not pool: set another."
                 )
             return outputs.pooler_output
         if pooling == "first":
@@ -1402,19 +1440,10 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         if pooling == "mean":
             weights = attention_mask.to(states.dtype)
             return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
-        position = attention_mask.long().cumsum(1).argmax(1)  # of the last token that is not padding
-        if pooling == "eos":  # a text that was cut off has none
-            text_config: Any = self.config.text_config
-            eos = text_config.eos_token_id
-            tokens = input_ids.masked_fill(~attention_mask.bool(), -1)  # type: ignore[union-attr]
-            if text_config.model_type == "clip_text_model" and eos == 2:
-                is_eos = tokens == tokens.amax(1, keepdim=True)  # OpenAI's CLIP: a text ends with its highest token
-            else:
-                ends = [eos] if isinstance(eos, int) else list(eos)
-                is_eos = torch.stack([tokens == end for end in ends]).any(0)
-                if getattr(text_config, "bos_token_id", None) in ends:  # GPT-2, OPT: texts may begin with it, too
-                    is_eos = F.pad(is_eos[:, 1:], (1, 0))
-            position = torch.where(is_eos.any(1), is_eos.int().argmax(1), position)
+        if pooling == "last":
+            position = attention_mask.long().cumsum(1).argmax(1)
+        else:
+            position = _end_of_text(input_ids, attention_mask, self.config.text_config)  # type: ignore[arg-type]
         return states[torch.arange(len(states), device=states.device), position]
 
 
@@ -1423,7 +1452,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
-        # Of shape (1,): parameters without a dimension cannot be sharded (FSDP).
+        # Of shape (1,): FSDP cannot shard parameters without a dimension.
         self.logit_scale = (
             nn.Parameter(-torch.tensor([config.temperature]).log()) if config.learn_temperature else None
         )
@@ -1470,7 +1499,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         frame_mask: torch.Tensor | None = None,
         video_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        **kwargs,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
         Embeds texts, videos, or both. In training mode with several processes the mean of their losses is that of the
@@ -1482,24 +1512,38 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids, position_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): for text
                 encoders that take them.
-            frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames.
+            frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames, 0 for padding.
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
-            return_loss (`bool`, *optional*): compute the loss; text and video i belong together.
+            return_loss (`bool`, *optional*): compute the loss, for which text and video i belong together.
+            interpolate_pos_encoding (`bool`, defaults to `False`): see [`RegionLearnerVideoModel.forward`].
 
         Raises:
-            ValueError: if neither side is given, or the loss is asked of sides that do not pair.
+            ValueError: neither texts nor videos are given, or the loss is asked for without one text per video.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from region_learner import RegionLearnerModel, RegionLearnerProcessor
+
+        >>> model = RegionLearnerModel.from_pretrained("checkpoint")
+        >>> processor = RegionLearnerProcessor.from_pretrained("checkpoint")
+        >>> inputs = processor(text=["a red square", "a blue circle"], videos=["clip.mp4"])
+        >>> with torch.no_grad():
+        ...     outputs = model(**inputs)
+        >>> outputs.logits_per_video.softmax(dim=1).shape  # which text describes the video
+        torch.Size([1, 2])
+        ```
         """
         if input_ids is None and pixel_values_videos is None:
             raise ValueError("Give input_ids, pixel_values_videos, or both.")
         text_outputs = video_outputs = text_embeds = video_embeds = None
         if input_ids is not None:
-            text_inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-            text_inputs = {name: value for name, value in text_inputs.items() if value is not None}
-            text_outputs = self.get_text_features(input_ids, attention_mask, **text_inputs, **kwargs)
+            text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
             text_embeds = _unit(text_outputs.pooler_output)
         if pixel_values_videos is not None:
-            video_outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
 
         logits_per_video = logits_per_text = loss = None
@@ -1554,11 +1598,11 @@ def _classification_loss(
 
 class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
     """
-    The video tower and a linear classifier of the video feature: action recognition, say. `from_pretrained` of a
-    dual encoder takes its video tower, and only the classifier is new.
+    The video tower and a linear classifier of the video feature, for action recognition, for example.
+    `from_pretrained` of a dual encoder loads its video tower; only the classifier is new.
 
-    Not in the original, which recognises actions by the similarity of video and prompt (for which
-    [`RegionLearnerModel`] is there).
+    Not in the original, which recognizes actions by the similarity of videos and prompts, as [`RegionLearnerModel`]
+    can.
     """
 
     main_input_name = "pixel_values_videos"
@@ -1575,25 +1619,40 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.video_model.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module):
+        self.video_model.set_input_embeddings(value)
+
     @can_return_tuple
     def forward(
         self,
         pixel_values_videos: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values_videos, frame_mask: as in [`RegionLearnerVideoModel.forward`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes; -100, and -1 for one that the model does
-                not have, do not count in the loss.
+            pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes. The loss ignores -100, and -1 for a class
+                that the model does not have.
 
         Returns:
             `loss` of shape `()`, `logits` of shape `(B, num_labels)`, and, if asked for, `hidden_states` and
             `attentions` of the video tower.
+
+        Example:
+
+        ```python
+        >>> from region_learner import RegionLearnerForVideoClassification, RegionLearnerProcessor
+
+        >>> model = RegionLearnerForVideoClassification.from_pretrained("checkpoint", num_labels=3)
+        >>> processor = RegionLearnerProcessor.from_pretrained("checkpoint")
+        >>> model(**processor(videos=["clip.mp4"])).logits.shape
+        torch.Size([1, 3])
+        ```
         """
-        outputs = self.video_model(pixel_values_videos, frame_mask=frame_mask, **kwargs)
+        outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutput(
             loss=None if labels is None else _classification_loss(self, logits, labels, outputs.region_loss),
@@ -1609,10 +1668,11 @@ class RegionLearnerQuestionAnsweringOutput(ModelOutput):
     Output of the question answering model.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, with `labels`): the mean cross-entropy.
-        logits (`torch.FloatTensor` of shape `(B, num_labels)`): of every answer of the vocabulary.
-        text_model_output (`BaseModelOutputWithPooling`): of the text encoder, as from `get_text_features`.
-        video_model_output (`RegionLearnerVideoOutput`): of the video tower, as from `get_video_features`.
+        loss (`torch.FloatTensor` of shape `()`, with `labels`): mean cross-entropy plus the weighted loss of the
+            masks (region option `mask_loss_weight`).
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): scores of the answers in the vocabulary.
+        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
+        video_model_output (`RegionLearnerVideoOutput`): the output of `get_video_features`.
     """
 
     loss: torch.Tensor | None = None
@@ -1625,7 +1685,12 @@ class RegionLearnerQuestionAnsweringOutput(ModelOutput):
 
 
 class RegionLearnerWeightNormLinear(nn.Module):
-    """A linear layer whose weight is a direction times one learned `scale` (weight normalisation, as a whole)."""
+    """
+    A linear layer with weight normalization of the whole weight: a direction times one learned `scale`.
+
+    Not torch's `parametrizations.weight_norm(linear, dim=None)`: FSDP cannot shard its scale, which has no dimension,
+    and transformers' initialization would write to a computed weight.
+    """
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -1639,8 +1704,9 @@ class RegionLearnerWeightNormLinear(nn.Module):
 
 class RegionLearnerAnswerHead(nn.Module):
     """
-    Scores every answer of a vocabulary from the embeddings of question and video, both (B, projection_dim) and not
-    normalised: a projection of each, their product, a hidden layer. The original's `BUTDQAHead`.
+    Scores every answer of a vocabulary, (B, num_labels), from the embeddings of question and video before
+    normalization, (B, projection_dim) each: a projection of each, their product, a hidden layer. The original's
+    `BUTDQAHead`.
     """
 
     def __init__(self, width: int, num_labels: int):
@@ -1660,9 +1726,9 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` of a dual encoder takes all of it but the temperature; only the classifier is new. A saved one
-    loads through `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a vocabulary;
-    through `AutoModel` its configuration means a dual encoder.
+    `from_pretrained` of a dual encoder loads all of it except for the temperature; only the classifier is new. A saved
+    model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a vocabulary;
+    `AutoModel` would make a dual encoder of it.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^logit_(scale|bias)$"]
@@ -1683,28 +1749,39 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         position_ids: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerQuestionAnsweringOutput:
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens of the questions.
-            pixel_values_videos, frame_mask: one clip for each, as in [`RegionLearnerVideoModel.forward`].
-            attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
-            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
-                that take them.
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): answers; -100, and -1 for one that is not in the
-                vocabulary, do not count in the loss.
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`): one clip per question.
+            attention_mask, token_type_ids, position_ids, frame_mask, interpolate_pos_encoding: see
+                [`RegionLearnerModel.forward`].
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): answers. The loss ignores -100, and -1 for an
+                answer that is not in the vocabulary.
 
         Raises:
-            ValueError: if a side is missing, or there is not one clip for each question.
+            ValueError: there is not one clip for each question.
+
+        Example:
+
+        ```python
+        >>> from region_learner import RegionLearnerForVideoQuestionAnswering, RegionLearnerProcessor
+
+        >>> answers = {0: "red", 1: "blue"}
+        >>> model = RegionLearnerForVideoQuestionAnswering.from_pretrained("checkpoint", id2label=answers)
+        >>> processor = RegionLearnerProcessor.from_pretrained("checkpoint")
+        >>> inputs = processor(text=["what color is the square?"], videos=["clip.mp4"])
+        >>> model(**inputs).logits.shape
+        torch.Size([1, 2])
+        ```
         """
         if input_ids is None or pixel_values_videos is None or len(input_ids) != len(pixel_values_videos):
             questions, videos = (0 if x is None else len(x) for x in (input_ids, pixel_values_videos))
             raise ValueError(f"Give one video for each question: there are {questions} questions, {videos} videos.")
-        text_inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        text_inputs = {name: value for name, value in text_inputs.items() if value is not None}
-        text_outputs = self.get_text_features(input_ids, attention_mask, **text_inputs, **kwargs)
-        video_outputs = self.get_video_features(pixel_values_videos, frame_mask, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        video_outputs = self.get_video_features(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         logits = self.classifier(text_outputs.pooler_output, video_outputs.pooler_output)
         return RegionLearnerQuestionAnsweringOutput(
             loss=None if labels is None else _classification_loss(self, logits, labels, video_outputs.region_loss),

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a text tower fit together."""
+"""Checks that a tokenizer and a text tower fit together."""
 
 import logging
 import re
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
     """
-    Compares a tokenizer with the text tower that is to read its tokens. Where there is one safe reading, it is taken
-    and logged: texts are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer
-    without a padding token pads with its end of text.
+    Checks that a text tower can read the tokens of a tokenizer. What has one safe answer is changed and logged: texts
+    are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer without a padding
+    token pads with its end-of-text token.
 
     Args:
-        text_config: of the text tower; of SigLIP, which sees padding, it takes over the tokenizer's padding token.
-        tokenizer: of the processor; changed as said.
+        text_config: of the text tower. That of SigLIP, which sees padding, takes over the padding token.
+        tokenizer: changed as described.
 
     Raises:
-        ValueError: it has tokens that the tower does not embed, no token to pad with, or another one than that by
-            which the tower counts positions.
+        ValueError: the tokenizer has tokens that the tower does not embed, no token to pad with, or another padding
+            token than the one by which the tower counts positions.
     """
     kind = f"the text tower ({text_config.model_type})"
     tower = _without_weights(text_config)
@@ -39,11 +39,11 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(f"The tokenizer of {kind} has neither a padding token nor an end of text: set pad_token.")
+            raise ValueError(
+                f"The tokenizer of {kind} has neither a padding token nor an end-of-text token: set pad_token."
+            )
         tokenizer.pad_token = tokenizer.eos_token
-        logger.info(
-            "The tokenizer has no padding token: texts are padded with %r, which is masked.", tokenizer.pad_token
-        )
+        logger.info("The tokenizer has no padding token: padding texts with %r, masked.", tokenizer.pad_token)
     tables, padding = _position_tables(tower), tokenizer.pad_token_id
     if counted := {table.padding_idx for table in tables} - {None, padding}:
         raise ValueError(
@@ -51,7 +51,7 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
             "positions: take the tokenizer that belongs to the text tower."
         )
     if text_config.model_type in FULL_LENGTH_TEXT_TOWERS and text_config.pad_token_id != padding:
-        logger.info("Texts for %s are padded with id %d, as its tokenizer does it.", kind, padding)
+        logger.info("Padding texts for %s with id %d, as its tokenizer does.", kind, padding)
         text_config.pad_token_id = padding
     positions = min(map(_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
     longest = tokenizer.model_max_length
@@ -62,18 +62,20 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
 
 def _without_weights(text_config: PreTrainedConfig) -> PreTrainedModel:
     """
+    Returns the text tower on the meta device.
+
     Raises:
         ValueError: the configuration does not make a model.
     """
     try:
         with torch.device("meta"):
             return build_text_tower(text_config)
-    except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes that are negative, 0 or not numbers
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes that are negative, 0, or not numbers
         raise ValueError(f"text_config ({text_config.model_type}) does not make a model: {error}") from error
 
 
 def _position_tables(tower: nn.Module) -> list[nn.Embedding]:
-    """Learned absolute positions of a text tower; none if they are relative or rotary."""
+    """Returns the learned absolute positions of a text tower; none if they are relative or rotary."""
     return [
         module
         for name, module in tower.named_modules()
@@ -82,7 +84,7 @@ def _position_tables(tower: nn.Module) -> list[nn.Embedding]:
 
 
 def _positions(table: Any) -> int:
-    """Longest text for a table of positions. RoBERTa's begin after its padding token's, OPT's after an offset."""
+    """Returns the longest text for a table of positions. In RoBERTa they start after the padding id, in OPT at 2."""
     offset = getattr(table, "offset", None)
     if offset is None:
         offset = 0 if table.padding_idx is None else table.padding_idx + 1

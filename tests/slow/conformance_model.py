@@ -72,7 +72,7 @@ class CommonVideoModelTests(ModelTesterMixin):
     def setUp(self):
         self.model_tester = VideoModelTester(self, **self.config)
         self.config_tester = ConfigTester(
-            self, config_class=RegionLearnerVideoConfig, has_text_modality=False, hidden_size=37
+            self, config_class=RegionLearnerVideoConfig, has_text_modality=False, hidden_size=48
         )
 
     def test_config(self):
@@ -84,7 +84,9 @@ class CommonVideoModelTests(ModelTesterMixin):
 
     def test_model_get_set_embeddings(self):
         model = RegionLearnerVideoModel(self.model_tester.get_config())
-        assert isinstance(model.get_input_embeddings(), torch.nn.Conv2d)
+        new = torch.nn.Conv2d(3, 32, 8, 8)
+        model.set_input_embeddings(new)
+        assert model.get_input_embeddings() is new
 
 
 class VideoModelTest(CommonVideoModelTests, unittest.TestCase):

@@ -18,7 +18,8 @@ from .torch_files import read_state_dict
 
 logger = logging.getLogger(__name__)
 
-# The original's names, as regular expressions, and ours. Those of the space-time ViT are timm's too.
+# The original's names, as regular expressions, and ours; `split_qkv` follows. Those of the space-time ViT are timm's
+# too.
 VIT_NAMES = {
     r"^cls_token$": "embeddings.cls_token",
     r"^pos_embed$": "embeddings.position_embeddings",
@@ -39,8 +40,8 @@ _REGION_NAMES = {
     r"^RegionLearner\.Quantization\.": "region_module.quantizer.",
     r"^RegionLearner\.Motion_Excitation\.ex_proj\.": "region_module.motion_excitation.conv.",
     r"^RegionLearner\.Aggregation\.spatial_att\.": "region_module.aggregation.conv.",
-    r"^RegionLearner\.Interaction\.qkv\.": "region_module.interaction.0.qkv.",
-    r"^RegionLearner\.Interaction\.proj\.": "region_module.interaction.0.out_proj.",
+    r"^RegionLearner\.Interaction\.qkv\.": "region_module.interaction.0.attention.qkv.",
+    r"^RegionLearner\.Interaction\.proj\.": "region_module.interaction.0.attention.out_proj.",
     r"^late_temporal_fusion\.": "temporal_fusion.",
 }
 _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_projection."}
@@ -71,6 +72,18 @@ def rename(name: str, table: dict[str, str]) -> str | None:
     return None
 
 
+def split_qkv(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns `weights` with each fused projection of queries, keys and values, `qkv`, as three."""
+    split = {}
+    for name, tensor in weights.items():
+        if "attention.qkv." in name and tensor.ndim and len(tensor) % 3 == 0:
+            for part, value in zip("qkv", tensor.chunk(3)):
+                split[name.replace(".qkv.", f".{part}_proj.")] = value.clone()
+        else:
+            split[name] = tensor
+    return split
+
+
 def _convert_names(state: dict[str, torch.Tensor], path) -> dict[str, torch.Tensor]:
     converted, unknown = {}, []
     for name, tensor in state.items():
@@ -94,7 +107,7 @@ def _convert_names(state: dict[str, torch.Tensor], path) -> dict[str, torch.Tens
     for needed in ("video_model.embeddings.cls_token", "text_projection.weight", "video_projection.weight"):
         if needed not in converted:
             raise ValueError(f"{path} lacks {needed} (by our name): it is not a complete dual encoder.")
-    return converted
+    return split_qkv(converted)
 
 
 def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
@@ -134,7 +147,6 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         "temporal_fusion": "linear" if "temporal_fusion.weight" in state else "attention",
         "region_form": "paper",
         "codebook_mode": "original",
-        "time_attention_init": "original",
     }
 
 

@@ -26,7 +26,7 @@ from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..loading import check_files
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
-from .original import VIT_NAMES, rename
+from .original import VIT_NAMES, rename, split_qkv
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ _HF_NAMES = {
     r"^embeddings\.patch_embedding\.": "embeddings.patch_embedding.",
     r"^embeddings\.position_embedding\.weight$": "embeddings.position_embeddings",
     r"^pre_layrnorm\.": "pre_layernorm.",  # sic
-    r"^encoder\.layers\.(\d+)\.self_attn\.(q|k|v)_proj\.": r"layers.\1.space_attention.\2.",
-    r"^encoder\.layers\.(\d+)\.self_attn\.out_proj\.": r"layers.\1.space_attention.out_proj.",
+    r"^encoder\.layers\.(\d+)\.self_attn\.(q|k|v|out)_proj\.": r"layers.\1.space_attention.\2_proj.",
     r"^encoder\.layers\.(\d+)\.layer_norm1\.": r"layers.\1.space_norm.",
     r"^encoder\.layers\.(\d+)\.layer_norm2\.": r"layers.\1.mlp_norm.",
     r"^encoder\.layers\.(\d+)\.mlp\.": r"layers.\1.mlp.",
@@ -49,7 +48,7 @@ _HF_NAMES = {
     r"^embeddings\.cls_token$": "embeddings.cls_token",
     r"^embeddings\.position_embeddings$": "embeddings.position_embeddings",
     r"^embeddings\.patch_embeddings\.projection\.": "embeddings.patch_embedding.",
-    r"^layers\.(\d+)\.attention\.(q|k|v)_proj\.": r"layers.\1.space_attention.\2.",
+    r"^layers\.(\d+)\.attention\.(q|k|v)_proj\.": r"layers.\1.space_attention.\2_proj.",
     r"^layers\.(\d+)\.attention\.o_proj\.": r"layers.\1.space_attention.out_proj.",
     r"^layers\.(\d+)\.layernorm_before\.": r"layers.\1.space_norm.",
     r"^layers\.(\d+)\.layernorm_after\.": r"layers.\1.mlp_norm.",
@@ -129,7 +128,7 @@ def _load_timm(name: str) -> _ImageTower:
         "image_size": _square(model.patch_embed.img_size, name),
         "patch_size": _square(model.patch_embed.patch_size, name),
     }
-    return _ImageTower(sizes | _sizes_of(weights), weights, list(cfg["mean"]), list(cfg["std"]))
+    return _ImageTower(sizes | _sizes_of(weights), split_qkv(weights), list(cfg["mean"]), list(cfg["std"]))
 
 
 def _start_of(error: Exception) -> str:
@@ -169,7 +168,6 @@ def _load_transformers(name: str) -> _ImageTower:
             weights[new_key] = tensor
         elif key not in ("embeddings.position_ids", "embeddings.mask_token"):
             raise ValueError(f"{name!r} is no plain vision transformer: there is no place for {key}.")
-    _fuse_qkv(weights)
     weights["embeddings.cls_token"] = weights["embeddings.cls_token"].view(1, 1, -1)
     positions = weights["embeddings.position_embeddings"]
     weights["embeddings.position_embeddings"] = positions.view(1, *positions.shape[-2:])
@@ -182,13 +180,6 @@ def _load_transformers(name: str) -> _ImageTower:
     }
     mean, std = _normalisation_of(name)
     return _ImageTower(sizes | _sizes_of(weights), weights, mean, std)
-
-
-def _fuse_qkv(weights: dict[str, torch.Tensor]):
-    """Joins the separate queries, keys and values of transformers' layers into our one projection."""
-    for key in [key for key in weights if ".space_attention.q." in key]:
-        parts = [weights.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
-        weights[key.replace(".q.", ".qkv.")] = torch.cat(parts)
 
 
 def _config_of(name: str) -> PreTrainedConfig:
@@ -231,7 +222,6 @@ def _sizes_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         "num_channels": patches.shape[1],
         "num_hidden_layers": 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers.")),
         "intermediate_size": weights["layers.0.mlp.fc1.weight"].shape[0],
-        "patch_bias": "embeddings.patch_embedding.bias" in weights,
         "pre_layernorm": "pre_layernorm.weight" in weights,
     }
 
@@ -316,7 +306,7 @@ def from_pretrained_towers(
     if changed:
         raise ValueError(
             f"The weights of {video} have {', '.join(f'{key}={tower.sizes[key]!r}' for key in changed)}; these cannot "
-            "be overridden. (Frames of another size than `image_size` can be given to any model.)"
+            "be overridden. (Any model takes frames of another size with `interpolate_pos_encoding=True`.)"
         )
     model = RegionLearnerModel(config)
     _load_tower(model.video_model, tower.state, allowed_missing=_VIDEO_ONLY, name=video)

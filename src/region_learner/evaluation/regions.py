@@ -453,7 +453,7 @@ def _last_block(tower) -> Iterator[dict[str, torch.Tensor]]:
 
 def _cls_attention(attention, hidden_states: torch.Tensor) -> torch.Tensor:
     """How much the CLS query attends to each patch, (B, heads, T * N), of `hidden_states` (B, 1 + T * N, D)."""
-    query, key, _ = attention.qkv(hidden_states).unflatten(2, (3, attention.num_heads, -1)).unbind(2)
+    query, key, _ = attention.project(hidden_states)
     scores = torch.einsum("bhd,bnhd->bhn", query[:, 0].float(), key.float()) * attention.scaling
     return scores.softmax(-1)[..., 1:]
 
@@ -770,7 +770,8 @@ def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, to
     """Masks (B, T, S, h, w) and codes (B, T, h, w) of clips of any number, on the CPU."""
     tower = _tower_with_regions(model)
     with _evaluating(model):
-        outputs = [tower(clips.to(model.device)) for clips in pixel_values_videos.split(_CLIPS_AT_ONCE)]
+        parts = pixel_values_videos.split(_CLIPS_AT_ONCE)
+        outputs = [tower(clips.to(model.device), interpolate_pos_encoding=True) for clips in parts]
     masks = torch.cat([output.region_masks.cpu() for output in outputs])
     if outputs[0].cluster_ids is None:
         return masks, None

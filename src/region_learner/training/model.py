@@ -106,7 +106,9 @@ def check_configuration(arguments: ModelArguments, from_earlier_stage: bool = Fa
         nest_overrides(overrides.get("video_config") or {})
         return
     if arguments.video_tower is not None:
-        RegionLearnerConfig.from_dict({}, **overrides)  # the sizes are those of the tower
+        # Whether the heads fit is for the width of the tower to say.
+        video = {k: v for k, v in (overrides.get("video_config") or {}).items() if k != "interaction_heads"}
+        RegionLearnerConfig.from_dict({}, **overrides | {"video_config": video})
         return
     if arguments.model is None:
         config = _new_config(arguments)
