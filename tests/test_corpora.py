@@ -135,7 +135,7 @@ def test_folder_splits(tmp_path):
 def test_folder_without_split_directories_is_train(tmp_path):
     write_metadata(tmp_path, [{"file_name": "a.mp4", "text": "a"}])
     assert load_corpus("folder", tmp_path).num_rows == load_corpus("folder", tmp_path, split="all").num_rows == 1
-    with pytest.raises(CorpusError, match=r"no split 'test' in .*every row is of split 'train'"):
+    with pytest.raises(CorpusError, match=r"no split 'test' in .*every row is in split 'train'"):
         load_corpus("folder", tmp_path, split="test")
 
 
@@ -608,7 +608,7 @@ def test_shapes_made_again(shapes_dir, capsys, tmp_path):
 
 def test_shapes_leave_other_directories_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CorpusError, match="is no corpus of moving shapes"):
+    with pytest.raises(CorpusError, match="is not a corpus of moving shapes"):
         make_moving_shapes(tmp_path, overwrite=True, progress=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -625,7 +625,7 @@ def test_shapes_interrupted(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_moving_shapes(tmp_path / "corpus", train=8, progress=False)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(CorpusError, match=r"no whole corpus .*\(no corpus.json\): make it with"):
+    with pytest.raises(CorpusError, match=r"no complete corpus .*\(no corpus.json\): make it with"):
         load_corpus("moving_shapes", tmp_path / "corpus")
 
 

@@ -397,9 +397,9 @@ def test_other_corpora_are_left_alone(directory, tmp_path):
         load_corpus("drifting_letters", directory, task="multiple_choice")
     with pytest.raises(CorpusError, match=r"no split 'test_unseen' in drifting_letters.*\(splits: train, val, test\)"):
         load_corpus("drifting_letters", directory, split="test_unseen")
-    with pytest.raises(CorpusError, match="is no corpus of moving shapes"):
+    with pytest.raises(CorpusError, match="is not a corpus of moving shapes"):
         make_moving_shapes(directory, overwrite=True, progress=False)
-    with pytest.raises(CorpusError, match=r"no whole corpus of moving shapes .*corpus make --corpus moving_shapes"):
+    with pytest.raises(CorpusError, match=r"no complete corpus of moving shapes .*corpus make --corpus moving_shapes"):
         load_corpus("moving_shapes", directory)
     with pytest.raises(CorpusError, match=r"no built-in corpus; did you mean 'drifting_letters'\?"):
         make_corpus("drifting_leters", tmp_path / "c")

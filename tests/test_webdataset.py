@@ -199,7 +199,7 @@ def test_split_directories(tmp_path):
     for split, found in {"train": "train", "val": "val", "validation": "val"}.items():
         assert ids(load_corpus("webdataset", tmp_path, split=split)) == [found]
     assert ids(load_corpus("webdataset", tmp_path, split="all")) == ["train", "val"]
-    with pytest.raises(CorpusError, match=r"no shards of split 'vall' .*did you mean 'val'.*train, val, all"):
+    with pytest.raises(CorpusError, match=r"no shards of split 'vall' .*train, val, all.*did you mean 'val'"):
         load_corpus("webdataset", tmp_path, split="vall")
     write_shard(tmp_path / "1.tar", sample("a"))
     with pytest.raises(CorpusError, match=r"shards both in .* \(1.tar\) and in its subdirectory train"):
@@ -217,7 +217,7 @@ def test_split_prefixes(tmp_path):
 
 def test_shards_without_split_are_train(corpus):
     assert load_corpus("webdataset", corpus).num_rows == 4 * SAMPLES
-    with pytest.raises(CorpusError, match=r"no shards of split 'test' .*\(splits: train, all\).*test-\*.tar"):
+    with pytest.raises(CorpusError, match=r"no shards of split 'test' .*test-\*.tar \(splits: train, all\)"):
         load_corpus("webdataset", corpus, split="test")
 
 
@@ -235,7 +235,7 @@ def test_shards_by_pattern(corpus):
         load_corpus("webdataset", corpus, shards="shard-{000..009}.tar")
     with pytest.raises(CorpusError, match="more than 1000000 shards"):
         load_corpus("webdataset", corpus, shards="{0..99999999999}.tar")
-    with pytest.raises(CorpusError, match="names none"):
+    with pytest.raises(CorpusError, match="shards= is empty"):
         load_corpus("webdataset", corpus, shards=[])
 
 
@@ -438,11 +438,11 @@ def damage_size(content, at):
 @pytest.mark.parametrize(
     ("damage", "at_payload", "message"),
     [
-        (damage_cut, 5, "is damaged or cut off: its member at byte"),
-        (damage_cut, -512, "is cut off: it has no end-of-archive mark"),
-        (damage_cut, -300, "is cut off at byte"),
+        (damage_cut, 5, "is damaged or truncated: its member at byte"),
+        (damage_cut, -512, "is truncated: it has no end-of-archive mark"),
+        (damage_cut, -300, "is truncated at byte"),
         (damage_header, -512, "is damaged: no header at byte"),
-        (damage_size, -512, "is damaged or cut off: .* should have 8589934591 bytes, more than the"),
+        (damage_size, -512, "is damaged or truncated: .* should have 8589934591 bytes, but only"),
     ],
 )
 def test_damaged_shards(tmp_path, caplog, damage, at_payload, message):
@@ -496,10 +496,10 @@ def test_videos_that_are_too_large(tmp_path, caplog):
 
 def test_no_tar_file(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(CorpusError, match=r"0.tar is no tar file: no header at byte 0"):
+    with pytest.raises(CorpusError, match=r"0.tar is not a tar file: no header at byte 0"):
         load_corpus("webdataset", tmp_path)
     (tmp_path / "0.tar").write_bytes(b"")
-    with pytest.raises(CorpusError, match=r"0.tar is cut off"):
+    with pytest.raises(CorpusError, match=r"0.tar is truncated"):
         load_corpus("webdataset", tmp_path)
 
 

@@ -183,7 +183,7 @@ def evaluate(
     if model is None:
         raise typer.BadParameter("Say which checkpoint to evaluate.", param_hint="'MODEL'")
 
-    from .corpora.folder import suggestion
+    from .configuration_region_learner import did_you_mean
     from .evaluation import EVALUATIONS, Views
     from .evaluation.protocols import Protocol, evaluate_checkpoint, get_protocol
     from .evaluation.results import check_output, write_results
@@ -192,7 +192,7 @@ def evaluate(
     if protocol is None:
         chosen = Protocol(None, corpus or "folder", task or "retrieval", split or "test")
         if chosen.task not in EVALUATIONS:
-            near = suggestion(task or "", EVALUATIONS)
+            near = did_you_mean(task or "", EVALUATIONS)
             raise ValueError(f"--task {task!r} is not known{near} (tasks: {', '.join(EVALUATIONS)}).")
     else:
         chosen = get_protocol(protocol)
@@ -400,10 +400,10 @@ def ablate(
     command again goes on where it was interrupted.
     """
     from .ablation import SETTINGS, ablate, report, rows_of
-    from .corpora.folder import suggestion
+    from .configuration_region_learner import did_you_mean
 
     if setting not in SETTINGS:
-        raise ValueError(f"--setting {setting!r} is not known{suggestion(setting, SETTINGS)}: {', '.join(SETTINGS)}.")
+        raise ValueError(f"--setting {setting!r} is not known{did_you_mean(setting, SETTINGS)} {', '.join(SETTINGS)}.")
     named = [one.strip() for one in rows.split(",")]
     chosen = rows_of(named)
     name = name or "-".join(named)

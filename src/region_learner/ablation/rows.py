@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ..configuration_region_learner import REGION_FORMS, RegionOptions, merge_fields
-from ..corpora.folder import suggestion
+from ..configuration_region_learner import REGION_FORMS, RegionOptions, did_you_mean, merge_fields
 from .run import Row, Setting
 
 # Without any part of the region module: the encoder of Frozen in Time.
@@ -207,6 +206,6 @@ def rows_of(names: list[str]) -> list[Row]:
     for name in names:
         if name not in ROWS and name not in single:
             known = [*ROWS, *single]
-            raise ValueError(f"There is no table or row {name!r}{suggestion(name, known)} (known: {', '.join(known)})")
+            raise ValueError(f"There is no table or row {name!r}{did_you_mean(name, known)} ({', '.join(known)})")
         chosen |= {row.name: row for row in ROWS.get(name) or [single[name]]}
     return list(chosen.values())

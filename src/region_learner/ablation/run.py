@@ -16,8 +16,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.video_utils import VideoMetadata
 
-from ..corpora import load_corpus
-from ..corpora.generated import load_masks
+from ..corpora import load_corpus, load_masks
 from ..evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
 from ..training.arguments import ModelArguments, RegionLearnerTrainingArguments
 from ..training.collator import RegionLearnerCollator
