@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset
 
 from region_learner.corpora import CorpusError, folder, load_corpus
-from region_learner.corpora.tables import csv_records
-from region_learner.corpora.values import MISSING_WORDS, UnfitValueError, read_captions, read_id
+from region_learner.corpora.readers import csv_records
+from region_learner.corpora.rows import MISSING_WORDS, UnfitValueError, read_captions, read_id
 
 from .test_webdataset import write_shard
 

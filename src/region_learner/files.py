@@ -106,13 +106,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 @contextmanager
 def locked(directory: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """
-    Keeps other processes out of such a block with the same file. The lock ends with its process, however that ends.
-    The file stays: removing it could let two waiting processes in. Where the file system has no locks, a warning says
-    so and nothing is locked.
+    Keeps other processes out of such a block with the same lock file. The lock ends with its process, however that
+    ends. Where the file system has no locks, a warning says so and nothing is locked.
 
     Args:
-        name: of the lock file in `directory`.
-        wait: for the process that holds the lock, instead of raising an error.
+        name: name of the lock file in `directory`. It may stay: removing it could let two waiting processes in.
+        wait: whether to wait for the process that holds the lock, instead of raising an error.
 
     Raises:
         BlockingIOError: another process holds the lock.

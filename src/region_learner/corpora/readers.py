@@ -134,7 +134,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
             header = fields
         elif len(fields) != len(header):
             raise CorpusError(
-                f"{path}, line {number}: {len(fields)} fields, but the header has {len(header)} columns; put quotes "
+                f"{path}, line {number}: the number of fields is {len(fields)}, but the header has {len(header)}; put quotes "
                 "around values with commas"
             )
         else:
@@ -341,7 +341,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, st
                 continue
             where = f"{path}, line {number}"
             if len(fields) != len(header):
-                raise CorpusError(f"{where}: {len(fields)} fields, but the header has {len(header)} columns")
+                raise CorpusError(f"{where}: the number of fields is {len(fields)}, but the header has {len(header)}")
             rows.append((where, {name: fields[header.index(name)].strip() for name in columns}))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
