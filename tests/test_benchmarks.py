@@ -816,7 +816,7 @@ def test_webvid_rows(tmp_path, caplog):
         (b"videoid,name,page_dir\n1,\xff,p\n", "is not UTF-8 text"),
         (
             "videoid,name,page_dir\n1,a,p\n../2,a,p\n",
-            r"row 2 .not counting a header.: videoid '../2' is blank or leads out",
+            r"row 2 .*: videoid '../2' is blank or leads out",
         ),
         ("videoid,name,page_dir\n1,a,..\n", r"row 1 .not counting a header.: page_dir and videoid '../1' is blank or"),
         ("videoid,name,page_dir\n/etc/passwd,a,\n", "videoid '/etc/passwd' is blank or leads outside"),
@@ -937,9 +937,7 @@ def test_cc3m_img2dataset_damaged(tmp_path):
         load_corpus("cc3m", tmp_path)
     rows = [{"key": "../x", "caption": "a", "status": "success"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
-    with pytest.raises(
-        CorpusError, match=r"00000.parquet, row 1 .not counting a header.: key '../x' is blank or leads"
-    ):
+    with pytest.raises(CorpusError, match=r"00000.parquet, row 1 .*: key '../x' is blank or leads"):
         load_corpus("cc3m", tmp_path)
     (tmp_path / "00000.parquet").write_text("PAR1")
     with pytest.raises(CorpusError, match=r"00000.parquet is not a Parquet file"):

@@ -134,8 +134,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
             header = fields
         elif len(fields) != len(header):
             raise CorpusError(
-                f"{path}, line {number}: the number of fields is {len(fields)}, but the header has {len(header)}; put quotes "
-                "around values with commas"
+                f"{path}, line {number}: the number of fields is {len(fields)}, but the header has {len(header)}; put "
+                "quotes around values with commas"
             )
         else:
             yield f"line {number}", dict(zip(header, fields))
