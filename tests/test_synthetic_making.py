@@ -1,5 +1,6 @@
 """Making synthetic corpora: again, in the cache, interrupted, and in several processes at once."""
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -159,3 +160,19 @@ def test_shapes_are_made_in_the_cache_once(tmp_path, monkeypatch):
 def test_shapes_masks_missing(tmp_path):
     with pytest.raises(CorpusError, match=r"no masks at .*x.npz"):
         load_masks(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "digest"),
+    [
+        ("moving_shapes", "moving_shapes-1bedc2fdf3b5", "619895aeaeadf01d"),
+        ("drifting_letters", "drifting_letters-c0896eaf72f1", "a7d57f0338de50d6"),
+    ],
+)
+def test_scenes_and_captions_stay_as_they_are(name, directory, digest, tmp_path, monkeypatch):
+    """Corpora in people's caches are found again, and the recorded results are of these clips."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    options = {"train": 2, "val": 1, "test": 1, "size": 48, "frames": 4, "progress": False}
+    load_corpus(name, **options, **({"test_unseen": 2} if name == "moving_shapes" else {}))
+    files = sorted((tmp_path / "region_learner" / directory).glob("*/metadata.jsonl"))
+    assert hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16] == digest
