@@ -14,7 +14,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.corpora.generated import load_masks
+from region_learner.corpora import load_masks
 from region_learner.evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
 from region_learner.training.arguments import ModelArguments
 from region_learner.training.model import build_model

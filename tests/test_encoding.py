@@ -11,7 +11,7 @@ from PIL import Image
 
 from region_learner.corpora import PrepareOptions
 from region_learner.corpora.encoding import add_video_stream
-from region_learner.corpora.generated import _write_video
+from region_learner.corpora.encoding import write_video as write_frames
 from region_learner.corpora.prepare import encode_clip
 
 from .test_video_processing import ENCODINGS, write_video
@@ -60,7 +60,7 @@ def digests(encode, fill_memory, fillings=FILLINGS, repeats: int = 1) -> set[str
 
 def generated(clip, path):
     def encode():
-        _write_video(path, clip, 8)
+        write_frames(path, clip, 8)
         return path.read_bytes()
 
     return encode

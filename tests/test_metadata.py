@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset
 
 from region_learner.corpora import CorpusError, folder, load_corpus
-from region_learner.corpora.tables import csv_records
-from region_learner.corpora.values import MISSING_WORDS, UnfitValueError, read_captions, read_id
+from region_learner.corpora.readers import csv_records
+from region_learner.corpora.rows import MISSING_WORDS, UnfitValueError, read_captions, read_id
 
 from .test_webdataset import write_shard
 
@@ -119,7 +119,7 @@ def test_a_list_separated_otherwise_says_so(tmp_path):
     assert "has two columns 'text'" in refusal(tmp_path)
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.json").write_text("[]")
-    assert "(metadata.json is not one of the forms that are read)" in refusal(tmp_path)
+    assert "(metadata.json has a format that is not supported)" in refusal(tmp_path)
 
 
 # --- Captions ------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_lists_as_datasets_writes_them(tmp_path):
         (tmp_path / f"{name}.mp4").touch()
     text = (tmp_path / "metadata.csv").read_text()
     if "' '" in text:  # as NumPy writes arrays: where one string ends cannot always be told
-        assert "captions looks like a list but is not one in JSON" in refusal(tmp_path)
+        assert "captions looks like a list but is not a JSON list" in refusal(tmp_path)
     else:
         assert load_corpus("folder", tmp_path)["captions"][:] == captions
     pd.DataFrame({"file_name": ["a.mp4", "b.mp4", "c.mp4"], "captions": captions}).to_csv(tmp_path / "metadata.csv")

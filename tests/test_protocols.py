@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from region_learner import RegionLearnerForVideoClassification, load_corpus
 from region_learner.cli import main
 from region_learner.corpora import corpus_options, make_moving_shapes
-from region_learner.corpora.actions import _HMDB51_SIZES, _UCF101_SIZES
 from region_learner.corpora.didemo import _SIZES as _DIDEMO_SIZES
+from region_learner.corpora.hmdb51 import SIZES as _HMDB51_SIZES
 from region_learner.corpora.lsmdc import _CHOICE, _RETRIEVAL
 from region_learner.corpora.msrvtt import _LISTS
 from region_learner.corpora.msvd import _QUESTIONS
 from region_learner.corpora.msvd import _SIZES as _MSVD_SIZES
+from region_learner.corpora.ucf101 import SIZES as _UCF101_SIZES
 from region_learner.evaluation import (
     EVALUATIONS,
     Views,

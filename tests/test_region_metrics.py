@@ -14,10 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from region_learner.cli import main
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
 from region_learner.corpora.encoding import add_video_stream
-from region_learner.corpora.errors import CorpusError
-from region_learner.corpora.moving_shapes import load_masks
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
 from region_learner.evaluation.regions import (
     BASELINES,

@@ -44,7 +44,7 @@ BAD = [
     ({"captions": ["one", " "]}, "captions holds a caption that is blank or missing"),
     ({"captions": ["one", None]}, "captions holds a caption that is blank or missing"),
     ({"captions": "nan"}, "captions holds a caption that is blank or missing"),
-    ({"captions": "['a' 'b']"}, "captions looks like a list but is not one in JSON"),
+    ({"captions": "['a' 'b']"}, "captions looks like a list but is not a JSON list"),
     ({"captions": "a\ud800"}, "captions has half a surrogate pair"),
     ({"video_id": None}, "video_id is missing or blank"),
     ({"video_id": " "}, "video_id is missing or blank"),
@@ -135,7 +135,7 @@ def test_what_is_read():
         (("options", "answer"), {"options": ["a", "b"], "answer": -1}, "answer must be the index .* not -1"),
         (("options", "answer"), {"options": ["a", "b"], "answer": True}, "answer must be the index .* not True"),
         (("options", "answer"), {"options": ["a", "b"], "answer": float("nan")}, "answer must be the index .*nan"),
-        (("options", "answer"), {"options": "ab", "answer": 0}, "options must be a list of texts, not 'ab'"),
+        (("options", "answer"), {"options": "ab", "answer": 0}, "options must be a list of strings, not 'ab'"),
         (("options", "answer"), {"options": ["a", " "], "answer": 0}, "options must be a string that is not blank"),
         (("question", "answer"), {"question": None, "answer": "x"}, "question must be a string .* not None"),
         (("question", "answer"), {"question": "x", "answer": 2}, "answer must be a string that is not blank, not 2"),
@@ -470,7 +470,7 @@ def test_clips_of_different_shapes_make_no_batch(rows, processor, model):
     any_size = RegionLearnerVideoProcessor(num_frames=2, do_resize=False, do_center_crop=False)
     sizes = RegionLearnerProcessor(any_size, processor.tokenizer)
     mixed = [rows[0], rows[1] | {"video": frames_of()}]
-    with pytest.raises(ValueError, match="Clips of different shapes make no batch"):
+    with pytest.raises(ValueError, match="Clips of different shapes cannot be batched"):
         embed_corpus(model, sizes, mixed, progress=False)
-    with pytest.raises(ValueError, match="Clips of different shapes make no batch"):
+    with pytest.raises(ValueError, match="Clips of different shapes cannot be batched"):
         RegionLearnerCollator(sizes, training=False)(mixed)

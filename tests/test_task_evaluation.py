@@ -664,8 +664,8 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batc
     for changed, message in (
         ({"answer": 7}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not 7"),
         ({"answer": None}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not None"),
-        ({"options": []}, rf"video_id {first!r}\): options must be a list of texts, not \[\]"),
-        ({"options": None}, rf"video_id {first!r}\): options must be a list of texts, not None"),
+        ({"options": []}, rf"video_id {first!r}\): options must be a list of strings, not \[\]"),
+        ({"options": None}, rf"video_id {first!r}\): options must be a list of strings, not None"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer.evaluate(Dataset.from_list([rows[0] | changed]))

@@ -183,7 +183,7 @@ def evaluate(
     if model is None:
         raise typer.BadParameter("Say which checkpoint to evaluate.", param_hint="'MODEL'")
 
-    from .corpora.folder import suggestion
+    from .configuration_region_learner import did_you_mean
     from .evaluation import EVALUATIONS, Views
     from .evaluation.protocols import Protocol, evaluate_checkpoint, get_protocol
     from .evaluation.results import check_output, write_results
@@ -192,7 +192,7 @@ def evaluate(
     if protocol is None:
         chosen = Protocol(None, corpus or "folder", task or "retrieval", split or "test")
         if chosen.task not in EVALUATIONS:
-            near = suggestion(task or "", EVALUATIONS)
+            near = did_you_mean(task or "", EVALUATIONS)
             raise ValueError(f"--task {task!r} is not known{near} (tasks: {', '.join(EVALUATIONS)}).")
     else:
         chosen = get_protocol(protocol)
@@ -376,6 +376,46 @@ def convert(
     video = model.config.video_config
     names = ("hidden_size", "num_hidden_layers", "image_size", "num_frames", "codebook_size", "num_regions")
     _print({"output": str(output)} | {name: getattr(video, name) for name in names}, as_json)
+
+
+@app.command()
+def ablate(
+    output: Annotated[Path, typer.Option(help="Directory for the runs, one JSON file each, tables and figures.")],
+    setting: Annotated[
+        str, typer.Option(help="shapes, letters or shapes_unclipped: corpus, encoders, training.")
+    ] = "shapes",
+    rows: Annotated[
+        str, typer.Option(help="Tables (main, first_form, sweeps, second_corpus, unclipped) or rows: a,b.")
+    ] = "main",
+    name: Annotated[str | None, typer.Option(help="Of the files with the table; by default what --rows says.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Even where there is a GPU.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Also measure the time of a training step.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Also draw the figures (needs matplotlib).")] = False,
+    as_json: Json = False,
+):
+    """
+    What each part of the method brings: the same small model with and without it, from several seeds. The same
+    command again goes on where it was interrupted.
+    """
+    from .ablation import SETTINGS, ablate, report, rows_of
+    from .configuration_region_learner import did_you_mean
+
+    if setting not in SETTINGS:
+        raise ValueError(f"--setting {setting!r} is not known{did_you_mean(setting, SETTINGS)} {', '.join(SETTINGS)}.")
+    named = [one.strip() for one in rows.split(",")]
+    chosen = rows_of(named)
+    name = name or "-".join(named)
+    if Path(name).name != name:
+        raise ValueError(f"--name {name!r} is no name of a file.")
+    if figures:
+        from .ablation.figures import pyplot
+
+        pyplot()  # where it is missing, better now than after hours
+    entries = ablate(output, SETTINGS[setting], chosen, seeds, jobs, cpu)
+    text = report(output, SETTINGS[setting], chosen, entries, name, use_cpu=cpu, cost=cost, figures=figures)
+    print(json.dumps(entries, indent=2) if as_json else text)
 
 
 @app.command()

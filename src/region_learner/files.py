@@ -1,6 +1,7 @@
-"""Files that are whole or not there, and directories that one run writes to."""
+"""Atomic writes, and locks of what one run writes at a time."""
 
 import difflib
+import errno
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
@@ -97,30 +99,43 @@ def write_json(path: Path, content: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
+# Of file systems without locks, such as some network disks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """
-    Two runs at once would write the same files. (The lock goes with its process, however that ends.) Where there are
-    no locks, as on Windows and some shared disks, nothing is locked.
+    Keeps other processes out of such a block with the same lock file. The lock ends with its process, however that
+    ends. Where the file system has no locks, a warning says so and nothing is locked.
+
+    Args:
+        name: name of the lock file in `directory`. It may stay: removing it could let two waiting processes in.
+        wait: whether to wait for the process that holds the lock, instead of raising an error.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
+    lock = FileLock(directory / name)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not wait:
             raise BlockingIOError(
                 f"{directory} is being written to by another run: wait for it, or stop it."
             ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no other run on it.", directory, error)
+        logger.info("Waiting for another process that holds %s.", directory / name)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "%s cannot be locked (%s): do not start another run that writes there.", directory / name, error
+        )
+    try:
         yield
+    finally:
+        lock.release()
 
 
 # Of checkpoints of earlier versions: what PEFT did not save, beside adapters that lay in the checkpoint itself.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .corpora.folder import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from .corpora.videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from .files import near_file
 from .text_tower import check_text_tower
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from .common import PathLike, check_count, find_annotation, open_benchmark, video_roots
-from .errors import CorpusError
-from .paths import IMAGE_EXTENSIONS
-from .tables import parse_json
+from .base import CorpusError, PathLike
+from .benchmarks import open_benchmark
+from .readers import check_count, find_annotation, given_file, parse_json
+from .videos import IMAGE_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
 _LISTS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -29,7 +29,7 @@ _IMAGE_DIRS = {
     "train": ("training", "train", "images/training", "images/train", "cc3m/train", "cc3m", "images"),
     "val": ("validation", "val", "images/validation", "images/val", "cc3m/val"),
 }
-# Names of columns in lists to which somebody added a header, as img2dataset needs one.
+# Names of columns in lists that were given a header, as img2dataset needs one.
 _HEADERS = {("caption", "url"), ("title", "url"), ("text", "url")}
 _SHARD = re.compile(r"\d{4,}")
 
@@ -37,41 +37,40 @@ _SHARD = re.compile(r"\d{4,}")
 def load_cc3m(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     file: PathLike | None = None,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """Conceptual Captions: Train_GCC-training.tsv, images by hash or index of the downloader; or files of img2dataset.
 
-    The path of an image stands in the column `video`: it is a clip of one frame. 3,318,333 pairs for training and
-    15,840 for validation were published; many URLs are dead, so `max_missing` is usually needed. Two layouts:
+    The column `video` holds the path of the image, which is a clip of one frame. 3,318,333 pairs for training and
+    15,840 for validation were published; many URLs are dead, so `max_missing` is usually needed. Two layouts are read:
 
-    - img2dataset with output_format "files": directories 00000, 00001 ... of images, each with its 00000.parquet of
-      `key`, `caption` and `status` beside it, or with a .json beside each image (which takes long to read). Rows
-      that were not downloaded count as missing where the Parquet files tell of them.
-    - the list of the release, without a header and quotes, and images under the CRC-32 of their URL ("1234567890"),
-      the index and the CRC-32 ("17_1234567890"), or the index of their row from 0 on ("17", "000017"), with an
-      extension of images or without any. Which it is, is found out by what matches.
+    - img2dataset with output_format "files": directories 00000, 00001 ... of images, each with a Parquet file beside
+      it (00000.parquet, columns `key`, `caption` and `status`), or with a .json file beside each image, which takes
+      long to read. Rows that were not downloaded count as missing if the Parquet files list them.
+    - The list of the release, without header and quotes. Images are named by the CRC-32 of their URL ("1234567890"),
+      by an index and the CRC-32 ("17_1234567890"), or by the index of their row, counted from 0 ("17", "000017"),
+      with or without an image extension. The naming is found by trying which one matches.
 
     Args:
-        data_dir: holds the list, or has it in metadata/, annotations/ or the like.
+        data_dir: directory with the list, in itself or in metadata/, annotations/ or the like.
         split: "train" or "val".
-        file: the list, absolute or below `data_dir`, where it has another name.
-        video_dir: where the images, or the directories of img2dataset, lie, absolute or below `data_dir`; else
-            training/ or train/ (validation/ or val/), images/ and `data_dir` itself are looked through.
-        max_missing, missing_list: of images; see `report_missing`.
+        file: the list, absolute or below `data_dir`, if it has another name.
+        video_dir: directory of the images, or of those of img2dataset, absolute or below `data_dir`. By default
+            training/ or train/ (validation/ or val/), images/ and `data_dir` itself are searched.
+        max_missing, missing_list: see `report_missing`; files are images here.
 
     Raises:
         CorpusError: a file, a column or images are missing, or a row is damaged.
     """
-    from .pairs import pairs_dataset
+    from .arrow_tables import build_pairs
 
     directory, split = open_benchmark("cc3m", data_dir, split, list(_LISTS))
     roots = video_roots(directory, video_dir, _IMAGE_DIRS[split])
-    # What lies in data_dir itself is of no split, and so taken for training.
+    # Files in data_dir itself belong to no split, and count as training.
     candidates = [root for root in roots if split == "train" or root != directory or video_dir is not None]
     root, shards = next(((root, found) for root in candidates if (found := _shards(root))), (directory, []))
     if shards and file is None:
@@ -81,7 +80,7 @@ def load_cc3m(
         table = _read_list(source, roots)
         if file is None:
             check_count(table.num_rows, _LISTS[split][1], f"pairs of Conceptual Captions {split}", source)
-    return pairs_dataset(table, source, directory, split, streaming, max_missing, missing_list, roots)
+    return build_pairs(table, source, directory, split, max_missing, missing_list, roots)
 
 
 # --- The list of the release ---------------------------------------------------------------------------------
@@ -92,17 +91,14 @@ def _find_list(directory: Path, split: str, file: PathLike | None) -> Path:
         return find_annotation(
             directory, _LISTS[split][0], f"list or img2dataset files of Conceptual Captions {split}"
         )
-    path = Path(os.path.normpath(directory / os.path.expanduser(file)))
-    if not path.is_file():
-        raise CorpusError(f"no file {path}: check file=")
-    return path
+    return given_file(directory, file)
 
 
 def _read_list(path: Path, roots: list[Path]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .pairs import list_files, locate, map_strings, read_delimited, read_header
+    from .arrow_tables import list_files, locate, map_strings, read_delimited, read_header
 
     first = [field.strip().lower() for field in read_header(path, "\t", quoted=False)]
     if len(first) < 2:
@@ -116,7 +112,7 @@ def _read_list(path: Path, roots: list[Path]) -> pa.Table:
 
     stems, paths = list_files(roots, [""], (*IMAGE_EXTENSIONS, ""))
     hashes = map_strings(table["url"], lambda url: str(zlib.crc32(url.strip().encode())))
-    # "HASH" and "INDEX_HASH": the index is passed over, as the downloader counts rows in its own way.
+    # "HASH" and "INDEX_HASH": the index is ignored, as the downloader counts rows in its own way.
     images = locate(hashes, pc.replace_substring_regex(stems, r"^\d+_", ""), paths)
     ids = hashes
     if not len(images) - images.null_count:
@@ -132,12 +128,12 @@ def _read_list(path: Path, roots: list[Path]) -> pa.Table:
 
 
 def _shards(root: Path) -> list[str]:
-    """Names of its directories, by themselves or by their Parquet files: of a shard all of whose URLs are dead."""
+    """Names of the shards in a directory. A shard whose URLs are all dead has a Parquet file but no directory."""
     names = set()
     with os.scandir(root) as entries:
         for entry in entries:
             name = entry.name.removesuffix(".parquet")
-            # Images without extension are called by numbers too.
+            # Images without an extension have numbers as names, too.
             if _SHARD.fullmatch(name) and (name != entry.name or entry.is_dir()):
                 names.add(name)
     return sorted(names)
@@ -147,7 +143,7 @@ def _read_shards(root: Path, shards: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .pairs import check_names, list_files, locate
+    from .arrow_tables import check_names, list_files, locate
 
     tables = []
     for shard in tqdm(shards, desc="Reading shards", unit="shard", disable=None):
@@ -179,8 +175,8 @@ def _read_parquet(path: Path) -> pa.Table:
         table = pq.read_table(path, columns=list(wanted))
         if pa.types.is_integer(schema.field("key").type) or pa.types.is_floating(schema.field("key").type):
             raise CorpusError(
-                f"{path}: the column key holds numbers, which have lost the leading zeros of the names of the images: "
-                "write it as strings, as img2dataset does"
+                f"{path}: the column key holds numbers, which have lost the leading zeros of the image names: write "
+                "it as strings, as img2dataset does"
             )
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path} is not a Parquet file: {error}") from error

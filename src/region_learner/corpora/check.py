@@ -1,4 +1,4 @@
-"""Finds the videos of a corpus that cannot be read."""
+"""Finds the videos of a corpus that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..processes import MEMORY, check_memory, map_in_processes
-from .folder import CorpusError
+from .base import CorpusError
 from .rows import check_ids
 from .webdataset import video_source
 
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 def check_corpus(
     rows: Dataset, workers: int | None = None, timeout: float = 1800, memory: int = MEMORY
 ) -> dict[str, Any]:
-    """
-    Decodes every video of a corpus from its beginning to its end, as training with random frames may need each.
+    """Decodes every frame of every video of a corpus, as training on random frames may need any of them.
 
     Args:
-        rows: of [`load_corpus`], not streamed. A video with several rows is read once.
-        workers: processes; by default one a core.
+        rows: a data set of `load_corpus`, not streamed. A video with several rows is decoded once.
+        workers: the number of processes; by default one per core.
         timeout: seconds that a video may take.
         memory: bytes that a video may take, on Linux.
 
     Returns:
-        `videos`, their number; and `unreadable`, a list with `video_id` and `reason`.
+        A dictionary: `videos` is their number, and `unreadable` a list of `video_id` and `reason`.
+
+    Example:
+        >>> check_corpus(load_corpus("folder", "data/mine"))
+        {'videos': 120, 'unreadable': []}
     """
     check_ids(rows, "the corpus")
     first_rows: dict[str, int] = {}
@@ -60,7 +63,7 @@ def _reason(row: dict[str, Any], reason: str | None) -> dict[str, Any]:
 def _check_row(row: dict[str, Any]) -> dict[str, Any]:
     from ..video_decoding_region_learner import Scale, VideoDecodeError, iterate_frames
 
-    small = Scale(lambda height, width: (min(height, 32), min(width, 32)))  # nobody looks at these frames
+    small = Scale(lambda height, width: (min(height, 32), min(width, 32)))  # the frames are not used
     try:
         for _ in iterate_frames(video_source(row["video"]), small):
             pass
@@ -69,6 +72,6 @@ def _check_row(row: dict[str, Any]) -> dict[str, Any]:
         return _reason(row, str(error))
     except MemoryError:
         raise
-    except Exception as error:  # such as a row without a video: named like the others, and they are still checked
+    except Exception as error:  # such as a row without a video: the other rows are still checked
         return _reason(row, f"{type(error).__name__}: {error}")
     return _reason(row, None)

@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .common import (
-    PathLike,
-    VideoFiles,
-    check_count,
-    find_annotation,
-    finish,
-    look_for,
-    open_benchmark,
-    read_json,
-    read_list,
-)
-from .folder import CorpusError
+from .base import CorpusError, PathLike
+from .benchmarks import build_benchmark, open_benchmark
+from .readers import check_count, find_annotation, look_for, read_json, read_list
+from .videos import VideoFiles
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
-# Of the published lists; collaborative-experts leaves out three videos of training.
+# Lengths of the published lists; that of collaborative-experts leaves out three videos of training.
 _SIZES = {"train": (8395, 8392), "val": (1065,), "test": (1004,)}
 _ANNOTATION_DIRS = ("data", "didemo_data", "DiDeMo", "LocalizingMoments/data")
 _VIDEO_DIRS = (
@@ -40,25 +32,24 @@ _VIDEO_DIRS = (
 def load_didemo(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """DiDeMo: {train,val,test}_data.json and _list.txt; the descriptions of a video joined into one paragraph.
 
-    The paragraph protocol (Zhang et al., ECCV 2018; Liu et al., BMVC 2019): one caption a video, all its descriptions
-    joined by spaces in the order of the file. Lists of 8,395, 1,065 and 1,004 videos are published, and for training
-    one of 8,392.
+    The paragraph protocol (Zhang et al., ECCV 2018; Liu et al., BMVC 2019): each video has one caption, its
+    descriptions joined by spaces in the order of the file. Lists of 8,395, 1,065 and 1,004 videos are published, and
+    another one of 8,392 for training.
 
     Args:
-        data_dir: holds the annotation files, or has them in data/, annotations/ or the like. Without a list, the
-            videos of the JSON file count.
+        data_dir: directory with the annotation files, in itself or in data/, annotations/ or the like. Without a list
+            file, the videos of the JSON file are taken.
         split: "train", "val" or "test".
-        video_dir: where the videos lie, absolute or below `data_dir`; else videos/, video/ ... are looked through.
+        video_dir: directory of the videos, absolute or below `data_dir`. By default videos/, video/ ... are searched.
             A video "x.mov" may be x.mov, x.mov.mp4 or x.mp4.
-        max_missing, missing_list: of videos; see `report_missing`.
+        max_missing, missing_list: see `report_missing`.
 
     Raises:
         CorpusError: a file or video is missing, or an entry is damaged.
@@ -83,8 +74,8 @@ def load_didemo(
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
     rows = []
     for name, where in chosen.items():
-        # Names end in whatever the uploader's file did, or in a mere dot; ids have no dot in them.
+        # Names keep the extension of the uploaded file, which may be empty; ids have no dot in them.
         stem = os.path.splitext(name)[0].rstrip(".")
         paragraph = " ".join(text for text in descriptions.get(name, []) if text)
         rows.append({"video": videos.find(name, where, stem), "video_id": stem, "captions": [paragraph]})
-    return finish(rows, videos, source, split, streaming, max_missing, missing_list)
+    return build_benchmark(rows, videos, source, split, max_missing, missing_list)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .common import (
-    PathLike,
-    VideoFiles,
-    check_count,
-    choice_features,
-    choice_row,
-    find_annotation,
-    finish,
-    open_benchmark,
-    read_tsv,
-)
-from .folder import CorpusError, Row
+from .base import CorpusError, PathLike, Row
+from .benchmarks import build_benchmark, choice_row, open_benchmark
+from .readers import check_count, find_annotation, read_tsv
+from .videos import VideoFiles
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
-# Of the 2016 release; sizes as its readme counts them.
+# Files of the 2016 release, and their lengths according to its readme.
 _RETRIEVAL: dict[str, tuple[tuple[str, ...], int]] = {
     "train": (("LSMDC16_annos_training.csv",), 101_079),
     "val": (("LSMDC16_annos_val.csv",), 7_408),
@@ -35,88 +27,87 @@ _CHOICE = {
 _ANNOTATION_DIRS = ("task1", "task2", "LSMDC", "structured-symlinks")
 _VIDEO_DIRS = ("avi", "videos", "video", "LSMDC_Videos", "LSMDC/avi", "clips")
 
-# Before the sentences: the clip, and when it starts and ends, as aligned by hand and as cut.
-_TIMES = 5
+# Fields before the sentences: the clip, its start and end as aligned by hand, and its start and end as cut.
+_FIELDS = 5
 
 
 def load_lsmdc(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """LSMDC: LSMDC16_annos_training.csv and the like, tab-separated without a header; videos as MOVIE/CLIP.avi.
 
     The 2016 challenge: 101,079 clips for training, 7,408 for validation, and for testing the 1,000 public pairs of
-    `LSMDC16_challenge_1000_publictect.csv` (so spelt). Sentences of one clip are kept together.
+    `LSMDC16_challenge_1000_publictect.csv` (spelt like this). The sentences of a clip become one row.
 
     Args:
-        data_dir: holds the annotation files, or has them in task1/, annotations/ or the like.
+        data_dir: directory with the annotation files, in itself or in task1/, annotations/ or the like.
         split: "train", "val" or "test".
-        video_dir: where the directories of the films lie, absolute or below `data_dir`; else avi/, videos/ ... are
-            looked through. Clips may also lie side by side, without directories of films.
-        max_missing, missing_list: of videos; see `report_missing`.
+        video_dir: directory of the films, absolute or below `data_dir`. By default avi/, videos/ ... are searched.
+            Clips may also lie side by side, without directories of films.
+        max_missing, missing_list: see `report_missing`.
 
     Raises:
-        CorpusError: a file or video is missing, or a row has not 6 fields.
+        CorpusError: a file or video is missing, or a row does not have 6 fields.
     """
     directory, split = open_benchmark("lsmdc", data_dir, split, list(_RETRIEVAL))
     names, size = _RETRIEVAL[split]
     path = find_annotation(directory, names, f"annotations of LSMDC {split}", _ANNOTATION_DIRS)
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
     rows: dict[str, Row] = {}
-    for where, (clip, *_, sentence) in read_tsv(path, [_TIMES + 1]):
+    for where, (clip, *_, sentence) in read_tsv(path, [_FIELDS + 1]):
         if clip not in rows:
             rows[clip] = {"video": _find(videos, clip, where), "video_id": clip, "captions": []}
         rows[clip]["captions"].append(sentence)
     check_count(len(rows), size, f"clips of LSMDC {split}", path)
-    return finish(list(rows.values()), videos, path, split, streaming, max_missing, missing_list)
+    return build_benchmark(list(rows.values()), videos, path, split, max_missing, missing_list)
 
 
 def load_lsmdc_mc(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """LSMDC multiple choice: LSMDC16_multiple_choice_test_randomized.csv, tab-separated; videos as MOVIE/CLIP.avi.
 
-    The movie multiple-choice test of the 2016 challenge: 10,053 clips with five sentences each, of which one is right.
-    For training and validation the right one is always the first.
+    The movie multiple-choice test of the 2016 challenge: 10,053 clips with five sentences each, one of which is right.
+    In training and validation, the right one always comes first.
 
     Args:
-        data_dir: holds the annotation files, or has them in task2/, annotations/ or the like.
+        data_dir: directory with the annotation files, in itself or in task2/, annotations/ or the like.
         split: "train", "val" or "test".
-        video_dir, max_missing, missing_list: as of `load_lsmdc`.
+        video_dir, max_missing, missing_list: see `load_lsmdc`.
 
     Raises:
-        CorpusError: a file or video is missing, or a row has not 11 fields (10 before the test) or no right answer.
+        CorpusError: a file or video is missing; a row does not have 11 fields (10 in training and validation), or no
+            right answer.
     """
     directory, split = open_benchmark("lsmdc_mc", data_dir, split, list(_CHOICE))
     name, size = _CHOICE[split]
     path = find_annotation(directory, [name], f"multiple-choice questions of LSMDC {split}", _ANNOTATION_DIRS)
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
     rows = []
-    for where, fields in read_tsv(path, [_TIMES + 6] if split == "test" else [_TIMES + 5]):
-        clip, options, answer = fields[0], fields[_TIMES : _TIMES + 5], 0
+    for where, fields in read_tsv(path, [_FIELDS + 6] if split == "test" else [_FIELDS + 5]):
+        clip, options, answer = fields[0], fields[_FIELDS : _FIELDS + 5], 0
         if split == "test":
             if fields[-1] not in ("1", "2", "3", "4", "5"):
                 raise CorpusError(f"{where}: the last field must be the number of the right sentence, 1 to 5")
             answer = int(fields[-1]) - 1
         rows.append(choice_row(_find(videos, clip, where), clip, options, answer, where))
     check_count(len(rows), size, f"questions of LSMDC multiple choice {split}", path)
-    return finish(rows, videos, path, split, streaming, max_missing, missing_list, features=choice_features())
+    return build_benchmark(rows, videos, path, split, max_missing, missing_list)
 
 
 def _find(videos: VideoFiles, clip: str, where: str) -> str:
-    """A clip "0001_American_Beauty_00.00.51.926-00.00.54.129" lies in the directory "0001_American_Beauty"."""
+    """Finds a clip. "0001_American_Beauty_00.00.51.926-00.00.54.129" is in the directory "0001_American_Beauty"."""
     film, _, times = clip.rpartition("_")
     if not film or not times:
-        raise CorpusError(f"{where}: {clip!r} is no name of a clip, MOVIE_START-END")
+        raise CorpusError(f"{where}: {clip!r} is not the name of a clip, MOVIE_START-END")
     return videos.find_first([f"{film}/{clip}", clip], where)

@@ -5,35 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from .common import (
-    PathLike,
-    VideoFiles,
+from ..configuration_region_learner import did_you_mean
+from .base import CorpusError, PathLike, Row
+from .benchmarks import build_benchmark, choice_row, open_benchmark, question_rows
+from .readers import (
     check_count,
-    choice_features,
-    choice_row,
+    check_strings,
     find_annotation,
-    finish,
     look_for,
-    open_benchmark,
-    question_features,
-    question_rows,
     read_csv,
     read_entries,
     read_json,
     read_list,
-    strings,
     text_field,
 )
-from .folder import CorpusError, Row, suggestion
+from .videos import VideoFiles
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
 Protocol = Literal["1k-A", "jsfusion", "1k-B", "miech", "full"]
 _PROTOCOLS = {"1k-a": "1k-A", "jsfusion": "1k-A", "1k-b": "1k-B", "miech": "1k-B", "full": "full"}
 
-# Files of each split, the first that there is, and how many videos it names.
+# Files of each split, of which the first that exists is read, and how many videos it names.
 _LISTS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "1k-A": {
         "train": (("MSRVTT_train.9k.csv", "train_list_jsfusion.txt"), 9000),
@@ -66,29 +61,28 @@ _VIDEO_DIRS = (
 def load_msrvtt(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     protocol: Protocol = "1k-A",
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """MSR-VTT: MSRVTT_data.json or MSR_VTT.json, lists of the splits, videos as videoN.mp4.
 
-    Protocols, each with all 20 captions of a video where nothing else is said:
+    Protocols, with all 20 captions of a video unless said otherwise:
 
-    - "1k-A" or "jsfusion" (Yu et al., ECCV 2018; the 9,000 for training from Gabeur et al., ECCV 2020): 9,000 for
-      training, and 1,000 for testing with the one caption each of `MSRVTT_JSFUSION_test.csv`.
-    - "1k-B" or "miech" (Miech et al., 2018): 6,656 and 1,000; as in collaborative-experts the test keeps all captions.
-    - "full" (Xu et al., CVPR 2016): 6,513, 497 for validation, 2,990.
+    - "1k-A" or "jsfusion" (Yu et al., ECCV 2018; training videos of Gabeur et al., ECCV 2020): 9,000 videos for
+      training, and 1,000 for testing with the one caption of `MSRVTT_JSFUSION_test.csv`.
+    - "1k-B" or "miech" (Miech et al., 2018): 6,656 and 1,000. Tests keep all captions, as in collaborative-experts.
+    - "full" (Xu et al., CVPR 2016): 6,513 for training, 497 for validation, 2,990 for testing.
 
     Args:
-        data_dir: holds the annotation files, or has them in a directory such as annotations/.
-        split: "train", "test", and of "full" also "val".
-        protocol: which videos, and captions, are of which split.
-        video_dir: where the videos lie, absolute or below `data_dir`; else videos/all, videos, TrainValVideo,
-            TestVideo ... are looked through.
-        max_missing, missing_list: of videos; see `report_missing`.
+        data_dir: directory with the annotation files, in itself or in a directory such as annotations/.
+        split: "train" or "test"; "full" also has "val".
+        protocol: which videos and captions belong to which split.
+        video_dir: directory of the videos, absolute or below `data_dir`. By default videos/all, videos,
+            TrainValVideo, TestVideo ... are searched.
+        max_missing, missing_list: see `report_missing`.
 
     Raises:
         CorpusError: a file, column or video is missing, or an entry is damaged.
@@ -97,7 +91,7 @@ def load_msrvtt(
     if name is None:
         names = get_args(Protocol)
         raise CorpusError(
-            f"unknown protocol {protocol!r}{suggestion(protocol, names)} (protocols: {', '.join(names)})"
+            f"unknown protocol {protocol!r} (protocols: {', '.join(names)}){did_you_mean(str(protocol), names)}"
         )
     directory, split = open_benchmark(f"msrvtt (protocol {name})", data_dir, split, list(_LISTS[name]))
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
@@ -105,27 +99,27 @@ def load_msrvtt(
         rows, source = _test_pairs(directory, videos)
     else:
         rows, source = _captioned(directory, name, split, videos)
-    return finish(rows, videos, source, split, streaming, max_missing, missing_list)
+    return build_benchmark(rows, videos, source, split, max_missing, missing_list)
 
 
 def load_msrvtt_qa(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
-    """MSRVTT-QA: {train,val,test}_qa.json of question, answer and video_id; one row a question, videos as videoN.mp4.
+) -> Dataset:
+    """MSRVTT-QA: {train,val,test}_qa.json of question, answer, video_id; one row per question, videos as videoN.mp4.
 
     Made from MSR-VTT by Xu et al. (ACM Multimedia 2017): 158,581, 12,278 and 72,821 questions. `captions` is empty.
-    A classifier usually chooses among the 1,500 most frequent answers of training; see `answer_vocabulary`.
+    A classifier usually chooses among the 1,500 most frequent training answers; see `answer_vocabulary`.
 
     Args:
-        data_dir: holds the JSON files (lists, or one object a line), or has them in MSRVTT-QA/ or annotations/.
+        data_dir: directory with the JSON files (lists, or one object per line), in itself or in MSRVTT-QA/ or
+            annotations/.
         split: "train", "val" or "test".
-        video_dir, max_missing, missing_list: as of `load_msrvtt`.
+        video_dir, max_missing, missing_list: see `load_msrvtt`.
 
     Raises:
         CorpusError: a file or video is missing, or an entry is damaged.
@@ -137,29 +131,26 @@ def load_msrvtt_qa(
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
     rows = question_rows(path, None, "video", videos)
     check_count(len(rows), sizes[split], f"questions of MSRVTT-QA {split}", path)
-    return finish(
-        rows, videos, path, split, streaming, max_missing, missing_list, captioned=False, features=question_features()
-    )
+    return build_benchmark(rows, videos, path, split, max_missing, missing_list, captioned=False)
 
 
 def load_msrvtt_mc(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """MSR-VTT multiple choice: mc_test.jsonl of clip_name, five options and answer (0-4); videos as videoN.mp4.
 
-    2,990 questions over the test videos (Yu et al., ECCV 2018): which of five captions is of the video. There is a
-    test split only; models are trained for retrieval, on `msrvtt` with protocol "full".
+    2,990 questions over the test videos (Yu et al., ECCV 2018): which of five captions belongs to the video? There is
+    only a test split; models are trained for retrieval, on `msrvtt` with protocol "full".
 
     Args:
-        data_dir: holds the file, or has it in annotations/ or the like.
+        data_dir: directory with the file, in itself or in annotations/ or the like.
         split: "test".
-        video_dir, max_missing, missing_list: as of `load_msrvtt`.
+        video_dir, max_missing, missing_list: see `load_msrvtt`.
 
     Raises:
         CorpusError: a file or video is missing, or an entry is damaged.
@@ -171,14 +162,14 @@ def load_msrvtt_mc(
     rows = []
     for where, entry in read_entries(path):
         clip = text_field(entry, "clip_name", where)
-        options = strings(entry.get("options"), f"{where}, 'options'")
+        options = check_strings(entry.get("options"), f"{where}, 'options'")
         rows.append(choice_row(videos.find(clip, where), clip, options, entry.get("answer"), where))
     check_count(len(rows), 2990, "questions of MSR-VTT multiple choice", path)
-    return finish(rows, videos, path, split, streaming, max_missing, missing_list, features=choice_features())
+    return build_benchmark(rows, videos, path, split, max_missing, missing_list)
 
 
 def _test_pairs(directory: Path, videos: VideoFiles) -> tuple[list[Row], Path]:
-    """The pairs of 1k-A, of which the captions are part: others would give other numbers."""
+    """Reads the test pairs of 1k-A. Their captions are part of the protocol: others would give other numbers."""
     names, size = _LISTS["1k-A"]["test"]
     path = find_annotation(directory, names, "test pairs of protocol 1k-A", _ANNOTATION_DIRS)
     captions: dict[str, list[str]] = {}
@@ -211,7 +202,7 @@ def _row(video_id: str, captions: list[str], where: str, videos: VideoFiles) -> 
 
 
 def _read_captions(directory: Path) -> tuple[dict[str, list[str]], dict[str, str], Path]:
-    """All captions of each video, and the official split of each where the file tells."""
+    """Reads the captions of each video, its official split if the file has it, and the path of the file."""
     path = look_for(directory, _CAPTIONS, _ANNOTATION_DIRS)
     paths = [path] if path else []
     if not paths:  # the first release, in two files
@@ -227,7 +218,7 @@ def _read_captions(directory: Path) -> tuple[dict[str, list[str]], dict[str, str
         data = read_json(path)
         entries = data.get("sentences", data.get("annotations")) if isinstance(data, dict) else None
         if not isinstance(entries, list):
-            raise CorpusError(f"{path} has neither 'sentences' nor 'annotations': it is no caption file of MSR-VTT")
+            raise CorpusError(f"{path} has neither 'sentences' nor 'annotations': it is not a caption file of MSR-VTT")
         for number, entry in enumerate(entries, start=1):
             video_id = entry.get("video_id", entry.get("image_id")) if isinstance(entry, dict) else None
             if not isinstance(video_id, str) or not isinstance(entry.get("caption"), str):

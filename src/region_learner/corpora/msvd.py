@@ -5,25 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import (
-    PathLike,
-    VideoFiles,
-    check_count,
-    find_annotation,
-    finish,
-    look_for,
-    open_benchmark,
-    question_features,
-    question_rows,
-    read_csv,
-    read_json,
-    read_list,
-    strings,
-)
-from .folder import CorpusError
+from .base import CorpusError, PathLike
+from .benchmarks import build_benchmark, open_benchmark, question_rows
+from .readers import check_count, check_strings, find_annotation, look_for, read_csv, read_json, read_list
+from .videos import VideoFiles
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
 _SIZES = {"train": 1200, "val": 100, "test": 670}
@@ -36,24 +24,23 @@ _VIDEO_DIRS = ("YouTubeClips", "MSVD_Videos", "videos/all", "videos", "video", "
 def load_msvd(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """MSVD: captions_msvd.json, AllVideoDescriptions.txt or the corpus's CSV; {train,val,test}_list.txt; .avi files.
 
-    The split 1,200/100/670 is that of Venugopalan et al. (ICCV 2015), which retrieval keeps; as in
-    collaborative-experts every one of the about 40 captions of a video counts.
+    The split 1,200/100/670 is that of Venugopalan et al. (ICCV 2015), which retrieval keeps. As in
+    collaborative-experts, all captions of a video count, about 40.
 
     Args:
-        data_dir: holds the annotation files, or has them in msvd_data/, annotations/ or the like. Of the CSV of the
-            first release only descriptions in English are taken.
+        data_dir: directory with the annotation files, in itself or in msvd_data/, annotations/ or the like. From the
+            CSV of the first release, only the English descriptions are taken.
         split: "train", "val" or "test".
-        video_dir: where the videos lie, absolute or below `data_dir`; else YouTubeClips, videos ... are looked
-            through, for files ID.avi or re-encoded ones.
-        max_missing, missing_list: of videos; see `report_missing`.
+        video_dir: directory of the videos, absolute or below `data_dir`. By default YouTubeClips, videos ... are
+            searched, for files ID.avi or re-encoded ones.
+        max_missing, missing_list: see `report_missing`.
 
     Raises:
         CorpusError: a file, column or video is missing, or an entry is damaged.
@@ -69,28 +56,27 @@ def load_msvd(
         {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions.get(video_id, [])}
         for video_id, where in chosen.items()
     ]
-    return finish(rows, videos, source, split, streaming, max_missing, missing_list)
+    return build_benchmark(rows, videos, source, split, max_missing, missing_list)
 
 
 def load_msvd_qa(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
-    """MSVD-QA: {train,val,test}_qa.json, youtube_mapping.txt of `YOUTUBE_ID vidN`; one row a question; .avi files.
+) -> Dataset:
+    """MSVD-QA: {train,val,test}_qa.json, youtube_mapping.txt of `YOUTUBE_ID vidN`; one row per question; .avi files.
 
     Made from MSVD by Xu et al. (ACM Multimedia 2017): 30,933, 6,415 and 13,157 questions. `captions` is empty.
-    A classifier usually chooses among the 1,000 most frequent answers of training; see `answer_vocabulary`.
+    A classifier usually chooses among the 1,000 most frequent training answers; see `answer_vocabulary`.
 
     Args:
-        data_dir: holds the files, or has them in MSVD-QA/ or annotations/. Without the mapping the videos are
+        data_dir: directory with the files, in itself or in MSVD-QA/ or annotations/. Without the mapping, videos are
             expected as vidN.avi.
         split: "train", "val" or "test".
-        video_dir, max_missing, missing_list: as of `load_msvd`.
+        video_dir, max_missing, missing_list: see `load_msvd`.
 
     Raises:
         CorpusError: a file or video is missing, or an entry is damaged.
@@ -102,9 +88,7 @@ def load_msvd_qa(
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
     rows = question_rows(path, _read_mapping(mapping) if mapping else None, "vid", videos)
     check_count(len(rows), _QUESTIONS[split], f"questions of MSVD-QA {split}", path)
-    return finish(
-        rows, videos, path, split, streaming, max_missing, missing_list, captioned=False, features=question_features()
-    )
+    return build_benchmark(rows, videos, path, split, max_missing, missing_list, captioned=False)
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
@@ -113,7 +97,7 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
         data = read_json(path)
         if not isinstance(data, dict):
             raise CorpusError(f"{path}: expected an object of lists of captions by video")
-        return {video_id: strings(texts, f"{path}, {video_id!r}") for video_id, texts in data.items()}
+        return {video_id: check_strings(texts, f"{path}, {video_id!r}") for video_id, texts in data.items()}
     if path.suffix == ".csv":
         columns = ("VideoID", "Start", "End", "Language", "Description")
         for _, row in read_csv(path, columns):

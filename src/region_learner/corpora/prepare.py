@@ -1,10 +1,10 @@
-"""
-Re-encodes a corpus once, so that training reads it many times as fast: small frames, short groups of pictures, in
-WebDataset shards with captions and whatever else is known of a clip. `load_corpus("webdataset")` reads them.
+"""Re-encodes a corpus for fast training: small frames and short groups of pictures, in WebDataset shards.
 
-A shard is the unit of what is done: it is written beside its place, moved there when it is whole, and a report of it
-then says that it is done. So a run that was killed goes on with the shard that was under way, and no clip is lost or
-there twice. What is in which shard depends on the rows alone, not on the processes.
+Shards also hold the captions and the other columns of each row; `load_corpus("webdataset")` reads them.
+
+Each shard is written to a temporary file, moved to its place when it is complete, and then marked as done by a report.
+So a killed run resumes with the shard that was not finished, and no clip is lost or duplicated. The rows alone decide
+what is in which shard, not the number of processes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from tqdm.auto import tqdm
 
 from ..files import locked, partial_of, write_json
 from ..processes import MEMORY, check_memory, map_in_processes
+from .base import CorpusError
 from .encoding import add_video_stream
-from .folder import IMAGE_EXTENSIONS, CorpusError
 from .rows import check_ids
+from .videos import IMAGE_EXTENSIONS
 from .webdataset import video_source
 
 if TYPE_CHECKING:
@@ -45,27 +46,26 @@ logger = logging.getLogger(__name__)
 
 _OPTIONS = "prepare.json"
 _REPORT = "report.json"
-_TICKS = 90_000  # a second, of time stamps
-_USUAL_FPS = 25  # of files that do not tell when a frame is shown
+_TICKS = 90_000  # time stamps per second
+_USUAL_FPS = 25  # assumed for files without time stamps
 
 
 class UnreadableError(CorpusError):
-    """More clips than allowed cannot be read."""
+    """More clips cannot be decoded than `max_unreadable` allows."""
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """
-    How clips are re-encoded.
+    """How clips are re-encoded.
 
     Args:
-        short_side: of frames, in pixels; those of smaller ones are kept.
-        max_fps: of videos of more frames a second, as many are kept, spread evenly. None keeps all.
-        num_frames: fixed length instead: this many frames a clip, spread evenly over it; shorter clips keep all.
-        group: frames in a group of pictures. A frame is reached by decoding half as many, in the mean; with 1 each
-            frame stands for itself, and files are largest.
-        crf: quality of x264: 0 is lossless, 18 looks so, each 6 more halve the size.
-        clips_per_shard: rows of the corpus that go into one shard.
+        short_side: length of the short side of frames, in pixels. Smaller frames keep their size.
+        max_fps: the most frames per second to keep, spread evenly. None keeps all.
+        num_frames: the number of frames per clip to keep, spread evenly, instead of `max_fps`. Shorter clips keep all.
+        group: frames in a group of pictures. On average, half as many are decoded to reach a frame; with 1, every
+            frame is a key frame, and files are largest.
+        crf: quality of x264: 0 is lossless, 18 looks lossless, and 6 more halve the size.
+        clips_per_shard: the number of rows of the corpus per shard.
     """
 
     short_side: int = 256
@@ -100,28 +100,34 @@ def prepare_corpus(
     memory: int = MEMORY,
     max_unreadable: float = 0.1,
 ) -> dict[str, Any]:
-    """
-    Writes `output_dir/split/*.tar`; or goes on with it, if a run with the same rows and options was interrupted.
+    """Writes `output_dir/split/*.tar`, or resumes an interrupted run with the same rows and options.
 
-    A sample is the clip (.mp4, or .jpg of an image) and a .json with all columns of its row and, in `prepared`, its
-    size, frames and frames a second, and those of its source. Frames are upright, and sound is left out.
+    A sample is the clip (.mp4, or .jpg for an image) and a .json with all columns of its row and, in `prepared`, its
+    size, number of frames and frames per second, and the size of its source. Frames are upright; sound is left out.
 
     Args:
-        rows: of [`load_corpus`], not streamed.
-        workers: processes that re-encode; by default one a core.
+        rows: a data set of `load_corpus`, not streamed.
+        split: the name of the directory of the shards.
+        options: how clips are re-encoded.
+        workers: the number of processes that re-encode; by default one per core.
         timeout: seconds that a clip may take; one that takes longer is left out.
-        retry: write shards anew from which clips were left out, as files may have come back.
+        retry: whether to write shards again from which clips were left out.
         memory: bytes that a clip may take, on Linux; one that takes more is left out.
-        max_unreadable: share of the clips that may be left out because they cannot be read; 0 for none.
+        max_unreadable: share of the clips that may be left out because they cannot be decoded; 0 for none.
 
     Returns:
-        `clips`, `left_out` (their number), `source_bytes` (of the clips written, where known), `bytes`, `seconds`
-        of this run, and `report`, a file that also lists every clip that was left out and why.
+        A dictionary: `clips` and `left_out` are numbers of clips, `source_bytes` (where known) and `bytes` the sizes
+        of the written clips before and after, `seconds` the time of this run, and `report` a file that also lists
+        every clip that was left out and why.
 
     Raises:
-        CorpusError: `output_dir/split` holds a corpus of other rows or options.
-        UnreadableError: more clips than `max_unreadable` cannot be read, or none can. What has been written stays.
+        CorpusError: `output_dir/split` holds a corpus with other rows or options.
+        UnreadableError: more clips than `max_unreadable` cannot be decoded, or all. What has been written stays.
         BlockingIOError: another run is writing there.
+
+    Example:
+        >>> train = load_corpus("msrvtt", "data/MSRVTT")
+        >>> prepare_corpus(train, "data/msrvtt-small", options=PrepareOptions(short_side=128))
     """
     options = options or PrepareOptions()
     check_ids(rows, "the corpus")
@@ -132,7 +138,7 @@ def prepare_corpus(
     start = time.monotonic()
     with locked(directory):
         _check_options(directory, rows, options)
-        for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # of runs that were killed
+        for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # left by killed runs
             left.unlink()
         shards = math.ceil(len(rows) / options.clips_per_shard)
         if retry:
@@ -173,9 +179,9 @@ def _rows_of(rows: Dataset, shard: int, options: PrepareOptions) -> range:
 
 
 def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
-    """A row whose numbers of classes are their names: numbers mean nothing without the data set."""
+    """Replaces the numbers of classes by their names: numbers mean nothing without the data set."""
     numbers = {column: row[column] for column in classes}
-    # (-1 is a label that is not told.)
+    # -1 stands for an unknown label in `datasets`.
     names = {
         column: None if number is None or number < 0 else classes[column][number] for column, number in numbers.items()
     }
@@ -184,12 +190,12 @@ def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str
 
 def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
     digest = hashlib.blake2b(digest_size=16)
-    for row in rows.remove_columns("video"):  # which may have been moved
+    for row in rows.remove_columns("video"):  # files may have been moved
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\0")
     wanted = asdict(options) | {"rows": len(rows), "contents": digest.hexdigest()}
     path = directory / _OPTIONS
     if not path.exists():
-        ours = (".lock", partial_of(path).name)  # of a run that was killed before it wrote anything else
+        ours = (".lock", partial_of(path).name)  # left by a run that was killed before it wrote anything else
         if others := [other.name for other in directory.iterdir() if other.name not in ours]:
             raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
         write_json(path, wanted)
@@ -200,7 +206,7 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
         changed = ["ids, captions or other columns are not these"]
     if changed:
         raise CorpusError(
-            f"{directory} holds a corpus made otherwise ({'; '.join(changed)}): choose another directory"
+            f"{directory} holds a corpus with other rows or options ({'; '.join(changed)}): choose another directory"
         )
 
 
@@ -209,7 +215,7 @@ def _report_path(directory: Path, shard: int) -> Path:
 
 
 def _left_out(directory: Path, shard: int) -> int:
-    """How many clips were left out of a shard; 0 also of one that is not there yet."""
+    """Returns how many clips were left out of a shard; 0 if it is not written yet."""
     path = _report_path(directory, shard)
     return len(json.loads(path.read_text(encoding="utf-8"))["left_out"]) if path.exists() else 0
 
@@ -236,7 +242,7 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
         if report["clips"]:
             partial.replace(path)
         else:
-            path.unlink(missing_ok=True)  # of a run that was killed before it wrote its report
+            path.unlink(missing_ok=True)  # left by a run that was killed before it wrote its report
     finally:
         partial.unlink(missing_ok=True)
     write_json(_report_path(directory, number), report)
@@ -249,7 +255,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]:
-    """Writes the report of all shards that are there, and returns what `prepare_corpus` does."""
+    """Writes the report of all shards that exist, and returns what `prepare_corpus` returns."""
     paths = sorted(directory.glob("[0-9]*.json"))
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     left_out = [entry for report in reports for entry in report["left_out"]]
@@ -264,8 +270,8 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
     count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
     if len(left_out) > max_unreadable * rows:
         raise UnreadableError(
-            f"{count} of {rows} cannot be read, more than max_unreadable={max_unreadable:g}: {told}. Mend them and "
-            "try them again (--retry), or allow more (--max-unreadable)."
+            f"{count} of {rows} cannot be read, more than max_unreadable={max_unreadable:g}: {told}. Repair them and "
+            "try again (--retry), or allow more (--max-unreadable)."
         )
     if left_out:
         logger.warning("%s of %d left out: %s. --retry tries again.", count, rows, told)
@@ -300,7 +306,7 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         raise
     except av.error.FFmpegError as error:
         return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
-    except Exception as error:  # one row of millions must not end the run, and every one after it
+    except Exception as error:  # one row of millions must not end this run and every later one
         return _Encoded(row, f"{row['video_id']}: {type(error).__name__}: {error}")
     prepared["source"]["bytes"] = _size(source)
     return _Encoded(row, None, data, extension, prepared)
@@ -322,19 +328,18 @@ def _size(source: Any) -> int | None:
 
 
 def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) -> tuple[str, bytes, dict[str, Any]]:
-    """
-    Re-encodes one clip.
+    """Re-encodes one clip.
 
     Args:
-        source: as `read_clip` takes it.
-        is_image: write a JPEG file, unless it turns out to be an animation.
+        source: what `read_clip` takes.
+        is_image: whether to write a JPEG file, unless the source turns out to be an animation.
 
     Returns:
-        The extension, the file, and what is known of it: `width`, `height`, `frames`, `fps` in the mean (None for a
+        The extension, the content of the file, and its properties: `width`, `height`, `frames`, mean `fps` (None for a
         single frame), and `source` with the `width` and `height` of the source.
 
     Raises:
-        VideoDecodeError: it cannot be read to its end.
+        VideoDecodeError: the source cannot be decoded to its end.
     """
     original: list[tuple[int, int]] = []
 
@@ -359,7 +364,7 @@ def encode_clip(source: Any, options: PrepareOptions, is_image: bool = False) ->
 
 
 def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the short side wanted, if it is longer; even, as H.264 has them."""
+    """Scales height and width so that the short side is at most `short_side`. Both are even, as H.264 requires."""
     scale = min(1.0, short_side / min(height, width))
     return max(2, 2 * round(height * scale / 2)), max(2, 2 * round(width * scale / 2))
 
@@ -367,7 +372,7 @@ def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
 def _frames(
     source: Any, options: PrepareOptions, scaled: Callable[[int, int], tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """The frames to keep, scaled, and their times in seconds."""
+    """Yields the frames to keep, scaled, and their times in seconds."""
     from ..video_decoding_region_learner import Scale, iterate_frames, read_clip
 
     if options.num_frames is not None:
@@ -380,7 +385,7 @@ def _frames(
     last, step, shift = -math.inf, 1 / _USUAL_FPS, 0.0
     for number, (image, at) in enumerate(iterate_frames(source, Scale(scaled))):
         moment = shift + (number / _USUAL_FPS if at is None else at)
-        if moment < last:  # time begins anew
+        if moment < last:  # time stamps start over
             shift += last + step - moment
             moment = last + step
         elif number:
@@ -388,7 +393,7 @@ def _frames(
         last = moment
         first = moment if first is None else first
         if options.max_fps is not None:
-            # One frame for each 1 / max_fps of a second, but for half a millisecond: time stamps are rounded.
+            # One frame per 1 / max_fps seconds, with a tolerance of half a millisecond, as time stamps are rounded.
             before, slot = slot, math.floor((moment - first + 5e-4) * options.max_fps)
             if slot == before:
                 continue
@@ -396,7 +401,7 @@ def _frames(
 
 
 def _spread(metadata: Any, count: int) -> list[int]:
-    """Middles of `count` equal segments."""
+    """Returns the middles of `count` equal segments."""
     total = metadata.total_num_frames
     count = min(count, total)
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
@@ -411,7 +416,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 def _encode(
     frames: Iterator[tuple[np.ndarray, float]], options: PrepareOptions
 ) -> tuple[bytes, int, float, np.ndarray]:
-    """An MP4 file, the number of its frames, the time of the last, and that frame."""
+    """Returns an MP4 file, the number of its frames, the time of the last one, and the last frame."""
     import av
 
     file = io.BytesIO()
@@ -427,7 +432,7 @@ def _encode(
                 stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS)
                 first = at
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            stamp = max(stamp + 1, round((at - first) * _TICKS))  # what comes out in order, comes later
+            stamp = max(stamp + 1, round((at - first) * _TICKS))  # time stamps must increase
             frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)
             container.mux(stream.encode(frame))
             count += 1
@@ -436,9 +441,10 @@ def _encode(
 
 
 def _x264(options: PrepareOptions) -> dict[str, str]:
-    """
-    Without B-frames and scene cuts, so that a frame is never further than a group from where decoding begins; and
-    without what takes longest to decode (arithmetic coding, deblocking), which makes files a tenth larger.
+    """Returns options of x264 for fast random access.
+
+    Without B-frames and scene cuts, at most one group is decoded to reach a frame. Without what is slow to decode
+    (arithmetic coding, deblocking), files are a tenth larger.
     """
     group = str(options.group)
     fixed = {"preset": "fast", "tune": "fastdecode", "bf": "0", "sc_threshold": "0"}

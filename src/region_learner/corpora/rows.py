@@ -1,40 +1,224 @@
-"""What a row of a data set holds, whoever made it: checked where a data set is given, and row by row as it is read."""
+"""What the rows of a data set hold: single values, such as captions and ids, and whole rows.
+
+The same value means the same in files, in shards and in rows given from Python. A data set is checked where it is
+given, and each of its rows when it is read.
+"""
 
 from __future__ import annotations
 
+import ast
 import itertools
+import json
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .errors import CorpusError
-from .values import (
-    UnfitValueError,
-    is_missing,
-    read_answer,
-    read_captions,
-    read_id,
-    read_label,
-    read_options,
-    read_text,
-    shown,
-)
+from .base import CorpusError
 
-# Rows that are looked at when a data set is given: enough to find a column that is not what was meant.
-_FIRST_ROWS = 4
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+# What pandas makes of a missing value as a string. "NA" and "null" are words like any other.
+MISSING_WORDS = frozenset({"nan", "NaN", "None", "<NA>", "NaT"})
+
+# How the text of a list of strings begins, as JSON, Python or NumPy write it.
+_LIST_BEGINS = re.compile(r"""\[\s*(["']|\]|None\b|nan\b|null\b)|array\(\[""")
+_PYTHON_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None"""
+_PYTHON_LIST = re.compile(rf"\[(?:(?:{_PYTHON_STRING})(?:, (?:{_PYTHON_STRING}))*)?\]", re.DOTALL)
+
+_MAX_DEPTH = 32  # of nested lists and mappings
+
+
+class UnfitValueError(ValueError):
+    """A value is not what its column should hold. The message continues a sentence that begins with the column."""
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """Returns the `repr` of a value in one short line, for messages."""
+    text = " ".join((ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def plain(value: Any) -> Any:
+    """Turns a scalar of NumPy or torch into a Python value. Other values are returned as they are."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, or pandas' NA or NaT."""
+    if isinstance(value, str):
+        return False
+    if isinstance(value, numbers.Real):
+        return bool(value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def read_captions(value: Any) -> list[str]:
+    """Returns the captions that a value holds, stripped. Blank and missing ones are "": callers can count them.
+
+    A string is one caption, or several if it is the text of a list of strings, as JSON or Python write it: pandas and
+    `datasets` write "['a', 'b']" to CSV files. A missing value holds no captions.
+
+    Raises:
+        UnfitValueError: the value is neither a string nor a list of strings.
+    """
+    if is_missing(value):
+        return []
+    if isinstance(value, str):
+        parsed = _parse_list(value.strip())
+        value = [value] if parsed is None else parsed
+    if hasattr(value, "tolist") and not isinstance(value, list | tuple):  # an array
+        value = value.tolist()
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) or is_missing(item) for item in value):
+        raise UnfitValueError(f"must be a string or a list of strings, not {shown(value)}")
+    captions = ["" if is_missing(item) else item.strip() for item in value]
+    for caption in captions:
+        if not _is_text(caption):
+            raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(caption)}")
+    return ["" if caption in MISSING_WORDS else caption for caption in captions]
+
+
+def _parse_list(text: str) -> list[Any] | None:
+    """Parses the text of a list. Returns None for any other text, such as "[music]"."""
+    if not _LIST_BEGINS.match(text) or text[-1] not in "])":
+        return None
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+        if _PYTHON_LIST.fullmatch(text):
+            parsed = [ast.literal_eval(string) for string in re.findall(_PYTHON_STRING, text, re.DOTALL)]
+    if not isinstance(parsed, list):
+        raise UnfitValueError(
+            f'looks like a list but is not a JSON list, such as ["a", "b"]: {shown(text)}; write a JSON list, or one '
+            "row per caption"
+        )
+    return parsed
+
+
+def read_text(value: Any) -> str:
+    """Returns `value`, a string that is not blank.
+
+    Raises:
+        UnfitValueError: it is not a string, or blank.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise UnfitValueError(f"must be a string that is not blank, not {shown(value)}")
+    if not _is_text(value):
+        raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(value)}")
+    return value
+
+
+def read_id(value: Any) -> str | None:
+    """Returns an id as a string: the digits of an integer, and None if it is missing or blank.
+
+    Raises:
+        UnfitValueError: it is neither a string nor an integer, or a word that stands for a missing value.
+    """
+    value = plain(value)
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        if value in MISSING_WORDS:
+            raise UnfitValueError(f"is {value!r}, which stands for a missing value: fill it in")
+        return read_text(value)
+    if _is_integer(value):
+        return str(int(value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        raise UnfitValueError(
+            f"is the number {value}, as integers become in a column with missing values: write ids as strings"
+        )
+    raise UnfitValueError(f"must be a string or an integer, not {shown(value)}")
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether a value is an integer of Python or NumPy, but not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def read_answer(value: Any, options: Any) -> int:
+    """Returns the index of the right option.
+
+    Raises:
+        UnfitValueError: it is not an integer, or is out of range.
+    """
+    value = plain(value)
+    if not _is_integer(value) or not 0 <= int(value) < len(options):
+        raise UnfitValueError(
+            f"must be the index of the right one of {len(options)} options, counted from 0, not {shown(value)}"
+        )
+    return int(value)
+
+
+def read_options(value: Any) -> list[str]:
+    """Returns the options of a multiple-choice question.
+
+    Raises:
+        UnfitValueError: the value is not a list of strings, or one of them is blank.
+    """
+    options = _parse_list(value.strip()) if isinstance(value, str) else value
+    if hasattr(options, "tolist"):
+        options = options.tolist()
+    if not isinstance(options, list | tuple) or not options or not all(isinstance(text, str) for text in options):
+        raise UnfitValueError(f"must be a list of strings, not {shown(value)}")
+    return [read_text(text) for text in options]
+
+
+def read_label(value: Any) -> int | str:
+    """Returns a label: the name of a class, or its number.
+
+    Raises:
+        UnfitValueError: the value is neither.
+    """
+    value = plain(value)
+    if isinstance(value, str):
+        return read_text(value)
+    if not _is_integer(value):
+        raise UnfitValueError(f"must be the number or the name of a class, not {shown(value)}")
+    return int(value)
+
+
+def _is_text(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unstorable(value: Any, depth: int = 0) -> str | None:
+    """Says why a data set cannot hold a value, or returns None: JSON allows some values that Arrow does not."""
+    if isinstance(value, str):
+        return None if _is_text(value) else "half a surrogate pair"
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
+    if isinstance(value, list | tuple | Mapping):
+        if depth == _MAX_DEPTH:
+            return f"lists or objects nested more than {_MAX_DEPTH} deep"
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        return next((what for part in parts if (what := unstorable(part, depth + 1))), None)
+    return None
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+_FIRST_ROWS = 4  # checked when a data set is given: enough to notice a wrong column
 
 
 def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: int = _FIRST_ROWS) -> None:
-    """Checks a data set before anything is done with it: its columns, and its first rows.
+    """Checks the columns and the first rows of a data set.
 
     Args:
-        dataset: rows, as a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a data set of torch. Rows
-            of others that can only be iterated over are not looked at, as that may be possible only once.
-        columns: that are needed beside `video` and `video_id`.
-        name: of the data set, for messages.
+        dataset: a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a data set of torch. Rows of other
+            iterables are not checked, as it may be possible only once to iterate over them.
+        columns: the columns that are needed beside `video` and `video_id`.
+        name: what the data set is called in messages.
+        first_rows: how many rows are checked.
 
     Raises:
-        CorpusError: it is something else, a column is missing, or a row is wrong.
+        CorpusError: it is not a data set, a column is missing, or a row is wrong.
     """
     check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
@@ -47,16 +231,17 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         if first_rows and not len(dataset):
             raise CorpusError(f"{name} has no rows")
         rows = (dataset[number] for number in range(min(len(dataset), first_rows)))
-    elif hasattr(dataset, "column_names"):  # of `datasets`: it begins anew each time
+    elif hasattr(dataset, "column_names"):  # an IterableDataset of `datasets` starts over each time
         rows = itertools.islice(dataset, first_rows)
     for number, row in enumerate(rows):
         read_row(row, columns, f"{name}, row {number}")
 
 
 def check_kind(dataset: Any, name: str) -> None:
-    """
+    """Checks that an object can be a data set.
+
     Raises:
-        CorpusError: it cannot be a data set of rows.
+        CorpusError: it cannot.
     """
     if hasattr(dataset, "iloc"):
         raise CorpusError(
@@ -85,13 +270,13 @@ def check_ids(dataset: Any, name: str) -> None:
 def read_row(
     row: Any, columns: Sequence[str], where: str, bare: bool = False, with_video: bool = True
 ) -> dict[str, Any]:
-    """A row with the columns that are needed as they are meant: an id as a string, captions as a list.
+    """Returns a row with normalized values: an id as a string, captions as a list.
 
     Args:
-        columns: that are needed beside `video` and `video_id`.
+        columns: the columns that are needed beside `video` and `video_id`.
         where: which row it is, for messages.
-        bare: whether a row may have no captions.
-        with_video: whether it is to have a video.
+        bare: whether the row may have no captions.
+        with_video: whether the row must have a video.
 
     Raises:
         CorpusError: a column is missing, or its value is not what is expected.
@@ -116,10 +301,10 @@ def read_row(
 
 
 def only_clip(clips: Any) -> Any:
-    """The clip that a processor made of a row's video.
+    """Returns the only clip that a processor made of a row's video.
 
     Raises:
-        ValueError: it made several, of an array of five dimensions or of lists within lists.
+        ValueError: it made several, from an array of five dimensions or from nested lists.
     """
     if len(clips) != 1:
         raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
@@ -127,14 +312,15 @@ def only_clip(clips: Any) -> Any:
 
 
 def check_shapes(clips: Sequence[Any]) -> None:
-    """
+    """Checks that clips can be stacked.
+
     Raises:
-        ValueError: clips of several videos are of different shapes, so that they make no batch.
+        ValueError: the clips have different shapes.
     """
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
-            f"Clips of different shapes make no batch: {sorted(shapes)}. Sample as many frames of each video with "
-            "num_frames of the video processor instead of fps, and leave its resizing and cropping on."
+            f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "
+            "each video with num_frames of the video processor instead of fps, and leave resizing and cropping on."
         )
 
 

@@ -1,8 +1,6 @@
 """WebDataset shards: tar files of videos or images with their captions beside them, as video2dataset writes them.
 
-Shards are read by their headers alone: payloads of videos are passed over, so that a stream can be shuffled, split and
-skipped through without reading them. `tarfile` is not used: it takes a damaged header for the end of the file, so that
-the rest of a shard would be missing without a word, and it is slower.
+Only the headers of shards are read, not the videos, so that a stream can be shuffled, split and skipped quickly.
 """
 
 from __future__ import annotations
@@ -15,21 +13,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm.auto import tqdm
 
-from .folder import (
-    IMAGE_EXTENSIONS,
-    SPLIT_ALIASES,
-    VIDEO_EXTENSIONS,
-    CorpusError,
-    Row,
-    build_dataset,
-    check_data_dir,
-    suggestion,
-)
-from .values import UnfitValueError, read_captions, read_id, shown, unstorable
+from ..configuration_region_learner import did_you_mean
+from .base import SPLIT_ALIASES, CorpusError, PathLike, Row, build_dataset, check_data_dir
+from .rows import UnfitValueError, read_captions, read_id, shown, unstorable
+from .tar import DamagedShardError, Member, read_at, walk_members
+from .videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -39,226 +31,56 @@ logger = logging.getLogger(__name__)
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-# What a shard's name begins with where shards of several splits lie side by side.
+# Prefixes of shards whose splits lie side by side, before a hyphen.
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "dev", "test")
 
-_BLOCK = 512
 _MAX_TEXT = 2**24  # bytes of a .txt or .json member
-_MAX_MEDIA = 2**31  # bytes of a video or image, all of which is read at once
-_MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or of a pax header
+_MAX_MEDIA = 2**31  # bytes of a video or image, which is read at once
 
-_warned: set[str] = set()  # shards that were warned of in this process: every epoch reads them again
-
-
-# --- Tar headers ---------------------------------------------------------------------------------------------
-
-
-class Member(NamedTuple):
-    """A regular file in a shard: its name, and where its payload lies in the shard."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class _DamagedShardError(CorpusError):
-    """A shard that cannot be read on."""
-
-
-def walk_members(file: BinaryIO, shard: str) -> Iterator[Member]:
-    """The regular files of an uncompressed tar file in order, by its headers (POSIX ustar and pax, GNU, V7).
-
-    Directories are passed over. An archive that others were appended to (`cat`) is read to its end.
-
-    Args:
-        file: opened without a buffer; may be moved between two members.
-        shard: its name, for messages.
-
-    Raises:
-        CorpusError: the file is damaged, cut off or compressed; a member is a link or a device, or its name is
-            absolute or leads out of the directory it would be unpacked to.
-    """
-    length = file.seek(0, os.SEEK_END)
-    position = 0
-    extended: dict[str, Any] = {}  # name and size for the next member, where its own header has no room for them
-    ended = False
-    while position < length:
-        block = _read_at(file, position, _BLOCK, shard)
-        if not block.strip(b"\0"):
-            ended = True
-            position += _BLOCK
-            continue
-        ended = False
-        _check_checksum(block, position, shard)
-        kind = block[156:157]
-        is_extended = kind in b"LKxgX"
-        size = _number(block[124:136], position, shard)
-        if "size" in extended and not is_extended:
-            size = extended["size"]
-        offset = position + _BLOCK
-        if not 0 <= size <= length - offset:
-            raise _DamagedShardError(
-                f"{shard} is damaged or cut off: its member at byte {position} should have {size} bytes, more than "
-                f"the {length - offset} that follow"
-            )
-        following = offset + -(-size // _BLOCK) * _BLOCK
-        if is_extended:
-            # Only those that rename or resize the next member matter.
-            if kind in b"LxX":
-                if size > _MAX_EXTENDED_HEADER:
-                    raise _DamagedShardError(f"{shard} is damaged: a header at byte {position} of {size} bytes")
-                content = _read_at(file, offset, size, shard)
-                if kind == b"L":
-                    extended["path"] = _text(content.split(b"\0", 1)[0], shard)
-                else:
-                    extended |= _read_pax(content, position, shard)
-            position = following
-            continue
-        name = extended["path"] if "path" in extended else _name(block, shard)
-        is_sparse = extended.get("sparse", False)
-        extended = {}
-        is_directory = kind == b"5" or (kind == b"\0" and name.endswith("/"))
-        if not is_directory:
-            _check_member(name, b"S" if is_sparse else kind, shard)
-            yield Member(name, offset, size)
-        position = offset if is_directory else following
-    if not ended:
-        raise _DamagedShardError(f"{shard} is cut off: it has no end-of-archive mark after its last member")
-
-
-def _read_at(file: BinaryIO, offset: int, size: int, shard: str) -> bytes:
-    """Exactly `size` bytes. Callers know that the file has them, or that they are few."""
-    try:
-        file.seek(offset)
-        content = file.read(size)
-        while len(content) < size and (more := file.read(size - len(content))):
-            content += more
-    except OSError as error:
-        raise _DamagedShardError(f"{shard} cannot be read at byte {offset}: {error.strerror}") from error
-    if len(content) < size:
-        raise _DamagedShardError(f"{shard} is cut off at byte {offset + len(content)}")
-    return content
-
-
-def _check_checksum(block: bytes, position: int, shard: str) -> None:
-    """The sum of a header's bytes, its own field counted as blanks."""
-    try:
-        wanted = int(block[148:156].strip(b" \0") or b"0", 8)
-    except ValueError:
-        wanted = -1
-    if sum(block.translate(None, b"\0")) - sum(block[148:156]) + 8 * ord(" ") != wanted:
-        what = "is no tar file" if position == 0 else "is damaged"
-        raise _DamagedShardError(f"{shard} {what}: no header at byte {position}")
-
-
-def _number(field: bytes, position: int, shard: str) -> int:
-    """A number in octal digits, or (GNU) in binary with the first bit set."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _DamagedShardError(f"{shard} is damaged: no size in the header at byte {position}") from None
-
-
-def _name(block: bytes, shard: str) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    # GNU's older format has other things in the place of the prefix.
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return _text(name, shard)
-
-
-def _text(name: bytes, shard: str) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise CorpusError(f"{shard}: the name of member {name!r} is not UTF-8: pack the shard again") from None
-
-
-def _read_pax(content: bytes, position: int, shard: str) -> dict[str, Any]:
-    """`path` and `size` among the records `LENGTH KEY=VALUE\\n` of a pax header, and whether the file is sparse."""
-    found: dict[str, Any] = {}
-    start = 0
-    while start < len(content) and content[start]:
-        digits, _, _ = content[start : start + 20].partition(b" ")
-        try:
-            end = start + int(digits)
-            key, equals, value = content[start + len(digits) + 1 : end - 1].partition(b"=")
-            if not equals or content[end - 1 : end] != b"\n":
-                raise ValueError
-            if key == b"path":
-                found["path"] = _text(value, shard)
-            elif key == b"size":
-                found["size"] = int(value)
-            elif key.startswith(b"GNU.sparse."):
-                found["sparse"] = True
-        except ValueError as error:
-            if isinstance(error, CorpusError):
-                raise
-            raise _DamagedShardError(f"{shard} is damaged: the pax header at byte {position} has no records") from None
-        start = end
-    return found
-
-
-_REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
-
-
-def _check_member(name: str, kind: bytes, shard: str) -> None:
-    """
-    Raises:
-        CorpusError: no regular file, or a name that no honest shard has.
-    """
-    if kind not in (b"0", b"\0", b"7"):
-        what = _REFUSED.get(kind, "a sparse file" if kind == b"S" else f"of the unknown type {kind!r}")
-        raise CorpusError(f"{shard}: member {name!r} is {what}: shards hold plain files only; pack it again")
-    parts = name.replace("\\", "/").split("/")
-    if not name or name[0] in "/\\" or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
-        raise CorpusError(f"{shard}: member {name!r} leads outside of the shard: shards name their members plainly")
+_warned: set[str] = set()  # shards that this process has warned of: every epoch reads them again
 
 
 # --- Samples -------------------------------------------------------------------------------------------------
 
 
 def read_member(reference: Mapping[str, Any]) -> bytes:
-    """The encoded video that a row of a lazy corpus refers to.
+    """Reads the encoded video that a row of a lazy corpus refers to.
 
     Args:
-        reference: `{"path": shard, "offset": int, "size": int}`, the row's `video`.
+        reference: `{"path": shard, "offset": int, "size": int}`, the `video` of the row.
 
     Raises:
-        CorpusError: no such reference; the shard is gone, or shorter than when it was indexed.
+        CorpusError: it is not a reference, or the shard is missing, or shorter than when it was indexed.
     """
     try:
         shard, offset, size = str(reference["path"]), int(reference["offset"]), int(reference["size"])
     except (KeyError, TypeError, ValueError):
-        raise CorpusError(f"a reference has the keys path, offset and size, unlike {shown(reference, 100)}") from None
+        raise CorpusError(f"a reference has the keys path, offset and size, not {shown(reference, 100)}") from None
     try:
         with open(shard, "rb", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
             if offset < 0 or size < 0 or offset + size > length:
                 raise CorpusError(
-                    f"{shard} has {length} bytes, and no member at bytes {offset} to {offset + size}: it was replaced "
-                    "since the corpus was loaded; load it again"
+                    f"{shard} has {length} bytes, so no member at bytes {offset} to {offset + size}: it was replaced "
+                    "after the corpus was loaded; load the corpus again"
                 )
             if size > _MAX_MEDIA:
                 raise CorpusError(f"{shard} at byte {offset}: {size} bytes, more than the {_MAX_MEDIA} of a video")
-            return _read_at(file, offset, size, shard)
+            return read_at(file, offset, size, shard)
     except OSError as error:
         raise CorpusError(f"{shard} cannot be read: {error.strerror}") from error
 
 
 def is_reference(video: Any) -> bool:
-    """Whether a row's `video` is a reference of a lazy corpus, to be read by `read_member`."""
+    """Whether the `video` of a row is a reference of a lazy corpus, which `read_member` reads."""
     return isinstance(video, Mapping) and {"path", "offset", "size"} <= video.keys()
 
 
 def video_source(video: Any) -> Any:
-    """
-    What a video processor takes, for a row's `video`: references are read, all else is as it was.
+    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is.
 
     Raises:
-        CorpusError: the shard cannot be read, or is not what it was.
+        CorpusError: the shard cannot be read, or was replaced.
     """
     if not is_reference(video):
         return video
@@ -266,7 +88,7 @@ def video_source(video: Any) -> Any:
 
 
 def _split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension (lower case, with its dot) of a member; None where it belongs to no sample."""
+    """Returns key and extension (lower case, with its dot) of a member, or None if it does not belong to a sample."""
     directory, slash, file_name = name.removeprefix("./").rpartition("/")
     stem, dot, extension = file_name.partition(".")
     return (directory + slash + stem, dot + extension.lower()) if stem and dot else None
@@ -275,10 +97,10 @@ def _split_name(name: str) -> tuple[str, str] | None:
 def read_samples(
     shards: Sequence[str], lazy: bool = True, damaged: str = "error", total_shards: int = 0
 ) -> Iterator[Row]:
-    """The rows of some shards, in order; see `load_webdataset`.
+    """Yields the rows of some shards, in order; see `load_webdataset`.
 
     Args:
-        total_shards: of the whole corpus, to say so if they are too few for all the processes that read.
+        total_shards: the number of shards of the corpus, for a warning if they are too few for all loader processes.
     """
     if total_shards:
         _check_workers(total_shards)
@@ -287,7 +109,7 @@ def read_samples(
             report = _ShardReport(shard)
             try:
                 yield from _read_shard(file, shard, lazy, damaged, report)
-            except _DamagedShardError as error:
+            except DamagedShardError as error:
                 if damaged == "error":
                     raise CorpusError(
                         f'{error}; get or pack it again, or leave out the rest of it with damaged="skip"'
@@ -317,7 +139,7 @@ def _compressed_message(shard: str, compression: str) -> str:
 
 
 class _ShardReport:
-    """What was left out of a shard."""
+    """Collects what is left out of a shard."""
 
     def __init__(self, shard: str):
         self.shard = shard
@@ -329,7 +151,7 @@ class _ShardReport:
         self.left_out.setdefault(reason, []).append(key)
 
     def warn(self) -> None:
-        """Says it, once a shard and process."""
+        """Logs one warning, once per shard and process."""
         if not (self.left_out or self.damage) or self.shard in _warned:
             return
         _warned.add(self.shard)
@@ -351,11 +173,11 @@ def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _S
     members = ((_split_name(member.name), member) for member in walk_members(file, shard))
     samples = itertools.groupby(((key, member) for key, member in members if key), lambda item: item[0][0])
     for key, group in samples:
-        # All of them before the next sample is looked at: of a sample that is cut off nothing is given.
+        # All members are read before a row is made: a truncated sample makes no row.
         parts: dict[str, Member] = {}
         for (_, extension), member in group:
             if extension in parts:
-                raise CorpusError(f"{shard}: two members {member.name!r}: take one out")
+                raise CorpusError(f"{shard}: two members {member.name!r}: remove one")
             parts[extension] = member
         if key in seen:
             raise CorpusError(
@@ -367,7 +189,7 @@ def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _S
             row = _make_row(file, shard, key, parts, lazy)
         except _UnusableError as error:
             if error.is_damage and damaged == "error":
-                raise CorpusError(f'{shard}: {error}; mend it, or leave it out with damaged="skip"') from error
+                raise CorpusError(f'{shard}: {error}; repair it, or leave it out with damaged="skip"') from error
             report.leave_out(key, error.reason)
             continue
         report.read += 1
@@ -375,18 +197,18 @@ def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _S
 
 
 class _UnusableError(ValueError):
-    """A sample that makes no row."""
+    """A sample cannot become a row."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(detail)
         self.reason, self.is_damage = reason, bool(detail)
 
 
-# Columns that a corpus defines itself, and those that captions and ids come from.
+# Columns that every corpus has, and fields of .json that captions and ids come from.
 _RESERVED = ("video", "video_id", "captions")
 _SOURCES = ("key", "caption", "text")
 _CAPTION_COLUMNS = ("captions", "caption", "text")
-# Columns of tasks whose rows have no captions.
+# Columns of tasks whose rows need no captions.
 _WITHOUT_CAPTIONS = {"question", "label"}
 
 
@@ -402,7 +224,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     content: dict[str, Any] = {}
     if ".json" in parts:
         content = _read_json(file, shard, parts[".json"])
-    # Written by `corpus prepare`: a row as it was.
+    # Samples that `corpus prepare` wrote hold the row as it was.
     ours = isinstance(content.get("prepared"), dict) and "source" in content["prepared"]
     captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
     if not captions and ".txt" in parts:
@@ -414,7 +236,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
         "video": (
             {"path": shard, "offset": media.offset, "size": media.size}
             if lazy
-            else _read_at(file, media.offset, media.size, shard)
+            else read_at(file, media.offset, media.size, shard)
         ),
         "video_id": _video_id(content, parts.get(".json"), key),
         "captions": captions,
@@ -423,7 +245,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
 
 
 def _choose_media(shard: str, parts: Mapping[str, Member]) -> Member | None:
-    """The video of a sample, or its image; an image beside a video is a preview."""
+    """Returns the video of a sample, or its image. An image beside a video is a preview."""
     for extensions in (VIDEO_EXTENSIONS, IMAGE_EXTENSIONS):
         found = [member for extension, member in parts.items() if extension in extensions]
         if len(found) > 1:
@@ -464,7 +286,7 @@ def _read_text(file: BinaryIO, shard: str, member: Member) -> str:
             "with oversized text", f"member {member.name!r} has {member.size} bytes, more than the {_MAX_TEXT} of text"
         )
     try:
-        return _read_at(file, member.offset, member.size, shard).decode("utf-8-sig")
+        return read_at(file, member.offset, member.size, shard).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _UnusableError("with damaged text", f"member {member.name!r} is not UTF-8 text: {error}") from error
 
@@ -487,41 +309,41 @@ def _read_json(file: BinaryIO, shard: str, member: Member) -> dict[str, Any]:
 
 
 def load_webdataset(
-    data_dir: str | os.PathLike[str] | None,
+    data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
+    streaming: bool = False,
     shards: str | Sequence[str] | None = None,
     lazy: bool | None = None,
     damaged: str = "error",
 ) -> Dataset | IterableDataset:
     """WebDataset shards (.tar): samples of one video or image and .txt or .json with `caption` or `captions`.
 
-    The members of a sample follow one another and share their name up to the first dot of the file name, the key.
-    Captions come from `captions`, `caption` or `text` in .json, or else from .txt; samples without any are left out,
-    unless .json has a `question` or a `label`. `video_id` is `video_id` or `key` in .json, or else the key; it should
-    be unique among all shards. Values are read as those of `folder` are. Other fields of .json become columns. Other
-    members are passed over, and so is an image beside a video.
+    The members of a sample follow one another and share the key, their name up to the first dot of the file name.
+    Captions come from `captions`, `caption` or `text` in .json, or else from .txt. Samples without captions are left
+    out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key; it should
+    be unique among all shards. Values are read by the rules of `folder`. Other fields of .json become columns. Other
+    members are ignored, and so is an image beside a video.
 
-    Streamed, shards are what is shuffled and split among processes: there should be a multiple of the number of
-    processes, and several for each of their loader processes.
+    A stream is shuffled by shards, and processes share it by shards: their number should be a multiple of the number
+    of processes, with several for each loader process.
 
     Args:
-        data_dir: has SPLIT/*.tar; or SPLIT-*.tar; or other *.tar, which are all of split "train".
+        data_dir: directory with SPLIT/*.tar, with SPLIT-*.tar, or with other *.tar files, which are the split "train".
         split: name of a split, or "all".
-        streaming: read shards as they come. Otherwise all are indexed first, by their headers.
-        shards: instead of by `split`, shards by name within `data_dir`: a pattern such as "a-{000..127}.tar" or
-            "*/part-*.tar", or several.
-        lazy: the column `video` holds `{"path": shard, "offset": int, "size": int}` instead of encoded bytes, to be
-            read by `read_member` when the video is decoded. Rows then are small enough for large shuffle buffers,
-            and for skipping through when training resumes. Without streaming always so.
-        damaged: of a shard that is damaged or cut off, "error", or "skip": leave out the rest of it with a warning
-            (and samples whose text is damaged, or whose video has more than 2 GiB: it is read at once).
+        streaming: whether to read shards during training. Otherwise the headers of all shards are read first.
+        shards: names of shards within `data_dir`, instead of `split`: a pattern such as "a-{000..127}.tar" or
+            "*/part-*.tar", or a list of patterns.
+        lazy: whether the column `video` holds `{"path": shard, "offset": int, "size": int}` instead of encoded bytes,
+            for `read_member` to read when the video is decoded. Such rows are small enough for large shuffle buffers,
+            and fast to skip when training resumes. Without streaming, rows are always lazy.
+        damaged: "error", or "skip" to leave out, with a warning, the rest of a shard that is damaged or truncated, and
+            samples whose text is damaged or whose video has more than 2 GiB.
 
     Raises:
-        CorpusError: no such directory, split or shards; compressed shards; a damaged shard; a member with a name that
-            leads elsewhere, or that is no plain file; two samples or members of one name; two rows with one id
-            (without streaming).
+        CorpusError: a directory, split or shard does not exist; a shard is compressed or damaged; a member is not a
+            regular file, or its name leads out of the shard; two samples or members have the same name; two rows have
+            the same id (without streaming).
     """
     if damaged not in ("error", "skip"):
         raise CorpusError(f"damaged must be 'error' or 'skip', not {damaged!r}")
@@ -543,7 +365,7 @@ def load_webdataset(
     if not rows:
         raise CorpusError(f"no sample with a video and a caption in the {len(paths)} shards of {directory}")
     _check_ids(rows)
-    return build_dataset(rows, streaming=False)
+    return build_dataset(rows)
 
 
 def _check_ids(rows: Sequence[Row]) -> None:
@@ -552,8 +374,8 @@ def _check_ids(rows: Sequence[Row]) -> None:
         video_id, shard = row["video_id"], row["video"]["path"]
         if video_id in shard_of:
             raise CorpusError(
-                f"two samples, in {shard_of[video_id]} and {shard}, have the id {video_id!r}: give them others, as "
-                "keys or as video_id in .json"
+                f"two samples, in {shard_of[video_id]} and {shard}, have the id {video_id!r}: give them different "
+                "keys, or different values of video_id in .json"
             )
         shard_of[video_id] = shard
 
@@ -567,9 +389,10 @@ def _shards_in(directory: Path) -> list[str]:
 
 
 def _find_shards(directory: Path, split: str) -> list[str]:
-    """
+    """Finds the shards of a split.
+
     Raises:
-        CorpusError: there are none of this split.
+        CorpusError: there are none.
     """
     directories = sorted(path for path in directory.iterdir() if path.is_dir())
     splits = {path.name: shards for path in directories if (shards := _shards_in(path))}
@@ -590,21 +413,25 @@ def _find_shards(directory: Path, split: str) -> list[str]:
     name = split if split in splits else SPLIT_ALIASES.get(split, split)
     if name not in splits:
         raise CorpusError(
-            f"no shards of split {split!r} in {directory}{suggestion(split, splits)} (splits: "
-            f"{', '.join([*splits, 'all'])}): they are {split}/*.tar or {split}-*.tar"
+            f"no shards of split {split!r} in {directory}, which would be {split}/*.tar or {split}-*.tar (splits: "
+            f"{', '.join([*splits, 'all'])}){did_you_mean(split, splits)}"
         )
     return splits[name]
 
 
 def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str]:
-    """
+    """Finds the shards that patterns name.
+
     Raises:
-        CorpusError: a pattern, or a name in it, that fits no file.
+        CorpusError: a pattern, or one of the names that its braces expand to, matches no file.
     """
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         missing = []
-        for name in _expand_braces(str(pattern)):
+        names = list(itertools.islice(_expand_braces(str(pattern)), _MAX_EXPANDED + 1))
+        if len(names) > _MAX_EXPANDED:
+            raise CorpusError(f"shards={pattern!r} names more than {_MAX_EXPANDED} shards")
+        for name in names:
             path = os.path.join(directory, os.path.expanduser(name))
             matches = sorted(glob.glob(path)) if glob.has_magic(name) else [path] if os.path.isfile(path) else []
             if not matches:
@@ -614,7 +441,7 @@ def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CorpusError(f"no shards {', '.join(missing[:3])}{more} in {directory}: check shards={pattern!r}")
     if not found:
-        raise CorpusError("shards= names none: leave it out to take those of the split")
+        raise CorpusError("shards= is empty: leave it out to take the shards of the split")
     return list(found)
 
 
@@ -622,7 +449,10 @@ _MAX_EXPANDED = 1_000_000
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """As a shell does: "a{0..2}{b,c}" is a0b, a0c, a1b, ...; "{000..127}" keeps its zeros. Not within each other."""
+    """Expands braces as a shell does: "a{0..2}{b,c}" is a0b, a0c, a1b, ...; "{000..127}" keeps its zeros.
+
+    Braces cannot be nested. The package `braceexpand` is not used: it holds all numbers of "{0..99999999}" in memory.
+    """
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
         yield pattern
@@ -631,8 +461,6 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     if listed is not None:
         choices: Iterator[str] = iter(listed.split(","))
     else:
-        if abs(int(last) - int(first)) >= _MAX_EXPANDED:
-            raise CorpusError(f"shards={pattern!r} names more than {_MAX_EXPANDED} shards")
         step = 1 if int(first) <= int(last) else -1
         width = max(len(first), len(last)) if "0" in (first[:1], last[:1]) else 0
         choices = (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
@@ -641,18 +469,18 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _check_processes(shards: int) -> None:
-    """Warns where the processes of a distributed run cannot have shards of their own."""
+    """Warns if the processes of a distributed run cannot have shards of their own."""
     world_size = _from_environment("WORLD_SIZE", 1)
     if shards % world_size and _from_environment("RANK", 0) == 0:
         logger.warning(
-            "%d shards cannot be split evenly among %d processes: every process goes through all of them, for every "
-            "%d-th sample; pack the corpus into a multiple of %d shards",
+            "%d shards cannot be split evenly among %d processes: every process reads all of them, taking every %d-th "
+            "sample; pack the corpus into a multiple of %d shards",
             *(shards, world_size, world_size, world_size),
         )
 
 
 def _check_workers(shards: int) -> None:
-    """Warns, in the first loader process and once, where some loader processes have no shard to read."""
+    """Warns once, in the first loader process, if some loader processes have no shard to read."""
     from torch.utils.data import get_worker_info
 
     info = get_worker_info()
@@ -663,7 +491,7 @@ def _check_workers(shards: int) -> None:
     if shards < readers:
         _warned.add("<workers>")
         logger.warning(
-            "%d shards for %d loader processes: some of them read nothing; take fewer loader processes or pack the "
+            "%d shards for %d loader processes: some of them read nothing; use fewer loader processes or pack the "
             "corpus into more shards",
             *(shards, readers),
         )

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import ANNOTATION_DIRS, PathLike, open_benchmark, video_roots
-from .folder import VIDEO_EXTENSIONS, CorpusError
+from .base import CorpusError, PathLike
+from .benchmarks import open_benchmark
+from .readers import ANNOTATION_DIRS, given_file
+from .videos import VIDEO_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
 _NAMES = ("results_2M_{}.csv", "results_10M_{}.csv", "webvid_{}.csv", "{}_webvid.csv", "{}.csv")
@@ -19,27 +21,26 @@ _NAMES = ("results_2M_{}.csv", "results_10M_{}.csv", "webvid_{}.csv", "{}_webvid
 def load_webvid(
     data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     file: PathLike | None = None,
     video_dir: PathLike | None = None,
     max_missing: int | float = 0,
     missing_list: PathLike | None = None,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """WebVid: results_2M_{train,val}.csv with videoid, name and page_dir; videos as PAGE_DIR/VIDEOID.mp4.
 
-    The release of Bain et al.: WebVid-2M for pre-training as in Frozen in Time, WebVid-10M in the same form. One
-    caption a video. There are lists for training and validation; a list for testing is read if there is one.
+    The release of Bain et al.: WebVid-2M for pre-training as in Frozen in Time, WebVid-10M in the same form. Each
+    video has one caption. There are lists for training and validation; a list for testing is read if it exists.
 
     Args:
-        data_dir: holds the CSV file, or has it in metadata/, annotations/ or the like: results_2M_{split}.csv,
-            results_10M_{split}.csv, webvid_{split}.csv, {split}_webvid.csv or {split}.csv. Columns beside the three
-            are passed over; without page_dir, videos are looked for side by side only.
+        data_dir: directory with the CSV file, in itself or in metadata/, annotations/ or the like:
+            results_2M_{split}.csv, results_10M_{split}.csv, webvid_{split}.csv, {split}_webvid.csv or {split}.csv.
+            Other columns are ignored. Without the column page_dir, videos are expected side by side.
         split: "train", "val" or "test".
-        file: the CSV file, absolute or below `data_dir`, where it has another name or there are several.
-        video_dir: where the directories of pages lie, absolute or below `data_dir`; else videos/, videos/{split}/,
-            {split}/ and `data_dir` itself are looked through. Videos may also lie side by side, as VIDEOID.mp4.
-        max_missing, missing_list: of videos; see `report_missing`. Only directories are listed, no file is looked up.
+        file: the CSV file, absolute or below `data_dir`, if it has another name or there are several.
+        video_dir: directory of the pages, absolute or below `data_dir`. By default videos/, videos/{split}/, {split}/
+            and `data_dir` itself are searched. Videos may also lie side by side, as VIDEOID.mp4.
+        max_missing, missing_list: see `report_missing`. Directories are listed; files are not looked up one by one.
 
     Raises:
         CorpusError: the file, a column or videos are missing, or a row is damaged.
@@ -47,7 +48,15 @@ def load_webvid(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .pairs import check_names, list_files, locate, pairs_dataset, plain_names, read_delimited, read_header
+    from .arrow_tables import (
+        build_pairs,
+        check_names,
+        list_files,
+        locate,
+        normalize_names,
+        read_delimited,
+        read_header,
+    )
 
     directory, split = open_benchmark("webvid", data_dir, split, ("train", "val", "test"))
     path = _find_file(directory, split, file)
@@ -64,7 +73,7 @@ def load_webvid(
     roots = video_roots(directory, video_dir, ("videos", f"videos/{split}", split))
     nested, directories = ids, {""}
     if paged:
-        pages = plain_names(pc.utf8_trim_whitespace(table["page_dir"]))
+        pages = normalize_names(pc.utf8_trim_whitespace(table["page_dir"]))
         nested = pc.if_else(pc.equal(pages, ""), ids, pc.binary_join_element_wise(pages, ids, "/"))
         check_names(nested, path, "page_dir and videoid")
         directories |= set(pc.unique(pages).to_pylist())
@@ -74,15 +83,12 @@ def load_webvid(
         videos = pc.coalesce(videos, locate(ids, *files))
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), nested, ".mp4", "")
     columns = {"video_id": ids, "caption": table["name"], "video": videos, "expected": expected}
-    return pairs_dataset(pa.table(columns), path, directory, split, streaming, max_missing, missing_list, roots)
+    return build_pairs(pa.table(columns), path, directory, split, max_missing, missing_list, roots)
 
 
 def _find_file(directory: Path, split: str, file: PathLike | None) -> Path:
     if file is not None:
-        path = Path(os.path.normpath(directory / os.path.expanduser(file)))
-        if not path.is_file():
-            raise CorpusError(f"no file {path}: check file=")
-        return path
+        return given_file(directory, file)
     names = [name.format(split) for name in _NAMES]
     found = [path for name in names for place in ANNOTATION_DIRS if (path := directory / place / name).is_file()]
     if not found:

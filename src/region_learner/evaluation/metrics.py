@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..corpora.values import is_missing, plain, shown
+from ..corpora.rows import is_missing, plain, shown
 
 RECALL_AT = (1, 5, 10, 50)
 

@@ -137,14 +137,14 @@ _FINE_TUNED = [
         sizes={"videos": (3783, 3734, 3696)}, folds=3, source="Soomro et al., arXiv 1212.0402",
     ),
     Protocol(
-        "moving_shapes", "moving_shapes", captions=_ALL, source="built in: see corpora/moving_shapes.py",
+        "moving_shapes", "moving_shapes", captions=_ALL, source="built in: see corpora/synthetic/shapes.py",
     ),
     Protocol(
         "moving_shapes_unseen", "moving_shapes", split="test_unseen", captions=_ALL,
-        source="built in: combinations that training does not have; see corpora/moving_shapes.py",
+        source="built in: combinations that training does not have; see corpora/synthetic/shapes.py",
     ),
     Protocol(
-        "drifting_letters", "drifting_letters", captions=_ALL, source="built in: see corpora/drifting_letters.py",
+        "drifting_letters", "drifting_letters", captions=_ALL, source="built in: see corpora/synthetic/letters.py",
     ),
 ]  # fmt: skip
 
@@ -175,11 +175,11 @@ def get_protocol(name: str) -> Protocol:
     Raises:
         ValueError: there is none of this name.
     """
-    from ..corpora.folder import suggestion
+    from ..configuration_region_learner import did_you_mean
 
     if name not in PROTOCOLS:
         of_corpus = [f"'{known}'" for known in PROTOCOLS if known.startswith(f"{name}_")]
-        near = f"; did you mean {', '.join(of_corpus)}?" if of_corpus else suggestion(name, PROTOCOLS)
+        near = f"; did you mean {', '.join(of_corpus)}?" if of_corpus else did_you_mean(name, PROTOCOLS)
         raise ValueError(f"There is no protocol {name!r}{near} (protocols: {', '.join(PROTOCOLS)}).")
     return PROTOCOLS[name]
 

@@ -37,8 +37,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from ..corpora.folder import CorpusError
-from ..corpora.moving_shapes import load_masks
+from ..corpora import CorpusError, load_masks
 from ..corpora.rows import read_row
 from ..corpora.webdataset import video_source
 from ..loader_processes import load_in_order

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..corpora.folder import CorpusError
+from ..corpora import CorpusError
 from ..corpora.rows import check_shapes, only_clip
 from ..corpora.webdataset import is_reference, video_source
 from ..loader_processes import load_in_order

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..corpora.errors import CorpusError
-from ..corpora.paths import IMAGE_EXTENSIONS
-from ..corpora.rows import check_dataset, check_shapes, only_clip, read_row
-from ..corpora.values import plain, shown
+from ..corpora import CorpusError
+from ..corpora.rows import check_dataset, check_shapes, only_clip, plain, read_row, shown
+from ..corpora.videos import IMAGE_EXTENSIONS
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL

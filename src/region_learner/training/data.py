@@ -15,7 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 from torch.utils.data import Dataset as MapDataset
 
-from ..corpora.errors import CorpusError
+from ..corpora import CorpusError
 from ..corpora.rows import check_kind
 
 MIXES = ("alternate", "weighted")

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
-from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
+from ..configuration_region_learner import RegionLearnerConfig, did_you_mean, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
-from ..corpora.folder import suggestion
 from ..files import refuse_bare_adapters
 from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor
 from ..modeling_region_learner import (
@@ -219,7 +218,7 @@ def _check_lora(options: dict[str, Any]):
     known = {item.name for item in fields(_import_peft().LoraConfig) if item.init} | {"towers"}
     for name in options:
         if name not in known:
-            raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{suggestion(name, known) or '.'}")
+            raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{did_you_mean(name, known)}")
     rank, towers = options.get("r", 8), options.get("towers", [])
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"lora: r={rank!r} must be an integer of at least 1.")

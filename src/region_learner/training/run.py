@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
+from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_options, load_corpus
 from ..corpora.rows import check_dataset
 from ..evaluation import EVALUATIONS
 from ..evaluation.protocols import videos_of
@@ -24,9 +24,6 @@ from .negatives import check_batch_size
 from .trainer import RegionLearnerTrainer
 
 logger = logging.getLogger(__name__)
-
-# Captions of these corpora tell left from right, so that a mirrored clip would belie them.
-_TELLS_LEFT_FROM_RIGHT = {"drifting_letters", "moving_shapes"}
 
 # A tokenizer is learned from so many rows of a stream.
 _ROWS_FOR_TOKENIZER = 100_000
@@ -278,7 +275,7 @@ def train(
     flips = model_arguments.flip_probability
     if flips is None:
         corpora = {data_arguments.corpus} | {entry.get("corpus") for entry in data_arguments.corpora or []}
-        flips = 0.0 if _TELLS_LEFT_FROM_RIGHT & corpora else 0.5
+        flips = 0.5 if all(corpus_info(name).horizontal_flip for name in corpora if name) else 0.0
     processor.video_processor.flip_probability = flips
     logger.info("%.1f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
 

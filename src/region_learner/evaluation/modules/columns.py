@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from region_learner.corpora.values import plain, shown
+from region_learner.corpora.rows import plain, shown
 from region_learner.evaluation.metrics import checked_ids
 
 

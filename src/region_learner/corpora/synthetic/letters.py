@@ -1,20 +1,19 @@
-"""Drifting letters: a second built-in corpus, drawn and told in another way than moving shapes.
+"""Drifting letters: a second synthetic corpus, which looks and reads differently from moving shapes.
 
-A clip shows a few letters and digits of a real font, with a colour each, over a textured background that a camera
-pans over and zooms into. Letters keep their place on the screen or travel; or something happens to them at some
-moment: they appear, disappear, blink, turn into another letter or change their colour. Faint grey pieces of letters
-lie around. Captions are lists of what is seen, and true. The label maps of the letters lie beside the videos.
+A clip shows a few letters and digits of a real font, each with its own colour, over a textured background that a
+camera pans over and zooms into. Letters stay in their place or travel, or something happens to them at some moment:
+they appear, disappear, blink, turn into another letter or change their colour. Faint grey pieces of letters lie around
+them. Captions are true lists of what is visible. The label maps of the letters lie beside the videos.
 
-What is found on moving shapes can be checked here, because little is alike: there objects are told apart by shape
-and texture and never change, captions are sentences, nearly all that moves is an object, and objects keep apart.
+A result on moving shapes can be checked here, as little is alike: there, objects differ in shape and texture and never
+change, captions are sentences, nearly everything that moves is an object, and objects hardly overlap.
 
-Scenes, splits and what is on disk: see `generated.py`.
+Scenes, splits and files on disk: see `base.py`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,22 +24,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .folder import build_dataset
-from .generated import Clip, GeneratedCorpus, GeneratedOptions, choose, different_captions, load_rows, make
+from ..base import PathLike, build_dataset
+from .base import (
+    Clip,
+    SyntheticCorpus,
+    SyntheticOptions,
+    different_captions,
+    load_synthetic_rows,
+    make_synthetic,
+    pick,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
-
-SPLITS = ("train", "val", "test")
 
 # Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
 FORMAT = 1
 
 # --- Vocabulary ----------------------------------------------------------------------------------------------
 
-# Glyphs that a dozen pixels tell apart, each with the words for it. There is no A, as text encoders without capital
-# letters could not tell it from the article.
+# Glyphs that differ even at a dozen pixels, with the words for each. There is no A, as text encoders that lower-case
+# their input cannot tell it from the article.
 GLYPHS: dict[str, tuple[str, ...]] = {
     **{letter: (letter,) for letter in "CEHJKLMRTUVW"},
     **{"2": ("2", "two"), "3": ("3", "three"), "4": ("4", "four"), "7": ("7", "seven")},
@@ -68,7 +73,7 @@ EVENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "becomes": (("turns into {}", "turning into {}"), ("is replaced by {}", "being replaced by {}")),
     "recolours": (("turns {}", "turning {}"), ("changes to {}", "changing to {}")),
 }
-# How captions open, what is between letters, and what is said of each; see `_words`.
+# How captions begin, what separates letters, and what is said of each; see `_words`.
 FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "list": (("letters on screen: ", "on screen: ", "overlay of ", ""), (", ",), "{colour} {name} {doing}"),
     "clauses": (("",), ("; ",), "{a} {colour} {name} {does}"),
@@ -82,27 +87,27 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 
 
 @dataclass(frozen=True)
-class DriftingLettersOptions(GeneratedOptions):
+class DriftingLettersOptions(SyntheticOptions):
     """What a corpus holds. Two corpora with equal options are equal.
 
-    Ranges are given as (least, most), both included, or as one number, and drawn anew for every clip.
+    Ranges are (least, most), both included, or one number; a value is drawn for every clip.
 
     Raises:
-        CorpusError: a value is out of its range.
+        CorpusError: a value is out of range.
     """
 
-    splits: ClassVar = SPLITS
+    splits: ClassVar = ("train", "val", "test")
 
     train: int = 2000  # clips in the split; 0 leaves the split out
     val: int = 200
     test: int = 200
     seed: int = 0
-    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour needs it
-    frames: int = 8  # at least 4, so that blinking is seen
+    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
+    frames: int = 8  # at least 4, so that blinking is visible
     fps: float = 4.0
-    letters: tuple[int, int] = (2, 4)  # a clip, 1 to 4; of one letter captions can tell little
+    letters: tuple[int, int] = (2, 4)  # per clip, 1 to 4; captions can say little about one letter
     distractors: tuple[int, int] = (2, 4)  # pieces of letters that no caption mentions, 0 to 20
-    captions: int = 4  # a clip, 1 to 10
+    captions: int = 4  # per clip, 1 to 10
 
     def __post_init__(self) -> None:
         self.check(least_frames=4)
@@ -117,20 +122,20 @@ class Letter:
     glyph: str
     colour: str
     event: str
-    into: str = ""  # the glyph or colour that it has in the end, where that is another
+    into: str = ""  # the glyph or colour that it changes to
 
 
 Scene = tuple[Letter, ...]  # in the order in which the first caption names them
 
 
 def _draw_scene(options: DriftingLettersOptions, split: str, rng: np.random.Generator) -> Scene:
-    """No glyph is in a scene twice, not even one that another turns into, so that captions can name each alone."""
+    """Draws letters. No glyph occurs twice, not even one that another turns into: captions can name each uniquely."""
     count = options.draw("letters", rng)
     glyphs = [list(GLYPHS)[i] for i in rng.choice(len(GLYPHS), 2 * count, replace=False)]
     letters = []
     for glyph, other_glyph in zip(glyphs[:count], glyphs[count:]):
         colour, other_colour = (list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False))
-        event = choose(rng, list(EVENTS))
+        event = pick(rng, list(EVENTS))
         into = {"becomes": other_glyph, "recolours": other_colour}.get(event, "")
         letters.append(Letter(glyph, colour, event, into))
     return tuple(letters)
@@ -138,37 +143,37 @@ def _draw_scene(options: DriftingLettersOptions, split: str, rng: np.random.Gene
 
 # --- Layout: where letters are, and when ---------------------------------------------------------------------
 
-_EM = (0.38, 0.48)  # size of the font, least and most: letters are 0.71 of it high
-_MARGIN = 0.02  # between a letter and the frame's border
-_OVERLAP = 0.12  # of the smaller of two bounding boxes: as much as may be hidden, if there is room
+_EM = (0.38, 0.48)  # least and largest size of the font; letters are 0.71 of it high
+_MARGIN = 0.02  # between a letter and the border of the frame
+_OVERLAP = 0.12  # share of the smaller of two bounding boxes that may be hidden without looking further
 _ARRANGEMENTS = 800  # tried for each clip
 
-# When something happens, at the earliest and at the latest, as fractions of the clip: a letter is there, gone and
-# changed for a quarter of it at least, so that a few frames spread over the clip show it all.
+# The earliest and the latest moment of an event, as fractions of the clip. What is before and after it lasts for at
+# least a quarter of the clip, so that a few frames spread over the clip show both.
 _SPANS = {"disappears": (0.25, 0.5), "appears": (0.5, 0.75), "becomes": (0.375, 0.625), "recolours": (0.375, 0.625)}
 
 
 @dataclass
 class _Track:
-    """How a letter looks, where it is and when; lengths are fractions of the frame's side, y points down."""
+    """How a letter looks, and where and when. Lengths are fractions of the side of the frame; y points down."""
 
     sprites: tuple[_Sprite, _Sprite]  # before and after `moment`
-    colours: tuple[str, str]  # likewise
+    colours: tuple[str, str]  # before and after `moment`
     em: float
     centre: np.ndarray  # (T, 2): x, y
     visible: np.ndarray  # (T,) bool
-    moment: int | None  # the first frame in which it is there, gone or changed
+    moment: int | None  # the first frame after the event
 
     @property
     def half(self) -> np.ndarray:
-        """(2,): half of the width and of the height, of what both glyphs fit in."""
+        """Half of the width and height that both glyphs fit in, (2,)."""
         return self.em * np.max([sprite.half for sprite in self.sprites], axis=0)
 
 
 def _lay_out(scene: Scene, options: DriftingLettersOptions, rng: np.random.Generator) -> list[_Track]:
     tracks = []
     for letter in scene:
-        stroke, angle = choose(rng, _STROKES), choose(rng, (0, 0, -1, 1)) * rng.uniform(5, 14)
+        stroke, angle = pick(rng, _STROKES), pick(rng, (0, 0, -1, 1)) * rng.uniform(5, 14)
         first = _sprite(letter.glyph, options.size, stroke, angle)
         last = _sprite(letter.into, options.size, stroke, angle) if letter.event == "becomes" else first
         colours = letter.colour, letter.into if letter.event == "recolours" else letter.colour
@@ -181,7 +186,7 @@ def _lay_out(scene: Scene, options: DriftingLettersOptions, rng: np.random.Gener
 
 
 def _timing(event: str, frames: int, rng: np.random.Generator) -> tuple[int | None, np.ndarray]:
-    """The moment of an event, and in which frames its letter is visible, (T,)."""
+    """Returns the moment of an event, and in which frames its letter is visible, (T,)."""
     time = np.arange(frames)
     always = np.ones(frames, dtype=bool)
     if event == "blinks":
@@ -194,7 +199,7 @@ def _timing(event: str, frames: int, rng: np.random.Generator) -> tuple[int | No
 
 
 def _arrange(tracks: Sequence[_Track], rng: np.random.Generator) -> None:
-    """Moves tracks, all within the frame, to where letters hide little of each other."""
+    """Moves tracks, within the frame, to places where letters hide little of each other."""
     candidates = []
     for track in tracks:
         border = track.half + _MARGIN
@@ -214,9 +219,9 @@ def _arrange(tracks: Sequence[_Track], rng: np.random.Generator) -> None:
 
 
 def _write_captions(scene: Scene, tracks: Sequence[_Track], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` different captions. The first one tells everything and names the letters in the scene's order."""
+    """Returns `count` different captions. The first one says everything, naming the letters in the scene's order."""
     writers = (
-        lambda: _tell(choose(rng, ("list", "clauses")), scene, rng),
+        lambda: _tell(pick(rng, ("list", "clauses")), scene, rng),
         lambda: _tell("looks", _shuffled(scene, rng), rng),
         lambda: _tell_order(scene, tracks, rng),
         lambda: _tell("events", _shuffled(scene, rng), rng),
@@ -226,17 +231,17 @@ def _write_captions(scene: Scene, tracks: Sequence[_Track], count: int, rng: np.
 
 def _tell(form: str, letters: Sequence[Letter], rng: np.random.Generator) -> str:
     openings, links, clause = FORMS[form]
-    return choose(rng, openings) + choose(rng, links).join(clause.format(**_words(letter, rng)) for letter in letters)
+    return pick(rng, openings) + pick(rng, links).join(clause.format(**_words(letter, rng)) for letter in letters)
 
 
 def _tell_order(scene: Scene, tracks: Sequence[_Track], rng: np.random.Generator) -> str:
-    """What happens first and what later; or all about two letters, if no two moments are a quarter clip apart."""
+    """Tells what happens first and what later, or all about two letters if no two events are a quarter clip apart."""
     moments = [(track.moment, letter) for track, letter in zip(tracks, scene) if track.moment is not None]
     enough = len(tracks[0].visible) / 4
     pairs = [[first, second] for at, first in moments for later, second in moments if later - at >= enough]
     if not pairs:
-        return _tell(choose(rng, ("list", "clauses")), _shuffled(scene, rng)[:2], rng)
-    form, pair = choose(rng, ("order", "reverse")), choose(rng, pairs)
+        return _tell(pick(rng, ("list", "clauses")), _shuffled(scene, rng)[:2], rng)
+    form, pair = pick(rng, ("order", "reverse")), pick(rng, pairs)
     return _tell(form, pair if form == "order" else pair[::-1], rng)
 
 
@@ -245,15 +250,15 @@ def _shuffled(scene: Scene, rng: np.random.Generator) -> list[Letter]:
 
 
 def _words(letter: Letter, rng: np.random.Generator) -> dict[str, str]:
-    """What captions may say of a letter, as "four", "4 then L", "red", "red then blue", "goes up" and "going up"."""
-    name = names = choose(rng, GLYPHS[letter.glyph])
+    """Returns words for a letter, such as "four", "4 then L", "red", "red then blue", "goes up" and "going up"."""
+    name = names = pick(rng, GLYPHS[letter.glyph])
     colour, colours, into = letter.colour, letter.colour, letter.into
     if letter.event == "becomes":
-        new_name = choose(rng, GLYPHS[letter.into])
+        new_name = pick(rng, GLYPHS[letter.into])
         names, into = f"{name} then {new_name}", f"{_article(new_name)} {new_name}"
     elif letter.event == "recolours":
         colours = f"{colour} then {into}"
-    does, doing = (phrase.format(into) for phrase in choose(rng, EVENTS[letter.event]))
+    does, doing = (phrase.format(into) for phrase in pick(rng, EVENTS[letter.event]))
     return {
         "a": _article(colour), "name": name, "names": names, "colour": colour, "colours": colours,
         "does": does, "doing": doing,
@@ -261,21 +266,21 @@ def _words(letter: Letter, rng: np.random.Generator) -> dict[str, str]:
 
 
 def _article(word: str) -> str:
-    """Before a letter it is the sound of its name that counts."""
+    """Returns "a" or "an". Before a letter, the sound of its name counts."""
     return "an" if word in (*"EHLMR", "orange") else "a"
 
 
 # --- Drawing letters -----------------------------------------------------------------------------------------
 
 # Lengths here are in ems, the size of the font.
-_STROKES = (0.025, 0.05)  # by which letters are fatter than in the font, on each side: two weights
+_STROKES = (0.025, 0.05)  # added to each side of a stroke of the font: two weights
 _RIM = 0.04  # width of the outline
-_CANVAS = 1.7  # side of the pictures of glyphs: leaves room for turning, and a margin for sampling
+_CANVAS = 1.7  # side of the pictures of glyphs, with room for turning and for sampling
 
 
 @dataclass
 class _Sprite:
-    """A glyph drawn larger than it is needed, in the middle of two square pictures of mode L."""
+    """A glyph, larger than in the frame, in the middle of two square pictures of mode L."""
 
     rim: Image.Image  # with the outline
     fill: Image.Image
@@ -294,13 +299,13 @@ def _sprite(glyph: str, size: int, stroke: float, angle: float) -> _Sprite:
 
 @lru_cache(maxsize=128)
 def _glyph(glyph: str, em: int, stroke: int) -> Image.Image:
-    """A glyph in the middle of a square, `stroke` pixels fatter on each side than in the font."""
-    # A font of its own for each call: threads may not share one.
+    """Draws a glyph in the middle of a square, with `stroke` pixels added to each side of its strokes."""
+    # Each call loads the font: threads must not share one.
     font = ImageFont.load_default(em)
     side = round(_CANVAS * em)
     picture = Image.new("L", (side, side))
     ImageDraw.Draw(picture).text((side // 2, side // 2), glyph, fill=255, font=font, stroke_width=stroke, anchor="mm")
-    # Centred by what is drawn: the font leaves more room on one side of a glyph than on the other.
+    # Centred by its pixels: the font leaves more room on one side of a glyph than on the other.
     left, top, right, bottom = picture.getbbox() or (0, 0, side, side)
     x, y = (left + right - side) // 2, (top + bottom - side) // 2
     return picture.crop((x, y, x + side, y + side))
@@ -309,7 +314,7 @@ def _glyph(glyph: str, em: int, stroke: int) -> Image.Image:
 def _draw(
     tracks: Sequence[_Track], options: DriftingLettersOptions, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T, H, W, 3) and label maps (T, H, W), both uint8; label n is the n-th letter of the scene."""
+    """Returns frames (T, H, W, 3) and label maps (T, H, W), both uint8; label n is the n-th letter of the scene."""
     canvas = _background(options, rng)
     masks = np.zeros(canvas.shape[:3], dtype=np.uint8)
     for _ in range(options.draw("distractors", rng)):
@@ -328,12 +333,12 @@ def _draw(
 def _sample(
     sprite: _Sprite, em: float, centre: np.ndarray, size: int
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """The window of a frame that a sprite falls on, and how much rim and fill cover of its pixels, (h, w) uint8."""
+    """Returns the window of a frame that a sprite covers, and how much rim and fill cover its pixels, (h, w) uint8."""
     middle, half = centre * size, sprite.half * em * size
     start = np.maximum(np.floor(middle - half) - 1, 0).astype(int)
     stop = np.minimum(np.ceil(middle + half) + 1, size).astype(int)
     side = sprite.rim.width
-    scale = side / (_CANVAS * em * size)  # pixels of the sprite in one of the frame
+    scale = side / (_CANVAS * em * size)  # pixels of the sprite per pixel of the frame
     left, top, right, bottom = np.concatenate([start - middle, stop - middle]) * scale + side / 2
     width, height = stop - start
     rim, fill = (
@@ -344,14 +349,14 @@ def _sample(
 
 
 def _blend(window: np.ndarray, colour: float | Sequence[float], cover: np.ndarray, opacity: float = 1.0) -> None:
-    """Paints a grey or a colour over `window`, (h, w, 3), where `cover`, (h, w) uint8, says."""
+    """Paints a grey or a colour over `window`, (h, w, 3), with the coverage `cover`, (h, w) uint8."""
     window += (np.array(colour, dtype=np.float32) - window) * (cover[..., None] * np.float32(opacity / 255))
 
 
 def _paint_distractor(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Half a letter in faint grey, without an outline, that drifts slowly."""
+    """Paints half a letter in faint grey, without an outline, that drifts slowly."""
     frames, size = canvas.shape[:2]
-    sprite = _sprite(choose(rng, list(GLYPHS)), size, choose(rng, _STROKES), rng.uniform(0, 360))
+    sprite = _sprite(pick(rng, list(GLYPHS)), size, pick(rng, _STROKES), rng.uniform(0, 360))
     sprite.fill.paste(0, (0, 0, sprite.fill.width // 2, sprite.fill.width))
     start, end = rng.uniform(0.1, 0.9, (2, 2))
     em, grey, opacity = rng.uniform(0.3, 0.5), rng.uniform(60, 200), rng.uniform(0.45, 0.65)
@@ -364,10 +369,10 @@ def _paint_distractor(canvas: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _background(options: DriftingLettersOptions, rng: np.random.Generator) -> np.ndarray:
-    """What a camera sees that moves over a picture and zooms in or out: (T, H, W, 3) float32."""
+    """Returns the view of a camera that moves over a picture and zooms in or out, (T, H, W, 3) float32."""
     size = options.size
     picture = _picture(math.ceil(1.7 * size), rng)
-    sides = size * rng.uniform(0.9, 1.2) * np.array([1, rng.uniform(0.85, 1.15)])  # of what it sees, first and last
+    sides = size * rng.uniform(0.9, 1.2) * np.array([1, rng.uniform(0.85, 1.15)])  # of the first and the last view
     way: Any = 0
     while not 0.15 * size < way < 0.4 * size:
         corners = rng.random((2, 2)) * (picture.width - sides[:, None])
@@ -381,7 +386,7 @@ def _background(options: DriftingLettersOptions, rng: np.random.Generator) -> np
 
 
 def _picture(side: int, rng: np.random.Generator) -> Image.Image:
-    """Noise with the spectrum of photographs, about 1/f, over a gradient: more of light and dark than of colour."""
+    """Draws noise with the spectrum of photographs, about 1/f, over a gradient: more of light than of colour."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     frequency[0, 0] = np.inf  # no mean
     waves = rng.standard_normal((2, 3, *frequency.shape))
@@ -410,11 +415,13 @@ def _make_clip(scene: Scene, options: DriftingLettersOptions, rng: np.random.Gen
     return Clip(captions, *_draw(tracks, options, rng))
 
 
-_CORPUS = GeneratedCorpus("drifting_letters", FORMAT, DriftingLettersOptions, "letters", _draw_scene, _make_clip)
+DRIFTING_LETTERS = SyntheticCorpus(
+    "drifting_letters", FORMAT, DriftingLettersOptions, "letters", _draw_scene, _make_clip
+)
 
 
 def make_drifting_letters(
-    output_dir: str | os.PathLike[str],
+    output_dir: PathLike,
     *,
     workers: int | None = None,
     progress: bool = True,
@@ -424,38 +431,39 @@ def make_drifting_letters(
     """Writes the corpus and returns its directory.
 
     Args:
-        workers, progress, overwrite: see `generated.make`.
+        workers, progress, overwrite: see `make_moving_shapes`.
         options: see `DriftingLettersOptions`.
 
     Raises:
         CorpusError: unknown or impossible options; the directory holds something else.
     """
-    return make(_CORPUS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite)
+    return make_synthetic(
+        DRIFTING_LETTERS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite
+    )
 
 
 def load_drifting_letters(
-    data_dir: str | os.PathLike[str] | None,
+    data_dir: PathLike | None,
     split: str,
-    streaming: bool,
     *,
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
-) -> Dataset | IterableDataset:
+) -> Dataset:
     """Built in, made on first use: MP4 clips of letters over a moving background, true captions, letter masks.
 
     Columns beside the common ones: `objects`, a list of {glyph, colour, event, into}, and `masks`, the path of the
     label maps (see `load_masks`).
 
     Args:
-        data_dir: a directory written by `make_drifting_letters`. Without one the corpus is made on first use in the
+        data_dir: a directory written by `make_drifting_letters`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val" or "test".
-        workers, progress: see `generated.make`.
-        options: see `DriftingLettersOptions`. With `data_dir` they must be those the corpus was made with.
+        workers, progress: see `make_moving_shapes`.
+        options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
 
     Raises:
-        CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
+        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
-    rows = load_rows(_CORPUS, data_dir, split, options, workers=workers, progress=progress)
-    return build_dataset(rows, streaming, _CORPUS.description)
+    rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
+    return build_dataset(rows, DRIFTING_LETTERS.description)

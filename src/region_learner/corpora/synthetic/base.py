@@ -1,14 +1,13 @@
-"""Corpora that the package writes itself: all that does not depend on what is drawn and said.
+"""What the synthetic corpora share: options, scenes, writing and loading.
 
-Such a corpus is described by a `GeneratedCorpus`. Its clips show *scenes*.
+A synthetic corpus is described by a `SyntheticCorpus`. Its clips show *scenes*.
 
-- A scene is the multiset of descriptions of what a clip shows. No scene occurs twice, and which of train, val and
-  test a scene may occur in is a property of the scene alone (a hash of it). So splits stay disjoint even across
-  corpora of different sizes and seeds.
-- Clip `i` of a split depends on the seed, the split and `i`, so the result is the same however many workers
-  write it.
+- A scene is the multiset of descriptions of what a clip shows. No scene occurs twice. A hash of the scene alone
+  decides in which of train, val and test it may occur, so splits stay disjoint even across corpora of different sizes
+  and seeds.
+- Clip `i` of a split depends only on the seed, the split and `i`, not on the number of workers.
 
-On disk a corpus is a VideoFolder (see `folder.py`) with label maps and, written last, `corpus.json`:
+On disk, a corpus is a folder of videos (see `folder.py`) with label maps and, written last, `corpus.json`:
 
     DIR/corpus.json
     DIR/SPLIT/metadata.jsonl
@@ -33,7 +32,6 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,26 +39,25 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from .encoding import add_video_stream
-from .folder import CorpusError, Row, check_options, check_split, drop_missing, read_split
-from .locks import in_turn
+from ...files import locked
+from ..base import CorpusError, PathLike, Row, check_options, check_split
+from ..encoding import available_codec, write_video
+from ..folder import read_split
+from ..videos import drop_missing
 
 logger = logging.getLogger(__name__)
 
-# Captions speak of left and right: training on flipped frames would teach the wrong words.
-HORIZONTAL_FLIP = False
-
-# These three share out the scenes; a corpus may have other splits that take any.
+# Scenes are distributed among these three; other splits of a corpus may have any scene.
 _HOME_SPLITS = ("train", "val", "test")
 
 
-# --- What a corpus is described by ---------------------------------------------------------------------------
+# --- Description of a corpus ---------------------------------------------------------------------------------
 
 
-class GeneratedOptions:
-    """What the options of every generated corpus have in common; the classes derived from it are dataclasses.
+class SyntheticOptions:
+    """Base class of the options of a synthetic corpus. Derived classes are frozen dataclasses.
 
-    They have a field for each split, the number of its clips, and those named here.
+    They have the fields below, and one for each split: the number of its clips.
     """
 
     splits: ClassVar[tuple[str, ...]]
@@ -69,19 +66,20 @@ class GeneratedOptions:
     size: int  # width and height in pixels
     frames: int
     fps: float
-    captions: int  # a clip
+    captions: int  # per clip
 
     def check(self, least_frames: int = 1) -> None:
-        """
+        """Checks the values.
+
         Raises:
-            CorpusError: a value is out of its range.
+            CorpusError: a value is out of range.
         """
         for name in self.splits:
             _check_integer(name, getattr(self, name), 0, 1_000_000)
         _check_integer("seed", self.seed, 0, 2**32 - 1)
         _check_integer("size", self.size, 48, 1024)
         if self.size % 2:
-            raise CorpusError(f"size must be even, as H.264 needs it, not {self.size}")
+            raise CorpusError(f"size must be even, as H.264 requires, not {self.size}")
         _check_integer("frames", self.frames, least_frames, 1000)
         if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
             raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
@@ -89,10 +87,10 @@ class GeneratedOptions:
         _check_integer("captions", self.captions, 1, 10)
 
     def check_range(self, name: str, least: int, most: int) -> None:
-        """Makes (least, most) of an option that may be one number, too.
+        """Checks an option that is (least, most) or one number, and makes it a pair.
 
         Raises:
-            CorpusError: a value is out of its range.
+            CorpusError: a value is out of range.
         """
         value = getattr(self, name)
         pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
@@ -106,7 +104,7 @@ class GeneratedOptions:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     def draw(self, name: str, rng: np.random.Generator) -> int:
-        """A number from the range `name`."""
+        """Draws a number from the range `name`."""
         least, most = getattr(self, name)
         return int(rng.integers(least, most + 1))
 
@@ -118,22 +116,25 @@ def _check_integer(name: str, value: Any, least: int, most: int) -> None:
 
 @dataclass
 class Clip:
+    """A clip before it is encoded."""
+
     captions: list[str]  # all different, all true
     frames: np.ndarray  # (T, H, W, 3) uint8
-    masks: np.ndarray  # (T, H, W) uint8: 0, or n where the n-th object of the scene is seen
+    masks: np.ndarray  # (T, H, W) uint8: 0, or n where the n-th object of the scene is visible
 
 
 @dataclass(frozen=True)
-class GeneratedCorpus:
+class SyntheticCorpus:
     """A corpus and how its clips are made. A scene is a tuple of dataclass instances that can be sorted."""
 
-    name: str  # as `load_corpus` knows it, and in `make_NAME`
+    name: str  # in `load_corpus` and `make_NAME`
     format: int  # to be raised with every change of what is drawn or said
-    options: type[Any]  # a dataclass derived from `GeneratedOptions`
-    things: str  # what scenes consist of, and the option that says of how many
+    options: type[Any]  # a dataclass derived from `SyntheticOptions`
+    things: str  # what scenes consist of; also the option that sets how many
     draw_scene: Callable[[Any, str, np.random.Generator], tuple[Any, ...]]  # options, split -> a scene
     make_clip: Callable[[Any, Any, np.random.Generator], Clip]  # scene, options -> its clip
-    info: Mapping[str, Any] = field(default_factory=dict)  # more to write into `corpus.json`
+    info: Mapping[str, Any] = field(default_factory=dict)  # additional content of `corpus.json`
+    horizontal_flip: bool = False  # whether captions stay true when a clip is mirrored
 
     @property
     def title(self) -> str:
@@ -141,30 +142,36 @@ class GeneratedCorpus:
 
     @property
     def description(self) -> str:
-        return f"{self.title.capitalize()}. Do not flip frames: captions speak of left and right (HORIZONTAL_FLIP)."
+        flips = "" if self.horizontal_flip else " Do not mirror frames: captions tell left from right."
+        return f"{self.title.capitalize()}.{flips}"
 
-    def read_options(self, options: Mapping[str, Any], also: Collection[str]) -> Any:
-        """
+    @property
+    def option_names(self) -> list[str]:
+        return [option.name for option in dataclasses.fields(self.options)]
+
+    def read_options(self, options: Mapping[str, Any], others: Collection[str]) -> Any:
+        """Returns an instance of `options`.
+
         Args:
-            also: names of other options, for the message.
+            others: the names of further options, for the error message.
 
         Raises:
             CorpusError: unknown or impossible options.
         """
-        known = [option.name for option in dataclasses.fields(self.options)]
-        check_options(self.name, options, [*known, *also])
+        check_options(self.name, options, [*self.option_names, *others])
         return self.options(**options)
 
 
-# --- Help with scenes and captions ---------------------------------------------------------------------------
+# --- Scenes and captions -------------------------------------------------------------------------------------
 
 
-def choose(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    """Returns a random item."""
     return items[int(rng.integers(len(items)))]
 
 
-def plan_scenes(corpus: GeneratedCorpus, options: Any, split: str) -> list[Any]:
-    """The scenes of a split, all different, in the order of its clips.
+def plan_scenes(corpus: SyntheticCorpus, options: Any, split: str) -> list[Any]:
+    """Draws the scenes of a split, all different, in the order of its clips.
 
     Raises:
         CorpusError: there are not that many different scenes.
@@ -189,19 +196,19 @@ def plan_scenes(corpus: GeneratedCorpus, options: Any, split: str) -> list[Any]:
 
 
 def _rng(options: Any, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Random numbers of one clip: a stream for its scene (0) and one for how it is drawn and told (1)."""
+    """Returns the random numbers of one clip: one stream for its scene (0), one for its frames and captions (1)."""
     return np.random.default_rng([options.seed, options.splits.index(split), index, purpose])
 
 
 def _home_split(multiset: tuple[Any, ...]) -> str:
-    """The only split among train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
+    """Returns the only one of train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
     description = json.dumps([dataclasses.astuple(thing) for thing in multiset])
     bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big") % 10
     return {0: "val", 1: "test"}.get(bucket, "train")
 
 
 def different_captions(writers: Sequence[Callable[[], str]], count: int) -> list[str]:
-    """`count` different captions, of the writers in turn."""
+    """Returns `count` different captions, calling the writers in turn."""
     captions: list[str] = []
     attempt = 0
     while len(captions) < count:
@@ -215,32 +222,31 @@ def different_captions(writers: Sequence[Callable[[], str]], count: int) -> list
 # --- Writing -------------------------------------------------------------------------------------------------
 
 
-def make(
-    corpus: GeneratedCorpus,
-    output_dir: str | os.PathLike[str],
+def make_synthetic(
+    corpus: SyntheticCorpus,
+    output_dir: PathLike,
     options: Mapping[str, Any],
     *,
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the corpus and returns its directory.
+    """Writes a corpus and returns its directory.
 
-    The directory appears when everything is written. What an interrupted run leaves does not look like a corpus, and
-    the next run removes it. A directory that already holds the corpus with these options is left as it is. Of several
-    processes that make the same corpus at the same time one makes it, and the others wait for it.
+    The directory appears when everything is written. Leftovers of an interrupted run do not look like a corpus, and
+    the next run removes them. A directory that already holds the corpus with these options is left as it is. If
+    several processes make the same corpus at the same time, one makes it and the others wait.
 
     Args:
-        workers: clips written at the same time; by default one a core. Drawing and encoding happen outside of
-            Python's lock for the most part, so workers are threads: there is no start-up, and scripts need no
-            `if __name__ == "__main__"`.
-        progress: show progress on stderr.
-        overwrite: replace a corpus of this name that has other options.
+        workers: how many clips are written at the same time; by default one per core. Workers are threads, as drawing
+            and encoding mostly release Python's global lock.
+        progress: whether to show progress on stderr.
+        overwrite: whether to replace a corpus of this name that has other options.
 
     Raises:
         CorpusError: unknown or impossible options; the directory holds something else.
     """
-    wanted = corpus.read_options(options, also=("workers", "progress", "overwrite"))
+    wanted = corpus.read_options(options, others=("workers", "progress", "overwrite"))
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if _is_in_place(corpus, target, wanted, overwrite):
         message = f"{target} already holds this corpus: nothing to do"
@@ -249,8 +255,8 @@ def make(
             tqdm.write(message, file=sys.stderr)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with in_turn(_beside(target, "lock")):
-        # Whoever has the lock finds only what processes left that have ended.
+    with locked(target.parent, _beside(target, "lock").name, wait=True):
+        # The processes that left these have ended: they would hold the lock.
         _remove_leftovers(target)
         if not _is_in_place(corpus, target, wanted, overwrite):
             partial_dir = _beside(target, "partial")
@@ -268,7 +274,7 @@ def _beside(target: Path, what: str) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what runs that were killed left beside `target`, also those of earlier versions, named by process."""
+    """Removes what killed runs left beside `target`. Earlier versions put the number of the process in its name."""
     for what in ("partial", "old"):
         left = _beside(target, what)
         for path in (left, *target.parent.glob(f"{glob.escape(left.name)}-*")):
@@ -276,16 +282,16 @@ def _remove_leftovers(target: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
-    """Whether `target` holds the corpus already.
+def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
+    """Whether `target` already holds the corpus.
 
     Raises:
-        CorpusError: it holds something that is not to be replaced.
+        CorpusError: it holds something that must not be replaced.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if _read_info(corpus, target) is None:
-        raise CorpusError(f"{target} exists and is no corpus of {corpus.title}: choose another directory")
+        raise CorpusError(f"{target} exists and is not a corpus of {corpus.title}: choose another directory")
     difference = _difference(corpus, target, wanted.to_json())
     if difference and not overwrite:
         raise CorpusError(
@@ -296,7 +302,7 @@ def _is_in_place(corpus: GeneratedCorpus, target: Path, wanted: Any, overwrite: 
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Moves a new corpus to its place, where there is nothing, an empty directory or a corpus to be replaced."""
+    """Moves a new corpus to `target`, which does not exist, is empty, or holds a corpus to be replaced."""
     if target.is_dir() and any(target.iterdir()):
         old = _beside(target, "old")
         target.rename(old)
@@ -306,7 +312,7 @@ def _replace(target: Path, new: Path) -> None:
         new.replace(target)
 
 
-def _write_corpus(corpus: GeneratedCorpus, directory: Path, options: Any, workers: int | None, progress: bool) -> None:
+def _write_corpus(corpus: SyntheticCorpus, directory: Path, options: Any, workers: int | None, progress: bool) -> None:
     splits = {split: getattr(options, split) for split in options.splits if getattr(options, split)}
     scenes = {split: plan_scenes(corpus, options, split) for split in splits}
     with (
@@ -331,21 +337,21 @@ def _write_corpus(corpus: GeneratedCorpus, directory: Path, options: Any, worker
         "options": options.to_json(),
         "splits": splits,
         **corpus.info,
-        "horizontal_flip": HORIZONTAL_FLIP,
-        "codec": _codec(),
+        "horizontal_flip": corpus.horizontal_flip,
+        "codec": available_codec(),
         "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
     }
     (directory / "corpus.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_clip(
-    index: int, scene: Any, *, corpus: GeneratedCorpus, directory: Path, split: str, options: Any
+    index: int, scene: Any, *, corpus: SyntheticCorpus, directory: Path, split: str, options: Any
 ) -> dict[str, Any]:
-    """Writes the video and the label maps of a clip; returns its row of `metadata.jsonl`."""
+    """Writes the video and the label maps of a clip, and returns its row of `metadata.jsonl`."""
     clip = corpus.make_clip(scene, options, _rng(options, split, index, purpose=1))
     video_id = f"{split}-{index:06d}"
     video, label_maps = f"clips/{video_id}.mp4", f"masks/{video_id}.npz"
-    _write_video(directory / split / video, clip.frames, options.fps)
+    write_video(directory / split / video, clip.frames, options.fps)
     np.savez_compressed(directory / split / label_maps, masks=clip.masks)
     return {
         "file_name": video,
@@ -354,27 +360,6 @@ def _write_clip(
         "masks": label_maps,
         "objects": [dataclasses.asdict(thing) for thing in scene],
     }
-
-
-def _codec() -> str:
-    import av
-
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
-
-
-def _write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Frames (T, H, W, 3) uint8 as MP4."""
-    import av
-
-    codec = _codec()
-    options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qmin": "2", "qmax": "4"}
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = add_video_stream(container, codec, Fraction(fps).limit_denominator(1001), options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _version(distribution: str) -> str:
@@ -387,28 +372,26 @@ def _version(distribution: str) -> str:
 # --- Loading -------------------------------------------------------------------------------------------------
 
 
-def load_rows(
-    corpus: GeneratedCorpus,
-    data_dir: str | os.PathLike[str] | None,
+def load_synthetic_rows(
+    corpus: SyntheticCorpus,
+    data_dir: PathLike | None,
     split: str,
     options: Mapping[str, Any],
     *,
     workers: int | None,
     progress: bool,
-    also: Collection[str] = (),
 ) -> list[Row]:
-    """Rows of a split: the common columns, `objects`, and `masks`, the path of the label maps.
+    """Loads the rows of a split: the common columns, `objects`, and `masks`, the path of the label maps.
 
     Args:
-        data_dir: a directory written by `make`. Without one the corpus is made on first use in the cache directory
-            `$HF_HOME/region_learner`.
-        options: with `data_dir` they must be those the corpus was made with.
-        also: names of other options that loading has, for the message.
+        data_dir: a directory written by `make_synthetic`. Without one, the corpus is made on first use in the cache
+            directory `$HF_HOME/region_learner`.
+        options: with `data_dir`, they must be those that the corpus was made with.
 
     Raises:
-        CorpusError: unknown option or split; `data_dir` holds no whole corpus, or one with other options.
+        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
-    wanted = corpus.read_options(options, also=("workers", "progress", *also))
+    wanted = corpus.read_options(options, others=("workers", "progress"))
     check_split(split, wanted.splits, corpus.name)
     if data_dir is None:
         directory = _cached(corpus, wanted, workers, progress)
@@ -422,19 +405,24 @@ def load_rows(
     return rows
 
 
-_MAX_MASKS = 2**31  # bytes of label maps of a clip; 1000 frames of 1024 x 1024 have half of them
+_MAX_MASKS = 2**31  # bytes of the label maps of a clip, twice as many as 1000 frames of 1024 x 1024 have
 
 
-def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray:
-    """Label maps of a clip, (T, H, W) uint8: 0 is background and clutter, n the n-th of the row's `objects`.
+def load_masks(source: PathLike | Mapping[str, Any]) -> np.ndarray:
+    """Loads the label maps of a clip, (T, H, W) uint8: 0 is background or clutter, n the n-th of the row's `objects`.
 
-    Where objects overlap the one in front has the pixel. There is a map for every frame of the video.
+    There is one map per frame of the video. Where objects overlap, the pixel belongs to the one in front.
 
     Args:
         source: a row of the data set, or the path in its column `masks`.
 
     Raises:
-        CorpusError: no such file, or it does not hold label maps.
+        CorpusError: the file does not exist, or does not hold label maps.
+
+    Example:
+        >>> row = load_corpus("moving_shapes")[0]
+        >>> load_masks(row).shape
+        (16, 96, 96)
     """
     path = Path(source["masks"] if isinstance(source, Mapping) else source)
     if not path.is_file():
@@ -451,25 +439,23 @@ def load_masks(source: str | os.PathLike[str] | Mapping[str, Any]) -> np.ndarray
         raise CorpusError(f"{path} does not hold label maps ({error}): make the corpus again") from error
 
 
-def _cached(corpus: GeneratedCorpus, options: Any, workers: int | None, progress: bool) -> Path:
-    """The corpus in the cache directory, made if it is not there."""
+def _cached(corpus: SyntheticCorpus, options: Any, workers: int | None, progress: bool) -> Path:
+    """Returns the directory of the corpus in the cache, after making it if necessary."""
     from huggingface_hub.constants import HF_HOME
 
     identity = json.dumps({"format": corpus.format, **options.to_json()}, sort_keys=True)
     name = f"{corpus.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     directory = Path(HF_HOME, "region_learner", name)
     if _read_info(corpus, directory) is None:
-        make(corpus, directory, vars(options), workers=workers, progress=progress)
+        make_synthetic(corpus, directory, vars(options), workers=workers, progress=progress)
     return directory
 
 
-def _checked(
-    corpus: GeneratedCorpus, data_dir: str | os.PathLike[str], wanted: Any, options: Mapping[str, Any]
-) -> Path:
+def _checked(corpus: SyntheticCorpus, data_dir: PathLike, wanted: Any, options: Mapping[str, Any]) -> Path:
     directory = Path(os.path.abspath(os.path.expanduser(data_dir)))
     if _read_info(corpus, directory) is None:
         raise CorpusError(
-            f"no whole corpus of {corpus.title} in {directory} (no corpus.json): make it with "
+            f"no complete corpus of {corpus.title} in {directory} (no corpus.json): make it with "
             f"make_{corpus.name} or `region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
         )
     made_with = wanted.to_json()
@@ -482,8 +468,8 @@ def _checked(
     return directory
 
 
-def _read_info(corpus: GeneratedCorpus, directory: Path) -> dict[str, Any] | None:
-    """The content of `corpus.json`; None where there is no whole corpus of this name."""
+def _read_info(corpus: SyntheticCorpus, directory: Path) -> dict[str, Any] | None:
+    """Reads `corpus.json`. Returns None if the directory does not hold a complete corpus of this name."""
     try:
         info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -491,8 +477,8 @@ def _read_info(corpus: GeneratedCorpus, directory: Path) -> dict[str, Any] | Non
     return info if isinstance(info, dict) and info.get("corpus") == corpus.name else None
 
 
-def _difference(corpus: GeneratedCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
-    """How the corpus in a directory differs from what is wanted; empty if it does not."""
+def _difference(corpus: SyntheticCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
+    """Says how the corpus in a directory differs from what is wanted; empty if it does not."""
     info = _read_info(corpus, directory) or {}
     has = {"format": info.get("format"), **info.get("options", {})}
     return ", ".join(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, IterableDataset, List, Value
 
-from region_learner.corpora import CorpusError, load_corpus, make_moving_shapes
-from region_learner.corpora.moving_shapes import HELD_OUT_PAIRS, load_masks
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora.synthetic.shapes_scenes import HELD_OUT_PAIRS
 
-from .test_corpora import centroids, parse
+from .test_synthetic_shapes import centroids, parse
 
 SPLITS = {"train": 60, "test": 20, "test_unseen": 20}
 
@@ -188,7 +188,7 @@ def test_actions_of_single_objects_keep_all_clips(tmp_path):
 
 def test_actions_without_any(tmp_path, monkeypatch):
     make_moving_shapes(tmp_path / "c", train=1, val=0, test=0, test_unseen=0, frames=2, progress=False)
-    monkeypatch.setattr("region_learner.corpora.moving_shapes._largest", lambda scene: None)
+    monkeypatch.setattr("region_learner.corpora.synthetic.shapes_tasks._largest", lambda scene: None)
     with pytest.raises(CorpusError, match=r"no clip of split 'train' has one object larger .*objects=1"):
         load(tmp_path / "c", "action_recognition")
 

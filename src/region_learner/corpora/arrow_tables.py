@@ -1,9 +1,10 @@
-"""Pairs by the million, column by column in Arrow memory: what WebVid and Conceptual Captions share."""
+"""Millions of video-caption pairs as Arrow tables, column by column: what WebVid and Conceptual Captions share."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,34 +14,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from .common import PathLike, logger
-from .errors import CorpusError
-from .folder import STREAMING_SHARDS
-from .paths import report_missing
-from .tables import csv_records
-from .values import MISSING_WORDS
+from .base import CorpusError, PathLike
+from .readers import csv_records
+from .rows import MISSING_WORDS
+from .videos import report_missing
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
-# Strings that are turned into Arrow arrays at once: Python strings take several times the memory.
+logger = logging.getLogger(__name__)
+
+# Strings that are turned into an Arrow array at once: Python strings take several times the memory.
 _CHUNK = 100_000
 
-# A name in this form leads out of its directory, or is an absolute path.
+# Names that lead out of their directory, absolute paths, and blank names.
 _LEADS_OUTSIDE = r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:/|\x00|^$"
 
 
 def read_delimited(
     path: Path, delimiter: str, names: Sequence[str] | None, wanted: Sequence[str], quoted: bool
 ) -> pa.Table:
-    """Columns of a file of delimited text as strings.
+    """Reads columns of a file of delimited text as strings.
 
     Args:
-        names: of all columns of a file without a header; None if it has one.
-        wanted: columns to read.
-        quoted: fields may stand in double quotes and then hold delimiters and line breaks; else a quote is a
-            character like any other.
+        names: the names of all columns of a file without a header; None if the file has a header.
+        wanted: the columns to read.
+        quoted: whether fields may be in double quotes, and then hold delimiters and line breaks. Otherwise a quote is
+            a character like any other.
 
     Raises:
         CorpusError: a row has another number of fields, a quote is not closed, or the file is not UTF-8 text.
@@ -68,13 +69,13 @@ def read_delimited(
 
 
 def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
-    """Whether a field may have swallowed rows, by a quote that is not closed: line breaks and as many delimiters."""
+    """Whether a field may have swallowed rows because a quote is not closed: it has line breaks and delimiters."""
     pattern = rf"[\r\n](?:[^{delimiter}\r\n]*{delimiter}){{{columns - 1}}}"
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
 def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
-    """The fields of the first row.
+    """Returns the fields of the first row.
 
     Raises:
         CorpusError: the file is empty or not UTF-8 text.
@@ -93,7 +94,7 @@ def _rows(file: Iterable[str], delimiter: str, quoted: bool) -> Any:
 
 
 def _find_damage(path: Path, delimiter: str, quoted: bool) -> str | None:
-    """Which line is wrong: read again row by row, as Arrow reads blocks in parallel and does not tell."""
+    """Reads a file again, row by row, to say which line is wrong: Arrow reads blocks in parallel and does not tell."""
     line = expected = 0
     try:
         for line, row in _numbered_rows(path, delimiter, quoted):
@@ -121,16 +122,17 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
-    """
+    """Checks names of files.
+
     Raises:
-        CorpusError: a name leads out of the directory that it is in, or is blank.
+        CorpusError: a name is blank, or leads out of its directory; all of them have gained a decimal point.
     """
     wrong = pc.match_substring_regex(names, _LEADS_OUTSIDE)
     if pc.any(wrong).as_py():
         row = pc.index(wrong, True).as_py()
         raise CorpusError(
-            f"{path}, row {row + 1} below any header: {what} {names[row].as_py()!r} is blank or leads outside of the "
-            "directory of the files"
+            f"{path}, row {row + 1} (not counting a header): {what} {names[row].as_py()!r} is blank or leads outside "
+            "of the directory of the files"
         )
     if len(names) and pc.all(pc.match_substring_regex(names, r"^\d+\.0$")).as_py():
         raise CorpusError(
@@ -139,8 +141,8 @@ def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
         )
 
 
-def plain_names(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names of files with slashes instead of backslashes, and in the composed form of Unicode."""
+def normalize_names(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns names of files with slashes instead of backslashes, in the composed form of Unicode."""
     names = pc.replace_substring(names, "\\", "/")
     return names if pc.all(pc.string_is_ascii(names)).as_py() else pc.utf8_normalize(names, form="NFC")
 
@@ -148,19 +150,19 @@ def plain_names(names: pa.ChunkedArray) -> pa.ChunkedArray:
 def list_files(
     roots: Sequence[Path], directories: Iterable[str], extensions: Sequence[str]
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """All files in `directories` of `roots`, each directory listed once.
+    """Lists the files in `directories` of `roots`. Each directory is listed once.
 
     Args:
-        directories: relative names, "" for a root itself.
-        extensions: of the files to take, lower case; "" among them takes names without a dot.
+        directories: names relative to the roots; "" is a root itself.
+        extensions: the extensions of the files to list, in lower case; "" stands for names without a dot.
 
     Returns:
-        Names relative to the root without extension, and absolute paths; as many of both.
+        Names relative to the root without extension, and absolute paths, in the same order.
     """
     wanted = set(directories)
     stems, paths = _Strings(), _Strings()
     for root in roots:
-        # One listing of the root spares looking for directories that it does not have.
+        # Listing the root once avoids looking for directories that it does not have.
         names = os.listdir(root)
         there = {"", *names}
         for directory in sorted(name for name in wanted if name.partition("/")[0] in there):
@@ -175,7 +177,7 @@ def list_files(
                 if extension.lower() in extensions:
                     stems.append(prefix + stem)
                     paths.append(os.path.join(base, name))
-    return stems.finish(), paths.finish()
+    return stems.to_arrow(), paths.to_arrow()
 
 
 class _Strings:
@@ -191,23 +193,24 @@ class _Strings:
             self._flush()
 
     def _flush(self) -> None:
-        # Names that are not UTF-8 cannot be named by an annotation file either.
+        # An annotation file cannot name a file whose name is not UTF-8.
         values = [value.encode("utf-8", "replace").decode("utf-8") for value in self._pending]
         self._chunks.append(pa.array(values, pa.string()))
         self._pending = []
 
-    def finish(self) -> pa.ChunkedArray:
+    def to_arrow(self) -> pa.ChunkedArray:
         self._flush()
         return pa.chunked_array(self._chunks, pa.string())
 
 
 def locate(wanted: pa.ChunkedArray, stems: pa.ChunkedArray, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The path of the first file with each wanted stem, null where there is none."""
-    found = pc.index_in(plain_names(wanted), value_set=plain_names(stems).combine_chunks())
+    """Returns the path of the first file with each wanted stem, or null."""
+    found = pc.index_in(normalize_names(wanted), value_set=normalize_names(stems).combine_chunks())
     return pc.take(paths, found)
 
 
 def map_strings(values: pa.ChunkedArray, function: Callable[[str], str]) -> pa.ChunkedArray:
+    """Applies a function to every string."""
     chunks = []
     for chunk in values.chunks:
         for start in range(0, len(chunk), _CHUNK):
@@ -215,23 +218,23 @@ def map_strings(values: pa.ChunkedArray, function: Callable[[str], str]) -> pa.C
     return pa.chunked_array(chunks, pa.string())
 
 
-def pairs_dataset(
+def build_pairs(
     table: pa.Table,
     source: Path,
     data_dir: Path,
     split: str,
-    streaming: bool,
     max_missing: int | float,
     missing_list: PathLike | None,
     places: Sequence[Path] = (),
-) -> Dataset | IterableDataset:
-    """Leaves out blank captions and missing files with a warning of each kind, and builds the data set.
+) -> Dataset:
+    """Builds the data set of a table. Blank captions and missing files are left out, with a warning of each kind.
 
     Args:
-        table: `video_id`, `caption`, `video` (null where the file is missing) and `expected` (where it should be);
-            rows of the same file become one row with all their captions.
-        source: the file that captions come from.
-        places: directories that the files were looked for in.
+        table: columns `video_id`, `caption`, `video` (null for a missing file) and `expected` (the path where it
+            should be). Rows of the same file become one row with all their captions.
+        source: the file that the captions come from, for messages.
+        max_missing, missing_list: see `report_missing`.
+        places: the directories that were searched for the files.
 
     Raises:
         CorpusError: more files are missing than `max_missing`; no row is left.
@@ -260,8 +263,7 @@ def pairs_dataset(
         table = table.select(["video", "video_id_first", "caption_list"]).rename_columns(
             ["video", "video_id", "captions"]
         )
-    dataset = Dataset(table, fingerprint=_fingerprint(table))
-    return dataset.to_iterable_dataset(min(STREAMING_SHARDS, len(dataset))) if streaming else dataset
+    return Dataset(table, fingerprint=_fingerprint(table))
 
 
 def _each_a_list(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -270,7 +272,7 @@ def _each_a_list(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _fingerprint(table: pa.Table) -> str:
-    """Of the content. That which `datasets` makes by itself holds a copy of the table in memory."""
+    """Hashes the content. The fingerprint that `datasets` makes by itself holds a copy of the table in memory."""
     digest = hashlib.blake2b(digest_size=8)
     for name, column in zip(table.column_names, table.columns):
         digest.update(name.encode())

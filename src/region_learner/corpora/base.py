@@ -1,0 +1,95 @@
+"""What all corpora share: their error, checks of what a caller gave, and how rows become a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configuration_region_learner import did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+Row = dict[str, Any]
+PathLike = str | os.PathLike[str]
+
+# Two names in use for the same split.
+SPLIT_ALIASES = {"val": "validation", "validation": "val"}
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be loaded or made as asked. The message is one line: what is wrong, where, and what to do."""
+
+
+def check_split(split: str, splits: Sequence[str], where: str) -> None:
+    """Checks the name of a split.
+
+    Raises:
+        CorpusError: `split` is not one of `splits`.
+    """
+    if split not in splits:
+        raise CorpusError(
+            f"no split {split!r} in {where} (splits: {', '.join(splits)}){did_you_mean(str(split), splits)}"
+        )
+
+
+def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -> None:
+    """Checks the names of options.
+
+    Raises:
+        CorpusError: the corpus does not have one of `options`.
+    """
+    allowed = sorted(allowed)
+    for option in options:
+        if option not in allowed:
+            raise CorpusError(
+                f"unknown option {option!r} for corpus {corpus!r} (options: {', '.join(allowed)})"
+                f"{did_you_mean(option, allowed)}"
+            )
+
+
+def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
+    """Returns the directory as an absolute path.
+
+    Raises:
+        CorpusError: `data_dir` is not given, or is not a directory.
+    """
+    if data_dir is None:
+        raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
+    path = Path(os.path.abspath(os.path.expanduser(data_dir)))
+    if not path.is_dir():
+        raise CorpusError(f"no directory {path} for corpus {corpus!r}: check data_dir=")
+    return path
+
+
+def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[str, Any] | None = None) -> Dataset:
+    """Builds a data set of rows; a column that a row lacks is None there. Paths stay strings: nothing is decoded.
+
+    Args:
+        features: types of columns whose values do not tell them, such as lists that are all empty.
+
+    Raises:
+        CorpusError: the values of a column are of different types.
+    """
+    # Imported here: `datasets` takes seconds to import, and processes that only write clips do not need it.
+    import pyarrow as pa
+    from datasets import Dataset, DatasetInfo, Features
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    types = []
+    for name, values in columns.items():
+        try:
+            kind = pa.array(values).type
+            types.append((name, kind))
+            Features.from_arrow_schema(pa.schema([(name, kind)]))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise CorpusError(f"column {name!r} holds values of different types: {error}") from error
+        except (pa.ArrowNotImplementedError, ValueError) as error:
+            raise CorpusError(f"column {name!r} cannot be kept in a data set: {error}; take it out") from error
+    schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
+    info = DatasetInfo(description=description, features=schema)
+    return Dataset.from_dict(columns, features=schema, info=info)

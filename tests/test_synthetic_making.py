@@ -1,0 +1,178 @@
+"""Making synthetic corpora: again, in the cache, interrupted, and in several processes at once."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora.synthetic import base
+from region_learner.files import locked
+
+SIZES = {"train": 3, "val": 1, "test": 0, "test_unseen": 0, "size": 48, "frames": 8}
+
+MAKE = """
+import sys
+from region_learner.corpora import make_moving_shapes
+make_moving_shapes(sys.argv[1], workers=1, progress=False, train=5000, val=0, test=0, test_unseen=0, size=48, frames=8)
+"""
+
+
+def hidden(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name.startswith(".")}
+
+
+def start_making(target: Path) -> subprocess.Popen:
+    """A process that writes a large corpus, when it has written some of it."""
+    process = subprocess.Popen([sys.executable, "-c", MAKE, str(target)], stderr=subprocess.PIPE, text=True)
+    clips = target.with_name(f".{target.name}.partial") / "train" / "clips"
+    deadline = time.monotonic() + 120
+    while not (clips.is_dir() and any(clips.iterdir())) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None
+    return process
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    target = tmp_path / "shapes"
+    process = start_making(target)
+    process.kill()
+    process.wait()
+    assert ".shapes.partial" in hidden(tmp_path)
+    others = {".shapes.partial-12", ".shapes.old-7", ".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    make_moving_shapes(target, progress=False, **SIZES)
+    assert len(load_corpus("moving_shapes", target)) == 3
+    assert hidden(tmp_path) - {".shapes.lock"} == {".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+
+
+def test_those_who_wait_take_turns(tmp_path):
+    inside, seen = [], []
+
+    def enter():
+        for _ in range(20):
+            with locked(tmp_path, "lock", wait=True):
+                inside.append(None)
+                time.sleep(0.001)  # so that others come to wait
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 160
+
+
+def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
+    """Two make the same corpus: one writes it, the other waits, and finds it."""
+    written = []
+    begun, go_on = threading.Event(), threading.Event()
+    write = base._write_corpus
+
+    def slowly(corpus, directory, *arguments):
+        begun.set()
+        assert go_on.wait(60)
+        written.append(directory)
+        write(corpus, directory, *arguments)
+
+    monkeypatch.setattr(base, "_write_corpus", slowly)
+    target = tmp_path / "shapes"
+    makers = [
+        threading.Thread(target=make_moving_shapes, args=(target,), kwargs={"progress": False, **SIZES})
+        for _ in range(2)
+    ]
+    makers[0].start()
+    assert begun.wait(60)
+    makers[1].start()
+    makers[1].join(0.5)  # it cannot end before the first one has
+    assert makers[1].is_alive()
+    assert ".shapes.partial" in hidden(tmp_path)
+    go_on.set()
+    for maker in makers:
+        maker.join(60)
+    assert len(written) == 1
+    assert len(load_corpus("moving_shapes", target)) == 3
+
+
+def test_shapes_made_again(capsys, tmp_path):
+    shapes_dir = make_moving_shapes(tmp_path / "shapes", progress=False, **SIZES)
+    before = (shapes_dir / "corpus.json").stat().st_mtime_ns
+    assert make_moving_shapes(shapes_dir, **SIZES) == shapes_dir
+    assert "already holds this corpus: nothing to do" in capsys.readouterr().err
+    assert (shapes_dir / "corpus.json").stat().st_mtime_ns == before
+    with pytest.raises(CorpusError, match=r"other options \(val is 1, not 9, seed is 0, not 2\): .*overwrite=True"):
+        make_moving_shapes(shapes_dir, **{**SIZES, "val": 9, "seed": 2})
+    with pytest.raises(CorpusError, match=r"other options \(seed is 0, not 2\)"):
+        load_corpus("moving_shapes", shapes_dir, seed=2)
+
+    tiny = {"train": 1, "val": 0, "test": 0, "test_unseen": 0, "progress": False}
+    make_moving_shapes(tmp_path / "c", **tiny)
+    make_moving_shapes(tmp_path / "c", seed=5, overwrite=True, **tiny)
+    assert load_corpus("moving_shapes", tmp_path / "c", seed=5).num_rows == 1
+    assert hidden(tmp_path) <= {".c.lock", ".shapes.lock"}
+    with pytest.raises(CorpusError, match=r"no split 'val' in .*\(splits: train\)"):
+        load_corpus("moving_shapes", tmp_path / "c", split="val")
+
+
+def test_shapes_leave_other_directories_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CorpusError, match="is not a corpus of moving shapes"):
+        make_moving_shapes(tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_shapes_interrupted(tmp_path, monkeypatch):
+    write = base._write_clip
+
+    def interrupted(index, scene, **kwargs):
+        if index == 3:
+            raise KeyboardInterrupt
+        return write(index, scene, **kwargs)
+
+    monkeypatch.setattr(base, "_write_clip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_moving_shapes(tmp_path / "corpus", train=8, progress=False)
+    assert hidden(tmp_path) <= {".corpus.lock"}
+    assert not (tmp_path / "corpus").exists()
+    with pytest.raises(CorpusError, match=r"no complete corpus .*\(no corpus.json\): make it with"):
+        load_corpus("moving_shapes", tmp_path / "corpus")
+
+
+def test_shapes_are_made_in_the_cache_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    options = {"train": 2, "val": 0, "test": 0, "test_unseen": 0, "progress": False}
+    first = load_corpus("moving_shapes", **options)
+    monkeypatch.setattr(base, "_write_corpus", None)  # must not be called again
+    assert load_corpus("moving_shapes", **options).to_list() == first.to_list()
+    assert Path(first["video"][0]).is_relative_to(tmp_path / "region_learner")
+    with pytest.raises(CorpusError, match=r"no split 'valid' in moving_shapes .*; did you mean 'val'"):
+        load_corpus("moving_shapes", split="valid", **options)
+
+
+def test_shapes_masks_missing(tmp_path):
+    with pytest.raises(CorpusError, match=r"no masks at .*x.npz"):
+        load_masks(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "digest"),
+    [
+        ("moving_shapes", "moving_shapes-1bedc2fdf3b5", "619895aeaeadf01d"),
+        ("drifting_letters", "drifting_letters-c0896eaf72f1", "a7d57f0338de50d6"),
+    ],
+)
+def test_scenes_and_captions_stay_as_they_are(name, directory, digest, tmp_path, monkeypatch):
+    """Corpora in people's caches are found again, and the recorded results are of these clips."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    options = {"train": 2, "val": 1, "test": 1, "size": 48, "frames": 4, "progress": False}
+    load_corpus(name, **options, **({"test_unseen": 2} if name == "moving_shapes" else {}))
+    files = sorted((tmp_path / "region_learner" / directory).glob("*/metadata.jsonl"))
+    assert hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16] == digest
