@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from region_learner.conversion import convert_original_checkpoint
 from region_learner.conversion.original import _HEAD_NAMES, _REGION_NAMES, VIT_NAMES, read_checkpoint, rename
-from region_learner.evaluation.protocols import load_checkpoint
-from region_learner.evaluation.regions import region_report
+from region_learner.evaluation import region_report
+from region_learner.loading import load_checkpoint
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import FIXTURES

@@ -7,15 +7,13 @@ import re
 import huggingface_hub.constants
 import pytest
 
+from region_learner.evaluation.provenance import describe_data, describe_model, versions
 from region_learner.evaluation.results import (
     SCHEMA,
     EvaluationResults,
     check_output,
-    describe_data,
-    describe_model,
     mean_of_folds,
     read_results,
-    versions,
     write_results,
 )
 

@@ -13,8 +13,7 @@ from ..corpora.paths import IMAGE_EXTENSIONS
 from ..corpora.rows import check_dataset, check_shapes, only_clip, read_row
 from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
-from ..evaluation.metrics import IGNORED_ID
-from ..evaluation.tasks import IGNORED_LABEL
+from ..labels import IGNORED_ID, IGNORED_LABEL
 from ..video_processing_region_learner import VideoDecodeError
 from .data import DRAWN, CorpusPart, Draw
 from .reading import note
