@@ -371,7 +371,7 @@ def test_weights_that_are_not_known(card, run, tmp_path):
 
 
 def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
-    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card is of"):
+    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is without model.safetensors"):

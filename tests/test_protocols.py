@@ -21,11 +21,13 @@ from region_learner.corpora.msvd import _QUESTIONS
 from region_learner.corpora.msvd import _SIZES as _MSVD_SIZES
 from region_learner.evaluation import (
     EVALUATIONS,
+    Protocol,
     Views,
     dual_softmax_metrics,
     embed_corpus,
     evaluate_checkpoint,
     get_protocol,
+    register_protocol,
 )
 from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS
 from region_learner.evaluation.provenance import digest_of_rows, training_history
@@ -133,6 +135,50 @@ def test_the_guide_names_every_protocol():
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"no protocol 'msrvtt_fll'; did you mean 'msrvtt_full'\? \(protocols: "):
         get_protocol("msrvtt_fll")
+
+
+def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("region_learner.evaluation.protocols.PROTOCOLS", dict(PROTOCOLS))
+    mine = Protocol(corpus="msvd", split="val", captions="mine", sizes={"videos": 3}, source="me")
+    registered = register_protocol("mine", mine)
+    assert registered == replace(mine, name="mine") == get_protocol("mine")
+    found = evaluate_checkpoint(get_protocol("mine"), places.model, places.data / "msvd")
+    assert (found.protocol["name"], found.protocol["source"], found.data["split"]) == ("mine", "me", "val")
+    expected = evaluate_checkpoint(mine, places.model, places.data / "msvd")
+    assert found.metrics == expected.metrics
+    assert found.notes == [note.replace("None", "mine") for note in expected.notes]
+    argv = ["evaluate", places.model, "--protocol=mine", "--data-dir", places.data / "msvd"]
+    assert command(capsys, *argv)["videos"] == found.data["videos"]
+    zero_shot = register_protocol("mine_too", replace(mine, zero_shot=True))
+    shutil.copytree(places.model, tmp_path / "trained")
+    (tmp_path / "trained" / "results.json").write_text(json.dumps({"arguments": {"corpus": "msvd_qa"}}))
+    with pytest.raises(ValueError, match=r"says that this one was: use a protocol with zero_shot=False\."):
+        evaluate_checkpoint(zero_shot, str(tmp_path / "trained"), places.data / "msvd")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("msvd", {}, "The protocol name 'msvd' is taken: choose another one"),
+        ("", {}, "The protocol name '' is empty"),
+        ("mine", {"task": "retrieva"}, r"task='retrieva' is not known; did you mean 'retrieval'\? \(tasks: "),
+        (
+            "mine",
+            {"sizes": {"questions": 3}},
+            r"'questions', which is not counted for .* 'retrieval' \(videos, texts\)",
+        ),
+        ("mine", {"sizes": {"videos": 0}}, r"sizes\['videos'\]=0 must be a positive whole number"),
+        ("mine", {"sizes": {"videos": (3, 4)}}, r"sizes\['videos'\] has 2 numbers for 0 folds"),
+    ],
+)
+def test_protocols_that_cannot_be_registered(name, changes, message):
+    before = dict(PROTOCOLS)
+    with pytest.raises(ValueError, match=message):
+        register_protocol(name, Protocol(**{"corpus": "msvd"} | changes))
+    assert before == PROTOCOLS
+    if name == "mine":  # nor is a checkpoint evaluated by them
+        with pytest.raises(ValueError, match=message):
+            evaluate_checkpoint(Protocol(**{"corpus": "msvd"} | changes), "nowhere")
 
 
 def test_sizes_by_fold():
@@ -476,7 +522,7 @@ def trained(places, tmp_path):
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
 def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
-    with pytest.raises(ValueError, match=r"not trained on msvd, but results.json of .* says .*: use msvd\."):
+    with pytest.raises(ValueError, match=r"not trained on msvd, but the results.json of .* says .*: use msvd\."):
         trained("msvd_zero_shot", folder, corpus="msvd")
     with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])

@@ -308,17 +308,17 @@ def test_fine_label_maps_are_thinned_out():
 
 def test_bad_masks_and_label_maps():
     masks, labels = random(2, 3, 4, 5), torch.zeros(2, 8, 10, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"No object is to be seen in the label maps of 1 clips"):
+    with pytest.raises(ValueError, match=r"No object is visible in the label maps of 1 clips"):
         region_metrics(masks, labels)
     for wrong in (labels[:1], labels[:, :3], labels[None]):
-        with pytest.raises(ValueError, match=r"go with label maps"):
+        with pytest.raises(ValueError, match=r"need label maps"):
             region_metrics(masks, wrong)
     for wrong in (labels.float(), labels > 0):
-        with pytest.raises(ValueError, match=f"Label maps are integers, not {wrong.dtype}"):
+        with pytest.raises(ValueError, match=f"Label maps must be integers, got {wrong.dtype}"):
             region_metrics(masks, wrong)
     with pytest.raises(ValueError, match=r"not finite"):
         region_metrics(masks / 0, labels)
-    with pytest.raises(ValueError, match=r"no negative values"):
+    with pytest.raises(ValueError, match=r"must not have negative values"):
         region_metrics(masks, labels, signed=False)
     with pytest.raises(ValueError, match=r"floating-point numbers of shape .* of torch.int64"):
         region_focus(labels).distributions()
@@ -377,7 +377,7 @@ def test_kmeans_gets_better_and_knows_no_other_clip():
     # each feature its own cluster, and fewer different features than clusters
     assert sorted(kmeans(features[:1, :5], 5)[0].tolist()) == list(range(5))
     assert kmeans(torch.ones(1, 6, 2), 3).unique().numel() == 1
-    with pytest.raises(ValueError, match="2 features make no 3 clusters"):
+    with pytest.raises(ValueError, match="k=3 clusters need at least as many features, got 2"):
         kmeans(torch.ones(1, 2, 2), 3)
 
 
@@ -541,7 +541,7 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")
     damaged = [rows[0] | {"video": str(tmp_path / "damaged.mp4")}, *rows[1:4], rows[4] | {"masks": "nowhere.npz"}]
     with caplog.at_level(logging.WARNING):
-        result = region_quality(model, video_processor, damaged, 2, progress=False, baselines=())
+        result = region_quality(model, video_processor, damaged, batch_size=2, progress=False, baselines=())
     expected = region_quality(model, video_processor, rows[1:4], progress=False, baselines=())
     assert result.pop("learned") == pytest.approx(expected.pop("learned"))
     assert result == expected | {"unreadable": [rows[0]["video_id"], rows[4]["video_id"]]}
@@ -552,15 +552,15 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
 
 
 def test_quality_bad_input(shapes, video_processor):
-    with pytest.raises(ValueError, match="no regions to measure: its num_regions is 0"):
+    with pytest.raises(ValueError, match="does not have regions to measure: its num_regions is 0"):
         region_quality(tiny_model(**NO_REGIONS), video_processor, shapes)
     with pytest.raises(ValueError, match="no column 'masks': label maps of objects come with the built-in corpora"):
         region_quality(tiny_model(), video_processor, shapes.remove_columns("masks"))
     with pytest.raises(ValueError, match="no rows"):
         region_quality(tiny_model(), video_processor, [])
-    with pytest.raises(ValueError, match="'luck' is no baseline; choose of uniform, grid"):
+    with pytest.raises(ValueError, match="'luck' is not a baseline \\(baselines: uniform, grid"):
         region_quality(tiny_model(), video_processor, shapes, progress=False, baselines=["luck"])
-    with pytest.raises(ValueError, match="No object is to be seen in the label maps of 0 clips"):
+    with pytest.raises(ValueError, match="No object is visible in the label maps of 0 clips"):
         region_quality_of_batches(tiny_model(), [])
 
 
@@ -622,7 +622,7 @@ def test_report_of_known_masks():
     assert report["change"] is report["codes"] is report["perplexity"] is None
     alone = mask_report(random(1, 2, 1, 4, 4))
     assert alone["overlap"] is alone["difference"] is alone["regions"][0]["overlap"] is None
-    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), not \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), got \(2, 3, 4\)"):
         mask_report(torch.ones(2, 3, 4))
 
 
@@ -643,7 +643,7 @@ def test_report_of_a_model():
     assert region_report(tiny_model(codebook_size=0), videos)["codes"] is None
     with pytest.raises(ValueError, match="its num_regions is 0"):
         region_report(tiny_model(**NO_REGIONS), videos)
-    with pytest.raises(ValueError, match="`codebook_use` says how much"):
+    with pytest.raises(ValueError, match="`codebook_use` tells how much"):
         region_report(tiny_model(num_regions=0, interaction_layers=0), videos)
 
 
@@ -726,7 +726,7 @@ class Broken(torch.utils.data.Dataset):
 
 
 def test_errors_of_loaders_are_one_line(monkeypatch, checkpoint, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         list(torch.utils.data.DataLoader(Broken(), num_workers=1))
 
     monkeypatch.setattr("region_learner.evaluation.region_quality", fail)
@@ -771,7 +771,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
     save_file(weights, f"{of_text_alone}/model.safetensors", {"format": "pt"})
     of_corpus = [checkpoint, "--corpus", "moving_shapes", "--corpus-options"]
     for arguments, message in (
-        ([without, video], "no regions to measure: its num_regions is 0"),
+        ([without, video], "does not have regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
         ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,6 +199,7 @@ def _in_one_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()).split(" Errors: ")[0]
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
