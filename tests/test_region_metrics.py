@@ -552,7 +552,7 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
 
 
 def test_quality_bad_input(shapes, video_processor):
-    with pytest.raises(ValueError, match="does not have regions to measure: its num_regions is 0"):
+    with pytest.raises(ValueError, match="no regions to measure: its num_regions is 0"):
         region_quality(tiny_model(**NO_REGIONS), video_processor, shapes)
     with pytest.raises(ValueError, match="no column 'masks': label maps of objects come with the built-in corpora"):
         region_quality(tiny_model(), video_processor, shapes.remove_columns("masks"))
@@ -771,7 +771,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
     save_file(weights, f"{of_text_alone}/model.safetensors", {"format": "pt"})
     of_corpus = [checkpoint, "--corpus", "moving_shapes", "--corpus-options"]
     for arguments, message in (
-        ([without, video], "does not have regions to measure: its num_regions is 0"),
+        ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
         ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),

@@ -20,7 +20,7 @@ def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
     """
     config = model.config.video_config
     if not config.codebook_size:
-        raise ValueError("The model does not have a codebook: its codebook_size is 0.")
+        raise ValueError("The model has no codebook: its codebook_size is 0.")
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
     with evaluation_mode(model):
         for batch in pixel_values_videos:

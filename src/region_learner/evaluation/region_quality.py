@@ -30,7 +30,7 @@ def tower_with_regions(model):
     tower = getattr(model, "video_model", model)
     if not tower.config.num_regions:
         codes = " `codebook_use` tells how much of its codebook is in use." if tower.config.codebook_size else ""
-        raise ValueError(f"The model does not have regions to measure: its num_regions is 0.{codes}")
+        raise ValueError(f"The model has no regions to measure: its num_regions is 0.{codes}")
     return tower
 
 
