@@ -159,6 +159,28 @@ def test_contents_that_are_no_results(tmp_path, changes, message):
     assert not (tmp_path / "new.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"corpus": 3}}, r"Field 'folds\[1\].data.corpus' expected str, got int"),
+        ({"data": {"corpus": None}}, r"Field 'folds\[1\].data.corpus' expected str"),
+        ({"model": {"parameters": "3"}}, r"Field 'folds\[1\].model.parameters' expected int, got str"),
+        ({"metrics": {"t2v_R@1": float("inf")}}, r"folds\[1\].metrics: 't2v_R@1' is inf, which is not finite"),
+        ({"metrics": {"other": 1.0}}, r"folds\[1\].metrics: expected the same metrics as those of the mean"),
+    ],
+)
+def test_folds_that_are_no_results(tmp_path, changes, message):
+    path = tmp_path / "mean.json"
+    write_results(mean_of_folds([results(), results()], [1, 2], "x"), path)
+    content = json.loads(path.read_text())
+    for name, change in changes.items():
+        content["folds"][1][name] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        read_results(path)
+    assert "\n" not in str(error.value)
+
+
 def test_results_that_are_not_finite_can_be_printed_but_are_not_written(tmp_path):
     diverged = results(metrics={"t2v_R@1": float("nan")})
     with pytest.raises(ValueError, match=r"The results cannot be written to .*new.json: metrics: 't2v_R@1' is nan"):
