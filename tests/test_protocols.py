@@ -298,6 +298,19 @@ def test_views_and_dual_softmax_reach_the_numbers(places):
     assert plain.protocol.keys().isdisjoint({"dual_softmax_temperature", "templates"})
 
 
+def test_settings_reach_the_evaluation(places, monkeypatch):
+    given = {}
+
+    def evaluate(model, processor, dataset, **settings):
+        given.update(settings)
+        return {"t2v_R@1": 1.0, "videos": 3, "texts": 6, "unreadable": []}
+
+    monkeypatch.setitem(EVALUATIONS, "retrieval", evaluate)
+    settings = {"batch_size": 3, "num_workers": 1, "progress": False, "views": Views(2), "max_unreadable": 0.5}
+    evaluate_checkpoint(get_protocol("msvd"), places.model, places.data / "msvd", **settings)
+    assert given == settings
+
+
 def test_prompts(places, tmp_path, capsys):
     argv = ["evaluate", places.model, "--protocol=hmdb51_zero_shot", "--data-dir", places.data / "hmdb51"]
     for prompts, expected in {"": PROMPTS["few"], "actions": PROMPTS["actions"]}.items():
