@@ -9,7 +9,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModel, TrainerCallback
 
-from region_learner.evaluation.protocols import load_checkpoint
+from region_learner.loading import load_checkpoint
 from region_learner.training import CorpusPart, ModelArguments, RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.training.adapters import load_adapters
 from region_learner.training.model import check_source, with_lora

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor
 from region_learner.cli import main
-from region_learner.evaluation.protocols import load_checkpoint
 from region_learner.files import write_json
+from region_learner.loading import load_checkpoint
 from region_learner.training import ModelArguments, build_model
 from region_learner.training.checkpoints import COMPLETE, incompleteness
 from region_learner.training.tokenizer import train_tokenizer

@@ -290,5 +290,5 @@ def test_trainer_form_leaves_out_fillers_and_repeated_videos():
     prediction = SimpleNamespace(predictions=(text, video), label_ids=ids)
     expected = naive(text[[0, 1, 3, 4]], video[[0, 1, 3]], [11, 12, 13, 12], [11, 12, 13])
     assert compute_retrieval_metrics(prediction) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="No row counts"):
+    with pytest.raises(ValueError, match="Every row is left out"):
         compute_retrieval_metrics(SimpleNamespace(predictions=(text, video), label_ids=np.full(6, -1)))

@@ -18,7 +18,7 @@ from region_learner import RegionLearnerForVideoClassification, RegionLearnerFor
 from region_learner.cli import main
 from region_learner.evaluation.results import EvaluationResults, mean_of_folds, read_results, write_results
 from region_learner.evaluation.tasks import PROMPTS
-from region_learner.hub import model_card
+from region_learner.model_card import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.arguments import (
     ARGUMENT_CLASSES,
@@ -173,9 +173,9 @@ def test_a_card_holds_what_was_measured(card, run):
     ]
     for part in (
         "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
-        "4 frames, 1 clip a video.",
+        "4 frames, 1 clip per video.",
         "the gallery has 668",
-        "dual softmax (temperature 0.05), which uses all queries at once and is not to be compared with the above: "
+        "dual softmax (temperature 0.05), which uses all queries at once and is not comparable with the above: "
         "dsl_t2v_R@1 50.1.",
         "1,200 videos, mean loss 0.500 over the whole run, 60 seconds",
         "3 videos could not be read",
@@ -248,7 +248,7 @@ def test_the_arguments_that_are_told_exist():
 def test_a_results_json_that_is_none_of_a_training_run(card, run, content):
     checkpoint = run({})
     (checkpoint / "results.json").write_text(content)
-    with pytest.raises(ValueError, match=r"results.json is no results.json of a training run"):
+    with pytest.raises(ValueError, match=r"results.json is not the results.json of a training run"):
         card(MSVD, checkpoint=checkpoint)
 
 
@@ -299,12 +299,12 @@ def test_two_protocols_of_one_corpus(card):
     shown = [name for tag, name in headings if tag == "h3"]
     assert shown == ["msvd (retrieval, trained on msvd)", "msvd_zero_shot (retrieval, zero-shot)", *[shown[0]] * 2]
     assert [table[1][0] for table in tables[:-1]] == ["45.7"] * 4
-    assert "4 frames, 3 clips a video" in seen
+    assert "4 frames, 3 clips per video" in seen
     assert "max_missing=2, 4 frames, sliding windows of stride 5" in seen
     assert "not checked" in seen
     results = ModelCard(text).data.eval_results
     assert len({entry.unique_identifier for entry in results}) == 4
-    assert results[2].dataset_config == "msvd_zero_shot, data in MSVD, 4 frames, 1 clip a video"
+    assert results[2].dataset_config == "msvd_zero_shot, data in MSVD, 4 frames, 1 clip per video"
     with pytest.raises(ValueError, match=r"1.json and .*0.json are of the same evaluation, msvd, data in MSVD"):
         card(MSVD, MSVD)
 
@@ -315,8 +315,8 @@ def test_prompts(card):
     text = card(by_prompts, own)
     headings, _, _, seen = parse(text)
     assert ("h3", "hmdb51_prompts (classification by prompts, trained on msvd)") in headings
-    assert "1 clip a video, prompts: few." in seen
-    assert "1 clip a video, prompts: 2 of one's own, the first “{}”." in seen
+    assert "1 clip per video, prompts: few." in seen
+    assert "1 clip per video, prompts: 2 custom ones, the first “{}”." in seen
     assert {entry.task_type for entry in ModelCard(text).data.eval_results} == {"video-text-classification-by-prompts"}
 
 
@@ -354,7 +354,9 @@ def test_dates_and_versions_are_those_of_each_result(card):
 )
 def test_a_card_is_of_one_model(card, mine, yours, message):
     other = changed(model=yours, protocol={"name": "msvd_zero_shot"})
-    with pytest.raises(ValueError, match=rf"1.json is of another model than .*0.json \({message}\): a card is of one"):
+    with pytest.raises(
+        ValueError, match=rf"1.json is of another model than .*0.json \({message}\): a card describes one"
+    ):
         card(changed(model=mine), other)
 
 
@@ -364,17 +366,17 @@ def test_weights_that_are_not_known(card, run, tmp_path):
     with pytest.raises(ValueError, match="holds other weights than those that were measured"):
         card(unknown, checkpoint=run({}))
     (tmp_path / "empty").mkdir()  # no weights are no proof, either
-    with pytest.raises(ValueError, match=r"empty holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"empty is without model.safetensors"):
         card(unknown, checkpoint=tmp_path / "empty")
 
 
 def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
-    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card is of"):
+    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"empty is without model.safetensors"):
         card(MSVD, checkpoint=tmp_path / "empty")
-    with pytest.raises(ValueError, match="none is no directory"):
+    with pytest.raises(ValueError, match="none is not a directory"):
         card(MSVD, checkpoint=tmp_path / "none")
 
 
@@ -504,7 +506,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["card", str(tmp_path)])
     assert end.value.code == 2
-    assert "holds no results: make some by `region-learner evaluate" in capsys.readouterr().err
+    assert "has no results: write some with `region-learner evaluate" in capsys.readouterr().err
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     write_results(changed(**digest), files[0])
     write_results(changed(**digest, protocol={"name": "other"}), files[1])
@@ -525,7 +527,7 @@ def test_the_card_in_the_repository_is_rendered_from_its_results(monkeypatch):
     """All that its commands need of the checkpoint is there but the weights, which are not kept."""
     directory = CARDS / "moving_shapes"
     files = [directory / f"{name}.json" for name in ("moving_shapes", "moving_shapes_unseen")]
-    module = sys.modules["region_learner.hub.model_card"]  # the name is the function's, too
+    module = sys.modules["region_learner.model_card"]
     monkeypatch.setattr(module, "weights_of", lambda _: read_results(files[0]).model["weights"])
     description = (directory / "description.md").read_text(encoding="utf-8")
     rendered = model_card(

@@ -19,8 +19,8 @@ from region_learner.conversion.original import (
     rename,
     split_qkv,
 )
-from region_learner.evaluation.protocols import load_checkpoint
-from region_learner.evaluation.regions import region_report
+from region_learner.evaluation import region_report
+from region_learner.loading import load_checkpoint
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import FIXTURES

@@ -22,16 +22,20 @@ from region_learner.corpora.msvd import _SIZES as _MSVD_SIZES
 from region_learner.corpora.ucf101 import SIZES as _UCF101_SIZES
 from region_learner.evaluation import (
     EVALUATIONS,
+    Protocol,
     Views,
     dual_softmax_metrics,
     embed_corpus,
     evaluate_checkpoint,
     get_protocol,
+    register_protocol,
 )
-from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS, _training_of, load_checkpoint, size_notes
-from region_learner.evaluation.results import digest_of_rows, read_results
+from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS
+from region_learner.evaluation.provenance import digest_of_rows, training_history
+from region_learner.evaluation.results import read_results
 from region_learner.evaluation.tasks import PROMPTS
-from region_learner.hub import model_card
+from region_learner.loading import load_checkpoint
+from region_learner.model_card import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import parse_arguments, parse_stages, train, trainer
 from region_learner.training.arguments import list_recipes
@@ -134,13 +138,57 @@ def test_unknown_names():
         get_protocol("msrvtt_fll")
 
 
+def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("region_learner.evaluation.protocols.PROTOCOLS", dict(PROTOCOLS))
+    mine = Protocol(corpus="msvd", split="val", captions="mine", sizes={"videos": 3}, source="me")
+    registered = register_protocol("mine", mine)
+    assert registered == replace(mine, name="mine") == get_protocol("mine")
+    found = evaluate_checkpoint(get_protocol("mine"), places.model, places.data / "msvd")
+    assert (found.protocol["name"], found.protocol["source"], found.data["split"]) == ("mine", "me", "val")
+    expected = evaluate_checkpoint(mine, places.model, places.data / "msvd")
+    assert found.metrics == expected.metrics
+    assert found.notes == [note.replace("None", "mine") for note in expected.notes]
+    argv = ["evaluate", places.model, "--protocol=mine", "--data-dir", places.data / "msvd"]
+    assert command(capsys, *argv)["videos"] == found.data["videos"]
+    zero_shot = register_protocol("mine_too", replace(mine, zero_shot=True))
+    shutil.copytree(places.model, tmp_path / "trained")
+    (tmp_path / "trained" / "results.json").write_text(json.dumps({"arguments": {"corpus": "msvd_qa"}}))
+    with pytest.raises(ValueError, match=r"says that this one was: use a protocol with zero_shot=False\."):
+        evaluate_checkpoint(zero_shot, str(tmp_path / "trained"), places.data / "msvd")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("msvd", {}, "The protocol name 'msvd' is taken: choose another one"),
+        ("", {}, "The protocol name '' is empty"),
+        ("mine", {"task": "retrieva"}, r"task='retrieva' is not known; did you mean 'retrieval'\? \(tasks: "),
+        (
+            "mine",
+            {"sizes": {"questions": 3}},
+            r"'questions', which is not counted for .* 'retrieval' \(videos, texts\)",
+        ),
+        ("mine", {"sizes": {"videos": 0}}, r"sizes\['videos'\]=0 must be a positive whole number"),
+        ("mine", {"sizes": {"videos": (3, 4)}}, r"sizes\['videos'\] has 2 numbers for 0 folds"),
+    ],
+)
+def test_protocols_that_cannot_be_registered(name, changes, message):
+    before = dict(PROTOCOLS)
+    with pytest.raises(ValueError, match=message):
+        register_protocol(name, Protocol(**{"corpus": "msvd"} | changes))
+    assert before == PROTOCOLS
+    if name == "mine":  # nor is a checkpoint evaluated by them
+        with pytest.raises(ValueError, match=message):
+            evaluate_checkpoint(Protocol(**{"corpus": "msvd"} | changes), "nowhere")
+
+
 def test_sizes_by_fold():
     protocol = get_protocol("ucf101")
     assert [protocol.size("videos", fold) for fold in (1, 2, 3)] == [3783, 3734, 3696]
-    assert size_notes(protocol, {"videos": 3734}, 2) == []
-    (note,) = size_notes(protocol, {"videos": 3734}, 3)
+    assert protocol.size_notes({"videos": 3734}, 2) == []
+    (note,) = protocol.size_notes({"videos": 3734}, 3)
     assert note.startswith("ucf101 was evaluated on 3,734 videos instead of 3,696: ")
-    assert size_notes(get_protocol("moving_shapes"), {"videos": 3, "texts": 4}) == []
+    assert get_protocol("moving_shapes").size_notes({"videos": 3, "texts": 4}) == []
 
 
 # --- Runs ----------------------------------------------------------------------------------------------------
@@ -196,7 +244,7 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
         ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4; the last: .*id8"
     ):
         evaluate_checkpoint(protocol, places.model, places.data / "msvd", options=options, max_unreadable=0.4)
-    with pytest.raises(ValueError, match="max_unreadable=2 is a share"):
+    with pytest.raises(ValueError, match="max_unreadable=2 must be a share"):
         evaluate_checkpoint(protocol, places.model, places.data / "msvd", max_unreadable=2)
 
 
@@ -249,6 +297,19 @@ def test_views_and_dual_softmax_reach_the_numbers(places):
     plain = evaluate_checkpoint(protocol, places.model, places.data / "msrvtt")
     assert plain.rescored is None
     assert plain.protocol.keys().isdisjoint({"dual_softmax_temperature", "templates"})
+
+
+def test_settings_reach_the_evaluation(places, monkeypatch):
+    given = {}
+
+    def evaluate(model, processor, dataset, **settings):
+        given.update(settings)
+        return {"t2v_R@1": 1.0, "videos": 3, "texts": 6, "unreadable": []}
+
+    monkeypatch.setitem(EVALUATIONS, "retrieval", evaluate)
+    settings = {"batch_size": 3, "num_workers": 1, "progress": False, "views": Views(2), "max_unreadable": 0.5}
+    evaluate_checkpoint(get_protocol("msvd"), places.model, places.data / "msvd", **settings)
+    assert given == settings
 
 
 def test_prompts(places, tmp_path, capsys):
@@ -315,26 +376,29 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         (["--protocol=msvd", "--split=val"], "decides on the split"),
         (["--protocol=msvd"], "corpus 'msvd' needs data_dir="),
         (["--protocol=msvd", "--data-dir=nowhere"], "no directory"),
-        (["--protocol=msrvtt_1ka", '--corpus-options={"protocol": "full"}'], "has protocol='1k-A': the corpus option"),
+        (
+            ["--protocol=msrvtt_1ka", '--corpus-options={"protocol": "full"}'],
+            "has protocol='1k-A'; leave that corpus option out",
+        ),
         (["--protocol=msvd", "--clips=0"], "clips=0 must be a whole number, at least 1"),
         (["--protocol=msvd", "--clips=2", "--window-stride=4"], "clips and window_stride exclude each other"),
         (["--protocol=msvd", "--window-stride=-1"], "window_stride=-1 must be a whole number"),
         (["--protocol=msrvtt_mc", "--dual-softmax"], "Dual-softmax re-scoring is for retrieval, not for the task"),
-        (["--protocol=msvd", "--dual-softmax-temperature=0"], "The temperature of dual softmax, 0.0, must be above 0"),
-        (["--protocol=msvd", "--prompts=actions"], "Prompts are for actions with the task 'zero_shot'"),
+        (["--protocol=msvd", "--dual-softmax-temperature=0"], "dual_softmax_temperature=0.0 must be above 0"),
+        (["--protocol=msvd", "--prompts=actions"], "Prompts are for action recognition by the task 'zero_shot'"),
         (["--protocol=hmdb51_zero_shot", "--prompts=no-such"], "Prompts 'no-such' are neither a set"),
-        (["--protocol=msvd", "--all-folds"], "All folds are of a protocol that has some: hmdb51, ucf101"),
+        (["--protocol=msvd", "--all-folds"], "all_folds needs a protocol with folds: hmdb51, ucf101"),
         (
             ["--protocol=hmdb51", "--all-folds"],
             "write {fold} where the names of the models differ",
         ),
-        (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold takes the model that was trained on it"),
+        (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold needs the model that was trained on it"),
         (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
         (
             ["--task=retrievals"],
             "--task 'retrievals' is not known; did you mean 'retrieval'? (tasks: retr",
         ),
-        (["--protocol=msvd", "--output=."], "is a directory: give a file for the results"),
+        (["--protocol=msvd", "--output=."], "is a directory: give a file, such as"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
 )
@@ -392,7 +456,7 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
     weights = load_file(tower / "model.safetensors")
     assert torch.equal(load_checkpoint(str(tower), None)[0].embeddings.cls_token, weights["embeddings.cls_token"])
     with pytest.raises(
-        ValueError, match="is a RegionLearnerVideoModel, of the type 'region_learner_video': expected a"
+        ValueError, match="is a RegionLearnerVideoModel of the type 'region_learner_video': expected a"
     ):
         load_checkpoint(str(tower), "retrieval")
     del weights["embeddings.cls_token"]
@@ -472,11 +536,11 @@ def trained(places, tmp_path):
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
 def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
-    with pytest.raises(ValueError, match=r"not trained on msvd, but results.json of .* says .*: take msvd\."):
+    with pytest.raises(ValueError, match=r"not trained on msvd, but the results.json of .* says .*: use msvd\."):
         trained("msvd_zero_shot", folder, corpus="msvd")
-    with pytest.raises(ValueError, match=r"take msrvtt_mc\."):  # asked about the same videos
+    with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])
-    with pytest.raises(ValueError, match=r"take hmdb51 or hmdb51_prompts\."):
+    with pytest.raises(ValueError, match=r"use hmdb51 or hmdb51_prompts\."):
         trained("hmdb51_zero_shot", folder, corpus="hmdb51")
     # Of several corpora, `corpus` is that of the validation.
     found = trained("msvd_zero_shot", folder, corpus="msvd", corpora=[{"corpus": "webvid"}])
@@ -499,10 +563,13 @@ def test_zero_shot_is_refused_for_what_an_earlier_run_was_trained_on(trained, tm
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({}, "no results.json tells how 'checkpoint-7' was trained"),
-        ({"corpus": "webvid", "model": "someone/else"}, "no results.json tells how 'someone/else' was trained"),
-        ({"corpus": "webvid", "model": "SELF"}, "no results.json tells how 'run' was trained"),
-        ({"corpora": [{}]}, "no results.json tells how 'checkpoint-7' was trained"),
+        ({}, "there is no results.json that tells how 'checkpoint-7' was trained"),
+        (
+            {"corpus": "webvid", "model": "someone/else"},
+            "there is no results.json that tells how 'someone/else' was trained",
+        ),
+        ({"corpus": "webvid", "model": "SELF"}, "there is no results.json that tells how 'run' was trained"),
+        ({"corpora": [{}]}, "there is no results.json that tells how 'checkpoint-7' was trained"),
         ({"corpus": "webdataset"}, "its corpus 'webdataset' may hold any videos"),
     ],
 )
@@ -545,7 +612,7 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
         assert len(prediction.predictions[0]) == 2  # the validation split, not the four videos of the test
         return {"t2v_gmean": next(validations)}
 
-    def test(model, processor, dataset, *_):
+    def test(model, processor, dataset, **_):
         tests.append({name: value.clone() for name, value in model.state_dict().items()})
         assert len(dataset) == 4
         return {"t2v_gmean": 100.0, "unreadable": []}
@@ -594,6 +661,6 @@ def test_an_evaluation_names_its_split_and_says_if_it_was_trained_on(places, tmp
 def test_ones_own_videos_are_those_of_the_same_directory(tmp_path, where, seen):
     told = {"corpora": [{"corpus": "folder", "data_dir": str(tmp_path / "here")}], "corpus": "folder"}
     (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
-    (entry,), _ = _training_of(str(tmp_path))
-    assert entry.holds("folder", tmp_path / where, "train") == seen
-    assert not entry.holds("folder", tmp_path / where, "test")
+    history = training_history(str(tmp_path))
+    assert history.includes_split("folder", tmp_path / where, "train") == seen
+    assert not history.includes_split("folder", tmp_path / where, "test")

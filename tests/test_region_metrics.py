@@ -17,25 +17,20 @@ from region_learner.cli import main
 from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
-from region_learner.evaluation.regions import (
+from region_learner.evaluation.region_baselines import (
     BASELINES,
-    _first_centres,
-    _LabelledClips,
-    _last_block,
-    _otsu,
-    _scaled_sizes,
-    align_label_maps,
-    are_normalized,
-    binarize_masks,
-    draw_report,
+    _first_centers,
+    baseline_masks,
     grid_masks,
     kmeans,
-    mask_report,
+    last_block,
     moved_masks,
-    region_metrics,
-    region_weights,
 )
+from region_learner.evaluation.region_metrics import region_metrics
+from region_learner.evaluation.region_quality import _LabelledClips, align_label_maps
+from region_learner.evaluation.region_report import _scaled_sizes, draw_report, mask_report
 from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.region_masks import _otsu, are_normalized, region_focus
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -269,8 +264,10 @@ def test_neither_sign_scale_nor_offset_of_raw_masks_matters():
     offset = 10 * torch.randn(2, 3, 4, 1, 1, generator=generator)  # another one in each frame
     assert region_metrics(-masks, labels) == expected
     assert region_metrics(scale * masks + offset, labels) == pytest.approx(expected)
-    assert torch.equal(binarize_masks(-masks), binarize_masks(masks))
-    torch.testing.assert_close(region_weights(scale * masks + offset), region_weights(masks))
+    assert torch.equal(region_focus(-masks).areas(), region_focus(masks).areas())
+    torch.testing.assert_close(
+        region_focus(scale * masks + offset).distributions(), region_focus(masks).distributions()
+    )
 
 
 def test_normalized_masks_are_read_upwards_only():
@@ -278,8 +275,8 @@ def test_normalized_masks_are_read_upwards_only():
     masks[0, 0, 0] = 1 - 1.5
     masks = masks - masks.min()  # a hole of zero in an even mask
     masks = masks / masks.mean()
-    assert binarize_masks(masks).sum() == 15
-    assert binarize_masks(masks - 1).sum() == 1  # of a raw mask, the hole is what stands out
+    assert region_focus(masks).areas().sum() == 15
+    assert region_focus(masks - 1).areas().sum() == 1  # of a raw mask, the hole is what stands out
     assert not are_normalized(masks - 1)
     assert not are_normalized(2 * masks)
     lost = torch.cat([masks, masks, 0.1 * masks])  # a region that lost the whole frame to others
@@ -288,10 +285,10 @@ def test_normalized_masks_are_read_upwards_only():
 
 def test_a_raw_mask_that_departs_everywhere_alike():
     halves = torch.tensor([0.3, 0.7]).repeat(6).view(1, 3, 4)
-    assert binarize_masks(halves).all()
-    assert binarize_masks(1000 - 7 * halves, size=(6, 8)).all()
-    assert binarize_masks(halves, signed=False).equal(halves > 0.5)
-    assert binarize_masks(halves, size=(6, 8)).shape == (1, 6, 8)
+    assert region_focus(halves).areas().all()
+    assert region_focus(1000 - 7 * halves).areas((6, 8)).all()
+    assert region_focus(halves, signed=False).areas().equal(halves > 0.5)
+    assert region_focus(halves).areas((6, 8)).shape == (1, 6, 8)
 
 
 def test_otsu_against_a_naive_search():
@@ -309,20 +306,20 @@ def test_fine_label_maps_are_thinned_out():
 
 def test_bad_masks_and_label_maps():
     masks, labels = random(2, 3, 4, 5), torch.zeros(2, 8, 10, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"No object is to be seen in the label maps of 1 clips"):
+    with pytest.raises(ValueError, match=r"No object is visible in the label maps of 1 clips"):
         region_metrics(masks, labels)
     for wrong in (labels[:1], labels[:, :3], labels[None]):
-        with pytest.raises(ValueError, match=r"go with label maps"):
+        with pytest.raises(ValueError, match=r"need label maps"):
             region_metrics(masks, wrong)
     for wrong in (labels.float(), labels > 0):
-        with pytest.raises(ValueError, match=f"Label maps are integers, not {wrong.dtype}"):
+        with pytest.raises(ValueError, match=f"Label maps must be integers, got {wrong.dtype}"):
             region_metrics(masks, wrong)
     with pytest.raises(ValueError, match=r"not finite"):
         region_metrics(masks / 0, labels)
-    with pytest.raises(ValueError, match=r"no negative values"):
+    with pytest.raises(ValueError, match=r"must not have negative values"):
         region_metrics(masks, labels, signed=False)
     with pytest.raises(ValueError, match=r"floating-point numbers of shape .* of torch.int64"):
-        region_weights(labels)
+        region_focus(labels).distributions()
 
 
 # --- Masks to compare with -----------------------------------------------------------------------------------
@@ -335,7 +332,7 @@ def test_grids():
         assert (masks.sum(0) == 1).all()
         assert all(mask.sum() == 14 * 84 / regions for mask in masks)
         assert masks[0, : 14 // rows, : 84 // columns].all()
-    assert binarize_masks(grid_masks(8, 14, 14), False).equal(grid_masks(8, 14, 14) > 0)
+    assert region_focus(grid_masks(8, 14, 14), False).areas().equal(grid_masks(8, 14, 14) > 0)
 
 
 def test_moved_masks_keep_their_values():
@@ -355,8 +352,8 @@ def test_kmeans_against_sklearn():
     features = random(3, 60, 5) + 3 * random(3, 4, 5, seed=1).repeat_interleave(15, 1)
     clusters = kmeans(features, 4)
     for clip, found in zip(features, clusters):
-        centres = _first_centres((clip - clip.mean(0)).float()[None], 4, 0)[0] + clip.mean(0)
-        other = sklearn.KMeans(4, init=centres.numpy(), n_init=1, tol=0).fit(clip.numpy())
+        centers = _first_centers((clip - clip.mean(0)).float()[None], 4, 0)[0] + clip.mean(0)
+        other = sklearn.KMeans(4, init=centers.numpy(), n_init=1, tol=0).fit(clip.numpy())
         assert found.tolist() == other.labels_.tolist()
 
 
@@ -378,14 +375,12 @@ def test_kmeans_gets_better_and_knows_no_other_clip():
     # each feature its own cluster, and fewer different features than clusters
     assert sorted(kmeans(features[:1, :5], 5)[0].tolist()) == list(range(5))
     assert kmeans(torch.ones(1, 6, 2), 3).unique().numel() == 1
-    with pytest.raises(ValueError, match="2 features make no 3 clusters"):
+    with pytest.raises(ValueError, match="k=3 clusters need at least as many features, got 2"):
         kmeans(torch.ones(1, 2, 2), 3)
 
 
 @pytest.mark.parametrize("fusion", ["attention", "pool"])
 def test_last_block_against_recorded_outputs(fusion):
-    from region_learner.evaluation.regions import _baseline_masks
-
     model = tiny_video_model(temporal_fusion=fusion)
     model.set_attn_implementation("eager")
     videos = clips(2, 3)
@@ -393,11 +388,11 @@ def test_last_block_against_recorded_outputs(fusion):
         model(videos, output_hidden_states=True, output_attentions=True)  # transformers leaves hooks of its own
     block = model.layers[-1]
     hooks = len(block._forward_hooks), len(block.space_attention._forward_pre_hooks)
-    with torch.no_grad(), _last_block(model) as record:
+    with torch.no_grad(), last_block(model) as record:
         outputs = model(videos, output_hidden_states=True, output_attentions=True)
         masks = outputs.region_masks
         labels = torch.zeros(2, 3, 32, 32, dtype=torch.int64)
-        baselines = {name: _baseline_masks(name, model, record, masks, labels, 0) for name in BASELINES}
+        baselines = {name: baseline_masks(name, model, record, masks, labels, 0) for name in BASELINES}
     patches = outputs.hidden_states[-1][:, 1:].reshape(2, 3 * 16, -1)
     expected = kmeans(patches, 3).view(2, 3, 4, 4)
     assert baselines["kmeans"].argmax(2).equal(expected)
@@ -544,7 +539,7 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")
     damaged = [rows[0] | {"video": str(tmp_path / "damaged.mp4")}, *rows[1:4], rows[4] | {"masks": "nowhere.npz"}]
     with caplog.at_level(logging.WARNING):
-        result = region_quality(model, video_processor, damaged, 2, progress=False, baselines=())
+        result = region_quality(model, video_processor, damaged, batch_size=2, progress=False, baselines=())
     expected = region_quality(model, video_processor, rows[1:4], progress=False, baselines=())
     assert result.pop("learned") == pytest.approx(expected.pop("learned"))
     assert result == expected | {"unreadable": [rows[0]["video_id"], rows[4]["video_id"]]}
@@ -561,9 +556,9 @@ def test_quality_bad_input(shapes, video_processor):
         region_quality(tiny_model(), video_processor, shapes.remove_columns("masks"))
     with pytest.raises(ValueError, match="no rows"):
         region_quality(tiny_model(), video_processor, [])
-    with pytest.raises(ValueError, match="'luck' is no baseline; choose of uniform, grid"):
+    with pytest.raises(ValueError, match="'luck' is not a baseline \\(baselines: uniform, grid"):
         region_quality(tiny_model(), video_processor, shapes, progress=False, baselines=["luck"])
-    with pytest.raises(ValueError, match="No object is to be seen in the label maps of 0 clips"):
+    with pytest.raises(ValueError, match="No object is visible in the label maps of 0 clips"):
         region_quality_of_batches(tiny_model(), [])
 
 
@@ -625,7 +620,7 @@ def test_report_of_known_masks():
     assert report["change"] is report["codes"] is report["perplexity"] is None
     alone = mask_report(random(1, 2, 1, 4, 4))
     assert alone["overlap"] is alone["difference"] is alone["regions"][0]["overlap"] is None
-    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), not \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), got \(2, 3, 4\)"):
         mask_report(torch.ones(2, 3, 4))
 
 
@@ -646,7 +641,7 @@ def test_report_of_a_model():
     assert region_report(tiny_model(codebook_size=0), videos)["codes"] is None
     with pytest.raises(ValueError, match="its num_regions is 0"):
         region_report(tiny_model(**NO_REGIONS), videos)
-    with pytest.raises(ValueError, match="`codebook_use` says how much"):
+    with pytest.raises(ValueError, match="`codebook_use` tells how much"):
         region_report(tiny_model(num_regions=0, interaction_layers=0), videos)
 
 
@@ -729,10 +724,10 @@ class Broken(torch.utils.data.Dataset):
 
 
 def test_errors_of_loaders_are_one_line(monkeypatch, checkpoint, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         list(torch.utils.data.DataLoader(Broken(), num_workers=1))
 
-    monkeypatch.setattr("region_learner.evaluation.regions.region_quality", fail)
+    monkeypatch.setattr("region_learner.evaluation.region_quality", fail)
     code, _, error = run(
         capsys, checkpoint, "--corpus", "moving_shapes", "--corpus-options", '{"test": 1, "train": 1}'
     )

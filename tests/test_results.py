@@ -6,16 +6,15 @@ import re
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 
+from region_learner.evaluation.provenance import describe_data, describe_model, versions, weights_of
 from region_learner.evaluation.results import (
     SCHEMA,
     EvaluationResults,
     check_output,
-    describe_data,
-    describe_model,
     mean_of_folds,
     read_results,
-    versions,
     write_results,
 )
 
@@ -79,12 +78,12 @@ def test_versions():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds no results of `region-learner evaluate`: it has no 'schema'"),
-        ('{"train": {}, "arguments": {}}', "it has no 'schema'"),
-        ('{"schema": 99}', f"has another schema than {SCHEMA}"),
+        ("{", "is not JSON"),
+        ("[]", "does not hold results of `region-learner evaluate`: 'schema' is missing"),
+        ('{"train": {}, "arguments": {}}', "'schema' is missing"),
+        ('{"schema": 99}', f"the schema is 99, expected {SCHEMA}"),
         (f'{{"schema": {SCHEMA}, "metrics": {{}}}}', "missing or unknown: data, date"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_files_that_hold_no_results(tmp_path, content, message):
@@ -92,14 +91,14 @@ def test_files_that_hold_no_results(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_results(path)
-    with pytest.raises(ValueError, match=r"is there already and would be lost .*: give another file") as error:
+    with pytest.raises(ValueError, match=r"exists and would be lost .*: give another file") as error:
         write_results(results(), path)
     assert "\n" not in str(error.value)
     assert path.read_text() == content
 
 
 def test_places_for_no_results(tmp_path):
-    with pytest.raises(ValueError, match=r"is a directory: give a file for the results, such as .*evaluation.json"):
+    with pytest.raises(ValueError, match=r"is a directory: give a file, such as .*evaluation.json"):
         check_output(tmp_path)
     check_output(tmp_path / "new" / "file.json")
     assert list((tmp_path / "new").iterdir()) == []  # tried, and left as it was
@@ -115,22 +114,28 @@ def test_places_for_no_results(tmp_path):
     ("changes", "message"),
     [
         ({"model": {}}, "model: 'name' is missing"),
-        ({"model": 3}, "results: 'model' is 3, expected dict"),
-        ({"model.weights": ["a"]}, r"model: 'weights' is \['a'\], expected dict"),
-        ({"model.weights": {"a": 1}}, "model.weights: 'a' is 1, expected str"),
-        ({"model.parameters": True}, "model: 'parameters' is True, expected int"),
+        ({"model": 3}, "Field 'model' expected a dict, got int"),
+        ({"model.weights": ["a"]}, r"Field 'model.weights' expected a dict, got list"),
+        ({"model.weights": {"a": 1}}, r"Field 'model.weights\['a'\]' expected str, got int"),
+        ({"model.parameters": True}, "Field 'model.parameters' expected int, got bool"),
+        ({"model.config": "x" * 9999}, "Field 'model.config' expected dict, got str"),
+        ({"model.revision": 7}, "Field 'model.revision' with value 7 doesn't match any type in .str, NoneType."),
         ({"protocol": {"task": "retrieval"}}, "protocol: 'name' is missing"),
-        ({"data.corpus": None}, "data: 'corpus' is None, expected str"),
-        ({"data.videos": "2"}, "data: 'videos' is '2', expected int . None"),
-        ({"protocol.task": 1}, "protocol: 'task' is 1, expected str"),
-        ({"protocol.primary_metric": "top1"}, "metrics: 'top1' is missing"),
-        ({"metrics": {"t2v_R@1": "12"}}, "metrics: 't2v_R@1' is '12', expected int . float"),
-        ({"metrics": {"t2v_R@1": float("nan")}}, "metrics: 't2v_R@1' is nan, which is no result"),
-        ({"rescored": {"a": float("inf")}}, "rescored: 'a' is inf, which is no result"),
+        ({"data.corpus": None}, "Field 'data.corpus' expected str, got NoneType"),
+        ({"data.videos": "2"}, "Field 'data.videos' with value '2' doesn't match any type"),
+        ({"data.videos": "2" * 9999}, "Field 'data.videos' with value '22222"),
+        ({"protocol.task": 1}, "Field 'protocol.task' expected str, got int"),
+        ({"protocol.primary_metric": "top1"}, "metrics: the primary metric, 'top1', is missing"),
+        ({"metrics": {"t2v_R@1": "12"}}, r"Field 'metrics\['t2v_R@1'\]' with value '12' doesn't match any type"),
+        ({"metrics": {"t2v_R@1": True}}, r"Field 'metrics\['t2v_R@1'\]' with value True doesn't match any type"),
+        ({"metrics": {"t2v_R@1": float("nan")}}, "metrics: 't2v_R@1' is nan, which is not finite"),
+        ({"rescored": {"a": float("inf")}}, "rescored: 'a' is inf, which is not finite"),
         ({"versions": {}}, "versions: 'torch' is missing"),
         ({"metrics": {"t2v_R@1": 10**400}}, "metrics: 't2v_R@1' is 1000"),
-        ({"notes": "few"}, "results: 'notes' is 'few', expected list"),
-        ({"folds": [3]}, r"folds\[0\] is 3, expected a mapping"),
+        ({"notes": "few"}, "Field 'notes' expected a list, got str"),
+        ({"notes": [1]}, r"Field 'notes\[0\]' expected str, got int"),
+        ({"folds": [3]}, r"Field 'folds' with value \[3\] doesn't match any type"),
+        ({"folds": [{"fold": "1", "model": {}, "data": {}, "metrics": {}}]}, r"Field 'folds\[0\].fold' expected int"),
         ({"folds": [{"fold": 1, "model": {}, "data": {}, "metrics": {}}]}, r"folds\[0\].model: 'name' is missing"),
     ],
 )
@@ -143,12 +148,43 @@ def test_contents_that_are_no_results(tmp_path, changes, message):
         where, _, key = name.partition(".")
         content[where] = content[where] | {key: value} if key else value
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"holds no results of `region-learner evaluate`: {message}") as error:
+    with pytest.raises(ValueError, match=f"does not hold results of `region-learner evaluate`: {message}") as error:
         read_results(path)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+    assert str(path) in str(error.value)
     del content["schema"]
-    with pytest.raises(ValueError, match=f"The results cannot be written to .*new.json: {message}"):
+    with pytest.raises((ValueError, StrictDataclassError)):  # either when they are made, or when they are written
         write_results(EvaluationResults(**content), tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"corpus": 3}}, r"Field 'folds\[1\].data.corpus' expected str, got int"),
+        ({"data": {"corpus": None}}, r"Field 'folds\[1\].data.corpus' expected str"),
+        ({"model": {"parameters": "3"}}, r"Field 'folds\[1\].model.parameters' expected int, got str"),
+        ({"metrics": {"t2v_R@1": float("inf")}}, r"folds\[1\].metrics: 't2v_R@1' is inf, which is not finite"),
+        ({"metrics": {"other": 1.0}}, r"folds\[1\].metrics: expected the same metrics as those of the mean"),
+    ],
+)
+def test_folds_that_are_no_results(tmp_path, changes, message):
+    path = tmp_path / "mean.json"
+    write_results(mean_of_folds([results(), results()], [1, 2], "x"), path)
+    content = json.loads(path.read_text())
+    for name, change in changes.items():
+        content["folds"][1][name] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        read_results(path)
+    assert "\n" not in str(error.value)
+
+
+def test_results_that_are_not_finite_can_be_printed_but_are_not_written(tmp_path):
+    diverged = results(metrics={"t2v_R@1": float("nan")})
+    with pytest.raises(ValueError, match=r"The results cannot be written to .*new.json: metrics: 't2v_R@1' is nan"):
+        write_results(diverged, tmp_path / "new.json")
     assert not (tmp_path / "new.json").exists()
 
 
@@ -179,6 +215,16 @@ def test_description_of_a_directory(tmp_path, monkeypatch):
     assert len(shards) > 1
     assert describe_model(model, "shards")["weights"] == {path.name: sha256(path) for path in shards}
     assert describe_model(model, "nobody/nothing")["weights"] == {}
+
+
+def test_an_index_points_to_nothing_outside_of_its_checkpoint(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "own").write_text("own")
+    index = {"weight_map": {"a": "../secret", "b": str(tmp_path / "secret"), "c": "own"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_of(checkpoint) == {"own": sha256(checkpoint / "own")}
 
 
 def test_description_of_a_hub_model(tmp_path, monkeypatch):

@@ -400,7 +400,7 @@ def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
     with pytest.raises(ValueError, match="video_ids such as '7' were of another kind before"):
         metric.add_batch(predictions=np.eye(2), references=np.eye(2), video_ids=["7", "9"])
     for label in (1.5, None, float("nan"), "1"):
-        with pytest.raises(ValueError, match=rf"references\[1\] is {label!r}, but must be the number of a class"):
+        with pytest.raises(ValueError, match=rf"references\[1\] is {label!r}, but must be the index of a class"):
             load_metric("action_accuracy", cache_dir=str(tmp_path)).compute(
                 predictions=np.eye(2), references=[0, label]
             )

@@ -134,7 +134,7 @@ def test_top_k_of_scores_that_are_not_finite():
     nan, inf = torch.nan, torch.inf
     scores = torch.tensor([[inf, 0.1, 0.1], [0.5, inf, 0.1], [0.5, -inf, 0.1], [-inf, -inf, -inf]])
     assert top_k(scores, torch.zeros(4, dtype=torch.long), 1).tolist() == [1, 0, 1, 0]
-    with pytest.raises(ValueError, match="2 of 3 rows have scores that are not numbers"):
+    with pytest.raises(ValueError, match="2 of 3 rows have scores that are NaN"):
         top_k(torch.tensor([[0.5, nan, 0.1], [0.5, 0.2, 0.1], [nan, nan, nan]]), torch.zeros(3, dtype=torch.long), 1)
 
 
@@ -144,7 +144,7 @@ def test_top_k_of_probabilities():
     for label in range(10):
         chances = [top_k(scores.double(), torch.tensor([label]), 5) for scores in (logits, logits.double().softmax(1))]
         assert chances[0] == chances[1] == (label >= 5)
-    with pytest.raises(ValueError, match="label 10 is none of the 10 classes"):
+    with pytest.raises(ValueError, match="label 10 must be below the number of classes, 10"):
         top_k(logits, torch.tensor([10]), 1)
 
 
@@ -218,7 +218,8 @@ def test_multiple_choice_leaves_out_and_names_unreadable_videos(model, processor
     table = tables["multiple_choice"]
     lost = table["video_id"][2:4]
     with caplog.at_level(logging.WARNING):
-        result = multiple_choice_accuracy(model, processor, damage(table, tmp_path, lost), 3, progress=False)
+        damaged = damage(table, tmp_path, lost)
+        result = multiple_choice_accuracy(model, processor, damaged, batch_size=3, progress=False)
     kept = [row for row in table if row["video_id"] not in lost]
     expected = multiple_choice_accuracy(model, processor, kept, progress=False)
     assert result == expected | {"unreadable": lost}
@@ -296,11 +297,11 @@ def test_zero_shot_bad_input(model, processor, tables):
         zero_shot_accuracy(model, processor, rows, class_names=["a", "a"])
     with pytest.raises(ValueError, match=r"Row \d+: the label \d+ is not one of the 1 classes"):
         zero_shot_accuracy(model, processor, [row | {"label": 7} for row in rows], class_names=["a"])
-    with pytest.raises(ValueError, match="1 labels are none of the classes: 'b'"):
+    with pytest.raises(ValueError, match="1 labels are not among the classes: 'b'"):
         zero_shot_accuracy(model, processor, [row | {"label": "b"} for row in rows], class_names=["a"])
-    with pytest.raises(ValueError, match=r"'a video' has no '\{\}'"):
+    with pytest.raises(ValueError, match=r"'a video' needs '\{\}'"):
         zero_shot_accuracy(model, processor, table, templates=["a video"])
-    with pytest.raises(ValueError, match="a sequence of one prompt or more"):
+    with pytest.raises(ValueError, match="a sequence of one or more prompts"):
         zero_shot_accuracy(model, processor, table, templates="{}")
 
 
@@ -394,7 +395,7 @@ def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_pat
     for options in ({}, {"streaming": True}, {"streaming": True, "lazy": True}):
         shards = load_corpus("webdataset", tmp_path, **options)
         workers = 0 if options else 2
-        result = zero_shot_accuracy(model, processor, shards, names, num_workers=workers, progress=False)
+        result = zero_shot_accuracy(model, processor, shards, class_names=names, num_workers=workers, progress=False)
         assert result == expected
     embeddings = embed_corpus(model, processor, load_corpus("webdataset", tmp_path), progress=False)
     assert list(embeddings.unreadable) == ["broken"]
@@ -416,8 +417,8 @@ def test_sets_of_prompts_and_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{}\na film\n", r"prompts.txt, line 2: 'a film' has no '\{\}'"),
-        (b"\n \n", "prompts.txt holds no prompts"),
+        (b"{}\na film\n", r"prompts.txt, line 2: 'a film' needs '\{\}'"),
+        (b"\n \n", "prompts.txt is without prompts"),
         (b"\xff{}", "prompts.txt is not UTF-8 text"),
         (None, r"neither a set \(few, name, original, actions\) nor a text file"),
     ],
@@ -528,7 +529,7 @@ def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_s
     expected = [clips_of(processor, video, views) for video in videos]
     monkeypatch.setattr(RegionLearnerVideoProcessor, "fetch_videos", counted)
     found: dict[int, list] = {}
-    for indices, clips in read_clips(processor, videos, {}, batch_size, progress=False, views=views):
+    for indices, clips in read_clips(processor, videos, {}, batch_size=batch_size, progress=False, views=views):
         for index, clip in zip(indices, clips, strict=True):
             found.setdefault(index, []).append(clip)
     assert decoded == videos  # each once
@@ -541,7 +542,8 @@ def test_views_of_one_clip_are_the_clip_itself(processor, lengths):
     """The other way of reading clips, that of several, gives the same for one."""
     far_apart = Views(window_stride=1000)  # the first frame of each segment
     videos = [row["video"] for row in lengths]
-    for index, (_, clips) in enumerate(read_clips(processor, videos, {}, 1, progress=False, views=far_apart)):
+    batches = read_clips(processor, videos, {}, batch_size=1, progress=False, views=far_apart)
+    for index, (_, clips) in enumerate(batches):
         assert torch.equal(clips, clips_of(processor, videos[index], far_apart))
         if index < 2:  # no choice of frames
             assert torch.equal(clips, processor(videos=[videos[index]])["pixel_values_videos"])
@@ -578,7 +580,7 @@ def test_tasks_with_views(model, processor, lengths, views):
     options = {"batch_size": 2, "progress": False, "views": views}
     assert multiple_choice_accuracy(model, processor, answered, **options)["accuracy"] == 100
     labelled = [row | {"label": ("red", "blue")[number]} for row, number in zip(lengths, named)]
-    result = zero_shot_accuracy(model, processor, labelled, ("red", "blue"), ("{}",), **options)
+    result = zero_shot_accuracy(model, processor, labelled, class_names=("red", "blue"), templates=("{}",), **options)
     assert result["top1"] == 100
 
 
@@ -623,7 +625,7 @@ def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
     with pytest.raises(ValueError, match="The video has 2 frames, num_frames=4 are wanted"):
         next(read_clips(strict, videos, {}, progress=False, views=Views(2)))
     by_rate = RegionLearnerVideoProcessor.for_image_size(32, fps=2)
-    with pytest.raises(ValueError, match="Several clips a video need a video processor with num_frames"):
+    with pytest.raises(ValueError, match="Several clips per video need a video processor with num_frames"):
         next(read_clips(by_rate, videos, {}, progress=False, views=Views(2)))
 
 
@@ -681,7 +683,7 @@ def test_trainer_metrics():
     assert compute_classification_metrics(prediction) == {"top1": 50, "top5": 50}
     in_tuples = SimpleNamespace(predictions=(prediction.predictions, None), label_ids=(labels,))
     assert compute_answer_metrics(in_tuples)["accuracy"] == 50
-    with pytest.raises(ValueError, match="No row counts"):
+    with pytest.raises(ValueError, match="Every row is left out"):
         compute_answer_metrics(SimpleNamespace(predictions=logits, label_ids=np.full(5, -100)))
-    with pytest.raises(ValueError, match=r"not \(5, 6\) and \(4,\)"):
+    with pytest.raises(ValueError, match=r"got \(5, 6\) and \(4,\)"):
         compute_classification_metrics(SimpleNamespace(predictions=logits, label_ids=labels[:4]))

@@ -21,7 +21,7 @@ from transformers import (
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
 from region_learner.conversion import processor_from_towers
-from region_learner.evaluation.protocols import load_checkpoint
+from region_learner.loading import load_checkpoint
 from region_learner.modeling_region_learner import _end_of_text
 from region_learner.text_tower import check_text_tower
 from region_learner.training import build_model

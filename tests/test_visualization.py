@@ -1,4 +1,4 @@
-"""Pictures of regions against naive computations, and the page of results as strangers and browsers meet it."""
+"""Pictures of regions against naive computations, and the page of results as browsers see it."""
 
 import base64
 import io
@@ -12,16 +12,26 @@ import pytest
 import torch
 from PIL import Image
 
-from region_learner.search import Page, Query, Result, Table, frame_strip, render_page, write_page
-from region_learner.search.page import CAPTIONS_SHOWN, _smooth, _ticks
+from region_learner.evaluation.region_metrics import region_metrics
+from region_learner.evaluation.region_report import mask_report
+from region_learner.region_masks import region_focus
 from region_learner.visualization import (
+    Page,
+    Query,
+    Result,
+    Table,
     draw_clusters,
     draw_region_grid,
     draw_regions,
+    frame_strip,
     frames_from_pixel_values,
     region_colors,
-    standardize_masks,
+    render_page,
+    write_page,
 )
+from region_learner.visualization.page import CAPTIONS_SHOWN, _smooth, _ticks
+
+from .test_region_metrics import naive_otsu
 
 GREY = 96
 HEIGHT, WIDTH = 64, 80
@@ -54,64 +64,147 @@ def nearest_color(pixel: np.ndarray, colors: list[tuple[int, int, int]]) -> int:
 # --- Regions ---------------------------------------------------------------------------------------------------
 
 
+def competing(*weights: torch.Tensor) -> torch.Tensor:
+    """Masks (T, S, h, w) as a softmax over regions gives them, of one weight (T, h, w) per region."""
+    shares = torch.stack(weights, dim=1)
+    shares = shares / shares.sum(1, keepdim=True)
+    return shares / shares.mean((2, 3), keepdim=True)
+
+
+def most_of_the_frame() -> torch.Tensor:
+    """(2, 8, 10): 0.9 on 90 % of the frame, 0.1 on the rest."""
+    weights = torch.full((2, 8, 10), 0.9)
+    weights[:, :, 4] = 0.1
+    return weights
+
+
+def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Values that vary slowly: those of noise would change their areas when they are enlarged."""
+    return torch.nn.functional.interpolate(randn(*shape, 3, 4, seed=seed), (8, 10), mode="bicubic")
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+AGREEMENT = {
+    "90 % of the frame, over regions": lambda: competing(most_of_the_frame(), 1 - most_of_the_frame()),
+    "90 % of the frame, over positions": lambda: most_of_the_frame()[:, None] / 0.82,
+    "90 % of the frame, raw": lambda: most_of_the_frame()[:, None] - 3,
+    "a tie": lambda: competing(*[1 - most_of_the_frame()] * 2, most_of_the_frame()),
+    "raw": lambda: smooth(2, 3) - 7,
+    "over positions": lambda: 80 * smooth(2, 3).flatten(2).softmax(2).view(2, 3, 8, 10),
+    "over regions": lambda: competing(*(3 * smooth(4, 2)).softmax(0)),
+    "even": lambda: torch.ones(2, 2, 8, 10),
+}
+
+
+@pytest.mark.parametrize("name", AGREEMENT)
+def test_pictures_and_metrics_agree_on_what_belongs_to_a_region(name):
+    masks = AGREEMENT[name]()
+    images = draw_regions(grey_frames(), masks)
+    inside = region_focus(masks).areas((2 * HEIGHT, 2 * WIDTH))  # pictures are drawn in this size and averaged down
+    report = mask_report(masks[None])
+    # Every mask belongs to the area in the picture that metrics say it covers, and no other place is colored.
+    covered = [sub_pixels(inside[t].any(0)) for t in range(2)]
+    for image, sub_pixel in zip(images, covered):
+        np.testing.assert_array_equal(changed(image), sub_pixel.any(-1))
+    shares = [changed(image).mean() for image in images]
+    assert 100 * np.mean(shares) == pytest.approx(report["coverage"], abs=12)  # of coarse positions
+    # Where one region alone is, the color is its own.
+    for t, image in enumerate(images):
+        pixels = np.asarray(image)
+        for s in range(masks.shape[1]):
+            alone = inside[t, s] & (inside[t].sum(0) == 1)
+            for row, column in np.argwhere(sub_pixels(alone).all(-1))[::7]:
+                assert nearest_color(pixels[row, column], region_colors(masks.shape[1])) == s
+    # The picture as a label map is the region itself to `RegionMetrics`.
+    if masks.shape[1] == 1:
+        labels = torch.from_numpy(np.stack([changed(image) for image in images])).long()
+        assert region_metrics(masks, labels)["iou"] > 95
+
+
+def sub_pixels(inside: torch.Tensor) -> np.ndarray:
+    """(2 H, 2 W) to (H, W, 4)."""
+    return inside.view(HEIGHT, 2, WIDTH, 2).permute(0, 2, 1, 3).reshape(HEIGHT, WIDTH, 4).numpy()
+
+
+def test_of_tied_regions_the_first_is_drawn_and_the_grid_shows_all():
+    masks = AGREEMENT["a tie"]()
+    image = np.asarray(draw_regions(grey_frames(), masks)[0])
+    middle = image[20, 36]  # of the column that regions 1 and 2 share
+    assert nearest_color(middle, region_colors(3)) == 0
+    assert nearest_color(image[20, 8], region_colors(3)) == 2
+    swapped = np.asarray(draw_regions(grey_frames(), masks[:, [2, 1, 0]])[0])
+    assert nearest_color(swapped[20, 36], region_colors(3)) == 1
+    sheet = np.asarray(draw_region_grid(grey_frames(), masks)).astype(int)
+    top, left = np.argwhere((sheet == GREY).all(-1))[0]
+    rows = [sheet[top + s * (HEIGHT + 2) :, left:][:HEIGHT, :WIDTH] for s in (1, 2, 3)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+
+
 @pytest.mark.parametrize("value", [5.0, -5.0])
-def test_a_blob_is_coloured_where_it_is_and_nowhere_else(value):
-    images = draw_regions(grey_frames(), blob_masks((0, 1, 2, 3, value)))
+def test_a_blob_is_colored_where_it_is_and_nowhere_else(value):
+    masks = blob_masks((0, 0, 2, 3, value), (1, 0, 5, 7, value), regions=1)
+    images = draw_regions(grey_frames(), masks)
 
     assert [image.size for image in images] == [(WIDTH, HEIGHT)] * 2
-    assert not changed(images[1]).any()  # the other frame has no blob
-    rows, columns = np.nonzero(changed(images[0]))
-    cell = 8  # pixels a mask position
-    assert 1.5 * cell <= rows.min()
-    assert rows.max() < 3.5 * cell
-    assert 2.5 * cell <= columns.min()
-    assert columns.max() < 4.5 * cell
-    inside = np.asarray(images[0])[2 * cell : 3 * cell, 3 * cell : 4 * cell].reshape(-1, 3)
-    assert all(nearest_color(pixel, region_colors(3)) == 1 for pixel in inside)
+    cell = 8  # pixels per mask position
+    for image, row, column in zip(images, (2, 5), (3, 7)):
+        rows, columns = np.nonzero(changed(image))
+        assert (row - 0.5) * cell <= rows.min() < rows.max() < (row + 1.5) * cell
+        assert (column - 0.5) * cell <= columns.min() < columns.max() < (column + 1.5) * cell
 
 
-def test_each_position_goes_to_the_mask_that_departs_most():
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.randn(2, 4, 8, 10, generator=generator) + torch.tensor([0.0, 9.0, -3.0, 1.0]).view(1, 4, 1, 1)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_threshold(normalized):
+    masks = randn(2, 4, 8, 10).double() + torch.tensor([0.0, 9.0, -3.0, 1.0]).view(1, 4, 1, 1)
+    masks[1] *= 0.4
+    if normalized:
+        masks = 80 * masks.flatten(2).softmax(2).view(2, 4, 8, 10)
     # Blocks of equal values, so that interpolation has flat ground in their middle.
     blocks = masks.repeat_interleave(3, 2).repeat_interleave(3, 3)
     images = draw_regions(grey_frames(), blocks, height=8 * 3 * 8)
 
-    colors = region_colors(4)
+    weights = masks.numpy() if normalized else np.abs(masks - masks.mean((2, 3), keepdim=True)).numpy()
+    largest = weights.max((2, 3))
+    uncolored = 0
     for t, image in enumerate(images):
         pixels = np.asarray(image)
-        for row in range(8):
-            for column in range(10):
-                departures = []
-                for s in range(4):
-                    frame = [float(v) for v in masks[t, s].flatten()]
-                    clip_variance = np.mean([np.var(masks[f, s].numpy()) for f in range(2)])
-                    departures.append(
-                        abs(float(masks[t, s, row, column]) - sum(frame) / len(frame)) / math.sqrt(clip_variance)
-                    )
-                pixel = pixels[row * 24 + 12, column * 24 + 12]
-                if max(departures) < 1.25:
-                    assert (pixel == GREY).all()
-                else:
-                    assert nearest_color(pixel, colors) == int(np.argmax(departures))
+        cuts = [naive_otsu(weight.flatten()) for weight in weights[t]]
+        for row, column in np.ndindex(8, 10):
+            rises = [
+                (weights[t, s, row, column] - cuts[s])
+                / (largest[t, s] - cuts[s])
+                * (1 if normalized else largest[t, s] / largest[:, s].max())
+                for s in range(4)
+            ]
+            pixel = pixels[row * 24 + 12, column * 24 + 12]
+            if max(rises) <= 0:
+                assert (pixel == GREY).all()
+                uncolored += 1
+            else:
+                assert nearest_color(pixel, region_colors(4)) == int(np.argmax(rises))
+    assert 5 < uncolored < 155
 
 
-def test_stronger_departures_are_denser_and_the_frame_stays_visible():
+def test_greater_weights_are_denser_and_the_frame_stays_visible():
     frames = grey_frames(1)
     frames[:, ::2] = 200  # stripes
     masks = torch.zeros(1, 1, 4, 5)
-    masks[0, 0, 1, 1], masks[0, 0, 2, 3] = 4.0, 8.0
+    masks[0, 0, 1, 1], masks[0, 0, 2, 3] = 5.0, 8.0
     image = np.asarray(draw_regions(frames, masks)[0]).astype(int)
     shift = np.abs(image - frames[0]).sum(-1)
 
-    weak, strong = shift[22:27, 22:27], shift[38:43, 54:59]
+    weak, strong = shift[23:25, 23:25], shift[39:41, 55:57]
     assert 0 < weak.mean() < strong.mean()
     stripes = image[38:42, 56].sum(-1)
     assert abs(stripes[0] - stripes[1]) > 100  # of 312 without the overlay
 
 
-def test_offsets_and_scales_of_masks_change_nothing():
-    masks = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_offsets_and_scales_of_raw_masks_change_nothing():
+    masks = randn(2, 3, 8, 10, seed=1).double()
     plain = draw_regions(grey_frames(), masks)
     moved = draw_regions(grey_frames(), masks + torch.tensor([100.0, -7.0, 3.0], dtype=torch.float64).view(1, 3, 1, 1))
     grown = draw_regions(grey_frames(), masks * torch.tensor([5.0, 0.01, 1.0], dtype=torch.float64).view(1, 3, 1, 1))
@@ -120,19 +213,27 @@ def test_offsets_and_scales_of_masks_change_nothing():
             assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
 
 
-def test_standardize_masks_centres_each_frame_and_scales_each_clip():
-    masks = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(2))
-    masks[2] *= 0.1  # a frame in which the regions pick out little
-    standard = standardize_masks(masks)
-    torch.testing.assert_close(standard.mean((2, 3)), torch.zeros(3, 2, dtype=torch.float64))
-    torch.testing.assert_close(standard.square().mean((0, 2, 3)), torch.ones(2, dtype=torch.float64))
-    assert standard[2].abs().max() < standard[0].abs().max() / 3
+def test_a_frame_in_which_raw_masks_vary_little_is_paler():
+    masks = blob_masks((0, 0, 2, 3, 5.0), (1, 0, 2, 3, 0.5), regions=1)
+
+    def at_the_peak(masks: torch.Tensor) -> list[int]:
+        images = draw_regions(grey_frames(), masks)
+        return [int(np.abs(np.asarray(image)[20, 28].astype(int) - GREY).sum()) for image in images]
+
+    strong, pale = at_the_peak(masks)
+    assert 0 < pale < 0.5 * strong
+    assert at_the_peak(masks[:1].repeat(2, 1, 1, 1)) == [strong] * 2
+    one, other = at_the_peak(80 * masks.flatten(2).softmax(2).view(2, 1, 8, 10))
+    assert one == pytest.approx(other, abs=6) == pytest.approx(strong, abs=6)  # each frame is its own distribution
 
 
-def test_a_mask_constant_but_for_rounding_stays_uncoloured():
+def test_a_mask_constant_but_for_rounding_weighs_all_alike():
     masks = torch.full((2, 3, 8, 10), 1000.0)
     masks[0, 0, 0, 0] = torch.nextafter(masks[0, 0, 0, 0], torch.tensor(2000.0))
-    assert not any(changed(image).any() for image in draw_regions(grey_frames(), masks))
+    for image in draw_regions(grey_frames(), masks):
+        pixels = np.asarray(image).reshape(-1, 3)
+        assert (pixels == pixels[0]).all()
+        assert 0 < np.abs(pixels[0].astype(int) - GREY).max() < 30  # faint
 
 
 def test_colors_are_fixed_distinct_and_as_many_as_asked():
@@ -177,28 +278,46 @@ def test_the_first_colours_can_be_told_apart(deficiency):
     assert min(np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]) > 16
 
 
+def rows_of_the_grid(frames: np.ndarray, masks: torch.Tensor) -> list[list[np.ndarray]]:
+    """The cells of a contact sheet, after a look at its first row: those of each region, (H, W, 3)."""
+    sheet = np.asarray(draw_region_grid(frames, masks)).astype(int)
+    top, left = np.argwhere((sheet == GREY).all(-1))[0]  # the first frame is found by its grey
+    gap = 2
+    cells = [
+        [sheet[top + s * (HEIGHT + gap) :, left + t * (WIDTH + gap) :][:HEIGHT, :WIDTH] for t in range(len(frames))]
+        for s in range(1 + masks.shape[1])
+    ]
+    for frame, cell in zip(frames, cells[0]):
+        assert (cell == frame).all()
+    return cells[1:]
+
+
 def test_the_grid_has_the_frames_and_a_signed_row_for_each_region():
     frames = grey_frames()
     frames[1] = 150
     masks = blob_masks((0, 0, 2, 3, 5.0), (1, 1, 5, 6, -5.0), regions=2)
-    sheet = np.asarray(draw_region_grid(frames, masks)).astype(int)
-
-    # The frames are found by their grey, the rows below at the same step.
-    top, left = np.argwhere((sheet == GREY).all(-1))[0]
-    assert (sheet[top : top + HEIGHT, left : left + WIDTH] == GREY).all()
-    gap = 2
-    right = left + WIDTH + gap
-    assert (sheet[top : top + HEIGHT, right : right + WIDTH] == 150).all()
-    cells = [
-        [sheet[y : y + HEIGHT, x : x + WIDTH] for x in (left, right)]
-        for y in (top + HEIGHT + gap, top + 2 * (HEIGHT + gap))
-    ]
+    cells = rows_of_the_grid(frames, masks)
     above, below = cells[0][0][20, 28], cells[1][1][44, 52]
     assert above[0] > above[2] + 50  # orange
     assert below[2] > below[0] + 50  # blue
     flat = cells[0][1]  # region 1 has nothing in the second frame
-    assert (flat == flat[0, 0]).all()
-    assert flat[0, 0, 0] < 150
+    assert (flat[2:-2, 2:-2] == flat[4, 4]).all()
+    assert flat[4, 4, 0] < 150
+
+
+def test_the_grid_shows_normalized_masks_by_weight_and_bounds_what_belongs_to_a_region():
+    masks = competing(most_of_the_frame(), 1 - most_of_the_frame())
+    (most, _), (rest, _) = rows_of_the_grid(grey_frames(), masks)
+    orange = [(cell[..., 0] - cell[..., 2]) > 60 for cell in (most, rest)]
+    assert orange[0][:, :24].all()
+    assert orange[1][4:-4, 35:37].all()
+    assert not orange[0][4:-4, 35:37].any()
+    assert not orange[1][:, :24].any()
+    assert not any((cell[..., 2] > cell[..., 0] + 20).any() for cell in (most, rest))  # nothing is below 0: no blue
+    for cell in (most, rest):  # on both sides of the fifth of ten columns, and nowhere else
+        borders = np.flatnonzero((cell[..., 2] > 120).all(0))
+        assert all(28 <= column < 44 for column in borders)
+        assert borders.min() < 36 < borders.max()
 
 
 def test_pictures_can_be_made_larger_than_the_frames():
@@ -510,11 +629,11 @@ def test_a_page_of_five_queries_is_small_and_replaces_the_one_before(tmp_path):
 def test_file_names_that_are_no_text_can_be_written(tmp_path):
     name = b"clip-\xff.mp4".decode("utf-8", "surrogateescape")
     path = write_page(tmp_path / "page.html", Page("Search", queries=[Query("words", [Result(name, 0.5)])]))
-    assert "clip-?.mp4" in path.read_text(encoding="utf-8")
+    assert "clip-\\udcff.mp4" in path.read_text(encoding="utf-8")
 
 
 def test_rows_as_long_as_the_header():
-    with pytest.raises(ValueError, match="2 cells under a header of 3"):
+    with pytest.raises(ValueError, match="has 2 cells, their header 3"):
         render_page(Page("Wrong", metrics=Table(["", "R@1", "R@5"], [["Chance", 1.0]])))
 
 

@@ -183,14 +183,12 @@ def evaluate(
     if model is None:
         raise typer.BadParameter("Say which checkpoint to evaluate.", param_hint="'MODEL'")
 
-    from .configuration_region_learner import did_you_mean
-    from .evaluation import EVALUATIONS, Views
-    from .evaluation.protocols import Protocol, evaluate_checkpoint, get_protocol
+    from .evaluation import EVALUATIONS, Protocol, Views, evaluate_checkpoint, get_protocol
     from .evaluation.results import check_output, write_results
     from .evaluation.tasks import read_prompts
 
     if protocol is None:
-        chosen = Protocol(None, corpus or "folder", task or "retrieval", split or "test")
+        chosen = Protocol(corpus=corpus or "folder", task=task or "retrieval", split=split or "test")
         if chosen.task not in EVALUATIONS:
             near = did_you_mean(task or "", EVALUATIONS)
             raise ValueError(f"--task {task!r} is not known{near} (tasks: {', '.join(EVALUATIONS)}).")
@@ -301,10 +299,9 @@ def regions(
     from PIL import Image
 
     from .corpora import load_corpus
-    from .evaluation.protocols import load_checkpoint
-    from .evaluation.regions import draw_report, region_quality, region_report
+    from .evaluation import draw_report, region_quality, region_report
     from .files import naming
-    from .loading import check_checkpoint, check_video
+    from .loading import check_checkpoint, check_video, load_checkpoint
 
     check_checkpoint(model)
     videos = videos or []
@@ -333,7 +330,7 @@ def regions(
     encoder, processor = load_checkpoint(model, None)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     if dataset is not None:
-        quality = region_quality(encoder, processor, dataset, batch_size or 16, workers or 0)
+        quality = region_quality(encoder, processor, dataset, batch_size=batch_size or 16, num_workers=workers or 0)
         if as_json:
             _print(quality, as_json)
             return
@@ -437,7 +434,7 @@ def card(
     """Model card from measured results."""
     from .evaluation.results import results_in
     from .files import naming, near_file
-    from .hub import model_card
+    from .model_card import model_card
 
     for path in results:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The whole life of a RegionLearner on the built-in corpus, in a few minutes on a CPU."""
+"""A demonstration of the main job on the built-in corpus, in a few minutes on a CPU."""
 
 import json
 import logging
@@ -18,12 +18,20 @@ from rich.table import Table as ConsoleTable
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from . import search
 from .corpora import load_corpus, make_moving_shapes
 from .evaluation.metrics import RECALL_AT
-from .search import Page, Query, Result, Table, frame_strip, write_page
+from .inference import evaluation_mode
 from .training import parse_arguments, train
-from .visualization import draw_regions, frames_from_pixel_values
+from .visualization import (
+    Page,
+    Query,
+    Result,
+    Table,
+    draw_regions,
+    frame_strip,
+    frames_from_pixel_values,
+    write_page,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,10 @@ STRIP_HEIGHT = 112  # pixels
 
 @dataclass
 class Search:
-    """What a process without this package found: for each query the indices of the best videos, and their scores."""
+    """
+    What a process without this package found: for each query the index of the video that it describes, the indices of
+    the best videos, and their scores.
+    """
 
     queries: list[str]
     wanted: list[int]
@@ -44,13 +55,13 @@ class Search:
 
 
 def chance(videos: int) -> dict[str, float]:
-    """Text-to-video recall in percent, and ranks, of guessing among `videos`."""
+    """Returns text-to-video recall in percent, and ranks, of guessing among `videos`."""
     recalls = {f"R@{k}": 100 * min(1.0, k / videos) for k in RECALL_AT}
     return recalls | {"MedR": (videos + 1) / 2, "MeanR": (videos + 1) / 2}
 
 
 def metrics_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of a retrieval table, the last row that of chance."""
+    """Returns the header and the rows of a retrieval table; the last row is chance."""
     names = [*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR"]
     guessing = chance(metrics["videos"])
     rows = [
@@ -70,16 +81,19 @@ def print_metrics(console: Console, metrics: dict[str, Any]):
 
 def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus_options: dict | None = None) -> Path:
     """
-    Makes the corpus, trains, evaluates, saves, loads the checkpoint in a process that cannot import this package,
-    searches by words there, and writes a page of what was found, with regions.
+    Makes the corpus, trains, evaluates and saves a model, loads the checkpoint in a process that cannot import this
+    package, searches by words there, and writes a page of what was found, with regions.
 
     Args:
-        output: a directory; the corpus and the checkpoint go into it too.
-        options: of the training command, to change the recipe.
-        corpus_options: of `make_moving_shapes`, to change those of the recipe.
+        output: directory for the corpus, the checkpoint and the page.
+        options: options of the training command that override the recipe.
+        corpus_options: options of `make_moving_shapes` that override those of the recipe.
 
     Returns:
         The path of the page.
+
+    Raises:
+        RuntimeError: the checkpoint cannot be loaded without this package.
     """
     console, output, start = Console(stderr=True), Path(output), time.perf_counter()
     arguments = parse_arguments([RECIPE, *(options or ())], output_dir=str(output / "checkpoint"))
@@ -100,7 +114,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
     console.print(f"Text-to-video R@1 is {ratio:.0f} times chance.")
 
-    console.rule("4. The checkpoint, loaded by AutoModel in a process without this package")
+    console.rule("4. Search with AutoModel, in a process without this package")
     found = search_in_fresh_process(checkpoint, test, output)
     for query, order, scores in zip(found.queries, found.order, found.scores):
         best = ", ".join(f"{test[int(i)]['video_id']} ({score:.2f})" for i, score in zip(order, scores))
@@ -110,26 +124,26 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     page = _page(checkpoint, test, found, results, seconds=time.perf_counter() - start)
     path = write_page(output / "index.html", page)
     console.print(
-        f"Done in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.", soft_wrap=True
+        f"Finished in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.", soft_wrap=True
     )
     console.print(
-        f"The checkpoint is in {checkpoint}, what was measured in {checkpoint / 'results.json'}.", soft_wrap=True
+        f"Wrote the checkpoint to {checkpoint} and the metrics to {checkpoint / 'results.json'}.", soft_wrap=True
     )
     return path
 
 
 def search_in_fresh_process(checkpoint: Path, dataset, output: Path) -> Search:
-    """Runs `search/standalone.py` on the videos of `dataset` and captions of some of them, far from one another."""
+    """Runs `demo_standalone.py` on the videos of `dataset` and captions of some of them, evenly spaced."""
     wanted = [round((i + 0.5) * len(dataset) / NUM_QUERIES) for i in range(NUM_QUERIES)]
     queries = [dataset[i]["captions"][0] for i in wanted]
     request, result = output / "search.json", output / "search.safetensors"
     request.write_text(json.dumps({"videos": list(dataset["video"]), "queries": queries}), encoding="utf-8")
-    script = Path(search.__file__).with_name("standalone.py")
+    script = Path(__file__).with_name("demo_standalone.py")
     # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
     command = [sys.executable, "-I", str(script), str(checkpoint), str(request), str(result)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"The checkpoint does not load without this package:\n{done.stderr}")
+        raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")
     Console(stderr=True).print(done.stdout.strip(), highlight=False)
     embeds = load_file(result)
     scores, order = (embeds["text_embeds"] @ embeds["video_embeds"].T).topk(RESULTS_PER_QUERY)
@@ -137,7 +151,7 @@ def search_in_fresh_process(checkpoint: Path, dataset, output: Path) -> Search:
 
 
 def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], seconds: float) -> Page:
-    model, processor = AutoModel.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
+    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     queries = []
     for text, wanted, order, scores in zip(found.queries, found.wanted, found.order, found.scores):
         best = [
@@ -147,17 +161,18 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
         queries.append(Query(text, best))
     header, rows = metrics_rows(results["test"])
     caption = (
-        f"Retrieval on {results['test']['videos']} clips that training never saw, with all of their "
-        f"{results['test']['texts']} captions. R@k: the right one is among the first k (%). MedR, MeanR: its rank."
+        f"Retrieval on {results['test']['videos']} clips that were not trained on, with all of their "
+        f"{results['test']['texts']} captions. R@k: how often the right one is among the first k, in percent. "
+        "MedR, MeanR: median and mean of its rank."
     )
     video = model.config.video_config
     ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return Page(
         title="RegionLearner: moving shapes",
-        subtitle="Searching video by words, with regions that nobody labelled",
+        subtitle="Video search by words, with regions learned without labels",
         facts=[
-            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions a frame, {video.codebook_size} codes"),
+            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions per frame, {video.codebook_size} codes"),
             ("Trained on", f"{results['train']['videos']} clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
@@ -170,15 +185,15 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
     )
 
 
-@torch.inference_mode()
 def _result(model, processor, row: dict[str, Any], score: float, correct: bool) -> Result:
     pixel_values = processor(videos=[row["video"]])["pixel_values_videos"]
-    outputs = model.video_model(pixel_values)
-    # What the model sees, in finer pixels: the same frames and the same crop.
+    with evaluation_mode(model):
+        region_masks = model.video_model(pixel_values).region_masks[0]
+    # The same frames and the same crop in finer pixels.
     fine = type(processor.video_processor).for_image_size(STRIP_HEIGHT, num_frames=pixel_values.shape[1])
     seen = fine([row["video"]], return_tensors="pt")["pixel_values_videos"][0]
     frames = frames_from_pixel_values(seen, fine.image_mean, fine.image_std)
-    drawn = draw_regions(frames, outputs.region_masks[0])
+    drawn = draw_regions(frames, region_masks)
     return Result(
         title=row["video_id"],
         score=score,

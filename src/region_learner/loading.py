@@ -9,11 +9,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForVideoClassification,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    AutoVideoProcessor,
+    PreTrainedConfig,
+)
 from transformers.utils import cached_file
 
 from .corpora.videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from .files import near_file
+from .files import near_file, refuse_bare_adapters
 from .text_tower import check_text_tower
 
 # What `from_pretrained` of models, processors and tokenizers reads.
@@ -199,8 +206,6 @@ def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None
         ValueError: it has no tokenizer, or one that does not fit.
     """
     if text_config is None:
-        from transformers import AutoVideoProcessor
-
         return AutoVideoProcessor.from_pretrained(name)
     try:
         processor = AutoProcessor.from_pretrained(name)
@@ -215,3 +220,56 @@ def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None
         ) from error
     check_text_tower(text_config, processor.tokenizer)
     return processor
+
+
+def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
+    """
+    Loads the model of a checkpoint for a task, and its processor.
+
+    Args:
+        name: a directory or Hub name.
+        task: of `EVALUATIONS`; None if a video tower is enough. For None and for "classification", the processor is a
+            video processor.
+
+    Raises:
+        ValueError: the checkpoint is not a RegionLearner, or lacks weights, as one for another task does: they would
+            be random, and so would be the results.
+        OSError: there is no such directory or model on the Hub.
+
+    Example:
+
+        model, processor = load_checkpoint("CHECKPOINT", "retrieval")
+    """
+    refuse_bare_adapters(name)
+    heads: dict[str | None, Any] = {
+        "question_answering": AutoModelForVisualQuestionAnswering,
+        "classification": AutoModelForVideoClassification,
+    }
+    try:
+        model, info = load_model(
+            heads.get(task, AutoModel), name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        if Path(name).exists():
+            raise
+        raise OSError(
+            f"{name} is not a local directory{near_file(name)}, and downloading it from the Hub failed: {error}"
+        ) from error
+    is_a = type(model).__name__
+    towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
+    if model.config.model_type not in towers:
+        raise ValueError(
+            f"{name} is a {is_a} of the type {model.config.model_type!r}: expected a RegionLearner model."
+        )
+    absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
+    needed = "video_model." if task is None and hasattr(model, "video_model") else ""
+    if missing := sorted(key for key in absent if key.startswith(needed)):
+        was = ", ".join(model.config.architectures or []) or "of an unknown class"
+        use = "the video tower" if task is None else f"the task {task!r}"
+        raise ValueError(
+            f"{name} ({was}): {len(missing)} weights of {is_a} that {use} needs are missing or of another shape "
+            f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}) and would be random: use a checkpoint that was "
+            "trained for it."
+        )
+    reads_texts = task not in (None, "classification")
+    return model, load_processor(name, model.config.text_config if reads_texts else None)

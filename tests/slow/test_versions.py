@@ -1,4 +1,4 @@
-"""Runs the fast tests in environments of their own: with the oldest versions that are supported, and with the latest."""
+"""Runs the fast tests with the oldest supported versions and with the latest, in environments of their own."""
 
 import os
 import subprocess

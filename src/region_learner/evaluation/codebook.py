@@ -4,18 +4,26 @@ from collections.abc import Iterable
 
 import torch
 
+from ..inference import evaluation_mode
+
 
 def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
-    """Share of the codes that any patch of the given batches (B, T, C, H, W) is assigned to, in evaluation mode."""
+    """
+    Returns the share of the codes that any patch of the given clips is assigned to, in evaluation mode.
+
+    Args:
+        model: a model with a video tower.
+        pixel_values_videos: batches (B, T, C, H, W).
+
+    Raises:
+        ValueError: the model has no codebook.
+    """
     config = model.config.video_config
     if not config.codebook_size:
-        raise ValueError("The model has no codebook: codebook_size=0.")
+        raise ValueError("The model has no codebook: its codebook_size is 0.")
     used = torch.zeros(config.codebook_size, dtype=torch.bool)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluation_mode(model):
         for batch in pixel_values_videos:
             ids = model.video_model(batch.to(model.device)).cluster_ids
             used[ids.unique().cpu()] = True
-    model.train(was_training)
     return used.float().mean().item()

@@ -3,8 +3,8 @@ Dual-softmax re-scoring (Cheng et al., "Improving Video-Text Retrieval by Multi-
 Softmax Loss", arXiv 2109.04290), which many papers apply to the scores of a trained model.
 
 It uses the whole set of queries at once: what one query finds depends on which others are asked, and it gains from
-every entry being asked for equally often, which holds for benchmarks and not for users. So its metrics have names of
-their own and are reported apart.
+every entry being asked for equally often, which holds for benchmarks but not for users. Its metrics therefore have
+names of their own and are reported separately.
 """
 
 import math
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from .metrics import match_ids, summary
+from .ties import count_ties, mean_rank
 
-TIED = 2.0**-46  # of the range of logarithms, 64 times their rounding: what differs by less is tied
+# Logarithms that differ by less than this share of their range are tied: 64 times their rounding.
+TIED = 2.0**-46
 
 _SCORES_AT_ONCE = 2**21  # 16 MiB of float64
 
@@ -29,16 +31,16 @@ def dual_softmax_metrics(
     temperature: float = 0.05,
 ) -> dict[str, float]:
     """
-    Retrieval metrics of re-scored pairs: the score s of a query and an entry becomes `s * softmax(s / temperature)`,
-    the softmax being over all queries for the same entry. Text-to-video takes the texts for queries, video-to-text
-    the videos that have one.
+    Returns retrieval metrics of re-scored pairs: the score s of a query and an entry becomes
+    `s * softmax(s / temperature)`, with the softmax over all queries for the same entry. The queries of text-to-video
+    are the texts, those of video-to-text the videos that have one.
 
-    As in the authors' code it is the score itself that is weighted, so that a negative one falls the further, the
-    more it stands out; there it is also multiplied by the number of queries, which changes no rank. Scores are
-    computed in tiles, twice: for the sums of the softmax, and for the ranks.
+    As in the authors' code, the score itself is weighted, so that a negative score falls the further, the more it
+    stands out; there it is also multiplied by the number of queries, which does not change ranks. Scores are computed
+    in tiles, twice: for the sums of the softmax, and for the ranks.
 
     Args:
-        text_embeds (array of shape `(texts, dim)`): compared by dot product: of length 1 for cosine similarity.
+        text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
         video_embeds (array of shape `(videos, dim)`): likewise.
         text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
             text i describes the i-th video.
@@ -46,18 +48,18 @@ def dual_softmax_metrics(
         temperature: of the softmax; usually that of the model.
 
     Returns:
-        `dsl_t2v_R@1` and so on, as of [`retrieval_metrics`], with the same rules for ties and for several texts a
+        `dsl_t2v_R@1` and so on, as [`retrieval_metrics`], with the same rules for ties and for several texts per
         video.
 
     Raises:
-        ValueError: for shapes and ids that do not fit, values that are not finite, a text whose video is missing, or
-            a temperature that is not above 0.
+        ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or the temperature
+            is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0.")
     texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
     owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
-    # Scores of at most 1, so that what is said of their rounding holds; of equal shares, ranks are the same.
+    # Scores of at most 1, for which the bounds on rounding below hold. Ranks do not depend on the scale.
     for embeds in (texts, videos):
         longest = float(embeds.norm(dim=1).max()) or 1.0
         embeds /= longest
@@ -86,30 +88,30 @@ def _places(ids: Sequence[Any]) -> dict[Any, list[int]]:
 
 
 def _tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Some queries at a time, and their scores with the whole gallery."""
+    """Yields some queries at a time, and their scores with the whole gallery."""
     step = max(1, _SCORES_AT_ONCE // len(gallery))
     for start in range(0, len(queries), step):
         part = slice(start, min(start + step, len(queries)))
-        # Matrix products sum in another order at the edges of a matrix: equal embeddings can differ in the last bit.
+        # Matrix products sum in another order at the edges of a matrix: scores of equal embeddings can differ in the
+        # last bit.
         yield part, (queries[part] @ gallery.T).round_(decimals=10)
 
 
 def _best_ranks(
     queries: torch.Tensor, gallery: torch.Tensor, relevant: Sequence[Sequence[int]], temperature: float
 ) -> np.ndarray:
-    """Rank of the best-ranked of the `relevant` entries of each query, (queries,); ties share their mean rank."""
+    """The rank of the best-ranked of the `relevant` entries of each query, (queries,)."""
     normalizer = torch.full((len(gallery),), -torch.inf, dtype=torch.float64)  # log of the sum over all queries
     for _, scores in _tiles(queries, gallery):
         normalizer = torch.logaddexp(normalizer, scores.div_(temperature).logsumexp(0))
     ranks = torch.zeros(len(queries), dtype=torch.float64)
-    # Most weights are next to nothing, and vanish as numbers. Logarithms do not: above 0 by adding what none of them
-    # is below (scores are rounded to 1e-10, and no larger than 1), they are compared with the sign of the score.
+    # Most weights are close to 0 and would underflow, so logarithms are compared instead, with the sign of the score.
+    # `enough` makes them positive: scores are rounded to 1e-10 and at most 1.
     enough = 24 + 2 / temperature + math.log(len(queries))
     margin = TIED * enough
     for part, scores in _tiles(queries, gallery):
         logarithms = scores.abs().clamp_(min=1e-11).log_().add_(scores / temperature).sub_(normalizer)
         scores = scores.sign() * (logarithms + enough)
-        best = torch.stack([row[list(own)].max() for row, own in zip(scores, relevant[part])])[:, None]
-        above, not_below = (scores > best + margin).sum(1), (scores >= best - margin).sum(1)
-        ranks[part] = (above + not_below + 1) / 2
+        best = torch.stack([row[list(own)].max() for row, own in zip(scores, relevant[part])])
+        ranks[part] = mean_rank(*count_ties(scores, best, margin))
     return ranks.numpy()

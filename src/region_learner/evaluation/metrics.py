@@ -1,9 +1,9 @@
 """
-Ranks and what is made of them, without ever holding the matrix of scores.
+Retrieval metrics from embeddings, without ever holding the matrix of scores.
 
-Scores are computed in float32, a tile at a time, and each tile serves both directions. Where float32 cannot tell
-whether a score is above the one that it is compared with, it is computed again in float64: results are those of
-float64 at nearly the price of float32.
+Scores are computed in float32, one tile at a time, and each tile serves both directions. Where float32 cannot tell
+whether a score is above the one that it is compared with, it is computed again in float64: the results are those of
+float64 at nearly the cost of float32.
 """
 
 import warnings
@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..corpora.rows import is_missing, plain, shown
+from ..inference import progress_bar
+from ..labels import IGNORED_ID
+from .ties import mean_rank
 
 RECALL_AT = (1, 5, 10, 50)
-
-# Of rows that are there to fill a batch and count for nothing.
-IGNORED_ID = -1
 
 # Rows and columns of a tile. Eight booleans are counted at once, as the bytes of an integer: a byte counts to 255.
 _ROWS, _COLUMNS = 248, 8 * 255
@@ -34,7 +33,7 @@ _FEW = 1 / 64
 _NUMBERS_AT_ONCE = 2**18  # 2 MiB of float64: they stay in the cache
 _PAIRS_AT_ONCE = 2**18
 
-# Held by who changes settings of torch, and restores them.
+# Held while settings of torch are changed and until they are restored.
 _SETTINGS = Lock()
 
 _FLOAT64_ROUNDING, _FLOAT32_ROUNDING = 2.0**-53, 2.0**-24
@@ -46,16 +45,17 @@ class _Side:
     """
     The texts or the videos, and as queries what is known of their ranks.
 
-    `embeds`: (n, dim), of the type they came in. `lengths`: (n,), float64. `best`: (n,), float64, the best score of
-    a relevant entry. `bounds`: two of (n,), within which scores are tied with it, and `float32_bounds`, within which
-    float32 cannot tell. `above`: (n,), the number of scores tied with the best plus twice the number of greater ones.
+    `embeds`: (n, dim), of their original type. `lengths`: (n,), float64. `best`: (n,), float64, the best score of a
+    relevant entry. `bounds`: two of (n,), within which scores are tied with it, and `float32_bounds`, within which
+    float32 cannot tell. `above` and `at_least`: (n,), the numbers of scores that are greater than the best one, and
+    of those that are greater or tied with it.
     """
 
     bounds: tuple[torch.Tensor, torch.Tensor]
     float32_bounds: tuple[torch.Tensor, torch.Tensor]
 
     def __init__(self, name: str, embeds: Any):
-        with warnings.catch_warnings():  # of memory-mapped files that cannot be written to, as nobody does
+        with warnings.catch_warnings():  # about read-only memory-mapped files, which are not written to
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             embeds = torch.as_tensor(embeds)
         if embeds.ndim != 2 or not len(embeds):
@@ -69,13 +69,14 @@ class _Side:
         self.longest = float(self.lengths.max())
         self.best = torch.full_like(self.lengths, -torch.inf)
         self.above = torch.zeros(len(embeds), dtype=torch.int64)
+        self.at_least = torch.zeros(len(embeds), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def ranks(self) -> np.ndarray:
-        """Ranks of the best relevant entries, (n,), float64: the mean of the ranks of all that are tied with it."""
-        return (self.above.double() + 1).numpy() / 2
+        """The ranks of the best relevant entries, (n,), float64."""
+        return mean_rank(self.above.numpy(), (self.at_least - self.above).numpy())
 
 
 def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,7 @@ def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) ->
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Matrix products as exact as their type, whatever was asked for elsewhere: oneDNN may take bfloat16 instead."""
+    """Computes matrix products in the precision of their type, where settings would let oneDNN take bfloat16."""
     enabled = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
@@ -146,7 +147,7 @@ def _few(mask: torch.Tensor) -> bool:
 
 class _Counter:
     """
-    Counts scores above the best relevant ones, tile by tile, into `above` of the queries.
+    Counts the scores above the best relevant ones, tile by tile, into `above` and `at_least` of the queries.
 
     Whatever its order of summation, a score is off by at most n u / (1 - n u) times the product of the two lengths,
     with n = dim and u the rounding of its type, 2^-24 or 2^-53 (Higham, Accuracy and Stability of Numerical
@@ -175,7 +176,7 @@ class _Counter:
         row_starts = range(0, len(self.left), _ROWS)
         with _threads(len(row_starts)) as map_in_threads:
             # The right side is read once, from disk if it is there.
-            for start in tqdm(range(0, len(self.right), _COLUMNS), "ranks", disable=None, delay=5, leave=False):
+            for start in progress_bar(range(0, len(self.right), _COLUMNS), "ranking", unit="tile"):
                 columns = slice(start, start + _COLUMNS)
                 count = partial(self._count_tile, self.right.embeds[columns].float(), columns, dims)
                 for _ in map_in_threads(count, row_starts):  # waits, and raises what was raised
@@ -194,7 +195,7 @@ class _Counter:
                 queries, part = self._queries(dim, rows, columns)
                 low, high = (bound[part] for bound in queries.bounds)
                 at_least, above = _mask(torch.ge, scores, low, dim), _mask(torch.gt, scores, high, dim)
-                self._add(_count(at_least, dim) + _count(above, dim), queries, part)
+                self._add(_count(above, dim), _count(at_least, dim), queries, part)
 
     def _queries(self, dim: int, rows: slice, columns: slice) -> tuple[_Side, slice]:
         return (self.left, rows) if dim == 1 else (self.right, columns)
@@ -207,33 +208,34 @@ class _Counter:
         if _few(possibly):  # as of a good model: each is looked at
             i, j = _places(possibly)
             unsure = scores[i, j] <= high[i if dim == 1 else j]
-            counts = 2 * torch.bincount((i if dim == 1 else j)[~unsure], minlength=len(low))
+            above = torch.bincount((i if dim == 1 else j)[~unsure], minlength=len(low))
             i, j = i[unsure], j[unsure]
         else:
-            above = _mask(torch.gt, scores, high, dim)
-            possibly ^= above  # all that is above is possibly above: what remains is unsure
+            surely = _mask(torch.gt, scores, high, dim)
+            possibly ^= surely  # all that is surely above is possibly above: what remains is unsure
             if not _few(possibly):
                 return False
-            counts = 2 * _count(above, dim)
+            above = _count(surely, dim)
             i, j = _places(possibly)
         query = i if dim == 1 else j
         exact = _pair_scores(self.left, self.right, i + rows.start, j + columns.start)
         low, high = (bound[part][query] for bound in queries.bounds)
-        counts.index_add_(0, query, (exact >= low).long() + (exact > high))
-        self._add(counts, queries, part)
+        at_least = above.index_add(0, query, (exact >= low).long())
+        above.index_add_(0, query, (exact > high).long())
+        self._add(above, at_least, queries, part)
         return True
 
-    def _add(self, counts: torch.Tensor, queries: _Side, part: slice) -> None:
+    def _add(self, above: torch.Tensor, at_least: torch.Tensor, queries: _Side, part: slice) -> None:
         with self.adding:
-            above = queries.above[part]
-            above += counts[: len(above)]
+            for total, counts in ((queries.above[part], above), (queries.at_least[part], at_least)):
+                total += counts[: len(total)]
 
 
 def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], both: bool) -> None:
     """
-    Ranks the right side for each of the left, and with `both` the left for each of the right.
+    Ranks the right side for each entry of the left, and with `both` also the left for each entry of the right.
 
-    `pairs` are pieces (i, j) of what belongs together. What belongs to nothing gets no meaningful rank.
+    `pairs` are pieces (i, j) of what belongs together. The rank of an entry that belongs to nothing is meaningless.
     """
     for i, j in pairs:
         scores = _pair_scores(left, right, i, j)
@@ -266,21 +268,20 @@ def _pairs(entries: np.ndarray, first: np.ndarray, counts: np.ndarray) -> Iterat
 
 def best_ranks(queries: Any, gallery: Any, relevant: Sequence[Sequence[int]]) -> np.ndarray:
     """
-    Rank of the best-ranked relevant gallery entry for each query, by dot product, in bounded memory.
+    Returns the rank of the best-ranked relevant gallery entry for each query, by dot product, in bounded memory.
 
-    Ranks start at 1. Entries of equal score share the mean of their ranks, so that a constant embedding ranks in
-    the middle, not first.
+    Ranks start at 1; ties count as in [`~region_learner.evaluation.ties.mean_rank`].
 
     Args:
         queries: (n, dim).
         gallery: (m, dim).
-        relevant: for each query, the indices of its relevant gallery entries (one at least).
+        relevant: for each query, the indices of its relevant gallery entries (at least one).
 
     Returns:
-        ranks of shape (n,), float64: whole, or half where there are ties.
+        Ranks of shape (n,), float64: whole numbers, or halves where there are ties.
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, or a query without a relevant entry.
+        ValueError: shapes do not fit, values are not finite, or a query has no relevant entry.
     """
     left, right = _Side("queries", queries), _Side("gallery", gallery)
     if left.dim != right.dim:
@@ -306,10 +307,10 @@ def _ids(name: str, ids: Any, length: int) -> list[Hashable]:
 
 def checked_ids(name: str, ids: list[Any]) -> list[Hashable]:
     """
-    Ids as values of Python: a scalar of torch or NumPy does not equal another one of its value everywhere.
+    Returns ids as plain Python values: scalars of torch or NumPy with the same value are not equal everywhere.
 
     Raises:
-        ValueError: an id is missing, or cannot be one; or some are strings and others numbers, which are never equal.
+        ValueError: an id is missing or not hashable; or some are strings and others numbers, which are never equal.
     """
     kinds = {type(value) for value in ids}
     if not kinds <= {str, int}:
@@ -332,7 +333,7 @@ def match_ids(
     texts: torch.Tensor, videos: torch.Tensor, text_video_ids: Any, video_ids: Any
 ) -> tuple[list[Hashable], list[Hashable]]:
     """
-    The ids of the videos that `texts` (texts, dim) describe, and those of `videos` (videos, dim).
+    Returns the ids of the videos that `texts` (texts, dim) describe, and those of `videos` (videos, dim).
 
     Raises:
         ValueError: dimensions or numbers of ids do not fit, or the video of a text is missing.
@@ -354,6 +355,7 @@ def match_ids(
 
 
 def summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
+    """Returns recalls in percent, median and mean of ranks, and the geometric mean of R@1, R@5 and R@10."""
     result = {f"{prefix}_R@{k}": float(100 * np.mean(ranks <= k)) for k in RECALL_AT}
     recalls = [result[f"{prefix}_R@{k}"] for k in (1, 5, 10)]
     return result | {
@@ -367,13 +369,13 @@ def retrieval_metrics(
     text_embeds: Any, video_embeds: Any, text_video_ids: Any = None, video_ids: Any = None
 ) -> dict[str, float]:
     """
-    Text-to-video (`t2v_`) and video-to-text (`v2t_`) retrieval.
+    Returns the metrics of text-to-video (`t2v_`) and video-to-text (`v2t_`) retrieval.
 
     The matrix of scores is never held, and the embeddings are not copied: they may be tensors, arrays or
     memory-mapped files, of any floating type. Computes on the CPU, with torch's threads.
 
     Args:
-        text_embeds (array of shape `(texts, dim)`): compared by dot product: of length 1 for cosine similarity.
+        text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
         video_embeds (array of shape `(videos, dim)`): likewise.
         text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes; several
             texts may describe one video. By default text i describes the i-th video.
@@ -382,11 +384,15 @@ def retrieval_metrics(
     Returns:
         `R@1`, `R@5`, `R@10`, `R@50` in percent, `MedR`, `MeanR`, and `gmean`, the geometric mean of R@1, 5 and 10,
         each with prefix. Ranks start at 1, ties count as the mean of their ranks. Video-to-text takes the
-        best-ranked text of a video; videos without a text are in the gallery but are no queries.
+        best-ranked text of a video; videos without a text are in the gallery but are not queries.
 
     Raises:
-        ValueError: for shapes and ids that do not fit, values that are not finite, or a text whose video is missing;
-            for ids that are None or NaN, or of which some are strings and others numbers.
+        ValueError: shapes or ids do not fit, values are not finite, or the video of a text is missing; ids are None or
+            NaN, or some are strings and others numbers.
+
+    Example:
+
+        retrieval_metrics(text_embeds, video_embeds, ["a", "a", "b"], ["a", "b"])["t2v_R@1"]
     """
     texts, videos = _Side("text_embeds", text_embeds), _Side("video_embeds", video_embeds)
     owners, ids = match_ids(texts.embeds, videos.embeds, text_video_ids, video_ids)
@@ -405,13 +411,13 @@ def retrieval_metrics(
 def compute_retrieval_metrics(prediction) -> dict[str, float]:
     """
     `compute_metrics` for the Trainer: `prediction.predictions` are (text_embeds, video_embeds), `label_ids` the ids
-    of the videos. Pairs with the id -1 count for nothing; a video met again with another text counts once.
+    of the videos. Pairs with the id -1 are left out; a video that comes again with another text counts once.
     """
     text_embeds, video_embeds = prediction.predictions[:2]
     ids = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     kept = ids != IGNORED_ID
     if not kept.any():
-        raise ValueError("No row counts: no video could be read.")
+        raise ValueError("Every row is left out: no video could be read.")
     text_embeds, video_embeds, ids = text_embeds[kept], video_embeds[kept], ids[kept]
     _, first = np.unique(ids, return_index=True)
     first = np.sort(first)

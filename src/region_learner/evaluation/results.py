@@ -1,116 +1,138 @@
 """
-Results of an evaluation as one JSON file, from which model cards are made.
+The results of an evaluation as one JSON file, from which model cards are made.
 
 A file says what its numbers depend on, with a SHA-256 of weights, configuration, preprocessing and tokenizer, and of
-the ids and texts that were evaluated; not of the videos themselves. It holds no path of the machine. Its keys are the
-fields of [`EvaluationResults`], and `schema`, which is raised when their meaning changes.
+the ids and texts that were evaluated, but not of the videos themselves. It does not hold paths of the machine. Its
+keys are the fields of [`EvaluationResults`] and `schema`, which is raised when their meaning changes.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, get_type_hints
+
+from huggingface_hub.dataclasses import strict, type_validator
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from ..files import partial_of, write_text
+from .provenance import shown_path, versions
 
 SCHEMA = 2
 
-_VIDEO_CONFIG = (
-    "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
-    "interaction_layers", "motion_excitation", "temporal_fusion",
-)  # fmt: skip
+Metrics = dict[str, int | float]
 
-# What numbers depend on beside the weights, as far as a checkpoint has it.
-_FILES = (
-    "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
-
-# Of the columns of a corpus, what is evaluated.
-_COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
-
-# What not every result has; all the rest is there, if only as None.
-_COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
-_OPTIONAL = (*_COUNTS, "unreadable", "trained_on", "templates")
-
-# The kinds of what a file holds.
-_KINDS: dict[str, dict[str, Any]] = {
-    "results": {
-        "model": dict, "data": dict, "protocol": dict, "metrics": dict, "rescored": dict | None, "notes": list,
-        "folds": list | None, "dtype": str, "device": str, "versions": dict, "date": str,
-        "seconds": int | float,
+# "class" is a keyword, hence this form.
+ModelRecord = TypedDict(
+    "ModelRecord",
+    {
+        "name": str,  # as given; of an absolute path, its last part
+        "class": str,
+        "revision": str | None,  # commit of a Hub model
+        "weights": dict[str, str],  # SHA-256 by file; empty if there is no such file
+        "files": dict[str, str],  # likewise, of configuration, preprocessing and tokenizer
+        "parameters": int,
+        "config": dict,  # sizes of the towers
+        "trained_on": NotRequired[list | None],  # corpora, as far as the training run says
     },
-    "model": {
-        "name": str, "class": str, "revision": str | None, "weights": dict, "files": dict, "parameters": int,
-        "config": dict, "trained_on": list | None,
-    },
-    "data": {
-        "corpus": str, "data_dir": str | None, "split": str, "options": dict, "unreadable": list | None,
-        "trained_on": bool,
-        **dict.fromkeys(_COUNTS, int | None),
-    },
-    "protocol": {
-        "name": str | None, "task": str, "zero_shot": bool, "captions": str | None, "primary_metric": str,
-        "frames": int | None, "clips": int | None, "window_stride": int | None, "templates": list | None,
-    },
-    "fold": {"fold": int, "model": dict, "data": dict, "metrics": dict},
-}  # fmt: skip
+)
 
 
+class DataRecord(TypedDict):
+    """What was evaluated on. The numbers are there as far as the task has them."""
+
+    corpus: str
+    data_dir: str | None  # its name alone
+    split: str
+    options: dict
+    sha256: NotRequired[str]  # of the ids and texts
+    trained_on: NotRequired[bool]  # whether the training run says that this split was trained on
+    videos: NotRequired[int | None]
+    texts: NotRequired[int | None]
+    questions: NotRequired[int | None]
+    classes: NotRequired[int | None]
+    out_of_vocabulary: NotRequired[int | None]
+    unreadable: NotRequired[list | None]  # ids of videos that were left out
+
+
+class ProtocolRecord(TypedDict):
+    """How it was evaluated."""
+
+    name: str | None  # None if corpus and task were chosen freely
+    task: str
+    zero_shot: bool
+    captions: str | None
+    source: NotRequired[str]
+    primary_metric: str
+    frames: int | None  # per clip
+    clips: int | None  # per video
+    window_stride: int | None
+    templates: NotRequired[list | None]  # prompts
+    dual_softmax_temperature: NotRequired[int | float | None]
+
+
+class FoldRecord(TypedDict):
+    """The results of one fold."""
+
+    fold: int
+    model: dict
+    data: dict
+    metrics: Metrics
+
+
+class _NamedRecord(TypedDict):
+    """What is known of a model that stands for those of several folds."""
+
+    name: str
+
+
+class _VersionsRecord(TypedDict):
+    torch: str
+    transformers: str
+    region_learner: str
+
+
+@strict
 @dataclass
 class EvaluationResults:
     """
     Args:
-        model: `name` as given (of an absolute path, its last part), `class`, `revision` (commit, of a Hub model),
-            `weights` (SHA-256 by name of file; empty if there is no such file), `files` (the same for configuration,
-            preprocessing and tokenizer), `parameters` (number), `config` (sizes of the towers), `trained_on` (corpora,
-            as far as its training run says). Of several folds, what their models have in common, and the `name`.
-        data: `corpus`, `data_dir` (its name alone), `split`, `options`, `trained_on` (whether the model's training run
-            says that this split was trained on), `sha256` (of the ids and texts), the numbers
-            of what was evaluated as far as the task has them (`videos`, `texts`, `questions`, `classes`,
-            `out_of_vocabulary`), and `unreadable`, the ids of videos that were left out. Of several folds,
-            `corpus`, `data_dir`, `split` and `options` alone, and no option `fold`.
-        protocol: `name` (None if corpus and task were chosen freely), `task`, `zero_shot`, `captions`, `source`,
-            `primary_metric`, `frames` a clip, `clips` a video or `window_stride`, and where it applies `templates`
-            and `dual_softmax_temperature`.
+        model: a [`ModelRecord`]; of several folds, what their models have in common, and the `name`.
+        data: a [`DataRecord`]; of several folds, `corpus`, `data_dir`, `split` and `options` alone, without `fold`.
+        protocol: a [`ProtocolRecord`].
         metrics: the plain ones: in percent, or ranks from 1. Of several folds, their means.
-        rescored: metrics after dual-softmax re-scoring, with the prefix `dsl_`, or None. Never to be mixed with the
-            others: it uses all queries at once.
-        notes: what a reader has to know, above all a gallery of another size than published.
-        folds: where several were evaluated, for each its `fold`, `model`, `data` and `metrics`; else None.
+        rescored: metrics after dual-softmax re-scoring, with the prefix `dsl_`, or None. Not comparable with the
+            others: re-scoring uses all queries at once.
+        notes: what a reader has to know, above all if the gallery is not of the published size.
+        folds: a [`FoldRecord`] for each fold, where several were evaluated; else None.
         dtype, device: of the evaluation.
-        versions: of Python, the packages that decide on numbers, and the platform.
+        versions: of Python, of the packages that numbers depend on, and the platform.
         date: when it ended, ISO 8601 in UTC.
-        seconds: how long it took, loading of corpus and model included.
+        seconds: how long it took, including the loading of corpus and model.
     """
 
     model: dict[str, Any]
     data: dict[str, Any]
     protocol: dict[str, Any]
-    metrics: dict[str, float]
-    rescored: dict[str, float] | None = None
+    metrics: Metrics
+    rescored: Metrics | None = None
     notes: list[str] = field(default_factory=list)
     folds: list[dict[str, Any]] | None = None
     dtype: str = "float32"
     device: str = "cpu"
-    versions: dict[str, str | None] = field(default_factory=lambda: versions())
+    versions: dict[str, str | None] = field(default_factory=versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    seconds: float = 0.0
+    seconds: int | float = 0.0
 
     @property
     def primary(self) -> tuple[str, float]:
-        """Name and value of the protocol's primary metric."""
+        """The name and value of the protocol's primary metric."""
         name = self.protocol["primary_metric"]
         return name, self.metrics[name]
 
@@ -125,23 +147,76 @@ class EvaluationResults:
         numbers = [part["fold"] for part in self.folds or []]
         if not numbers:
             return ""
-        in_a_row = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-        return f"mean of folds {f'{numbers[0]} to {numbers[-1]}' if in_a_row else ', '.join(map(str, numbers))}"
+        consecutive = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        return f"mean of folds {f'{numbers[0]} to {numbers[-1]}' if consecutive else ', '.join(map(str, numbers))}"
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: naming the field: something is missing or of another type within one of the records, or a
+                metric is not finite.
+        """
+        _check_record("protocol", ProtocolRecord, self.protocol)
+        _check_record("data", DataRecord, self.data)
+        _check_record("versions", _VersionsRecord, self.versions)
+        _check_record("model", _NamedRecord if self.folds else ModelRecord, self.model)
+        _check_finite("metrics", self.metrics)
+        _check_finite("rescored", self.rescored or {})
+        if self.protocol["primary_metric"] not in self.metrics:
+            raise ValueError(f"metrics: the primary metric, {self.protocol['primary_metric']!r}, is missing")
+        for number, fold in enumerate(self.folds or []):
+            where = f"folds[{number}]"
+            _check_record(where, FoldRecord, fold)
+            _check_record(f"{where}.model", ModelRecord, fold["model"])
+            _check_record(f"{where}.data", DataRecord, fold["data"])
+            _check_finite(f"{where}.metrics", fold["metrics"])
+            if fold["metrics"].keys() != self.metrics.keys():
+                raise ValueError(f"{where}.metrics: expected the same metrics as those of the mean")
+
+
+def _check_record(where: str, kind: Any, record: Mapping[str, Any]) -> None:
+    types = get_type_hints(kind, include_extras=True)
+    for name, expected in types.items():
+        if name in record:
+            try:
+                type_validator(f"{where}.{name}", record[name], expected)
+            except TypeError as error:
+                raise ValueError(_in_one_line(error)) from error
+        elif name in kind.__required_keys__:
+            raise ValueError(f"{where}: {name!r} is missing")
+
+
+def _check_finite(where: str, metrics: Mapping[str, int | float]) -> None:
+    for name, value in metrics.items():
+        if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
+            raise ValueError(
+                f"{where}: {name!r} is {value!r:.80}, which is not finite: does the model give finite numbers?"
+            )
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The innermost cause, which names the field, and not more of the value than a line takes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()).split(" Errors: ")[0]
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> None:
     """
-    Writes the file, whole or not at all.
+    Writes the file atomically.
 
     Raises:
-        ValueError: something else lies there (see [`check_output`]), or metrics are no finite numbers.
+        ValueError: there is another file at `path` (see [`check_output`]), or the results are incomplete or not
+            finite.
     """
     path = Path(path)
     check_output(path)
-    content = dataclasses.asdict(results)
     try:
-        _check(content)
-        text = json.dumps({"schema": SCHEMA} | content, indent=2, ensure_ascii=False, allow_nan=False)
+        results.check()
+        content = {"schema": SCHEMA} | dataclasses.asdict(results)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"The results cannot be written to {path}: {error}") from error
     write_text(path, text + "\n")
@@ -149,23 +224,21 @@ def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> N
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """
-    Whether results can be written to `path`: to be asked before the evaluation. Makes its directory.
+    Checks before an evaluation that its results can be written to `path`, and makes its directory.
 
     Raises:
-        ValueError: it is a directory, a file that is no evaluation's, such as the results.json of a training run, or
-            nothing can be written there.
+        ValueError: it is a directory, a file of another kind, such as the results.json of a training run, or it cannot
+            be written to.
     """
     path = Path(path)
     try:
         if path.is_dir():
-            raise ValueError(
-                f"{path} is a directory: give a file for the results, such as {path / 'evaluation.json'}."
-            )
+            raise ValueError(f"{path} is a directory: give a file, such as {path / 'evaluation.json'}.")
         if path.exists():
             try:
                 read_results(path)
             except ValueError as error:
-                raise ValueError(f"{path} is there already and would be lost ({error}): give another file.") from error
+                raise ValueError(f"{path} exists and would be lost ({error}): give another file.") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_of(path).touch()
         partial_of(path).unlink()
@@ -175,10 +248,11 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 def results_in(directory: str | os.PathLike[str]) -> list[Path]:
     """
-    The files right in a directory that [`write_results`] wrote, as it seems, whole or damaged: those with a 'schema'.
+    Returns the files in a directory that look like those of [`write_results`], intact or damaged: those with a
+    'schema'.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     found = []
     for path in sorted(Path(directory).glob("*.json")):
@@ -191,7 +265,7 @@ def results_in(directory: str | os.PathLike[str]) -> list[Path]:
             found.append(path)
     if not found:
         raise ValueError(
-            f"{directory} holds no results: make some by `region-learner evaluate {directory} --protocol NAME "
+            f"{directory} has no results: write some with `region-learner evaluate {directory} --protocol NAME "
             f"--output {Path(directory) / 'NAME.json'}`."
         )
     return found
@@ -199,93 +273,44 @@ def results_in(directory: str | os.PathLike[str]) -> list[Path]:
 
 def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     """
-    Reads what [`write_results`] wrote.
+    Reads a file of [`write_results`].
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no JSON, no results of an evaluation, or of another version.
+        ValueError: the file is not JSON, not the results of an evaluation, or of another version.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict) or "schema" not in content:
-        raise ValueError(f"{path} holds no results of `region-learner evaluate`: it has no 'schema'")
-    content.pop("seed", None)  # of earlier versions, which drew nothing at random either
-    if content.pop("schema") != SCHEMA:
-        raise ValueError(f"{path} has another schema than {SCHEMA}: read it with the version that wrote it")
-    names = {item.name for item in dataclasses.fields(EvaluationResults)}
-    if names != content.keys():
-        different = ", ".join(sorted(names ^ content.keys()))
-        raise ValueError(f"{path} holds no results of `region-learner evaluate`: missing or unknown: {different}")
+        raise ValueError(f"{path} is not JSON: {error}") from error
     try:
-        _check(content)
+        return _parse(content)
     except ValueError as error:
-        raise ValueError(f"{path} holds no results of `region-learner evaluate`: {error}") from error
-    return EvaluationResults(**content)
+        raise ValueError(f"{path} does not hold results of `region-learner evaluate`: {error}") from error
 
 
-def _check(content: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: something is missing, or of another kind than `EvaluationResults` has it.
-    """
-    _check_kinds("results", content, _KINDS["results"])
-    protocol, folds = content["protocol"], content["folds"]
-    _check_kinds("protocol", protocol, _KINDS["protocol"])
-    _check_kinds("data", content["data"], _KINDS["data"])
-    _check_kinds("versions", content["versions"], dict.fromkeys(("torch", "transformers", "region_learner"), str))
-    _check_metrics("rescored", content["rescored"] or {})
-    _check_metrics("metrics", content["metrics"])
-    if protocol["primary_metric"] not in content["metrics"]:
-        raise ValueError(f"metrics: {protocol['primary_metric']!r} is missing")
-    if not folds:
-        _check_model("model", content["model"])
-        return
-    _check_kinds("model", content["model"], {"name": str})
-    for number, fold in enumerate(folds):
-        _check_kinds(f"folds[{number}]", fold, _KINDS["fold"])
-        _check_model(f"folds[{number}].model", fold["model"])
-        _check_kinds(f"folds[{number}].data", fold["data"], _KINDS["data"])
-        _check_metrics(f"folds[{number}].metrics", fold["metrics"])
-        if fold["metrics"].keys() != content["metrics"].keys():
-            raise ValueError(f"folds[{number}].metrics: they are others than those of the mean")
-
-
-def _check_model(where: str, model: Any) -> None:
-    _check_kinds(where, model, _KINDS["model"])
-    for key in ("weights", "files"):
-        _check_kinds(f"{where}.{key}", model[key], dict.fromkeys(model[key], str))
-
-
-def _check_kinds(where: str, values: Any, kinds: Mapping[Any, Any]) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is {values!r:.80}, expected a mapping")
-    for key, kind in kinds.items():
-        if key not in values:
-            if key in _OPTIONAL:
-                continue
-            raise ValueError(f"{where}: {key!r} is missing")
-        # To Python, true is a number.
-        if not isinstance(values[key], kind) or (kind is not bool and isinstance(values[key], bool)):
-            expected = getattr(kind, "__name__", kind)
-            raise ValueError(f"{where}: {key!r} is {values[key]!r:.80}, expected {expected}")
-
-
-def _check_metrics(where: str, metrics: Mapping[str, Any]) -> None:
-    _check_kinds(where, metrics, dict.fromkeys(metrics, int | float))
-    for name, value in metrics.items():
-        if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
-            raise ValueError(
-                f"{where}: {name!r} is {value!r:.80}, which is no result: does the model give finite numbers?"
-            )
+def _parse(content: Any) -> EvaluationResults:
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ValueError("'schema' is missing")
+    content.pop("seed", None)  # earlier versions wrote one, though nothing was drawn at random
+    if (schema := content.pop("schema")) != SCHEMA:
+        raise ValueError(f"the schema is {schema!r:.80}, expected {SCHEMA}: read it with the version that wrote it")
+    names = {item.name for item in dataclasses.fields(EvaluationResults)}
+    if different := names ^ content.keys():
+        raise ValueError(f"missing or unknown: {', '.join(sorted(different))}")
+    try:
+        results = EvaluationResults(**content)
+    except StrictDataclassFieldValidationError as error:
+        raise ValueError(_in_one_line(error)) from error
+    results.check()
+    return results
 
 
 def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], name: str) -> EvaluationResults:
     """
-    One result of several folds: the mean of each metric, the sum of the seconds, all notes, and under `folds` what
-    each gave. What is true of one fold alone, such as numbers of videos, is only there.
+    Returns one result for several folds: the mean of each metric, the sum of the seconds, all notes, and under `folds`
+    what each gave. What is true of one fold alone, such as numbers of videos, is only there.
 
     Args:
         results: one for each fold, of one protocol.
@@ -298,7 +323,7 @@ def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], na
     first = results[0]
     for other in results[1:]:
         if other.protocol != first.protocol or other.metrics.keys() != first.metrics.keys():
-            raise ValueError("Folds are averaged over one protocol: these results are of different ones.")
+            raise ValueError("Folds are averaged over one protocol, but these results are of different ones.")
     parts = [
         {"fold": fold, "model": one.model, "data": one.data, "metrics": one.metrics}
         for fold, one in zip(folds, results, strict=True)
@@ -324,106 +349,5 @@ def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], na
     )
 
 
-def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, int | float]:
     return {name: math.fsum(each[name] for each in metrics) / len(metrics) for name in metrics[0]}
-
-
-# --- What is described ---------------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python, of the packages that numbers depend on (None where one is not installed), and the platform."""
-    from .. import __version__
-
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "transformers", "av"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found | {"region_learner": __version__, "platform": platform.platform()}
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path or Hub name as it may be published: `name` and `directory/name` as they are, else the last part."""
-    text = os.fspath(path)
-    parts = re.split(r"[/\\]+", text.rstrip("/\\"))
-    of_this_machine = parts[0] in ("", ".", "..") or parts[0].startswith("~") or parts[0].endswith(":")
-    return parts[-1] if of_this_machine or len(parts) > 2 else text
-
-
-def shown_options(value: Any) -> Any:
-    """Options as they may be published: paths shortened by [`shown_path`], at any depth, and no `data_dir`."""
-    if isinstance(value, Mapping):
-        return {key: shown_options(entry) for key, entry in value.items() if key not in ("data_dir", "data_dirs")}
-    if isinstance(value, list | tuple):
-        return [shown_options(entry) for entry in value]
-    return shown_path(value) if isinstance(value, str | os.PathLike) else value
-
-
-def describe_model(model, name: str) -> dict[str, Any]:
-    """
-    What `EvaluationResults.model` holds.
-
-    Args:
-        model: loaded by `from_pretrained`.
-        name: the directory or Hub name it was loaded from.
-    """
-    revision = None if os.path.isdir(name) else getattr(model.config, "_commit_hash", None)
-    video = model.config.video_config
-    config = {key: getattr(video, key, None) for key in _VIDEO_CONFIG}
-    config["projection_dim"] = model.config.projection_dim
-    config["text_model_type"] = model.config.text_config.model_type
-    return {
-        "name": shown_path(name),
-        "class": type(model).__name__,
-        "revision": revision,
-        "weights": weights_of(name, revision),
-        "files": {file: _sha256(path) for file in _FILES if (path := _find(name, file, revision)) is not None},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "config": config,
-    }
-
-
-def describe_data(
-    corpus: str, data_dir: str | os.PathLike[str] | None, split: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `EvaluationResults.data` holds beside what comes from the rows: no path but by its name."""
-    directory = None if data_dir is None else Path(data_dir).resolve().name
-    return {"corpus": corpus, "data_dir": directory, "split": split, "options": shown_options(options)}
-
-
-def digest_of_rows(dataset) -> str:
-    """SHA-256 of what is evaluated of a data set, but for the videos: ids, texts, labels and their names."""
-    label = (dataset.features or {}).get("label")  # a stream may not know its features before it is read
-    digest = hashlib.sha256(json.dumps(getattr(label, "names", None)).encode())
-    if dataset.column_names:
-        dataset = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
-    for row in dataset:
-        digest.update(json.dumps({name: row[name] for name in _COLUMNS if name in row}, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
-    """SHA-256 of the files of a checkpoint that hold its weights, one or the shards that its index names, by name."""
-    index = _find(name, "model.safetensors.index.json", revision)
-    files = ["model.safetensors"]
-    if index is not None:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
-
-
-def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path | None:
-    """A file of a directory, or of a Hub model in the cache."""
-    if os.path.isdir(name):
-        path = Path(name) / file
-        return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(os.fspath(name), file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

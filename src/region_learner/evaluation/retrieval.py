@@ -1,4 +1,4 @@
-"""Embeds texts and the videos of a corpus with a model, each video once."""
+"""Reads and embeds the videos and texts of a corpus, each video once; and evaluates retrieval by the embeddings."""
 
 import logging
 import math
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from ..corpora import CorpusError
 from ..corpora.rows import check_shapes, only_clip
 from ..corpora.webdataset import is_reference, video_source
+from ..inference import evaluation_mode, progress_bar
 from ..loader_processes import load_in_order
 from ..video_decoding_region_learner import VideoDecodeError
+from .dual_softmax import dual_softmax_metrics
 from .metrics import retrieval_metrics
 from .rows import CorpusRows
 
@@ -25,10 +26,15 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Embeddings:
     """
-    The videos of a corpus, and their captions, in the embedding space; all of length 1.
+    The videos of a corpus and their captions as embeddings of length 1.
 
-    `video_embeds`: (videos, dim); `text_embeds`: (texts, dim); `text_video_ids`: which video each text describes;
-    `unreadable`: message by video id, of videos that are in none of these.
+    Args:
+        video_ids: ids of the videos.
+        video_embeds: (videos, dim).
+        texts: the captions.
+        text_embeds: (texts, dim).
+        text_video_ids: id of the video that each text describes.
+        unreadable: error messages by id, of videos that could not be read and are in none of the above.
     """
 
     video_ids: list[str]
@@ -39,21 +45,28 @@ class Embeddings:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
+        """Returns the metrics of [`retrieval_metrics`]."""
         return retrieval_metrics(self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids)
+
+    def rescored_metrics(self, temperature: float) -> dict[str, float]:
+        """Returns the metrics of [`dual_softmax_metrics`] at a temperature."""
+        return dual_softmax_metrics(
+            self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids, temperature
+        )
 
 
 @dataclass(frozen=True)
 class Views:
     """
-    Test-time views: the clips of a video that are embedded and averaged. All of them span the whole video, as the
-    clips of training do, and differ in the frame that they take of each segment.
+    Test-time views: the clips of a video that are embedded and averaged. All of them span the whole video, as clips
+    in training do, and differ in the frame that they take from each segment.
 
     Args:
-        clips: so many. Each of the `num_frames` segments is divided into `clips` equal parts, and clip k has the
-            middle frame of each k-th part: with one clip, the middle frame of each segment.
-        window_stride: sliding windows instead (Frozen in Time, arXiv 2104.00650, and its option
-            `sliding_window_stride`): a clip has frame i of each segment, for i = 0, stride, 2 * stride, ... as long
-            as all segments have one. So the number of clips grows with the length of the video.
+        clips: number of clips. Each of the `num_frames` segments is divided into `clips` equal parts, and clip k has
+            the middle frame of each k-th part: with one clip, the middle frame of each segment.
+        window_stride: sliding windows instead (Frozen in Time, arXiv 2104.00650, option `sliding_window_stride`): a
+            clip has frame i of each segment, for i = 0, stride, 2 * stride, ... as long as all segments have one. The
+            number of clips grows with the length of the video.
 
     Raises:
         ValueError: either is less than 1, or both are given.
@@ -72,13 +85,13 @@ class Views:
 
     @property
     def single(self) -> bool:
-        """Whether every video has one clip, that of the video processor."""
+        """Whether every video has one clip, the one that the video processor samples."""
         return self.clips == 1 and self.window_stride is None
 
     def frames(self, total: int, num_frames: int) -> np.ndarray:
         """
-        Indices of the frames of each clip, (clips, num_frames), in a video of `total` frames. Where there are fewer
-        than `num_frames`, the last one is repeated, as the video processor does.
+        Returns the indices of the frames of each clip, (clips, num_frames), in a video of `total` frames. If there are
+        fewer than `num_frames`, the last one is repeated, as by the video processor.
         """
         used = min(total, num_frames)
         borders = np.floor(np.linspace(0, total, used + 1)).astype(int)
@@ -98,14 +111,14 @@ ONE_VIEW = Views()
 
 class _Clips(torch.utils.data.Dataset):
     """
-    Decoded and transformed clips (views, T, C, H, W) of each video of a corpus; the message of the error for one
-    that cannot be read. References of a lazy corpus are read here, in the loader's workers.
+    Decoded and transformed clips (views, T, C, H, W) of each video of a corpus, or the error message of a video that
+    cannot be read. References of a lazy corpus are resolved here, in the loader's workers.
     """
 
     def __init__(self, videos: Sequence[Any], video_processor, views: Views):
         self.videos, self.video_processor, self.views = videos, video_processor, views
         if not views.single and video_processor.num_frames is None:
-            raise ValueError("Several clips a video need a video processor with num_frames instead of fps.")
+            raise ValueError("Several clips per video need a video processor with num_frames instead of fps.")
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -118,15 +131,15 @@ class _Clips(torch.utils.data.Dataset):
             return only_clip(self.video_processor([video], return_tensors="pt")["pixel_values_videos"])[None]
         except (CorpusError, VideoDecodeError) as error:
             return str(error)
-        except (TypeError, ValueError) as error:  # frames that are not what is expected
+        except (TypeError, ValueError) as error:  # frames of a wrong type or shape
             raise ValueError(f"{_name(self.videos[index], index)}: {error}") from error
 
     def _views(self, video: Any):
-        """The clips of a video, which is decoded once."""
+        """The clips of a video, decoded once."""
         processor = self.video_processor
 
         def choose(metadata):
-            processor.sample_frames(metadata)  # refuses the videos that it refuses with one clip
+            processor.sample_frames(metadata)  # refuses what it refuses with one clip
             return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel()
 
         frames, _ = processor.decode(video, sample_indices_fn=choose, scale=processor.scale_while_decoding({}))
@@ -134,13 +147,15 @@ class _Clips(torch.utils.data.Dataset):
         return processor(clips, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
 
 
-@torch.inference_mode()
-def embed_texts(model, processor, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-    """Embeddings of length 1 for `texts`, (texts, dim), on the CPU."""
+def embed_texts(
+    model, processor, texts: Sequence[str], *, batch_size: int = 256, progress: bool = True
+) -> torch.Tensor:
+    """Returns embeddings of length 1 of `texts`, (texts, dim), on the CPU."""
     embeds = []
-    for start in range(0, len(texts), batch_size):
-        inputs = processor(text=list(texts[start : start + batch_size]), return_tensors="pt").to(model.device)
-        embeds.append(F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1).cpu())
+    with evaluation_mode(model):
+        for start in progress_bar(range(0, len(texts), batch_size), "embedding texts", show=progress):
+            inputs = processor(text=list(texts[start : start + batch_size]), return_tensors="pt").to(model.device)
+            embeds.append(F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1).cpu())
     return torch.cat(embeds)
 
 
@@ -148,24 +163,32 @@ def read_clips(
     processor,
     videos: Sequence[Any],
     unreadable: dict[int, str],
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
-    description: str = "embedding videos",
     views: Views = ONE_VIEW,
     max_unreadable: float = 1.0,
+    description: str = "embedding videos",
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """
-    Batches of the readable ones of `videos`: clips (B, T, C, H, W) with centre crop, and the index of the video of
-    each. All clips of a video are in one batch, which has more than `batch_size` only if a video has. Of the videos
-    that cannot be read, the message of the error goes into `unreadable`, by index.
+    Yields batches of the readable ones of `videos`: the index of the video of each clip, and center-cropped clips
+    (B, T, C, H, W). All clips of a video are in one batch, which has more than `batch_size` only if a video has.
 
     Args:
-        max_unreadable: share of the videos that may be unreadable; 0 for none.
+        processor: a processor, or its video processor.
+        videos: anything that the processor reads, and references of a lazy corpus.
+        unreadable: filled with the error message of each video that cannot be read, by its index.
+        batch_size: clips per batch.
+        num_workers: decoding processes.
+        progress: whether to show a progress bar.
+        views: the clips of each video.
+        max_unreadable: the share of the videos that may be unreadable; 0 for none.
+        description: of the progress bar.
 
     Raises:
-        ValueError: if more of them are, or all.
-        ChildProcessError: a process that decodes was killed, crashed or hangs.
+        ValueError: more of the videos are unreadable, or all.
+        ChildProcessError: a decoding process was killed, crashed or hangs.
     """
     allowed = max_unreadable * len(videos)
     per_batch = max(1, batch_size // views.clips) if views.window_stride is None else 1
@@ -176,8 +199,7 @@ def read_clips(
         lambda index: _name(videos[index], index),
     )
     seen, any_readable = 0, False
-    total = math.ceil(len(videos) / per_batch)
-    for batch in tqdm(batches, desc=description, unit="batch", total=total, disable=None if progress else True):
+    for batch in progress_bar(batches, description, math.ceil(len(videos) / per_batch), progress):
         indices, clips = [], []
         for index, of_video in enumerate(batch, start=seen):
             if isinstance(of_video, str):
@@ -208,37 +230,32 @@ def _name(video: Any, index: int) -> str:
 
 
 def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """The mean over the clips of each video: (clips, dim), with the index of the video of each, to (videos, dim)."""
+    """Averages the clips of each video: (clips, dim), with the index of the video of each, to (videos, dim)."""
     counts = torch.unique_consecutive(torch.tensor(indices), return_counts=True)[1].tolist()
     return torch.stack([of_video.mean(0) for of_video in values.split(counts)])
 
 
-@torch.inference_mode()
 def embed_videos(
-    model,
-    processor,
-    videos: Sequence[Any],
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = True,
-    views: Views = ONE_VIEW,
-    max_unreadable: float = 1.0,
+    model, processor, videos: Sequence[Any], *, batch_size: int = 16, views: Views = ONE_VIEW, **reading
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """
-    Embeddings of length 1 for the readable ones of `videos`, in order, (readable, dim), on the CPU; and the message
-    of the error for each other, by its index. With several clips a video, the normalised mean of their embeddings,
-    which are normalised before, too, so that each clip counts the same.
+    Returns embeddings of length 1 of the readable ones of `videos`, in order, (readable, dim), on the CPU; and the
+    error message of each other one, by its index. With several clips per video, its embedding is the normalized mean
+    of their normalized embeddings, so that each clip counts the same.
+
+    Args:
+        model: the dual encoder.
+        processor, videos, batch_size, views, reading: as in [`read_clips`].
     """
     embeds: list[torch.Tensor] = []
     owners: list[int] = []
     unreadable: dict[int, str] = {}
-    for indices, clips in read_clips(
-        processor, videos, unreadable, batch_size, num_workers, progress, views=views, max_unreadable=max_unreadable
-    ):
-        for part in clips.split(batch_size):
-            features = model.get_video_features(part.to(model.device)).pooler_output
-            embeds.append(F.normalize(features.float(), dim=-1).cpu())
-        owners += indices
+    with evaluation_mode(model):
+        for indices, clips in read_clips(processor, videos, unreadable, batch_size=batch_size, views=views, **reading):
+            for part in clips.split(batch_size):
+                features = model.get_video_features(part.to(model.device)).pooler_output
+                embeds.append(F.normalize(features.float(), dim=-1).cpu())
+            owners += indices
     if views.single:
         return torch.cat(embeds), unreadable
     return F.normalize(mean_of_views(torch.cat(embeds), owners), dim=-1), unreadable
@@ -246,8 +263,8 @@ def embed_videos(
 
 def warn_of_unreadable(unreadable: Mapping[int, str], video_ids: Sequence[str]) -> list[str]:
     """
-    Names the first of the videos that were left out, in a warning, and returns the ids of all; `unreadable` holds a
-    message for each, by its index.
+    Logs a warning that names the first of the videos that were left out, and returns the ids of all; `unreadable`
+    holds an error message for each, by its index.
     """
     if unreadable:
         names = "; ".join(f"{video_ids[i]} ({message})" for i, message in list(unreadable.items())[:5])
@@ -259,6 +276,7 @@ def embed_corpus(
     model,
     processor,
     dataset: Iterable[dict[str, Any]],
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
@@ -266,40 +284,101 @@ def embed_corpus(
     max_unreadable: float = 1.0,
 ) -> Embeddings:
     """
-    Embeds a corpus with the columns of `load_corpus`: each video once (middle frames and centre crop, or the mean
-    over several `views`), and all of its captions. Videos that cannot be read are left out, named in a warning and
-    in `unreadable`. Rows of one `video_id` are captions of one video.
+    Embeds the videos of a corpus, each once, and all of their captions. Videos that cannot be read are left out, named
+    in a warning and listed in `unreadable`. Rows with the same `video_id` hold captions of one video.
+
+    Args:
+        model: the dual encoder.
+        processor: its processor.
+        dataset: rows with `video`, `video_id` and `captions`, as of `load_corpus`.
+        batch_size: clips per batch.
+        num_workers: decoding processes.
+        progress: whether to show progress bars.
+        views: the clips of each video, whose embeddings are averaged; by default its middle frames.
+        max_unreadable: the share of the videos that may be unreadable, and left out.
 
     Raises:
-        ValueError: no rows or captions, a column is missing, no video can be read, or a larger share than
-            `max_unreadable` cannot.
+        ValueError: the rows are empty or without captions, a column is missing, too many videos cannot be read, or
+            none can.
+
+    Example:
+
+        embed_corpus(model, processor, load_corpus("msvd", "data/MSVD", split="test")).metrics()["t2v_R@1"]
     """
     rows = CorpusRows(dataset, ("captions",))
     ids, captions = rows.ids, rows.column("captions")
     if not any(len(some) for some in captions):
-        raise ValueError("No row has a caption: there is nothing to retrieve by. Is the corpus of another task?")
-    was_training = model.training
-    model.eval()
-    try:
-        video_embeds, failures = embed_videos(
-            model, processor, rows.videos, batch_size, num_workers, progress, views, max_unreadable
-        )
-        kept = [i for i in range(len(ids)) if i not in failures]
-        owners = rows.owners.tolist()
-        pairs = [
-            (caption, ids[owner]) for owner, some in zip(owners, captions) if owner not in failures for caption in some
-        ]
-        if not pairs:
-            raise ValueError("No video with a caption can be read.")
-        text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs])
-    finally:
-        model.train(was_training)
+        raise ValueError("No row has a caption, so nothing can be retrieved. Is the corpus for another task?")
+    video_embeds, failures = embed_videos(
+        model,
+        processor,
+        rows.videos,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        views=views,
+        max_unreadable=max_unreadable,
+    )
+    readable = [video_id for i, video_id in enumerate(ids) if i not in failures]
+    pairs = [
+        (caption, ids[owner])
+        for owner, some in zip(rows.owners.tolist(), captions)
+        if owner not in failures
+        for caption in some
+    ]
+    if not pairs:
+        raise ValueError("No video with a caption can be read.")
+    text_embeds = embed_texts(model, processor, [caption for caption, _ in pairs], progress=progress)
     warn_of_unreadable(failures, ids)
     return Embeddings(
-        video_ids=[ids[i] for i in kept],
+        video_ids=readable,
         video_embeds=video_embeds,
         texts=[caption for caption, _ in pairs],
         text_embeds=text_embeds,
         text_video_ids=[video_id for _, video_id in pairs],
         unreadable={ids[i]: message for i, message in failures.items()},
     )
+
+
+def retrieval_accuracy(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+    views: Views = ONE_VIEW,
+    max_unreadable: float = 1.0,
+    dual_softmax_temperature: float | None = None,
+) -> dict[str, Any]:
+    """
+    Evaluates text-to-video and video-to-text retrieval.
+
+    Args:
+        model, processor, dataset, batch_size, num_workers, progress, views, max_unreadable: as in [`embed_corpus`].
+        dual_softmax_temperature: where given, the metrics of dual-softmax re-scoring are added.
+
+    Returns:
+        The metrics of [`retrieval_metrics`], `videos` and `texts` (their numbers), `unreadable` (ids of videos), and
+        with a temperature `rescored`, a dict of the metrics of [`dual_softmax_metrics`].
+    """
+    embeddings = embed_corpus(
+        model,
+        processor,
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        views=views,
+        max_unreadable=max_unreadable,
+    )
+    result: dict[str, Any] = {
+        **embeddings.metrics(),
+        "videos": len(embeddings.video_ids),
+        "texts": len(embeddings.texts),
+        "unreadable": list(embeddings.unreadable),
+    }
+    if dual_softmax_temperature is not None:
+        result["rescored"] = embeddings.rescored_metrics(dual_softmax_temperature)
+    return result

@@ -1,4 +1,4 @@
-"""The rows of a corpus, read once without their videos, and each video once."""
+"""The rows of a corpus, read once without their videos; and each video once."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from ..corpora.rows import check_dataset, read_row
 
 
 class _Videos(Sequence):
-    """The videos of some rows, looked up when asked for: encoded bytes of a whole corpus do not fit memory."""
+    """The videos of some rows, looked up when needed: the encoded videos of a corpus do not fit into memory."""
 
     def __init__(self, rows: Any, indices: Sequence[int]):
         self.rows, self.indices = rows, indices
@@ -24,11 +24,16 @@ class _Videos(Sequence):
 
 class CorpusRows:
     """
-    The rows of a corpus: `columns`, without the videos; each video once, in `videos`, with its id in `ids`; and
-    `owners`, the index of each row's video.
+    The rows of a corpus.
+
+    Attributes:
+        columns: for each row, the columns asked for, without its video.
+        videos: each video once, by its id.
+        ids: ids of the videos.
+        owners: index of the video of each row.
 
     Raises:
-        ValueError: no rows, a column is missing, or a row is wrong.
+        ValueError: there are no rows, a column is missing, or a row is wrong.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
@@ -55,4 +60,5 @@ class CorpusRows:
         return len(self.columns)
 
     def column(self, name: str) -> list[Any]:
+        """Returns the values of a column, one per row."""
         return [row[name] for row in self.columns]

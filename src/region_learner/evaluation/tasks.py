@@ -1,31 +1,37 @@
 """
-Multiple choice, action recognition and question answering: accuracies of a model on a corpus, and `compute_metrics`
-for the Trainer.
+The evaluation of a model on a corpus for each task, and `compute_metrics` for the Trainer.
 
 All accuracies are in percent. Where the best scores are tied, a right answer among them counts for the chance of
-drawing it, so that a model that gives everything the same score is not taken for a good one. Videos that cannot be
-read are left out, listed by their ids, and named in a warning.
+drawing it, so that a model that scores everything alike does not look good. Videos that cannot be read are left out,
+listed by their ids, and named in a warning.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .retrieval import ONE_VIEW, Views, embed_texts, embed_videos, mean_of_views, read_clips, warn_of_unreadable
+from ..inference import evaluation_mode
+from ..labels import IGNORED_LABEL, MISSING_OPTION_SCORE, UNKNOWN_LABEL
+from .retrieval import (
+    ONE_VIEW,
+    Views,
+    embed_texts,
+    embed_videos,
+    mean_of_views,
+    read_clips,
+    retrieval_accuracy,
+    warn_of_unreadable,
+)
 from .rows import CorpusRows
+from .ties import chance_of_top_k, count_ties
 
-# Labels of the training collator: an answer outside of the vocabulary, and a row that only fills its batch.
-UNKNOWN_LABEL = -1
-IGNORED_LABEL = -100
-
-# With a bare class name too, as that is what the captions of action corpora are.
+# Among them the bare class name, as the captions of action corpora are class names.
 TEMPLATES = ("{}", "a video of {}", "a person is doing {}")
 
-# Sets of prompts, by name. The authors' code tests HMDB51 with a sentence and UCF101 with the bare class name.
+# Sets of prompts by name. The authors' code tests HMDB51 with a sentence and UCF101 with the bare class name.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "few": TEMPLATES,
     "name": ("{}",),
@@ -53,25 +59,28 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 def read_prompts(name: str) -> tuple[str, ...]:
     """
-    A set of `PROMPTS` by its name, or the lines of a text file that are not blank, "{}" in the place of the class.
+    Returns a set of `PROMPTS` by its name, or the lines of a text file that are not blank, with "{}" in the place of
+    the class.
 
     Raises:
-        ValueError: neither a set nor a file; a file without prompts, or with a line without "{}".
+        ValueError: there is neither such a set nor such a file; the file has no prompts, or a line without "{}".
     """
     if name in PROMPTS:
         return PROMPTS[name]
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"Prompts {name!r} are neither a set ({', '.join(PROMPTS)}) nor a text file, one a line.")
+        raise ValueError(
+            f"Prompts {name!r} are neither a set ({', '.join(PROMPTS)}) nor a text file with one prompt per line."
+        )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     for number, line in enumerate(lines, start=1):
         if line and "{}" not in line:
-            raise ValueError(f"{path}, line {number}: {line!r} has no '{{}}' in the place of the class name.")
+            raise ValueError(f"{path}, line {number}: {line!r} needs '{{}}' in the place of the class name.")
     if not any(lines):
-        raise ValueError(f"{path} holds no prompts: write one a line, with '{{}}' in the place of the class name.")
+        raise ValueError(f"{path} is without prompts: write one per line, with '{{}}' in the place of the class name.")
     return tuple(line for line in lines if line)
 
 
@@ -80,8 +89,8 @@ def read_prompts(name: str) -> tuple[str, ...]:
 
 def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """
-    For each row of `scores` (n, classes) the chance, (n,), that the class `labels` (n,) is among its `k` best, ties
-    broken at random. Negative labels, which no class has, are never right, and nor is a class with the score -inf.
+    Returns the chance, (n,), that the class `labels` (n,) is among the `k` best of each row of `scores` (n, classes),
+    with ties broken at random. Negative labels are never right, nor is a class with the score -inf.
 
     Raises:
         ValueError: a label is past the last class, or a score is not a number.
@@ -89,23 +98,21 @@ def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     if scores.isnan().any():
         rows = int(scores.isnan().any(1).sum())
         raise ValueError(
-            f"{rows} of {len(scores)} rows have scores that are not numbers: look for what diverged, in the training "
-            "or in half precision."
+            f"{rows} of {len(scores)} rows have scores that are NaN: did the training diverge, or half precision "
+            "overflow?"
         )
     if len(labels) and int(labels.max()) >= scores.shape[1]:
-        raise ValueError(f"The label {int(labels.max())} is none of the {scores.shape[1]} classes, 0 and following.")
+        raise ValueError(f"The label {int(labels.max())} must be below the number of classes, {scores.shape[1]}.")
     labels = labels.to(scores.device)
-    own = scores.gather(1, labels.clamp(min=0)[:, None])
-    better, tied = (scores > own).sum(1), (scores == own).sum(1)
-    chance = ((k - better) / tied.clamp(min=1).double()).clamp(0, 1)
-    possible = (labels >= 0) & (own.squeeze(1) > -torch.inf)
-    return torch.where(possible, chance, torch.zeros_like(chance))
+    own = scores.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    chance = chance_of_top_k(*count_ties(scores, own), k)
+    return chance.where((labels >= 0) & (own > -torch.inf), 0.0)
 
 
 def _cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
-    Of embeddings of length 1, (n, dim) and (m, dim): (n, m), float64. Matrix products sum in another order at the
-    edges of a matrix, so that the cosines of equal embeddings can differ in the last bit: here they do not.
+    The cosines of embeddings of length 1, (n, dim) and (m, dim): (n, m), float64. They are rounded, as matrix products
+    sum in another order at the edges of a matrix, which could break ties of equal embeddings.
     """
     return (left.double() @ right.double().T).round(decimals=10)
 
@@ -117,19 +124,8 @@ def _percent(right: torch.Tensor) -> float:
 # --- Labels --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _evaluating(model) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def _class_labels(dataset: Any) -> list[str] | None:
-    """The class names of the column `label`, if it tells them."""
+    """The class names of the column `label`, if it has any."""
     features = getattr(dataset, "features", None) or {}
     return getattr(features.get("label"), "names", None)
 
@@ -141,7 +137,7 @@ def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str
         return labels
     if names is None:
         raise ValueError(
-            "The column 'label' holds numbers without names: cast it to datasets.ClassLabel, or make it strings."
+            "The column 'label' has numbers without names: cast it to datasets.ClassLabel, or to strings."
         )
     known = set(names)
     for row, label in enumerate(labels):
@@ -155,24 +151,25 @@ def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str
 
 def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
     """
-    The cosine of each video and each of its options.
+    Returns the cosine similarity of each video and each of its options.
 
     Args:
         video_embeds: (B, dim), of length 1.
-        text_embeds: (n, dim), of length 1, of texts that differ.
+        text_embeds: (n, dim), of length 1, of different texts.
         options: (B, O), the number of the text of each option; negative where a row has fewer options.
 
     Returns:
-        (B, O), float32; -100, below any cosine, where there is no option.
+        (B, O), float32; `MISSING_OPTION_SCORE`, -100, where there is no option.
     """
     scores = (video_embeds.float()[:, None] * text_embeds.float()[options.clamp(min=0)]).sum(-1)
-    return scores.masked_fill(options < 0, -100.0)
+    return scores.masked_fill(options < 0, MISSING_OPTION_SCORE)
 
 
 def multiple_choice_accuracy(
     model,
     processor,
     dataset: Iterable[dict[str, Any]],
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
@@ -180,34 +177,41 @@ def multiple_choice_accuracy(
     max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
-    Multiple choice by retrieval: the option with the highest cosine similarity to the video wins.
+    Evaluates multiple choice by retrieval: the option with the highest cosine similarity to the video is chosen.
 
     Args:
         model: the dual encoder.
         processor: its processor.
-        dataset: rows with `video`, `video_id`, `options` (texts, any number) and `answer` (index of the right one).
+        dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one).
             Each video, by its id, is embedded once.
-        batch_size: videos at a time.
-        num_workers: processes that decode.
-        progress: whether to show a bar.
-        views: clips of a video, whose embeddings are averaged.
-        max_unreadable: share of the videos that may be unreadable, and left out.
+        batch_size: clips per batch.
+        num_workers: decoding processes.
+        progress: whether to show progress bars.
+        views: the clips of each video, whose embeddings are averaged.
+        max_unreadable: the share of the videos that may be unreadable, and left out.
 
     Returns:
-        `accuracy`, `questions` (answered ones), `unreadable` (ids of videos).
+        `accuracy`, `questions` (the number of answered ones), `unreadable` (ids of videos).
 
     Raises:
-        ValueError: no rows, a column is missing, an answer is none of the options, or too many videos cannot be read.
+        ValueError: there are no rows, a column is missing, an answer is not the index of an option, or too many videos
+            cannot be read.
     """
     questions = CorpusRows(dataset, ("options", "answer"))
     options, answers = questions.column("options"), questions.column("answer")
-    # Equal texts are embedded once, or they could differ by what they are padded with.
+    # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
-    with _evaluating(model):
-        embeds, failures = embed_videos(
-            model, processor, questions.videos, batch_size, num_workers, progress, views, max_unreadable
-        )
-        text_embeds = embed_texts(model, processor, list(texts))
+    embeds, failures = embed_videos(
+        model,
+        processor,
+        questions.videos,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        views=views,
+        max_unreadable=max_unreadable,
+    )
+    text_embeds = embed_texts(model, processor, list(texts), progress=progress)
     unreadable = warn_of_unreadable(failures, questions.ids)
     place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in failures)}
     right = []
@@ -222,55 +226,63 @@ def zero_shot_accuracy(
     model,
     processor,
     dataset: Iterable[dict[str, Any]],
-    class_names: Sequence[str] | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
     views: Views = ONE_VIEW,
     max_unreadable: float = 1.0,
+    templates: Sequence[str] = TEMPLATES,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """
-    Action recognition through prompts: the embedding of a class is the normalised mean of those of its prompts.
+    Evaluates action recognition by prompts: the embedding of a class is the normalized mean of those of its prompts.
 
     Args:
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id` and `label`, a number or a class name.
-        class_names: in words, as they go into the prompts, in the order of the numbers; by default those of the
-            data set's `ClassLabel`.
+        batch_size, num_workers, progress, views, max_unreadable: as in [`multiple_choice_accuracy`].
         templates: prompts, with "{}" in the place of the class name; see `PROMPTS`.
-        batch_size, num_workers, progress, views: as in [`multiple_choice_accuracy`].
+        class_names: the names that go into the prompts, in the order of the numbers; by default those of the data
+            set's `ClassLabel`.
 
     Returns:
-        `top1`, `top5`, `videos` (those read), `classes`, `unreadable` (ids of videos).
+        `top1`, `top5`, `videos` (the number of those read), `classes` (their number), `unreadable` (ids of videos).
 
     Raises:
-        ValueError: no rows or names, a label that is no class, a template without "{}", or no video can be read.
+        ValueError: there are no rows or names, a label is not a class, a template is without "{}", or too many videos
+            cannot be read.
     """
     questions = CorpusRows(dataset, ("label",))
     known = _class_labels(dataset)
     names = list(class_names if class_names is not None else known or [])
     if not names:
-        raise ValueError("The data set does not tell the names of its classes: pass class_names.")
+        raise ValueError("The data set does not name its classes: pass class_names.")
     if len(set(names)) < len(names):
         raise ValueError(f"Two classes are called {next(name for name in names if names.count(name) > 1)!r}.")
     if known is not None and len(known) != len(names):
         raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
     if not templates or isinstance(templates, str):
-        raise ValueError(f"templates is a sequence of one prompt or more, not {templates!r}.")
+        raise ValueError(f"templates must be a sequence of one or more prompts, got {templates!r}.")
     if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"The template {wrong[0]!r} has no '{{}}' in the place of the class name.")
+        raise ValueError(f"The template {wrong[0]!r} needs '{{}}' in the place of the class name.")
     numbers = {name: number for number, name in enumerate(names)}
     labels = _label_names(questions, names)
     if missing := sorted({label for label in labels if label not in numbers}):
-        raise ValueError(f"{len(missing)} labels are none of the classes: {', '.join(map(repr, missing[:3]))}.")
+        raise ValueError(f"{len(missing)} labels are not among the classes: {', '.join(map(repr, missing[:3]))}.")
     prompts = [template.replace("{}", name) for name in names for template in templates]
-    with _evaluating(model):
-        embeds, failures = embed_videos(
-            model, processor, questions.videos, batch_size, num_workers, progress, views, max_unreadable
-        )
-        prompt_embeds = embed_texts(model, processor, prompts).view(len(names), len(templates), -1)
+    embeds, failures = embed_videos(
+        model,
+        processor,
+        questions.videos,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        views=views,
+        max_unreadable=max_unreadable,
+    )
+    prompt_embeds = embed_texts(model, processor, prompts, progress=progress).view(len(names), len(templates), -1)
     unreadable = warn_of_unreadable(failures, questions.ids)
     class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
     scores = torch.zeros(len(questions.videos), len(names), dtype=torch.float64)
@@ -292,7 +304,7 @@ def _top_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
 
 
 def _labels_of(model) -> dict[str, int]:
-    """Class or answer of a model -> its number."""
+    """The number of each class, or answer, of a model."""
     return {str(label): int(number) for number, label in model.config.id2label.items()}
 
 
@@ -300,6 +312,7 @@ def classification_accuracy(
     model,
     processor,
     dataset: Iterable[dict[str, Any]],
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
@@ -307,20 +320,20 @@ def classification_accuracy(
     max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
-    Action recognition with a classification head. Classes are matched by name, not by number.
+    Evaluates action recognition with a classification head. Classes are matched by name, not by number.
 
     Args:
         model: a `RegionLearnerForVideoClassification`.
-        processor: its processor, or video processor alone.
+        processor: its processor, or the video processor alone.
         dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
-        batch_size, num_workers, progress: as in [`multiple_choice_accuracy`].
-        views: clips of a video, whose logits are averaged (which, with a linear head, is to average features).
+        batch_size, num_workers, progress, max_unreadable: as in [`multiple_choice_accuracy`].
+        views: the clips of each video, whose logits are averaged (with a linear head, this averages features).
 
     Returns:
-        `top1`, `top5`, `videos` (those read), `unreadable` (ids of videos).
+        `top1`, `top5`, `videos` (the number of those read), `unreadable` (ids of videos).
 
     Raises:
-        ValueError: no rows or names, the model lacks a class, or no video can be read.
+        ValueError: there are no rows or names, the model lacks a class, or too many videos cannot be read.
     """
     questions = CorpusRows(dataset, ("label",))
     known = _class_labels(dataset)
@@ -334,17 +347,17 @@ def classification_accuracy(
         )
     failures: dict[int, str] = {}
     logits = torch.zeros(len(questions.videos), len(numbers), dtype=torch.float64)
-    with _evaluating(model):
+    with evaluation_mode(model):
         batches = read_clips(
             processor,
             questions.videos,
             failures,
-            batch_size,
-            num_workers,
-            progress,
-            "classifying videos",
-            views,
-            max_unreadable,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+            views=views,
+            max_unreadable=max_unreadable,
+            description="classifying videos",
         )
         for indices, clips in batches:
             parts = [model(pixel_values_videos=part.to(model.device)).logits for part in clips.split(batch_size)]
@@ -362,6 +375,7 @@ def answer_accuracy(
     model,
     processor,
     dataset: Iterable[dict[str, Any]],
+    *,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = True,
@@ -369,22 +383,23 @@ def answer_accuracy(
     max_unreadable: float = 1.0,
 ) -> dict[str, Any]:
     """
-    Open-ended question answering over an answer vocabulary: how often the best-scored answer is the right one.
+    Evaluates open-ended question answering: how often the answer with the highest score is the right one.
 
     Args:
         model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
         processor: its processor.
         dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded and encoded once.
-        batch_size: videos at a time, and questions at a time.
-        num_workers, progress: as in [`multiple_choice_accuracy`].
-        views: clips of a video, each of which is asked; their logits are averaged.
+        batch_size: clips per batch, and questions per batch.
+        num_workers, progress, max_unreadable: as in [`multiple_choice_accuracy`].
+        views: the clips of each video, each of which is asked; their logits are averaged.
 
     Returns:
-        `accuracy`, `questions`, `out_of_vocabulary` (questions whose answer the model cannot give; they are among
-        `questions` and count as wrong), `unreadable` (ids of videos; their questions are in none of these).
+        `accuracy`, `questions` (their number), `out_of_vocabulary` (the number of questions whose answer the model
+        cannot give; they are among `questions` and count as wrong), `unreadable` (ids of videos; their questions are
+        not counted).
 
     Raises:
-        ValueError: no rows, a column is missing, or no video can be read.
+        ValueError: there are no rows, a column is missing, or too many videos cannot be read.
     """
     questions = CorpusRows(dataset, ("question", "answer"))
     numbers = _labels_of(model)
@@ -395,19 +410,19 @@ def answer_accuracy(
         rows_of[owner].append(row)
     failures: dict[int, str] = {}
     right = torch.zeros(len(questions), dtype=torch.float64)
-    with _evaluating(model):
+    with evaluation_mode(model):
         batches = read_clips(
             processor,
             questions.videos,
             failures,
-            batch_size,
-            num_workers,
-            progress,
-            "answering questions",
-            views,
-            max_unreadable,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+            views=views,
+            max_unreadable=max_unreadable,
+            description="answering questions",
         )
-        for indices, clips in batches:  # encoded once a video
+        for indices, clips in batches:  # each video is encoded once
             parts = [model.get_video_features(part.to(model.device)) for part in clips.split(batch_size)]
             features = torch.cat([part.pooler_output for part in parts])
             clips_of: dict[int, list[int]] = {}
@@ -432,27 +447,41 @@ def answer_accuracy(
     }
 
 
+# How a model is evaluated for each task. All take (model, processor, dataset), and as keywords batch_size,
+# num_workers, progress, views and max_unreadable; retrieval also takes dual_softmax_temperature, zero_shot also
+# templates. All return metrics, numbers of what was evaluated, and `unreadable`, the ids of videos.
+EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "retrieval": retrieval_accuracy,
+    "multiple_choice": multiple_choice_accuracy,
+    "question_answering": answer_accuracy,
+    "classification": classification_accuracy,
+    "zero_shot": zero_shot_accuracy,
+}
+
+
 # --- Trainer -------------------------------------------------------------------------------------------------
 
 
 def _logits_and_labels(prediction) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of an `EvalPrediction`, without the rows that count for nothing."""
+    """The logits and labels of an `EvalPrediction`, without the rows that are left out."""
     logits, labels = (
         torch.as_tensor(part[0] if isinstance(part, tuple | list) else part)
         for part in (prediction.predictions, prediction.label_ids)
     )
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"Logits (n, classes) and labels (n,), not {tuple(logits.shape)} and {tuple(labels.shape)}.")
+        raise ValueError(
+            f"Logits must be (n, classes), labels (n,); got {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
     kept = labels != IGNORED_LABEL
     if not kept.any():
-        raise ValueError("No row counts: no video could be read.")
+        raise ValueError("Every row is left out: no video could be read.")
     return logits[kept], labels[kept].long()
 
 
 def compute_classification_metrics(prediction) -> dict[str, float]:
     """
     `compute_metrics` for the Trainer: `top1` and `top5` of logits (n, classes), `prediction.predictions`, and labels
-    (n,), `prediction.label_ids`. Rows with the label -100 count for nothing, those with -1 are wrong.
+    (n,), `prediction.label_ids`. Rows with the label -100 are left out, those with -1 are wrong.
     """
     return _top_metrics(*_logits_and_labels(prediction))
 
@@ -460,7 +489,7 @@ def compute_classification_metrics(prediction) -> dict[str, float]:
 def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
     """
     `compute_metrics` for the Trainer: `accuracy` and `questions` of scores (n, options), `prediction.predictions`,
-    and the right options (n,), `prediction.label_ids`. Rows with the label -100 count for nothing; where a row has
+    and the right options (n,), `prediction.label_ids`. Rows with the label -100 are left out; where a row has
     fewer options than others, its scores are -100, below any cosine.
     """
     scores, labels = _logits_and_labels(prediction)
@@ -470,7 +499,7 @@ def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
 def compute_answer_metrics(prediction) -> dict[str, float]:
     """
     `compute_metrics` for the Trainer: `accuracy`, `questions` and `out_of_vocabulary` of logits (n, answers),
-    `prediction.predictions`, and labels (n,), `prediction.label_ids`. Rows with the label -100 count for nothing;
+    `prediction.predictions`, and labels (n,), `prediction.label_ids`. Rows with the label -100 are left out;
     those with -1, whose answer is outside of the vocabulary, are wrong.
     """
     logits, labels = _logits_and_labels(prediction)

@@ -12,8 +12,7 @@ from ..corpora import CorpusError
 from ..corpora.rows import check_dataset, check_shapes, only_clip, plain, read_row, shown
 from ..corpora.videos import IMAGE_EXTENSIONS
 from ..corpora.webdataset import video_source
-from ..evaluation.metrics import IGNORED_ID
-from ..evaluation.tasks import IGNORED_LABEL
+from ..labels import IGNORED_ID, IGNORED_LABEL
 from ..video_decoding_region_learner import VideoDecodeError
 from .data import DRAWN, CorpusPart, Draw
 from .reading import note

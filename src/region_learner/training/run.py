@@ -12,9 +12,9 @@ from transformers.trainer_utils import IntervalStrategy
 from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_options, load_corpus
 from ..corpora.rows import check_dataset
 from ..evaluation import EVALUATIONS
-from ..evaluation.protocols import videos_of
-from ..evaluation.tasks import UNKNOWN_LABEL
+from ..evaluation.provenance import videos_of
 from ..files import write_json
+from ..labels import UNKNOWN_LABEL
 from .arguments import TOLD_ARGUMENTS, DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from .choice import settle_choice
 from .collator import UNLABELLED_TASKS, needed_columns
@@ -310,8 +310,13 @@ def train(
     if trainer.is_world_process_zero():
         if test_dataset is not None:
             trained = trainer.accelerator.unwrap_model(trainer.model)
-            share = (training_arguments.per_device_eval_batch_size, training_arguments.dataloader_num_workers)
-            results["test"] = EVALUATIONS[task](trained, processor, test_dataset, *share)
+            results["test"] = EVALUATIONS[task](
+                trained,
+                processor,
+                test_dataset,
+                batch_size=training_arguments.per_device_eval_batch_size,
+                num_workers=training_arguments.dataloader_num_workers,
+            )
             results["tested_on"] = {
                 "corpus": data_arguments.corpus,
                 "split": data_arguments.test_split,

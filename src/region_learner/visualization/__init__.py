@@ -1,19 +1,19 @@
-"""Region masks and clusters as pictures."""
+"""Regions and codes as pictures, and pages of results."""
 
-from .regions import (
-    draw_clusters,
-    draw_region_grid,
-    draw_regions,
-    frames_from_pixel_values,
-    region_colors,
-    standardize_masks,
-)
+from .page import Page, Query, Result, Table, frame_strip, render_page, write_page
+from .regions import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values, region_colors
 
 __all__ = [
+    "Page",
+    "Query",
+    "Result",
+    "Table",
     "draw_clusters",
     "draw_region_grid",
     "draw_regions",
+    "frame_strip",
     "frames_from_pixel_values",
     "region_colors",
-    "standardize_masks",
+    "render_page",
+    "write_page",
 ]

@@ -1,4 +1,4 @@
-"""Metrics as modules of the library `evaluate`: each a directory that `evaluate.load` takes, needing this package."""
+"""Metrics as modules of the library `evaluate`, each a directory for `evaluate.load`. They need this package."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ _FOLDER = Path(__file__).parent
 
 
 def list_metrics() -> list[str]:
-    """The names that [`load_metric`] knows."""
+    """Returns the names that [`load_metric`] knows."""
     return sorted(path.stem for path in _FOLDER.glob("*/*.py") if path.stem == path.parent.name)
 
 
@@ -18,19 +18,19 @@ def load_metric(name: str, **options: Any):
 
     Args:
         name: "video_text_retrieval", "multiple_choice_accuracy", "answer_accuracy" or "action_accuracy".
-        options: of `evaluate.load`: in several processes `num_process`, `process_id` and `experiment_id`, and a
-            `cache_dir` that they share. Each process then adds rows of its own, and at least one; `compute` returns
-            the result in process 0 and None in others. What a sampler repeats to fill batches is not recognised.
+        options: of `evaluate.load`; in several processes `num_process`, `process_id`, `experiment_id`, and a shared
+            `cache_dir`. Each process then adds at least one row of its own; `compute` returns the result in process 0
+            and None in the others. Rows that a sampler repeats to fill batches are not recognized.
 
     Returns:
-        the `evaluate.EvaluationModule`: `compute(predictions=..., references=..., ...)`, or `add_batch(...)` as
-        often as needed and then `compute()`. What they take and return is told by its `inputs_description`.
+        The `evaluate.EvaluationModule`: `compute(predictions=..., references=..., ...)`, or `add_batch(...)` as
+        often as needed and then `compute()`. Its `inputs_description` says what they take and return.
 
     Raises:
-        ValueError: for another name.
+        ValueError: the name is not known.
     """
-    import evaluate  # takes a second
+    import evaluate  # slow to import
 
     if name not in list_metrics():
-        raise ValueError(f"There is no metric {name!r}; choose one of {', '.join(list_metrics())}.")
+        raise ValueError(f"The metric {name!r} is not known; choose one of {', '.join(list_metrics())}.")
     return evaluate.load(str(_FOLDER / name), **options)

@@ -1,4 +1,4 @@
-"""What modules keep, as columns of an Arrow table, and these columns as arrays that torch may write to."""
+"""The rows that a module collects: checked as they are added, kept as Arrow columns, read as writable arrays."""
 
 import numbers
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from region_learner.evaluation.metrics import checked_ids
 def info(
     description: str, inputs: str, features: datasets.Features | Sequence[datasets.Features]
 ) -> evaluate.MetricInfo:
-    """What a module says of itself. Rows are kept as Arrow: Python lists would take eight times as much memory."""
+    """The description of a module. Rows are kept as Arrow: Python lists would take eight times as much memory."""
     result = evaluate.MetricInfo(description=description, citation="", inputs_description=inputs, features=features)
-    result.format = "arrow"  # not above, where it is refused for sequences
+    result.format = "arrow"  # the constructor refuses it for sequences
     return result
 
 
 def scores_and_labels(dtype: str) -> datasets.Features:
-    """Rows of scores, `predictions`, each with the number of the right one, `references`."""
+    """Features of rows of scores, `predictions`, with the index of the right one, `references`."""
     scores = datasets.Sequence(datasets.Value(dtype))
     return datasets.Features({"predictions": scores, "references": datasets.Value("int64")})
 
 
 class RowsMetric(evaluate.Metric):
-    """A metric of rows, which are checked as they are added: `evaluate` turns 1.5 into the label 1, and "7" into 7."""
+    """A metric whose rows are checked when added: `evaluate` would turn 1.5 into the label 1, and "7" into 7."""
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Adds rows. Both arguments and `video_ids` are as long as there are rows."""
+        """Adds rows. Both arguments, and `video_ids`, have one entry per row."""
         given = {"predictions": predictions, "references": references, **kwargs}
         for name in self._feature_names():
             if given.get(name) is None:
@@ -60,16 +60,16 @@ class RowsMetric(evaluate.Metric):
             for row, label in enumerate(references):
                 label = plain(label)
                 if isinstance(label, bool) or not isinstance(label, numbers.Real) or label % 1:
-                    raise ValueError(f"references[{row}] is {shown(label)}, but must be the number of a class.")
+                    raise ValueError(f"references[{row}] is {shown(label)}, but must be the index of a class.")
 
 
 def list_lengths(column: pa.ChunkedArray) -> np.ndarray:
-    """How long each list of a column is, (rows,)."""
+    """The length of each list of a column, (rows,)."""
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
 def flat(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of numbers, or all numbers of a column of lists, one after the other."""
+    """The numbers of a column, or of all lists of a column of lists, as one array."""
     if pa.types.is_nested(column.type):
         column = pc.list_flatten(column)
     return np.require(column.to_numpy(), requirements="W")
@@ -77,10 +77,10 @@ def flat(column: pa.ChunkedArray) -> np.ndarray:
 
 def vectors(name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """
-    The lists of a column that are not empty, (n, dim), and the rows that they are of, (n,).
+    Returns the lists of a column that are not empty, (n, dim), and their rows, (n,).
 
     Raises:
-        ValueError: if there are none, or their lengths differ.
+        ValueError: all are empty, or their lengths differ.
     """
     lengths = list_lengths(column)
     rows = np.flatnonzero(lengths)
@@ -92,10 +92,10 @@ def vectors(name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]
 
 def matrix(name: str, column: pa.ChunkedArray) -> np.ndarray:
     """
-    The lists of a column, (rows, dim).
+    Returns the lists of a column, (rows, dim).
 
     Raises:
-        ValueError: if their lengths differ, or are 0.
+        ValueError: their lengths differ, or are 0.
     """
     result, rows = vectors(name, column)
     if len(rows) != len(column):

@@ -13,8 +13,8 @@ drawing it.
 
 INPUTS = """
 Args:
-    predictions (sequences of float, as long as there are classes): logits of the classes; kept in float32.
-    references (integers): number of the right class; rows with -100 count for nothing, those with -1 are wrong.
+    predictions (sequences of float, one per class): logits of the classes, kept in float32.
+    references (integers): index of the right class; rows with -100 are left out, those with -1 are wrong.
 
 Returns:
     top1, top5.

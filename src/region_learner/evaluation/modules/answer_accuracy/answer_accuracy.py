@@ -13,9 +13,9 @@ chance of drawing it.
 
 INPUTS = """
 Args:
-    predictions (sequences of float, as long as the vocabulary): logits of the answers; kept in float32.
-    references (integers): number of the right answer; -1 for one outside of the vocabulary, which counts as wrong;
-        rows with -100 count for nothing.
+    predictions (sequences of float, one per answer): logits of the answers; kept in float32.
+    references (integers): index of the right answer; -1 for one outside of the vocabulary, which counts as wrong;
+        rows with -100 are left out.
 
 Returns:
     accuracy; questions; out_of_vocabulary, those of the questions whose answer is -1.

@@ -5,7 +5,8 @@ import torch
 
 from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import flat, info, list_lengths, scores_and_labels
-from region_learner.evaluation.tasks import IGNORED_LABEL, top_k
+from region_learner.evaluation.tasks import top_k
+from region_learner.labels import IGNORED_LABEL
 
 DESCRIPTION = """
 Accuracy, in percent, of choosing the option with the highest score. A right option tied with others for the best
@@ -16,7 +17,7 @@ INPUTS = """
 Args:
     predictions (sequences of float, as long as there are options, which may differ from row to row): scores of the
         options, such as their cosine similarities to the video.
-    references (integers): number of the right option, from 0; rows with -100 count for nothing.
+    references (integers): number of the right option, from 0; rows with -100 are left out.
 
 Returns:
     accuracy; questions, the number of rows that count.
@@ -31,12 +32,14 @@ class MultipleChoiceAccuracy(columns.RowsMetric):
         lengths, answers = list_lengths(predictions), flat(references)
         kept = answers != IGNORED_LABEL
         if not kept.any():
-            raise ValueError("No row counts.")
+            raise ValueError("Every row is left out.")
         wrong = kept & ((answers < 0) | (answers >= lengths))
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"Row {row}: the answer {answers[row]} is none of {lengths[row]} options.")
-        # Options that are not there are worse than all others.
+            raise ValueError(
+                f"Row {row}: the answer {answers[row]} is not the index of one of {lengths[row]} options."
+            )
+        # Missing options rank below all others.
         scores = np.full((len(lengths), lengths.max()), -np.inf)
         scores[np.arange(lengths.max()) < lengths[:, None]] = flat(predictions)
         right = top_k(torch.from_numpy(scores[kept]), torch.tensor(answers[kept]), 1)

@@ -4,25 +4,26 @@ import datasets
 import numpy as np
 
 from region_learner.evaluation import retrieval_metrics
-from region_learner.evaluation.metrics import IGNORED_ID
 from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import info, vectors
+from region_learner.labels import IGNORED_ID
 
 DESCRIPTION = """
 Text-to-video (t2v_) and video-to-text (v2t_) retrieval by dot product: R@1, R@5, R@10 and R@50 in percent, median
 and mean rank, and the geometric mean of R@1, 5 and 10. Ranks start at 1, ties count as the mean of their ranks,
-video-to-text takes the best-ranked of the texts of a video. The matrix of scores is never held.
+video-to-text takes the best-ranked text of a video. The matrix of scores is never held.
 """
 
 INPUTS = """
 Args:
-    predictions (sequences of float, one length for all): embeddings of texts; of length 1 for cosine similarity.
+    predictions (sequences of float, all of one length): embeddings of texts; normalize them for cosine similarity.
     references (sequences of float, of the same length): embeddings of the videos that they describe.
-    video_ids (strings, or integers, but not both): ids of these videos.
+    video_ids (either strings or integers): ids of these videos.
 
-A video met again, with another text, counts once, with its first embedding. So a row may be a text alone, with [] for
-its video, where another row has it; and a video alone, with [] for its text: such a video is in the gallery but no
-query, unless another row has a text of it. Rows with the id -1 count for nothing. Embeddings are kept in float32.
+A video that comes again with another text counts once, with its first embedding. A row may therefore be a text
+alone, with [] for its video, if another row has the video; or a video alone, with [] for its text: such a video is in
+the gallery but not a query, unless another row has a text of it. Rows with the id -1 are left out. Embeddings are kept
+in float32.
 
 Returns:
     t2v_R@1, t2v_R@5, t2v_R@10, t2v_R@50, t2v_MedR, t2v_MeanR, t2v_gmean, and the same with v2t_.
@@ -44,7 +45,7 @@ class VideoTextRetrieval(columns.RowsMetric):
         videos, video_rows = vectors("references", references)
         kept = np.array([ids[row] != IGNORED_ID for row in text_rows])
         if not kept.any():
-            raise ValueError("No row counts: all ids are -1.")
+            raise ValueError("Every row is left out: all ids are -1.")
         text_ids = [ids[row] for row in text_rows[kept]]
         first: dict[str | int, int] = {}
         for i, row in enumerate(video_rows):

@@ -1,8 +1,9 @@
-"""A page to look at: what a search found and what the regions saw, with metrics and the loss of training.
+"""
+Pages of results: what a search found and what the regions looked at, with metrics and the training loss.
 
-`write_page` writes one HTML file that needs nothing else: pictures are inlined, styles are inline, there is no
-script, and a content security policy keeps the browser from loading anything. Titles, queries, captions and paths
-are strangers' text; the template escapes everything it is given.
+`write_page` writes one self-contained HTML file: pictures and styles are inlined, there are no scripts, and a content
+security policy keeps the browser from loading anything. Titles, queries, captions and paths may come from strangers;
+the template escapes all of them.
 """
 
 import base64
@@ -16,15 +17,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ..visualization import region_colors
+from ..files import write_text
+from .regions import region_colors
 
-# Captions of one result that are shown at once; the others can be unfolded.
+# Captions of a result that are always visible; the others can be unfolded.
 CAPTIONS_SHOWN = 2
 _WEBP_QUALITY = 80
-# Raw losses in the picture at most: more could not be told apart, and only make the file large.
+# The most raw losses in the chart: more could not be told apart and would make the file large.
 _LOSS_POINTS = 600
 _Item = TypeVar("_Item")
 _MINUS = "\N{MINUS SIGN}"
@@ -36,13 +37,13 @@ class Result:
     One clip that a query found.
 
     Args:
-        title: what the clip is called, say its id or path.
+        title: name of the clip, for example its id or path.
         score: similarity of clip and query, see `Page.score_name`.
         strip: its frames side by side, see `frame_strip`.
         regions: the same frames with regions drawn over them, of the same size.
-        captions: what the clip's owners say about it.
-        correct: whether it is the clip that was looked for; None where that is not known.
-        note: one line more, say a time span.
+        captions: captions that the clip has in its corpus.
+        correct: whether it is the clip that was searched for; None if that is not known.
+        note: one more line, for example a time span.
     """
 
     title: str
@@ -56,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Query:
-    """What was searched for, the best clips first, and one optional line, say the rank of the right clip."""
+    """A query and its results, the best ones first; `note` is an optional line, such as the rank of the right clip."""
 
     text: str
     results: Sequence[Result] = ()
@@ -69,10 +70,10 @@ class Table:
     Measured results.
 
     Args:
-        header: one heading a column; the first column names the rows.
-        rows: cells; numbers are shown with one digit after the point, strings as they are.
-        caption: what was measured, on what.
-        muted: indices of rows that are only there to compare with, like chance.
+        header: one heading per column; the first column names the rows.
+        rows: cells; numbers are shown with one decimal, strings as they are.
+        caption: what was measured on which data.
+        muted: indices of rows to compare with, such as chance.
     """
 
     header: Sequence[str]
@@ -84,16 +85,16 @@ class Table:
 @dataclass(frozen=True)
 class Page:
     """
-    All that a page shows. Sections without content are left out.
+    The contents of a page. Sections without content are left out.
 
     Args:
         title, subtitle: the headline, and one sentence below it.
-        facts: pairs of a name and a value, say ("parameters", "3.1 M").
+        facts: pairs of a name and a value, such as ("parameters", "3.1 M").
         metrics: the table of results.
         loss: (step, training loss), in any order.
         eval_loss: (step, evaluation loss).
         queries: searches with what they found.
-        num_regions: how many regions the pictures show, for the legend; 0 leaves it out.
+        num_regions: number of regions in the pictures, for the legend; 0 leaves it out.
         score_name: what the scores are.
     """
 
@@ -113,7 +114,7 @@ def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
     Joins the frames of one clip to one picture, `height` pixels high, with small transparent gaps (RGBA).
 
     Raises:
-        ValueError: without images, or with a height below 1.
+        ValueError: there are no images, or the height is below 1.
     """
     if not images:
         raise ValueError("A strip needs at least one frame.")
@@ -134,29 +135,31 @@ def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
 
 def write_page(path: str | os.PathLike[str], page: Page) -> Path:
     """
-    Writes `page` as one self-contained HTML file and returns its path. Missing folders are made; what is at `path`
-    is replaced only when the page is complete.
+    Writes `page` as one self-contained HTML file, atomically, and returns its path. Missing directories are created.
 
     Raises:
-        ValueError: if a row of the metrics has another length than their header.
+        ValueError: a row of the metrics has another length than their header.
+
+    Example:
+
+        write_page("results.html", Page("Search", queries=[Query("a red circle", [Result("clip.mp4", 0.71)])]))
     """
     path = Path(path)
     text = render_page(page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    # File names that are not valid text reach Python as lone surrogates, which no encoding of HTML can hold.
-    unfinished.write_bytes(text.encode("utf-8", errors="replace"))
-    os.replace(unfinished, path)
+    write_text(path, text)
     return path
 
 
 def render_page(page: Page) -> str:
-    """The HTML of `page`; see `write_page`."""
+    """Returns the HTML of `page`; see `write_page`."""
+    from jinja2 import Environment, StrictUndefined
+
     if page.metrics is not None:
         for row in page.metrics.rows:
             if len(row) != len(page.metrics.header):
                 raise ValueError(
-                    f"A row of the metrics has {len(row)} cells under a header of {len(page.metrics.header)}: {row}."
+                    f"A row of the metrics has {len(row)} cells, their header {len(page.metrics.header)}: {row}."
                 )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": _format_cell, "data_uri": _data_uri, "score": _format_score}
@@ -182,13 +185,13 @@ def _format_score(value: float) -> str:
 
 
 def _data_uri(image: Image.Image) -> str:
-    """The picture as WebP inside a URI; WebP because it keeps the gaps of a strip transparent."""
+    """The picture as WebP in a URI; WebP keeps the gaps of a strip transparent."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-# --- The curve of the loss -------------------------------------------------------------------------------------
+# --- The loss curve -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ class _LossChart:
 
 
 def _loss_chart(loss: Iterable[tuple[float, float]], eval_loss: Iterable[tuple[float, float]]) -> _LossChart | None:
-    """What the template draws; None where there are no two finite points to draw a line between."""
+    """What the template draws; None without two finite points to draw a line between."""
     recorded = sorted((float(step), float(value)) for step, value in loss)
     points = [point for point in recorded if all(map(math.isfinite, point))]
     evaluation = sorted((float(s), float(v)) for s, v in eval_loss if math.isfinite(s) and math.isfinite(v))
@@ -251,15 +254,15 @@ def _loss_chart(loss: Iterable[tuple[float, float]], eval_loss: Iterable[tuple[f
 
 
 def _thin(items: Sequence[_Item]) -> Sequence[_Item]:
-    """Every so-manyth of many items, at most `_LOSS_POINTS` and the last."""
+    """Evenly spaced ones of many items, at most `_LOSS_POINTS`, and the last item."""
     return [*items[: -1 : math.ceil(len(items) / _LOSS_POINTS)], items[-1]]
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """
-    Replaces each value by that of a straight line fitted to its neighbours, a 25th of all on either side. Unlike a
-    running average this does not lag behind a falling curve, nor does it hang on single points at the ends. Of many
-    points only those that `_thin` leaves are returned.
+    Replaces each value by that of a straight line fitted to its neighbors, a 25th of all on either side. Unlike a
+    running average, this does not lag behind a falling curve, nor depend on single points at the ends. Only the points
+    that `_thin` keeps are returned.
     """
     values = np.array([value for _, value in points])
     reach = max(2, len(values) // 25)
@@ -267,14 +270,14 @@ def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     for index in _thin(range(len(values))):
         near = values[max(0, index - reach) : index + reach + 1]
         offset = np.arange(len(near)) - min(index, reach)
-        centred = offset - offset.mean()
-        slope = centred @ near / (centred @ centred)
+        centered = offset - offset.mean()
+        slope = centered @ near / (centered @ centered)
         smooth.append((points[index][0], float(near.mean() - slope * offset.mean())))
     return smooth
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers that span [low, high]; the outermost may lie just outside."""
+    """About `count` round numbers that span [low, high]; the outermost may be just outside."""
     if low == high:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / count

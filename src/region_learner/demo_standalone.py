@@ -1,10 +1,10 @@
 """
-Embeds videos and queries with a checkpoint, in a process that cannot import region_learner: what a user who has
-nothing but transformers does. The package runs it as a script, never imports it.
+Embeds videos and queries with a checkpoint in a process that cannot import region_learner, as a user who only has
+transformers would. The demo runs it as a script; it is never imported.
 
-    python standalone.py CHECKPOINT REQUEST.json RESULT.safetensors
+    python demo_standalone.py CHECKPOINT REQUEST.json RESULT.safetensors
 
-REQUEST holds `videos` (paths) and `queries`; RESULT gets `video_embeds` and `text_embeds`, of length 1.
+REQUEST holds `videos` (paths) and `queries`; `video_embeds` and `text_embeds`, of length 1, are written to RESULT.
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 
 
 def main(checkpoint: str, request_file: str, result_file: str):
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
     with open(request_file, encoding="utf-8") as file:
         request = json.load(file)

@@ -1,4 +1,4 @@
-"""A model card, rendered from what was measured."""
+"""Model cards, rendered from measured results."""
 
 import json
 import os
@@ -7,25 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from ..evaluation.protocols import videos_of
-from ..evaluation.results import EvaluationResults, read_results, shown_options, weights_of
-from ..evaluation.tasks import PROMPTS
-from ..training.arguments import TOLD_ARGUMENTS
+from .evaluation.provenance import shown_options, videos_of, weights_of
+from .evaluation.results import EvaluationResults, read_results
+from .evaluation.tasks import PROMPTS
+from .training.arguments import TOLD_ARGUMENTS
 
 _TAGS = ["video-text-retrieval", "text-to-video-retrieval", "region-learner"]
 
-# Of models that are no dual encoder; the template says how they are used.
+# The pipelines of models that are not dual encoders; the template says how they are used.
 _PIPELINES = {
     "RegionLearnerForVideoClassification": "video-classification",
     "RegionLearnerForVideoQuestionAnswering": "visual-question-answering",
 }
 
-# Tasks in words. Prompts are no claim to be zero-shot.
+# Tasks in words. Using prompts does not mean that the evaluation is zero-shot.
 _TASKS = {"zero_shot": "classification by prompts"}
 
 
@@ -42,35 +41,44 @@ def model_card(
     Renders a model card.
 
     Args:
-        results: files that `region-learner evaluate --output` has written, all of one model. One of several folds may
-            be of a model for each.
-        checkpoint: its directory; the `results.json` of its training run, if it is there, says how it was trained.
-        repo: its name on the Hub, in the example; by default the model's name in the results.
+        results: files that `region-learner evaluate --output` wrote, all of one model. The results of several folds
+            may be of one model per fold.
+        checkpoint: directory of the model; the `results.json` of its training run, if it is there, says how it was
+            trained.
+        repo: name on the Hub, for the example; by default the name of the model in the results.
         license: of the weights, an identifier of the Hub; by default "other", with the name "not stated".
-        title: in words.
+        title: by default the name.
         description: in Markdown.
         query: text of the example.
 
     Returns:
-        The card in Markdown, with its metadata (`model-index` among it) on top.
+        The card in Markdown, with its metadata, including `model-index`, on top.
 
     Raises:
-        ValueError: no results, results of several models or twice the same evaluation, a file that holds none, a
-            checkpoint of other weights, or a repo that is no name of the Hub.
+        ValueError: there are no results, they are of several models or twice of the same evaluation, a file does not
+            hold any, the checkpoint has other weights, or `repo` cannot be a name on the Hub.
+
+    Example:
+
+        Path("README.md").write_text(model_card(["msvd.json"], "CHECKPOINT", repo="me/mine", license="apache-2.0"))
     """
+    import jinja2
+
     measured = [read_results(path) for path in results]
     if not measured:
-        raise ValueError("A model card needs measured results: files of `region-learner evaluate --output FILE`.")
+        raise ValueError("A model card needs measured results: give files of `region-learner evaluate --output FILE`.")
     if repo is not None:
         validate_repo_id(repo)
     first, parts = measured[0], _models(measured[0])
     for path, other in zip(results, measured):
         if different := _what_differs(parts, _models(other)):
-            raise ValueError(f"{path} is of another model than {results[0]} ({different}): a card is of one model.")
+            raise ValueError(
+                f"{path} is of another model than {results[0]} ({different}): a card describes one model."
+            )
     evaluations: dict[str, str | os.PathLike[str]] = {}
     for path, one in zip(results, measured):
         if (name := f"{_name(one)}, {_config(one)}") in evaluations:
-            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: give one of them.")
+            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: leave one out.")
         evaluations[name] = path
     name = repo or first.model["name"]
     model = parts[0]["model"]
@@ -85,7 +93,7 @@ def model_card(
         eval_results=[entry for one in measured for entry in _eval_results(one)],
     )
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("region_learner.hub", "."),
+        loader=jinja2.PackageLoader(__package__, "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -108,22 +116,22 @@ def model_card(
 
 # --- Text that is put into the card --------------------------------------------------------------------------
 
-# What means something to Markdown inside of a line. A `_` between letters does not.
+# The characters that have a meaning to Markdown inside of a line. A `_` between letters does not.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def _markdown(text: Any) -> str:
-    """Plain text of any origin, in one line that begins with something else."""
+    """Escapes plain text of any origin, for a line that starts with something else."""
     return _SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def _python(text: str) -> str:
-    """A string literal. Those of JSON are Python's, too, but for its escapes of emoji and the like, which are two."""
+    """A string literal: that of JSON, which is also one of Python if characters such as emoji are not escaped."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _block(text: str, language: str) -> str:
-    """A fenced block that nothing inside of it closes."""
+    """A fenced block, with a fence that does not occur in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
@@ -132,7 +140,7 @@ def _block(text: str, language: str) -> str:
 
 
 def _models(one: EvaluationResults) -> list[dict[str, Any]]:
-    """The models that were measured, each once: `model`, and the `fold` that it is of if there are several."""
+    """The models that were measured, each once: `model`, and its `fold` if there are several."""
     models: dict[str, dict[str, Any]] = {}
     for part in one.folds or [{"fold": None, "model": one.model}]:
         models.setdefault(json.dumps(_identity(part["model"]), sort_keys=True), part)
@@ -140,12 +148,12 @@ def _models(one: EvaluationResults) -> list[dict[str, Any]]:
 
 
 def _identity(model: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same in all results of one model: its files, or what there is where weights are unknown."""
+    """What must be the same in all results of one model: its files, or its name if the weights are unknown."""
     return (model["weights"] or {"name": model["name"], "revision": model["revision"]}) | model["files"]
 
 
 def _what_differs(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """In words, empty if it is the same model, or the same ones."""
+    """What differs, in words; empty if it is the same model, or the same ones."""
     if len(parts) != len(others):
         return f"models: {len(others)} instead of {len(parts)}"
     different = set()
@@ -170,7 +178,7 @@ def _model_rows(parts: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _each(values) -> str:
-    """One value if all models have the same, else all."""
+    """The value, if all models have the same, or else all values."""
     return " / ".join(dict.fromkeys(map(str, values)))
 
 
@@ -184,18 +192,18 @@ def _name(one: EvaluationResults) -> str:
 
 
 def _config(one: EvaluationResults) -> str:
-    """What tells two evaluations of one name apart."""
+    """What distinguishes two evaluations of one name."""
     protocol, data = one.protocol, one.data
     said = [one.mean_of] if one.folds else []
     said += [f"data in {data['data_dir']}"] if data["data_dir"] else []
     said += [f"{key}={value}" for key, value in data["options"].items()]
     said.append(f"{protocol['frames']} frames" if protocol["frames"] else "all frames that the processor samples")
     if protocol["clips"]:
-        said.append(f"{protocol['clips']} clip{'s' * (protocol['clips'] > 1)} a video")
+        said.append(f"{protocol['clips']} clip{'s' * (protocol['clips'] > 1)} per video")
     else:
         said.append(f"sliding windows of stride {protocol['window_stride']}")
     if templates := protocol.get("templates"):
-        own = f"{len(templates)} of one's own, the first “{templates[0]}”"
+        own = f"{len(templates)} custom ones, the first “{templates[0]}”"
         said.append(f"prompts: {next((name for name, known in PROMPTS.items() if list(known) == templates), own)}")
     return ", ".join(said)
 
@@ -278,12 +286,12 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     if checkpoint is None:
         return None
     if not Path(checkpoint).is_dir():
-        raise ValueError(f"The checkpoint {checkpoint} is no directory.")
+        raise ValueError(f"The checkpoint {checkpoint} is not a directory.")
     weights = weights_of(checkpoint)
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
-        what = "other weights than those that were measured" if weights else "no model.safetensors"
-        raise ValueError(f"{checkpoint} holds {what}: a card is of one model.")
+        what = "holds other weights than those that were measured" if weights else "is without model.safetensors"
+        raise ValueError(f"{checkpoint} {what}: a card describes one model.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():
         return None
@@ -294,11 +302,11 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (if it was resumed, since then)"
+        line += " (of a resumed run, those after it was resumed)"
         if train.get("unreadable_videos"):
-            line += f"; {train['unreadable_videos']:,} videos could not be read and were replaced by others"
+            line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in TOLD_ARGUMENTS}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no results.json of a training run: {error!r}") from error
+        raise ValueError(f"{path} is not the results.json of a training run: {error!r:.200}") from error
     shown = yaml.safe_dump(shown_options(arguments), sort_keys=False, default_flow_style=None, width=110)
     return {"line": line, "arguments": shown}

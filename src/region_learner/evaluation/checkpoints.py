@@ -1,0 +1,235 @@
+"""The evaluation of a checkpoint by a protocol."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..corpora import corpus_options, load_corpus
+from ..loading import check_checkpoint, load_checkpoint
+from .protocols import PROTOCOLS, Protocol
+from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
+from .results import EvaluationResults, mean_of_folds
+from .retrieval import ONE_VIEW, Views
+from .tasks import EVALUATIONS, TEMPLATES
+
+logger = logging.getLogger(__name__)
+
+# What an evaluation returns beside metrics.
+_COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to evaluate; the arguments of the same names of [`evaluate_checkpoint`]."""
+
+    views: Views
+    templates: Sequence[str] | None
+    dual_softmax: bool
+    dual_softmax_temperature: float | None
+    batch_size: int
+    num_workers: int
+    max_unreadable: float
+    progress: bool
+
+    def check(self, task: str) -> None:
+        """
+        Raises:
+            ValueError: a number is out of range, or an option does not fit the task.
+        """
+        if self.dual_softmax and task != "retrieval":
+            raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {task!r}.")
+        if self.dual_softmax_temperature is not None and not self.dual_softmax_temperature > 0:
+            raise ValueError(f"dual_softmax_temperature={self.dual_softmax_temperature} must be above 0.")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable={self.max_unreadable} must be a share between 0 and 1.")
+        if self.templates is not None and task != "zero_shot":
+            raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
+
+    def of_task(self, task: str, model) -> dict[str, Any]:
+        """Returns the arguments of the evaluation that only this task has."""
+        if task == "zero_shot":
+            return {"templates": list(TEMPLATES if self.templates is None else self.templates)}
+        if self.dual_softmax:
+            given = self.dual_softmax_temperature
+            return {"dual_softmax_temperature": float(model.temperature) if given is None else given}
+        return {}
+
+
+def evaluate_checkpoint(
+    protocol: Protocol,
+    model: str,
+    data_dir: str | Path | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    all_folds: bool = False,
+    views: Views = ONE_VIEW,
+    templates: Sequence[str] | None = None,
+    dual_softmax: bool = False,
+    dual_softmax_temperature: float | None = None,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    max_unreadable: float = 1.0,
+    progress: bool = True,
+) -> EvaluationResults:
+    """
+    Evaluates a checkpoint by a protocol.
+
+    Args:
+        protocol: one of `PROTOCOLS`, or one's own.
+        model: directory or Hub name; with `all_folds`, "{fold}" in it stands for the number of the fold.
+        data_dir: directory of the corpus.
+        options: of the corpus, in addition to those of the protocol.
+        all_folds: whether to average over all folds. A model that was trained on one fold has seen the test videos of
+            the others, so each fold needs its own model; a model that was not trained on the corpus may serve all.
+        views: clips of each video.
+        templates: prompts for action recognition by the task "zero_shot".
+        dual_softmax: whether to add re-scored metrics of retrieval.
+        dual_softmax_temperature: implies `dual_softmax`; by default the temperature of the model.
+        batch_size: clips per batch.
+        num_workers: decoding processes.
+        max_unreadable: the share of the videos that may be unreadable, and left out.
+        progress: whether to show progress bars, if standard error is a terminal.
+
+    Raises:
+        ValueError: options do not fit the protocol, or a model was trained on the corpus that it is to be evaluated on
+            zero-shot.
+        CorpusError: data are missing or damaged.
+        OSError: there is no such checkpoint.
+
+    Example:
+
+        evaluate_checkpoint(get_protocol("msvd"), "CHECKPOINT", "data/MSVD").metrics["t2v_R@1"]
+    """
+    settings = _Settings(
+        views=views,
+        templates=templates,
+        dual_softmax=dual_softmax or dual_softmax_temperature is not None,
+        dual_softmax_temperature=dual_softmax_temperature,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        max_unreadable=max_unreadable,
+        progress=progress,
+    )
+    protocol.check()
+    settings.check(protocol.task)
+    corpus = dict(options or {})
+    for name, value in protocol.options.items():
+        if corpus.setdefault(name, value) != value:
+            raise ValueError(f"The protocol {protocol.name} has {name}={value!r}; leave that corpus option out.")
+    if not all_folds:
+        return _evaluate(protocol, model, data_dir, corpus, settings)
+    _check_folds(protocol, model, corpus)
+    folds = range(1, protocol.folds + 1)
+    results = [
+        _evaluate(protocol, model.replace("{fold}", str(fold)), data_dir, corpus | {"fold": fold}, settings)
+        for fold in folds
+    ]
+    return mean_of_folds(results, folds, model)
+
+
+def _check_folds(protocol: Protocol, model: str, options: Mapping[str, Any]) -> None:
+    if not protocol.folds:
+        with_folds = [name for name, other in PROTOCOLS.items() if other.folds]
+        raise ValueError(f"all_folds needs a protocol with folds: {', '.join(with_folds)}.")
+    if "fold" in options:
+        raise ValueError("all_folds and the corpus option 'fold' exclude each other.")
+    if "{fold}" not in model and not protocol.zero_shot:
+        raise ValueError(
+            "Each fold needs the model that was trained on it, as the others have seen its test videos: write {fold} "
+            f"where the names of the models differ, as in {model}-{{fold}}."
+        )
+
+
+def _evaluate(
+    protocol: Protocol, name: str, data_dir: str | Path | None, options: dict[str, Any], settings: _Settings
+) -> EvaluationResults:
+    start = time.perf_counter()
+    check_checkpoint(name)
+    history = training_history(name)
+    notes = _check_zero_shot(protocol, name, history) if protocol.zero_shot else []
+    if "fold" in corpus_options(protocol.corpus):
+        options = {"fold": 1} | options  # recorded even if it was not given
+    dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
+    model, processor = load_checkpoint(name, protocol.task)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    of_task = settings.of_task(protocol.task, model)
+    metrics = EVALUATIONS[protocol.task](
+        model,
+        processor,
+        dataset,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        progress=settings.progress,
+        views=settings.views,
+        max_unreadable=settings.max_unreadable,
+        **of_task,
+    )
+    unreadable, rescored = metrics.pop("unreadable"), metrics.pop("rescored", None)
+    counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
+    trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
+    notes = protocol.size_notes(counts, options.get("fold", 1)) + notes + _split_notes(protocol.split, trained_on)
+    for note in notes:
+        logger.warning(note)
+    views = settings.views
+    return EvaluationResults(
+        model={**describe_model(model, name), "trained_on": history.names},
+        data={
+            **describe_data(protocol.corpus, data_dir, protocol.split, options),
+            "sha256": digest_of_rows(dataset),
+            "trained_on": trained_on,
+            **counts,
+            "unreadable": unreadable,
+        },
+        protocol={
+            "name": protocol.name,
+            "task": protocol.task,
+            "zero_shot": protocol.zero_shot,
+            "captions": protocol.captions,
+            "source": protocol.source,
+            "primary_metric": protocol.metric,
+            "frames": getattr(processor, "video_processor", processor).num_frames,
+            "clips": views.clips if views.window_stride is None else None,
+            "window_stride": views.window_stride,
+            **of_task,
+        },
+        metrics=metrics,
+        rescored=rescored,
+        notes=notes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def _split_notes(split: str, trained_on: bool) -> list[str]:
+    if not trained_on:
+        return []
+    return [
+        f"The model was trained on this split, {split}: the metrics do not tell how good it is on videos that it has "
+        "not seen."
+    ]
+
+
+def _check_zero_shot(protocol: Protocol, model: str, history: TrainingHistory) -> list[str]:
+    """
+    Returns a note if it cannot be checked that the model was not trained on the corpus.
+
+    Raises:
+        ValueError: the model was trained on the corpus.
+    """
+    if history.includes(protocol.corpus):
+        base = str(protocol.name).removesuffix("_zero_shot")
+        others = [name for name in (base, f"{base}_prompts") if name in PROTOCOLS and name != protocol.name]
+        raise ValueError(
+            f"The protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but the "
+            f"results.json of the training of {model} says that this one was: use "
+            f"{' or '.join(others) or 'a protocol with zero_shot=False'}."
+        )
+    if not (doubts := history.doubts()):
+        return []
+    return [f"That the model was not trained on {protocol.corpus} could not be checked: {', and '.join(doubts)}."]

@@ -1,0 +1,208 @@
+"""Where numbers come from: descriptions of models, data and software, and what a model was trained on."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_VIDEO_CONFIG = (
+    "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
+    "interaction_layers", "motion_excitation", "temporal_fusion",
+)  # fmt: skip
+
+# The files that numbers depend on beside the weights, as far as a checkpoint has them.
+_FILES = (
+    "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+# The columns of a corpus that are evaluated.
+_COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
+
+# Corpora whose name does not tell what is in them.
+_ANY_VIDEOS = {"folder", "webdataset"}
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that numbers depend on, if installed, and the platform."""
+    from .. import __version__
+
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "transformers", "av"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"region_learner": __version__, "platform": platform.platform()}
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Returns a path or Hub name fit for publishing: `name` and `directory/name` unchanged, else the last part."""
+    text = os.fspath(path)
+    parts = re.split(r"[/\\]+", text.rstrip("/\\"))
+    of_this_machine = parts[0] in ("", ".", "..") or parts[0].startswith("~") or parts[0].endswith(":")
+    return parts[-1] if of_this_machine or len(parts) > 2 else text
+
+
+def shown_options(value: Any) -> Any:
+    """Returns options fit for publishing: paths shortened by [`shown_path`], at any depth, without `data_dir`."""
+    if isinstance(value, Mapping):
+        return {key: shown_options(entry) for key, entry in value.items() if key not in ("data_dir", "data_dirs")}
+    if isinstance(value, list | tuple):
+        return [shown_options(entry) for entry in value]
+    return shown_path(value) if isinstance(value, str | os.PathLike) else value
+
+
+def describe_model(model, name: str) -> dict[str, Any]:
+    """
+    Returns what `EvaluationResults.model` holds, except for `trained_on`.
+
+    Args:
+        model: loaded by `from_pretrained`.
+        name: the directory or Hub name it was loaded from.
+    """
+    revision = None if os.path.isdir(name) else getattr(model.config, "_commit_hash", None)
+    video = model.config.video_config
+    config = {key: getattr(video, key, None) for key in _VIDEO_CONFIG}
+    config["projection_dim"] = model.config.projection_dim
+    config["text_model_type"] = model.config.text_config.model_type
+    return {
+        "name": shown_path(name),
+        "class": type(model).__name__,
+        "revision": revision,
+        "weights": weights_of(name, revision),
+        "files": {file: _sha256(path) for file in _FILES if (path := _find(name, file, revision)) is not None},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": config,
+    }
+
+
+def describe_data(
+    corpus: str, data_dir: str | os.PathLike[str] | None, split: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what `EvaluationResults.data` holds, except for what comes from the rows; of paths the last part."""
+    directory = None if data_dir is None else Path(data_dir).resolve().name
+    return {"corpus": corpus, "data_dir": directory, "split": split, "options": shown_options(options)}
+
+
+def digest_of_rows(dataset) -> str:
+    """Returns the SHA-256 of the ids, texts and labels of a data set, with their names; videos are left out."""
+    label = (dataset.features or {}).get("label")  # a stream may not know its features before it is read
+    digest = hashlib.sha256(json.dumps(getattr(label, "names", None)).encode())
+    if dataset.column_names:
+        dataset = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
+    for row in dataset:
+        digest.update(json.dumps({name: row[name] for name in _COLUMNS if name in row}, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
+    """Returns the SHA-256 of the weights of a checkpoint by file: one file, or the shards that its index names."""
+    index = _find(name, "model.safetensors.index.json", revision)
+    files = ["model.safetensors"]
+    if index is not None:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [file for file in files if Path(file).name == file]  # an index must not point out of the checkpoint
+    return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
+
+
+def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path | None:
+    """The path of a file in a directory, or of a Hub model in the cache."""
+    if os.path.isdir(name):
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(os.fspath(name), file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- What a model was trained on --------------------------------------------------------------------------------
+
+
+def videos_of(corpus: str) -> str:
+    """Returns the corpus that the videos of a corpus come from: "msrvtt" for "msrvtt_qa"."""
+    return corpus.removesuffix("_qa").removesuffix("_mc")
+
+
+class TrainingCorpus(NamedTuple):
+    """A corpus that a model was trained on."""
+
+    corpus: str
+    data_dir: str | None
+    split: str
+
+    def is_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
+        """Returns whether it is this split of a corpus; one's own videos must be in the same directory."""
+        if (videos_of(self.corpus), self.split) != (videos_of(corpus), split):
+            return False
+        return corpus not in _ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
+
+
+class TrainingHistory(NamedTuple):
+    """
+    What a model was trained on, as far as the results.json of its training run, and of the runs that this one started
+    from, say.
+
+    `corpora`: those that are known; `unknown`: the checkpoint whose training is not known, or None if all is known.
+    """
+
+    corpora: set[TrainingCorpus]
+    unknown: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the corpora, sorted."""
+        return sorted({entry.corpus for entry in self.corpora})
+
+    def includes(self, corpus: str) -> bool:
+        """Returns whether the model was trained on videos of a corpus."""
+        return videos_of(corpus) in map(videos_of, self.names)
+
+    def includes_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
+        """Returns whether the model was trained on this split of a corpus."""
+        return any(entry.is_split(corpus, data_dir, split) for entry in self.corpora)
+
+    def doubts(self) -> list[str]:
+        """Returns the reasons, if any, for which the model may have been trained on other corpora, too."""
+        reasons = [f"its corpus {name!r} may hold any videos" for name in self.names if name in _ANY_VIDEOS]
+        if self.unknown is not None:
+            reasons.append(f"there is no results.json that tells how {shown_path(self.unknown)!r} was trained")
+        return reasons
+
+
+def training_history(model: str) -> TrainingHistory:
+    """Reads what a model was trained on; `model` is a directory or a Hub name."""
+    corpora: set[TrainingCorpus] = set()
+    seen: set[Path] = set()
+    name: str | None = model
+    while name is not None:
+        path = Path(name).absolute() / "results.json"
+        if not path.is_file() and path.parent.name.startswith("checkpoint-"):  # a checkpoint within a run
+            path = path.parent.parent / path.name
+        try:
+            arguments = json.loads(path.read_bytes())["arguments"]
+            for entry in arguments.get("corpora") or [{}]:
+                corpus = str(entry.get("corpus", arguments["corpus"]))
+                data_dir = entry.get("data_dir", None if "corpus" in entry else arguments.get("data_dir"))
+                split = entry.get("split", arguments.get("train_split", "train"))
+                corpora.add(TrainingCorpus(corpus, data_dir, str(split)))
+            start = arguments.get("model")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return TrainingHistory(corpora, name)
+        if path in seen:  # the run was written over the one that it started from
+            return TrainingHistory(corpora, name)
+        seen.add(path)
+        name = None if start is None else str(start)
+    return TrainingHistory(corpora, None)

@@ -1,0 +1,199 @@
+"""How well the regions of a model land on the objects of a corpus, and what other masks reach on the same clips."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..corpora import CorpusError, load_masks
+from ..corpora.rows import read_row
+from ..corpora.webdataset import video_source
+from ..inference import evaluation_mode, progress_bar
+from ..loader_processes import load_in_order
+from ..video_decoding_region_learner import VideoDecodeError
+from .region_baselines import BASELINES, baseline_masks, last_block
+from .region_metrics import RegionMetrics
+from .retrieval import warn_of_unreadable
+
+
+def tower_with_regions(model):
+    """
+    Returns the video tower of a model, or the tower itself.
+
+    Raises:
+        ValueError: it has no regions.
+    """
+    tower = getattr(model, "video_model", model)
+    if not tower.config.num_regions:
+        codes = " `codebook_use` tells how much of its codebook is in use." if tower.config.codebook_size else ""
+        raise ValueError(f"The model has no regions to measure: its num_regions is 0.{codes}")
+    return tower
+
+
+def region_quality_of_batches(
+    model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], baselines: Sequence[str] = BASELINES
+) -> dict[str, Any]:
+    """
+    Measures how well the regions of a model land on objects, and what other masks reach on the same clips.
+
+    Args:
+        model: any model with a video tower, or the tower alone.
+        batches: pairs of `pixel_values_videos` (B, T, C, height, width) and label maps, integers (B, T, H, W), of
+            exactly what the model sees; see [`align_label_maps`].
+        baselines: of `BASELINES`.
+
+    Returns:
+        The numbers of `clips`, `frames` and `objects` (visible ones, summed over frames); and for "learned" and each
+        of the baselines a dict of the metrics of [`RegionMetrics`].
+
+    Raises:
+        ValueError: the model has no regions, there are no clips or objects, or a baseline is not known.
+    """
+    tower = tower_with_regions(model)
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        raise ValueError(f"{unknown[0]!r} is not a baseline (baselines: {', '.join(BASELINES)}).")
+    metrics = {"learned": RegionMetrics()}
+    # Moved masks are read as the learned ones are. All others are weights, though their mean is not 1.
+    metrics |= {name: RegionMetrics(None if name == "random_positions" else False) for name in baselines}
+    with evaluation_mode(model), last_block(tower) as record:
+        for pixel_values, label_maps in batches:
+            masks = tower(pixel_values.to(model.device)).region_masks
+            labels = torch.as_tensor(label_maps).to(masks.device)
+            first = metrics["learned"].clips
+            metrics["learned"].update(masks, labels)
+            for name in baselines:
+                metrics[name].update(baseline_masks(name, tower, record, masks, labels, first), labels)
+    learned = metrics["learned"]
+    counts = {"clips": learned.clips, "frames": learned.frames, "objects": round(learned.sums.get("objects", 0))}
+    return counts | {name: its_metrics.compute() for name, its_metrics in metrics.items()}
+
+
+def align_label_maps(
+    video_processor, label_maps: np.ndarray, frames: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
+    """
+    Takes label maps through the evaluation transforms of a video processor, so that they match its pixel values.
+
+    The processor itself transforms a picture of coordinates, which tells where each of its pixels comes from, whatever
+    its settings are. Each label is that of the nearest source pixel; what a crop adds around the frame is background.
+
+    Args:
+        video_processor: a `RegionLearnerVideoProcessor`.
+        label_maps: (frames of the video, height, width) of the whole video, in the size that it is decoded to.
+        frames: indices of the frames that the processor sampled, as in `VideoMetadata.frames_indices`; by default all.
+
+    Returns:
+        Label maps (T, height, width) as large as the frames of `pixel_values_videos`.
+    """
+    rows, columns, inside = _source_pixels(video_processor, *label_maps.shape[1:])
+    label_maps = label_maps if frames is None else label_maps[np.asarray(frames)]
+    return np.where(inside, label_maps[:, rows, columns], 0)
+
+
+def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column, in frames of `height` x `width`, of each output pixel, and whether it is inside of the frame."""
+    row, column = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    picture = torch.stack([row, column, torch.ones_like(row)])[None]  # (1, 3, height, width)
+    options: dict[str, Any] = {
+        "do_sample_frames": False,
+        "do_rescale": False,
+        "do_normalize": False,
+        "do_convert_rgb": False,
+    }
+    # Linear interpolation leaves coordinates linear; antialiasing would not at the border.
+    options |= {"resample": Image.Resampling.BILINEAR, "antialias": False, "training": False}
+    row, column, frame = video_processor([picture], return_tensors="pt", **options)["pixel_values_videos"][0, 0]
+    inside = frame >= 0.5
+    frame = frame.clamp(min=0.5)  # at the border, the frame is mixed with padding, which is 0
+    rows, columns = (
+        (coordinate / frame).round().long().clamp(0, side - 1).numpy()
+        for coordinate, side in ((row, height), (column, width))
+    )
+    return rows, columns, inside.numpy()
+
+
+class _LabelledClips(torch.utils.data.Dataset):
+    """Clips (T, C, H, W) and their label maps (T, H, W), or the error message of a clip that cannot be read."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], video_processor):
+        self.rows, self.video_processor = rows, video_processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | str:
+        row = self.rows[index]
+        try:
+            frames, metadata = self.video_processor.decode(video_source(row["video"]))
+            label_maps = load_masks(row["masks"])
+        except (CorpusError, VideoDecodeError) as error:
+            return str(error)
+        expected = (metadata.total_num_frames, *frames.shape[-2:])
+        if label_maps.shape != expected:
+            raise ValueError(
+                f"Video {row['video_id']!r} has frames of shape {expected}, but label maps of {label_maps.shape}."
+            )
+        clip = self.video_processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"][0]
+        label_maps = align_label_maps(self.video_processor, label_maps, metadata.frames_indices)
+        return clip, torch.from_numpy(label_maps)
+
+
+def region_quality(
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    progress: bool = True,
+    baselines: Sequence[str] = BASELINES,
+) -> dict[str, Any]:
+    """
+    Measures how well the regions of a model land on the objects of a corpus with label maps, and what other masks
+    reach.
+
+    Args:
+        model: any model with a video tower, or the tower alone.
+        processor: its processor, or the video processor alone.
+        dataset: rows with `video`, `video_id` and `masks`, as of "moving_shapes". Each video, by its id, counts once.
+        batch_size: videos per batch.
+        num_workers: decoding processes.
+        progress: whether to show a progress bar.
+        baselines: of `BASELINES`.
+
+    Returns:
+        As [`region_quality_of_batches`], and `unreadable`, the ids of the videos left out.
+
+    Raises:
+        ValueError: the model has no regions, the column `masks` is missing, label maps do not fit their video, no
+            video can be read, or no object is visible.
+    """
+    tower_with_regions(model)
+    checked = (read_row(row, (), f"row {number}") for number, row in enumerate(dataset))
+    rows = {row["video_id"]: row for row in checked}
+    if not rows:
+        raise ValueError("The data set has no rows.")
+    if "masks" not in next(iter(rows.values())):
+        raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
+    ids = list(rows)
+    clips = _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor))
+    batches = load_in_order(clips, batch_size, num_workers, lambda index: f"video {ids[index]!r}")
+    unreadable: dict[int, str] = {}
+
+    def readable() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        seen = 0
+        total = math.ceil(len(ids) / batch_size)
+        for clips in progress_bar(batches, "measuring regions", total, progress):
+            unreadable.update({seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)})
+            seen += len(clips)
+            if read := [clip for clip in clips if not isinstance(clip, str)]:
+                yield torch.stack([clip for clip, _ in read]), torch.stack([labels for _, labels in read])
+        if len(unreadable) == seen:
+            raise ValueError(f"None of the {seen} videos can be read; the first: {unreadable[0]}")
+
+    result = region_quality_of_batches(model, readable(), baselines)
+    warn_of_unreadable(unreadable, ids)
+    return result | {"unreadable": [ids[i] for i in unreadable]}

@@ -1,0 +1,194 @@
+"""What can be said of the regions of a model on any clips, as numbers and as pictures."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..inference import evaluation_mode
+from ..region_masks import region_focus
+from ..visualization import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values
+from .region_quality import tower_with_regions
+
+_CLIPS_AT_ONCE = 16
+
+
+def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None) -> dict[str, Any]:
+    """
+    Describes region masks of any origin; [`region_report`] tells what it returns.
+
+    Args:
+        masks: (B, T, S, h, w).
+        cluster_ids: integers (B, T, h, w), *optional*.
+        signed: as in [`~region_learner.region_masks.region_focus`].
+    """
+    masks = torch.as_tensor(masks)
+    if masks.ndim != 5:
+        raise ValueError(f"Masks of clips must be of shape (B, T, S, h, w), got {tuple(masks.shape)}.")
+    clips, frames, regions, *grid = masks.shape
+    focus = region_focus(masks, signed)
+    weights = focus.distributions().flatten(3)  # (B, T, S, N)
+    inside = focus.areas().flatten(3).to(weights.dtype)
+    areas = inside.sum(-1)
+    shared = inside @ inside.mT  # (B, T, S, S)
+    overlap = shared / (areas[..., None] + areas[..., None, :] - shared).clamp(min=1)
+    difference = torch.cdist(weights, weights, p=1) / 2
+    entropy = -torch.special.xlogy(weights, weights).sum(-1) / math.log(max(2, math.prod(grid)))
+    change = (weights[:, 1:] - weights[:, :-1]).abs().sum(-1) / 2  # (B, T - 1, S)
+    values = {
+        "area": areas / math.prod(grid),
+        "overlap": _mean_over_others(overlap),
+        "entropy": entropy,
+        "difference": _mean_over_others(difference),
+        "change": change if frames > 1 else None,
+    }
+    of_region = {
+        name: [None] * regions if value is None else (100 * value.double().mean((0, 1))).tolist()
+        for name, value in values.items()
+    }
+    per_region = [dict(zip(of_region, row)) for row in zip(*of_region.values())]
+    means = {name: None if row[0] is None else sum(row) / regions for name, row in of_region.items()}
+    used, perplexity = _codes(cluster_ids)
+    return {
+        "clips": clips,
+        "frames": frames,
+        "masks": "raw" if focus.signed else "normalised",
+        "coverage": 100 * inside.amax(2).double().mean().item(),
+        **means,
+        "codes": used,
+        "perplexity": perplexity,
+        "regions": per_region,
+    }
+
+
+def _mean_over_others(pairs: torch.Tensor) -> torch.Tensor | None:
+    """Of pairs of regions, (..., S, S), the mean of each with all others, (..., S); None for a single region."""
+    others = pairs.shape[-1] - 1
+    return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / others if others else None
+
+
+def _codes(cluster_ids: Any) -> tuple[int | None, float | None]:
+    """The number of different codes, and the perplexity of their distribution."""
+    if cluster_ids is None:
+        return None, None
+    counts = torch.as_tensor(cluster_ids).unique(return_counts=True)[1]
+    shares = counts.double() / counts.sum()
+    return len(counts), math.exp(-torch.special.xlogy(shares, shares).sum())
+
+
+def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
+    """
+    Describes the regions of a model on any clips, without knowing what the clips show.
+
+    Args:
+        model: any model with a video tower, or the tower alone.
+        pixel_values_videos: (B, T, C, height, width).
+
+    Returns:
+        `clips`, `frames` (per clip), and `masks`: "raw" (of any sign and offset) or "normalised". Then, in percent and
+        averaged over regions, frames and clips:
+
+        - `coverage`: positions that belong to any region.
+        - `area`: positions that belong to a region.
+        - `overlap`: intersection over union of the positions of two regions, averaged over all pairs.
+        - `entropy`: of a region's weights as a distribution over positions; 100 is even, 0 is a single position.
+        - `difference`: between the weights of two regions, averaged over all pairs: the share of its weight that one
+          would have to move to become the other. 0 for equal ones, 100 for those that have nothing in common.
+        - `change`: the same between one frame and the next, for one region.
+
+        `codes`: how many different codes occur in all clips; `perplexity`: of their distribution. And `regions`: for
+        each region a dict with its own `area`, `overlap`, `entropy`, `difference` and `change`, with respect to all
+        other regions where there are two.
+
+        None stands for what the model (without codes, with one region) or the clips (of one frame) do not have.
+
+    Raises:
+        ValueError: the model has no regions.
+
+    Example:
+
+        region_report(model, processor(videos=["clip.mp4"])["pixel_values_videos"])["coverage"]
+    """
+    masks, cluster_ids = _outputs(model, pixel_values_videos)
+    return mask_report(masks, cluster_ids)
+
+
+def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Masks (B, T, S, h, w) and codes (B, T, h, w) of any number of clips, on the CPU."""
+    tower = tower_with_regions(model)
+    with evaluation_mode(model):
+        parts = pixel_values_videos.split(_CLIPS_AT_ONCE)
+        outputs = [tower(clips.to(model.device), interpolate_pos_encoding=True) for clips in parts]
+    masks = torch.cat([output.region_masks.cpu() for output in outputs])
+    if outputs[0].cluster_ids is None:
+        return masks, None
+    return masks, torch.cat([output.cluster_ids.cpu() for output in outputs])
+
+
+def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> Image.Image:
+    """
+    Draws the regions of videos as one picture: for each video its frames with regions, with codes (if the model has
+    any), and the mask of every region.
+
+    Args:
+        model: any model with a video tower, or the tower alone.
+        processor: its processor, or the video processor alone.
+        videos: a list of clips that the processor takes.
+        height: of one frame in pixels.
+
+    Raises:
+        VideoDecodeError: a video cannot be read.
+        ValueError: the model has no regions.
+    """
+    video_processor = getattr(processor, "video_processor", processor)
+    blocks: list[tuple[str, Image.Image]] = []
+    for video in videos:
+        seen = video_processor([video], return_tensors="pt")["pixel_values_videos"]
+        masks, cluster_ids = _outputs(model, seen)
+        finer = _scaled_sizes(video_processor, height / seen.shape[-2])
+        fine = video_processor([video], return_tensors="pt", do_normalize=False, **finer)["pixel_values_videos"][0]
+        frames = frames_from_pixel_values(fine, mean=[0, 0, 0], std=[1, 1, 1])
+        name = f"{os.path.basename(video)}: " if isinstance(video, str | os.PathLike) else ""
+        blocks.append((f"{name}what belongs to each region", _row(draw_regions(frames, masks[0], height=height))))
+        if cluster_ids is not None:
+            blocks.append(("The code of each patch", _row(draw_clusters(frames, cluster_ids[0], height=height))))
+        blocks.append(("The mask of every region", draw_region_grid(frames, masks[0], height=height)))
+    return _stack(blocks, text=max(11, height // 8))
+
+
+def _scaled_sizes(video_processor, factor: float) -> dict[str, dict[str, int]]:
+    """Options with which a processor takes the same part of a frame in more, or fewer, pixels."""
+    if not video_processor.do_resize:
+        return {}
+    sizes = {name: getattr(video_processor, name) for name in ("size", "crop_size", "output_size")}
+    return {
+        name: {side: max(1, round(pixels * factor)) for side, pixels in dict(size).items() if pixels}
+        for name, size in sizes.items()
+        if size is not None
+    }
+
+
+def _row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Joins pictures of one size side by side."""
+    width, height = pictures[0].size
+    gap = max(2, height // 32)
+    row = Image.new("RGB", (len(pictures) * (width + gap) - gap, height), "white")
+    for i, picture in enumerate(pictures):
+        row.paste(picture, (i * (width + gap), 0))
+    return row
+
+
+def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:
+    """Stacks pictures below one another, each under its heading."""
+    font = ImageFont.load_default(size=text)
+    width = max(max(picture.width, math.ceil(font.getlength(heading))) for heading, picture in blocks)
+    sheet = Image.new("RGB", (width + 2 * text, sum(picture.height + 3 * text for _, picture in blocks)), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for heading, picture in blocks:
+        draw.text((text, top + text), heading, fill=(30, 30, 30), font=font, anchor="lm")
+        sheet.paste(picture, (text, top + 2 * text))
+        top += picture.height + 3 * text
+    return sheet

@@ -1,0 +1,133 @@
+"""
+What a region looks at: the one definition that metrics (`evaluation`) and pictures (`visualization`) share.
+
+**How much a mask weighs a position.** Region s of a frame is the mean over positions of mask_s x values. Masks come in
+three normalizations (the region option `mask_normalization`), which are read in two ways:
+
+- "none" gives *raw* masks, of any sign and offset. An offset only adds the frame's mean value, which does not say
+  where the region looks, and what follows is linear first of all, so that a mask and its negative serve equally well.
+  A raw mask weighs a position by how far it departs there from its mean over the frame, in either direction.
+- "positions" and "regions" give *normalized* masks: height x width times a distribution over the positions of a frame,
+  be it by a softmax over positions or by a softmax over regions that was divided by its mean. Neither sign nor offset
+  is free, and a mask weighs a position by its value. Such masks are recognized by `are_normalized`.
+
+**Which positions belong to a region.** Those whose weight is above Otsu's threshold (IEEE Trans. SMC 9, 1979) of the
+weights of this mask in this frame: the cut that leaves the least variance on its two sides. The rule has no parameter
+to tune, does not depend on the scale and offset of the weights (nor on the sign of a raw mask), and finds both parts
+of a mask of two values, whatever their sizes. If a mask weighs all positions alike, except for rounding, the whole
+frame belongs to its region; if it weighs none, as the mask of an empty cluster does, nothing belongs to it.
+
+**At which resolution.** Masks are enlarged bilinearly, and thresholds are those of the masks before that.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def are_normalized(masks: torch.Tensor) -> bool:
+    """
+    Whether masks (..., h, w) are normalized ones: never negative, with a mean of 1 over each frame. A region that
+    lost a whole frame to others may have any mean there, so it is enough that most masks have a mean of 1.
+    """
+    means = masks.float().mean((-2, -1))
+    return bool((masks >= 0).all() and ((means - 1).abs() < 0.01).float().mean() > 0.5)
+
+
+@dataclass(frozen=True)
+class RegionFocus:
+    """
+    What regions look at; made by [`region_focus`].
+
+    Args:
+        values: (..., S, h, w), what the weights are made of: between 0 and 1, or between -1 and 1 for raw masks,
+            whose sign says in which direction a mask departs from its mean. The largest weight of a mask is 1.
+        scale: (..., S, 1, 1), what the values were divided by.
+        threshold: (..., S, 1, 1), the weight above which a position belongs to the region: minus infinity where a
+            mask weighs all positions alike, infinity where it weighs none.
+        signed: whether the masks are raw.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+    threshold: torch.Tensor
+    signed: bool
+
+    def enlarged(self, size: Sequence[int] | None = None) -> torch.Tensor:
+        """The values at `size`, a height and a width, by default that of the masks: (..., S, height, width)."""
+        if size is None or tuple(size) == tuple(self.values.shape[-2:]):
+            return self.values
+        large = F.interpolate(self.values.flatten(0, -3)[None], tuple(size), mode="bilinear", align_corners=False)
+        return large.view(*self.values.shape[:-2], *size)
+
+    def weights(self, size: Sequence[int] | None = None) -> torch.Tensor:
+        """How much each region weighs each position, at most 1: (..., S, height, width)."""
+        values = self.enlarged(size)
+        return values.abs() if self.signed else values
+
+    def distributions(self) -> torch.Tensor:
+        """The weights (..., S, h, w) with a sum of 1 over the positions of a frame (0 for a mask that is zero)."""
+        weights = self.weights()
+        return weights / weights.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+    def areas(self, size: Sequence[int] | None = None) -> torch.Tensor:
+        """Which positions belong to each region, as booleans (..., S, height, width)."""
+        return self.weights(size) > self.threshold
+
+
+def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
+    """
+    What the regions look at, by the definition at the head of this file.
+
+    Args:
+        masks: floating-point numbers (..., S, h, w), as in `RegionLearnerVideoOutput.region_masks`.
+        signed: whether the masks are raw, of any sign and offset; by default unless `are_normalized(masks)`.
+
+    Raises:
+        ValueError: the masks are of another shape or type, not finite, or negative but not `signed`.
+    """
+    masks = torch.as_tensor(masks)
+    if masks.ndim < 3 or not masks.is_floating_point() or 0 in masks.shape:
+        raise ValueError(
+            f"Masks must be floating-point numbers of shape (..., S, h, w), got {tuple(masks.shape)} of {masks.dtype}."
+        )
+    if not masks.isfinite().all():
+        raise ValueError("The masks hold values that are not finite.")
+    if signed is None:
+        signed = not are_normalized(masks)
+    if not signed and (masks < 0).any():
+        raise ValueError("Masks that are not signed must not have negative values.")
+    values = masks.to(torch.promote_types(masks.dtype, torch.float32))
+    rounding = 8 * torch.finfo(masks.dtype).eps * values.abs().amax((-2, -1), keepdim=True)
+    if signed:
+        values = values - values.mean((-2, -1), keepdim=True)
+        values = torch.where(values.abs().amax((-2, -1), keepdim=True) <= rounding, 1.0, values)
+    weights = values.abs() if signed else values
+    largest = weights.amax((-2, -1), keepdim=True)
+    even = largest - weights.amin((-2, -1), keepdim=True) <= rounding
+    scale = torch.where(largest > 0, largest, 1.0)
+    threshold = _otsu((weights / scale).flatten(-2))[..., None]
+    threshold = torch.where(even, torch.where(largest > 0, -math.inf, math.inf), threshold)
+    return RegionFocus(values / scale, scale, threshold, signed)
+
+
+def _otsu(values: torch.Tensor) -> torch.Tensor:
+    """
+    Otsu's threshold of each row of `values` (..., n), exactly, without a histogram: (..., 1), halfway between the
+    two values that it parts.
+    """
+    values = values.sort(-1).values
+    n = values.shape[-1]
+    if n == 1:
+        return values
+    low = torch.arange(1, n, device=values.device)  # number of values below the cut
+    sums = values.cumsum(-1)
+    distance = (sums[..., -1:] - sums[..., :-1]) / (n - low) - sums[..., :-1] / low  # between the means of both sides
+    between = low * (n - low) * distance.square()
+    between = between.masked_fill(values[..., 1:] == values[..., :-1], -1)
+    cut = between.argmax(-1, keepdim=True)
+    return (values.gather(-1, cut) + values.gather(-1, cut + 1)) / 2

@@ -1,0 +1,99 @@
+"""Running a model without training it: modes that are restored, shared labels, uniform evaluators, progress bars."""
+
+import inspect
+import io
+
+import pytest
+import torch
+from transformers import EvalPrediction
+
+from region_learner import RegionLearnerForVideoClassification
+from region_learner.evaluation import EVALUATIONS, Views, codebook_use, compute_classification_metrics, embed_texts
+from region_learner.inference import evaluation_mode, progress_bar
+from region_learner.labels import IGNORED_LABEL, UNKNOWN_LABEL
+
+from .conftest import clips, tiny_model
+
+
+def modes(model: torch.nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def test_every_module_is_put_back_into_its_mode():
+    model = tiny_model().train()
+    model.text_model.eval()  # frozen
+    before = modes(model)
+    with evaluation_mode(model):
+        assert not any(modes(model).values())
+        assert torch.is_inference_mode_enabled()
+    assert modes(model) == before
+    assert not torch.is_inference_mode_enabled()
+
+    def fail():
+        with evaluation_mode(model):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert modes(model) == before
+
+
+def test_codebook_use_and_embeddings_leave_the_mode_as_it_was():
+    model = tiny_model()
+    expected = codebook_use(model, [clips(3)])
+    model.train()
+    model.text_model.eval()
+    before = modes(model), {name: value.clone() for name, value in model.state_dict().items()}
+    assert codebook_use(model, [clips(3)]) == expected
+    assert modes(model) == before[0]
+    assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
+
+    class Words:
+        def __call__(self, text, return_tensors):
+            assert not any(modes(model).values())
+            return self
+
+        def to(self, device):
+            return {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+
+    assert embed_texts(model, Words(), ["a"], progress=False).shape == (1, 16)
+    assert modes(model) == before[0]
+
+
+def test_losses_and_metrics_mean_the_same_labels():
+    config = tiny_model().config
+    config.id2label = {0: "a", 1: "b"}
+    model = RegionLearnerForVideoClassification(config).eval()
+    videos = clips(4)
+    labels = torch.tensor([0, IGNORED_LABEL, UNKNOWN_LABEL, 1])
+    both = model(pixel_values_videos=videos[[0, 3]], labels=labels[[0, 3]])
+    assert torch.allclose(model(pixel_values_videos=videos, labels=labels).loss, both.loss)  # both are left out
+    logits = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]).numpy()
+    found = compute_classification_metrics(EvalPrediction(logits, labels.numpy()))
+    assert found["top1"] == pytest.approx(100 / 3)  # of three rows: an unknown answer is wrong
+
+
+def test_every_evaluation_takes_the_same_arguments():
+    names = ["model", "processor", "dataset", "batch_size", "num_workers", "progress", "views", "max_unreadable"]
+    for evaluate in EVALUATIONS.values():
+        parameters = inspect.signature(evaluate).parameters
+        assert list(parameters)[: len(names)] == names
+        assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in list(parameters.values())[3:])
+        assert [parameters[name].default for name in names[3:]] == [16, 0, True, Views(), 1.0]
+
+
+@pytest.mark.parametrize(("terminal", "show"), [(True, True), (True, False), (False, True)])
+def test_a_bar_is_shown_on_a_terminal_only(terminal, show, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    errors = Terminal()
+    monkeypatch.setattr("sys.stderr", errors)
+    bar = progress_bar(range(3), "embedding videos", show=show)
+    assert (not bar.disable) == (terminal and show)
+    if not bar.disable:
+        bar.delay = 0  # it would wait for a second
+    assert list(bar) == [0, 1, 2]
+    assert ("embedding videos" in errors.getvalue()) == (terminal and show)
+    assert capsys.readouterr().out == ""
