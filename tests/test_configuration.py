@@ -22,16 +22,14 @@ from region_learner import (
 )
 from region_learner.cli import main
 from region_learner.configuration_region_learner import (
-    REGION_FORMS,
     RegionOptions,
     merge_fields,
     nest_overrides,
-    rename_old_fields,
 )
 from region_learner.training import ModelArguments, build_model, parse_arguments, parse_stages, run
 from region_learner.training.tokenizer import train_tokenizer
 
-from .conftest import NO_REGIONS, TINY_VIDEO, clips, texts, tiny_model, tiny_text_config
+from .conftest import NO_REGIONS, TINY_VIDEO, clips, tiny_text_config
 
 TEXT = {"model_type": "distilbert", "dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99}
 # Another value for each field of the video tower, with what else it needs.
@@ -239,86 +237,6 @@ def test_the_text_configuration_of_a_checkpoint_merges_too(checkpoint):
     assert replaced.text_config.n_layers == 4
     new_tower = AutoConfig.from_pretrained(checkpoint, video_config=RegionLearnerVideoConfig(hidden_size=96))
     assert (new_tower.video_config.hidden_size, new_tower.video_config.num_hidden_layers) == (96, 12)
-
-
-# Configurations as they were saved when each region option was a field, and derived values were saved with them.
-OLD_OPTIONS = {
-    "decoupled": {
-        "mask_normalization": "regions",
-        "region_gather": "softmax",
-        "region_gather_sharpness": 3.0,
-        "region_content": "features",
-        "masks_train_encoder": False,
-        "interaction_residual": True,
-        "interaction_norm": True,
-        "interaction_mlp": True,
-        "region_loss_weight": 1.0,
-    },
-    "paper": {
-        "mask_normalization": "none",
-        "region_gather": "mean",
-        "region_gather_sharpness": 3.0,
-        "region_content": "quantized",
-        "masks_train_encoder": True,
-        "interaction_residual": False,
-        "interaction_norm": False,
-        "interaction_mlp": False,
-        "region_loss_weight": 0.0,
-    },
-}
-_OLD = {"region_form": "decoupled", "codebook_mode": "ema", "codebook_decay": 0.99, "video_pooling": "cls_max"}
-OLD = {
-    "decoupled": (_OLD | OLD_OPTIONS["decoupled"], {}),
-    "paper": (
-        {"region_form": "paper", "codebook_mode": "original", "codebook_decay": 0.1, "video_pooling": "cls_mean"}
-        | OLD_OPTIONS["paper"],
-        {"region_form": "paper", "codebook_mode": "original"},
-    ),
-    "frozen": (_OLD | OLD_OPTIONS["decoupled"] | NO_REGIONS | {"region_loss_weight": 0.0, "video_pooling": "cls"},
-               NO_REGIONS),
-    "positions": (
-        _OLD | OLD_OPTIONS["decoupled"] | {"mask_normalization": "positions", "region_loss_weight": 0.0},
-        {"region_options": {"mask_normalization": "positions"}},
-    ),
-    "own": (
-        _OLD | OLD_OPTIONS["decoupled"] | {"region_gather": "max", "masks_train_encoder": True, "codebook_decay": 0.5,
-                                           "region_gather_sharpness": 8.0, "region_loss_weight": 0.5,
-                                           "video_pooling": "cls"},
-        {"codebook_decay": 0.5, "video_pooling": "cls",
-         "region_options": {"pooling": "max", "detach_masks": False, "pooling_sharpness": 8.0,
-                            "mask_loss_weight": 0.5}},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", OLD)
-def test_older_checkpoints_are_what_they_were(name, tmp_path):
-    old, now = OLD[name]
-    tiny_model(**now).save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    saved = json.loads(path.read_text())
-    for field in ("region_options", "codebook_decay", "video_pooling"):
-        del saved["video_config"][field]
-    saved["video_config"] |= old
-    saved["text_pooling"] = "first"  # the default of DistilBERT, saved
-    path.write_text(json.dumps(saved))
-    model = AutoModel.from_pretrained(tmp_path)
-    expected = tiny_model(**now)
-    assert model.config.resolved == expected.config.resolved
-    assert model.config.video_config.resolved == expected.config.video_config.resolved
-    inputs = texts() | {"pixel_values_videos": clips(), "return_loss": True}
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).loss, expected(**inputs).loss)
-    changed = AutoConfig.from_pretrained(tmp_path, video_config={"region_form": "paper", "region_options": None})
-    assert REGION_FORMS["paper"].items() <= changed.video_config.resolved.region_options._asdict().items()
-
-
-def test_old_names_mean_the_region_options():
-    config = RegionLearnerVideoConfig(region_gather="max", masks_train_encoder=True, region_form="decoupled")
-    assert config.region_options == {"pooling": "max", "detach_masks": False}
-    assert rename_old_fields({"num_regions": 4, "region_content": None}) == {"num_regions": 4}
-    with pytest.raises(ValueError, match=r"'region_gather' is now region_options\['pooling'\], and both are given"):
-        RegionLearnerVideoConfig(region_gather="max", region_options={"pooling": "mean"})
 
 
 def test_what_transformers_writes_into_a_configuration_is_let_through(checkpoint, tmp_path):

@@ -128,6 +128,16 @@ def test_another_size_than_that_of_a_checkpoint(tmp_path):
         load_model(RegionLearnerModel, str(tmp_path), config=config)
 
 
+def test_a_checkpoint_without_weights_of_its_towers(tmp_path):
+    tiny_model(num_regions=0, codebook_size=0, interaction_layers=0).save_pretrained(tmp_path)
+    config = tiny_model().config
+    loaded = load_model(RegionLearnerModel, str(tmp_path), config=config)  # only its regions are new
+    assert loaded.video_model.region_module is not None
+    config.video_config.num_hidden_layers += 1
+    with pytest.raises(ValueError, match=r"lacks \d+ weights of its towers \(video_model\.layers\."):
+        load_model(RegionLearnerModel, str(tmp_path), config=config)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Arguments of a corpus of pictures."""

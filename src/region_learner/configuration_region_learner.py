@@ -122,19 +122,6 @@ _REGION_CHOICES = {
     "values": ("quantized", "features"),
 }
 
-# Fields of version 0.1.0 that are region options now.
-_OLD_NAMES = {
-    "mask_normalization": "mask_normalization",
-    "region_gather": "pooling",
-    "region_gather_sharpness": "pooling_sharpness",
-    "region_content": "values",
-    "masks_train_encoder": "detach_masks",
-    "interaction_residual": "interaction_residual",
-    "interaction_norm": "interaction_norm",
-    "interaction_mlp": "interaction_mlp",
-    "region_loss_weight": "mask_loss_weight",
-}
-
 
 class ResolvedVideoConfig(NamedTuple):
     """The choices that a [`RegionLearnerVideoConfig`] leaves open, resolved."""
@@ -210,26 +197,6 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
     return merged
 
 
-def rename_old_fields(video_config: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Returns `video_config` with the region options of version 0.1.0, which were fields, under their present names in
-    `region_options`.
-
-    Raises:
-        ValueError: an option is given by both names.
-    """
-    renamed = {name: value for name, value in video_config.items() if name not in _OLD_NAMES}
-    options = dict(renamed.get("region_options") or {})
-    for old, new in _OLD_NAMES.items():
-        value = video_config.get(old)
-        if value is None:  # None meant derived
-            continue
-        if new in options:
-            raise ValueError(f"{old!r} is now region_options[{new!r}], and both are given: remove {old!r}.")
-        options[new] = not value if old == "masks_train_encoder" else value
-    return renamed | {"region_options": options} if options else renamed
-
-
 class _StrictConfig(PreTrainedConfig):
     """A configuration that refuses unknown fields, and merges overrides into what was saved."""
 
@@ -268,7 +235,7 @@ class _StrictConfig(PreTrainedConfig):
         Raises:
             ValueError: a field does not exist, or a value is out of range.
         """
-        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.own_fields() | _OLD_NAMES.keys()}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.own_fields()}
         # Models and Auto classes pass on arguments that may be meant for others: there, only those that resemble a
         # field are refused.
         for_others = kwargs.get("return_unused_kwargs") or "name_or_path" in kwargs
@@ -285,7 +252,7 @@ class _StrictConfig(PreTrainedConfig):
         Returns a saved configuration as the constructor takes it. transformers saves attributes that were set on a
         configuration, too: these are ignored with a warning, so that the checkpoint still loads.
         """
-        known = cls.own_fields() | _OLD_NAMES.keys()
+        known = cls.own_fields()
         unknown = [name for name in config_dict if name not in known and not _is_of_transformers(name)]
         if unknown:
             logger.warning("Ignoring what is not a field of %s in config.json: %s.", cls.__name__, ", ".join(unknown))
@@ -390,9 +357,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     temporal_fusion: str = "attention"
 
     def __post_init__(self, **kwargs):
-        old = {name: kwargs.pop(name) for name in _OLD_NAMES if name in kwargs}
-        options = {name: value for name, value in self.region_options.items() if value is not None}
-        self.region_options = rename_old_fields(old | {"region_options": options})["region_options"]
+        self.region_options = {name: value for name, value in self.region_options.items() if value is not None}
         super().__post_init__(**kwargs)
 
     @property
@@ -409,14 +374,6 @@ class RegionLearnerVideoConfig(_StrictConfig):
         elif pooling is None:
             pooling = "cls_mean" if self.region_form == "paper" else "cls_max"
         return ResolvedVideoConfig(decay, pooling, RegionOptions(**options))
-
-    @classmethod
-    def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        return rename_old_fields(super()._read(config_dict))
-
-    @classmethod
-    def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-        return super()._merge(values, rename_old_fields(changes))
 
     @classmethod
     def _hint(cls, name: str, value: Any) -> str:
@@ -579,10 +536,9 @@ class RegionLearnerConfig(_StrictConfig):
     def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         # Towers cannot be reset to a default: None means that there is no change.
         changes = {name: value for name, value in changes.items() if value is not None or name not in cls.sub_configs}
-        if isinstance(video := changes.get("video_config"), Mapping):
-            changes["video_config"] = rename_old_fields(video)
-            if isinstance(saved := values.get("video_config"), PreTrainedConfig):
-                values = values | {"video_config": saved.to_dict()}
+        saved = values.get("video_config")
+        if isinstance(changes.get("video_config"), Mapping) and isinstance(saved, PreTrainedConfig):
+            values = values | {"video_config": saved.to_dict()}
         if isinstance(text := changes.get("text_config"), Mapping):
             saved = values.get("text_config") or AutoConfig.for_model("distilbert")
             changes["text_config"] = text_config_from_dict(merge_fields(saved.to_dict(), text), chosen=text)
@@ -634,7 +590,7 @@ def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a name is not known.
     """
-    top, of_video = RegionLearnerConfig.own_fields(), RegionLearnerVideoConfig.own_fields() | _OLD_NAMES.keys()
+    top, of_video = RegionLearnerConfig.own_fields(), RegionLearnerVideoConfig.own_fields()
     for name in overrides:
         if name not in top | of_video:
             raise ValueError(f"{name!r} is not a field of the configuration{did_you_mean(name, top | of_video)}")

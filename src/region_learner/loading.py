@@ -80,20 +80,37 @@ def _check_file(path: Path) -> None:
 
 def load_model(auto_class: Any, name: str, **options) -> Any:
     """
-    `auto_class.from_pretrained(name, **options)`, of a checkpoint that is whole and finite.
+    Returns `auto_class.from_pretrained(name, **options)`, of a checkpoint whose towers are whole and finite.
 
     Args:
-        auto_class: a class of models, or of the Auto classes.
+        auto_class: a model class, or one of the Auto classes.
         name: a directory or Hub name.
-        options: of `from_pretrained`.
+        options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: its files are damaged, or a weight is not finite.
+        ValueError: its files are damaged, a tower lacks weights, or a weight is not finite.
         OSError: there is no such directory, or model on the Hub; or a file cannot be read.
     """
+    model, info = _load(auto_class, name, **options)
+    if missing := sorted(key for key in map(str, info["missing_keys"]) if _is_of_a_tower(key)):
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of its towers ({', '.join(missing[:3])}"
+            f"{', ...' * (len(missing) > 3)}), which would be random: use a checkpoint of this version of the model, "
+            "and change no sizes of its towers."
+        )
+    return model
+
+
+def _is_of_a_tower(key: str) -> bool:
+    """Whether a weight is one that every use of a checkpoint needs; regions, projections and heads may be new."""
+    return key.startswith(("video_model.embeddings.", "video_model.layers.", "text_model.")) and ".pooler." not in key
+
+
+def _load(auto_class: Any, name: str, **options) -> tuple[Any, dict[str, Any]]:
+    """Returns a model without damage, and which of its weights the checkpoint does not have."""
     check_files(name)
     try:
-        loaded = auto_class.from_pretrained(name, **options)
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights of {name} are damaged ({error}): download them again.") from error
     except RuntimeError as error:
@@ -103,8 +120,8 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
             f"Weights of {name} do not have the shapes of its configuration (the table above names them): change no "
             "sizes of a checkpoint, such as num_regions."
         ) from error
-    refuse_non_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
-    return loaded
+    refuse_non_finite(model, name)
+    return model, info
 
 
 def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
@@ -246,9 +263,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         "classification": AutoModelForVideoClassification,
     }
     try:
-        model, info = load_model(
-            heads.get(task, AutoModel), name, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        model, info = _load(heads.get(task, AutoModel), name, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise
