@@ -216,9 +216,9 @@ def test_what_scripts_of_others_decide_by(tmp_path):
 
     check("--do_train=true")
     check("--do_eval=true", "--eval_split=val")
-    with pytest.raises(ValueError, match="do_eval is not supported: --eval_split NAME"):
+    with pytest.raises(ValueError, match="do_eval is not supported: --eval-split NAME"):
         check("--do_eval=true")
-    with pytest.raises(ValueError, match="do_predict is not supported: --test_split NAME"):
+    with pytest.raises(ValueError, match="do_predict is not supported: --test-split NAME"):
         check("--do_predict=true")
 
 

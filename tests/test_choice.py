@@ -142,7 +142,7 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
         (
             "retrieval",
             {"save_strategy": "best", "metric_for_best_model": "t2v_R@1", "eval_strategy": "no"},
-            "save_strategy=best saves after an evaluation, and there is none: give --eval_split",
+            "save_strategy=best saves after an evaluation, and there is none: give --eval-split",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_what_cannot_choose_a_checkpoint(task, options, message):
 
 
 def test_evaluation_needs_data():
-    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval_split"):
+    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval-split"):
         check_evaluation(arguments(eval_strategy="epoch"), "retrieval", has_data=False)
 
 

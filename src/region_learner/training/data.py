@@ -134,7 +134,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
             if steps == 0:
                 raise ValueError(
                     f"A corpus of {len(part.dataset)} rows does not fill a batch of {size}: use smaller batches or "
-                    "more data, or leave out --dataloader_drop_last."
+                    "more data, or leave out --dataloader-drop-last."
                 )
             self._steps_through.append(steps)
         if mix == "alternate":
@@ -236,7 +236,7 @@ class TrainingStream(IterableDataset):
             if count == 0:
                 raise ValueError(
                     f"Loader process {worker + 1} of {workers} in process {self.rank + 1} of {self.world_size} has no "
-                    "rows to read: use fewer loader processes (--dataloader_num_workers) or more shards."
+                    "rows to read: use fewer loader processes (--dataloader-num-workers) or more shards."
                 )
 
     def _once(self, part: CorpusPart, seed: int, epoch: int, worker: int, workers: int) -> Iterator[dict[str, Any]]:

@@ -364,7 +364,6 @@ class RegionLearnerTrainer(Trainer):
         return result
 
     def _prepare_to_resume(self, checkpoint: Path):
-        logger.info("Resuming from %s.", checkpoint)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         if self.args.auto_find_batch_size:
             self._use_batch_size(state["train_batch_size"])
@@ -374,6 +373,7 @@ class RegionLearnerTrainer(Trainer):
             checkpoints.check_data_order(checkpoint, checkpoints.data_order(self.parts, self.args))
             if self.streamed:
                 self._batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
+        logger.info("Resuming from %s.", checkpoint)
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
         if not self.args.auto_find_batch_size:

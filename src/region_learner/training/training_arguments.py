@@ -215,7 +215,7 @@ def _check_trackers(names: Sequence[str]) -> None:
         if name not in _MODULES or find_spec(_MODULES[name]) is None:
             raise ValueError(
                 f"report_to={name!r}: it is not installed. Install it (pip install {_PACKAGES.get(name, name)}), or "
-                "give --report_to none."
+                "give --report-to none."
             )
 
 
@@ -297,12 +297,12 @@ def check_evaluation(
     name = args.metric_for_best_model
     if evaluates and not has_data:
         raise ValueError(
-            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval_split "
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval-split "
             "(in Python eval_dataset), or leave out eval_strategy."
         )
     if saves_best and not evaluates:
         raise ValueError(
-            "save_strategy=best saves after an evaluation, and there is none: give --eval_split and --eval_strategy."
+            "save_strategy=best saves after an evaluation, and there is none: give --eval-split and --eval-strategy."
         )
     if saves_best and name is None:
         raise ValueError(
