@@ -385,7 +385,7 @@ def test_a_clip_without_its_projections(clip, tmp_path):
     state = load_file(folder / "model.safetensors")
     del state["visual_projection.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"incomplete: visual_projection\.weight"):
+    with pytest.raises(ValueError, match=r"incomplete: missing visual_projection\.weight"):
         from_pretrained_towers(folder, folder)
 
 

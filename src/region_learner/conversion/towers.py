@@ -161,7 +161,7 @@ def _load_transformers(name: str) -> _ImageTower:
     else:
         raise ValueError(f"{name!r} is a {config.model_type!r} model; the video tower takes 'vit' and 'clip'.")
     if missing:
-        raise ValueError(f"The weights of {name} are incomplete: {', '.join(missing[:5])}.")
+        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
     config, weights = model.config, {}
     for key, tensor in model.state_dict().items():
         key = key.removeprefix("vision_model.")
@@ -265,7 +265,7 @@ def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
 def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
     model, missing = _load_weights(CLIPModel, str(name))
     if missing:
-        raise ValueError(f"The weights of {name} are incomplete: {', '.join(missing[:5])}.")
+        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
     state = model.state_dict()
     weights = {
         "video_projection.weight": state["visual_projection.weight"],
