@@ -582,7 +582,7 @@ def test_names_that_do_not_exist(sources):
         from_pretrained_towers("vit_of_nobody", sources.path["distilbert"])
     with pytest.raises(OSError, match="'nobody/vit' is not a local directory, and downloading it from the Hub failed"):
         from_pretrained_towers("nobody/vit", sources.path["distilbert"])
-    with pytest.raises(OSError, match="'nobody/bert' is not a local directory, and downloading it from the Hub failed"):
+    with pytest.raises(OSError, match="'nobody/bert' is not a local directory, and downloading it from"):
         from_pretrained_towers(sources.path["vit"], "nobody/bert")
 
 

@@ -140,6 +140,6 @@ def refuse_bare_adapters(name: str) -> None:
         )
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise ValueError(
-            f"{name} holds adapters alone. Give the checkpoint that they are in, {Path(name).parent}: it has the whole "
-            "model, with the adapters merged into it."
+            f"{name} holds adapters alone. Give the checkpoint that they are in, {Path(name).parent}: it has the "
+            "whole model, with the adapters merged into it."
         )

@@ -246,19 +246,20 @@ def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | boo
 
 def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
     if resume is True:
-        checkpoint, problems = last_complete(output_dir)
+        last, problems = last_complete(output_dir)
         for path, problem in problems.items():
             logger.warning("Skipping %s: %s.", path, problem)
-        if checkpoint is None:
+        if last is None:
             logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
             return None
+        checkpoint = last
     else:
         checkpoint = str(resume)
         if not os.path.isdir(checkpoint):
             raise ValueError(f"There is no checkpoint {checkpoint}.")
-        if (problem := incompleteness(checkpoint)) is not None:
+        if (fault := incompleteness(checkpoint)) is not None:
             raise ValueError(
-                f"{checkpoint} cannot be resumed from: {problem}. `--resume-from-checkpoint true` takes the last "
+                f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` takes the last "
                 "complete one."
             )
     # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which the file `latest` names.

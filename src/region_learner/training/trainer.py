@@ -108,7 +108,10 @@ class RegionLearnerTrainer(Trainer):
         self._is_saving_checkpoint = False
         self._batches_to_skip = 0  # of a stream, when resuming
         datasets = [part.dataset for part in self.parts]
-        training_collator = RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
+        kwargs.setdefault(
+            "data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
+        )
+        kwargs.setdefault("compute_metrics", _METRICS[task])
         self.eval_collator = RegionLearnerCollator(
             processing_class, training=False, task=task, label=label, normalize=False
         )
@@ -118,7 +121,7 @@ class RegionLearnerTrainer(Trainer):
             processing_class=processing_class,
             train_dataset=self._train_rows() if self.parts else None,
             callbacks=[_EpochOfStream(self), self.progress, self.finite_steps, *(callbacks or [])],
-            **{"data_collator": training_collator, "compute_metrics": _METRICS[task]} | kwargs,
+            **kwargs,
         )
         if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
@@ -154,9 +157,9 @@ class RegionLearnerTrainer(Trainer):
         if args.gradient_cache_chunk is not None and kwargs.get("compute_loss_func") is not None:
             raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
         optimizer, schedule = kwargs.get("optimizers") or (None, None)
-        ignored = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
-        ignored += ("lr_milestones",) if schedule is not None else ()
-        for name in ignored:
+        of_optimizer = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
+        of_schedule = ("lr_milestones",) if schedule is not None else ()
+        for name in of_optimizer + of_schedule:
             if getattr(args, name):
                 raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
 
