@@ -20,6 +20,7 @@ else:
     JsonList = list | str | None
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
+UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 

@@ -62,6 +62,22 @@ class CorpusPart:
         return not hasattr(self.dataset, "__len__")
 
 
+def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
+    """
+    Returns the parts of a training data set: a list of them as it is, and rows as one part.
+
+    Raises:
+        ValueError: a list holds both.
+    """
+    if train_dataset is None:
+        return []
+    if not isinstance(train_dataset, list | tuple) or not any(isinstance(part, CorpusPart) for part in train_dataset):
+        return [CorpusPart(train_dataset, batch_size)]
+    if other := [part for part in train_dataset if not isinstance(part, CorpusPart)]:
+        raise ValueError(f"train_dataset: of several corpora each is a CorpusPart, not a {type(other[0]).__name__}.")
+    return list(train_dataset)
+
+
 class Draw(NamedTuple):
     """
     A row that was drawn: the number of its part, its own number in there (in a stream, within one pass), and the seed

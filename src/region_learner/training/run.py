@@ -13,10 +13,9 @@ from transformers.trainer_utils import IntervalStrategy
 from ..evaluation import EVALUATIONS
 from ..files import write_json
 from .adapters import with_lora
-from .arguments import PUBLISHED_ARGUMENTS, DataArguments, ModelArguments
+from .arguments import PUBLISHED_ARGUMENTS, UNLABELLED_TASKS, DataArguments, ModelArguments
 from .batch_size import check_batch_size
 from .checkpoints import last_complete
-from .collator import UNLABELLED_TASKS
 from .model import build_model, check_model_arguments, with_head
 from .parsing import Arguments
 from .task_data import RunData, default_flip_probability, is_trained_on, load_data
