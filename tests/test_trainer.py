@@ -28,7 +28,7 @@ from region_learner.video_processing_region_learner import VideoDecodeError
 
 from .conftest import TINY_VIDEO, tiny_model
 from .test_training import TINY
-from .toy_run import Processor, run
+from .toy_run import DEFAULTS, Collator, Processor, run
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path):
 
 
 def test_frozen_names():
-    with pytest.raises(ValueError, match=r"freeze='audio' is the beginning of no parameter's name .*video_model"):
+    with pytest.raises(ValueError, match=r"freeze='audio': no parameter's name begins like that .*video_model"):
         freeze(tiny_model(), ["audio"])
     model = tiny_model()
     freeze(model, ["video_model", "text_model", "video_projection", "text_projection"])
@@ -259,6 +259,31 @@ def test_what_is_logged(tmp_path):
 
 
 # Runs
+
+
+class Recording(Collator):
+    def __init__(self):
+        super().__init__()
+        self.ids = []
+
+    def __call__(self, rows):
+        self.ids.append([row["video_id"] for row in rows])
+        return super().__call__(rows)
+
+
+def test_each_epoch_has_an_order_of_its_own(tmp_path):
+    arguments = RegionLearnerTrainingArguments(
+        output_dir=str(tmp_path), **DEFAULTS | {"max_steps": 6, "per_device_train_batch_size": 8}
+    )
+    rows = Dataset.from_dict({"video_id": [str(i) for i in range(16)]})
+    trainer = RegionLearnerTrainer(
+        model=tiny_model(), args=arguments, processing_class=Processor(), train_dataset=rows, data_collator=Recording()
+    )
+    trainer.train()
+    ids = trainer.data_collator.ids
+    epochs = [first + second for first, second in zip(ids[::2], ids[1::2])]
+    assert all(set(epoch) == set(rows["video_id"]) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 def test_adapters(corpus, tmp_path):

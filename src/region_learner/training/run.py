@@ -104,23 +104,32 @@ def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
     Returns:
         The results of the last stage.
     """
-    for number, arguments in enumerate(stages, start=1):
+    for arguments in stages:
         complete_arguments(*arguments)
+    finished = _number_of_finished_stages(stages)
+    for number, arguments in enumerate(stages[finished:], start=finished + 1):
         check_arguments(*arguments, from_earlier_stage=number > 1)
-    has_trained = False
     for number, (model_arguments, data_arguments, training_arguments) in enumerate(stages, start=1):
         output_dir = _output_dir(training_arguments)
-        if has_trained:  # what lies in the directories of later stages started from other weights
-            training_arguments = copy.copy(training_arguments)
-            training_arguments.resume_from_checkpoint, training_arguments.overwrite = None, True
-        is_last, is_finished = number == len(stages), (output_dir / RESULTS).is_file()
-        if not is_last and is_finished and parsed_resume(training_arguments) is True:
+        if number <= finished:
             logger.info("Stage %d of %d has already finished: %s.", number, len(stages), output_dir)
             continue
         if len(stages) > 1:
             logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
-        results, has_trained = train(model_arguments, data_arguments, training_arguments), True
+        if number > finished + 1:  # what lies in the directories of later stages started from other weights
+            training_arguments = copy.copy(training_arguments)
+            training_arguments.resume_from_checkpoint, training_arguments.overwrite = None, True
+        results = train(model_arguments, data_arguments, training_arguments)
     return results
+
+
+def _number_of_finished_stages(stages: Sequence[Arguments]) -> int:
+    """Returns the number of stages at the beginning of a resumed run that need not be trained; never all."""
+    for number, (_, _, training_arguments) in enumerate(stages):
+        is_finished = (_output_dir(training_arguments) / RESULTS).is_file()
+        if number == len(stages) - 1 or not is_finished or parsed_resume(training_arguments) is not True:
+            return number
+    return 0
 
 
 # Arguments
