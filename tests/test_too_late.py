@@ -382,6 +382,12 @@ def test_what_is_overwritten_is_not_resumed(tmp_path, stopped_run, caplog):
     assert "There is no complete checkpoint" in caplog.text
 
 
+def test_a_resumed_run_keeps_its_checkpoints(tmp_path, stopped_run):
+    write(tmp_path / "run" / "checkpoint-7" / "complete.json")
+    stopped_run("--overwrite", "--resume_from_checkpoint=true")
+    assert (tmp_path / "run" / "checkpoint-7").is_dir()
+
+
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
