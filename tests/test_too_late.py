@@ -310,10 +310,12 @@ def stages(tmp_path, monkeypatch):
     return go
 
 
-def test_stages_that_have_finished(stages):
+def test_stages_that_have_finished(stages, tmp_path):
     assert stages("true", finished=[1]) == [(2, "true"), (3, None)]
     assert stages("true", finished=[1, 2]) == [(3, "true")]
     assert stages("false", finished=[1, 2]) == [(1, "false"), (2, None), (3, None)]
+    (tmp_path / "run" / "results.json").touch()
+    assert stages("true", finished=[1, 2]) == [(3, "true")]  # the last one is resumed, and gives its results
 
 
 def test_a_stage_that_is_named_is_resumed_although_it_has_finished(stages, tmp_path):
