@@ -144,7 +144,7 @@ def test_a_checkpoint_damaged_by_a_power_failure_is_passed_over(trained, tmp_pat
     damage(tmp_path / "run" / "checkpoint-6")
     assert problem in incompleteness(tmp_path / "run" / "checkpoint-6")
     resumed = run(tmp_path / "run", resume=True, **OPTIONS)
-    assert f"checkpoint-6 is passed over: {problem}" in caplog.text
+    assert f"checkpoint-6: {problem}" in caplog.text
     assert [entry["step"] for entry in resumed["log"]] == [1, 2, 3, 4, 5, 6]
     for name, value in resumed["state"].items():
         assert torch.equal(value, states[5][name]), name
@@ -259,7 +259,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(trained, small_disk, cut):
         run(output_dir, callbacks=(FillBefore(small_disk, 4, room),), **OPTIONS)
     message = str(error.value)
     assert message.startswith(f"{output_dir / 'checkpoint-4' / cut} could not be written: No space left on device. ")
-    assert "--resume_from_checkpoint true" in message
+    assert "--resume-from-checkpoint true" in message
     assert message.endswith(f"The last complete checkpoint is {output_dir / 'checkpoint-2'}.")
     assert "\n" not in message
     assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-2"]

@@ -43,7 +43,7 @@ def resume(interrupted, tmp_path, **options):
 def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as error:
         resume(interrupted, tmp_path, **changed)
-    assert "rows would be repeated or left out. Take those it had" in str(error.value)
+    assert "rows would be repeated or left out. Use the same ones" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
 def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as error:
         resume(interrupted, tmp_path, **changed)
-    assert "resuming goes on with it. Take those it had, or begin another run" in str(error.value)
+    assert "resuming continues with it. Use the same settings, or start another run" in str(error.value)
 
 
 def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path):
@@ -117,5 +117,5 @@ def test_a_model_alone_is_not_resumed_from(tmp_path, explicit):
     options = OPTIONS | {"save_only_model": True}
     run(tmp_path, **options | {"max_steps": 2})
     checkpoint = str(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimiser and schedule.* give --model"):
+    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimizer and schedule.* give --model"):
         run(tmp_path, resume=checkpoint if explicit else True, **options)

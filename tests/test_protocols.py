@@ -38,7 +38,7 @@ from region_learner.loading import load_checkpoint
 from region_learner.model_card import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import parse_arguments, parse_stages, train, trainer
-from region_learner.training.arguments import list_recipes
+from region_learner.training.recipes import list_recipes
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -617,7 +617,7 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
         assert len(dataset) == 4
         return {"t2v_gmean": 100.0, "unreadable": []}
 
-    monkeypatch.setitem(trainer._METRICS, "retrieval", validate)
+    monkeypatch.setitem(trainer.METRICS, "retrieval", validate)
     monkeypatch.setitem(EVALUATIONS, "retrieval", test)
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'run'}",

@@ -30,7 +30,7 @@ from region_learner.training import (
 )
 from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, Draw
-from region_learner.training.run import trained_on
+from region_learner.training.task_data import is_trained_on
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_decoding_region_learner import VideoDecodeError
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
@@ -171,7 +171,7 @@ def test_training_goes_on_past_files_that_cannot_be_opened(damaged, processor, c
         trainer = RegionLearnerTrainer(model=model, args=arguments, processing_class=processor, train_dataset=rows)
         with without_the_rights_of_root(), caplog.at_level(logging.WARNING):
             assert trainer.train().global_step == 3
-        listed = trainer.unreadable
+        listed = trainer.unreadable.in_training
         assert sorted(listed) == ["clip1", "clip2", "clip3", "clip5", "clip7"]
         for path in (closed, directory, gone):
             assert listed[path.stem].startswith(f"{path}: ")
@@ -279,7 +279,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(("split", "seen"), [("train", True), ("test", False)])
 def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path, capsys, caplog, split, seen):
     argv = ["train", *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path}",
-            f"--test_split={split}", "--max_steps=1", "--per_device_train_batch_size=4"]  # fmt: skip
+            f"--test_split={split}", "--max_steps=1", "--per_device_train_batch_size=4", "--overwrite"]  # fmt: skip
 
     def printed(*more):
         with pytest.raises(SystemExit) as exit_info:
@@ -288,7 +288,7 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
         return capsys.readouterr().out
 
     out = printed("--json")
-    found = json.loads(out[out.index("{\n") :])  # after the log
+    found = json.loads(out)
     where = {"corpus": "moving_shapes", "split": split, "trained_on": seen}
     assert found["tested_on"] == where
     assert f"{split}_t2v_R@1" in found
@@ -316,7 +316,7 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
     ],
 )
 def test_which_splits_are_trained_on(options, split, expected):
-    assert trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
+    assert is_trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
 
 
 def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):
@@ -424,7 +424,7 @@ def test_arguments_come_from_flags_then_recipe(tmp_path):
     [
         ("lerning_rate: 1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
         ("- 1", "must hold a mapping"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_wrong_recipes(tmp_path, content, message):

@@ -5,8 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Column, Table
 
 from .errors import in_one_line, is_for_user
+from .interruption import interruptible
 
 if TYPE_CHECKING:
     from .evaluation.results import EvaluationResults
@@ -65,16 +65,6 @@ def _json_option(name: str, text: str | None) -> dict[str, Any]:
     return mapping_from_json(name, text) or {}
 
 
-@contextmanager
-def _interruptible(how_to_go_on: str) -> Iterator[None]:
-    """Says on Ctrl-C how to go on. The command then exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"region-learner: interrupted. {how_to_go_on}", file=sys.stderr)
-        raise
-
-
 def _corpus_options(text: str | None) -> dict[str, Any]:
     options = _json_option("--corpus-options", text)
     if reserved := {"name", "data_dir", "split", "streaming"} & options.keys():
@@ -95,12 +85,16 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def train(context: typer.Context):
     """Train: `train [RECIPE] [--name value ...] [--json]`; `train --help` lists all names."""
-    from .interruption import interruptible
-
     as_json = "--json" in context.args
     output_dirs: list[str] = []
     logs = redirect_stdout(sys.stderr) if as_json else nullcontext()  # the Trainer prints them
-    with interruptible(output_dirs), logs:
+
+    def how_to_go_on() -> str:
+        from .training.checkpoints import how_to_resume
+
+        return how_to_resume(output_dirs)
+
+    with interruptible(how_to_go_on), logs:
         from accelerate import PartialState
 
         from .training import parse_stages, train_stages
@@ -199,7 +193,7 @@ def evaluate(
                 raise ValueError(f"--protocol {protocol} decides on the {name}: leave out --protocol or --{name}.")
     if output is not None:
         check_output(output)
-    with _interruptible("Nothing was written; the same command starts again."):
+    with interruptible("Nothing was written; the same command starts again."):
         results = evaluate_checkpoint(
             chosen,
             model,
@@ -478,7 +472,7 @@ def corpus_make(
     from .corpora import make_corpus
 
     made_with = _json_option("--options", options)
-    with _interruptible("Nothing was written; the same command starts again."):
+    with interruptible("Nothing was written; the same command starts again."):
         path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **made_with)
     Console(stderr=True).print(f"The corpus is in {path}.")
 
@@ -524,7 +518,7 @@ def corpus_prepare(
     rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
     size = int(memory * 2**30)
     try:
-        with _interruptible("The same command goes on with the shards that are not finished."):
+        with interruptible("The same command goes on with the shards that are not finished."):
             result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
     except UnreadableError as error:
         print(f"region-learner: error: {error}", file=sys.stderr)
@@ -557,7 +551,7 @@ def corpus_check(
     from .corpora import check_corpus, load_corpus
 
     rows = load_corpus(corpus, data_dir, split=split, **_corpus_options(corpus_options))
-    with _interruptible("Nothing was kept; the same command starts again."):
+    with interruptible("Nothing was kept; the same command starts again."):
         result = check_corpus(rows, workers, timeout, memory=int(memory * 2**30))
     unreadable = result["unreadable"]
     if as_json:
