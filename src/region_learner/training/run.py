@@ -287,8 +287,8 @@ def _test(
             model,
             trainer.processing_class,
             dataset,
-            batch_size=trainer.args.per_device_eval_batch_size,
-            num_workers=trainer.args.dataloader_num_workers,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
         ),
         "tested_on": {
             "corpus": data_arguments.corpus,
