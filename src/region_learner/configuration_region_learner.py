@@ -163,7 +163,7 @@ _OF_TRANSFORMERS = {
 }
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
@@ -248,7 +248,7 @@ class _StrictConfig(PreTrainedConfig):
     @classmethod
     def _where(cls, name: str, value: Any) -> str:
         """The end of that sentence: where `name` belongs, or the nearest field."""
-        return _did_you_mean(name, cls.own_fields())
+        return did_you_mean(name, cls.own_fields())
 
     def __post_init__(self, **kwargs):
         for name, value in kwargs.items():
@@ -480,7 +480,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     def _validate_region_options(self):
         for name in self.region_options:
             if name not in RegionOptions._fields:
-                hint = _did_you_mean(str(name), RegionOptions._fields)
+                hint = did_you_mean(str(name), RegionOptions._fields)
                 raise ValueError(f"{name!r} is not a key of region_options{hint}")
         options = self.resolved.region_options
         for name, value in options._asdict().items():
@@ -642,7 +642,7 @@ def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     video = {name: value for name, value in overrides.items() if name in of_video - top}
     for name in overrides:
         if name not in top | of_video:
-            raise ValueError(f"{name!r} is not a field of the configuration{_did_you_mean(name, top | of_video)}")
+            raise ValueError(f"{name!r} is not a field of the configuration{did_you_mean(name, top | of_video)}")
     if video:
         nested["video_config"] = merge_fields(nested.get("video_config") or {}, video, keep_null=True)
     return nested
@@ -679,7 +679,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"text_config: model_type={model_type!r} is not known to transformers"
-            f"{_did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
+            f"{did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
         )
     config = AutoConfig.for_model(model_type, **values)
     # A configuration of transformers keeps what it does not know as an attribute.
@@ -689,7 +689,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
         known = vars(type(config)())
         for name in attributes:
             if name not in known:
-                hint = _did_you_mean(name, {*known, *type(config).attribute_map})
+                hint = did_you_mean(name, {*known, *type(config).attribute_map})
                 raise ValueError(f"text_config: {name!r} is not a field of {type(config).__name__}{hint}")
     return config
 
