@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from region_learner import __version__
-from region_learner.cli import _Formatter, app, main
+from region_learner.cli import app, main
+from region_learner.cli.command_line import _Formatter
 from region_learner.cli.options import options_of
 from region_learner.cli.train_help import OPTIONS_FILE, train_help, train_options
 from region_learner.training.arguments import list_recipes

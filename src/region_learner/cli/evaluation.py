@@ -129,7 +129,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
     if task not in EVALUATIONS:
         hint = did_you_mean(task, EVALUATIONS)
         raise ValueError(f"--task {task!r} is not known{hint} Tasks: {', '.join(EVALUATIONS)}.")
-    return Protocol(None, corpus or "folder", task, split or "test")
+    return Protocol(name=None, corpus=corpus or "folder", task=task, split=split or "test")
 
 
 # Of `EvaluationResults.data`: what the command line said, and what only the file needs.
@@ -253,7 +253,7 @@ def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_j
     from ..evaluation.regions import region_quality
 
     with interruptible("Nothing was kept; the same command starts again."):
-        quality = region_quality(*_load(model), dataset, batch_size, workers)
+        quality = region_quality(*_load(model), dataset, batch_size=batch_size, num_workers=workers)
     if as_json:
         print_json(quality)
         return
