@@ -116,6 +116,17 @@ def test_our_own_errors_show_where_they_come_from(monkeypatch, capsys, error):
     assert "please report it" in errors.splitlines()[-1]
 
 
+def test_a_traceback_of_the_users_mistakes_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("REGION_LEARNER_DEBUG", "1")
+    for argv in (["card", "nofile.json"], ["xyzzy"]):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 1
+        errors = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in errors
+        assert "please report it" not in errors
+
+
 def test_an_interruption_ends_without_a_traceback(monkeypatch, capsys):
     assert command_that_raises(monkeypatch, KeyboardInterrupt()) == 130
     assert "Traceback" not in capsys.readouterr().err
