@@ -11,8 +11,8 @@ from transformers import AutoModel, TrainerCallback
 
 from region_learner.evaluation.protocols import load_checkpoint
 from region_learner.training import CorpusPart, ModelArguments, RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.training.adapters import load_adapters
-from region_learner.training.model import check_source, with_lora
+from region_learner.training.adapters import load_adapters, with_lora
+from region_learner.training.model import check_model_arguments
 
 from .conftest import clips, texts, tiny_model
 from .toy_run import DEFAULTS, Collator, Processor
@@ -155,7 +155,7 @@ def test_checkpoints_of_earlier_versions(run, tmp_path):
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, states[3][name]), name
     for load in (lambda: load_checkpoint(str(tmp_path), "retrieval"),
-                 lambda: check_source(ModelArguments(model=str(tmp_path)))):  # fmt: skip
+                 lambda: check_model_arguments(ModelArguments(model=str(tmp_path)))):  # fmt: skip
         with pytest.raises(ValueError, match="adapters of an earlier version, which only its own run can load whole"):
             load()
 

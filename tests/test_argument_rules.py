@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages
-from region_learner.training.argument_rules import REFUSED
-from region_learner.training.run import check_arguments
+from region_learner.training.run import check_arguments, complete_arguments
+from region_learner.training.training_arguments import REFUSED
 
 from .conftest import tiny_model
 from .test_training import TINY
@@ -210,7 +210,9 @@ def test_a_tracker_is_looked_for_before_the_corpus(tmp_path):
 
 def test_what_scripts_of_others_decide_by(tmp_path):
     def check(*more):
-        check_arguments(*parse_stages([*TINY, f"--output_dir={tmp_path}", *more])[0])
+        stage = parse_stages([*TINY, f"--output_dir={tmp_path}", *more])[0]
+        complete_arguments(*stage)
+        check_arguments(*stage)
 
     check("--do_train=true")
     check("--do_eval=true", "--eval_split=val")
@@ -330,7 +332,7 @@ def test_a_checkpoint_at_the_end_of_the_time_is_complete(tmp_path):
     """`enable_jit_checkpoint` marks it as incomplete by a file of its own, which goes when it is saved."""
     from transformers.trainer_jit_checkpoint import CheckpointManager
 
-    from region_learner.training.trainer import incompleteness
+    from region_learner.training.checkpoints import incompleteness
 
     made = trainer(tmp_path, max_steps=1)
     made.train()

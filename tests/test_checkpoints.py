@@ -144,7 +144,7 @@ def test_a_checkpoint_damaged_by_a_power_failure_is_passed_over(trained, tmp_pat
     damage(tmp_path / "run" / "checkpoint-6")
     assert problem in incompleteness(tmp_path / "run" / "checkpoint-6")
     resumed = run(tmp_path / "run", resume=True, **OPTIONS)
-    assert f"checkpoint-6 is passed over: {problem}" in caplog.text
+    assert f"checkpoint-6: {problem}" in caplog.text
     assert [entry["step"] for entry in resumed["log"]] == [1, 2, 3, 4, 5, 6]
     for name, value in resumed["state"].items():
         assert torch.equal(value, states[5][name]), name

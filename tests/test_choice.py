@@ -9,8 +9,8 @@ from transformers.trainer_utils import EvalPrediction
 
 from region_learner.evaluation.directions import GREATER_IS_BETTER, greater_is_better
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages, train_stages
-from region_learner.training.choice import settle_choice
 from region_learner.training.trainer import _METRICS
+from region_learner.training.training_arguments import check_evaluation, set_best_model_metric
 
 from .conftest import tiny_model
 from .test_training import TINY
@@ -148,26 +148,26 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
 )
 def test_what_cannot_choose_a_checkpoint(task, options, message):
     with pytest.raises(ValueError, match=message):
-        settle_choice(arguments(**{"eval_strategy": "epoch"} | options), task, evaluates=True)
+        check_evaluation(arguments(**{"eval_strategy": "epoch"} | options), task, has_data=True)
 
 
 def test_evaluation_needs_data():
     with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval_split"):
-        settle_choice(arguments(eval_strategy="epoch"), "retrieval", evaluates=False)
+        check_evaluation(arguments(eval_strategy="epoch"), "retrieval", has_data=False)
 
 
 def test_metrics_of_several_data_sets_and_of_ones_own():
-    settle_choice(arguments(metric_for_best_model="eval_unseen_t2v_R@1"), "retrieval", True, ["seen", "unseen"])
+    check_evaluation(arguments(metric_for_best_model="eval_unseen_t2v_R@1"), "retrieval", True, ["seen", "unseen"])
     with pytest.raises(ValueError, match="did you mean 'seen_t2v_R@1' or 'unseen_t2v_R@1'"):
-        settle_choice(arguments(metric_for_best_model="t2v_R@1"), "retrieval", True, ["seen", "unseen"])
-    settle_choice(arguments(metric_for_best_model="my_score"), "retrieval", True, own_metrics=True)
+        check_evaluation(arguments(metric_for_best_model="t2v_R@1"), "retrieval", True, ["seen", "unseen"])
+    check_evaluation(arguments(metric_for_best_model="my_score"), "retrieval", True, own_metrics=True)
 
 
 def test_multiple_choice_is_chosen_by_accuracy():
     by_plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}
     found = arguments(**by_plateau)
     assert found.lr_scheduler_kwargs == {"mode": "min"}  # of the loss
-    settle_choice(found, "multiple_choice", True)
+    set_best_model_metric(found, "multiple_choice")
     assert (found.metric_for_best_model, found.greater_is_better) == ("accuracy", True)
     assert found.lr_scheduler_kwargs == {"mode": "max"}
 

@@ -43,7 +43,7 @@ def resume(interrupted, tmp_path, **options):
 def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as error:
         resume(interrupted, tmp_path, **changed)
-    assert "rows would be repeated or left out. Take those it had" in str(error.value)
+    assert "rows would be repeated or left out. Use the same ones" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_a_model_alone_is_not_resumed_from(tmp_path, explicit):
     options = OPTIONS | {"save_only_model": True}
     run(tmp_path, **options | {"max_steps": 2})
     checkpoint = str(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimiser and schedule.* give --model"):
+    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimizer and schedule.* give --model"):
         run(tmp_path, resume=checkpoint if explicit else True, **options)

@@ -58,7 +58,7 @@ def test_a_run_that_found_its_batch_size_equals_one_that_was_given_it(tmp_path, 
     result = found.train()
     assert list(dict.fromkeys(found.tried)) == [16, 8, 4]
     assert result.metrics["per_device_train_batch_size"] == 4
-    assert "Batches of 16 do not fit in memory: training begins anew with 8." in caplog.text
+    assert "Batches of 16 do not fit in memory: training starts again with 8." in caplog.text
     given = trainer(tmp_path, parts=(4,))
     given.train()
     assert_same_weights(found, given)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from region_learner import loader_processes
 from region_learner.evaluation.retrieval import read_clips
 from region_learner.loader_processes import load_in_order
 
@@ -27,9 +28,9 @@ class Clips(torch.utils.data.Dataset):
         return index
 
 
-def read(clips, workers=2, timeout=60, step=lambda batch: None):
+def read(clips, workers=2, step=lambda batch: None):
     batches = []
-    for batch in load_in_order(clips, 2, workers, "clip {}".format, timeout):
+    for batch in load_in_order(clips, 2, workers, "clip {}".format):
         step(batch)
         batches.append(batch)
     return batches
@@ -44,7 +45,10 @@ def test_items_come_in_order(workers):
 
 
 def test_a_process_that_is_killed():
-    with pytest.raises(ChildProcessError, match=r"^While clip 5 was being read, its process was killed or crashed"):
+    with pytest.raises(
+        ChildProcessError,
+        match=r"(Killed|exited unexpectedly).*, while it was reading 'clip 5'\. .*fewer loader processes",
+    ):
         read(Clips("SIGKILL"))
 
 
@@ -60,39 +64,16 @@ def test_a_process_that_is_killed_while_the_model_works():
                 time.sleep(0.01)
             signal.signal(signal.SIGCHLD, before)
 
-    with pytest.raises(ChildProcessError, match=r"^While clip 3 was being read, its process was killed"):
+    with pytest.raises(ChildProcessError, match=r"while it was reading 'clip 3'\. "):
         read(Clips("SIGKILL", at=3), workers=2, step=step)
     assert ended
 
 
-def test_a_process_that_is_stopped():
-    with pytest.raises(ChildProcessError, match=r"^While clip 5 was being read, nothing came for 2 seconds") as caught:
-        read(Clips("SIGSTOP"), timeout=2)
+def test_a_process_that_is_stopped(monkeypatch):
+    monkeypatch.setattr(loader_processes, "TIMEOUT", 2)
+    with pytest.raises(TimeoutError, match=r"^No batch came .* for 2 seconds: .*was reading 'clip 5'") as caught:
+        read(Clips("SIGSTOP"))
     assert "\n" not in str(caught.value)
-
-
-class Interrupted(Clips):
-    """Ctrl-C in the processes that read."""
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGINT)
-        return index
-
-
-def test_interrupts_are_for_the_first_process(monkeypatch):
-    assert read(Interrupted()) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    start = torch.utils.data.DataLoader.__iter__
-
-    def interrupted_start(loader):
-        os.kill(os.getpid(), signal.SIGINT)
-        started.append(start(loader))
-        return started[0]
-
-    started = []
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", interrupted_start)
-    with pytest.raises(KeyboardInterrupt):
-        read(Clips())
-    assert len(started) == 1  # it was not lost, and not in the midst of the start
 
 
 def test_errors_of_the_data_set_are_its_own():
@@ -108,5 +89,5 @@ def kill_at_b(videos, return_tensors):
 
 
 def test_evaluation_names_the_video():
-    with pytest.raises(ChildProcessError, match=r"^While b\.mp4 was being read"):
+    with pytest.raises(ChildProcessError, match=r"while it was reading 'b\.mp4'"):
         list(read_clips(kill_at_b, ["a.mp4", "b.mp4", "c.mp4"], {}, batch_size=1, num_workers=1, progress=False))

@@ -22,7 +22,7 @@ from region_learner.hub import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.arguments import (
     ARGUMENT_CLASSES,
-    TOLD_ARGUMENTS,
+    PUBLISHED_ARGUMENTS,
     DataArguments,
     ModelArguments,
     RegionLearnerTrainingArguments,
@@ -232,13 +232,13 @@ def test_only_how_the_model_was_trained_is_told(card, run, tmp_path):
 
 def test_the_arguments_that_are_told_exist():
     names = [{item.name for item in dataclasses.fields(kind)} for kind in ARGUMENT_CLASSES]
-    assert set.union(*names) >= TOLD_ARGUMENTS
+    assert set.union(*names) >= PUBLISHED_ARGUMENTS
     assert [ModelArguments, DataArguments, RegionLearnerTrainingArguments] == ARGUMENT_CLASSES
-    assert (names[0] | names[1]) - TOLD_ARGUMENTS == {"data_dir", "data_dirs"}
+    assert (names[0] | names[1]) - PUBLISHED_ARGUMENTS == {"data_dir", "data_dirs"}
     own = {item.name for item in dataclasses.fields(RegionLearnerTrainingArguments)} - {
         item.name for item in dataclasses.fields(RegionLearnerTrainingArguments.__base__)
     }
-    assert own <= TOLD_ARGUMENTS
+    assert own <= PUBLISHED_ARGUMENTS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from region_learner.training import (
     parse_stages,
     train_stages,
 )
-from region_learner.training.negatives import check_batch_size
+from region_learner.training.batch_size import check_batch_size
 
 from .conftest import tiny_model
 from .test_training import TINY
@@ -101,5 +101,5 @@ def test_an_evaluation_of_single_rows_has_no_loss(tmp_path, caplog):
     assert "eval_loss" not in metrics
     assert "eval_t2v_R@1" in metrics
     assert "a batch of 1 pair has no negatives, and so no contrastive loss: evaluation reports none" in caplog.text
-    with pytest.raises(ValueError, match="Take 2 or more, or another metric_for_best_model than 'loss'"):
+    with pytest.raises(ValueError, match="Set 2 or more, or another metric_for_best_model than 'loss'"):
         trainer(tmp_path, **alone, metric_for_best_model="loss")

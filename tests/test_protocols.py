@@ -33,7 +33,7 @@ from region_learner.evaluation.tasks import PROMPTS
 from region_learner.hub import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import parse_arguments, parse_stages, train, trainer
-from region_learner.training.arguments import list_recipes
+from region_learner.training.recipes import list_recipes
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 

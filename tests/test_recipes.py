@@ -26,8 +26,8 @@ from region_learner.corpora import corpus_options, list_corpora, make_moving_sha
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import RegionLearnerTrainer, parse_arguments, parse_stages, run, train_stages
-from region_learner.training.arguments import list_recipes
 from region_learner.training.collator import stable_id
+from region_learner.training.recipes import list_recipes
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 

@@ -26,7 +26,7 @@ from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import RegionLearnerCollator
 from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, CorpusPart, Draw, TrainingRows
-from region_learner.training.run import AnswerLabel, ClassLabel
+from region_learner.training.task_data import AnswerLabel, ClassLabel
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 

@@ -7,10 +7,10 @@ import signal
 import pytest
 from transformers import TrainerCallback
 
+from region_learner import loader_processes
 from region_learner.cli import main
 from region_learner.interruption import interruptible
-from region_learner.training import reading
-from region_learner.training.checkpoints import incompleteness
+from region_learner.training.checkpoints import how_to_resume, incompleteness
 
 from .toy_run import _PROCESSES, run
 
@@ -29,7 +29,7 @@ def _interrupted(log: str, output_dir: str, at_fork: bool, options: dict):
         os.dup2(file.fileno(), 2)
     multiprocessing.set_start_method("fork", force=True)
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    with interruptible([output_dir]):
+    with interruptible(lambda: how_to_resume([output_dir])):
         if at_fork:  # Python cannot raise an exception there, and drops it
             os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
         run(output_dir, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 100_000} | options)
@@ -43,13 +43,13 @@ def _interrupted(log: str, output_dir: str, at_fork: bool, options: dict):
             False,
             {"dataloader_num_workers": 2, "callbacks": (StopLoadersAndInterrupt(),)},
             130,
-            "Resume with the same command and --resume_from_checkpoint true: what was trained after {}/checkpoint-2 ",
+            "Resume with the same command and --resume_from_checkpoint true: training continues from {}/checkpoint-2.",
         ),
         (
             False,
             {"kill_while_saving": 4, "kill_signal": signal.SIGTERM},
             143,
-            "Resume with the same command and --resume_from_checkpoint true: what was trained after {}/checkpoint-2 ",
+            "Resume with the same command and --resume_from_checkpoint true: training continues from {}/checkpoint-2.",
         ),
     ],
     ids=["starting loader processes", "stopped loader processes", "saving"],
@@ -71,7 +71,7 @@ def test_an_interrupted_run_ends_with_a_line_that_says_how_to_go_on(tmp_path, at
 def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(KeyError), interruptible([str(tmp_path)]):  # what is no interruption passes through
+    with pytest.raises(KeyError), interruptible("Start again."):  # what is no interruption passes through
         raise KeyError
     assert [signal.getsignal(number) for number in numbers] == before
     monkeypatch.setattr("region_learner.training.train_stages", lambda stages: signal.raise_signal(signal.SIGINT))
@@ -97,9 +97,7 @@ def test_a_killed_loader_process_names_its_video(tmp_path, shards):
 
 
 def test_a_stopped_loader_process_names_its_video(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "TIMEOUT", 3)
-    with pytest.raises(
-        TimeoutError, match=r"^No batch came .* for 3 seconds: process \d+ was reading the video '5'\. "
-    ):
+    monkeypatch.setattr(loader_processes, "TIMEOUT", 3)
+    with pytest.raises(TimeoutError, match=r"^No batch came .* for 3 seconds: process \d+ was reading '5'\. "):
         run(tmp_path, dataloader_num_workers=1, deadly=(5, signal.SIGSTOP), max_steps=50)
     assert not multiprocessing.active_children()

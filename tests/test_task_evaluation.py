@@ -658,7 +658,7 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batc
     metrics = trainer.evaluate()
     expected = multiple_choice_accuracy(model, processor, table, progress=False)
     assert (metrics["eval_accuracy"], metrics["eval_questions"]) == (expected["accuracy"], CLIPS - 1)
-    assert list(trainer.unreadable_in_evaluation) == expected["unreadable"] == [rows[4]["video_id"]]
+    assert list(trainer.unreadable.in_evaluation) == expected["unreadable"] == [rows[4]["video_id"]]
     assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("accuracy", True)
     first = rows[0]["video_id"]
     for changed, message in (

@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from region_learner.cli import main
-from region_learner.interruption import how_to_go_on
 from region_learner.loading import load_model
 from region_learner.modeling_region_learner import RegionLearnerModel
 from region_learner.training import (
@@ -21,8 +21,8 @@ from region_learner.training import (
     train_stages,
 )
 from region_learner.training.arguments import DataArguments
-from region_learner.training.data_order import data_order
-from region_learner.training.model import check_configuration
+from region_learner.training.checkpoints import data_order, how_to_resume
+from region_learner.training.model import check_model_arguments
 from region_learner.training.run import check_arguments
 
 from .conftest import tiny_model
@@ -100,12 +100,14 @@ def test_values_of_corpora(entry):
 def test_options_of_adapters(options, message):
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match=message):
-        check_configuration(ModelArguments(text_config={"model_type": "distilbert"}, lora=options))
+        check_model_arguments(
+            ModelArguments(text_config={"model_type": "distilbert"}, tokenizer="train", lora=options)
+        )
 
 
 def test_modules_that_do_not_exist():
     pytest.importorskip("peft")
-    from region_learner.training.model import with_lora
+    from region_learner.training.adapters import with_lora
 
     with pytest.raises(ValueError, match="the model has no module 'video_head'"):
         with_lora(tiny_model(), {"modules_to_save": ["video_head"]})
@@ -150,7 +152,7 @@ def test_json_alone_on_standard_output(tmp_path, pictures, capsys):
     out, err = capsys.readouterr()
     assert exit_info.value.code == 0, err
     assert json.loads(out)["videos"] == 4
-    assert "'grad_norm'" in err
+    assert "  grad " in err
 
 
 # In Python
@@ -319,26 +321,75 @@ def test_a_stage_that_is_named_is_resumed_although_it_has_finished(stages, tmp_p
     assert stages(checkpoint, finished=[1, 2]) == [(2, checkpoint), (3, None)]
 
 
-def test_results_of_an_earlier_run_do_not_outlive_the_beginning_of_another(tmp_path, pictures):
-    class StoppedError(Exception):
-        pass
+class StoppedError(Exception):
+    pass
 
-    from transformers import TrainerCallback
 
-    class StopEarly(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            raise StoppedError
+class StopEarly(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise StoppedError
 
-    (tmp_path / "results.json").write_text("{}")
-    argv = [*TINY, *pictures, "--max_steps=2", "--per_device_train_batch_size=2", f"--output_dir={tmp_path}"]
-    with pytest.raises(StoppedError):
-        run.train(*parse_stages(argv)[0], callbacks=[StopEarly()])
-    assert not (tmp_path / "results.json").exists()
+
+@pytest.fixture
+def stopped_run(tmp_path, pictures):
+    """Starts a run in `tmp_path/run`, which ends after its first step, before it has saved anything."""
+
+    def go(*more):
+        output = tmp_path / "run"
+        argv = [*TINY, *pictures, "--max_steps=2", "--per_device_train_batch_size=2", f"--output_dir={output}", *more]
+        with pytest.raises(StoppedError):
+            run.train(*parse_stages(argv)[0], callbacks=[StopEarly()])
+        return output
+
+    return go
+
+
+@pytest.mark.parametrize("name", ["results.json", "checkpoint-7", "config.json", "model.safetensors"])
+def test_an_earlier_run_is_not_overwritten(tmp_path, stopped_run, name):
+    output = tmp_path / "run"
+    (output / name).mkdir(parents=True) if name == "checkpoint-7" else write(output / name)
+    message = rf"{output} already holds a run \({name}\): resume it .*, give another directory, or --overwrite"
+    with pytest.raises(ValueError, match=message):
+        stopped_run()
+    assert (output / name).exists()
+    stopped_run("--overwrite")
+
+
+def test_an_unfinished_run_does_not_stand_in_the_way_of_resuming(tmp_path, stopped_run):
+    """Without a checkpoint it starts again; if it has finished, it has to be overwritten."""
+    output = tmp_path / "run"
+    write(output / "model.safetensors")
+    stopped_run("--resume_from_checkpoint=true")
+    write(output / "results.json")
+    with pytest.raises(ValueError, match="holds a finished run without a checkpoint to resume from"):
+        stopped_run("--resume_from_checkpoint=true")
+
+
+def test_what_is_overwritten_is_not_resumed(tmp_path, stopped_run, caplog):
+    """A run that replaces another one, and is killed before it saves a checkpoint, leaves none of the other's."""
+    output = tmp_path / "run"
+    for name in ("results.json", "unreadable_videos.json", "checkpoint-7/complete.json", "notes.txt", "config.json"):
+        write(output / name)
+    with pytest.raises(ValueError, match="num_frames=3"):  # checks come first
+        stopped_run("--overwrite", "--num_frames=3")
+    assert (output / "checkpoint-7" / "complete.json").exists()
+    stopped_run("--overwrite=true")
+    assert {path.name for path in output.iterdir()} == {
+        "notes.txt",
+        "config.json",
+    }  # the model stays until there is a new one
+    stopped_run("--resume_from_checkpoint=true")
+    assert "There is no complete checkpoint" in caplog.text
+
+
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
 
 
 def test_how_to_go_on_after_a_stage_without_checkpoints(tmp_path):
     stages = [str(tmp_path / "stage-1"), str(tmp_path)]
-    assert "No checkpoint has been saved" in how_to_go_on(stages)
+    assert "No checkpoint has been saved" in how_to_resume(stages)
     (tmp_path / "stage-1").mkdir()
     (tmp_path / "stage-1" / "results.json").touch()
-    assert "stages that have finished are not trained again" in how_to_go_on(stages)
+    assert "stages that have finished are not trained again" in how_to_resume(stages)

@@ -20,9 +20,10 @@ from region_learner.training import (
     parse_stages,
     train_stages,
 )
-from region_learner.training.model import with_head, with_lora
+from region_learner.training.adapters import with_lora
+from region_learner.training.logs import Progress
+from region_learner.training.model import with_head
 from region_learner.training.optimization import freeze, milestones, parameter_groups
-from region_learner.training.progress import Progress
 from region_learner.video_processing_region_learner import VideoDecodeError
 
 from .conftest import TINY_VIDEO, tiny_model

@@ -30,7 +30,7 @@ from region_learner.training import (
 )
 from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, Draw
-from region_learner.training.run import trained_on
+from region_learner.training.task_data import is_trained_on
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor, VideoDecodeError
 
@@ -170,7 +170,7 @@ def test_training_goes_on_past_files_that_cannot_be_opened(damaged, processor, c
         trainer = RegionLearnerTrainer(model=model, args=arguments, processing_class=processor, train_dataset=rows)
         with without_the_rights_of_root(), caplog.at_level(logging.WARNING):
             assert trainer.train().global_step == 3
-        listed = trainer.unreadable
+        listed = trainer.unreadable.in_training
         assert sorted(listed) == ["clip1", "clip2", "clip3", "clip5", "clip7"]
         for path in (closed, directory, gone):
             assert listed[path.stem].startswith(f"{path}: ")
@@ -315,7 +315,7 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
     ],
 )
 def test_which_splits_are_trained_on(options, split, expected):
-    assert trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
+    assert is_trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
 
 
 def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):

@@ -92,7 +92,7 @@ def test_the_length_of_an_epoch_is_bounded_by_samples(mix, steps):
     parts = [CorpusPart(rows(100), 4), CorpusPart(rows(100), 2)]
     sampler = TrainingBatchSampler(parts, mix, samples_per_epoch=20)
     assert len(epoch(sampler)) == steps
-    assert sampler.num_samples == 18
+    assert sampler.rows_per_epoch == 18
     with pytest.raises(ValueError, match="samples_per_epoch=2 is less than one batch"):
         TrainingBatchSampler(parts, mix, samples_per_epoch=2)
 
@@ -169,7 +169,7 @@ def test_streams_are_shuffled_anew_in_each_pass():
 
 
 def test_more_loader_processes_than_shards():
-    with pytest.raises(ValueError, match="has no rows to read: take fewer loader processes"):
+    with pytest.raises(ValueError, match="has no rows to read: use fewer loader processes"):
         read([CorpusPart(stream(4, 1), 2)], 4, workers=2)
 
 

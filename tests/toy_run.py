@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner.loader_processes import now_reading
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.training.data import DRAWN
-from region_learner.training.reading import note
 
 from .conftest import TINY_VIDEO, tiny_text_config
 
@@ -53,7 +53,7 @@ class Collator:
         clips, texts, ids = [], [], []
         for row in rows:
             number = int(row["video_id"])
-            note(row["video_id"])
+            now_reading(row["video_id"])
             if self.deadly is not None and number == self.deadly[0]:
                 os.kill(os.getpid(), self.deadly[1])
             fixed = torch.Generator().manual_seed(number)

@@ -82,7 +82,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
         The path of the page.
     """
     console, output, start = Console(stderr=True), Path(output), time.perf_counter()
-    arguments = parse_arguments([RECIPE, *(options or ())], output_dir=str(output / "checkpoint"))
+    arguments = parse_arguments([RECIPE, *(options or ())], output_dir=str(output / "checkpoint"), overwrite=True)
     model_arguments, data_arguments, training_arguments = arguments
 
     console.rule("1. Corpus")

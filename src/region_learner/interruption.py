@@ -1,97 +1,101 @@
-"""The end of a training run by Ctrl-C or SIGTERM: soon, without a traceback, with a line that says how to go on."""
+"""Ctrl-C and SIGTERM: a command ends soon, without a traceback, with a line that says how to go on."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def interruptible(output_dirs: Sequence[str]) -> Iterator[None]:
+def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
     """
-    Exits with 130 (143 for SIGTERM) when the process is interrupted within it. Elsewhere than in the main thread it
-    does nothing.
+    On Ctrl-C (SIGTERM) within this block, prints how to go on and exits with 130 (143). Blocks that clean up run
+    before. Outside of the main thread this does nothing.
 
     Args:
-        output_dirs: of the stages of the run; may be filled later.
+        how_to_go_on: a sentence, or what returns it, such as "The same command starts again."
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    main_thread = threading.get_ident()
-    process, ended = os.getpid(), threading.Event()
-    received: list[int] = []
-
-    def insist():
-        """An exception is lost where Python cannot raise it, as in what is called around a fork: again, then."""
-        while not ended.wait(1):
-            signal.pthread_kill(main_thread, received[0])
-
-    def handler(number, frame):
-        if os.getpid() != process:  # forked from this one, such as loader processes
-            os._exit(0)
-        if not received and hasattr(signal, "pthread_kill"):
-            threading.Thread(target=insist, daemon=True).start()
-        received.append(number)
-        raise KeyboardInterrupt
-
-    def unraisable(lost):
-        if not received:  # else it is the interruption, or an object that was only half made because of it
-            previous_hook(lost)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous_hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    interruption = _Interruption()
     try:
         yield
     except BaseException:
-        if not received:
+        if interruption.number is None:
             raise
-        ended.set()
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        _end(output_dirs)
-        for number in numbers:  # what follows may be interrupted again, without any word
-            signal.signal(number, signal.SIG_DFL)
-        sys.exit(128 + received[0])
+        interruption.ignore_others()
+        _kill_children()
+        if int(os.environ.get("RANK", 0)) == 0:
+            line_so_far = "\n" if sys.stderr.isatty() else ""  # "^C", and a progress bar
+            text = how_to_go_on if isinstance(how_to_go_on, str) else how_to_go_on()
+            print(f"{line_so_far}region-learner: interrupted. {text}", file=sys.stderr, flush=True)
+        sys.exit(128 + interruption.number)
     finally:
-        ended.set()
-        if not received:
-            sys.unraisablehook = previous_hook
-            for number, handled in previous.items():
-                signal.signal(number, handled)
+        interruption.restore()
 
 
-def _end(output_dirs: Sequence[str]):
-    from .training.reading import children_may_die
+class _Interruption:
+    """Handles the signals: the first one raises `KeyboardInterrupt`, again if Python has dropped it."""
 
-    with children_may_die():
+    def __init__(self):
+        self.number: int | None = None  # of the first signal that was received
+        self.handled = False
+        self.process, self.main_thread = os.getpid(), threading.get_ident()
+        self.previous_hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
+        self.previous_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+
+    def _on_signal(self, number: int, frame: object):
+        if os.getpid() != self.process:  # forked from this one, such as loader processes
+            os._exit(0)
+        self.number = self.number or number
+        raise KeyboardInterrupt
+
+    def _on_unraisable(self, dropped: "sys.UnraisableHookArgs"):
+        if self.number is None:
+            self.previous_hook(dropped)
+        elif issubclass(dropped.exc_type, KeyboardInterrupt):  # in a callback around a fork, or in `__del__`
+            threading.Timer(0.2, self._raise_again).start()
+
+    def _raise_again(self):
+        if not self.handled and hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(self.main_thread, self.number)
+
+    def ignore_others(self):
+        self.handled = True
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def restore(self):
+        if self.number is None:
+            sys.unraisablehook = self.previous_hook
+        for number, handler in self.previous_handlers.items():
+            # After an interruption the process exits. A second one ends it at once, without any words.
+            signal.signal(number, handler if self.number is None else signal.SIG_DFL)
+
+
+def _kill_children():
+    """Kills child processes, also those that are stopped; Python would wait for them."""
+    with without_child_signals():
         for child in multiprocessing.active_children():
-            child.kill()  # also where it is stopped
+            child.kill()
             child.join()
-    if int(os.environ.get("RANK", 0)) == 0:
-        line_so_far = "\n" if sys.stderr.isatty() else ""  # "^C", and a bar
-        print(f"{line_so_far}region-learner: interrupted. {how_to_go_on(output_dirs)}", file=sys.stderr, flush=True)
 
 
-def how_to_go_on(output_dirs: Sequence[str]) -> str:
-    """What to do after a run in `output_dirs`, one for each of its stages, was interrupted."""
-    from .training.checkpoints import last_complete
-
-    for directory in reversed(output_dirs):
-        checkpoint, _ = last_complete(directory, contents=False)
-        if checkpoint is not None:
-            return (
-                "Resume with the same command and --resume_from_checkpoint true: what was trained after "
-                f"{checkpoint} is trained again."
-            )
-    if len(output_dirs) > 1 and (Path(output_dirs[0]) / "results.json").is_file():
-        return (
-            "Resume with the same command and --resume_from_checkpoint true: stages that have finished are not "
-            "trained again."
-        )
-    return "No checkpoint has been saved (--save_strategy, --save_steps): the same command starts from the beginning."
+@contextmanager
+def without_child_signals() -> Iterator[None]:
+    """Suspends PyTorch's handler of SIGCHLD, which raises an error wherever the main thread happens to be."""
+    previous: Any = None
+    with suppress(ValueError, AttributeError):  # in another thread; on Windows
+        previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGCHLD, previous)

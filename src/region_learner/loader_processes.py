@@ -1,152 +1,274 @@
-"""A DataLoader whose processes may be killed, stopped or hang: the video that was being read is named."""
+"""Watches the processes of a `DataLoader`: when one is killed, crashes or hangs, the error names the video."""
 
-import itertools
+import multiprocessing
+import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
-TIMEOUT = 1800  # seconds that a batch may take
+from .interruption import without_child_signals
+
+# Seconds without any batch, after which loader processes are taken to hang. Generous, as a batch may hold many long
+# videos on a slow disk; but less than the 1800 after which training processes give up on one another (`ddp_timeout`).
+TIMEOUT = 900
+
+_BYTES = 1024  # per process: its id, and the video that it reads
+
+
+class LoaderWatch:
+    """
+    Knows what each process of a loader is reading, through memory that they share with the main process.
+
+        watch = LoaderWatch(num_workers)
+        loader = DataLoader(dataset, num_workers=num_workers, **watch.options)
+        for batch in watch.batches(loader):
+            ...
+
+    The data set or the collator calls [`now_reading`] before it reads a video.
+    """
+
+    def __init__(self, num_workers: int, name_of: Callable[[str], str] = str):
+        self.slots = torch.zeros(num_workers, _BYTES, dtype=torch.uint8).share_memory_() if num_workers else None
+        self.name_of = name_of  # what to call in messages what `now_reading` was given
+        self.hung: dict[int, str] = {}  # the videos that processes were reading when no batch came, by process id
+        _watches.add(self)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the `DataLoader`."""
+        return {} if self.slots is None else {"worker_init_fn": _TakeSlot(self.slots)}
+
+    def videos(self) -> dict[int, str]:
+        """The video that each process is reading, by process id; "" for a process between two videos."""
+        slots = [] if self.slots is None else self.slots.numpy()
+        texts = [bytes(slot).partition(b"\0")[0].decode(errors="replace") for slot in slots]
+        pairs = [text.partition(" ")[::2] for text in texts if text]
+        return {int(process): video and self.name_of(video) for process, video in pairs}
+
+    def batches(self, loader: Iterable[Any], next_batch: Callable = next) -> Iterator[Any]:
+        """Yields the batches of `loader`, each of which may take [`TIMEOUT`] seconds."""
+        iterator = iter(loader)
+        while True:
+            try:
+                with self.waiting():
+                    batch = next_batch(iterator)
+            except StopIteration:
+                return
+            yield batch
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """
+        Kills the loader processes if the block takes more than [`TIMEOUT`] seconds; [`naming_the_video`] then says so.
+        (The `timeout` of a `DataLoader` does not end the wait for a tensor of a process that is stopped.)
+        """
+        if self.slots is None:
+            yield
+            return
+        arrived = threading.Event()
+        threading.Thread(target=self._kill_after_timeout, args=(arrived,), daemon=True).start()
+        try:
+            yield
+        finally:
+            arrived.set()
+
+    def _kill_after_timeout(self, arrived: threading.Event):
+        for _ in range(TIMEOUT):  # counts seconds in which this process itself was not stopped
+            if arrived.wait(1):
+                return
+        self.hung = self.videos()
+        for child in multiprocessing.active_children():
+            if child.pid in self.hung:
+                child.kill()
+
+
+class WatchedLoader:
+    """A `DataLoader` whose processes are watched. It may be one that somebody else has made."""
+
+    def __init__(self, loader: Any):
+        self.loader, self.watch = loader, LoaderWatch(loader.num_workers)
+        for name, value in self.watch.options.items():
+            setattr(loader, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.watch.batches(self.loader)
+
+
+_watches: "weakref.WeakSet[LoaderWatch]" = weakref.WeakSet()
+_own_slot: Any = None  # of this process, if it is a loader process
+
+
+class _TakeSlot:
+    """The `worker_init_fn`. A class of its own, so that spawned processes are not sent the whole [`LoaderWatch`]."""
+
+    def __init__(self, slots: torch.Tensor):
+        self.slots = slots
+
+    def __call__(self, worker: int):
+        global _own_slot
+        _own_slot = self.slots[worker].numpy()
+        now_reading("")
+
+
+def now_reading(video: str):
+    """Called in a loader process: tells the main process which video is being read; "" for none."""
+    if _own_slot is not None:
+        text = f"{os.getpid()} {video}".encode(errors="backslashreplace")[: _BYTES - 1]
+        _own_slot[: len(text) + 1] = memoryview(text + b"\0")
+
+
+@contextmanager
+def naming_the_video() -> Iterator[None]:
+    """
+    Within this block, errors about loader processes say which video these were reading.
+
+    Raises:
+        ChildProcessError: a process was killed, or crashed.
+        TimeoutError: no batch came for [`TIMEOUT`] seconds.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+        hung = {process: video for watch in _watches for process, video in watch.hung.items()}
+        if hung:
+            _kill_loader_processes()
+            raise TimeoutError(_hang_message(hung)) from error
+        text = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker (pid"):
+            raise
+        if isinstance(error, RuntimeError):
+            dead = {int(number) for number in re.findall(r"\d+", re.split("exited|is killed", text)[0])}
+        else:  # the other end of a connection is gone
+            dead = {process for watch in _watches for process, video in watch.videos().items() if video}
+            dead -= {child.pid for child in multiprocessing.active_children()}
+            if not dead:
+                raise
+            text = f"Loader process (pid {', '.join(map(str, sorted(dead)))}) ended unexpectedly"
+        raise ChildProcessError(_death_message(text, dead, _kill_loader_processes())) from error
+
+
+def _hang_message(videos: dict[int, str]) -> str:
+    reading = [f"process {process} was reading {video!r}" for process, video in videos.items() if video]
+    return (
+        f"No batch came from the loader processes for {TIMEOUT} seconds: "
+        f"{'; '.join(reading) or 'none of them was reading a video'}. Leave that video out, or check its disk."
+    )
+
+
+def _death_message(text: str, dead: set[int], videos: dict[int, str]) -> str:
+    reading = [repr(videos[process]) for process in sorted(dead) if videos.get(process)]
+    while_reading = f", while it was reading {' and '.join(reading)}" if reading else ""
+    cure = "use fewer loader processes" + ", or leave that video out" * bool(reading)
+    return f"{text.rstrip('.')}{while_reading}. The system kills processes when memory runs out: {cure}."
+
+
+def _kill_loader_processes() -> dict[int, str]:
+    """
+    Kills the loader processes that are left, as PyTorch would wait for one that is stopped. Returns the videos that
+    all of them were reading.
+    """
+    videos = {process: video for watch in _watches for process, video in watch.videos().items()}
+    with without_child_signals():
+        for child in multiprocessing.active_children():
+            if child.pid in videos:
+                child.kill()
+                child.join()
+    for watch in _watches:
+        watch.hung = {}
+        if watch.slots is not None:
+            watch.slots.numpy()[:] = 0  # PyTorch itself refuses to change tensors that inference mode has made
+    return videos
 
 
 def load_in_order(
-    dataset: Any,
-    batch_size: int,
-    num_workers: int,
-    name_of: Callable[[int], str],
-    timeout: float = TIMEOUT,
+    dataset: Any, batch_size: int, num_workers: int, name_of: Callable[[int], str]
 ) -> Iterator[list[Any]]:
     """
     Yields the items of a data set in order, as lists of `batch_size`.
 
     Args:
-        num_workers: processes that read; with 0 this one does, without a limit of time.
-        name_of: returns what to call an item in messages, from its index.
-        timeout: seconds that a batch may take.
+        dataset: indexed from 0.
+        batch_size: number of items in a list; the last one may be shorter.
+        num_workers: number of loader processes; with 0 this process reads, without a time limit.
+        name_of: returns what to call the item of an index in error messages.
 
     Raises:
-        ChildProcessError: a process was killed, crashed, or gave nothing in time; the message names the item that it
-            was reading.
+        ChildProcessError: a process was killed or crashed; the message names the item that it was reading.
+        TimeoutError: no batch came for [`TIMEOUT`] seconds.
     """
-    if not num_workers:
-        yield from DataLoader(dataset, batch_size, collate_fn=list)
-        return
-    noted = _Noted(dataset, num_workers)
-    loader = DataLoader(noted, batch_size, num_workers=num_workers, collate_fn=list, timeout=timeout)
-    with _interrupts_afterwards():
-        batches: Any = iter(loader)
-    with _failures_wait_their_turn() as next_of:
+    watch = LoaderWatch(num_workers, lambda index: name_of(int(index)))
+    loader = DataLoader(_Items(dataset), batch_size, num_workers=num_workers, collate_fn=list, **watch.options)
+    iterator: Any = iter(loader)
+    with _child_errors_on_next() if num_workers else nullcontext(next) as next_batch:
         try:
-            for number in itertools.count():
-                try:
-                    batch = next_of(batches)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    worker, what = _what_happened(str(error), batches, number, timeout)
-                    if not what:
-                        raise  # an error of the data set
-                    at = -1 if worker is None else int(noted.current[worker])
-                    raise ChildProcessError(
-                        f"While {name_of(at) if at >= 0 else 'a video'} was being read, {what}. "
-                        "`region-learner corpus check` finds videos that cannot be read."
-                    ) from error
-                yield batch
+            with naming_the_video():
+                yield from watch.batches(iterator, next_batch)
         finally:
-            batches._shutdown_workers()  # while what it meets is still noted
+            if num_workers:
+                iterator._shutdown_workers()
 
 
-def _what_happened(message: str, batches: Any, number: int, timeout: float) -> tuple[int | None, str]:
-    """Which process failed, and how, from a message of PyTorch; "" where it is not about a process."""
-    if message.startswith("DataLoader timed out"):
-        worker = number % len(batches._workers)  # they take turns
-        batches._workers[worker].kill()  # who was stopped does not end otherwise
-        return worker, f"nothing came for {timeout:g} seconds: it hangs, or its process was stopped"
-    if message.startswith("DataLoader worker"):
-        pids = re.findall(r"\d+", message)
-        ended = [i for i, process in enumerate(batches._workers) if str(process.pid) in pids]
-        what = "its process was killed or crashed; if memory ran out, use fewer workers"
-        return (ended[0] if ended else None), what
-    return None, ""
+class _Items(Dataset):
+    """A data set whose loader processes say which item they are reading."""
 
-
-class _Noted(Dataset):
-    """A data set whose processes note which item each of them reads."""
-
-    def __init__(self, dataset: Any, num_workers: int):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
-        self.current = torch.full((num_workers,), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        worker = get_worker_info()
-        if worker is not None:
-            self.current[worker.id] = index
+        now_reading(str(index))
         return self.dataset[index]
 
 
 @contextmanager
-def _interrupts_afterwards() -> Iterator[None]:
-    """
-    Ctrl-C goes to all processes. Those started here never see it, and this one, which ends them, does afterwards: in
-    the midst of their start it would be lost.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    pending: list[bool] = []
-    handler = signal.signal(signal.SIGINT, lambda *_: pending.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the processes inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if pending:
-            signal.raise_signal(signal.SIGINT)
-
-
-@contextmanager
-def _failures_wait_their_turn() -> Iterator[Callable[[Iterator[Any]], Any]]:
+def _child_errors_on_next() -> Iterator[Callable[[Iterator[Any]], Any]]:
     """
     Gives a `next` that raises when a loader process has ended. PyTorch raises that from a signal handler, wherever the
-    main thread is at the time, such as in a step of the model, from where no video can be named.
+    main thread is at the time, such as in a step of the model, where nobody can name the video.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield next
         return
     handler: Any = signal.getsignal(signal.SIGCHLD)
-    failures: list[RuntimeError] = []
+    errors: list[RuntimeError] = []
     waiting = False
 
-    def note(signal_number: int, frame: Any) -> None:
+    def keep_error(number: int, frame: Any) -> None:
         try:
             if callable(handler):
-                handler(signal_number, frame)
+                handler(number, frame)
         except RuntimeError as error:
             if waiting:
                 raise
-            failures.append(error)
+            errors.append(error)
 
-    def next_of(batches: Iterator[Any]) -> Any:
+    def next_batch(iterator: Iterator[Any]) -> Any:
         nonlocal waiting
         waiting = True
         try:
-            if failures:
-                raise failures[0]
-            return next(batches)
+            if errors:
+                raise errors[0]
+            return next(iterator)
         finally:
             waiting = False
 
-    signal.signal(signal.SIGCHLD, note)
+    signal.signal(signal.SIGCHLD, keep_error)
     try:
-        yield next_of
+        yield next_batch
     finally:
         signal.signal(signal.SIGCHLD, handler)

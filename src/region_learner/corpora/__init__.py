@@ -141,3 +141,12 @@ def make_corpus(name: str, output_dir: str | os.PathLike[str], **options: Any) -
             f"{name!r} is no built-in corpus{suggestion(name, _BUILT_IN)} (built in: {', '.join(sorted(_BUILT_IN))})"
         )
     return _BUILT_IN[name](output_dir, **options)
+
+
+class _Info:
+    def __init__(self, horizontal_flip: bool):
+        self.horizontal_flip = horizontal_flip
+
+
+def corpus_info(name: str) -> _Info:  # a stand-in until the corpora declare it
+    return _Info(name not in ("drifting_letters", "moving_shapes"))

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..evaluation.protocols import videos_of
 from ..evaluation.results import EvaluationResults, read_results, shown_options, weights_of
 from ..evaluation.tasks import PROMPTS
-from ..training.arguments import TOLD_ARGUMENTS
+from ..training.arguments import PUBLISHED_ARGUMENTS
 
 _TAGS = ["video-text-retrieval", "text-to-video-retrieval", "region-learner"]
 
@@ -297,7 +297,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += " (if it was resumed, since then)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were replaced by others"
-        arguments = {key: value for key, value in run["arguments"].items() if key in TOLD_ARGUMENTS}
+        arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no results.json of a training run: {error!r}") from error
     shown = yaml.safe_dump(shown_options(arguments), sort_keys=False, default_flow_style=None, width=110)

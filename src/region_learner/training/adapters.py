@@ -1,15 +1,19 @@
 """
-Checkpoints of a model with low-rank adapters (PEFT). Each is a plain model, with the adapters merged into it, that
-anything loads whole; beside it, in the directory `adapter`, is what training resumes from.
+Low-rank adapters (PEFT). Each checkpoint is a plain model, with the adapters merged into it, that loads anywhere.
+Training resumes from the directory `adapter` in it.
 """
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
 
+from ..configuration_region_learner import did_you_mean
 from ..files import BESIDE_ADAPTERS
 
 ADAPTER = "adapter"
@@ -17,17 +21,94 @@ ADAPTER = "adapter"
 _WEIGHTS = "adapter_model.safetensors"
 
 
+def _import_peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+    return peft
+
+
+def check_lora(options: dict[str, Any]):
+    """
+    Raises:
+        ImportError: without `peft`.
+        ValueError: for options that do not exist, or values that do not fit.
+    """
+    known = {item.name for item in fields(_import_peft().LoraConfig) if item.init} | {"towers"}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"lora: {name!r} is not a field of peft.LoraConfig{did_you_mean(name, known)}")
+    rank, towers = options.get("r", 8), options.get("towers", [])
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"lora: r={rank!r} must be an integer of at least 1.")
+    if not isinstance(towers, list | tuple) or not all(isinstance(tower, str) for tower in towers):
+        raise ValueError(f'lora: towers must be a list such as ["text_model"], not {towers!r}.')
+
+
+def with_lora(model: PreTrainedModel, options: dict[str, Any]):
+    """
+    Adds low-rank adapters (PEFT) to the blocks of the towers. What is not part of a pre-trained tower (region module,
+    temporal fusion and positions, projections, heads, a learned temperature) is trained in full.
+
+    Args:
+        model: a model of any task.
+        options: fields of `peft.LoraConfig`, and `towers`, by default ["video_model", "text_model"].
+
+    Raises:
+        ImportError: without `peft`.
+        ValueError: for options that do not exist, or towers that the model does not have.
+    """
+    check_lora(options)
+    peft = _import_peft()
+    options = dict(options)
+    towers = options.pop("towers", ["video_model", "text_model"])
+    known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
+    if unknown := set(towers) - set(known):
+        raise ValueError(f"lora: there is no tower {sorted(unknown)}; towers: {', '.join(known)}.")
+    in_blocks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in towers and "region_module" not in name
+    ]
+    trained_in_full = [name for name, _ in model.named_children() if name not in known]
+    if "video_model" in towers and getattr(model.video_model, "region_module", None) is not None:
+        trained_in_full.append("region_module")
+    if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
+        trained_in_full.append("temporal_fusion")
+    for module in options.get("modules_to_save") or ():
+        if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
+            raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
+    defaults = {"target_modules": in_blocks, "modules_to_save": trained_in_full}
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
+    except TypeError as error:  # for values of another type, which PEFT does not check
+        raise ValueError(f"lora: {options} do not fit peft.LoraConfig: {error}") from error
+    for name, parameter in adapted.named_parameters():
+        # PEFT freezes what is not a module: scale and bias of the loss, and positions, which may all still be zero.
+        is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
+        if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
+            parameter.requires_grad_(True)
+    quantizer = getattr(getattr(model.video_model, "region_module", None), "quantizer", None)
+    if "video_model" not in towers and quantizer is not None:
+        quantizer.frozen = True
+    return adapted
+
+
+# Checkpoints
+
+
 def has_adapters(model: Any) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
 def merged(model: Any) -> Any:
-    """A plain copy of a model with adapters, which are merged into its weights."""
+    """Returns a plain copy of a model with adapters, with these merged into its weights."""
     return copy.deepcopy(model).merge_and_unload()
 
 
 def save_adapters(model: Any, folder: Path) -> None:
-    """Writes all that training changes in a directory that `PeftModel.from_pretrained(base, folder)` reads whole."""
+    """Writes all that training changes into a directory that `PeftModel.from_pretrained(base, folder)` reads."""
     model.save_pretrained(folder)
     rest = {name: value.detach().cpu().contiguous() for name, value in _beside_adapters(model).items()}
     save_file(load_file(folder / _WEIGHTS) | rest, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -35,10 +116,10 @@ def save_adapters(model: Any, folder: Path) -> None:
 
 def load_adapters(model: Any, folder: Path) -> None:
     """
-    Reads what [`save_adapters`] wrote into a model that has such adapters.
+    Loads what [`save_adapters`] wrote into a model that has such adapters.
 
     Raises:
-        ValueError: the model lacks some of it, or has more.
+        ValueError: the files are of another model.
     """
     from peft import set_peft_model_state_dict
 
@@ -48,11 +129,13 @@ def load_adapters(model: Any, folder: Path) -> None:
         raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it is of another model.")
     found: Any = set_peft_model_state_dict(model, values)
     if found.unexpected_keys:
-        raise ValueError(f"{folder} has {', '.join(sorted(found.unexpected_keys)[:3])}, which this model has not.")
+        raise ValueError(
+            f"{folder} has {', '.join(sorted(found.unexpected_keys)[:3])}, which this model does not have."
+        )
 
 
 def load_beside_adapters(model: Any, checkpoint: Path) -> None:
-    """Reads what checkpoints of earlier versions have in a file of its own, if this is one."""
+    """Loads the weights that checkpoints of version 0.1 have in a file of their own, if this is one."""
     if (checkpoint / BESIDE_ADAPTERS).is_file():
         parameters = dict(model.named_parameters())
         for name, value in load_file(checkpoint / BESIDE_ADAPTERS).items():
@@ -60,7 +143,7 @@ def load_beside_adapters(model: Any, checkpoint: Path) -> None:
 
 
 def _beside_adapters(model: Any) -> dict[str, torch.Tensor]:
-    """What training changes and PEFT does not save: single parameters that are trained whole, and buffers."""
+    """Returns what training changes and PEFT does not save: parameters that are trained in full, and buffers."""
     of_peft = ("lora_", ".modules_to_save.", ".original_module.")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trained

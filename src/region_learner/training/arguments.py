@@ -1,29 +1,15 @@
-"""Arguments of a training run: dataclasses, the command line, and recipes (YAML files of the same names)."""
+"""
+The arguments of a training run, beside those of `transformers.TrainingArguments`, and the groups of `--help`.
 
-import argparse
-import difflib
-import itertools
+This module imports neither torch nor transformers, so that `region-learner train --help` is fast.
+"""
+# ruff: noqa: RUF009 # `argument` returns a field
+
 import json
-import logging
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from importlib import resources
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
-from transformers import HfArgumentParser, SchedulerType, TrainingArguments
-
-from ..configuration_region_learner import merge_fields
-from ..files import near_file
-from .argument_rules import check_accelerator_config, check_ranges, check_trackers, refuse_arguments
-from .choice import set_direction
-from .collator import TASKS
-from .data import MIXES
-
-logger = logging.getLogger(__name__)
 
 # Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
 if TYPE_CHECKING:
@@ -33,16 +19,80 @@ else:
     JsonMapping = dict | str | None
     JsonList = list | str | None
 
+TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 FILLS = ("zeros", "nearest", "bilinear")
+MIXES = ("alternate", "weighted")
 
-# How the command line takes back what a recipe says.
-_NOTHING = ("none", "null")
+# The groups of `--help`, and what they show in this order: all arguments of this package, and those of
+# `transformers.TrainingArguments` that most runs need.
+ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
+    "Model": (
+        "model", "video_tower", "text_tower", "task", "video_config", "text_config", "config", "tokenizer",
+        "vocab_size", "frame_fill", "max_answers", "lora",
+    ),
+    "Data": (
+        "corpus", "data_dir", "corpus_options", "train_split", "corpora", "data_dirs", "mix", "samples_per_epoch",
+        "max_train_videos", "num_frames", "flip_probability", "streaming", "shuffle_buffer", "max_missing",
+        "max_unreadable", "dataloader_num_workers",
+    ),
+    "Optimization": (
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_cache_chunk",
+        "gradient_checkpointing", "gradient_accumulation_steps", "auto_find_batch_size", "bf16", "fp16",
+        "torch_compile", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay", "freeze",
+        "lr_scheduler_type", "lr_milestones", "lr_gamma", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
+        "seed",
+    ),
+    "Evaluation": (
+        "eval_split", "test_split", "eval_strategy", "eval_steps", "per_device_eval_batch_size",
+        "load_best_model_at_end", "metric_for_best_model",
+    ),
+    "Saving and logging": (
+        "output_dir", "overwrite", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit",
+        "logging_steps", "report_to", "push_to_hub",
+    ),
+}  # fmt: skip
+
+
+def argument(help: str, default: Any = None, factory: Any = MISSING) -> Any:
+    """Returns a field with its help, and with a default or what makes it."""
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, and all."""
+    from ..configuration_region_learner import did_you_mean
+
+    known = list(known)
+    return f"{did_you_mean(name, known)} (known: {', '.join(known)})"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known{unknown(str(value), choices)}")
+
+
+def _check_at_least_1(arguments: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+
+
+# How the command line says None.
+NONE = ("none", "null")
+
+
+def _none_from_text(arguments: Any, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) in NONE:
+            setattr(arguments, name, None)
 
 
 def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> Any:
     if not isinstance(value, str):
         return value
-    if value in _NOTHING:
+    if value in NONE:
         return None
     try:
         parsed = json.loads(value)
@@ -55,16 +105,15 @@ def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> An
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     """
-    Parses a mapping given as JSON, with None for "none"; lets others through.
+    Parses a mapping given as JSON, with None for "none". Returns a mapping as it is.
 
     Raises:
-        ValueError: naming `name`, if it is not a JSON object.
+        ValueError: it is not a JSON object; the message names `name`.
     """
     return _from_json(name, value, dict, "object", '{"key": 1}')
 
 
-def _without_null(options: dict | None) -> dict | None:
-    """`options` without those that are taken back to their defaults."""
+def _without_none(options: dict | None) -> dict | None:
     return options and {name: value for name, value in options.items() if value is not None}
 
 
@@ -72,89 +121,45 @@ def _without_null(options: dict | None) -> dict | None:
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pre-trained towers, or a configuration."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "Checkpoint to start from: a directory or Hub name. It brings its processor."}
+    model: str | None = argument("Checkpoint to start from, with its processor: a directory or Hub name.")
+    video_tower: str | None = argument("Pre-trained image model to start from: a timm or Hub name, or a directory.")
+    text_tower: str | None = argument("Pre-trained text encoder to start from: a Hub name or a directory.")
+    video_config: JsonMapping = argument(
+        "Fields of the video configuration, as JSON. With --model they override those of the checkpoint."
     )
-    video_tower: str | None = field(
-        default=None, metadata={"help": "Image model to start from: a timm or Hub name, or a directory."}
+    text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
+    config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
+    task: str = argument(f"What the model is trained for: {', '.join(TASKS)}.", "retrieval")
+    max_answers: int = argument("Question answering: number of answers of a new head, the most frequent ones.", 1500)
+    lora: JsonMapping = argument("Train low-rank adapters: fields of peft.LoraConfig and `towers`, as JSON.")
+    frame_fill: str = argument(f"How to fill temporal positions that a checkpoint lacks: {', '.join(FILLS)}.", "zeros")
+    tokenizer: str | None = argument(
+        "Tokenizer of a new model: a directory or Hub name, or 'train' to learn one from the captions."
     )
-    text_tower: str | None = field(
-        default=None, metadata={"help": "Text encoder to start from: a Hub name or directory."}
-    )
-    video_config: JsonMapping = field(
-        default=None, metadata={"help": "Fields of the video configuration (JSON): of a new model, or to override."}
-    )
-    text_config: JsonMapping = field(
-        default=None, metadata={"help": "Text configuration of a new model (JSON), with its model_type."}
-    )
-    config: JsonMapping = field(
-        default=None, metadata={"help": "Other fields of the configuration (JSON), such as projection_dim."}
-    )
-    task: str = field(default="retrieval", metadata={"help": f"One of {', '.join(TASKS)}."})
-    max_answers: int = field(
-        default=1500, metadata={"help": "Size of the vocabulary of a new head for questions: the most frequent ones."}
-    )
-    lora: JsonMapping = field(
-        default=None,
-        metadata={"help": "Low-rank adapters instead of whole towers (JSON): fields of peft.LoraConfig, and towers."},
-    )
-    frame_fill: str = field(
-        default="zeros",
-        metadata={"help": "Temporal positions of a checkpoint with fewer frames: zeros, nearest or bilinear."},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Directory or Hub name; 'train' learns one from the training captions."},
-    )
-    vocab_size: int = field(default=4000, metadata={"help": "Tokens at most, for --tokenizer train."})
-    num_frames: int | None = field(
-        default=None, metadata={"help": "Frames a clip; by default as many as the model has temporal positions."}
-    )
-    flip_probability: float | None = field(
-        default=None,
-        metadata={
-            "help": "Of mirroring a training clip; by default 0.5, and 0 for captions that tell left and right."
-        },
+    vocab_size: int = argument("Maximum number of tokens for --tokenizer train.", 4000)
+    num_frames: int | None = argument("Frames per clip. By default, the number of temporal positions of the model.")
+    flip_probability: float | None = argument(
+        "Probability that a training clip is mirrored. By default 0.5, and 0 for corpora whose captions tell left "
+        "from right.",
     )
 
     def __post_init__(self):
-        self.video_config = mapping_from_json("video_config", self.video_config)
-        self.text_config = mapping_from_json("text_config", self.text_config)
-        self.config = mapping_from_json("config", self.config)
-        self.lora = _without_null(mapping_from_json("lora", self.lora))
-        for name in ("model", "video_tower", "text_tower", "tokenizer"):
-            if getattr(self, name) in _NOTHING:
-                setattr(self, name, None)
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
-        if self.max_answers < 1:
-            raise ValueError(f"max_answers={self.max_answers} must be at least 1.")
-        if self.frame_fill not in FILLS:
-            raise ValueError(
-                f"frame_fill={self.frame_fill!r} is not known; choose one of {', '.join(map(repr, FILLS))}."
-            )
+        for name in ("video_config", "text_config", "config", "lora"):
+            setattr(self, name, mapping_from_json(name, getattr(self, name)))
+        self.lora = _without_none(self.lora)
+        _none_from_text(self, "model", "video_tower", "text_tower", "tokenizer")
+        _check_at_least_1(self, "num_frames", "max_answers")
+        _check_choice("frame_fill", self.frame_fill, FILLS)
+        _check_choice("task", self.task, TASKS)
         if self.flip_probability is not None and not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
-        if self.task not in TASKS:
-            raise ValueError(
-                f"task={self.task!r} is not known{_nearest(self.task, TASKS)} (tasks: {', '.join(TASKS)})"
-            )
 
 
-CORPUS_KEYS = (
-    "corpus",
-    "data_dir",
-    "split",
-    "options",
-    "batch_size",
-    "num_frames",
-    "weight",
-    "streaming",
-    "shuffle_buffer",
-)
-
-# What those that are not text hold: kinds, in words, and the least number.
-_CORPUS_VALUES: dict[str, tuple[tuple[type, ...], str, float | None]] = {
+# The keys of an entry of `corpora`: the types that its value may have, these in words, and its lower bound.
+_CORPUS_KEYS: dict[str, tuple[tuple[type, ...], str, float | None]] = {
+    "corpus": ((str,), "text", None),
+    "data_dir": ((str, Path, type(None)), "text", None),
+    "split": ((str,), "text", None),
     "options": ((dict,), "a mapping", None),
     "batch_size": ((int,), "an integer of at least 1", 1),
     "num_frames": ((int, type(None)), "an integer of at least 1", 1),
@@ -166,82 +171,62 @@ _CORPUS_VALUES: dict[str, tuple[tuple[type, ...], str, float | None]] = {
 
 def _check_corpus(entry: dict[str, Any]) -> None:
     for key, value in entry.items():
-        if key not in CORPUS_KEYS:
-            raise ValueError(
-                f"corpora: unknown key {key!r}{_nearest(str(key), CORPUS_KEYS)} ({', '.join(CORPUS_KEYS)})"
-            )
-        kinds, words, least = _CORPUS_VALUES.get(key, ((str, Path, type(None)), "text", None))
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if not fits or (least is not None and value is not None and not value >= least):
+        if key not in _CORPUS_KEYS:
+            raise ValueError(f"corpora: unknown key {key!r}{unknown(str(key), _CORPUS_KEYS)}")
+        types, words, minimum = _CORPUS_KEYS[key]
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if not fits or (minimum is not None and value is not None and not value >= minimum):
             raise ValueError(f"corpora: {key}={value!r} must be {words}.")
 
 
 @dataclass
 class DataArguments:
-    """The corpus, or the corpora."""
+    """The corpus to train on, or several."""
 
-    corpus: str = field(default="folder", metadata={"help": "Name of a corpus; see `region-learner corpus list`."})
-    data_dir: str | None = field(default=None, metadata={"help": "Where the corpus lies."})
-    corpus_options: JsonMapping = field(default=None, metadata={"help": "Options of the corpus (JSON)."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split for evaluation while training; 'none' takes back a recipe's."}
+    corpus: str = argument("Name of a corpus; `region-learner corpus list` shows them.", "folder")
+    data_dir: str | None = argument("Directory of the corpus.")
+    corpus_options: JsonMapping = argument("Options of the corpus, as JSON.")
+    train_split: str = argument("Split to train on.", "train")
+    eval_split: str | None = argument("Split to evaluate on during training; 'none' overrides the one of a recipe.")
+    test_split: str | None = argument(
+        "Split to evaluate on once, after training; 'none' overrides the one of a recipe."
     )
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split for one evaluation at the end; 'none' takes back a recipe's."}
+    corpora: JsonList = argument(
+        "Several corpora to train on, as a JSON list of mappings with the keys " + ", ".join(_CORPUS_KEYS) + ".",
     )
-    corpora: JsonList = field(
-        default=None,
-        metadata={
-            "help": "Several corpora to train on (JSON): a list of mappings with corpus, data_dir, split, options, "
-            "batch_size, num_frames, weight, streaming, shuffle_buffer."
-        },
+    data_dirs: list[str] | None = argument("Directories of the corpora of a recipe: cc3m=DIR webvid=DIR ...")
+    streaming: bool = argument("Read the training corpus as a stream of shards; needs --max_steps.", False)
+    shuffle_buffer: int = argument("Number of rows that a stream is shuffled within.", 10_000)
+    max_missing: float = argument(
+        "Number or share of videos that may be missing; they are skipped and listed in a file.", 0.0
     )
-    data_dirs: list[str] | None = field(
-        default=None,
-        metadata={"help": "Where the corpora of a recipe lie, instead of where it says: cc3m=DIR webvid=DIR ..."},
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the training corpus as a stream, with max_steps and shards."}
-    )
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "Rows that a stream is shuffled among."})
-    max_missing: float = field(
-        default=0.0,
-        metadata={"help": "Missing videos that are left out and listed, instead of an error: a number or a share."},
-    )
-    max_train_videos: int | None = field(default=None, metadata={"help": "Train on the first so many videos."})
+    max_train_videos: int | None = argument("Train on the first N videos only.")
 
     def __post_init__(self):
-        self.corpus_options = _without_null(mapping_from_json("corpus_options", self.corpus_options)) or {}
+        self.corpus_options = _without_none(mapping_from_json("corpus_options", self.corpus_options)) or {}
         self.corpora = _from_json("corpora", self.corpora, list, "list", '[{"corpus": "cc3m", "data_dir": "cc3m"}]')
-        for name in ("max_train_videos", "shuffle_buffer"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+        _none_from_text(self, "eval_split", "test_split")
+        _check_at_least_1(self, "max_train_videos", "shuffle_buffer")
         if self.corpora == []:
             raise ValueError("corpora is an empty list: name at least one corpus in it, or leave it out.")
-        for name in ("eval_split", "test_split"):
-            if getattr(self, name) in _NOTHING:
-                setattr(self, name, None)
         if self.corpora is not None and not (
             isinstance(self.corpora, list) and all(isinstance(entry, dict) for entry in self.corpora)
         ):
-            raise ValueError(f"corpora must be a list of mappings with keys of {', '.join(CORPUS_KEYS)}.")
+            raise ValueError(f"corpora must be a list of mappings with keys of {', '.join(_CORPUS_KEYS)}.")
         for entry in self.corpora or []:
             _check_corpus(entry)
         for item in self.data_dirs or []:
             self._set_data_dir(*item.partition("=")[::2])
 
     def _set_data_dir(self, corpus: str, data_dir: str):
-        named = dict.fromkeys([self.corpus, *(entry.get("corpus", self.corpus) for entry in self.corpora or [])])
+        names = dict.fromkeys([self.corpus, *(entry.get("corpus", self.corpus) for entry in self.corpora or [])])
         if not data_dir:
             raise ValueError(f"data_dirs: {corpus!r} is not of the form CORPUS=DIRECTORY, such as webvid=data/WebVid.")
-        if corpus not in named:
-            raise ValueError(
-                f"data_dirs: {corpus!r} is no corpus of this run{_nearest(corpus, named)} ({', '.join(named)})"
-            )
+        if corpus not in names:
+            raise ValueError(f"data_dirs: {corpus!r} is not a corpus of this run{unknown(corpus, names)}")
         if corpus == self.corpus:
             self.data_dir = data_dir
-        if self.corpora is not None:  # a recipe's own list stays as it is, for its other stages
+        if self.corpora is not None:  # a new list, as other stages of a recipe share the old one
             self.corpora = [
                 entry | {"data_dir": data_dir} if entry.get("corpus", self.corpus) == corpus else entry
                 for entry in self.corpora
@@ -249,269 +234,47 @@ class DataArguments:
 
 
 @dataclass
-class RegionLearnerTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the defaults that a contrastive model over videos needs."""
+class OwnTrainingArguments:
+    """What [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "The collator reads columns that the model does not know."}
+    max_unreadable: float = argument(
+        "Share of videos that may be unreadable; each is replaced by another one and reported.", 0.1
     )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["video_ids"], metadata={"help": "What evaluation keeps of a batch: the task decides."}
+    mix: str = argument(
+        "Several corpora: 'alternate' takes a batch of each in turn, 'weighted' draws by their weights.",
+        "alternate",
     )
-    accelerator_config: JsonMapping = field(
-        default_factory=lambda: {"dispatch_batches": False},
-        metadata={"help": "As in transformers; here each process reads its own part of a stream."},
+    samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
+    gradient_cache_chunk: int | None = argument(
+        "Compute cached gradients, this many pairs at a time: the memory of a small batch, the loss of a large one.",
     )
-    max_unreadable: float = field(
-        default=0.1,
-        metadata={"help": "Share of videos that may be unreadable; each is replaced by another and reported."},
+    lr_milestones: list[float] = argument(
+        "Multiply the learning rate by --lr_gamma at these shares of the training: 0.6 0.8 ...",
+        factory=list,
     )
-    mix: str = field(
-        default="alternate",
-        metadata={"help": "Several corpora: 'alternate' takes a batch of each in turn, 'weighted' by their weights."},
+    lr_gamma: float = argument("Factor of --lr_milestones.", 0.1)
+    video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning_rate.")
+    text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning_rate.")
+    layer_decay: float | None = argument(
+        "Factor on the learning rate for each block between a parameter and the output of its tower."
     )
-    samples_per_epoch: int | None = field(
-        default=None, metadata={"help": "Bound on the rows of an epoch, of all corpora and processes together."}
+    freeze: list[str] = argument(
+        "Parameters that are not trained, by the beginnings of their names: text_model ...",
+        factory=list,
     )
-    gradient_cache_chunk: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs in one forward pass of cached gradients: a batch of any size in the memory of so many."
-        },
-    )
-    lr_milestones: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Shares of the training (0.6 0.8 ...) at which the learning rate is multiplied by lr_gamma."
-        },
-    )
-    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
-    video_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the video tower, where it differs from learning_rate."}
-    )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the text encoder, where it differs from learning_rate."}
-    )
-    layer_decay: float | None = field(
-        default=None, metadata={"help": "Factor on the learning rate for each block below the output of a tower."}
-    )
-    freeze: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Parameters that stay as they are, by the beginnings of their names: text_model ..."},
+    overwrite: bool = argument(
+        "Replace an earlier run in --output_dir: its checkpoints and results are removed.", False
     )
 
-    def __post_init__(self):
-        greater_is_better = self.greater_is_better
-        if isinstance(self.accelerator_config, str) and self.accelerator_config.startswith("{"):
-            self.accelerator_config = mapping_from_json("accelerator_config", self.accelerator_config)
-        self.lr_scheduler_kwargs = mapping_from_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
-        check_accelerator_config(self.accelerator_config)
-        try:
-            super().__post_init__()
-        except TypeError as error:  # of a mapping with unknown keys
-            raise ValueError(f"An argument of the training does not fit: {error}") from error
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(f"gradient_accumulation_steps={self.gradient_accumulation_steps} must be at least 1.")
-        check_ranges(self)
-        if self.mix not in MIXES:
-            raise ValueError(f"mix={self.mix!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
-        refuse_arguments(self)
-        check_trackers(self.report_to or ())
-        set_direction(self, greater_is_better)
-        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
-            raise ValueError(f"gradient_cache_chunk={self.gradient_cache_chunk} must be at least 1.")
-        if any(not 0.0 < share < 1.0 for share in self.lr_milestones):
-            raise ValueError(f"lr_milestones={self.lr_milestones} are shares of the training, between 0 and 1.")
-        if self.lr_milestones and "constant" not in SchedulerType(self.lr_scheduler_type).value:
-            raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
-        if self.lr_milestones and self.lr_scheduler_kwargs:
-            raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
-        schedule = SchedulerType(self.lr_scheduler_type)
-        if self.lr_scheduler_kwargs and schedule in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
-            raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
-        if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
-        if not 0.0 <= self.max_unreadable <= 1.0:
-            raise ValueError(f"max_unreadable={self.max_unreadable} is a share: it must be between 0 and 1.")
 
+_CLASSES: tuple[type, ...] = (ModelArguments, DataArguments, OwnTrainingArguments)
 
-ARGUMENT_CLASSES: list = [ModelArguments, DataArguments, RegionLearnerTrainingArguments]
-
-# Arguments of `region-learner train` that say how a model was trained. Others are of somebody's machine, directories
-# and keys among them, and stay there.
-TOLD_ARGUMENTS = {
-    # model
-    "model", "video_tower", "text_tower", "video_config", "text_config", "config", "task", "max_answers", "lora",
-    "frame_fill", "tokenizer", "vocab_size", "num_frames", "flip_probability",
-    # data
-    "corpus", "corpus_options", "train_split", "eval_split", "test_split", "corpora", "streaming", "shuffle_buffer",
-    "max_missing", "max_train_videos", "max_unreadable", "mix", "samples_per_epoch",
-    # optimisation
-    "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay", "freeze",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "lr_gamma", "warmup_steps", "weight_decay",
+# What `results.json` and model cards say about how a model was trained. Other arguments are about a machine or an
+# account, with directories and keys among them, and are not published.
+PUBLISHED_ARGUMENTS = {item.name for cls in _CLASSES for item in fields(cls)} - {"data_dir", "data_dirs", "overwrite"}
+PUBLISHED_ARGUMENTS |= {
+    "optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_cache_chunk",
-    "bf16", "fp16", "tf32", "seed", "data_seed", "load_best_model_at_end", "metric_for_best_model",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "tf32", "seed", "data_seed",
+    "load_best_model_at_end", "metric_for_best_model",
 }  # fmt: skip
-
-
-def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    folder = Path(str(resources.files(__package__) / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """
-    Reads a recipe: one of the package by its name, or a YAML file.
-
-    Raises:
-        ValueError: for an unknown recipe, a file that is no mapping, or keys that are no argument.
-    """
-    recipes = list_recipes()
-    path = recipes.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        raise ValueError(
-            f"There is no recipe or file {name_or_path!r}{_nearest(name_or_path, recipes) or near_file(path)} "
-            f"(recipes: {', '.join(recipes)})."
-        )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of argument names to values.")
-    known = {item.name for cls in ARGUMENT_CLASSES for item in fields(cls) if item.init}
-    stages = values.get("stages", [])
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError(f"{path}: stages must be a list of mappings of argument names to values.")
-    for key in itertools.chain({key for key in values if key != "stages"}, *stages):
-        if key not in known:
-            raise ValueError(f"{path}: unknown key {key!r}{_nearest(str(key), known | {'stages'})}")
-    return values
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str):
-        if message.startswith("unrecognized arguments: "):
-            unknown = message.split()[2].partition("=")[0]
-            if unknown.startswith("-"):
-                message = f"{unknown} is not known{_nearest(unknown, self._option_string_actions)}"
-            else:
-                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first"
-        raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
-
-
-Arguments = tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]
-
-
-def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
-    """
-    Parses `[RECIPE] [--name value ...]`. Values of the command line go before those of the recipe, and `overrides`
-    before both. Mappings merge key by key, and null takes a key of the recipe back.
-
-    Raises:
-        ValueError: for an unknown recipe, key or flag, a value that does not parse, or a recipe of several stages.
-    """
-    stages = parse_stages(argv, **overrides)
-    if len(stages) > 1:
-        raise ValueError("The recipe has several stages: use parse_stages and train_stages.")
-    return stages[0]
-
-
-def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Arguments]:
-    """
-    As [`parse_arguments`], for recipes with `stages`: a list of mappings, each of which goes before the values that
-    all stages share. A stage begins with the checkpoint of the one before it; the last one's lies in `output_dir`,
-    those of the others in `output_dir/stage-N`.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    values = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
-    stages = values.pop("stages", None) or [{}]
-    parsed: list[Any] = []
-    changes: dict[str, None] = {}  # in order, each once
-    for number, stage in enumerate(stages, start=1):
-        parser = _Parser(ARGUMENT_CLASSES, prog="region-learner train", allow_abbrev=False)
-        recipe = _merge_arguments(values, stage)
-        parser.set_defaults(**recipe)
-        given = _given(parser, argv) | overrides
-        merged = _merge_arguments(recipe, given)
-        namespace = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
-        parsed_recipe = vars(parser.parse_args([]))
-        overridden = {name: parsed_recipe[name] for name in recipe if name in given and name != "hub_token"}
-        changes |= dict.fromkeys(_changes(overridden, namespace))
-        if namespace.get("output_dir") is None:
-            namespace["output_dir"] = os.path.join("runs", f"{namespace['corpus']}")
-        if number > 1:
-            previous = os.path.join(namespace["output_dir"], f"stage-{number - 1}")
-            namespace |= {"model": previous, "video_tower": None, "text_tower": None, "tokenizer": None}
-            # What all stages share is in that checkpoint.
-            names = ("config", "video_config")
-            own, on_top = ({name: some[name] for name in names if name in some} for some in (stage, given))
-            namespace |= dict.fromkeys(("text_config", *names)) | _merge_arguments(own, on_top)
-        if number < len(stages):
-            namespace["output_dir"] = os.path.join(namespace["output_dir"], f"stage-{number}")
-        parsed.append(parser.parse_dict(namespace, allow_extra_keys=False))
-    if len(parsed) > 1:
-        _resume_one_stage([arguments[2] for arguments in parsed])
-    for change in changes if parsed[0][2].process_index == 0 else ():
-        logger.info("Changed in the recipe: %s", change)
-    return parsed  # type: ignore[return-value]
-
-
-def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The arguments that the command line itself gives."""
-    unset = object()
-    names = [item.name for cls in ARGUMENT_CLASSES for item in fields(cls) if item.init]
-    namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
-    return {name: value for name, value in vars(namespace).items() if value is not unset}
-
-
-def _as_mapping(name: str, value: Any) -> Any:
-    """`value`, or what it is as a mapping if it is written as a JSON object."""
-    return mapping_from_json(name, value) if isinstance(value, str) and value.lstrip().startswith("{") else value
-
-
-def _merge_arguments(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """The arguments `below` with those `above` on top; mappings merge key by key."""
-    merged = dict(below)
-    for name, value in above.items():
-        value, base = _as_mapping(name, value), _as_mapping(name, below.get(name))
-        both = isinstance(value, dict) and isinstance(base, dict)
-        merged[name] = merge_fields(base, value, keep_null=True) if both else value
-    return merged
-
-
-def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """What of a recipe is otherwise in the `arguments`, in words: `video_config.num_regions 8 -> 4`."""
-    for name, before in recipe.items():
-        before, now = (_as_mapping(name, value) for value in (before, arguments.get(name)))
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from _changes(dict.fromkeys(now) | before, now, f"{prefix}{name}.")
-        elif isinstance(before, dict) and now in _NOTHING:
-            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(None)}"
-        elif before != now:
-            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(now)}"
-
-
-def _in_words(value: Any) -> str:
-    return "default" if value is None else json.dumps(value, default=str)
-
-
-def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]):
-    """A checkpoint to resume from is that of one stage: those before it have finished, those after it begin anew."""
-    resume = stages[0].resume_from_checkpoint
-    if resume is None or resume.lower() in ("true", "false"):
-        return
-    folder = os.path.dirname(os.path.abspath(resume))
-    folders = [os.path.abspath(str(stage.output_dir)) for stage in stages]
-    if folder not in folders:
-        raise ValueError(f"resume_from_checkpoint={resume} is of none of the stages ({', '.join(folders)}).")
-    for number, stage in enumerate(stages):
-        if folders[number] != folder:
-            stage.resume_from_checkpoint = "true" if number < folders.index(folder) else None

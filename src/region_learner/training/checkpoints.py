@@ -1,30 +1,44 @@
-"""Checkpoints that are known to be complete: written last is a file with the sizes and checksums of all others."""
+"""
+Complete checkpoints, and resuming from them. The last file to be written holds the sizes and checksums of all others.
+"""
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
+from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import partial_of, sync_directory, sync_tree, write_json
 from ..loading import is_lfs_pointer
+from .data import CorpusPart
+from .training_arguments import RegionLearnerTrainingArguments
 
-# Written last into a checkpoint: one without it was cut off by the end of the process.
+logger = logging.getLogger(__name__)
+
+# Written last into a checkpoint: a checkpoint without it was cut off when the process ended.
 COMPLETE = "complete.json"
 
-# That of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
+# The mark of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
 _JIT_MARK = "checkpoint-is-incomplete.txt"
 
 
+# Writing
+
+
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Writes [`COMPLETE`], once all other files of `checkpoint` are on the disk."""
+    """Writes [`COMPLETE`] when all other files of `checkpoint` are on the disk."""
     sync_tree(checkpoint)
     sizes, digests = {}, {}
     for path in sorted(checkpoint.rglob("*")):
@@ -34,13 +48,108 @@ def mark_complete(checkpoint: Path, step: int) -> None:
     write_json(checkpoint / COMPLETE, {"step": step, "files": sizes, "sha256": digests})
 
 
+# Weights of a model, in one file or several.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+@contextmanager
+def moved_when_complete(target: Path) -> Iterator[Path]:
+    """
+    Gives a directory to save a model in, and moves its files to `target` afterwards. Until then `target` keeps all
+    files of an earlier model.
+    """
+    folder = partial_of(target / "model")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with naming_write_failures(folder, target, target):
+            yield folder
+            sync_tree(folder)
+        written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for path in sorted(written):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).replace(target / path)
+        if any(_WEIGHTS.fullmatch(path.name) for path in written):
+            for path in target.iterdir():
+                if _WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:  # parts of the earlier model
+                    path.unlink()
+        sync_directory(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_write_failures(
+    folder: Path,
+    output_dir: Path,
+    target: Path | None = None,
+    remove: bool = True,
+) -> Iterator[None]:
+    """
+    Within this block, an error of writing the files of `folder`, as on a full disk, says so in one line.
+
+    Args:
+        folder: a directory.
+        output_dir: of the run.
+        target: where the files will be moved to.
+        remove: whether to remove `folder` then. A half-written one would take the space that the next attempt needs.
+
+    Raises:
+        OSError: the message names the file, and the checkpoint to resume from.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (reason := _write_failure(error, folder)) is None:
+            raise
+        if isinstance(error, SafetensorError):
+            file = folder / SAFE_WEIGHTS_NAME  # which safetensors does not name
+        else:
+            file = Path(getattr(error, "filename", None) or _written_last(folder) or folder)
+        if target is not None and file.is_relative_to(folder):
+            file = target / file.relative_to(folder)
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        cure = "Free some space" if re.search("space|quota", reason) else "Solve that"
+        raise OSError(
+            f"{file} could not be written: {reason}. {cure}, and resume with --resume_from_checkpoint true. "
+            f"{described(output_dir)}"
+        ) from error
+
+
+def _write_failure(error: Exception, folder: Path) -> str | None:
+    """Returns why a file could not be written, if `error` is about that."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "inline_container" not in text:  # not from torch.save
+        return None
+    # Neither torch.save nor safetensors pass on the error of the system.
+    if "No space left" in text or shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20:
+        return "No space left on device"
+    return text
+
+
+def _written_last(folder: Path) -> Path | None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Reading
+
+
 def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) -> str | None:
     """
-    What a checkpoint of [`RegionLearnerTrainer`] lacks, in words; None if it is whole.
+    Returns what is wrong with a checkpoint of [`RegionLearnerTrainer`], in words; None if it is complete.
 
     Args:
         checkpoint: its directory.
-        contents: also read its files, and compare them with their checksums. (Checkpoints of version 0.1 have none.)
+        contents: also compare its files with their checksums. (Checkpoints of version 0.1 have none.)
     """
     folder = Path(checkpoint)
     try:
@@ -66,8 +175,8 @@ def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) ->
 
 def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> tuple[str | None, dict[str, str]]:
     """
-    The complete checkpoint of the highest step in `output_dir`; and what those of higher steps lack, by path.
-    `contents` as in [`incompleteness`].
+    Returns the complete checkpoint of the highest step in `output_dir`, and what is wrong with those of higher steps,
+    by path. `contents` is as in [`incompleteness`].
     """
     found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
@@ -79,95 +188,188 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
-    """Where a run in `output_dir` can go on from, in a sentence."""
+    """Returns a sentence that names the checkpoint a run in `output_dir` can resume from."""
     checkpoint, _ = last_complete(output_dir)
     return "No checkpoint has been saved." if checkpoint is None else f"The last complete checkpoint is {checkpoint}."
 
 
-# Weights of a model, whole or in parts.
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+def how_to_resume(output_dirs: Sequence[str]) -> str:
+    """Returns what to do after a run in `output_dirs`, one for each of its stages, was interrupted."""
+    for directory in reversed(output_dirs):
+        checkpoint, _ = last_complete(directory, contents=False)
+        if checkpoint is not None:
+            return (
+                "Resume with the same command and --resume_from_checkpoint true: training continues from "
+                f"{checkpoint}."
+            )
+    if len(output_dirs) > 1 and (Path(output_dirs[0]) / "results.json").is_file():
+        return (
+            "Resume with the same command and --resume_from_checkpoint true: stages that have finished are not "
+            "trained again."
+        )
+    return "No checkpoint has been saved (--save_strategy, --save_steps): the same command starts from the beginning."
 
 
-@contextmanager
-def moved_when_whole(target: Path) -> Iterator[Path]:
-    """A directory for a model that is to lie in `target`, which has all files of the one before until all are new."""
-    folder = partial_of(target / "model")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        with saving(folder, target, target):
-            yield folder
-            sync_tree(folder)
-        written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-        for path in sorted(written):
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).replace(target / path)
-        if any(_WEIGHTS.fullmatch(path.name) for path in written):
-            for path in target.iterdir():
-                if _WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:  # those before had other parts
-                    path.unlink()
-        sync_directory(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def saving(
-    folder: Path,
-    output_dir: Path,
-    target: Path | None = None,
-    remove: bool = True,
-) -> Iterator[None]:
+def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | bool | None) -> str | None:
     """
-    Says in one line that writing the files of `folder` failed, as on a full disk.
+    Returns the checkpoint to resume from, the same in all processes; None to start from the beginning.
 
     Args:
-        folder: a directory.
-        output_dir: of the run.
-        target: where the files will be moved to.
-        remove: whether to remove `folder` then. What is cut off would take the room that the next attempt needs.
+        args: of the run.
+        resume: a checkpoint, or True for the last complete one in `output_dir`, if there is one.
 
     Raises:
-        OSError: naming the file, and where the run can go on from.
+        ValueError: the checkpoint does not exist, is not complete, or is not seen by all processes.
     """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if (reason := _write_failure(error, folder)) is None:
-            raise
-        if isinstance(error, SafetensorError):
-            file = folder / SAFE_WEIGHTS_NAME  # which safetensors does not name
-        else:
-            file = Path(getattr(error, "filename", None) or _written_last(folder) or folder)
-        if target is not None and file.is_relative_to(folder):
-            file = target / file.relative_to(folder)
-        if remove:
-            shutil.rmtree(folder, ignore_errors=True)
-        cure = "Make room" if re.search("space|quota", reason) else "Mend that"
-        raise OSError(
-            f"{file} could not be written: {reason}. {cure}, and resume with --resume_from_checkpoint true. "
-            f"{described(output_dir)}"
-        ) from error
-
-
-def _write_failure(error: Exception, folder: Path) -> str | None:
-    """Why a file could not be written, if that is what `error` says."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and "inline_container" not in text:  # other than from torch.save
+    if resume is None or resume is False:
         return None
-    # Neither torch.save nor safetensors have the error of the system as such.
-    if "No space left" in text or shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20:
-        return "No space left on device"
-    return text
+    if args.world_size == 1:
+        return _choose_checkpoint(str(args.output_dir), resume)
+    # The first process chooses for all; its error is raised in every process.
+    chosen: list[Any] = [None, None]
+    if args.process_index == 0:
+        try:
+            chosen[0] = _choose_checkpoint(str(args.output_dir), resume)
+        except ValueError as error:
+            chosen[1] = str(error)
+    broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise ValueError(chosen[1])
+    is_seen = chosen[0] is None or incompleteness(chosen[0], contents=False) is None
+    lacking = [process for process, seen in enumerate(gather_object([is_seen])) if not seen]
+    if lacking:
+        raise ValueError(
+            f"Processes {lacking} do not see all of {chosen[0]}: output_dir must be on a disk that all machines share."
+        )
+    return chosen[0]
 
 
-def _written_last(folder: Path) -> Path | None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
+    if resume is True:
+        checkpoint, problems = last_complete(output_dir)
+        for path, problem in problems.items():
+            logger.warning("Skipping %s: %s.", path, problem)
+        if checkpoint is None:
+            logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
+            return None
+    else:
+        checkpoint = str(resume)
+        if not os.path.isdir(checkpoint):
+            raise ValueError(f"There is no checkpoint {checkpoint}.")
+        if (problem := incompleteness(checkpoint)) is not None:
+            raise ValueError(
+                f"{checkpoint} cannot be resumed from: {problem}. `--resume_from_checkpoint true` takes the last "
+                "complete one."
+            )
+    # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which the file `latest` names.
+    if not any(Path(checkpoint).glob("optimizer*")) and not (Path(checkpoint) / "latest").is_file():
+        raise ValueError(
+            f"{checkpoint} cannot be resumed from: it was saved with save_only_model, without optimizer and schedule. "
+            f"To start another run from its weights, give --model {checkpoint} and another --output_dir."
+        )
+    return checkpoint
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# Settings that may not change on resume
+
+_DATA_ORDER = "data_order.json"
+_OPTIMIZATION = "optimization.json"
+_STREAM = "stream.json"  # the data order of streams, in checkpoints of version 0.1
+
+
+def data_order(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments) -> dict[str, Any]:
+    """
+    Returns the settings that the order of the training data depends on. Without streams, it does not depend on how
+    processes share a batch.
+    """
+    settings: dict[str, Any] = {
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "mix": args.mix,
+        "weights": [part.weight for part in parts],
+        "streaming": [part.streamed for part in parts],
+        "rows": [None if part.streamed else len(part.dataset) for part in parts],
+        "video ids (a digest)": [_digest_of_ids(part) for part in parts],
+    }
+    if any(part.streamed for part in parts):
+        return settings | {
+            "processes": args.world_size,
+            "dataloader_num_workers": args.dataloader_num_workers,
+            "batch_sizes": [part.batch_size for part in parts],
+            "shuffle_buffers": [part.shuffle_buffer for part in parts],
+            "shards": [getattr(part.dataset, "num_shards", None) for part in parts],
+        }
+    return settings | {
+        "batch size times processes": [part.batch_size * args.world_size for part in parts],
+        "samples_per_epoch": args.samples_per_epoch,
+        "dataloader_drop_last": args.dataloader_drop_last,
+    }
+
+
+def _digest_of_ids(part: CorpusPart) -> str | None:
+    """Tells a corpus from another one of the same length, by 16 of its ids. (A digest, as ids may be private.)"""
+    dataset: Any = part.dataset
+    if part.streamed:
+        return None
+    if hasattr(dataset, "select_columns") and "video_id" in dataset.column_names:
+        dataset = dataset.select_columns("video_id")
+    elif not isinstance(dataset, list | tuple):  # whose rows may be slow to read
+        return None
+    last = len(dataset) - 1
+    ids = [str(dataset[last * number // 15]["video_id"]) for number in range(16)]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
+
+
+def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -> dict[str, Any]:
+    """Returns the settings of the optimizer, which on resume come from the checkpoint, whatever the arguments say."""
+    names = (
+        "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay",
+        "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    )  # fmt: skip
+    settings = {name: getattr(args, name) for name in names} | {"optim": str(OptimizerNames(args.optim).value)}
+    return settings | {"trainable parameters": sum(one.numel() for one in model.parameters() if one.requires_grad)}
+
+
+def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    """Writes what [`data_order`] and [`optimization`] return into a checkpoint."""
+    for name, settings in ((_DATA_ORDER, order), (_OPTIMIZATION, optimizer)):
+        (checkpoint / name).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint was trained with other settings of the data. Those that it lacks may be any.
+    """
+    record = checkpoint / _DATA_ORDER
+    if changed := _changed(record if record.is_file() else checkpoint / _STREAM, now):
+        raise ValueError(
+            f"{checkpoint} was trained with {', '.join(changed)}: with other settings rows would be repeated or left "
+            "out. Use the same ones, or start the data from its beginning with --ignore_data_skip true."
+        )
+
+
+def check_optimization(checkpoint: Path, now: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the optimizer of the checkpoint has other settings, or other parameters.
+    """
+    if changed := _changed(checkpoint / _OPTIMIZATION, now):
+        raise ValueError(
+            f"{checkpoint} has the optimizer of a run with {', '.join(changed)}, and resuming continues with it. Use "
+            f"the same settings, or start another run from its weights: --model {checkpoint} and another --output_dir."
+        )
+
+
+def _changed(record: Path, now: dict[str, Any]) -> list[str]:
+    """Returns the settings that differ from a record, in words."""
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return [
+        f"{name} {_in_words(before[name])} (now {_in_words(value)})"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -15,11 +15,11 @@ from ..corpora.values import plain, shown
 from ..corpora.webdataset import video_source
 from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL
+from ..loader_processes import now_reading
 from ..video_processing_region_learner import VideoDecodeError
+from .arguments import TASKS
 from .data import DRAWN, CorpusPart, Draw
-from .reading import note
 
-TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text
 
 # Of a row that nothing was drawn for: all is as in evaluation, or from torch's generator.
@@ -138,7 +138,7 @@ class RegionLearnerCollator:
             label = self.label or (lambda row: row["answer"])
             labels = [_number(label(row), row) if counts else IGNORED_LABEL for row, _, counts in pairs]
             batch["labels"] = torch.tensor(labels)
-        note("")
+        now_reading("")
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _stack(self, clips: list[torch.Tensor]) -> torch.Tensor:
@@ -157,7 +157,7 @@ class RegionLearnerCollator:
         return read_row(row, needed_columns(self.task, self.training), where)
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
-        note(row["video_id"])
+        now_reading(row["video_id"])
         try:
             return self._clip(video_source(row["video"]), row, generator)
         except (CorpusError, VideoDecodeError) as error:

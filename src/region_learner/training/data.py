@@ -1,6 +1,6 @@
 """
-Which rows make which batch, as a function of the seed and the number of the batch alone: so that training on several
-processes draws what one process would, and a resumed run goes on as if it had never stopped.
+The training data. Which rows make a batch depends on the seed and the number of the batch alone, so that several
+processes draw what one process would, and a resumed run continues as if it had never stopped.
 """
 
 import bisect
@@ -17,15 +17,14 @@ from torch.utils.data import Dataset as MapDataset
 
 from ..corpora.errors import CorpusError
 from ..corpora.rows import check_kind
+from .arguments import MIXES
 
-MIXES = ("alternate", "weighted")
-
-# Where a row holds what was drawn for it: a name that no column has, as rows come with columns of their own.
+# The key under which a row carries what was drawn for it. No column has this name.
 DRAWN = "__drawn__"
 
 
 def draw(*numbers: int) -> int:
-    """A number of 63 bits that looks random but depends on `numbers` alone."""
+    """Returns a number of 63 bits that looks random but depends on `numbers` alone."""
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -36,12 +35,12 @@ class CorpusPart:
     One of the corpora that are trained on.
 
     Args:
-        dataset: rows of `load_corpus`, a `Dataset` or an `IterableDataset`; or a list of rows, or a data set of
-            torch that is not iterable only.
-        batch_size: rows a batch of one process.
-        num_frames: frames a clip; by default as many as the processor has.
-        weight: how often its batches come, relative to the other corpora, where they are mixed by weight.
-        shuffle_buffer: rows that a stream is shuffled among.
+        dataset: rows of `load_corpus`, a `Dataset` or an `IterableDataset`; or a list of rows, or a map-style data
+            set of torch.
+        batch_size: rows per batch of one process.
+        num_frames: frames per clip; by default that of the processor.
+        weight: how often its batches are drawn, relative to the other corpora, with `mix="weighted"`.
+        shuffle_buffer: number of rows that a stream is shuffled within.
     """
 
     dataset: Any
@@ -64,7 +63,10 @@ class CorpusPart:
 
 
 class Draw(NamedTuple):
-    """A row of a part, by its number in it or of a stream in one pass, with the seed of frames, crop and caption."""
+    """
+    A row that was drawn: the number of its part, its own number in there (in a stream, within one pass), and the seed
+    of frames, crop and caption.
+    """
 
     part: int
     row: int
@@ -73,13 +75,19 @@ class Draw(NamedTuple):
 
 
 class TrainingRows(MapDataset):
-    """Looks up what `TrainingBatchSampler` draws: rows of a corpus, with the draw in the column `DRAWN`."""
+    """
+    Looks up what `TrainingBatchSampler` draws: rows of a corpus, with the draw in the column `DRAWN`.
 
-    def __init__(self, parts: Sequence[CorpusPart]):
-        self.parts = list(parts)
+    Args:
+        parts: the corpora.
+        rows_per_epoch: the length of this data set; by default that of all corpora together.
+    """
+
+    def __init__(self, parts: Sequence[CorpusPart], rows_per_epoch: int | None = None):
+        self.parts, self.rows_per_epoch = list(parts), rows_per_epoch
 
     def __len__(self) -> int:
-        return sum(len(part.dataset) for part in self.parts)
+        return self.rows_per_epoch or sum(len(part.dataset) for part in self.parts)
 
     def __getitem__(self, drawn: Draw) -> dict[str, Any]:
         part = self.parts[drawn.part]
@@ -88,21 +96,21 @@ class TrainingRows(MapDataset):
 
 class TrainingBatchSampler(Sampler[list[Draw]]):
     """
-    Batches of one process in one epoch, each of one corpus; in one step all processes have the same corpus. Corpora
-    are shuffled anew in each epoch.
+    The batches of one process in one epoch. Each is of one corpus, in one step the same for all processes. Corpora are
+    shuffled again in each epoch.
 
     Args:
         parts: the corpora.
-        mix: "alternate", one batch of each in turn until the shortest is through (as the paper trains on images and
-            videos); "weighted", at random by their weights, as many batches as all corpora hold.
+        mix: "alternate": one batch of each in turn until the shortest ends (as the paper trains on images and
+            videos). "weighted": at random by their weights, as many batches as all corpora hold.
         seed: what order and draws depend on, together with the epoch.
-        rank, world_size: this process among how many.
-        samples_per_epoch: bound on the rows of an epoch, of all corpora and processes.
-        drop_last: leave out rows that do not fill a batch of all processes; else rows from the beginning of the
+        rank, world_size: the number of this process, and of all.
+        samples_per_epoch: maximum number of rows per epoch, over all corpora and processes.
+        drop_last: leave out rows that do not fill a batch of all processes. Otherwise rows from the beginning of the
             epoch fill it, as the contrastive loss needs batches of equal size.
 
     Raises:
-        ValueError: for an unknown `mix`, an empty corpus, or bounds that leave no batch.
+        ValueError: for an unknown `mix`, an empty corpus, or limits that leave no batch.
     """
 
     def __init__(
@@ -119,33 +127,34 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         self.parts, self.mix, self.seed = list(parts), mix, seed
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.epoch = 0
-        sizes = [part.batch_size * world_size for part in parts]  # rows a step
-        self._steps_through = []  # steps that take one through each corpus
+        sizes = [part.batch_size * world_size for part in parts]  # rows per step
+        self._steps_through = []  # number of steps in one pass through each corpus
         for part, size in zip(parts, sizes):
             steps = len(part.dataset) // size if drop_last else -(-len(part.dataset) // size)
             if steps == 0:
                 raise ValueError(
-                    f"A corpus of {len(part.dataset)} rows does not fill a batch of {size}: take smaller batches, "
-                    "more data, or no --dataloader_drop_last."
+                    f"A corpus of {len(part.dataset)} rows does not fill a batch of {size}: use smaller batches or "
+                    "more data, or leave out --dataloader_drop_last."
                 )
             self._steps_through.append(steps)
         if mix == "alternate":
-            steps, rows_a_step = len(parts) * min(self._steps_through), sum(sizes) / len(sizes)
+            steps, rows_per_step = len(parts) * min(self._steps_through), sum(sizes) / len(sizes)
         else:
             total = sum(part.weight for part in parts)
             steps = sum(self._steps_through)
-            rows_a_step = sum(part.weight / total * size for part, size in zip(parts, sizes))
+            rows_per_step = sum(part.weight / total * size for part, size in zip(parts, sizes))
         if samples_per_epoch is not None:
-            bound = int(samples_per_epoch / rows_a_step)
+            bound = int(samples_per_epoch / rows_per_step)
             bound -= bound % len(parts) if mix == "alternate" else 0  # whole rounds
             if bound == 0:
                 raise ValueError(
                     f"samples_per_epoch={samples_per_epoch} is less than one batch of each corpus and process "
-                    f"({int(rows_a_step)} rows a step)."
+                    f"({int(rows_per_step)} rows per step)."
                 )
             steps = min(steps, bound)
         self._steps = steps
-        self.num_samples = round(steps * rows_a_step)  # rows an epoch of all processes (of "weighted", on average)
+        # Of all processes; with "weighted", on average.
+        self.rows_per_epoch = round(steps * rows_per_step)
 
     def __len__(self) -> int:
         return self._steps
@@ -154,13 +163,13 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        taken = [0] * len(self.parts)  # steps of each part so far
+        taken = [0] * len(self.parts)  # number of steps of each part so far
         orders: dict[tuple[int, int], torch.Tensor] = {}
         for step in range(self._steps):
             number = _part_of_step(self.parts, self.mix, self.seed + self.epoch, step)
             part = self.parts[number]
             length, size = len(part.dataset), part.batch_size * self.world_size
-            # A corpus that comes round again within an epoch has another order each time.
+            # Each pass through a corpus within an epoch has an order of its own.
             through, nth = divmod(taken[number], self._steps_through[number])
             if (number, through) not in orders:
                 orders.pop((number, through - 1), None)
@@ -180,14 +189,14 @@ class TrainingStream(IterableDataset):
     """
     Endless batches (lists of rows) of streamed corpora for one process. Each loader process has shards of its own.
 
-    Resuming replays the stream up to where it stopped, without decoding anything: rows that refer to their videos
-    (`load_corpus("webdataset", streaming=True, lazy=True)`) make that a matter of reading names. What comes is what
-    would have come, also from within a shuffle buffer, as long as the numbers of processes and loader processes stay.
+    Resuming replays the stream up to where it stopped, without decoding anything: with rows that refer to their videos
+    (`load_corpus("webdataset", streaming=True, lazy=True)`) only names are read. The batches that follow are those of
+    an uninterrupted run, also from within a shuffle buffer, if the numbers of processes and loader processes stay.
 
     Args:
-        parts: the corpora; those that are not streamed take part as endless streams, too.
+        parts: the corpora. Those that are not streamed are read as endless streams, too.
         mix, seed, rank, world_size: as in [`TrainingBatchSampler`].
-        skip: batches of this process that were trained on before.
+        skip: number of batches of this process that were trained on before.
     """
 
     def __init__(
@@ -227,11 +236,11 @@ class TrainingStream(IterableDataset):
             if count == 0:
                 raise ValueError(
                     f"Loader process {worker + 1} of {workers} in process {self.rank + 1} of {self.world_size} has no "
-                    "rows to read: take fewer loader processes (--dataloader_num_workers) or more shards."
+                    "rows to read: use fewer loader processes (--dataloader_num_workers) or more shards."
                 )
 
     def _once(self, part: CorpusPart, seed: int, epoch: int, worker: int, workers: int) -> Iterator[dict[str, Any]]:
-        """The rows of one pass through a corpus that are this loader process'."""
+        """Yields the rows of this loader process in one pass through a corpus."""
         if not part.streamed:
             generator = torch.Generator().manual_seed(draw(seed, epoch))
             order = torch.randperm(len(part.dataset), generator=generator)
@@ -240,7 +249,7 @@ class TrainingStream(IterableDataset):
             return
         stream = part.dataset.shuffle(seed=seed % 2**32, buffer_size=part.shuffle_buffer)
         if self.world_size > 1 and stream.num_shards % self.world_size and stream.num_shards > self.world_size:
-            # (By node, every process would read all shards that cannot be divided, and throw most rows away.)
+            # (With `split_dataset_by_node`, every process would read all shards and throw most rows away.)
             stream = stream.shard(num_shards=self.world_size, index=self.rank)
         elif self.world_size > 1:
             stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
@@ -249,7 +258,7 @@ class TrainingStream(IterableDataset):
 
 
 class StreamLoader(DataLoader):
-    """Loader of a [`TrainingStream`], whose batches come ready."""
+    """The loader of a [`TrainingStream`], which yields whole batches."""
 
     def __init__(self, stream: TrainingStream, **kwargs):
         super().__init__(stream, batch_size=None, **kwargs)
@@ -261,6 +270,46 @@ class StreamLoader(DataLoader):
         return itertools.islice(batches, skip, None) if skip else batches
 
 
+class RowLoader(DataLoader):
+    """The loader of [`TrainingRows`], which tells its [`TrainingBatchSampler`] which epoch begins."""
+
+    def set_epoch(self, epoch: int):  # the Trainer calls it
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def make_train_dataloader(
+    parts: Sequence[CorpusPart], args: Any, data_collator: Any, loader_options: dict[str, Any], skip: int = 0
+) -> DataLoader:
+    """
+    The training batches of this process alone: what each process reads is decided here, and not by `accelerate`.
+
+    Args:
+        parts: the corpora.
+        args: [`RegionLearnerTrainingArguments`].
+        data_collator: makes a batch from rows.
+        loader_options: more arguments of the `DataLoader`.
+        skip: number of batches of a stream that were trained on before.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    share = {"mix": args.mix, "seed": seed, "rank": args.process_index, "world_size": args.world_size}
+    options: dict[str, Any] = {
+        "collate_fn": data_collator,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
+        "generator": torch.Generator().manual_seed(seed),  # not the global one, which the model draws from
+        **loader_options,
+    }
+    if any(part.streamed for part in parts):
+        return StreamLoader(TrainingStream(parts, skip=skip, **share), **options)
+    sampler = TrainingBatchSampler(
+        parts, samples_per_epoch=args.samples_per_epoch, drop_last=args.dataloader_drop_last, **share
+    )
+    return RowLoader(TrainingRows(parts, sampler.rows_per_epoch), batch_sampler=sampler, **options)
+
+
 def _check_mix(parts: Sequence[CorpusPart], mix: str):
     if mix not in MIXES:
         raise ValueError(f"mix={mix!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
@@ -270,7 +319,7 @@ def _check_mix(parts: Sequence[CorpusPart], mix: str):
 
 
 def _part_of_step(parts: Sequence[CorpusPart], mix: str, seed: int, step: int) -> int:
-    """Number of the corpus that a step is of: the same in all processes."""
+    """Returns the number of the corpus of a step, which is the same in all processes."""
     if mix == "alternate":
         return step % len(parts)
     bounds = list(itertools.accumulate(part.weight for part in parts))

@@ -1,4 +1,4 @@
-"""Which parameters are trained, how fast, and with weight decay or not."""
+"""Which parameters are trained, at which learning rate, and with weight decay or not."""
 
 import bisect
 import re
@@ -9,32 +9,33 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .arguments import RegionLearnerTrainingArguments
+from .training_arguments import RegionLearnerTrainingArguments
 
-# Besides norms and biases, which the Trainer exempts: positions, class tokens, scales of logits and of weight norms.
+# Besides norms and biases, which the Trainer exempts, weight decay leaves out positions, class tokens, and scales of
+# logits and of weight norms.
 _NO_DECAY = re.compile(r"position|temporal_embeddings|cls_token|class_embedding|logit_|\.scale$")
 
 _TOWERS = ("video_model", "text_model")
 
 
 def _plain(name: str) -> str:
-    """A parameter's name in the model itself, without what wrappers (compilation, PEFT, FSDP) put before it."""
+    """Returns a parameter's name in the model itself, without the prefixes of wrappers (compilation, PEFT, FSDP)."""
     return re.sub(r"^(?:module\.|_orig_mod\.|base_model\.model\.|_fsdp_wrapped_module\.)+", "", name)
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]):
     """
-    Leaves parameters out of training whose names begin with one of `prefixes`, such as "text_model" or
-    "video_model.layers.0.". A codebook within them stays as it is, too.
+    Freezes the parameters whose names begin with one of `prefixes`, such as "text_model" or "video_model.layers.0.".
+    A codebook among them is frozen, too.
 
     Raises:
-        ValueError: for a prefix that no parameter has.
+        ValueError: no parameter has a prefix.
     """
     for prefix in prefixes:
         matching = [p for name, p in model.named_parameters() if _plain(name).startswith(prefix)]
         if not matching:
             parts = ", ".join(dict.fromkeys(_plain(name).split(".")[0] for name, _ in model.named_parameters()))
-            raise ValueError(f"freeze={prefix!r} is the beginning of no parameter's name (parts: {parts}).")
+            raise ValueError(f"freeze={prefix!r}: no parameter's name begins like that (parts: {parts}).")
         for parameter in matching:
             parameter.requires_grad_(False)
         for name, module in model.named_modules():
@@ -43,7 +44,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]):
 
 
 def milestones(optimizer: Optimizer, steps: Sequence[int], gamma: float, warmup: int = 0) -> LambdaLR:
-    """A learning rate that rises during `warmup` steps, and is multiplied by `gamma` once at each of `steps`."""
+    """Returns a schedule that warms up for `warmup` steps, and multiplies the rate by `gamma` at each of `steps`."""
     ordered = sorted(steps)
 
     def factor(step: int) -> float:
@@ -53,7 +54,7 @@ def milestones(optimizer: Optimizer, steps: Sequence[int], gamma: float, warmup:
 
 
 def _depths(model: nn.Module) -> dict[str, int]:
-    """Number of blocks in each tower, by the longest list of modules in it."""
+    """Returns the number of blocks in each tower: the length of its longest list of modules."""
     return {
         tower: max(
             (len(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and tower in name.split(".")),
@@ -64,7 +65,10 @@ def _depths(model: nn.Module) -> dict[str, int]:
 
 
 def _height(name: str, depths: dict[str, int]) -> int:
-    """Blocks between a parameter and the output of its tower: 0 behind the last one, the number of all before."""
+    """
+    Returns the number of blocks between a parameter and the output of its tower: 0 after the last block, one more than
+    all blocks in the embeddings.
+    """
     tower = next((tower for tower in _TOWERS if name.startswith(f"{tower}.")), None)
     if tower is None:
         return 0
@@ -78,9 +82,9 @@ def parameter_groups(
     model: nn.Module, args: RegionLearnerTrainingArguments, decayed: Sequence[str]
 ) -> list[dict[str, Any]]:
     """
-    Groups for an optimizer. The learning rate of a parameter is that of its tower, times `args.layer_decay` for each
-    block between it and the output of the tower. Weight decay is for the names in `decayed`, without positions,
-    class tokens and scales.
+    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
+    `args.layer_decay` for each block between it and the output of the tower. Weight decay is applied to the names in
+    `decayed`, except for positions, class tokens and scales.
     """
     depths = _depths(model)
     rates = {"video_model": args.video_learning_rate, "text_model": args.text_learning_rate}

@@ -1,0 +1,128 @@
+"""Batch sizes: a contrastive loss needs two pairs, and `auto_find_batch_size` finds the largest one that fits."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import find_executable_batch_size
+
+from .data import CorpusPart
+from .training_arguments import RegionLearnerTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+# Negatives
+
+
+def check_batch_size(size: int, processes: int) -> None:
+    """
+    Raises:
+        ValueError: all processes together have one pair in a batch.
+    """
+    if size * processes == 1:
+        raise ValueError(
+            "A batch of 1 pair has no negatives, so a contrastive loss learns nothing from it: set "
+            "--per_device_train_batch_size (of corpora, batch_size) to 2 or more. Accumulated batches are not each "
+            "other's negatives; with --gradient_cache_chunk 1 a larger batch takes the memory of one pair."
+        )
+
+
+def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: training batches, or batches of an evaluation whose loss chooses the checkpoint, have no negatives.
+    """
+    for part in parts:
+        check_batch_size(part.batch_size, args.world_size)
+        if not part.streamed and len(part.dataset) == 1:
+            raise ValueError("A corpus of 1 row has no negatives: a contrastive loss needs at least 2 videos.")
+        if _all_of_one_video(part.dataset):
+            raise ValueError(
+                f"All {len(part.dataset)} rows of a corpus have the video_id {part.dataset[0]['video_id']!r}, so they "
+                "are not each other's negatives: a contrastive loss needs at least 2 videos."
+            )
+    # In an evaluation, each process has a loss of its own.
+    if args.eval_strategy == "no" or args.per_device_eval_batch_size > 1:
+        return
+    without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and so no contrastive loss"
+    if args.metric_for_best_model in ("loss", "eval_loss"):
+        raise ValueError(
+            f"{without}. Set 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}."
+        )
+    logger.info("%s: evaluation reports none.", without)
+
+
+def _all_of_one_video(dataset: Any) -> bool:
+    """Returns False where the ids cannot be read without the rest of the rows."""
+    if not hasattr(dataset, "__len__") or "video_id" not in (getattr(dataset, "column_names", None) or ()):
+        return False
+    ids = iter(dataset["video_id"])
+    first = next(ids, None)
+    return all(other == first for other in ids)
+
+
+# auto_find_batch_size
+
+
+def with_batch_size(parts: Sequence[CorpusPart], size: int, of: int) -> list[CorpusPart]:
+    """Returns `parts` with batches of `size` where they had `of`; corpora with other sizes keep their proportion."""
+    return [replace(part, batch_size=part.batch_size * size // of) for part in parts]
+
+
+class InitialState:
+    """The weights, optimizer state and random numbers that a run starts with, so that each attempt starts the same."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: Any):
+        self.weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        self.optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+        self.random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self, model: torch.nn.Module, optimizer: Any) -> Any:
+        """Returns the optimizer to start with; None if there was none."""
+        model.load_state_dict(self.weights)
+        torch.set_rng_state(self.random[0])
+        if self.random[1]:
+            torch.cuda.set_rng_state_all(self.random[1])
+        if self.optimizer is None:
+            return None
+        optimizer.load_state_dict(self.optimizer)
+        return optimizer
+
+
+def halve_until_it_fits(train: Callable[[int], T], size: int, smallest: int, resumed: bool = False) -> T:
+    """
+    Calls `train(size)`, and again with half the size whenever it runs out of memory.
+
+    Args:
+        train: starts from the beginning each time it is called.
+        size: the largest batch size.
+        smallest: the smallest batch size.
+        resumed: whether the run started from a checkpoint, whose batch size has to stay.
+
+    Raises:
+        ValueError: not even the smallest batch fits, or that of a checkpoint does not.
+    """
+
+    def half() -> int:
+        nonlocal size
+        if resumed:
+            raise ValueError(
+                f"Batches of {size}, with which this checkpoint was trained, do not fit in memory any more: give "
+                "--gradient_cache_chunk or --gradient_checkpointing true, or train from the beginning."
+            )
+        if size // 2 < smallest:
+            raise ValueError(
+                f"auto_find_batch_size: not even batches of {size} fit in memory. Use fewer or smaller frames, or "
+                "--gradient_checkpointing true."
+            )
+        logger.warning("Batches of %d do not fit in memory: training starts again with %d.", size, size // 2)
+        size //= 2
+        return size
+
+    return find_executable_batch_size(train, starting_batch_size=size, reduce_batch_size_fn=half)()

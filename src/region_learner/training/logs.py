@@ -1,0 +1,174 @@
+"""What a run logs: measurements of its progress, and readable lines on the terminal."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+
+class Progress(TrainerCallback):
+    """
+    Collects, between two logs: clips trained on, seconds of steps and of waiting for data, assigned codes, and the
+    loss of the regions. Counts and sums stay on the device until they are logged.
+
+    Args:
+        codebook_size: number of codes, 0 for none.
+    """
+
+    def __init__(self, codebook_size: int = 0):
+        self.codebook_size = codebook_size
+        self._reset()
+
+    def _reset(self):
+        self.total_samples = 0  # before the last log
+        self.codes: torch.Tensor | None = None  # (K,), how often each code was assigned
+        self.regions: torch.Tensor | None = None  # (2,), sum of the clips' region losses, and number of clips
+        self._start_interval()
+
+    def _start_interval(self):
+        self.samples = self.videos = 0
+        self.in_steps = self.waited = 0.0  # seconds
+        self.codes = None if self.codes is None else torch.zeros_like(self.codes)
+        self.regions = None if self.regions is None else torch.zeros_like(self.regions)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._reset()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.in_steps += time.perf_counter() - self._step_began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time in this block as waiting for data."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - began
+
+    @property
+    def samples_seen(self) -> int:
+        return self.total_samples + self.samples
+
+    def observe(self, outputs: Any):
+        """Counts the codes that were assigned in a batch, and adds up the loss of its regions."""
+        video = getattr(outputs, "video_model_output", None)
+        ids, losses = getattr(video, "cluster_ids", None), getattr(video, "region_loss", None)
+        if ids is not None:
+            counts = torch.bincount(ids.detach().flatten(), minlength=self.codebook_size)
+            self.codes = counts if self.codes is None else self.codes + counts
+        if losses is not None:
+            sums = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])
+            self.regions = sums if self.regions is None else self.regions + sums
+
+    def summary(self, accelerator, unreadable: int) -> dict[str, float]:
+        """
+        Returns what happened in all processes since the last summary. Every process has to call this.
+
+        `samples_per_second` counts clips, `videos_per_second` those that are not images, in the time of training
+        alone, without evaluations and saving; `data_wait` is the share of it spent waiting for data;
+        `unreadable_videos` counts those so far; `codebook_use` is the percentage of codes that were assigned, and
+        `codebook_perplexity` the number of equally frequent codes that would be as diverse; `region_loss` is the mean
+        over clips, before it is weighted.
+        """
+        seconds = max(self.in_steps + self.waited, 1e-9)
+        numbers = [self.samples, self.videos, self.waited, unreadable]
+        sums = accelerator.reduce(torch.tensor(numbers, device=accelerator.device), reduction="sum")
+        samples, videos, waited, failures = sums.tolist()
+        result = {
+            "samples_per_second": round(samples / seconds, 2),
+            "videos_per_second": round(videos / seconds, 2),
+            "data_wait": round(waited / seconds / accelerator.num_processes, 4),
+            "unreadable_videos": int(failures),
+        }
+        if self.codes is not None:
+            shares = accelerator.reduce(self.codes, reduction="sum").double()
+            result["codebook_use"] = round(100 * float((shares > 0).double().mean()), 2)
+            shares = shares / shares.sum().clamp(min=1)
+            entropy = -torch.special.xlogy(shares, shares).sum()
+            result["codebook_perplexity"] = round(float(entropy.exp()), 2)
+        if self.regions is not None:
+            total, clips = accelerator.reduce(self.regions, reduction="sum").tolist()
+            result["region_loss"] = round(total / max(clips, 1), 4)
+        self.total_samples += self.samples
+        self._start_interval()
+        return result
+
+
+# Lines
+
+# How values of a training step are shown, in this order. What a run rarely needs is in `results.json` alone.
+_STEP_FORMATS = {
+    "loss": "loss {:7.4f}",
+    "grad_norm": "grad {:7.3f}",
+    "learning_rate": "lr {:.1e}",
+    "samples_per_second": "{:6.4g} clips/s",
+    "data_wait": "waiting {:3.0%}",
+    "codebook_use": "codes {:3.0f} %",
+    "temperature": "temperature {:.4f}",
+}
+_ONLY_IF_ANY = ("skipped_steps", "unreadable_videos")
+_NOT_SHOWN = ("runtime", "per_second", "preparation_time", "epoch", "total_flos")
+
+
+def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
+    """
+    Returns what the Trainer logs as one line, such as
+
+        step  120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96 %
+
+    Args:
+        logs: names and values; of a training step, of an evaluation, or those at the end.
+        step: steps so far.
+        max_steps: steps of the whole run.
+    """
+    parts = [f"step {step:{len(str(max_steps))}}/{max_steps}"] if max_steps else []
+    if max_steps and "epoch" in logs:
+        parts.append(f"epoch {logs['epoch']:5.2f}")
+    if "loss" in logs:
+        parts += [shape.format(float(logs[name])) for name, shape in _STEP_FORMATS.items() if name in logs]
+        parts += [f"{name} {logs[name]}" for name in _ONLY_IF_ANY if logs.get(name)]
+    else:
+        shown = {name: value for name, value in logs.items() if not name.endswith(_NOT_SHOWN)}
+        if any(name.startswith("eval_") for name in shown):
+            parts.append("eval")
+        for name, value in shown.items():
+            number = f"{value:.2f}" if isinstance(value, float) else str(value)
+            parts.append(f"{name.removeprefix('eval_')} {number}")
+    return "  ".join(parts)
+
+
+class LogLines(TrainerCallback):
+    """Prints what is logged as lines, on standard error."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            print(log_line(logs, state.global_step, state.max_steps), file=sys.stderr, flush=True)
+
+
+class LogLinesAndBar(ProgressCallback):
+    """Prints what is logged as lines, above a progress bar."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            line = log_line(logs, state.global_step, state.max_steps)
+            if self.training_bar is None:  # an evaluation before or after training
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self.training_bar.write(line, file=sys.stderr)
+
+
+def print_lines(trainer: Any) -> None:
+    """Replaces the callbacks of transformers that print logs as dictionaries. A progress bar needs a terminal."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback) in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+            has_bar = type(callback) is ProgressCallback and sys.stderr.isatty()
+            trainer.add_callback(LogLinesAndBar() if has_bar else LogLines())

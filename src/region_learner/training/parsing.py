@@ -1,0 +1,164 @@
+"""From the command line and a recipe to the arguments of each stage of a run."""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ..configuration_region_learner import did_you_mean, merge_fields
+from .arguments import NONE, DataArguments, ModelArguments, mapping_from_json
+from .recipes import read_recipe
+from .training_arguments import RegionLearnerTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+Arguments = tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]
+
+_CLASSES: Any = [ModelArguments, DataArguments, RegionLearnerTrainingArguments]
+_NAMES = [item.name for cls in _CLASSES for item in fields(cls) if item.init]
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split()[2].partition("=")[0]
+            if unknown.startswith("-"):
+                message = f"{unknown} is not known{did_you_mean(unknown, self._option_string_actions)}"
+            else:
+                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first."
+        raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
+
+
+def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
+    """
+    Parses `[RECIPE] [--name value ...]`. The command line overrides the recipe, and `overrides` override both.
+    Mappings merge key by key, and null in them takes a key of the recipe back.
+
+    Raises:
+        ValueError: for an unknown recipe, key or option, a value that does not parse, or a recipe of several stages.
+    """
+    stages = parse_stages(argv, **overrides)
+    if len(stages) > 1:
+        raise ValueError("The recipe has several stages: use parse_stages and train_stages.")
+    return stages[0]
+
+
+def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Arguments]:
+    """
+    Like [`parse_arguments`], for recipes with `stages`: a list of mappings, each of which overrides the values that
+    all stages share. Each stage starts from the checkpoint of the one before it. The last one's is saved in
+    `output_dir`, those of the others in `output_dir/stage-N`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe: dict[str, Any] = {}
+    if argv and not argv[0].startswith("-"):
+        name = argv.pop(0)
+        recipe = read_recipe(name)
+        _check_keys(name, recipe)
+    stages = recipe.pop("stages", None) or [{}]
+    parsed: list[Any] = []
+    changes: dict[str, None] = {}  # in order, each once
+    for number, stage in enumerate(stages, start=1):
+        parser = _Parser(_CLASSES, prog="region-learner train", allow_abbrev=False)
+        of_recipe = _merge_arguments(recipe, stage)
+        parser.set_defaults(**of_recipe)
+        given = _given(parser, argv) | overrides
+        merged = _merge_arguments(of_recipe, given)
+        values = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
+        changes |= dict.fromkeys(_changes_in_recipe(parser, of_recipe, given, values))
+        _set_paths(values, number, is_last=number == len(stages))
+        if number > 1:
+            # What the stages share of the configuration is in the checkpoint that they start from.
+            names = ("config", "video_config")
+            own, on_top = ({name: some[name] for name in names if name in some} for some in (stage, given))
+            values |= dict.fromkeys(("text_config", *names)) | _merge_arguments(own, on_top)
+        parsed.append(parser.parse_dict(values, allow_extra_keys=False))
+    if len(parsed) > 1:
+        _resume_one_stage([arguments[2] for arguments in parsed])
+    for change in changes if parsed[0][2].process_index == 0 else ():
+        logger.info("Changed in the recipe: %s", change)
+    return parsed  # type: ignore[return-value]
+
+
+def _check_keys(name: str, recipe: dict[str, Any]) -> None:
+    stages = recipe.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"{name}: stages must be a list of mappings of argument names to values.")
+    for key in itertools.chain({key for key in recipe if key != "stages"}, *stages):
+        if key not in _NAMES:
+            raise ValueError(f"{name}: unknown key {key!r}{did_you_mean(str(key), [*_NAMES, 'stages'])}")
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that the command line itself gives."""
+    unset = object()
+    namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_NAMES, unset)))
+    return {name: value for name, value in vars(namespace).items() if value is not unset}
+
+
+def _set_paths(values: dict[str, Any], number: int, is_last: bool) -> None:
+    """Sets where a stage saves its checkpoint, and where it finds the one that it starts from."""
+    output_dir = values.get("output_dir") or os.path.join("runs", f"{values['corpus']}")
+    values["output_dir"] = output_dir if is_last else os.path.join(output_dir, f"stage-{number}")
+    if number > 1:
+        values |= {"video_tower": None, "text_tower": None, "tokenizer": None}
+        values["model"] = os.path.join(output_dir, f"stage-{number - 1}")
+
+
+def _as_mapping(name: str, value: Any) -> Any:
+    """Returns `value`, parsed if it is a JSON object."""
+    return mapping_from_json(name, value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+
+
+def _merge_arguments(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments `below` with those `above` on top. Mappings merge key by key."""
+    merged = dict(below)
+    for name, value in above.items():
+        value, base = _as_mapping(name, value), _as_mapping(name, below.get(name))
+        both = isinstance(value, dict) and isinstance(base, dict)
+        merged[name] = merge_fields(base, value, keep_null=True) if both else value
+    return merged
+
+
+def _changes_in_recipe(
+    parser: argparse.ArgumentParser, recipe: dict[str, Any], given: dict[str, Any], values: dict[str, Any]
+) -> Iterator[str]:
+    defaults = vars(parser.parse_args([]))  # with the values of the recipe
+    return _changes({name: defaults[name] for name in recipe if name in given and name != "hub_token"}, values)
+
+
+def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """How the `arguments` differ from a recipe, in words: `video_config.num_regions 8 -> 4`."""
+    for name, before in recipe.items():
+        before, now = (_as_mapping(name, value) for value in (before, arguments.get(name)))
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changes(dict.fromkeys(now) | before, now, f"{prefix}{name}.")
+        elif isinstance(before, dict) and now in NONE:
+            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(None)}"
+        elif before != now:
+            yield f"{prefix}{name} {_in_words(before)} -> {_in_words(now)}"
+
+
+def _in_words(value: Any) -> str:
+    return "default" if value is None else json.dumps(value, default=str)
+
+
+def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]) -> None:
+    """A checkpoint to resume from belongs to one stage: those before it have finished, those after it start anew."""
+    resume = stages[0].resume_from_checkpoint
+    if resume is None or resume.lower() in ("true", "false"):
+        return
+    folder = os.path.dirname(os.path.abspath(resume))
+    folders = [os.path.abspath(str(stage.output_dir)) for stage in stages]
+    if folder not in folders:
+        raise ValueError(f"resume_from_checkpoint={resume} is of none of the stages ({', '.join(folders)}).")
+    for number, stage in enumerate(stages):
+        if folders[number] != folder:
+            stage.resume_from_checkpoint = "true" if number < folders.index(folder) else None

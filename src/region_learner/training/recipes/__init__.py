@@ -1,0 +1,46 @@
+"""
+Recipes: YAML files with the arguments of a run. The comment at the top of each holds a line that describes it, its
+command, the data it needs and what it should give.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...files import near_file
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def recipe_description(path: Path) -> str:
+    """The first line of a recipe's comment."""
+    with open(path, encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """
+    Reads a recipe: one of the package by its name, or a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe, or the file does not hold a mapping.
+    """
+    recipes = list_recipes()
+    path = recipes.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        from ...configuration_region_learner import did_you_mean
+
+        near = did_you_mean(name_or_path, recipes)
+        near = near_file(path) or "." if near == "." else near
+        raise ValueError(f"There is no recipe or file {name_or_path!r}{near} (recipes: {', '.join(recipes)})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of argument names to values.")
+    return values

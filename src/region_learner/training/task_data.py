@@ -1,0 +1,198 @@
+"""The corpora of a run, and what a task needs of their rows: columns, labels, and texts for a new tokenizer."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_options, load_corpus
+from ..corpora.rows import check_dataset
+from ..evaluation.protocols import videos_of
+from ..evaluation.tasks import UNKNOWN_LABEL
+from .arguments import DataArguments
+from .collator import needed_columns
+from .data import CorpusPart
+from .training_arguments import RegionLearnerTrainingArguments
+
+# The columns that evaluation needs for each task, beside those that all corpora have.
+_EVALUATION_COLUMNS = {
+    "retrieval": (),
+    "multiple_choice": ("options", "answer"),
+    "question_answering": ("question", "answer"),
+    "classification": ("label",),
+}
+
+# A tokenizer is learned from this many rows of a stream.
+_ROWS_FOR_TOKENIZER = 100_000
+
+
+@dataclass
+class RunData:
+    """
+    The data of a run.
+
+    Args:
+        parts: the corpora to train on.
+        eval_dataset: rows to evaluate on during training.
+        test_dataset: rows to evaluate on after training.
+    """
+
+    parts: list[CorpusPart]
+    eval_dataset: Any = None
+    test_dataset: Any = None
+
+    def check(self, task: str, max_steps: int) -> None:
+        """
+        Raises:
+            ValueError: a stream without `max_steps`.
+            CorpusError: a column is missing.
+        """
+        if any(part.streamed for part in self.parts) and max_steps <= 0:
+            raise ValueError("A stream has no end: say how long to train with --max_steps.")
+        for split, dataset in (("eval_split", self.eval_dataset), ("test_split", self.test_dataset)):
+            columns = getattr(dataset, "column_names", None)
+            needed = _EVALUATION_COLUMNS[task]
+            if columns is not None and (missing := [name for name in needed if name not in columns]):
+                raise CorpusError(
+                    f"task={task!r} is evaluated on the columns {', '.join(needed)}, and the {split} of this corpus "
+                    f"has no {missing[0]!r} (columns: {', '.join(columns)}): see its corpus_options."
+                )
+        for part in self.parts:
+            check_dataset(part.dataset, needed_columns(task, training=True), "the training data", first_rows=0)
+
+    def texts(self, task: str) -> Iterator[str]:
+        """Yields the texts that a tokenizer is learned from."""
+        for part in self.parts:
+            rows: Iterable[dict[str, Any]] = itertools.islice(part.dataset, _ROWS_FOR_TOKENIZER)
+            if not part.streamed:
+                columns = set(part.dataset.column_names) & {"captions", "question"}
+                rows = part.dataset.select_columns(sorted(columns))
+            for row in rows:
+                yield from [row["question"]] if task == "question_answering" else row["captions"]
+
+    def labels(self, task: str, max_answers: int) -> list[str]:
+        """
+        Returns the names of the labels that a new head is to tell apart, from the training corpus.
+
+        Raises:
+            ValueError: there are several corpora, or a stream.
+            CorpusError: the corpus has no labels.
+        """
+        if len(self.parts) != 1 or self.parts[0].streamed:
+            raise ValueError(
+                f"task={task!r} trains on one corpus that is not streamed: leave out corpora and streaming."
+            )
+        dataset = self.parts[0].dataset
+        column = "answer" if task == "question_answering" else "label"
+        has_names = task == "question_answering" or hasattr(dataset.features.get(column), "names")
+        if column not in dataset.column_names or not has_names:
+            raise CorpusError(
+                f"task={task!r} needs the column {column!r}, which this corpus does not have (columns: "
+                f"{', '.join(dataset.column_names)})"
+            )
+        return answer_vocabulary(dataset, max_answers) if column == "answer" else list(dataset.features[column].names)
+
+    def label_function(self, task: str, label2id: dict[str, int]) -> Callable[[dict[str, Any]], int] | None:
+        """Returns what gives the label of a row; None for tasks without labels."""
+        if task == "question_answering":
+            return AnswerLabel(label2id)
+        if task == "classification":
+            return ClassLabel(self.parts[0].dataset.features["label"].names, label2id)
+        return None
+
+
+class AnswerLabel:
+    """Returns the number of a row's answer in the vocabulary of a model, -1 if it is not in it."""
+
+    def __init__(self, label2id: dict[str, int]):
+        self.label2id = label2id
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        answer = row["answer"]
+        if not isinstance(answer, str):
+            raise CorpusError(f"video_id {row['video_id']!r}: answer must be a string, not {answer!r}")
+        return self.label2id.get(answer, UNKNOWN_LABEL)
+
+
+class ClassLabel:
+    """Returns the number of a row's class in a model, whatever its number in the corpus; -1 if the model lacks it."""
+
+    def __init__(self, names: list[str], label2id: dict[str, int]):
+        self.numbers = [label2id.get(name, UNKNOWN_LABEL) for name in names]
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        label = row["label"]
+        if not isinstance(label, int) or not 0 <= label < len(self.numbers):
+            raise CorpusError(
+                f"video_id {row['video_id']!r}: the label {label!r} is not one of the {len(self.numbers)} classes"
+            )
+        return self.numbers[label]
+
+
+def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments) -> RunData:
+    """
+    Loads the corpora to train on, those of `corpora` or `corpus`, and the splits of `corpus` to evaluate on. Missing
+    videos are counted, and listed in a file in `output_dir`.
+    """
+    parts = []
+    for number, entry in enumerate(arguments.corpora or [{}]):
+        name, data_dir, split = _source(arguments, entry)
+        options = dict(arguments.corpus_options or {}) if "corpus" not in entry else {}
+        options |= entry.get("options", {})
+        streaming = entry.get("streaming", arguments.streaming)
+        if streaming and "lazy" in corpus_options(name):
+            options.setdefault("lazy", True)
+        suffix = f"_{number}" if arguments.corpora else ""
+        dataset = _load(arguments, training, name, data_dir, split, suffix, options, streaming)
+        if arguments.max_train_videos is not None:
+            dataset = dataset.take(arguments.max_train_videos)
+        parts.append(
+            CorpusPart(
+                dataset,
+                entry.get("batch_size", training.per_device_train_batch_size),
+                entry.get("num_frames"),
+                float(entry.get("weight", 1.0)),
+                entry.get("shuffle_buffer", arguments.shuffle_buffer),
+            )
+        )
+
+    def split_of_corpus(split: str | None) -> Any:
+        if split is None:
+            return None
+        options = dict(arguments.corpus_options or {})
+        return _load(arguments, training, arguments.corpus, arguments.data_dir, split, "", options)
+
+    return RunData(parts, split_of_corpus(arguments.eval_split), split_of_corpus(arguments.test_split))
+
+
+def _source(arguments: DataArguments, entry: dict[str, Any]) -> tuple[str, str | None, str]:
+    """Returns corpus, directory and split of an entry of `corpora`."""
+    data_dir = entry.get("data_dir", arguments.data_dir if "corpus" not in entry else None)
+    return entry.get("corpus", arguments.corpus), data_dir, entry.get("split", arguments.train_split)
+
+
+def _load(arguments, training, name: str, data_dir, split: str, suffix: str, options: dict, streaming: bool = False):
+    known = corpus_options(name)
+    if "max_missing" in known:
+        options.setdefault("max_missing", arguments.max_missing)
+    missing_list = Path(str(training.output_dir)) / f"missing_videos_{split}{suffix}.txt"
+    if "missing_list" in known and training.process_index == 0:
+        options.setdefault("missing_list", missing_list)
+    dataset = load_corpus(name, data_dir, split, streaming=streaming, **options)
+    if missing_list.is_file() and missing_list.stat().st_size == 0:
+        missing_list.unlink(missing_ok=True)
+    return dataset
+
+
+def is_trained_on(arguments: DataArguments, split: str | None) -> bool:
+    """Returns whether the model is trained on a split of the corpus that it is evaluated on."""
+    sources = [_source(arguments, entry) for entry in arguments.corpora or [{}]]
+    evaluated = (videos_of(arguments.corpus), arguments.data_dir, split)
+    return any((videos_of(name), data_dir, part) == evaluated for name, data_dir, part in sources)
+
+
+def default_flip_probability(arguments: DataArguments) -> float:
+    """Returns 0.5, or 0 if the captions of one of the corpora tell left from right."""
+    names = {_source(arguments, entry)[0] for entry in arguments.corpora or [{}]}
+    return 0.5 if all(corpus_info(name).horizontal_flip for name in names) else 0.0

@@ -1,0 +1,328 @@
+"""
+[`RegionLearnerTrainingArguments`]: `transformers.TrainingArguments` with other defaults, more checks, and more fields.
+
+Most arguments of transformers work by its own code, some by that of this package, and those in [`REFUSED`] are an
+error. `tests/test_argument_rules.py` has the list, and fails for an argument of a new version that is not in it.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
+
+from ..configuration_region_learner import did_you_mean
+from ..evaluation.directions import GREATER_IS_BETTER, greater_is_better
+from .arguments import MIXES, JsonMapping, OwnTrainingArguments, mapping_from_json
+
+logger = logging.getLogger(__name__)
+
+# Arguments that would do nothing, or something wrong, with any value but the default: why, or what to do instead.
+REFUSED = {
+    "train_sampling_strategy": "rows are shuffled by the seed, so that a run can be resumed",
+    "length_column_name": "rows are shuffled by the seed, not grouped by length",
+    "dataloader_in_order": "batches come in the order of the seed, so that a run can be resumed",
+    "remove_unused_columns": "the collator reads columns that the model does not know",
+    "label_names": "the task decides what evaluation keeps of a batch",
+    "label_smoothing_factor": "the Trainer would compute a loss of its own",
+    "average_tokens_across_devices": "no loss here is a mean over tokens",
+    "include_num_input_tokens_seen": "pixels would count as tokens; samples_per_second is logged",
+    "eval_do_concat_batches": "the metrics need all rows at once",
+    "batch_eval_metrics": "the metrics need all rows at once",
+    "eval_use_gather_object": "embeddings of several processes would be mixed up",
+    "bf16_full_eval": "evaluation during training does not use it; --bf16 is for both",
+    "fp16_full_eval": "evaluation during training does not use it; --fp16 is for both",
+    "use_cache": "no text is generated",
+    "use_liger_kernel": "it has no kernels for this model",
+    "liger_kernel_config": "it has no kernels for this model",
+    "optim_target_modules": "optimizers that choose parameters themselves ignore learning rates by tower",
+    "debug": "the search for overflows in transformers fails on boolean masks",
+    "parallelism_config": "each process reads batches of its own: use DDP, FSDP or DeepSpeed",
+}
+
+# The same for `accelerator_config`. Each process makes its own batches, which accelerate does not touch.
+_REFUSED_BY_ACCELERATOR = {
+    "split_batches": False,
+    "dispatch_batches": False,
+    "even_batches": True,
+    "use_seedable_sampler": True,
+    "non_blocking": False,
+}
+
+_OPTIMIZERS_THAT_CHOOSE_PARAMETERS = ("galore", "apollo", "lomo", "adalomo")
+
+# Lower bounds that neither transformers nor torch check before a run has begun.
+_MINIMUM = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "gradient_cache_chunk": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "video_learning_rate": 0,
+    "text_learning_rate": 0,
+    "weight_decay": 0,
+    "lr_gamma": 0,
+    "samples_per_epoch": 1,
+    "seed": 0,
+    "data_seed": 0,
+}
+
+# Trackers that transformers does not list as available although they may be: their modules.
+_MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
+_PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "flytekit"}
+
+
+@dataclass
+class RegionLearnerTrainingArguments(OwnTrainingArguments, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the defaults that a contrastive model of videos needs."""
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Not supported: the collator reads columns that the model does not know."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["video_ids"], metadata={"help": "Not supported: the task decides."}
+    )
+    accelerator_config: JsonMapping = field(
+        default_factory=lambda: {"dispatch_batches": False},
+        metadata={"help": "As in transformers, but each process reads its own part of a stream."},
+    )
+
+    def __post_init__(self):
+        greater_is_better_given = self.greater_is_better
+        if isinstance(self.accelerator_config, str) and self.accelerator_config.startswith("{"):
+            self.accelerator_config = mapping_from_json("accelerator_config", self.accelerator_config)
+        self.lr_scheduler_kwargs = mapping_from_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        _check_accelerator_config(self.accelerator_config)
+        try:
+            super().__post_init__()
+        except TypeError as error:  # for mappings with unknown keys
+            raise ValueError(f"A training argument is not valid: {error}") from error
+        _check_ranges(self)
+        _check_supported(self)
+        _check_schedule(self)
+        _check_trackers(self.report_to or ())
+        _check_direction(self, greater_is_better_given)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process. On the CPU "cpu" and not "cpu:0", which `torch.load` does not understand."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
+def _check_ranges(args: RegionLearnerTrainingArguments) -> None:
+    for name, minimum in _MINIMUM.items():
+        value = getattr(args, name)
+        if value is not None and not (value >= minimum and math.isfinite(value)):
+            finite = ", and finite" if isinstance(value, float) else ""
+            raise ValueError(f"{name}={value} must be at least {minimum}{finite}.")
+    if args.max_steps == 0:
+        raise ValueError("max_steps=0 must be at least 1, or -1 for as many steps as num_train_epochs has.")
+    if args.layer_decay is not None and not 0.0 < args.layer_decay <= 1.0:
+        raise ValueError(f"layer_decay={args.layer_decay} must be above 0 and at most 1.")
+    if not 0.0 <= args.max_unreadable <= 1.0:
+        raise ValueError(f"max_unreadable={args.max_unreadable} is a share: it must be between 0 and 1.")
+    if args.mix not in MIXES:
+        raise ValueError(f"mix={args.mix!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
+
+
+def _check_supported(args: RegionLearnerTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: for an argument that would not do what it says.
+    """
+    for item in fields(args):
+        value = getattr(args, item.name)
+        if item.name in REFUSED and value is not None and (value or None) != (_default(item) or None):
+            raise ValueError(f"{item.name}={value!r} is not supported: {REFUSED[item.name]}. Leave it out.")
+    optim = OptimizerNames(args.optim).value
+    if optim.startswith(_OPTIMIZERS_THAT_CHOOSE_PARAMETERS):
+        raise ValueError(
+            f"optim={optim} is not supported: it chooses parameters itself, and would ignore learning "
+            "rates by tower and layer. Use another one, such as adamw_torch."
+        )
+    modes = _compile_modes() if args.torch_compile_mode is not None else ()
+    if modes and args.torch_compile_backend == "inductor" and args.torch_compile_mode not in modes:
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
+    given: Any = args.accelerator_config
+    for name, only in _REFUSED_BY_ACCELERATOR.items():
+        # None leaves the choice to accelerate, which chooses the same for rows with a length.
+        if getattr(given, name) not in (only, None):
+            raise ValueError(
+                f"accelerator_config: {name}={getattr(given, name)} is not supported: each process makes batches of "
+                "its own. Leave it out."
+            )
+    if args.auto_find_batch_size and args.world_size > 1:
+        raise ValueError(
+            "auto_find_batch_size is not supported in several processes, which would find different sizes: set "
+            "per_device_train_batch_size."
+        )
+
+
+def _default(item: Field) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def _compile_modes() -> list[str]:
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
+
+
+def _check_accelerator_config(given: Any) -> None:
+    known = [item.name for item in fields(AcceleratorConfig)]
+    for key in given if isinstance(given, dict) else ():
+        if key not in known:
+            near = did_you_mean(str(key), known)
+            raise ValueError(f"accelerator_config: unknown key {key!r}{near} (keys: {', '.join(known)})")
+
+
+def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
+    schedule = SchedulerType(args.lr_scheduler_type)
+    is_constant = schedule in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    if any(not 0.0 < share < 1.0 for share in args.lr_milestones):
+        raise ValueError(f"lr_milestones={args.lr_milestones} are shares of the training, between 0 and 1.")
+    if args.lr_milestones and not is_constant:
+        raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
+    if args.lr_milestones and args.lr_scheduler_kwargs:
+        raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
+    if args.lr_scheduler_kwargs and is_constant:
+        raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """
+    Checks that the trackers of `report_to` are installed now, not when everything is loaded.
+
+    Raises:
+        ValueError: a tracker is not known, or not installed.
+    """
+    known = list(integration_utils.INTEGRATION_TO_CALLBACK)
+    missing = [name for name in names if name not in integration_utils.get_available_reporting_integrations()]
+    for name in missing:
+        if name not in known:
+            near = did_you_mean(str(name), known)
+            raise ValueError(f"report_to={name!r} is not known{near} (known: none, all, {', '.join(known)})")
+        if name not in _MODULES or find_spec(_MODULES[name]) is None:
+            raise ValueError(
+                f"report_to={name!r}: it is not installed. Install it (pip install {_PACKAGES.get(name, name)}), or "
+                "give --report_to none."
+            )
+
+
+# The metric that chooses the best checkpoint
+
+_SCHEDULES_BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
+
+def _check_direction(args: TrainingArguments, given: bool | None) -> None:
+    """
+    Sets `greater_is_better`, and the mode of a schedule that follows a metric, by the metric. For metrics of the
+    user's own, transformers decides.
+
+    Args:
+        args: its `__post_init__` has run.
+        given: `greater_is_better` as the user gave it.
+
+    Raises:
+        ValueError: what was given contradicts the metric.
+    """
+    name = args.metric_for_best_model
+    if name is None:
+        return
+    better = greater_is_better(name)
+    if better is not None and given is not None and given != better:
+        raise ValueError(
+            f"greater_is_better={given} contradicts metric_for_best_model={name!r}, of which "
+            f"{'greater' if better else 'smaller'} values are better: leave out greater_is_better."
+        )
+    mode = _scheduler_options(args).get("mode")
+    _set_metric_and_direction(args, name)
+    if args.lr_scheduler_type in _SCHEDULES_BY_METRIC and mode not in (None, _scheduler_options(args)["mode"]):
+        raise ValueError(
+            f"lr_scheduler_kwargs: mode={mode!r} contradicts metric_for_best_model={name!r}: leave out mode."
+        )
+
+
+def _set_metric_and_direction(args: TrainingArguments, name: str) -> None:
+    better = greater_is_better(name)
+    args.metric_for_best_model = name
+    args.greater_is_better = args.greater_is_better if better is None else better
+    if args.lr_scheduler_type in _SCHEDULES_BY_METRIC:
+        mode = "max" if args.greater_is_better else "min"
+        args.lr_scheduler_kwargs = _scheduler_options(args) | {"mode": mode}
+
+
+def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
+    return dict(args.lr_scheduler_kwargs or {})  # type: ignore[arg-type] # a mapping, after `__post_init__`
+
+
+def set_best_model_metric(args: TrainingArguments, task: str) -> None:
+    """
+    Lets accuracy choose the best checkpoint in multiple choice, where transformers, which does not know the task,
+    takes the loss by default: there is none.
+    """
+    if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
+        logger.info("Multiple choice is evaluated without a loss: accuracy chooses the best checkpoint.")
+        _set_metric_and_direction(args, "accuracy")
+
+
+def check_evaluation(
+    args: TrainingArguments, task: str, has_data: bool, data_sets: Iterable[str] = (), own_metrics: bool = False
+) -> None:
+    """
+    Checks that evaluation during training will happen, and report the metric that chooses the best checkpoint.
+
+    Args:
+        args: of the run.
+        task: of the model.
+        has_data: whether there is data to evaluate on.
+        data_sets: names of the evaluation data sets, if there are several.
+        own_metrics: whether the metrics are the user's own, and not those of the task.
+
+    Raises:
+        ValueError: otherwise, training would end at the first evaluation, or save no checkpoint.
+    """
+    evaluates = args.eval_strategy != IntervalStrategy.NO
+    saves_best = args.save_strategy == SaveStrategy.BEST
+    name = args.metric_for_best_model
+    if evaluates and not has_data:
+        raise ValueError(
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval_split "
+            "(in Python eval_dataset), or leave out eval_strategy."
+        )
+    if saves_best and not evaluates:
+        raise ValueError(
+            "save_strategy=best saves after an evaluation, and there is none: give --eval_split and --eval_strategy."
+        )
+    if saves_best and name is None:
+        raise ValueError(
+            f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}."
+        )
+    if args.prediction_loss_only and task == "multiple_choice":
+        raise ValueError("prediction_loss_only: multiple choice is evaluated without a loss; leave it out.")
+    if name is None or own_metrics:
+        return
+    metrics = ["loss"] if args.prediction_loss_only else list(GREATER_IS_BETTER[task])
+    known = [f"{data_set}_{metric}" for data_set in data_sets for metric in metrics] or metrics
+    if name.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"metric_for_best_model={name!r} is not a metric of task={task!r}{_nearest_metrics(name, known)} "
+            f"(metrics: {', '.join(known)})"
+        )
+
+
+def _nearest_metrics(name: str, known: list[str]) -> str:
+    """Like `did_you_mean`, but `R@1` is near to all metrics that end in it."""
+    bare = name.removeprefix("eval_").lower()
+    near = [one for one in known if one.lower() == bare or one.lower().endswith(f"_{bare}")]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(bare, known)

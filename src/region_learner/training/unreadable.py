@@ -1,0 +1,96 @@
+"""Videos that cannot be read in a run: each is reported once, and more than a share of them ends the run."""
+
+import json
+import logging
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from ..files import write_json
+from ..video_processing_region_learner import VideoDecodeError
+from .data import CorpusPart
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableVideos:
+    """
+    The unreadable videos of this process.
+
+    Args:
+        output_dir: directory of the run, where `unreadable_videos.json` lists them.
+        max_share: share of the videos that may be unreadable, the `max_unreadable` of the arguments.
+        parts: the corpora that are trained on.
+
+    Attributes:
+        in_training, in_evaluation: error message by video id.
+    """
+
+    def __init__(self, output_dir: Path, max_share: float, parts: list[CorpusPart]):
+        self.output_dir, self.max_share, self.parts = output_dir, max_share, parts
+        self.in_training: dict[str, str] = {}
+        self.in_evaluation: dict[str, str] = {}
+        self._number_of_videos: int | None = None
+
+    def report(self, video_id: str, reason: str, in_training: bool, samples_seen: int = 0) -> None:
+        """
+        Args:
+            video_id: id of the video.
+            reason: why it cannot be read.
+            in_training: whether it was drawn for training, where another video takes its place.
+            samples_seen: number of clips trained on so far: of a stream, nobody knows the number of videos.
+
+        Raises:
+            VideoDecodeError: too many videos are unreadable.
+        """
+        if video_id in self.in_training or video_id in self.in_evaluation:
+            return
+        if not in_training:
+            self.in_evaluation[video_id] = reason
+            logger.warning("Leaving an unreadable video out of the evaluation: %s", reason)
+            return
+        self.in_training[video_id] = reason
+        logger.warning("Skipping an unreadable video, substituting another one: %s", reason)
+        total = self._videos(samples_seen)
+        if total and len(self.in_training) > self.max_share * total:
+            self._write(self.in_training)
+            raise VideoDecodeError(
+                f"{len(self.in_training)} of {total} videos are unreadable, more than max_unreadable="
+                f"{self.max_share}: see unreadable_videos.json in {self.output_dir}; repair or remove them, or raise "
+                "the limit."
+            )
+
+    def _videos(self, samples_seen: int) -> int:
+        """The number of videos of the corpora, all of which a process may meet; of a stream, of those so far."""
+        if any(part.streamed for part in self.parts):
+            return max(samples_seen, 100)
+        if self._number_of_videos is None:
+            ids = (part.dataset["video_id"] if hasattr(part.dataset, "column_names") else () for part in self.parts)
+            distinct = sum(len(set(column)) for column in ids)  # a video may have several questions
+            self._number_of_videos = distinct or sum(len(part.dataset) for part in self.parts)
+        return self._number_of_videos
+
+    def finish(self, is_main_process: bool) -> int:
+        """Lists the unreadable videos of all processes, and returns their number. Every process has to call this."""
+        unreadable = dict(gather_object(list(self.in_training.items())))
+        if unreadable and is_main_process:
+            logger.warning("%d videos could not be read.", len(unreadable))
+            self._write(unreadable)
+        return len(unreadable)
+
+    def _write(self, unreadable: dict[str, str]) -> None:
+        path = self.output_dir / "unreadable_videos.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, unreadable, indent=2)
+            logger.warning("%s lists the unreadable videos.", path)
+        except OSError as error:  # not worth hours of training
+            logger.warning("The list of unreadable videos could not be written: %s", error)
+
+    def save(self, checkpoint: Path, process_index: int) -> None:
+        (checkpoint / f"unreadable_{process_index}.json").write_text(json.dumps(self.in_training))
+
+    def load(self, checkpoint: Path, process_index: int) -> None:
+        path = checkpoint / f"unreadable_{process_index}.json"
+        if path.is_file():
+            self.in_training = json.loads(path.read_text())
