@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..interruption import interruptible
 from .commands import Commands
 from .options import (
     AsJson,
@@ -20,7 +21,7 @@ from .options import (
     mapping,
     read_corpus,
 )
-from .output import interruptible, print_json, print_result, print_wrote
+from .output import print_json, print_result, print_wrote
 
 corpus_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="List, make, prepare and check corpora.")
 

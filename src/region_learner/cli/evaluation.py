@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..interruption import interruptible
 from .options import AsJson, BatchSize, CorpusOptions, DataDir, MaxMissing, Model, options_of, read_corpus
-from .output import interruptible, print_json, print_result, print_rows, print_table, print_wrote
+from .output import print_json, print_result, print_rows, print_table, print_wrote
 
 if TYPE_CHECKING:
     from ..evaluation.protocols import Protocol

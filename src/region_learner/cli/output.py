@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,3 @@ def _cell(value: Any) -> str:
     if value is None:  # cannot be measured
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def interruptible(how_to_go_on: str) -> Iterator[None]:
-    """Says how to go on after Ctrl-C. The command then exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"region-learner: interrupted. {how_to_go_on}", file=sys.stderr)
-        raise

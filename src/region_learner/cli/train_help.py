@@ -1,21 +1,22 @@
-"""
-The text of `region-learner train --help`.
-
-The options are fields of dataclasses that subclass transformers' TrainingArguments, which take seconds to import. The
-text about them is therefore kept in `train_options.txt`, which a test compares with the dataclasses. After changing
-options, write it again with `python -m region_learner.cli.train_help`.
-"""
+"""The text of `region-learner train --help`, whose options are fields of dataclasses. It needs no transformers."""
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
-from typing import Any
+
+from ..training.arguments import ARGUMENT_GROUPS, DataArguments, ModelArguments, OwnTrainingArguments
+from ..training.recipes import list_recipes, recipe_description
 
 WIDTH = 100
-OPTIONS_FILE = Path(__file__).with_name("train_options.txt")
-_RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+
+# What other commands call by a shorter name than transformers does.
+SHORT_NAMES = {
+    "output": "output_dir",
+    "split": "train_split",
+    "batch_size": "per_device_train_batch_size",
+    "workers": "dataloader_num_workers",
+}
 
 _USAGE = """\
 Usage: region-learner train [RECIPE] [OPTIONS]
@@ -25,99 +26,97 @@ Usage: region-learner train [RECIPE] [OPTIONS]
   accelerate launch -m region_learner.training [RECIPE] [OPTIONS]. See docs/training.md.
 """
 
-# Options of transformers that a first run needs.
-_EVERYDAY = {
-    "--output DIR": "Directory for the checkpoint and results.json (also --output-dir).  [default: runs/CORPUS]",
-    "--batch-size N": "Pairs per device (also --per-device-train-batch-size).",
-    "--workers N": "Processes per device that decode (also --dataloader-num-workers).",
-    "--num-train-epochs N": "Passes over the corpus, or --max-steps N.",
-    "--learning-rate RATE": "Peak learning rate.",
-    "--resume-from-checkpoint true": "Resume from the last checkpoint of the output directory.",
+_GENERAL = {
     "--json": "Print the result as JSON.",
     "--help": "Show this message and exit.",
-    "--help-all": "Also list all options of transformers.TrainingArguments.",
+    "--help-all": "Also list all options of transformers.TrainingArguments, and exit.",
+}
+
+# The value and the help of those options of transformers that most runs need.
+OF_TRANSFORMERS = {
+    "dataloader_num_workers": ("N", "Processes per device that decode."),
+    "num_train_epochs": ("N", "Passes over the corpus."),
+    "max_steps": ("N", "Optimizer steps, instead of epochs."),
+    "per_device_train_batch_size": ("N", "Pairs per device."),
+    "gradient_checkpointing": ("", "Recompute activations in the backward pass, to save memory."),
+    "gradient_accumulation_steps": ("N", "Batches per optimizer step. Their pairs are not each other's negatives."),
+    "auto_find_batch_size": ("", "Halve the batch size until it fits into memory."),
+    "bf16": ("", "Train in bfloat16 mixed precision."),
+    "fp16": ("", "Train in float16 mixed precision."),
+    "torch_compile": ("", "Compile the model."),
+    "learning_rate": ("X", "Peak learning rate."),
+    "lr_scheduler_type": ("NAME", "Schedule of the learning rate: linear, cosine, constant, ..."),
+    "warmup_steps": ("N", "Steps of warm-up, or their share below 1."),
+    "weight_decay": ("X", "Weight decay."),
+    "max_grad_norm": ("X", "Gradients are clipped to this norm."),
+    "optim": ("NAME", "Optimizer: adamw_torch, adafactor, ..."),
+    "seed": ("N", "Seed of everything random."),
+    "eval_strategy": ("NAME", "When to evaluate on --eval-split: epoch, steps or no."),
+    "eval_steps": ("N", "Steps between evaluations."),
+    "per_device_eval_batch_size": ("N", "Clips per device in evaluation."),
+    "load_best_model_at_end": ("", "Keep the checkpoint that was best on --eval-split."),
+    "metric_for_best_model": ("NAME", "Metric that decides which checkpoint is best."),
+    "output_dir": ("DIR", "Directory for the checkpoint and results.json. By default runs/CORPUS."),
+    "resume_from_checkpoint": ("true", "Resume from the last checkpoint in the output directory."),
+    "save_strategy": ("NAME", "When to save a checkpoint to resume from: epoch, steps or no."),
+    "save_steps": ("N", "Steps between checkpoints."),
+    "save_total_limit": ("N", "Checkpoints to keep."),
+    "logging_steps": ("N", "Steps between log lines."),
+    "report_to": ("NAME ...", "Trackers: tensorboard, wandb, ..."),
+    "push_to_hub": ("", "Upload the model to the Hub."),
 }
 
 
 def train_help(everything: bool = False) -> str:
-    """The help of `train`, with all options of transformers if `everything`."""
-    recipes = {path.stem: _description(path) for path in sorted(_RECIPES.glob("*.yaml"))}
-    parts = [
-        _USAGE,
-        _section("Recipes", recipes, column=24),
-        OPTIONS_FILE.read_text(encoding="utf-8").rstrip("\n") + "\n",
-    ]
+    """Returns the help of `train`, with all options of transformers if `everything`."""
+    recipes = {name: _one_line(recipe_description(path)) for name, path in list_recipes().items()}
+    ours = {item.name: item for cls in (ModelArguments, DataArguments, OwnTrainingArguments) for item in fields(cls)}
+    parts = [_USAGE, _section("Recipes", recipes, column=24)]
+    for group, names in ARGUMENT_GROUPS.items():
+        parts.append(_section(group, dict(_option(name, *_described(name, ours)) for name in names)))
+    parts.append(_section("General", _GENERAL))
     if everything:
-        parts.append(_section("Options of transformers.TrainingArguments", _options_of_transformers()))
+        from transformers import TrainingArguments
+
+        others = [item for item in fields(TrainingArguments) if item.init and item.name not in OF_TRANSFORMERS]
+        options = dict(_option(item.name, *_of_field(item)) for item in others)
+        parts.append(_section("Other options of transformers.TrainingArguments", options))
     return "\n".join(parts).rstrip("\n")
 
 
-def _description(recipe: Path) -> str:
-    """The first sentence of a recipe, in one line."""
-    with recipe.open(encoding="utf-8") as file:
-        sentence, _, _ = file.readline().strip("# \n").partition(". ")
-    return textwrap.shorten(sentence.rstrip("."), WIDTH - 24, placeholder=" ...")
+def _described(name: str, ours: Mapping[str, Field]) -> tuple[str, str]:
+    return _of_field(ours[name]) if name in ours else OF_TRANSFORMERS[name]
 
 
-def train_options() -> str:
-    """The options of this package, in sections: what `train_options.txt` holds."""
-    from transformers import TrainingArguments
-
-    from ..training.arguments import DataArguments, ModelArguments, RegionLearnerTrainingArguments
-
-    theirs = {item.name for item in fields(TrainingArguments)}
-    sections: dict[str, dict[str, str]] = {"Everyday options": _EVERYDAY}
-    for section, cls in {
-        "Model": ModelArguments,
-        "Data": DataArguments,
-        "Training": RegionLearnerTrainingArguments,
-    }.items():
-        for item in fields(cls):
-            if item.name not in theirs:
-                sections.setdefault(item.metadata.get("group", section), {}).update(_entry(item))
-    return "\n".join(_section(name, entries) for name, entries in sections.items())
-
-
-def _options_of_transformers() -> dict[str, str]:
-    from transformers import TrainingArguments
-
-    entries: dict[str, str] = {}
-    for item in fields(TrainingArguments):
-        if item.init:
-            entries |= _entry(item)
-    return entries
-
-
-def _entry(item: Field) -> dict[str, str]:
-    """What the user writes for a field, and its help."""
+def _of_field(item: Field) -> tuple[str, str]:
+    """Returns what a user gives as the value of a field, and its help."""
     kind = str(item.type)
-    value = "JSON" if "dict" in kind else "X ..." if "list" in kind else _value(kind)
+    kinds = {"list": "X ...", "dict": "JSON", "bool": "", "int": "N", "float": "X"}
+    value = next((value for word, value in kinds.items() if re.search(rf"\b{word}\b", kind)), "NAME")
     text = " ".join(str(item.metadata.get("help", "")).split())
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     if default not in (None, MISSING, False, "", [], {}) and "default" not in text:
         text += f"  [default: {default}]"
-    return {f"--{item.name.replace('_', '-')} {value}".rstrip(): text}
+    return value, text
 
 
-def _value(kind: str) -> str:
-    names = {"bool": "", "int": "N", "float": "X"}
-    return next((name for word, name in names.items() if re.search(rf"\b{word}\b", kind)), "NAME")
+def _option(name: str, value: str, text: str) -> tuple[str, str]:
+    spelt = f"--{name.replace('_', '-')}"
+    for short, full in SHORT_NAMES.items():
+        if name == full:
+            spelt, text = f"--{short.replace('_', '-')}", f"{text} Also {spelt}."
+    return f"{spelt} {value}".rstrip(), text
+
+
+def _one_line(text: str) -> str:
+    return textwrap.shorten(text.partition(". ")[0].rstrip("."), WIDTH - 24, placeholder=" ...")
 
 
 def _section(title: str, entries: Mapping[str, str], column: int = 32) -> str:
-    return f"{title}:\n" + "".join(_lines(entries.items(), column))
-
-
-def _lines(entries: Iterable[tuple[str, Any]], column: int) -> Iterable[str]:
-    for name, text in entries:
-        wrapped = textwrap.wrap(text, WIDTH - column) or [""]
-        if len(name) > column - 4:
-            yield f"  {name}\n"
-        else:
-            yield f"  {name:{column - 2}}{wrapped.pop(0)}".rstrip() + "\n"
-        for line in wrapped:
-            yield f"{'':{column}}{line}\n"
-
-
-if __name__ == "__main__":
-    OPTIONS_FILE.write_text(train_options(), encoding="utf-8")
+    lines = [f"{title}:"]
+    for name, text in entries.items():
+        wrapped = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+        first = wrapped.pop(0) if wrapped and len(name) <= column - 4 else ""
+        lines.append(f"  {name:{column - 2}}{first}".rstrip())
+        lines += [" " * column + line for line in wrapped]
+    return "\n".join(lines) + "\n"

@@ -7,16 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..interruption import interruptible
 from .evaluation import heading
 from .output import print_json, print_result, print_wrote
-
-# What other commands call by a shorter name than the Trainer of transformers.
-SHORT_NAMES = {
-    "--output": "--output-dir",
-    "--split": "--train-split",
-    "--batch-size": "--per-device-train-batch-size",
-    "--workers": "--dataloader-num-workers",
-}
+from .train_help import SHORT_NAMES, train_help
 
 
 def demo(
@@ -39,8 +33,6 @@ def train(context: typer.Context) -> None:
     """Train or fine-tune a model, from a recipe or from options alone."""
     argv = [_full_name(argument) for argument in context.args]
     if {"--help", "-h", "--help-all"} & set(argv):
-        from .train_help import train_help
-
         print(train_help(everything="--help-all" in argv))
         return
     as_json = "--json" in argv
@@ -49,17 +41,20 @@ def train(context: typer.Context) -> None:
 
 def _full_name(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    if not name.startswith("--"):
-        return argument
-    return f"{SHORT_NAMES.get(name.replace('_', '-'), name)}{equals}{value}"
+    full = SHORT_NAMES.get(name.removeprefix("--").replace("-", "_"))
+    return f"--{full}{equals}{value}" if full and name.startswith("--") else argument
 
 
 def _train(argv: list[str], as_json: bool) -> None:
-    from ..interruption import interruptible
-
     output_dirs: list[str] = []
+
+    def how_to_go_on() -> str:
+        from ..training.checkpoints import how_to_resume
+
+        return how_to_resume(output_dirs)
+
     logs = redirect_stdout(sys.stderr) if as_json else nullcontext()  # the Trainer prints them
-    with interruptible(output_dirs), logs:
+    with interruptible(how_to_go_on), logs:
         from accelerate import PartialState
 
         from ..training import parse_stages, train_stages
