@@ -732,7 +732,7 @@ class Broken(torch.utils.data.Dataset):
 
 
 def test_errors_of_loaders_are_one_line(monkeypatch, checkpoint, capsys):
-    def fail(*_):
+    def fail(*_, **options):
         list(torch.utils.data.DataLoader(Broken(), num_workers=1))
 
     monkeypatch.setattr("region_learner.evaluation.regions.region_quality", fail)
