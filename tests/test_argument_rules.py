@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from region_learner.loader_processes import WatchedLoader
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages
 from region_learner.training.run import check_arguments, complete_arguments
 from region_learner.training.training_arguments import REFUSED
@@ -216,9 +217,9 @@ def test_what_scripts_of_others_decide_by(tmp_path):
 
     check("--do_train=true")
     check("--do_eval=true", "--eval_split=val")
-    with pytest.raises(ValueError, match="do_eval is not supported: --eval_split NAME"):
+    with pytest.raises(ValueError, match="do_eval is not supported: --eval-split NAME"):
         check("--do_eval=true")
-    with pytest.raises(ValueError, match="do_predict is not supported: --test_split NAME"):
+    with pytest.raises(ValueError, match="do_predict is not supported: --test-split NAME"):
         check("--do_predict=true")
 
 
@@ -350,3 +351,38 @@ def test_inherited_arguments_together(tmp_path):
     steps = [entry["step"] for entry in made.state.log_history if "eval_loss" in entry]
     assert steps == [0, 1, 2]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_the_cpu_has_no_number():
+    """`torch.load` does not know "cpu:0", the name that the device has in one of several processes."""
+    args = arguments()
+    args.__dict__["_setup_devices"] = torch.device("cpu", 0)
+    assert str(args.device) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("motion", "given", "expected"), [(False, None, False), (True, None, True), (True, False, False)]
+)
+def test_unused_parameters_are_looked_for_with_motion(tmp_path, motion, given, expected):
+    """Motion needs two frames; the user's choice is left as it is."""
+    made = RegionLearnerTrainer(
+        model=tiny_model(motion_excitation=motion),
+        args=arguments(output_dir=str(tmp_path), ddp_find_unused_parameters=given),
+        processing_class=Processor(),
+    )
+    assert made.accelerator.ddp_handler.find_unused_parameters == expected
+    assert made.args.ddp_find_unused_parameters == given
+
+
+def test_loader_processes_of_every_evaluation_are_watched(tmp_path):
+    """Also those that persist, which the Trainer keeps for the next evaluation."""
+    made = trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    first, second = made.get_eval_dataloader(), made.get_eval_dataloader()
+    assert isinstance(first, WatchedLoader)
+    assert second is first
+
+
+def test_an_epoch_has_the_rows_of_its_batches(tmp_path):
+    """What the Trainer computes `train_samples_per_second` from."""
+    made = trainer(tmp_path, rows(9))
+    assert made.num_examples(made.get_train_dataloader()) == 12  # three full batches of 4

@@ -259,7 +259,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(trained, small_disk, cut):
         run(output_dir, callbacks=(FillBefore(small_disk, 4, room),), **OPTIONS)
     message = str(error.value)
     assert message.startswith(f"{output_dir / 'checkpoint-4' / cut} could not be written: No space left on device. ")
-    assert "--resume_from_checkpoint true" in message
+    assert "--resume-from-checkpoint true" in message
     assert message.endswith(f"The last complete checkpoint is {output_dir / 'checkpoint-2'}.")
     assert "\n" not in message
     assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-2"]

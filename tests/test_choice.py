@@ -9,8 +9,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from region_learner.evaluation.directions import GREATER_IS_BETTER, greater_is_better
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages, train_stages
-from region_learner.training.trainer import _METRICS
-from region_learner.training.training_arguments import check_evaluation, set_best_model_metric
+from region_learner.training.training_arguments import METRICS, check_evaluation, set_best_model_metric
 
 from .conftest import tiny_model
 from .test_training import TINY
@@ -37,7 +36,7 @@ def predictions(task, good: bool) -> EvalPrediction:
 
 @pytest.mark.parametrize("task", GREATER_IS_BETTER)
 def test_the_table_has_what_evaluation_gives_and_its_directions(task):
-    good, bad = (_METRICS[task](predictions(task, is_good)) for is_good in (True, False))
+    good, bad = (METRICS[task](predictions(task, is_good)) for is_good in (True, False))
     table = GREATER_IS_BETTER[task]
     assert good.keys() - {"questions", "out_of_vocabulary"} == table.keys() - {"loss"}
     for name in table.keys() - {"loss"}:
@@ -142,7 +141,7 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
         (
             "retrieval",
             {"save_strategy": "best", "metric_for_best_model": "t2v_R@1", "eval_strategy": "no"},
-            "save_strategy=best saves after an evaluation, and there is none: give --eval_split",
+            "save_strategy=best saves after an evaluation, and there is none: give --eval-split",
         ),
     ],
 )
@@ -152,7 +151,7 @@ def test_what_cannot_choose_a_checkpoint(task, options, message):
 
 
 def test_evaluation_needs_data():
-    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval_split"):
+    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval-split"):
         check_evaluation(arguments(eval_strategy="epoch"), "retrieval", has_data=False)
 
 

@@ -551,7 +551,7 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
         assert len(dataset) == 4
         return {"t2v_gmean": 100.0, "unreadable": []}
 
-    monkeypatch.setitem(trainer._METRICS, "retrieval", validate)
+    monkeypatch.setitem(trainer.METRICS, "retrieval", validate)
     monkeypatch.setitem(EVALUATIONS, "retrieval", test)
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'run'}",

@@ -21,7 +21,7 @@ from region_learner.training import (
     train_stages,
 )
 from region_learner.training.adapters import with_lora
-from region_learner.training.logs import Progress
+from region_learner.training.logs import Progress, log_line
 from region_learner.training.model import with_head
 from region_learner.training.optimization import freeze, milestones, parameter_groups
 from region_learner.video_processing_region_learner import VideoDecodeError
@@ -180,13 +180,69 @@ def test_the_state_of_codebook_and_regions_is_logged():
     assert summary["unreadable_videos"] == 7
 
 
-def test_what_is_no_training_is_left_out_of_the_time():
+def test_only_steps_and_waiting_count_as_time_of_training(monkeypatch):
+    """By a clock that the test moves: 4 seconds of waiting, 6 of a step, and 100 of an evaluation."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     progress = Progress()
-    progress.samples = 100
-    time.sleep(0.05)
-    with progress.paused():
-        time.sleep(0.5)
-    assert progress.summary(OneProcess, 0)["samples_per_second"] > 100 / 0.5
+    progress.on_train_begin(None, None, None)
+    with progress.waiting():
+        now[0] += 4
+    progress.on_step_begin(None, None, None)
+    now[0] += 6
+    progress.on_step_end(None, None, None)
+    progress.samples, progress.videos = 50, 20
+    now[0] += 100
+    summary = progress.summary(OneProcess, 0)
+    assert (summary["samples_per_second"], summary["videos_per_second"], summary["data_wait"]) == (5.0, 2.0, 0.4)
+    assert progress.samples_seen == 50
+    progress.on_step_begin(None, None, None)
+    now[0] += 2
+    progress.on_step_end(None, None, None)
+    progress.samples = 6
+    assert progress.summary(OneProcess, 0)["samples_per_second"] == 3.0  # a new interval
+    assert progress.samples_seen == 56
+    progress.on_train_begin(None, None, None)
+    assert progress.samples_seen == 0
+
+
+STEP = {"loss": 1.23456, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 3.0, "samples_per_second": 419.6,
+        "videos_per_second": 400.0, "data_wait": 0.034, "codebook_use": 96.09, "codebook_perplexity": 12.0,
+        "temperature": 0.05, "unreadable_videos": 0}  # fmt: skip
+
+
+def test_lines_of_logs():
+    line = (
+        "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  waiting  3%  codes  96 %"
+    )
+    assert log_line(STEP, 120, 8000) == line.replace("step 120", "step  120") + "  temperature 0.0500"
+    assert len(log_line(STEP, 8000, 8000)) == len(log_line(STEP | {"loss": 0.1, "epoch": 12.5}, 1, 8000))  # aligned
+    assert log_line(STEP | {"unreadable_videos": 2}, 1, 8).endswith("  unreadable_videos 2")
+    assert "loss     nan" in log_line(STEP | {"loss": math.nan}, 1, 8)
+    metrics = {
+        "eval_loss": 1.5,
+        "eval_t2v_R@1": 40.0,
+        "eval_runtime": 3.2,
+        "eval_samples_per_second": 9.0,
+        "epoch": 3.0,
+    }
+    assert log_line(metrics, 5, 10) == "step  5/10  epoch  3.00  eval  loss 1.50  t2v_R@1 40.00"
+    assert log_line(metrics, 0, 0) == "eval  loss 1.50  t2v_R@1 40.00"  # without training
+    end = {"train_runtime": 8.0, "train_loss": 2.0, "total_flos": 1e9, "epoch": 12.0}
+    assert log_line(end, 10, 10) == "step 10/10  epoch 12.00  train_loss 2.00"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_runs_print_lines_and_no_dictionaries(tmp_path, capsys, monkeypatch, terminal, quiet):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    run(tmp_path, max_steps=2, disable_tqdm=quiet)
+    out, err = capsys.readouterr()
+    assert not out
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2", "2/2"]
+    assert "{" not in err
+    assert ("2/2 [" in err) == (terminal and not quiet)  # a progress bar
 
 
 def test_what_is_logged(tmp_path):
@@ -288,9 +344,9 @@ def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tm
     trainer = RegionLearnerTrainer(
         model=tiny_model(), args=arguments, processing_class=Processor(), train_dataset=rows
     )
-    trainer._report_unreadable("1", "cannot be read", in_training=True)
+    trainer.unreadable.report("1", "cannot be read", in_training=True)
     with pytest.raises(VideoDecodeError, match=r"2 of 10 videos are unreadable, more than max_unreadable=0.1"):
-        trainer._report_unreadable("2", "cannot be read", in_training=True)
+        trainer.unreadable.report("2", "cannot be read", in_training=True)
 
 
 def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
@@ -313,6 +369,7 @@ def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
     assert torch.equal(first.state_dict()[name], last.state_dict()[name])  # learning rate 0
     trained = (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns
     caplog.set_level("INFO", logger="region_learner")
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed
     train_stages(parse_stages([*argv, "--resume_from_checkpoint=true"]))
     assert "Stage 1 of 2 has already finished" in caplog.text
     assert (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns == trained
@@ -335,8 +392,8 @@ def test_several_corpora_and_a_stream(corpus, tmp_path):
     results = train_stages(parse_stages(argv))
     assert len(results["log"]) == 4
     assert results["train"]["unreadable_videos"] == 0
-    with pytest.raises(ValueError, match="say how long to train with --max_steps"):
-        train_stages(parse_stages([*argv, "--max_steps=-1"]))
+    with pytest.raises(ValueError, match="say how long to train with --max-steps"):
+        train_stages(parse_stages([*argv, "--max_steps=-1", "--overwrite"]))
 
 
 def test_bfloat16(tmp_path):

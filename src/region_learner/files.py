@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and directories that one run writes to."""
+"""Atomic writes, and directories that one run writes to at a time."""
 
 import difflib
 import json
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def partial_of(path: Path) -> Path:
-    """Where [`write_text`] writes before `path` is what was written."""
+    """Returns the path of the temporary file that [`write_text`] renames to `path`."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Names the file, or the directory, in errors of writing that do not, such as those of a full disk."""
+    """Adds the path to errors of writing that do not have it, such as those of a full disk."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def near_file(path: str | os.PathLike) -> str:
-    """`"; did you mean 'x'?"` for the name in the same directory that is nearest to `path`, or nothing."""
+    """Returns `"; did you mean 'x'?"` with the nearest name in the same directory, or "" if none is near."""
     path = Path(path)
     try:
         names = os.listdir(path.parent)
@@ -45,11 +45,11 @@ def near_file(path: str | os.PathLike) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """
-    Writes beside `path` and moves it there: who reads it finds what was there before, or all of `text`, even after a
-    power failure. What UTF-8 cannot hold, such as parts of names of files, is written as escapes.
+    Writes a file atomically: readers find the old content or all of `text`, even after a power failure. Characters
+    that UTF-8 cannot encode, such as parts of file names, are written as escapes.
 
     Raises:
-        OSError: naming `path`, for example because the disk is full.
+        OSError: the file cannot be written, for example because the disk is full; the message names `path`.
     """
     partial = partial_of(path)
     try:
@@ -65,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Has the names in `directory` survive a power failure, where the file system can do that for directories."""
+    """Flushes the names in `directory` to the disk, where the file system can do that for directories."""
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -76,16 +76,16 @@ def sync_directory(directory: Path) -> None:
 
 def sync_tree(directory: Path) -> None:
     """
-    Has all files under `directory` survive a power failure.
+    Flushes all files under `directory` to the disk.
 
     Raises:
-        OSError: naming a file that could not be written after all.
+        OSError: a file could not be written after all; the message names it.
     """
     for path in sorted(directory.rglob("*")):
         if path.is_dir():
             sync_directory(path)
             continue
-        # For writing where that is needed, and only there: some are read-only.
+        # Opened for writing only where fsync needs that, as some files are read-only.
         with naming(path), open(path, "rb+" if os.name == "nt" else "rb") as file:
             os.fsync(file.fileno())
     sync_directory(directory)
@@ -93,7 +93,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int = 1) -> None:
-    """`content` as JSON, by [`write_text`]."""
+    """Writes `content` as JSON, atomically."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -123,23 +123,23 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-# Of checkpoints of earlier versions: what PEFT did not save, beside adapters that lay in the checkpoint itself.
+# In checkpoints of version 0.1: what PEFT does not save, beside adapters in the checkpoint itself.
 BESIDE_ADAPTERS = "beside_adapters.safetensors"
 
 
 def refuse_bare_adapters(name: str) -> None:
     """
     Raises:
-        ValueError: `name` is a directory of adapters alone, or a checkpoint of adapters of an earlier version, of
-            which others load a part.
+        ValueError: `name` is a directory of adapters without their model, or a checkpoint of adapters of version 0.1,
+            of which other code would load a part only.
     """
     if (Path(name) / BESIDE_ADAPTERS).is_file():
         raise ValueError(
-            f"{name} is a checkpoint of adapters of an earlier version, which only its own run can load whole: go on "
-            "with --resume_from_checkpoint, and take the model in the run's output_dir."
+            f"{name} is a checkpoint of adapters of version 0.1, which only its own run can load: finish that run "
+            "with --resume-from-checkpoint, and use the model in its output_dir."
         )
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise ValueError(
-            f"{name} holds adapters alone. The checkpoint they are in, {Path(name).parent}, has the whole model, into "
-            "which they are merged: give that one."
+            f"{name} holds adapters alone. Give the checkpoint that they are in, {Path(name).parent}: it has the "
+            "whole model, with the adapters merged into it."
         )

@@ -64,7 +64,7 @@ class _Interruption:
             threading.Timer(0.2, self._raise_again).start()
 
     def _raise_again(self):
-        if not self.handled and hasattr(signal, "pthread_kill"):
+        if self.number is not None and not self.handled and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(self.main_thread, self.number)
 
     def ignore_others(self):

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.video_utils import VideoMetadata
 
 from ..corpora import load_corpus
 from ..corpora.generated import load_masks
 from ..evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
-from ..training.arguments import ModelArguments, RegionLearnerTrainingArguments
+from ..training.arguments import ModelArguments
 from ..training.collator import RegionLearnerCollator
+from ..training.logs import LogLines
 from ..training.model import build_model
 from ..training.trainer import RegionLearnerTrainer
+from ..training.training_arguments import RegionLearnerTrainingArguments
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
 
 SPLITS = ("train", "val", "test")
@@ -265,7 +267,7 @@ def run(
         data_collator=_Collator(processor, train.frames),
         callbacks=[_Watch(look, every=max(1, setting.epochs // 6))],
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(LogLines)
     trainer.train()
 
     log = [entry for entry in trainer.state.log_history if "loss" in entry]

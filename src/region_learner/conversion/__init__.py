@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the authors' checkpoints, and pre-trained towers of timm and transformers."""
+"""Converts weights: the authors' checkpoints, and pre-trained towers of timm and transformers."""
 
 from .original import convert_original_checkpoint
 from .towers import from_pretrained_towers, processor_from_towers

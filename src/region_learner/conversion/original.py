@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code, of RegionLearner and of Frozen in Time, as models of this package."""
+"""Converts checkpoints of the authors' code, of RegionLearner and of Frozen in Time, to models of this package."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from ..configuration_region_learner import RegionLearnerConfig, nest_overrides, text_config_from_dict
+from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..files import naming
 from ..modeling_region_learner import RegionLearnerModel
 from ..text_tower import check_text_tower
@@ -18,7 +18,7 @@ from .torch_files import read_state_dict
 
 logger = logging.getLogger(__name__)
 
-# The original's names, as regular expressions, and ours. Those of the space-time ViT are timm's too.
+# The original's names, as regular expressions, and ours. timm has the same names for the parts of a ViT.
 VIT_NAMES = {
     r"^cls_token$": "embeddings.cls_token",
     r"^pos_embed$": "embeddings.position_embeddings",
@@ -48,12 +48,12 @@ _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the weights in a checkpoint of the authors' code by their names, without the `module.` in front of them.
-    Nothing in the file is run; see [`read_state_dict`].
+    Returns the weights in a checkpoint of the authors' code by their names, without the prefix `module.`. No code in
+    the file is run; see [`read_state_dict`].
 
     Raises:
-        OSError: there is no such file, or it may not be read.
-        ValueError: it is damaged, or is not such a checkpoint.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: it is damaged, or not such a checkpoint.
     """
     saved = read_state_dict(path)
     state = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def rename(name: str, table: dict[str, str]) -> str | None:
-    """`name` by the first rule of `table` that fits, or None."""
+    """Returns `name` renamed by the first rule of `table` that matches, or None."""
     for pattern, replacement in table.items():
         renamed, count = re.subn(pattern, replacement, name)
         if count:
@@ -76,10 +76,9 @@ def _convert_names(state: dict[str, torch.Tensor], path) -> dict[str, torch.Tens
     for name, tensor in state.items():
         tower, _, rest = name.partition(".")
         if tower == "text_model":
-            # Old releases of transformers saved this constant with the weights.
-            new_name = None if rest == "embeddings.position_ids" else name
-            if new_name is None:
+            if rest == "embeddings.position_ids":  # a constant, which old releases of transformers saved
                 continue
+            new_name: str | None = name
         elif tower == "video_model":
             new_name = rename(rest, VIT_NAMES | _REGION_NAMES)
             new_name = new_name and f"video_model.{new_name}"
@@ -114,7 +113,7 @@ def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.
 
 
 def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What the weights tell of the video configuration."""
+    """Returns what the weights tell about the video configuration."""
     state = {k.removeprefix("video_model."): v for k, v in state.items() if k.startswith("video_model.")}
     hidden_size, num_channels, patch_size, _ = _shape(state, "embeddings.patch_embedding.weight", 4)
     grid = math.isqrt(_shape(state, "embeddings.position_embeddings", 3)[1] - 1)
@@ -139,7 +138,7 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What the weights tell of the text configuration: DistilBERT, which the original uses, or BERT."""
+    """Returns what the weights tell about the text configuration: of DistilBERT, which the original uses, or BERT."""
     vocab_size, width = _shape(state, "text_model.embeddings.word_embeddings.weight", 2)
     positions = _shape(state, "text_model.embeddings.position_embeddings.weight", 2)[0]
     common = {"vocab_size": vocab_size, "max_position_embeddings": positions}
@@ -152,18 +151,18 @@ def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     return common | {"model_type": "bert"} | sizes
 
 
-def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike) -> PreTrainedConfig:
+def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike) -> PreTrainedConfig | dict[str, Any]:
+    """Returns the text configuration that was given whole, or the sizes that the weights tell."""
     if isinstance(given, (str, os.PathLike)):
         return AutoConfig.from_pretrained(given)
     if isinstance(given, PreTrainedConfig):
         return given
     try:
-        sizes = _text_sizes(state)
+        return _text_sizes(state)
     except ValueError as error:
         raise ValueError(
             f"The text encoder of {path} is neither DistilBERT nor BERT ({error}): give its text_config."
         ) from error
-    return text_config_from_dict(sizes | (given or {}), chosen=given or ())
 
 
 def convert_original_checkpoint(
@@ -177,26 +176,33 @@ def convert_original_checkpoint(
     """
     Converts a checkpoint of the authors' code, of RegionLearner or of Frozen in Time.
 
-    Sizes come from the weights. What weights cannot tell has the original's value: 12 heads in both towers,
-    8 in the interaction, temperature 0.05, fusion over time by attention (or "linear", where there are weights of it;
-    `temporal_fusion="pool"` has none). The model has `codebook_mode="original"`.
+    Sizes come from the weights. What weights do not tell has the value of the original: 12 heads in both towers,
+    8 in the interaction, temperature 0.05, temporal fusion by attention ("linear" if there are weights for it; "pool"
+    has none and must be given). The model has `codebook_mode="original"`.
 
     Args:
-        path: the `.pth` file. Nothing in it is run; see [`read_checkpoint`].
+        path: the `.pth` file. No code in it is run; see [`read_checkpoint`].
         output_dir: where to save model, source files and processor; it must not hold a checkpoint yet.
-        text_config: of the text encoder, if not DistilBERT or BERT with 12 heads: a configuration, a dict (sizes
-            that it lacks are taken from the weights), or a directory or name.
-        tokenizer: a tokenizer, or a directory or name, to save with the processor; by default that of `text_config`
-            where it is a directory or name, and otherwise the one that the authors used with such a text encoder
-            ("distilbert-base-uncased" or "bert-base-uncased"). Where that cannot be downloaded, or the vocabulary is
-            another one, the checkpoint is saved with a video processor alone, and a warning.
+        text_config: configuration of the text encoder, if it is not DistilBERT or BERT with 12 heads: an object, a
+            dict (the weights provide the sizes that it lacks), or a directory or Hub name.
+        tokenizer: a tokenizer, or a directory or Hub name, to save with the processor. By default that of
+            `text_config`, if it is a directory or name, and otherwise the one that the authors used with such a text
+            encoder ("distilbert-base-uncased" or "bert-base-uncased"). If that one cannot be downloaded, or has
+            another vocabulary, the checkpoint is saved with a video processor only, and a warning.
         config_overrides: fields of the video configuration, or `projection_dim` and `temperature`.
 
+    Returns:
+        The model, in evaluation mode.
+
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         FileExistsError: `output_dir` holds a checkpoint.
-        ValueError: the file is not such a checkpoint, or is damaged; weights, or the tokenizer, do not fit the
-            configuration; an override is not known.
+        ValueError: the file is damaged, or not such a checkpoint; weights or tokenizer do not fit the configuration;
+            an override is not known.
+
+    Example:
+
+        model = convert_original_checkpoint("region_learner.pth", "converted")
     """
     if output_dir is not None:
         _check_output(Path(output_dir))
@@ -211,9 +217,12 @@ def convert_original_checkpoint(
         "text_config": _text_config(state, text_config, path),
         "projection_dim": projection_dim,
     }
-    config = RegionLearnerConfig.from_dict(found, **nest_overrides(config_overrides))
+    overrides = nest_overrides(config_overrides)
+    if isinstance(text_config, dict):
+        overrides["text_config"] = text_config
+    config = RegionLearnerConfig.from_dict(found, **overrides)
     if config.video_config.codebook_size:
-        # The original does not count these: its codes have been trained, and have all been in use lately.
+        # The original does not count these. Its codes have been trained, so all of them count as recently used.
         quantizer = "video_model.region_module.quantizer"
         state[f"{quantizer}.num_updates"] = torch.ones((), dtype=torch.int64)
         state[f"{quantizer}.features_unused"] = torch.zeros(config.video_config.codebook_size, dtype=torch.int64)
@@ -242,10 +251,10 @@ def _check_output(output_dir: Path):
 
 def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, path: str | os.PathLike):
     """
-    Compares the weights with those of the configuration's model before memory is used for it.
+    Compares the weights with the configuration, before memory is allocated for the model.
 
     Raises:
-        ValueError: they do not fit it, or are not finite.
+        ValueError: they do not fit, or are not finite.
     """
     try:
         with torch.device("meta"):
@@ -253,7 +262,7 @@ def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, 
     except ValueError as error:
         raise ValueError(f"The weights of {path} do not make a model: {error}") from error
     faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    faults += [f"{name} has no place" for name in state.keys() - expected.keys()]
+    faults += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
     for name in expected.keys() & state.keys():
         ours, theirs = expected[name], state[name]
         if ours.shape != theirs.shape:
@@ -268,7 +277,7 @@ def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, 
         raise ValueError(f"The weights of {path} do not fit the configuration: {'; '.join(faults[:3])}{more}.")
 
 
-# Where a tokenizer is not named: those of the text encoders that the authors trained with, by type and vocabulary.
+# The tokenizers of the text encoders that the authors trained with, by type and size of the vocabulary.
 _USUAL_TOKENIZERS = {("distilbert", 30522): "distilbert-base-uncased", ("bert", 30522): "bert-base-uncased"}
 
 
@@ -292,8 +301,8 @@ def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
     if tokenizer is None:
         video_processor.save_pretrained(output_dir)
         logger.warning(
-            "%s was saved without a tokenizer, so that `evaluate` and `train` cannot read texts yet. "
-            "Convert again with --tokenizer, a directory or Hub name (the authors used distilbert-base-uncased).",
+            "%s was saved without a tokenizer, so `evaluate` and `train` cannot read texts. Convert it again with "
+            "--tokenizer, a directory or Hub name (the authors used distilbert-base-uncased).",
             output_dir,
         )
     else:
@@ -301,7 +310,7 @@ def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
 
 
 def _usual_tokenizer(text_config: PreTrainedConfig) -> Any:
-    """The tokenizer that the authors used with such a text encoder; None if there is none, or it is out of reach."""
+    """Returns the tokenizer that the authors used with such a text encoder; None if it cannot be downloaded."""
     name = _USUAL_TOKENIZERS.get((text_config.model_type, text_config.vocab_size))
     if name is None:
         return None
@@ -310,5 +319,5 @@ def _usual_tokenizer(text_config: PreTrainedConfig) -> Any:
     except OSError as error:
         logger.warning("The tokenizer %s cannot be downloaded (%s).", name, str(error).partition("\n")[0])
         return None
-    logger.info("Took the tokenizer %s, with which the authors trained.", name)
+    logger.info("Using the tokenizer %s, with which the authors trained.", name)
     return tokenizer

@@ -1,9 +1,9 @@
 """
-The tensors of a file written by `torch.save`, for files from strangers.
+Reads the tensors of a file written by `torch.save`, without running code from it.
 
-A pickle is a program that may call anything. Here it is not run: its opcodes are followed with plain containers, and
-every class and function that it names, but those that tensors are made of, becomes a placeholder. Sizes that the file
-declares are compared with what it holds before anything is allocated.
+A pickle is a program that may call anything. Here it is not executed: its opcodes are followed with plain containers,
+and every class or function that it names becomes a placeholder, except for those that tensors are made of. The sizes
+that a file declares are compared with what it holds before memory is allocated.
 """
 
 import errno
@@ -33,7 +33,7 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files that PyTorch wrote before version 1.6
 _MOST_TENSORS = 10_000  # of a model; the largest vision transformers have about 1,000
-_PLACEHOLDER = object()  # for whatever is not a container, a number, a text or a tensor
+_PLACEHOLDER = object()  # for everything that is not a container, a number, a text or a tensor
 _MARK = object()
 
 
@@ -100,7 +100,7 @@ class _Unpickler:
         return self.stack.pop()
 
     def _items(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """Pops what was put on the stack since the last mark."""
         items = []
         while (value := self.stack.pop()) is not _MARK:
             items.append(value)
@@ -174,7 +174,7 @@ class _Unpickler:
     def _update(self, items: list[Any]):
         if type(self.stack[-1]) is dict:
             pairs = zip(items[::2], items[1::2])
-            # Hashing what else a key may be, such as tuples of great depth, is not safe.
+            # Other keys are dropped: hashing them is not safe, such as deeply nested tuples.
             self.stack[-1].update((key, value) for key, value in pairs if type(key) in (str, int))
 
     def _stack_global(self, _):
@@ -231,7 +231,7 @@ class _Unpickler:
         self._items()
 
 
-# What an opcode puts on the stack from its argument alone.
+# Opcodes that put something on the stack which depends on their argument alone.
 _CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "MARK": lambda _: _MARK,
     "GLOBAL": _Global,
@@ -254,7 +254,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
 
 
 class _Bounded:
-    """A file of which no more is asked than it has: a pickle may declare a text of many gigabytes."""
+    """A file that is never asked for more than it has: a pickle may declare a text of many gigabytes."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size
@@ -265,7 +265,7 @@ class _Bounded:
 
 
 def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """The object in a file of PyTorch since 1.6, and what reads its storages."""
+    """Returns the object in a file of PyTorch 1.6 or later, and a function that reads its storages."""
     archive = zipfile.ZipFile(file)
     for record in archive.infolist():
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
@@ -287,7 +287,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], byte
 
 
 def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """The object in a file of PyTorch before 1.6, and what reads its storages."""
+    """Returns the object in a file of PyTorch before 1.6, and a function that reads its storages."""
     bounded: Any = _Bounded(file, size)
     for expected in (_LEGACY_MAGIC, 1001):
         if _Unpickler().load(bounded) != expected:
@@ -350,7 +350,7 @@ def _read_tensors(state: dict[str, _Tensor], size: int, read: Callable[[_Storage
 
 
 def _kind_of(start: bytes) -> str | None:
-    """What a file is that is known not to be one of torch.save, by how it begins."""
+    """Returns what a file is, by its beginning, if it was certainly not written by torch.save."""
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
@@ -367,8 +367,8 @@ def _kind_of(start: bytes) -> str | None:
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if that is one, on the
-    CPU. Nothing in the file is run, and what it declares takes no more memory than it has bytes.
+    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if it is one, on the CPU.
+    No code in the file is run, and it takes no more memory than it has bytes.
 
     Raises:
         OSError: the file does not exist, or cannot be read.

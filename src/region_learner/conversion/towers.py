@@ -1,4 +1,4 @@
-"""A dual encoder from an image model and a text model that were trained apart, or together as CLIP's."""
+"""Dual encoders from a pre-trained image model and text model, which may be the two sides of a CLIP."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from .original import VIT_NAMES, rename
 
 logger = logging.getLogger(__name__)
 
-# What an image model cannot have: these parts of the video tower keep their initial values.
+# Parts of the video tower that an image model lacks. They keep their initial values.
 _VIDEO_ONLY = ("embeddings.temporal_embeddings", ".time_attention.", ".time_norm.", "region_module.")
 
 _HF_NAMES = {
@@ -60,7 +60,7 @@ _HF_NAMES = {
 
 @dataclass
 class _ImageTower:
-    """An image model as a video tower takes it."""
+    """The weights of an image model, by the names of the video tower."""
 
     sizes: dict[str, Any]
     state: dict[str, torch.Tensor]
@@ -69,7 +69,7 @@ class _ImageTower:
 
 
 def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
-    """The config.json of a model directory; None for a name on the Hub or of timm."""
+    """Returns the config.json of a model directory; None for a name on the Hub or in timm."""
     path = Path(name)
     if not path.is_dir():
         if isinstance(name, os.PathLike) or path.is_absolute() or str(name).startswith((".", "~")):
@@ -78,9 +78,9 @@ def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
     try:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
-        raise ValueError(f"{name} has no config.json: it is no model directory of timm or transformers.") from None
+        raise ValueError(f"{name} has no config.json: it is not a model directory of timm or transformers.") from None
     except ValueError as error:
-        raise ValueError(f"{path / 'config.json'} is no JSON: {error}") from error
+        raise ValueError(f"{path / 'config.json'} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or not {"architecture", "model_type"} & set(config):
         raise ValueError(
             f"{path / 'config.json'} names neither an `architecture` of timm nor a `model_type` of transformers."
@@ -118,7 +118,7 @@ def _load_timm(name: str) -> _ImageTower:
             weights[new_key] = tensor
     if unknown or not hasattr(model, "blocks"):
         raise ValueError(
-            f"timm's {name!r} is no plain vision transformer with a class token: there is no place for "
+            f"timm's {name!r} is not a plain vision transformer with a class token: it has "
             f"{', '.join(unknown[:5]) or type(model).__name__}."
         )
     cfg, block = model.pretrained_cfg, model.blocks[0]
@@ -141,7 +141,8 @@ def _activation_of(module: torch.nn.Module, name: str) -> str:
     try:
         return known[type(module).__name__]
     except KeyError:
-        raise ValueError(f"timm's {name!r} has the activation {type(module).__name__}, which is not known.") from None
+        kind = type(module).__name__
+        raise ValueError(f"timm's {name!r} has the activation {kind}, which is not supported.") from None
 
 
 def _square(size: tuple[int, int] | int, name: str) -> int:
@@ -160,7 +161,7 @@ def _load_transformers(name: str) -> _ImageTower:
     else:
         raise ValueError(f"{name!r} is a {config.model_type!r} model; the video tower takes 'vit' and 'clip'.")
     if missing:
-        raise ValueError(f"The weights of {name} are incomplete: there is no {', '.join(missing[:5])}.")
+        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
     config, weights = model.config, {}
     for key, tensor in model.state_dict().items():
         key = key.removeprefix("vision_model.")
@@ -168,7 +169,7 @@ def _load_transformers(name: str) -> _ImageTower:
         if new_key is not None:
             weights[new_key] = tensor
         elif key not in ("embeddings.position_ids", "embeddings.mask_token"):
-            raise ValueError(f"{name!r} is no plain vision transformer: there is no place for {key}.")
+            raise ValueError(f"{name!r} is not a plain vision transformer: it has {key}.")
     _fuse_qkv(weights)
     weights["embeddings.cls_token"] = weights["embeddings.cls_token"].view(1, 1, -1)
     positions = weights["embeddings.position_embeddings"]
@@ -185,7 +186,7 @@ def _load_transformers(name: str) -> _ImageTower:
 
 
 def _fuse_qkv(weights: dict[str, torch.Tensor]):
-    """Joins the separate queries, keys and values of transformers' layers into our one projection."""
+    """Joins the separate projections of queries, keys and values in transformers into one."""
     for key in [key for key in weights if ".space_attention.q." in key]:
         parts = [weights.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
         weights[key.replace(".q.", ".qkv.")] = torch.cat(parts)
@@ -196,17 +197,17 @@ def _config_of(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
         raise OSError(
-            f"{name!r} is no directory, and the Hub gives no model of that name: {_start_of(error)}"
+            f"{name!r} is not a local directory, and downloading it from the Hub failed: {_start_of(error)}"
         ) from error
 
 
 def _load_weights(model_class: Any, name: str, **options) -> tuple[PreTrainedModel, list[str]]:
-    """The model in float32, whatever it was saved in, and what its checkpoint lacks (random in the model)."""
+    """Returns the model in float32, and the names of weights that its checkpoint lacks, which are random."""
     check_files(name)
     try:
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"The weights of {name} hold more than tensors: they are not read.") from error
+        raise ValueError(f"The weights of {name} hold more than tensors, and were not read.") from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {_start_of(error)}") from error
     return model, sorted(info["missing_keys"])
@@ -240,7 +241,7 @@ def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[st
     _local_config(name)
     config, name = _config_of(str(name)), str(name)
     if config.model_type != "clip" and not hasattr(config, "vocab_size"):
-        raise ValueError(f"{name!r} is a {config.model_type!r} model: it is no text encoder.")
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not a text encoder.")
     model, missing = _load_weights(CLIPTextModel if config.model_type == "clip" else AutoModel, name)
     state = {key: value for key, value in model.state_dict().items() if key not in missing}
     return model.config, state
@@ -248,14 +249,14 @@ def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[st
 
 @dataclass
 class _ClipHead:
-    """How a CLIP compares its two sides."""
+    """The projections of a CLIP, and its temperature."""
 
-    settings: dict[str, Any]  # of our configuration, with which its projections compute what they do in CLIP
+    settings: dict[str, Any]  # fields of our configuration, with which the projections compute what they do in CLIP
     weights: dict[str, torch.Tensor]
 
 
 def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
-    """Whether both names are of one checkpoint that holds both sides of a CLIP."""
+    """Returns whether both names are those of the same CLIP checkpoint."""
     if str(video) != str(text) and not (Path(video).is_dir() and Path(video).resolve() == Path(text).resolve()):
         return False
     return _config_of(str(text)).model_type == "clip"
@@ -264,7 +265,7 @@ def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
 def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
     model, missing = _load_weights(CLIPModel, str(name))
     if missing:
-        raise ValueError(f"The weights of {name} are incomplete: there is no {', '.join(missing[:5])}.")
+        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
     state = model.state_dict()
     weights = {
         "video_projection.weight": state["visual_projection.weight"],
@@ -286,24 +287,28 @@ def from_pretrained_towers(
     **config_overrides,
 ) -> RegionLearnerModel:
     """
-    A dual encoder whose towers start from pre-trained weights. The image model inflates exactly: as its attention
-    over time starts as zero, a clip of one frame has the image's CLS state. Region module and projections are new.
+    Returns a dual encoder whose towers have pre-trained weights. The attention over time starts as zero, so a clip of
+    one frame has the same CLS state as in the image model. Region module and projections are new.
 
-    Where both are the same CLIP, its projections are taken over as well (with `projection_dim` and
-    `projection_bias=False`, `text_projection_relu=False`), and its temperature (with `learn_temperature=True`, but
-    for the loss that has none). Without region module, one frame then has the embedding and the logits it has in
-    CLIP. Any of these settings can be overridden; projections of another `projection_dim` are new.
+    If both names are the same CLIP, its projections are used as well (with its `projection_dim`,
+    `projection_bias=False` and `text_projection_relu=False`), and its temperature (with `learn_temperature=True`,
+    unless the loss has none). Without region module, one frame then has the same embedding and logits as in CLIP. All
+    of these settings can be overridden; projections of another `projection_dim` are new.
 
     Args:
-        video: of the image model: a name of timm (the paper's by default), a ViT or CLIP by its Hub name
+        video: the image model: a name in timm (the paper's by default), a ViT or CLIP by its Hub name
             ("owner/name"), or a directory with one of these.
-        text: of the text encoder: a Hub name or directory; of a CLIP, its text tower.
+        text: the text encoder: a Hub name or directory; of a CLIP, its text tower is used.
         config_overrides: fields of the video configuration, or top-level ones such as `projection_dim`.
 
     Raises:
-        OSError: where there is no such model.
-        ValueError: for an image model that is no plain vision transformer with a class token, for incomplete
-            weights, sizes that do not fit them, or an unknown override.
+        OSError: the model does not exist, or cannot be downloaded.
+        ValueError: the image model is not a plain vision transformer with a class token; weights are incomplete;
+            overrides are unknown, or do not fit the weights.
+
+    Example:
+
+        model = from_pretrained_towers("vit_base_patch16_224.orig_in21k_ft_in1k", "distilbert-base-uncased")
     """
     overrides = nest_overrides(config_overrides)
     tower, (text_config, text_state) = _load_image_tower(video), _load_text_tower(text)
@@ -324,23 +329,21 @@ def from_pretrained_towers(
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
     if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if asked for, starts as zero
-        unexpected = model.load_state_dict(head.weights, strict=False).unexpected_keys  # the towers are in place
-        if unexpected:
-            raise ValueError(f"The weights of {text} do not fit: without a place {unexpected}.")
+        model.load_state_dict(head.weights, strict=False)  # the towers are loaded already
     return model.eval()
 
 
 def _load_tower(module: torch.nn.Module, state: dict[str, torch.Tensor], allowed_missing: tuple[str, ...], name):
     try:
         result = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # of another shape: positions without one for the class token, say
+    except RuntimeError as error:  # for another shape, such as positions without one for the class token
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"The weights of {name} do not fit: {details}") from error
     missing = [key for key in result.missing_keys if not any(part in key for part in allowed_missing)]
     if missing or result.unexpected_keys:
         pooler = any(key.startswith("pooler.") for key in missing)
         raise ValueError(
-            f"The weights of {name} do not fit: missing {missing[:5]}, without a place {result.unexpected_keys[:5]}."
+            f"The weights of {name} do not fit: missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}."
             + (' Pass text_pooling="first" or "mean".' if pooler else "")
         )
 
@@ -351,11 +354,12 @@ def processor_from_towers(
     num_frames: int = 4,
 ):
     """
-    The processor for [`from_pretrained_towers`] of the same arguments: frame size, mean and standard deviation of
-    the image model (where it does not say, a warning and ImageNet's), and the tokenizer of the text encoder.
+    Returns the processor for [`from_pretrained_towers`] of the same arguments: with frame size, mean and standard
+    deviation of the image model (those of ImageNet and a warning, if it has none), and the tokenizer of the text
+    encoder.
 
     Raises:
-        OSError: there is no such model.
+        OSError: the model does not exist, or cannot be downloaded.
         ValueError: the tokenizer does not fit the text encoder.
     """
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -366,7 +370,7 @@ def processor_from_towers(
     tower = _load_image_tower(video)
     mean, std = tower.mean, tower.std
     if mean is None or std is None:
-        logger.warning("%s does not say how its images are normalised: taking ImageNet's mean and std.", video)
+        logger.warning("%s does not say how its images are normalized: using the mean and std of ImageNet.", video)
         mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     video_processor = RegionLearnerVideoProcessor.for_image_size(
         tower.sizes["image_size"], num_frames=num_frames, image_mean=mean, image_std=std

@@ -20,6 +20,7 @@ else:
     JsonList = list | str | None
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
+UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 
@@ -195,7 +196,7 @@ class DataArguments:
         "Several corpora to train on, as a JSON list of mappings with the keys " + ", ".join(_CORPUS_KEYS) + ".",
     )
     data_dirs: list[str] | None = argument("Directories of the corpora of a recipe: cc3m=DIR webvid=DIR ...")
-    streaming: bool = argument("Read the training corpus as a stream of shards; needs --max_steps.", False)
+    streaming: bool = argument("Read the training corpus as a stream of shards; needs --max-steps.", False)
     shuffle_buffer: int = argument("Number of rows that a stream is shuffled within.", 10_000)
     max_missing: float = argument(
         "Number or share of videos that may be missing; they are skipped and listed in a file.", 0.0
@@ -249,12 +250,12 @@ class OwnTrainingArguments:
         "Compute cached gradients, this many pairs at a time: the memory of a small batch, the loss of a large one.",
     )
     lr_milestones: list[float] = argument(
-        "Multiply the learning rate by --lr_gamma at these shares of the training: 0.6 0.8 ...",
+        "Multiply the learning rate by --lr-gamma at these shares of the training: 0.6 0.8 ...",
         factory=list,
     )
-    lr_gamma: float = argument("Factor of --lr_milestones.", 0.1)
-    video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning_rate.")
-    text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning_rate.")
+    lr_gamma: float = argument("Factor of --lr-milestones.", 0.1)
+    video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
+    text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(
         "Factor on the learning rate for each block between a parameter and the output of its tower."
     )
@@ -263,7 +264,7 @@ class OwnTrainingArguments:
         factory=list,
     )
     overwrite: bool = argument(
-        "Replace an earlier run in --output_dir: its checkpoints and results are removed.", False
+        "Replace an earlier run in --output-dir: its checkpoints and results are removed.", False
     )
 
 

@@ -28,8 +28,8 @@ def check_batch_size(size: int, processes: int) -> None:
     if size * processes == 1:
         raise ValueError(
             "A batch of 1 pair has no negatives, so a contrastive loss learns nothing from it: set "
-            "--per_device_train_batch_size (of corpora, batch_size) to 2 or more. Accumulated batches are not each "
-            "other's negatives; with --gradient_cache_chunk 1 a larger batch takes the memory of one pair."
+            "--per-device-train-batch-size (of corpora, batch_size) to 2 or more. Accumulated batches are not each "
+            "other's negatives; with --gradient-cache-chunk 1 a larger batch takes the memory of one pair."
         )
 
 
@@ -114,12 +114,12 @@ def halve_until_it_fits(train: Callable[[int], T], size: int, smallest: int, res
         if resumed:
             raise ValueError(
                 f"Batches of {size}, with which this checkpoint was trained, do not fit in memory any more: give "
-                "--gradient_cache_chunk or --gradient_checkpointing true, or train from the beginning."
+                "--gradient-cache-chunk or --gradient-checkpointing true, or train from the beginning."
             )
         if size // 2 < smallest:
             raise ValueError(
                 f"auto_find_batch_size: not even batches of {size} fit in memory. Use fewer or smaller frames, or "
-                "--gradient_checkpointing true."
+                "--gradient-checkpointing true."
             )
         logger.warning("Batches of %d do not fit in memory: training starts again with %d.", size, size // 2)
         size //= 2

@@ -112,7 +112,7 @@ def naming_write_failures(
             shutil.rmtree(folder, ignore_errors=True)
         cure = "Free some space" if re.search("space|quota", reason) else "Solve that"
         raise OSError(
-            f"{file} could not be written: {reason}. {cure}, and resume with --resume_from_checkpoint true. "
+            f"{file} could not be written: {reason}. {cure}, and resume with --resume-from-checkpoint true. "
             f"{described(output_dir)}"
         ) from error
 
@@ -199,15 +199,15 @@ def how_to_resume(output_dirs: Sequence[str]) -> str:
         checkpoint, _ = last_complete(directory, contents=False)
         if checkpoint is not None:
             return (
-                "Resume with the same command and --resume_from_checkpoint true: training continues from "
+                "Resume with the same command and --resume-from-checkpoint true: training continues from "
                 f"{checkpoint}."
             )
     if len(output_dirs) > 1 and (Path(output_dirs[0]) / "results.json").is_file():
         return (
-            "Resume with the same command and --resume_from_checkpoint true: stages that have finished are not "
+            "Resume with the same command and --resume-from-checkpoint true: stages that have finished are not "
             "trained again."
         )
-    return "No checkpoint has been saved (--save_strategy, --save_steps): the same command starts from the beginning."
+    return "No checkpoint has been saved (--save-strategy, --save-steps): the same command starts from the beginning."
 
 
 def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | bool | None) -> str | None:
@@ -246,26 +246,27 @@ def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | boo
 
 def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
     if resume is True:
-        checkpoint, problems = last_complete(output_dir)
+        last, problems = last_complete(output_dir)
         for path, problem in problems.items():
             logger.warning("Skipping %s: %s.", path, problem)
-        if checkpoint is None:
+        if last is None:
             logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
             return None
+        checkpoint = last
     else:
         checkpoint = str(resume)
         if not os.path.isdir(checkpoint):
             raise ValueError(f"There is no checkpoint {checkpoint}.")
-        if (problem := incompleteness(checkpoint)) is not None:
+        if (fault := incompleteness(checkpoint)) is not None:
             raise ValueError(
-                f"{checkpoint} cannot be resumed from: {problem}. `--resume_from_checkpoint true` takes the last "
+                f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` takes the last "
                 "complete one."
             )
     # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which the file `latest` names.
     if not any(Path(checkpoint).glob("optimizer*")) and not (Path(checkpoint) / "latest").is_file():
         raise ValueError(
             f"{checkpoint} cannot be resumed from: it was saved with save_only_model, without optimizer and schedule. "
-            f"To start another run from its weights, give --model {checkpoint} and another --output_dir."
+            f"To start another run from its weights, give --model {checkpoint} and another --output-dir."
         )
     return checkpoint
 
@@ -345,7 +346,7 @@ def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:
     if changed := _changed(record if record.is_file() else checkpoint / _STREAM, now):
         raise ValueError(
             f"{checkpoint} was trained with {', '.join(changed)}: with other settings rows would be repeated or left "
-            "out. Use the same ones, or start the data from its beginning with --ignore_data_skip true."
+            "out. Use the same ones, or start the data from its beginning with --ignore-data-skip true."
         )
 
 
@@ -357,7 +358,7 @@ def check_optimization(checkpoint: Path, now: dict[str, Any]) -> None:
     if changed := _changed(checkpoint / _OPTIMIZATION, now):
         raise ValueError(
             f"{checkpoint} has the optimizer of a run with {', '.join(changed)}, and resuming continues with it. Use "
-            f"the same settings, or start another run from its weights: --model {checkpoint} and another --output_dir."
+            f"the same settings, or start another run from its weights: --model {checkpoint} and another --output-dir."
         )
 
 

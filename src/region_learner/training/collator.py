@@ -1,4 +1,4 @@
-"""From rows of a corpus to a batch of the model: decodes clips, chooses captions. Runs in the loader's workers."""
+"""Makes a batch of the model from rows of a corpus: decodes clips, chooses captions. Runs in loader processes."""
 
 import hashlib
 import numbers
@@ -17,27 +17,26 @@ from ..evaluation.metrics import IGNORED_ID
 from ..evaluation.tasks import IGNORED_LABEL
 from ..loader_processes import now_reading
 from ..video_processing_region_learner import VideoDecodeError
-from .arguments import TASKS
+from .arguments import TASKS, UNLABELLED_TASKS
 from .data import DRAWN, CorpusPart, Draw
 
-UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # which train on pairs of video and text
-
-# Of a row that nothing was drawn for: all is as in evaluation, or from torch's generator.
+# For a row that nothing was drawn for: random choices come from torch's own generator.
 _NOT_DRAWN = Draw(part=0, row=0, seed=None)
 
 
 def needed_columns(task: str, training: bool) -> tuple[str, ...]:
-    """The columns that batches are made of, beside `video`, `video_id` and what a label is read from."""
+    """Returns the columns that batches are made of, beside `video`, `video_id` and what a label is read from."""
     if task == "multiple_choice" and not training:
         return ("options", "answer")
     return {"question_answering": ("question",), "classification": ()}.get(task, ("captions",))
 
 
 def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
-    """Checks the first rows of the data sets of a Trainer.
+    """
+    Checks the first rows of the data sets of a Trainer.
 
     Raises:
-        CorpusError: a column is missing, or holds something else than the task needs.
+        CorpusError: a column is missing, or does not hold what the task needs.
     """
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
@@ -50,44 +49,47 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
 
 
 def stable_id(video_id: str) -> int:
-    """A number for a video's id that is the same in every process: 62 bits of its BLAKE2 digest."""
+    """Returns a number for a video's id that is the same in every process: 62 bits of its BLAKE2 digest."""
     return int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest()) >> 2
 
 
 class RegionLearnerCollator:
     """
-    Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W); further, by the task,
+    Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W). The task decides on the
+    rest:
 
-    - "retrieval": `input_ids`, `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`;
-    - "multiple_choice": for training the same; for evaluation `input_ids`, `attention_mask` of the different options
-      of all rows, `options` (B, O), the numbers of those of each row (-1 where it has fewer), and `labels` (B,), which
-      of them is right;
-    - "question_answering": `input_ids`, `attention_mask` of the question, and `labels` (B,);
+    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`.
+    - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
+      options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
+      `labels` (B,), which of them is right.
+    - "question_answering": `input_ids` and `attention_mask` of the question, and `labels` (B,).
     - "classification": `labels` (B,).
 
-    For training, frames, crop and caption are drawn at random, for rows of the Trainer from the seed in their column
-    `DRAWN` (so a resumed run draws what an uninterrupted one does), else from torch's generator; for evaluation,
-    middle frames, centre crop and the first caption.
+    For training, frames, crop and caption are random. For rows of the Trainer they depend on the seed in the column
+    `DRAWN`, so a resumed run draws what an uninterrupted one does; otherwise they depend on the generator of torch.
+    For evaluation, they are the middle frames, the center crop and the first caption.
 
-    Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are passed over.
+    Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are ignored.
 
-    A video that cannot be read never becomes black frames that count. In training another row of its corpus takes its
-    place; in evaluation another row of the batch, or a black clip if none is good, but with the id -1 or the label
-    -100, so that it counts for nothing. The batch tells of it in `unreadable`, pairs of video id and reason; `videos`
-    is the number of its clips that are no images.
+    Black frames are never substituted for an unreadable video in training: another row of its corpus is. In
+    evaluation, another row of the batch is substituted, or a black clip if all are unreadable, with the id -1 or the
+    label -100, so that it does not count. The batch lists unreadable videos in `unreadable`, as pairs of video id and
+    reason. `videos` is the number of clips that are not images.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
-        training (`bool`): random or fixed choices.
-        datasets (sequence of data sets, *optional*): where replacements come from, by the `part` of a row; by
-            default the batch itself.
-        task (`str`): as above.
-        label (callable, *optional*): the label of a row, for tasks that have one; -1 for an unknown one.
-        normalize (`bool`): False leaves clips of uint8 as they are, for `normalize_clips` of the video processor on
-            the device, as [`RegionLearnerTrainer`] does it.
+        training: whether choices are random.
+        datasets: where substitutes come from, by the `part` of a row; by default the batch itself.
+        task: as above.
+        label: returns the label of a row, for tasks that have one; -1 for an unknown one.
+        normalize: False leaves clips of uint8 as they are, for the video processor's `normalize_clips` on the device;
+            [`RegionLearnerTrainer`] does that.
+
+    Raises:
+        ValueError: for an unknown task, or `label` without a task that has labels.
     """
 
-    MAX_REPLACEMENTS = 20  # in a row, before the corpus is taken to be broken
+    MAX_REPLACEMENTS = 20  # tries to find a readable video, before the corpus is taken to be broken
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class RegionLearnerCollator:
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _stack(self, clips: list[torch.Tensor]) -> torch.Tensor:
-        """A batch of one type: if some clips are normalised, as those that were given as floats are, all are."""
+        """Stacks clips. If some are normalized, as are those that were given as floats, all are."""
         if len({clip.dtype for clip in clips}) > 1:
             normalize = self.processor.video_processor.normalize_clips
             clips = [normalize(clip) if clip.dtype == torch.uint8 else clip for clip in clips]
@@ -168,8 +170,8 @@ class RegionLearnerCollator:
 
     def _filler(self, row: dict[str, Any]) -> torch.Tensor:
         """
-        A clip of the shape of others, for a batch of evaluation of which no video can be read. (Of videos that are
-        taken in their own size nobody knows it: as large as others usually are.)
+        Returns a clip of the shape of the others, for a batch of evaluation without a readable video. (Where clips
+        keep the size of their videos, nobody knows it; the processor's crop size is the usual one.)
         """
         processor = self.processor.video_processor
         size = processor.crop_size if processor.output_size is None else processor.output_size
@@ -183,7 +185,7 @@ class RegionLearnerCollator:
             [source],
             training=self.training,
             generator=generator,
-            rescale_factor=1.0,  # levels, of frames that are given as floats, too
+            rescale_factor=1.0,  # keeps values of 0 to 255, also for frames that are given as floats
             do_normalize=False,
             return_tensors="pt",
             **frames,
@@ -213,7 +215,7 @@ class RegionLearnerCollator:
 
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
-    """The different options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
+    """Returns the distinct options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
     numbers: dict[str, int] = {}
     chosen = [[numbers.setdefault(option, len(numbers)) for option in row["options"]] for row in rows]
     most = max(map(len, chosen))
@@ -221,7 +223,7 @@ def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
 
 
 def _is_video(row: dict[str, Any]) -> bool:
-    """Whether a row's clip is of a video, as far as its name tells, and not of an image."""
+    """Returns whether a row's clip is from a video and not an image, by the name of its file."""
     return not (isinstance(row["video"], str) and row["video"].lower().endswith(IMAGE_EXTENSIONS))
 
 

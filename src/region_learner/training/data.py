@@ -62,6 +62,22 @@ class CorpusPart:
         return not hasattr(self.dataset, "__len__")
 
 
+def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
+    """
+    Returns the parts of a training data set: a list of them as it is, and rows as one part.
+
+    Raises:
+        ValueError: a list holds both.
+    """
+    if train_dataset is None:
+        return []
+    if not isinstance(train_dataset, list | tuple) or not any(isinstance(part, CorpusPart) for part in train_dataset):
+        return [CorpusPart(train_dataset, batch_size)]
+    if other := [part for part in train_dataset if not isinstance(part, CorpusPart)]:
+        raise ValueError(f"train_dataset: of several corpora each is a CorpusPart, not a {type(other[0]).__name__}.")
+    return list(train_dataset)
+
+
 class Draw(NamedTuple):
     """
     A row that was drawn: the number of its part, its own number in there (in a stream, within one pass), and the seed
@@ -134,7 +150,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
             if steps == 0:
                 raise ValueError(
                     f"A corpus of {len(part.dataset)} rows does not fill a batch of {size}: use smaller batches or "
-                    "more data, or leave out --dataloader_drop_last."
+                    "more data, or leave out --dataloader-drop-last."
                 )
             self._steps_through.append(steps)
         if mix == "alternate":
@@ -236,7 +252,7 @@ class TrainingStream(IterableDataset):
             if count == 0:
                 raise ValueError(
                     f"Loader process {worker + 1} of {workers} in process {self.rank + 1} of {self.world_size} has no "
-                    "rows to read: use fewer loader processes (--dataloader_num_workers) or more shards."
+                    "rows to read: use fewer loader processes (--dataloader-num-workers) or more shards."
                 )
 
     def _once(self, part: CorpusPart, seed: int, epoch: int, worker: int, workers: int) -> Iterator[dict[str, Any]]:

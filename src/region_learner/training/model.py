@@ -99,6 +99,7 @@ def _overrides(arguments: ModelArguments) -> dict[str, Any]:
 
 def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
     """Returns the configuration of the checkpoint `model`, with what the arguments change."""
+    assert arguments.model is not None
     config = AutoConfig.from_pretrained(arguments.model, **_overrides(arguments))
     if not isinstance(config, RegionLearnerConfig):
         raise ValueError(f"{arguments.model} is a {config.model_type!r} model, and not a RegionLearner checkpoint.")

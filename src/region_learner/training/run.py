@@ -13,10 +13,9 @@ from transformers.trainer_utils import IntervalStrategy
 from ..evaluation import EVALUATIONS
 from ..files import write_json
 from .adapters import with_lora
-from .arguments import PUBLISHED_ARGUMENTS, DataArguments, ModelArguments
+from .arguments import PUBLISHED_ARGUMENTS, UNLABELLED_TASKS, DataArguments, ModelArguments
 from .batch_size import check_batch_size
 from .checkpoints import last_complete
-from .collator import UNLABELLED_TASKS
 from .model import build_model, check_model_arguments, with_head
 from .parsing import Arguments
 from .task_data import RunData, default_flip_probability, is_trained_on, load_data
@@ -47,7 +46,7 @@ def train(
 
     Example:
 
-        arguments = parse_arguments(["moving_shapes", "--output_dir", "runs/moving_shapes"])
+        arguments = parse_arguments(["moving_shapes", "--output-dir", "runs/moving_shapes"])
         print(train(*arguments)["test"]["t2v_R@1"])
     """
     complete_arguments(model_arguments, data_arguments, training_arguments)
@@ -75,7 +74,7 @@ def train(
     )
     if data.test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
-            "A sharded model is evaluated after training: give --test_split none, and then `region-learner evaluate`."
+            "A sharded model is evaluated after training: give --test-split none, and then `region-learner evaluate`."
         )
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     _save_model(trainer, has_adapters=model_arguments.lora is not None)
@@ -161,9 +160,9 @@ def check_arguments(
             size = entry.get("batch_size", training_arguments.per_device_train_batch_size)
             check_batch_size(size, training_arguments.world_size)
     if training_arguments.do_predict:
-        raise ValueError("do_predict is not supported: --test_split NAME evaluates at the end. Leave it out.")
+        raise ValueError("do_predict is not supported: --test-split NAME evaluates at the end. Leave it out.")
     if training_arguments.do_eval and training_arguments.eval_strategy == "no":
-        raise ValueError("do_eval is not supported: --eval_split NAME evaluates while training. Leave it out.")
+        raise ValueError("do_eval is not supported: --eval-split NAME evaluates while training. Leave it out.")
     _check_output_dir(training_arguments)
 
 
@@ -184,21 +183,21 @@ def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
     """
     output_dir, resume = _output_dir(arguments), parsed_resume(arguments)
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file: give a directory.")
+        raise ValueError(f"--output-dir {output_dir} is a file: give a directory.")
     if arguments.overwrite or isinstance(resume, str):
         return
     if resume:
         if (output_dir / RESULTS).is_file() and last_complete(output_dir, contents=False)[0] is None:
             raise ValueError(
-                f"--output_dir {output_dir} holds a finished run without a checkpoint to resume from: give another "
+                f"--output-dir {output_dir} holds a finished run without a checkpoint to resume from: give another "
                 "directory, or --overwrite to replace it."
             )
         return
     for pattern in (RESULTS, "checkpoint-*", "config.json", "*.safetensors"):
         if found := next(output_dir.glob(pattern), None):
             raise ValueError(
-                f"--output_dir {output_dir} already holds a run ({found.name}): resume it with "
-                "--resume_from_checkpoint true, give another directory, or --overwrite to replace it."
+                f"--output-dir {output_dir} already holds a run ({found.name}): resume it with "
+                "--resume-from-checkpoint true, give another directory, or --overwrite to replace it."
             )
 
 
@@ -227,7 +226,7 @@ def _build(arguments: ModelArguments, data: RunData) -> tuple[Any, Any]:
     if most > (positions := model.config.video_config.num_frames):
         raise ValueError(
             f"num_frames={most}: the model has temporal positions for {positions} frames per clip. Use fewer, or add "
-            f"positions by --video_config '{{\"num_frames\": {most}}}'."
+            f"positions by --video-config '{{\"num_frames\": {most}}}'."
         )
     if arguments.task in ("question_answering", "classification"):
         model = with_head(model, arguments, data.labels(arguments.task, arguments.max_answers))

@@ -49,7 +49,7 @@ class RunData:
             CorpusError: a column is missing.
         """
         if any(part.streamed for part in self.parts) and max_steps <= 0:
-            raise ValueError("A stream has no end: say how long to train with --max_steps.")
+            raise ValueError("A stream has no end: say how long to train with --max-steps.")
         for split, dataset in (("eval_split", self.eval_dataset), ("test_split", self.test_dataset)):
             columns = getattr(dataset, "column_names", None)
             needed = _EVALUATION_COLUMNS[task]

@@ -1,4 +1,4 @@
-"""A small tokenizer of one's own, for models that train from nothing."""
+"""A small tokenizer for models that are trained from scratch."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,14 @@ _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "s
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
-    Byte pair encoding of lower-case words, `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The same texts in the same
-    order give the same tokenizer in every process (which word pieces, numbered by a hash map, do not).
+    Learns a byte pair encoding of lower-case words. Texts become `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The
+    same texts in the same order give the same tokenizer in every process. (WordPiece, whose trainer numbers tokens by
+    a hash map, does not.)
 
     Args:
-        texts: what to learn it from.
-        vocab_size: at most so many tokens.
-        max_length: texts are cut to so many tokens.
+        texts: what it is learned from.
+        vocab_size: maximum number of tokens.
+        max_length: texts are truncated to this number of tokens.
 
     Raises:
         ValueError: `vocab_size` leaves no room for words.

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,23 @@ from torch.utils.data import DataLoader
 from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from ..evaluation.metrics import compute_retrieval_metrics
-from ..evaluation.tasks import (
-    compute_answer_metrics,
-    compute_classification_metrics,
-    compute_multiple_choice_metrics,
-    option_scores,
-)
+from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
 from ..loading import first_non_finite, refuse_non_finite
 from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
+from .arguments import UNLABELLED_TASKS
 from .batch_size import InitialState, check_negatives, halve_until_it_fits, with_batch_size
-from .collator import UNLABELLED_TASKS, RegionLearnerCollator, check_given
-from .data import CorpusPart, TrainingRows, TrainingStream, make_train_dataloader
+from .collator import RegionLearnerCollator, check_given
+from .data import TrainingRows, TrainingStream, as_parts, make_train_dataloader
 from .finite import SkipNonFiniteSteps, contagious
 from .gradient_cache import cached_backward
 from .logs import Progress, print_lines
 from .optimization import freeze, milestones, parameter_groups
-from .training_arguments import RegionLearnerTrainingArguments, check_evaluation, set_best_model_metric
+from .training_arguments import METRICS, RegionLearnerTrainingArguments, check_for_trainer, set_best_model_metric
 from .unreadable import UnreadableVideos
 
 logger = logging.getLogger(__name__)
-
-
-_METRICS = {
-    "retrieval": compute_retrieval_metrics,
-    "multiple_choice": compute_multiple_choice_metrics,
-    "question_answering": compute_answer_metrics,
-    "classification": compute_classification_metrics,
-}
 
 
 class RegionLearnerTrainer(Trainer):
@@ -52,16 +39,17 @@ class RegionLearnerTrainer(Trainer):
     [`~transformers.Trainer`] for RegionLearner models on rows of `load_corpus`.
 
     Beyond the Trainer, it has batches that are a function of the seed and the step, from one corpus or several
-    ([`CorpusPart`]), so that a run resumes bit-for-bit; cached contrastive gradients (`args.gradient_cache_chunk`);
-    learning rates by tower and layer, and frozen parts; checkpoints that are known to be complete; the metrics of the
-    task as its `compute_metrics`; throughput and the state of the codebook in its logs. Videos that cannot be read are
-    reported once each and listed in `unreadable_videos.json`; more than the share `args.max_unreadable` end the run.
+    ([`~region_learner.training.CorpusPart`]), so that a run resumes bit-for-bit; cached contrastive gradients
+    (`args.gradient_cache_chunk`); learning rates by tower and layer, and frozen parts; checkpoints that are known to
+    be complete; the metrics of the task as its `compute_metrics`; throughput and the state of the codebook in its
+    logs. Videos that cannot be read are reported once each and listed in `unreadable_videos.json`; more than the share
+    `args.max_unreadable` end the run.
 
     Args:
         model: a model of the task.
         args: the arguments.
         processing_class (`RegionLearnerProcessor`): makes batches, and is saved with the model.
-        train_dataset: rows, or a list of [`CorpusPart`].
+        train_dataset: rows, or a list of `CorpusPart`.
         task: "retrieval", "multiple_choice" (which trains as retrieval does), "question_answering" or
             "classification".
         label: returns the label of a row, for the tasks that have one; see [`RegionLearnerCollator`].
@@ -96,19 +84,26 @@ class RegionLearnerTrainer(Trainer):
         if processing_class is None:
             raise ValueError("RegionLearnerTrainer needs the processor: pass processing_class=RegionLearnerProcessor.")
         args = args or RegionLearnerTrainingArguments()
-        self.parts: Sequence[CorpusPart] = _in_parts(train_dataset, args.per_device_train_batch_size)
+        self.parts = as_parts(train_dataset, args.per_device_train_batch_size)
         self.parts_as_given = self.parts  # auto_find_batch_size makes their batches smaller
         self.contrastive = task in UNLABELLED_TASKS
         set_best_model_metric(args, task)
-        self._check(args, task, kwargs)
-        self.unreadable = UnreadableVideos(Path(str(args.output_dir)), args.max_unreadable, list(self.parts))
+        check_for_trainer(args, task, kwargs)
+        if "data_collator" not in kwargs:  # another collator may need other columns
+            check_given(self.parts, kwargs.get("eval_dataset"), task)
+        if self.contrastive:
+            check_negatives(self.parts, args)
+        self.unreadable = UnreadableVideos(Path(str(args.output_dir)), args.max_unreadable, self.parts)
         self.finite_steps = SkipNonFiniteSteps(self)
         self.progress = Progress()
         self._watch = LoaderWatch(0)
         self._is_saving_checkpoint = False
         self._batches_to_skip = 0  # of a stream, when resuming
         datasets = [part.dataset for part in self.parts]
-        training_collator = RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
+        kwargs.setdefault(
+            "data_collator", RegionLearnerCollator(processing_class, True, datasets, task, label, normalize=False)
+        )
+        kwargs.setdefault("compute_metrics", METRICS[task])
         self.eval_collator = RegionLearnerCollator(
             processing_class, training=False, task=task, label=label, normalize=False
         )
@@ -118,7 +113,7 @@ class RegionLearnerTrainer(Trainer):
             processing_class=processing_class,
             train_dataset=self._train_rows() if self.parts else None,
             callbacks=[_EpochOfStream(self), self.progress, self.finite_steps, *(callbacks or [])],
-            **{"data_collator": training_collator, "compute_metrics": _METRICS[task]} | kwargs,
+            **kwargs,
         )
         if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
@@ -128,37 +123,6 @@ class RegionLearnerTrainer(Trainer):
         self.optimization = checkpoints.optimization(whole, args)
         self.progress.codebook_size = getattr(_video_config(whole), "codebook_size", 0)
         print_lines(self)
-
-    def _check(self, args: RegionLearnerTrainingArguments, task: str, kwargs: dict[str, Any]):
-        """
-        Raises:
-            ValueError: for arguments or data that do not fit together.
-        """
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process per GPU with "
-                "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
-        eval_dataset = kwargs.get("eval_dataset")
-        if "data_collator" not in kwargs:  # another collator may need other columns
-            check_given(self.parts, eval_dataset, task)
-        names = eval_dataset if isinstance(eval_dataset, dict) else ()
-        own_metrics = kwargs.get("compute_metrics", _METRICS[task]) is not _METRICS[task]
-        check_evaluation(args, task, eval_dataset is not None, names, own_metrics)
-        if self.contrastive:
-            check_negatives(self.parts, args)
-        elif args.gradient_cache_chunk is not None:
-            raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
-        if task == "classification" and args.neftune_noise_alpha is not None:
-            raise ValueError("neftune_noise_alpha is for the embeddings of words, and a classifier has no text.")
-        if args.gradient_cache_chunk is not None and kwargs.get("compute_loss_func") is not None:
-            raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
-        optimizer, schedule = kwargs.get("optimizers") or (None, None)
-        ignored = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
-        ignored += ("lr_milestones",) if schedule is not None else ()
-        for name in ignored:
-            if getattr(args, name):
-                raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         find_unused = self.args.ddp_find_unused_parameters
@@ -364,7 +328,6 @@ class RegionLearnerTrainer(Trainer):
         return result
 
     def _prepare_to_resume(self, checkpoint: Path):
-        logger.info("Resuming from %s.", checkpoint)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         if self.args.auto_find_batch_size:
             self._use_batch_size(state["train_batch_size"])
@@ -374,6 +337,7 @@ class RegionLearnerTrainer(Trainer):
             checkpoints.check_data_order(checkpoint, checkpoints.data_order(self.parts, self.args))
             if self.streamed:
                 self._batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
+        logger.info("Resuming from %s.", checkpoint)
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
         if not self.args.auto_find_batch_size:
@@ -496,16 +460,6 @@ class RegionLearnerTrainer(Trainer):
             return False
         load_adapters(self.model, checkpoint / ADAPTER)
         return True
-
-
-def _in_parts(train_dataset: Any, batch_size: int) -> Sequence[CorpusPart]:
-    if train_dataset is None:
-        return []
-    if not isinstance(train_dataset, list | tuple) or not any(isinstance(part, CorpusPart) for part in train_dataset):
-        return [CorpusPart(train_dataset, batch_size)]
-    if other := [part for part in train_dataset if not isinstance(part, CorpusPart)]:
-        raise ValueError(f"train_dataset: of several corpora each is a CorpusPart, not a {type(other[0]).__name__}.")
-    return train_dataset
 
 
 def _video_config(model: Any) -> Any:

@@ -21,9 +21,23 @@ from transformers.training_args import OptimizerNames
 
 from ..configuration_region_learner import did_you_mean
 from ..evaluation.directions import GREATER_IS_BETTER, greater_is_better
-from .arguments import MIXES, JsonMapping, OwnTrainingArguments, mapping_from_json
+from ..evaluation.metrics import compute_retrieval_metrics
+from ..evaluation.tasks import (
+    compute_answer_metrics,
+    compute_classification_metrics,
+    compute_multiple_choice_metrics,
+)
+from .arguments import MIXES, UNLABELLED_TASKS, JsonMapping, OwnTrainingArguments, mapping_from_json
 
 logger = logging.getLogger(__name__)
+
+# What each task is evaluated by during training.
+METRICS = {
+    "retrieval": compute_retrieval_metrics,
+    "multiple_choice": compute_multiple_choice_metrics,
+    "question_answering": compute_answer_metrics,
+    "classification": compute_classification_metrics,
+}
 
 # Arguments that would do nothing, or something wrong, with any value but the default: why, or what to do instead.
 REFUSED = {
@@ -215,8 +229,43 @@ def _check_trackers(names: Sequence[str]) -> None:
         if name not in _MODULES or find_spec(_MODULES[name]) is None:
             raise ValueError(
                 f"report_to={name!r}: it is not installed. Install it (pip install {_PACKAGES.get(name, name)}), or "
-                "give --report_to none."
+                "give --report-to none."
             )
+
+
+def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: dict[str, Any]) -> None:
+    """
+    Checks arguments against the task, and against other arguments of the Trainer.
+
+    Args:
+        args: of the run.
+        task: of the model.
+        options: other arguments of the Trainer, by name.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process per GPU with "
+            "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    data = options.get("eval_dataset")
+    own_metrics = options.get("compute_metrics", METRICS[task]) is not METRICS[task]
+    check_evaluation(args, task, data is not None, data if isinstance(data, dict) else (), own_metrics)
+    if args.gradient_cache_chunk is not None:
+        if task not in UNLABELLED_TASKS:
+            raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
+        if options.get("compute_loss_func") is not None:
+            raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
+    if task == "classification" and args.neftune_noise_alpha is not None:
+        raise ValueError("neftune_noise_alpha is for the embeddings of words, and a classifier has no text.")
+    optimizer, schedule = options.get("optimizers") or (None, None)
+    of_optimizer = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
+    of_schedule = ("lr_milestones",) if schedule is not None else ()
+    for name in of_optimizer + of_schedule:
+        if getattr(args, name):
+            raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
 
 
 # The metric that chooses the best checkpoint
@@ -297,12 +346,12 @@ def check_evaluation(
     name = args.metric_for_best_model
     if evaluates and not has_data:
         raise ValueError(
-            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval_split "
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval-split "
             "(in Python eval_dataset), or leave out eval_strategy."
         )
     if saves_best and not evaluates:
         raise ValueError(
-            "save_strategy=best saves after an evaluation, and there is none: give --eval_split and --eval_strategy."
+            "save_strategy=best saves after an evaluation, and there is none: give --eval-split and --eval-strategy."
         )
     if saves_best and name is None:
         raise ValueError(
