@@ -69,9 +69,9 @@ OF_TRANSFORMERS = {
 
 def train_help(everything: bool = False) -> str:
     """Returns the help of `train`, with all options of transformers if `everything`."""
-    recipes = {name: _one_line(recipe_description(path)) for name, path in list_recipes().items()}
+    recipes = "".join(f"  {name:22}{recipe_description(path)}\n" for name, path in list_recipes().items())
     ours = {item.name: item for cls in (ModelArguments, DataArguments, OwnTrainingArguments) for item in fields(cls)}
-    parts = [_USAGE, _section("Recipes", recipes, column=24)]
+    parts = [_USAGE, f"Recipes:\n{recipes}"]
     for group, names in ARGUMENT_GROUPS.items():
         parts.append(_section(group, dict(_option(name, *_described(name, ours)) for name in names)))
     parts.append(_section("General", _GENERAL))
@@ -108,11 +108,8 @@ def _option(name: str, value: str, text: str) -> tuple[str, str]:
     return f"{spelt} {value}".rstrip(), text
 
 
-def _one_line(text: str) -> str:
-    return textwrap.shorten(text.partition(". ")[0].rstrip("."), WIDTH - 24, placeholder=" ...")
-
-
-def _section(title: str, entries: Mapping[str, str], column: int = 32) -> str:
+def _section(title: str, entries: Mapping[str, str]) -> str:
+    column = 32
     lines = [f"{title}:"]
     for name, text in entries.items():
         wrapped = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
