@@ -1,12 +1,17 @@
 """The package where optional libraries are absent, and what it keeps out of itself."""
 
 import ast
+import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
-from .conftest import ROOT
+from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor
+from region_learner.training.tokenizer import train_tokenizer
+
+from .conftest import ROOT, tiny_model, tiny_text_config
 
 PACKAGE = ROOT / "src" / "region_learner"
 
@@ -64,13 +69,118 @@ def imported(path) -> set[str]:
     return names
 
 
-def test_importing_the_package_loads_neither_trainer_nor_datasets():
+def test_importing_the_package_loads_no_other():
     script = (
-        "import sys, region_learner; "
+        "import region_learner, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"
+
+
+def test_using_the_model_loads_neither_trainer_nor_datasets():
+    script = (
+        "import sys; from region_learner import RegionLearnerModel; "
         "print([m for m in ('datasets', 'timm', 'transformers.trainer') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names():
+    import region_learner
+
+    for name in region_learner.__all__:
+        assert name in dir(region_learner)
+        assert getattr(region_learner, name).__name__ == name
+    assert set(region_learner._MODULES) == set(region_learner.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'RegionLearnerOther'"):
+        region_learner.RegionLearnerOther  # noqa: B018
+
+
+# Ways to get at this package before the Auto classes are used. Each registers our classes, in whatever order.
+ORDERS = [
+    # Looking for a module does not import it.
+    "import importlib.util, region_learner; importlib.util.find_spec('transformers'); import transformers",
+    "import transformers.models.auto.modeling_auto, region_learner",
+    "import region_learner.modeling_region_learner",
+    # What a spawned process does with an object that it is sent.
+    "import pickle; pickle.loads(PICKLED)",
+    # An import of ours that fails leaves registration to the next.
+    """
+import sys, region_learner
+sys.modules["region_learner.configuration_region_learner"] = None
+try:
+    import region_learner.modeling_region_learner
+except ImportError:
+    del sys.modules["region_learner.configuration_region_learner"]
+from region_learner import RegionLearnerModel
+""",
+]
+MORE_ORDERS = [
+    "import region_learner, transformers",
+    "import region_learner, transformers.trainer",
+    "import transformers, region_learner",
+    "from region_learner import RegionLearnerVideoProcessor",
+    "from region_learner import load_corpus",
+    "from region_learner import *",
+    "import region_learner.configuration_region_learner",
+    "import region_learner.processing_region_learner",
+    "import region_learner.video_processing_region_learner",
+    "import region_learner.loading",
+    "import region_learner.training",
+    # Several threads that import at once.
+    """
+import region_learner, threading, importlib
+names = ["transformers", "region_learner.modeling_region_learner", "region_learner.processing_region_learner"]
+threads = [threading.Thread(target=importlib.import_module, args=(name,)) for name in names]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+""",
+]
+
+REGISTERED = """
+from transformers import AutoConfig, AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(CHECKPOINT)
+assert type(model).__module__ == "region_learner.modeling_region_learner", type(model)
+assert type(AutoConfig.from_pretrained(CHECKPOINT)) is type(model.config)
+import region_learner
+assert type(model) is region_learner.RegionLearnerModel
+assert type(AutoProcessor.from_pretrained(CHECKPOINT)) is region_learner.RegionLearnerProcessor
+import sys
+assert not any(finder.__class__.__module__.startswith("region_learner") for finder in sys.meta_path)
+"""
+
+IN_FRESH_PROCESSES = """
+import os, sys, traceback
+import torch, tokenizers, torchvision  # take longest, and are imported once for all
+assert "transformers" not in sys.modules
+failed = []
+for order in ORDERS:
+    if (child := os.fork()) == 0:
+        try:
+            exec(order + REGISTERED, {"CHECKPOINT": CHECKPOINT, "PICKLED": PICKLED})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(order)
+print(failed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+@pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["few", "more"])
+def test_the_auto_classes_know_ours_whatever_is_imported_first(tmp_path, orders):
+    model = tiny_model(text=tiny_text_config(vocab_size=200))
+    tokenizer = train_tokenizer(["a caption"], 99, 32)
+    for part in (model, RegionLearnerProcessor(RegionLearnerVideoProcessor(), tokenizer)):
+        part.save_pretrained(tmp_path)
+    names = {"CHECKPOINT": str(tmp_path), "PICKLED": pickle.dumps(model.config), "ORDERS": orders}
+    script = "".join(f"{name} = {value!r}\n" for name, value in {**names, "REGISTERED": REGISTERED}.items())
+    command = [sys.executable, "-c", script + IN_FRESH_PROCESSES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.stdout.strip() == "[]", done.stderr[-3000:]
 
 
 def test_the_model_knows_nothing_of_training():

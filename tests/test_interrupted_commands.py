@@ -80,11 +80,11 @@ def test_interrupted(videos, tmp_path, command):
         "prepare": (
             [str(tmp_path / "out"), *data, "--clips-per-shard", "2"],
             lambda: list((tmp_path / "out").glob("all/*.tar")),
-            "The same command goes on with the shards that are not finished.",
+            "The same command resumes with the shards that are not finished.",
         ),
         "check": (data, lambda: len(processes_of(tmp_path)) >= 4, "Nothing was kept; the same command starts again."),
         "make": (
-            [str(tmp_path / "out"), "--options", '{"train": 5000}'],
+            [str(tmp_path / "out"), "--corpus-options", '{"train": 5000}'],
             lambda: partial.is_dir() and any(partial.iterdir()),
             "Nothing was written; the same command starts again.",
         ),

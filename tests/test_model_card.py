@@ -480,13 +480,14 @@ def test_errors(tmp_path, capsys):
         assert name in line
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, capsys):
     write_results(MSVD, tmp_path / "evaluation.json")
     output = tmp_path / "cards" / "mine.md"
     with pytest.raises(SystemExit) as end:
         main(["card", str(tmp_path / "evaluation.json"), "--output", str(output), "--title", "Mine"])
     assert end.value.code == 0
     assert "# Mine" in output.read_text()
+    assert capsys.readouterr().err == f"Wrote {output}\n"
 
 
 def test_command_on_a_checkpoint(tmp_path, capsys):

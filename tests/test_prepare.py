@@ -177,7 +177,9 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
             main([*command, *more])
         codes.append(exit.value.code or 0)
     assert codes == [1, 0]
-    assert "1 clip of 2 cannot be read, more than max_unreadable=0.1: broken" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "1 clip of 2 cannot be read, more than max_unreadable=0.1: broken" in errors
+    assert errors.splitlines()[-1] == f"Wrote {tmp_path / 'cli' / 'train'}"
 
 
 def test_what_cannot_be_encoded_is_left_out(videos, tmp_path):

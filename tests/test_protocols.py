@@ -396,7 +396,7 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
         (
             ["--task=retrievals"],
-            "--task 'retrievals' is not known; did you mean 'retrieval'? (tasks: retr",
+            "--task 'retrievals' is not known; did you mean 'retrieval'? Tasks: retr",
         ),
         (["--protocol=msvd", "--output=."], "is a directory: give a file, such as"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
@@ -502,7 +502,9 @@ def test_numbers_are_not_lost(lost, places, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(*(("pathlib.Path.replace",) if lost == "file" else ("region_learner.cli._print",)), fail)
+    monkeypatch.setattr(
+        *(("pathlib.Path.replace",) if lost == "file" else ("region_learner.cli.evaluation.print_json",)), fail
+    )
     output = tmp_path / "new" / "e.json"
     argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--output", output]
     with pytest.raises(SystemExit) as end:

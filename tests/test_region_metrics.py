@@ -685,8 +685,9 @@ def test_command(checkpoint, processor, shapes, tmp_path, capsys, monkeypatch):
     }
 
     picture = tmp_path / "regions.png"
-    code, out, _ = run(capsys, checkpoint, videos[0], "--output", str(picture))
+    code, out, errors = run(capsys, checkpoint, videos[0], "--output", str(picture))
     assert code == 0
+    assert errors.splitlines()[-1] == f"Wrote {picture}"
     report = region_report(model, processor(videos=videos[:1])["pixel_values_videos"])
     for number, row in enumerate(report["regions"], start=1):
         cells = [f"{value:.2f}" for value in row.values()]
@@ -779,7 +780,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "with --corpus there are none"),
         ([of_text_alone, video], "that the video tower needs are missing or of another shape (video_model."),
         ([checkpoint, video, "--split", "val"], "--split goes with --corpus"),
-        ([*of_corpus, '{"split": "val"}'], "--corpus-options are those of one corpus alone, not split"),
+        ([*of_corpus, '{"split": "val"}'], "--corpus-options are the options of one corpus, not split"),
     ):
         code, out, error = run(capsys, *arguments)
         assert (code, out) == (2, "")

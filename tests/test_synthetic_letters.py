@@ -418,7 +418,7 @@ def test_made_in_the_cache_once(tmp_path, monkeypatch):
 def test_command_makes_it(tmp_path, capsys):
     options = '{"train": 2, "val": 0, "test": 0, "size": 48}'
     with pytest.raises(SystemExit) as exit_info:
-        main(["corpus", "make", str(tmp_path / "c"), "--corpus", "drifting_letters", "--options", options])
+        main(["corpus", "make", str(tmp_path / "c"), "--corpus", "drifting_letters", "--corpus-options", options])
     assert exit_info.value.code == 0
     assert load_corpus("drifting_letters", tmp_path / "c").num_rows == 2
     with pytest.raises(SystemExit) as exit_info:

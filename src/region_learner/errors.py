@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend, and the one line in which the command line tells them."""
+"""Tells the user's mistakes from errors of this package, and puts them in the one line that is printed."""
 
 import errno
 import re
@@ -6,22 +6,24 @@ import sys
 import traceback
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 _PACKAGE = str(Path(__file__).parent)
-# Whatever raised these, files, memory, installed packages or values that were given are at fault.
-_ALWAYS = (OSError, ImportError, MemoryError, StrictDataclassError, SafetensorError)
-# As above, of libraries that are only imported for some commands: (module, class).
-_ALWAYS_OF = (("torch", "OutOfMemoryError"), ("datasets.exceptions", "DatasetsError"))
-# Libraries that say in a RuntimeError that what they were given does not fit.
+# The user's, whatever raised them: files, memory, installed packages or given values are at fault.
+_ALWAYS = (OSError, ImportError, MemoryError)
+# The same of libraries that some commands never import: (module, class).
+_ALWAYS_OF = (
+    ("torch", "OutOfMemoryError"),
+    ("datasets.exceptions", "DatasetsError"),
+    ("huggingface_hub.errors", "StrictDataclassError"),
+    ("safetensors", "SafetensorError"),
+)
+# Libraries that raise a RuntimeError for input that does not fit.
 _STRICT_LIBRARIES = ("accelerate/", "datasets/", "huggingface_hub/", "peft/", "timm/", "transformers/")
 
 
 def is_for_user(error: Exception) -> bool:
     """
-    Whether what the user gave can be the cause. A ValueError is taken for it where this package raised it on purpose,
-    or a library did, but not where a mistake of this package's own code ended in one, as `int("x")` would.
+    Whether the user's input can be the cause. A ValueError counts if this package raised it on purpose, or a library
+    did, but not if it comes from a mistake in this package's own code, such as `int("x")`.
     """
     if isinstance(error, _ALWAYS) or _is_of_library(error):
         return True
@@ -32,13 +34,13 @@ def is_for_user(error: Exception) -> bool:
 
 
 def in_one_line(error: Exception) -> str:
-    """What is wrong. Of a ValueError that a library raised, also where, as its words may tell too little."""
+    """The message of an error; for one that a library raised, also the place, as its message may say too little."""
     message = str(error)
-    if message.startswith("Caught "):  # in a loader's process: PyTorch puts all of its traceback before the words
+    if message.startswith("Caught "):  # in a loader process: PyTorch puts the whole traceback before the message
         message = message.rpartition(f"{type(error).__name__}: ")[2]
     message = " ".join(message.split()) or type(error).__name__
     if isinstance(error, MemoryError) or _is_of_library(error, "OutOfMemoryError"):
-        return f"out of memory: take smaller batches, fewer frames or fewer processes. ({message})"
+        return f"out of memory: use smaller batches, fewer frames or fewer processes. ({message})"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {message}"
     file, number, _ = _origin(error)
@@ -57,7 +59,7 @@ def _is_of_library(error: Exception, only: str | None = None) -> bool:
 
 
 def _origin(error: Exception) -> tuple[str, int, str]:
-    """File, line number and line where an error was raised, in this process or in that of a loader."""
+    """The file, line number and line that raised an error, in this process or in a loader process."""
     if str(error).startswith("Caught "):
         frames = re.findall(r'File "(.+)", line (\d+), in .+\n +(.+)', str(error))
         return (frames[-1][0], int(frames[-1][1]), frames[-1][2]) if frames else ("", 0, "")
@@ -66,6 +68,6 @@ def _origin(error: Exception) -> tuple[str, int, str]:
 
 
 def _shown(file: str) -> str:
-    """A file of an installed package from the package on, such as torch/nn/functional.py; others by their name."""
+    """The path of a file within its installed package, such as torch/nn/functional.py, or its name."""
     _, installed, rest = Path(file).as_posix().rpartition("/site-packages/")
     return rest if installed else Path(file).name

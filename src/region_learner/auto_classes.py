@@ -1,0 +1,108 @@
+"""
+Registers the classes of this package with the Auto classes of transformers.
+
+`import region_learner` must not import transformers, which takes seconds: the command line answers `--help` without
+it, and processes that decode videos never need it. Registration therefore happens when transformers is imported, by
+whomever: a post-import hook, as wandb and OpenTelemetry use them.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def register_auto_classes() -> None:
+    """
+    Registers the classes, the source files that checkpoints carry for where this package is not installed, and the
+    reader of URLs, which those files do not have.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForVideoClassification,
+        AutoModelForVisualQuestionAnswering,
+        AutoProcessor,
+    )
+
+    from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
+    from .modeling_region_learner import (
+        RegionLearnerForVideoClassification,
+        RegionLearnerForVideoQuestionAnswering,
+        RegionLearnerModel,
+        RegionLearnerVideoModel,
+    )
+    from .processing_region_learner import RegionLearnerProcessor
+    from .remote_videos import read_url
+    from .video_decoding_region_learner import register_url_reader
+    from .video_processing_region_learner import RegionLearnerVideoProcessor
+
+    register_url_reader(read_url)
+    for config, model in (
+        (RegionLearnerConfig, RegionLearnerModel),
+        (RegionLearnerVideoConfig, RegionLearnerVideoModel),
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModel")
+        AutoProcessor.register(config, RegionLearnerProcessor, exist_ok=True)
+    # AutoModel builds a dual encoder from these configurations; heads have Auto classes of their own.
+    for auto_class, head in (
+        (AutoModelForVideoClassification, RegionLearnerForVideoClassification),
+        (AutoModelForVisualQuestionAnswering, RegionLearnerForVideoQuestionAnswering),
+    ):
+        auto_class.register(RegionLearnerConfig, head, exist_ok=True)
+        head.register_for_auto_class(auto_class)
+    RegionLearnerProcessor.register_for_auto_class()
+    try:
+        from transformers import AutoVideoProcessor
+
+        for config in (RegionLearnerConfig, RegionLearnerVideoConfig):
+            AutoVideoProcessor.register(config, RegionLearnerVideoProcessor, exist_ok=True)
+        RegionLearnerVideoProcessor.register_for_auto_class()
+    except ImportError:  # without torchvision; the video processor says so when it is used
+        pass
+
+
+class _AfterTransformers:
+    """
+    Registers the classes after the import of transformers, or of the first of our own files that imports it. (Inside
+    such an import that file's classes do not exist yet, so that the outermost of these imports has to end.)
+    """
+
+    depth = 0  # of watched imports within each other
+
+    # (Finders need no base class, and importlib.abc takes as long to import as the rest of this package.)
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        ours = fullname.startswith(f"{__package__}.") and fullname.endswith("_region_learner")
+        if not ours and fullname != "transformers":
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
+                loader: Any = spec.loader
+                loader.exec_module = partial(self._execute, loader.exec_module)
+                return spec
+        return None
+
+    def _execute(self, exec_module: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self.depth += 1
+        try:
+            exec_module(module)
+        finally:
+            self.depth -= 1
+        if self.depth == 0 and "transformers" in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register_auto_classes()
+
+
+def register_when_transformers_is_imported() -> None:
+    """Registers the classes now, if transformers has been imported, and otherwise as soon as it is."""
+    if "transformers" in sys.modules:
+        register_auto_classes()
+    else:
+        sys.meta_path.insert(0, _AfterTransformers())

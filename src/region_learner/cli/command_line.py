@@ -1,0 +1,109 @@
+"""All commands together, and how the command line ends."""
+
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import in_one_line, is_for_user
+from .commands import Commands
+from .corpora import corpus_app
+from .evaluation import evaluate, regions
+from .models import card, convert
+from .training import demo, train
+
+# The base of all usage errors, which typer does not export.
+(UsageError,) = typer.BadParameter.__bases__
+
+app = typer.Typer(
+    cls=Commands,
+    help="Video-text dual encoders that learn regions by themselves.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch_size is --batch-size
+    },
+)
+app.command(rich_help_panel="First steps")(demo)
+app.command(
+    rich_help_panel="Train and evaluate",
+    add_help_option=False,  # lists the options itself, which are not typer's
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(train)
+app.command(rich_help_panel="Train and evaluate")(evaluate)
+app.command(rich_help_panel="Train and evaluate")(regions)
+app.add_typer(corpus_app, name="corpus", rich_help_panel="Data")
+app.command(rich_help_panel="Checkpoints")(convert)
+app.command(rich_help_panel="Checkpoints")(card)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"region-learner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Runs a command and exits: with 0 when it has finished, 2 and one line for wrong usage or input, 130 when it was
+    interrupted, and 1 and a traceback for an error of this program. With REGION_LEARNER_DEBUG set, all errors show a
+    traceback.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("region_learner").setLevel(logging.INFO)
+    try:
+        code = app(argv, prog_name="region-learner", standalone_mode=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_report(error))
+    sys.exit(code or 0)
+
+
+def _report(error: Exception) -> int:
+    """Prints an error, and returns the exit code."""
+    for_user = is_for_user(error) or isinstance(error, UsageError)
+    if for_user and not os.environ.get("REGION_LEARNER_DEBUG"):
+        line = _usage_line(error) if isinstance(error, UsageError) else in_one_line(error)
+        print(f"region-learner: error: {line}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    if not for_user:
+        print(
+            "region-learner: this is an error of region-learner itself: please report it, with the command and the "
+            "lines above.",
+            file=sys.stderr,
+        )
+    return 1
+
+
+def _usage_line(error) -> str:
+    message = " ".join(error.format_message().split())
+    if hasattr(error, "possibilities"):  # an unknown option
+        near = f"; did you mean {error.possibilities[0]!r}?" if error.possibilities else ""
+        message = f"{error.option_name} is not known{near}"
+    return f"{message} (see `{error.ctx.command_path} --help`)" if error.ctx else message

@@ -1,0 +1,38 @@
+"""How the command line lists its commands."""
+
+import difflib
+import sys
+
+from typer.core import TyperCommand, TyperGroup
+
+
+class Commands(TyperGroup):
+    """Commands in sections, those first that a person needs first. On a typo it names the nearest command."""
+
+    def parse_args(self, ctx, args):
+        if not args:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx, args):
+        name = args[0].replace("_", "-")
+        if not name.startswith("-") and name not in self.commands:
+            # (Our `did_you_mean` would import transformers.)
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"{args[0]!r} is not a command{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx, formatter):
+        self.format_commands(ctx, formatter)
+        TyperCommand.format_options(self, ctx, formatter)  # type: ignore[arg-type]  # that of a group lists commands last
+
+    def format_commands(self, ctx, formatter):
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            row = (name, command.get_short_help_str(formatter.width))
+            sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append(row)
+        for section, rows in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(rows)

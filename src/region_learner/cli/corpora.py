@@ -1,0 +1,140 @@
+"""`region-learner corpus COMMAND`: the data."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..interruption import interruptible
+from .commands import Commands
+from .options import (
+    AsJson,
+    Corpus,
+    CorpusOptions,
+    DataDir,
+    MaxMissing,
+    Memory,
+    Split,
+    Timeout,
+    Workers,
+    mapping,
+    read_corpus,
+)
+from .output import print_json, print_result, print_wrote
+
+corpus_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="List, make, prepare and check corpora.")
+
+
+@corpus_app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the corpora and their formats."""
+    from ..corpora import list_corpora
+
+    print_result(list_corpora(), as_json)
+
+
+@corpus_app.command()
+def make(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the corpus.")],
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="moving_shapes or drifting_letters.")] = "moving_shapes",
+    corpus_options: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Sizes and seed, as JSON; see MovingShapesOptions, DriftingLettersOptions."),
+    ] = None,
+    workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus that has other options.")] = False,
+) -> None:
+    """Write a built-in corpus."""
+    from ..corpora import make_corpus
+
+    options = mapping("--corpus-options", corpus_options)
+    with interruptible("Nothing was written; the same command starts again."):
+        path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
+    print_wrote(path)
+
+
+@corpus_app.command()
+def prepare(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Directory for the shards, which are OUTPUT/SPLIT/*.tar.")
+    ],
+    corpus: Corpus = "folder",
+    data_dir: DataDir = None,
+    split: Split = "train",
+    corpus_options: CorpusOptions = None,
+    max_missing: MaxMissing = None,
+    short_side: Annotated[int, typer.Option(metavar="PIXELS", help="Short side; smaller videos keep theirs.")] = 256,
+    max_fps: Annotated[float, typer.Option(metavar="FPS", help="Most frames per second; 0 keeps all.")] = 30,
+    num_frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Frames per clip, evenly spread, instead of --max-fps.")
+    ] = None,
+    group: Annotated[
+        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster, in larger files.")
+    ] = 6,
+    crf: Annotated[int, typer.Option(metavar="N", help="Quality of H.264; lower is better.")] = 23,
+    clips_per_shard: Annotated[int, typer.Option(metavar="N", help="An interrupted run redoes at most these.")] = 500,
+    workers: Workers = None,
+    timeout: Timeout = 1800,
+    memory: Memory = 4,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again the clips that were left out before.")] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of clips that may be unreadable, and are left out.")
+    ] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Re-encode a corpus into small shards that train fast.
+
+    Frames become small and groups of pictures short; the shards are WebDataset's, which --corpus webdataset reads.
+    The same command resumes an interrupted run. Exits with 1 if more clips than --max-unreadable cannot be read.
+    """
+    from ..corpora import PrepareOptions, UnreadableError, prepare_corpus
+
+    options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
+    rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
+    size = int(memory * 2**30)
+    try:
+        with interruptible("The same command resumes with the shards that are not finished."):
+            result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
+    except UnreadableError as error:
+        print(f"region-learner: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print_result(result, as_json)
+    print_wrote(output / split)
+
+
+@corpus_app.command()
+def check(
+    corpus: Corpus = "folder",
+    data_dir: DataDir = None,
+    split: Split = "train",
+    corpus_options: CorpusOptions = None,
+    max_missing: MaxMissing = None,
+    workers: Workers = None,
+    timeout: Timeout = 1800,
+    memory: Memory = 4,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of videos that may be unreadable.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Find the videos that cannot be read.
+
+    Every video is decoded to its end. Exits with 1 if more videos than --max-unreadable cannot be read.
+    """
+    from ..corpora import check_corpus
+
+    rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
+    with interruptible("Nothing was kept; the same command starts again."):
+        result = check_corpus(rows, workers, timeout, memory=int(memory * 2**30))
+    unreadable = result["unreadable"]
+    if as_json:
+        print_json(result)
+    else:
+        for entry in unreadable:
+            print(f"{entry['video_id']}: {entry['reason']}")
+        print(f"{len(unreadable)} of {result['videos']} videos cannot be read.", file=sys.stderr)
+    if len(unreadable) > max_unreadable * result["videos"]:
+        raise typer.Exit(1)

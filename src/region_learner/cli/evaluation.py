@@ -1,0 +1,286 @@
+"""Commands that measure: `evaluate` and `regions`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..interruption import interruptible
+from .options import AsJson, BatchSize, CorpusOptions, DataDir, MaxMissing, Model, options_of, read_corpus
+from .output import print_json, print_result, print_rows, print_table, print_wrote
+
+if TYPE_CHECKING:
+    from ..evaluation import Protocol
+    from ..evaluation.results import EvaluationResults
+
+_Workers = Annotated[
+    int, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode; 0: the main process does.")
+]
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} stands for the number of the fold.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark: corpus, split and task.")
+    ] = None,
+    list_protocols: Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")] = False,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol; by default folder.")
+    ] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="retrieval (the default), multiple_choice, question_answering, classification or zero_shot.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the whole result to this JSON file.")
+    ] = None,
+    as_json: AsJson = False,
+    batch_size: BatchSize = 16,
+    workers: _Workers = 0,
+    corpus_options: CorpusOptions = None,
+    max_missing: MaxMissing = None,
+    max_unreadable: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable, and are left out.")
+    ] = 1.0,
+    all_folds: Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")] = False,
+    clips: Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")] = 1,
+    window_stride: Annotated[
+        int | None, typer.Option(metavar="FRAMES", help="Sliding windows instead of --clips, this far apart.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For zero_shot: few, name, original, actions, or a text file with one per line; by default few.",
+        ),
+    ] = None,
+    dual_softmax: Annotated[
+        bool, typer.Option("--dual-softmax", help="For retrieval: also report re-scored metrics, apart.")
+    ] = False,
+    dual_softmax_temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax; by default that of the model.")
+    ] = None,
+) -> None:
+    """
+    Measure a checkpoint on a benchmark or on your own videos.
+
+    Retrieval in both directions (every video once, with all of its captions), multiple choice, question answering, or
+    action recognition by a classifier (classification) or by prompts (zero_shot). See docs/evaluation.md.
+    """
+    if list_protocols:
+        _print_protocols(as_json)
+        return
+    if model is None:
+        raise ValueError("Name the checkpoint to evaluate: `region-learner evaluate MODEL`.")
+
+    from ..evaluation import Views, evaluate_checkpoint
+    from ..evaluation.results import check_output, write_results
+    from ..evaluation.tasks import read_prompts
+
+    chosen = _choose_protocol(protocol, corpus, split, task)
+    if output is not None:
+        check_output(output)
+    with interruptible("Nothing was written; the same command starts again."):
+        results = evaluate_checkpoint(
+            chosen,
+            model,
+            data_dir,
+            options=options_of(chosen.corpus, corpus_options, max_missing),
+            all_folds=all_folds,
+            views=Views(clips, window_stride),
+            templates=None if prompts is None else read_prompts(prompts),
+            dual_softmax=dual_softmax,
+            dual_softmax_temperature=dual_softmax_temperature,
+            batch_size=batch_size,
+            num_workers=workers,
+            max_unreadable=max_unreadable,
+        )
+    try:
+        _print_evaluation(results, as_json)
+    finally:  # a closed pipe or a full disk loses no numbers that took hours
+        if output is not None:
+            write_results(results, output)
+            print_wrote(output)
+
+
+def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None, task: str | None) -> "Protocol":
+    from ..configuration_region_learner import did_you_mean
+    from ..evaluation import EVALUATIONS, Protocol, get_protocol
+
+    if protocol is not None:
+        for name, value in {"corpus": corpus, "split": split, "task": task}.items():
+            if value is not None:
+                raise ValueError(f"--protocol {protocol} decides on the {name}: leave out --protocol or --{name}.")
+        return get_protocol(protocol)
+    task = task or "retrieval"
+    if task not in EVALUATIONS:
+        hint = did_you_mean(task, EVALUATIONS)
+        raise ValueError(f"--task {task!r} is not known{hint} Tasks: {', '.join(EVALUATIONS)}.")
+    return Protocol(corpus=corpus or "folder", task=task, split=split or "test")
+
+
+# Of `EvaluationResults.data`: what the command line said, and what only the file needs.
+_NOT_SHOWN = ("corpus", "data_dir", "split", "trained_on", "options", "sha256")
+
+
+def _print_evaluation(results: "EvaluationResults", as_json: bool) -> None:
+    def shown(metrics: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return metrics | {name: value for name, value in data.items() if name not in _NOT_SHOWN}
+
+    data = results.data
+    if as_json:
+        apart = {
+            "split": data["split"],
+            "trained_on": results.trained_on,
+            "folds": results.folds,
+            "rescored": results.rescored,
+            "notes": results.notes,
+        }
+        print_json(shown(results.metrics, data) | {name: value for name, value in apart.items() if value})
+        return
+    print(heading(data["corpus"], data["split"], results.trained_on))
+    if results.folds:
+        print(f"{results.mean_of.capitalize()}:")
+    print_result(shown(results.metrics, data))
+    for fold in results.folds or ():
+        print(f"Fold {fold['fold']}:")
+        print_result(shown(fold["metrics"], fold["data"]))
+    if results.rescored:
+        print("Re-scored by dual softmax, with all queries at once:")
+        print_result(results.rescored)
+
+
+def heading(corpus: str, split: str, trained_on: bool) -> str:
+    return f"{corpus}, split {split}{', which the model was trained on' * trained_on}:"
+
+
+def _print_protocols(as_json: bool) -> None:
+    from rich.table import Column, Table
+
+    from ..evaluation import PROTOCOLS
+
+    if as_json:
+        print_json({name: dataclasses.asdict(value) | {"metric": value.metric} for name, value in PROTOCOLS.items()})
+        return
+    table = Table(Column("protocol", no_wrap=True), "task", "metric", "sizes")
+    for name, value in PROTOCOLS.items():
+        folds = range(1, 1 + max(1, value.folds))
+        sizes = {what: dict.fromkeys(f"{value.size(what, fold):,}" for fold in folds) for what in value.sizes}
+        in_words = ", ".join(f"{' / '.join(numbers)} {what}" for what, numbers in sizes.items())
+        table.add_row(name, value.task, value.metric, in_words)
+    print_table(table)
+
+
+def regions(
+    model: Model,
+    videos: Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="VIDEO")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw regions, codes and masks into this picture.")
+    ] = None,
+    as_json: AsJson = False,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead of videos: moving_shapes or drifting_letters, with their objects."),
+    ] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")] = None,
+    corpus_options: CorpusOptions = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Clips per batch, of the corpus; by default 16.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=1024, metavar="N", help="Processes that decode the corpus; by default 0."),
+    ] = None,
+) -> None:
+    """
+    Show and measure what the regions of a model are.
+
+    For videos: how much of a frame each region covers, how much regions overlap, how sharp, different and lasting they
+    are, and how many codes are used. With --corpus: how well they land on the objects, compared with other masks.
+    Shares are in percent, averaged over the videos. See docs/evaluation.md.
+    """
+    from ..loading import check_checkpoint, check_video
+
+    check_checkpoint(model)
+    videos = videos or []
+    for video in videos:
+        check_video(video)
+    if bool(videos) == (corpus is not None):
+        raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
+    if corpus is not None:
+        if output is not None:
+            raise ValueError("--output draws the given videos, and with --corpus there are none.")
+        dataset = read_corpus(corpus, data_dir, split or "test", corpus_options, None)
+        _print_quality(model, dataset, batch_size or 16, workers or 0, as_json)
+        return
+    of_corpus = {
+        "--data-dir": data_dir,
+        "--split": split,
+        "--corpus-options": corpus_options,
+        "--batch-size": batch_size,
+        "--workers": workers,
+    }
+    if given := [name for name, value in of_corpus.items() if value is not None]:
+        raise ValueError(f"{given[0]} goes with --corpus.")
+    _print_regions(model, videos, output, as_json)
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    import torch
+
+    from ..loading import load_checkpoint
+
+    encoder, processor = load_checkpoint(model, None)
+    return encoder.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_json: bool) -> None:
+    """How well regions land on the objects of a corpus."""
+    from ..evaluation import region_quality
+
+    with interruptible("Nothing was kept; the same command starts again."):
+        quality = region_quality(*_load(model), dataset, batch_size=batch_size, num_workers=workers)
+    if as_json:
+        print_json(quality)
+        return
+    print_rows("kind", {name: row for name, row in quality.items() if isinstance(row, dict)})
+    print_result({name: value for name, value in quality.items() if not isinstance(value, dict)})
+
+
+def _print_regions(model: str, videos: list[str], output: Path | None, as_json: bool) -> None:
+    """What regions are in videos, and a picture of them."""
+    from PIL import Image
+
+    from ..evaluation import draw_report, region_report
+    from ..files import naming
+
+    if output is not None:
+        if output.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--output {str(output)!r} is not a picture: give it the extension .png.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    encoder, processor = _load(model)
+    report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
+    if output is not None:
+        with naming(output):
+            draw_report(encoder, processor, videos).save(output)
+    if as_json:
+        print_json(report)
+    else:
+        rows = {str(number): row for number, row in enumerate(report.pop("regions"), start=1)}
+        print_rows("region", rows | {"mean": {name: report.pop(name) for name in rows["1"]}})
+        print_result(report)
+    if output is not None:
+        print_wrote(output)

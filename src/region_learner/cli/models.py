@@ -1,0 +1,92 @@
+"""Commands about checkpoints: `convert` and `card`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, mapping
+from .output import print_result, print_wrote
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The authors' .pth file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the converted checkpoint.")],
+    text_config: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="Text encoder: JSON, a directory or a Hub name.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Directory or Hub name.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="What the weights do not tell: num_attention_heads, temperature, ..."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Convert a checkpoint of the original code.
+
+    The file is read without running anything in it.
+    """
+    from ..conversion import convert_original_checkpoint
+
+    text = mapping("--text-config", text_config) if (text_config or "").startswith("{") else text_config
+    options = mapping("--config", config)
+    if reserved := {"path", "output_dir", "text_config", "tokenizer"} & set(options):
+        raise ValueError(f"--config takes fields of the configuration, not {', '.join(sorted(reserved))}.")
+    model = convert_original_checkpoint(source, output, text_config=text, tokenizer=tokenizer, **options)
+    video = model.config.video_config
+    names = ("hidden_size", "num_hidden_layers", "image_size", "num_frames", "codebook_size", "num_regions")
+    print_result({"output": str(output)} | {name: getattr(video, name) for name in names}, as_json)
+    print_wrote(output)
+
+
+def card(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL|RESULTS",
+            help="Checkpoint with results files in it, or files of `region-learner evaluate --output`.",
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoint of the results files, which tells how it was trained."),
+    ] = None,
+    repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name on the Hub.")] = None,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="License of the weights: apache-2.0, ...")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the card.")] = None,
+    description: Annotated[str, typer.Option(metavar="MARKDOWN", help="What the model is.")] = "",
+    query: Annotated[str | None, typer.Option(metavar="TEXT", help="Text that the example searches for.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File; by default standard output.")] = None,
+) -> None:
+    """Write a model card from measured results."""
+    from ..files import naming
+    from ..model_card import model_card
+
+    files, checkpoint = _results_and_checkpoint(results, model)
+    text = model_card(files, checkpoint, repo, license, title, description, query)
+    if output is None:
+        print(text)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with naming(output):
+        output.write_text(text, encoding="utf-8")  # may be a pipe or a device, so it is not written atomically
+    print_wrote(output)
+
+
+def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple[list[Path], Path | None]:
+    from ..evaluation.results import results_in
+    from ..files import near_file
+
+    for path in given:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"There is no {path}{near_file(path)}: `card` takes the files that `region-learner evaluate MODEL "
+                "--output FILE` writes, or the checkpoint's directory they are in."
+            )
+    directories = [path for path in given if path.is_dir()]
+    if not directories:
+        return given, checkpoint
+    if len(given) > 1:
+        raise ValueError(f"{directories[0]} is a directory: give it alone, or files.")
+    return results_in(directories[0]), checkpoint or directories[0]

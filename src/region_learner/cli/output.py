@@ -1,0 +1,52 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def print_json(result: Any) -> None:
+    print(json.dumps(result, indent=2))
+
+
+def print_result(result: Mapping[str, Any], as_json: bool = False) -> None:
+    """Prints a result as JSON, or as a table with one value per row."""
+    from rich.table import Table
+
+    if as_json:
+        print_json(result)
+        return
+    table = Table("", "", show_header=False)
+    for name, value in result.items():
+        table.add_row(name, _cell(value))
+    print_table(table)
+
+
+def print_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a table with one row per result. All have the same values; `title` is the header of their names."""
+    from rich.table import Column, Table
+
+    columns = [Column(name, justify="right", no_wrap=True) for name in next(iter(rows.values()))]
+    table = Table(Column(title, no_wrap=True), *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(value) for value in row.values()))
+    print_table(table)
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def print_wrote(path: Path | str) -> None:
+    """The closing line of a command that has written something."""
+    print(f"Wrote {path}", file=sys.stderr)
+
+
+def _cell(value: Any) -> str:
+    if value is None:  # cannot be measured
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

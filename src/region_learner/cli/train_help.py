@@ -1,0 +1,119 @@
+"""The text of `region-learner train --help`, whose options are fields of dataclasses. It needs no transformers."""
+
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+
+from ..training.arguments import ARGUMENT_GROUPS, DataArguments, ModelArguments, OwnTrainingArguments
+from ..training.recipes import list_recipes, recipe_description
+
+WIDTH = 100
+
+# What other commands call by a shorter name than transformers does.
+SHORT_NAMES = {
+    "output": "output_dir",
+    "split": "train_split",
+    "batch_size": "per_device_train_batch_size",
+    "workers": "dataloader_num_workers",
+}
+
+_USAGE = """\
+Usage: region-learner train [RECIPE] [OPTIONS]
+
+  Train or fine-tune a model. RECIPE is one of those below, or a YAML file with values of options;
+  options on the command line override it. On several GPUs or machines:
+  accelerate launch -m region_learner.training [RECIPE] [OPTIONS]. See docs/training.md.
+"""
+
+_GENERAL = {
+    "--json": "Print the result as JSON.",
+    "--help": "Show this message and exit.",
+    "--help-all": "Also list all options of transformers.TrainingArguments, and exit.",
+}
+
+# The value and the help of those options of transformers that most runs need.
+OF_TRANSFORMERS = {
+    "dataloader_num_workers": ("N", "Processes per device that decode."),
+    "num_train_epochs": ("N", "Passes over the corpus."),
+    "max_steps": ("N", "Optimizer steps, instead of epochs."),
+    "per_device_train_batch_size": ("N", "Pairs per device."),
+    "gradient_checkpointing": ("", "Recompute activations in the backward pass, to save memory."),
+    "gradient_accumulation_steps": ("N", "Batches per optimizer step. Their pairs are not each other's negatives."),
+    "auto_find_batch_size": ("", "Halve the batch size until it fits into memory."),
+    "bf16": ("", "Train in bfloat16 mixed precision."),
+    "fp16": ("", "Train in float16 mixed precision."),
+    "torch_compile": ("", "Compile the model."),
+    "learning_rate": ("X", "Peak learning rate."),
+    "lr_scheduler_type": ("NAME", "Schedule of the learning rate: linear, cosine, constant, ..."),
+    "warmup_steps": ("N", "Steps of warm-up, or their share below 1."),
+    "weight_decay": ("X", "Weight decay."),
+    "max_grad_norm": ("X", "Gradients are clipped to this norm."),
+    "optim": ("NAME", "Optimizer: adamw_torch, adafactor, ..."),
+    "seed": ("N", "Seed of everything random."),
+    "eval_strategy": ("NAME", "When to evaluate on --eval-split: epoch, steps or no."),
+    "eval_steps": ("N", "Steps between evaluations."),
+    "per_device_eval_batch_size": ("N", "Clips per device in evaluation."),
+    "load_best_model_at_end": ("", "Keep the checkpoint that was best on --eval-split."),
+    "metric_for_best_model": ("NAME", "Metric that decides which checkpoint is best."),
+    "output_dir": ("DIR", "Directory for the checkpoint and results.json. By default runs/CORPUS."),
+    "resume_from_checkpoint": ("true", "Resume from the last checkpoint in the output directory."),
+    "save_strategy": ("NAME", "When to save a checkpoint to resume from: epoch, steps or no."),
+    "save_steps": ("N", "Steps between checkpoints."),
+    "save_total_limit": ("N", "Checkpoints to keep."),
+    "logging_steps": ("N", "Steps between log lines."),
+    "report_to": ("NAME ...", "Trackers: tensorboard, wandb, ..."),
+    "push_to_hub": ("", "Upload the model to the Hub."),
+}
+
+
+def train_help(everything: bool = False) -> str:
+    """Returns the help of `train`, with all options of transformers if `everything`."""
+    recipes = "".join(f"  {name:22}{recipe_description(path)}\n" for name, path in list_recipes().items())
+    ours = {item.name: item for cls in (ModelArguments, DataArguments, OwnTrainingArguments) for item in fields(cls)}
+    parts = [_USAGE, f"Recipes:\n{recipes}"]
+    for group, names in ARGUMENT_GROUPS.items():
+        parts.append(_section(group, dict(_option(name, *_described(name, ours)) for name in names)))
+    parts.append(_section("General", _GENERAL))
+    if everything:
+        from transformers import TrainingArguments
+
+        others = [item for item in fields(TrainingArguments) if item.init and item.name not in OF_TRANSFORMERS]
+        options = dict(_option(item.name, *_of_field(item)) for item in others)
+        parts.append(_section("Other options of transformers.TrainingArguments", options))
+    return "\n".join(parts).rstrip("\n")
+
+
+def _described(name: str, ours: Mapping[str, Field]) -> tuple[str, str]:
+    return _of_field(ours[name]) if name in ours else OF_TRANSFORMERS[name]
+
+
+def _of_field(item: Field) -> tuple[str, str]:
+    """Returns what a user gives as the value of a field, and its help."""
+    kind = str(item.type)
+    kinds = {"list": "X ...", "dict": "JSON", "bool": "", "int": "N", "float": "X"}
+    value = next((value for word, value in kinds.items() if re.search(rf"\b{word}\b", kind)), "NAME")
+    text = " ".join(str(item.metadata.get("help", "")).split())
+    default = item.default_factory() if item.default_factory is not MISSING else item.default
+    if default not in (None, MISSING, False, "", [], {}) and "default" not in text:
+        text += f"  [default: {default}]"
+    return value, text
+
+
+def _option(name: str, value: str, text: str) -> tuple[str, str]:
+    spelt = f"--{name.replace('_', '-')}"
+    for short, full in SHORT_NAMES.items():
+        if name == full:
+            spelt, text = f"--{short.replace('_', '-')}", f"{text} Also {spelt}."
+    return f"{spelt} {value}".rstrip(), text
+
+
+def _section(title: str, entries: Mapping[str, str]) -> str:
+    column = 32
+    lines = [f"{title}:"]
+    for name, text in entries.items():
+        wrapped = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+        first = wrapped.pop(0) if wrapped and len(name) <= column - 4 else ""
+        lines.append(f"  {name:{column - 2}}{first}".rstrip())
+        lines += [" " * column + line for line in wrapped]
+    return "\n".join(lines) + "\n"
