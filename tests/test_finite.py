@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, c
 
         def with_infinity(**inputs):
             outputs = forward(**inputs)
-            outputs.loss = outputs.loss + (math.inf if trainer.state.global_step == 1 else 0.0)
+            outputs.region_loss = outputs.region_loss + (math.inf if trainer.state.global_step == 1 else 0.0)
             return outputs
 
         trainer.model.forward = with_infinity
