@@ -407,6 +407,19 @@ def test_each_feature_counts_once(step):
         torch.testing.assert_close(states[1][name], value, msg=name)
 
 
+def test_passes_of_a_compiled_model_count_alike():
+    models = [tiny_model(codebook_revival_after=1).train() for _ in range(2)]
+    for model, called in zip(models, (models[0], torch.compile(models[1], backend="eager", fullgraph=True))):
+        model.quantizer.auto_update = False
+        for _ in range(2):
+            for seed in range(2):
+                outputs = called(**texts(4), pixel_values_videos=clips(4, seed=seed))
+                contrastive_loss(model.config, outputs).backward()
+            model.update_codebook()
+    for (name, value), (_, compiled) in zip(*(model.named_buffers() for model in models)):
+        torch.testing.assert_close(compiled, value, msg=name)
+
+
 def test_what_is_pending_is_neither_saved_nor_lost_when_a_model_moves(caplog):
     model = tiny_model().train()
     loss_of(model)

@@ -25,9 +25,9 @@ from region_learner.training.optimization import freeze, milestones, parameter_g
 from region_learner.training.progress import Progress
 from region_learner.video_processing_region_learner import VideoDecodeError
 
-from .conftest import TINY_VIDEO, tiny_model
+from .conftest import TINY_VIDEO, clips, tiny_model
 from .test_training import TINY
-from .toy_run import Processor, run
+from .toy_run import KeepState, Processor, run
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,34 @@ def test_what_is_logged(tmp_path):
 
 
 # Runs
+
+
+@pytest.mark.parametrize("mode", ["ema", "original"])
+def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
+    """Also from accumulated batches, in one process; afterwards the model is as it was in a loop of one's own."""
+    quantizers, seen = [], []
+
+    class Watch(KeepState):
+        def on_substep_end(self, args, state, control, model=None, **kwargs):
+            seen.append((int(model.quantizer.num_updates), model.quantizer.auto_update))
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append((int(model.quantizer.num_updates), model.quantizer.auto_update))
+
+    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "video": {"codebook_mode": mode}}
+
+    def before(trainer):
+        quantizers.append(trainer.model.quantizer)
+        trainer.model.quantizer.auto_update = False
+        trainer.model.train()(pixel_values_videos=clips())  # as of a run that was interrupted: it does not count
+
+    state = run(tmp_path, callbacks=(Watch(),), before=before, **options)["state"]
+    assert seen == [(0, False), (1, False), (1, False), (2, False), (2, False), (3, False)]
+    assert quantizers[0].auto_update
+    # 2 batches of 4 clips of up to 2 frames of 16 patches in each step; with those of the first one the codes start.
+    frames = state["video_model.region_module.quantizer.cluster_sum"].sum() / 16
+    steps = 2 if mode == "ema" else 3
+    assert steps * 8 < frames <= steps * 16
 
 
 def test_adapters(corpus, tmp_path):

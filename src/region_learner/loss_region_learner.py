@@ -113,7 +113,7 @@ def infonce_loss(
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
     labels = pairs.labels.masked_fill(~pairs.real, -100)
-    total = 0
+    total = pairs.texts.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         logits = cosine_similarity(rows, others) / temperature
         if video_ids is not None:
@@ -157,7 +157,7 @@ def max_margin_loss(
     default. Other arguments as in [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
-    total = 0
+    total = pairs.texts.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         similarity = cosine_similarity(rows, others)
         own = similarity.take_along_dim(pairs.labels[:, None], 1)
