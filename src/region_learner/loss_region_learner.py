@@ -227,8 +227,8 @@ def _check_sizes(
     texts: torch.Tensor | None, videos: torch.Tensor | None, video_ids: torch.Tensor | None, processes: int
 ) -> list[int]:
     """
-    The number of pairs in each process. Sizes are compared before any embeddings are gathered: processes that
-    disagreed would wait for each other, or read each other's memory wrongly.
+    The number of pairs in each process. Sizes are compared before any embeddings are gathered, which processes that
+    disagree would wait for forever. (This in turn waits for the device, once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]

@@ -468,7 +468,7 @@ class RegionLearnerQuantizer(nn.Module):
             embed = self.embed
             if collects or (learns and self.mode == "original"):
                 counts, sums = self._count(observed, cluster_ids, valid)
-                if self.mode == "original":  # after the update, in several processes by the features of this one alone
+                if self.mode == "original":  # codes after an update, in several processes by this one's features alone
                     *_, embed = self._moved(counts, sums)
             codes = F.embedding(cluster_ids, embed).to(features.dtype)
             if learns and self.mode == "ema":
@@ -516,9 +516,8 @@ class RegionLearnerQuantizer(nn.Module):
         codes, channels = self.embed.shape
         pending = self.embed.new_zeros(codes, 2 * channels + 2) if self._pending is None else self._pending
         before, candidates, passes = pending.to(features.device).split([1 + channels, channels, 1], 1)
-        draw = (self.num_updates + 999_983 * passes.squeeze(1).long()) * codes + torch.arange(
-            codes, device=features.device
-        )
+        step = self.num_updates + 999_983 * passes.squeeze(1).long()  # another one in each pass
+        draw = step * codes + torch.arange(codes, device=features.device)
         chosen, found = self._choose(valid, _hash_uniform(draw))
         passes = passes + found[:, None]
         replaced = (found & (_hash_uniform(draw ^ 0x55555555) * passes.squeeze(1) < 1))[:, None]

@@ -313,10 +313,10 @@ class RegionLearnerTrainer(Trainer):
         """The inputs of the model without those of the loss, and the loss as a function of the model's outputs."""
         inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
         if self.contrastive:
-            return inputs, partial(
-                contrastive_loss, self.model.config, video_ids=inputs.pop("video_ids", None), gather=True
-            )
-        return inputs, partial(classification_loss, self.model.config, labels=inputs.pop("labels"), gather=True)
+            function, targets = contrastive_loss, {"video_ids": inputs.pop("video_ids", None)}
+        else:
+            function, targets = classification_loss, {"labels": inputs.pop("labels")}
+        return inputs, partial(function, self.model.config, gather=True, **targets)
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
