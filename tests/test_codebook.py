@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
@@ -420,7 +421,13 @@ def test_passes_of_a_compiled_model_count_alike():
         torch.testing.assert_close(compiled, value, msg=name)
 
 
+def say_again():
+    """Forgets what `warning_once` has said."""
+    logging.Logger.warning_once.cache_clear()
+
+
 def test_what_is_pending_is_neither_saved_nor_lost_when_a_model_moves(caplog):
+    say_again()
     model = tiny_model().train()
     loss_of(model)
     model.quantizer.auto_update = False
@@ -493,7 +500,9 @@ HALF = 101  # of the features of `damaged`: each process has 97 that count
 
 def _worker(rank: int, port: int, result_file: str):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     results = {"models": [], "damaged": []}
     for options in MODES:
         model = tiny_model(**options).double().train()
@@ -518,9 +527,17 @@ def _worker(rank: int, port: int, result_file: str):
             results["uneven start"] = q.embed.clone()
     results["uneven"] = state(q)
 
+    # Both have a candidate for each code, from three passes.
+    both = quantizer(codebook_size=4)
+    both._pending = torch.zeros(4, 2 * 32 + 2)
+    both._pending[:, 0], both._pending[:, 33:65], both._pending[:, 65] = 1, 2 + 2 * rank, 3
+    both.update()
+    results["both"] = both.embed.clone()
+
     # Nothing is learned without an update, and that is said.
     lines = []
     handler = logging.Handler()
+    say_again()
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger("region_learner").addHandler(handler)
     before = state(q)
@@ -531,8 +548,11 @@ def _worker(rank: int, port: int, result_file: str):
     for _ in range(2):
         q.eval(), q.state_dict(), q.train()
     results["lines"] = list(lines)
-    if rank == 0:  # who alone has trained, learns with the others
-        q(features())
+    q.update()
+    for process in range(2):  # one of them trains alone; all learn from it
+        if rank == process:
+            q(features())
+        q.update()
     q.update()
     q.eval(), q.state_dict()
     results["learned"] = float(q.cluster_sum.sum() - before["cluster_sum"].sum()), lines == results["lines"]
@@ -589,6 +609,8 @@ def test_features_that_are_not_finite_do_not_count_in_two_processes(two_processe
 
 def test_processes_with_unequally_many_features(two_processes):
     """Codes start where they may; what they learn then is what one process would learn from all features."""
+    for results in two_processes:
+        assert torch.equal(results["both"], torch.full((4, 32), 3.0))
     start = two_processes[0]["uneven start"]
     assert torch.equal(start, two_processes[1]["uneven start"])
     # Nearly all start on a feature; one at the border of two processes' shares may start between two, or not yet.
@@ -610,5 +632,5 @@ def test_a_forgotten_update_is_said(two_processes):
         assert len(results["lines"]) == 2  # once each, however often it happens
         assert results["lines"][0].startswith("The model is switched to evaluation mode, but its codebook has not")
         assert "call `model.update_codebook()` after each `optimizer.step()`" in results["lines"][1]
-        # What was pending: three passes of each process, and then one of the first.
-        assert results["learned"] == (3 * 2 * 200 + 200, True)
+        # What was pending: three passes of each process, and then one of each in turn.
+        assert results["learned"] == (3 * 2 * 200 + 2 * 200, True)

@@ -1,6 +1,7 @@
 """The losses against double loops, with several captions of one video, padding and several processes."""
 
 import math
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -221,7 +222,9 @@ def _wrong_batches(rank: int) -> dict[str, tuple]:
 
 def _worker(rank: int, store: str, result_file: str):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     results = {"shapes": set(), "errors": {}}
     if rank == 0:  # a model in training mode in one of the processes alone
         model = tiny_model(learn_temperature=True).train()

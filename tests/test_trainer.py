@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, TrainerCallback
 
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.training import (
@@ -27,7 +27,7 @@ from region_learner.video_processing_region_learner import VideoDecodeError
 
 from .conftest import TINY_VIDEO, clips, tiny_model
 from .test_training import TINY
-from .toy_run import KeepState, Processor, run
+from .toy_run import Processor, run
 
 
 @pytest.fixture(scope="module")
@@ -209,25 +209,29 @@ def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
     """Also from accumulated batches, in one process; afterwards the model is as it was in a loop of one's own."""
     quantizers, seen = [], []
 
-    class Watch(KeepState):
+    class Watch(TrainerCallback):
         def on_substep_end(self, args, state, control, model=None, **kwargs):
             seen.append((int(model.quantizer.num_updates), model.quantizer.auto_update))
 
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            seen.append((int(model.quantizer.num_updates), model.quantizer.auto_update))
-
-    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "video": {"codebook_mode": mode}}
+        on_step_end = on_substep_end
 
     def before(trainer):
         quantizers.append(trainer.model.quantizer)
-        trainer.model.quantizer.auto_update = False
-        trainer.model.train()(pixel_values_videos=clips())  # as of a run that was interrupted: it does not count
 
-    state = run(tmp_path, callbacks=(Watch(),), before=before, **options)["state"]
-    assert seen == [(0, False), (1, False), (1, False), (2, False), (2, False), (3, False)]
-    assert quantizers[0].auto_update
+    def interrupted(trainer):  # what an earlier run has left behind does not count
+        before(trainer)
+        trainer.model.quantizer.auto_update = False
+        trainer.model.train()(pixel_values_videos=clips())
+
+    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "video": {"codebook_mode": mode}}
+    states = [
+        run(tmp_path, callbacks=(Watch(),), before=prepare, **options)["state"] for prepare in (before, interrupted)
+    ]
+    assert seen == 2 * [(0, False), (1, False), (1, False), (2, False), (2, False), (3, False)]
+    assert all(quantizer.auto_update for quantizer in quantizers)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     # 2 batches of 4 clips of up to 2 frames of 16 patches in each step; with those of the first one the codes start.
-    frames = state["video_model.region_module.quantizer.cluster_sum"].sum() / 16
+    frames = states[0]["video_model.region_module.quantizer.cluster_sum"].sum() / 16
     steps = 2 if mode == "ema" else 3
     assert steps * 8 < frames <= steps * 16
 

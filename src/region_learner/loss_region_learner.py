@@ -112,14 +112,13 @@ def infonce_loss(
     embeddings are L2-normalised, of shape `(B, dim)`.
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
-    labels = pairs.labels.masked_fill(~pairs.real, -100)
     total = pairs.texts.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         logits = cosine_similarity(rows, others) / temperature
-        if video_ids is not None:
+        if video_ids is not None:  # padding is left to compare with itself alone, which costs nothing
             own = pairs.labels[:, None] == torch.arange(len(others), device=others.device)
             logits = logits.masked_fill(~(pairs.negatives | own), torch.finfo(logits.dtype).min)
-        total = total + F.cross_entropy(logits, labels, reduction="sum")
+        total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
     return _mean(total, pairs.real.sum(), gather)
 
 
