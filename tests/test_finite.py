@@ -131,7 +131,8 @@ def test_contagious():
         assert not loss.grad.isfinite()
 
 
-def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, caplog):
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, caplog, chunk):
     def infinite_once(trainer):
         forward = trainer.model.forward
 
@@ -142,5 +143,5 @@ def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, c
 
         trainer.model.forward = with_infinity
 
-    assert run(tmp_path, before=infinite_once)["skipped_steps"] == 1
+    assert run(tmp_path, before=infinite_once, gradient_cache_chunk=chunk)["skipped_steps"] == 1
     assert "Step 2 is left out: the loss is inf." in caplog.text
