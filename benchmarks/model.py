@@ -234,8 +234,7 @@ def build_region_modules(options: argparse.Namespace) -> dict[str, nn.Module]:
     config = RegionLearnerVideoConfig(**sizes, region_form="paper")
     ours = RegionLearnerVideoModel(config).region_module.to(options.device).train()
     clips = math.ceil(2 * options.codes / options.tokens_of_clip)
-    with torch.no_grad():
-        ours(features(options, clips))  # the first step of training places the codes
+    ours(features(options, clips))  # the first training pass places the codes
     plain = take_weights(PlainRegionModule(config), ours)
     return {"ours": ours, "plain": plain.to(options.device)}
 

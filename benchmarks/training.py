@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ import torch
 from transformers import DistilBertConfig
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner.loss_region_learner import contrastive_loss
 from region_learner.training.gradient_cache import cached_backward
 
 SIZES = {
@@ -42,9 +44,6 @@ class OneProcess:
 
     def __init__(self, device: torch.device):
         self.device = device
-
-    def unwrap_model(self, model):
-        return getattr(model, "_orig_mod", model)
 
     def no_sync(self, model):
         return nullcontext()
@@ -74,9 +73,11 @@ def make_step(way: str, options: argparse.Namespace, frames: int):
     def autocast():
         return torch.autocast(device.type, torch.bfloat16) if options.dtype == "bf16" else nullcontext()
 
+    loss_function = partial(contrastive_loss, config)
+
     def step():
         if way == "cached":
-            cached_backward(OneProcess(device), called, inputs, max(1, options.batch // 4), autocast)
+            cached_backward(OneProcess(device), called, inputs, max(1, options.batch // 4), autocast, loss_function)
         else:
             with autocast():
                 loss = called(**inputs, return_loss=True).loss

@@ -5,12 +5,28 @@ import torch
 from torch import multiprocessing
 from torch.distributed.fsdp import fully_shard
 
+from region_learner.loss_region_learner import contrastive_loss
+
 from .conftest import clips, texts, tiny_model
 from .toy_run import free_port, launch, run
+
+
+def start_codebook(trainer):
+    """
+    Codes in the midst of features. (Which features codes start on, and are revived with, depends on how many of them
+    each process has, and each pass: `test_codebook.py` compares these.)
+    """
+    quantizer = trainer.model.quantizer
+    quantizer.embed.mul_(0.3)
+    quantizer.embed_avg.mul_(0.3)
+    quantizer.cluster_size.fill_(1)
+    quantizer.num_updates.fill_(1)
+
 
 # Plain gradient descent: what differs in a gradient differs as much in the weights. Several steps in double precision,
 # as training multiplies the rounding errors of float32.
 SGD = {"dtype": "float64", "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 1.0, "max_steps": 3}
+SGD |= {"video": {"codebook_revival_after": 0}, "before": start_codebook}
 
 # Gradients that are 0 but for rounding: a softmax does not see what is added to all it compares.
 _ZERO = ("k_lin.bias", "motion_excitation.conv.bias")
@@ -48,7 +64,7 @@ def moved(result: dict, start: dict):
         ({}, {"gradient_checkpointing": True}),
         ({}, {"gradient_cache_chunk": 2}),
         ({"loss": "sigmoid"}, {}),
-        ({"image_rows": 16, "video": {"motion_excitation": True}}, {}),
+        ({"image_rows": 16, "video": {"motion_excitation": True, "codebook_revival_after": 0}}, {}),
     ],
     ids=["plain", "checkpointing", "cached", "sigmoid", "images and videos"],
 )
@@ -84,8 +100,24 @@ def test_cached_gradients_are_those_of_the_batch(tmp_path, chunk, loss):
 
 
 def test_cached_gradients_with_accumulation_and_without_codebook(tmp_path):
-    options = SGD | {"gradient_accumulation_steps": 2, "video": {"codebook_size": 0}}
+    options = SGD | {"gradient_accumulation_steps": 2}
     close(run(tmp_path / "cached", gradient_cache_chunk=3, **options), run(tmp_path / "whole", **options))
+    del options["before"]
+    options |= {"video": {"codebook_size": 0}}
+    close(run(tmp_path / "cached", gradient_cache_chunk=3, **options), run(tmp_path / "whole", **options))
+
+
+def test_the_first_step_of_cached_gradients(tmp_path):
+    """All pieces of the first batch pass unquantized, as the whole does; each code starts on a feature of one."""
+    options = SGD | {"max_steps": 1, "before": lambda trainer: None}
+    cached = run(tmp_path / "cached", gradient_cache_chunk=2, **options)
+    whole = run(tmp_path / "whole", **options)
+    codes = "video_model.region_module.quantizer.embed"
+    for result in (cached, whole):
+        start = {name: result["state"].pop(name) for name in list(result["state"]) if "quantizer" in name}
+        assert start[codes.replace("embed", "num_updates")] == 1
+        assert len(start[codes].unique(dim=0)) == 16
+    close(cached, whole)
 
 
 def test_cached_gradients_repeat_their_random_numbers(tmp_path):
@@ -99,9 +131,10 @@ def test_cached_gradients_repeat_their_random_numbers(tmp_path):
     assert once["log"][0]["loss"] == pytest.approx(plain["log"][0]["loss"], rel=1e-6)
 
 
-def test_the_original_codebook_refuses_pieces(tmp_path):
+def test_the_original_codebook_refuses_cached_gradients(tmp_path):
+    options = SGD | {"video": {"codebook_mode": "original"}}
     with pytest.raises(ValueError, match='codebook_mode="original" looks codes up after their update'):
-        run(tmp_path, gradient_cache_chunk=2, video={"codebook_mode": "original"}, **SGD)
+        run(tmp_path, gradient_cache_chunk=2, **options)
 
 
 def _sharded(rank: int, port: int, path: str):
@@ -110,7 +143,7 @@ def _sharded(rank: int, port: int, path: str):
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     part = slice(2 * rank, 2 * rank + 2)
     inputs = {name: value[part] for name, value in texts(batch=4).items()}
-    inputs |= {"pixel_values_videos": clips(batch=4)[part], "return_loss": True}
+    inputs |= {"pixel_values_videos": clips(batch=4)[part]}
     results = []
     for shard in (False, True):
         model = tiny_model(learn_temperature=True).train()
@@ -122,8 +155,9 @@ def _sharded(rank: int, port: int, path: str):
                 if type(module).__name__ in names:
                     fully_shard(module, mesh=mesh)
             fully_shard(model, mesh=mesh)
-        loss = model(**inputs).loss
+        loss = contrastive_loss(model.config, model(**inputs), gather=True)
         loss.backward()
+        model.update_codebook()
         gradients = {}
         for name, parameter in model.named_parameters():
             if shard:
@@ -131,6 +165,7 @@ def _sharded(rank: int, port: int, path: str):
             else:
                 torch.distributed.all_reduce(parameter.grad)
                 gradients[name] = parameter.grad / 2
+        assert model.quantizer.num_updates == 1
         results.append({"loss": loss.detach(), "gradients": gradients, "buffers": dict(model.named_buffers())})
     if rank == 0:
         torch.save(results, path)

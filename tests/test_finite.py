@@ -131,16 +131,17 @@ def test_contagious():
         assert not loss.grad.isfinite()
 
 
-def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, caplog):
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, caplog, chunk):
     def infinite_once(trainer):
         forward = trainer.model.forward
 
         def with_infinity(**inputs):
             outputs = forward(**inputs)
-            outputs.loss = outputs.loss + (math.inf if trainer.state.global_step == 1 else 0.0)
+            outputs.region_loss = outputs.region_loss + (math.inf if trainer.state.global_step == 1 else 0.0)
             return outputs
 
         trainer.model.forward = with_infinity
 
-    assert run(tmp_path, before=infinite_once)["skipped_steps"] == 1
+    assert run(tmp_path, before=infinite_once, gradient_cache_chunk=chunk)["skipped_steps"] == 1
     assert "Step 2 is left out: the loss is inf." in caplog.text

@@ -25,7 +25,7 @@ from .conftest import tiny_model, tiny_video_model
 from .local_hub import TOKEN, LocalHub
 
 PACKAGE = Path(region_learner.__file__).parent
-PARTS = ("configuration", "modeling", "video_decoding", "video_processing", "processing")
+PARTS = ("configuration", "loss", "modeling", "video_decoding", "video_processing", "processing")
 SOURCES = {f"{part}_region_learner.py" for part in PARTS}
 CAPTIONS = ["a red square moves left", "the blue circle"]
 REPO = "tester/region-learner-tiny"

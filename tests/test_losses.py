@@ -1,14 +1,28 @@
-"""The contrastive losses against double loops, with several captions of one video, fillers and several processes."""
+"""The losses against double loops, with several captions of one video, padding and several processes."""
 
 import math
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
-from region_learner import RegionLearnerConfig, RegionLearnerForVideoClassification, RegionLearnerModel
-from region_learner.modeling_region_learner import infonce_loss, max_margin_loss, sigmoid_loss
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerForVideoClassification,
+    RegionLearnerModel,
+    loss_region_learner,
+)
+from region_learner.loss_region_learner import (
+    classification_loss,
+    contrastive_loss,
+    infonce_loss,
+    max_margin_loss,
+    sigmoid_loss,
+)
 
 from .conftest import clips, texts, tiny_model
 
@@ -16,8 +30,8 @@ IDS = {
     "none": None,
     "all_different": [4, 2, 9, 0, 7],
     "ties": [3, 7, 3, 9, 7],
-    "fillers": [3, -1, 7, -1, 9],
-    "ties_and_fillers": [3, -1, 3, -1, 9],
+    "padding": [3, -1, 7, -1, 9],
+    "ties_and_padding": [3, -1, 3, -1, 9],
     "one_left": [-1, -1, 5, -1, -1],
 }
 TEMPERATURE, BIAS, MARGIN = 0.2, -1.5, 0.3
@@ -75,7 +89,7 @@ def test_equals_a_double_loop(name, ids):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_fillers_get_no_gradient(name):
+def test_padding_gets_no_gradient(name):
     text, video = (x.requires_grad_() for x in embeddings())
     LOSSES[name](text, video, torch.tensor([3, -1, 7, -1, 9])).backward()
     for gradient in (text.grad, video.grad):
@@ -104,7 +118,6 @@ def test_the_model_computes_what_its_configuration_names():
                 expected = max_margin_loss(text, video, 2.5, ids)
             regions = outputs.video_model_output.region_loss[:3].mean()
             torch.testing.assert_close(outputs.loss, expected + regions)
-            torch.testing.assert_close(model.contrastive_loss(text, video, ids), expected)
             bias = model.logit_bias if name == "sigmoid" else 0.0
             torch.testing.assert_close(outputs.logits_per_text, text @ video.T / model.temperature + bias)
 
@@ -140,59 +153,152 @@ def test_configuration_errors():
             RegionLearnerConfig(**options)
 
 
-def _step(model, rows: slice):
-    inputs = {key: value[rows] for key, value in texts(4).items()}
-    ids = torch.tensor([5, 6, 5, -1])[rows]
-    loss = model(**inputs, pixel_values_videos=clips(4).double()[rows], video_ids=ids, return_loss=True).loss
-    loss.backward()
-    return loss.detach()
-
-
 def _classifier() -> RegionLearnerForVideoClassification:
     torch.manual_seed(0)
     config = tiny_model(codebook_size=0).config
     config.id2label = dict(enumerate("abc"))
-    return RegionLearnerForVideoClassification(config).double().train()
+    return RegionLearnerForVideoClassification(config)
 
 
-def _classify(model, part: slice) -> torch.Tensor:
-    labels = torch.tensor([0, -1, 1, 2])  # one class that the model does not have: the parts count unevenly
-    loss = model(pixel_values_videos=clips(batch=4).double()[part], labels=labels[part]).loss
+MODELS = {name: lambda options=options: tiny_model(codebook_size=0, **options) for name, options in OPTIONS.items()}
+MODELS["classes"] = _classifier
+
+
+def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    Loss and gradients of a model of `MODELS` for some rows of a batch of four, of which one is padding and two are of
+    one video (or one is of a class that the model does not have, and one is padding).
+    """
+    model = MODELS[name]().double().train()
+    called = DistributedDataParallel(model) if parallel else model
+    inputs = {"pixel_values_videos": clips(4).double()[rows]}
+    if name == "classes":
+        outputs, labels = called(**inputs), torch.tensor([0, -1, -100, 2])[rows]
+        loss = classification_loss(model.config, outputs, labels, gather=parallel)
+    else:
+        outputs = called(**inputs, **{key: value[rows] for key, value in texts(4).items()})
+        loss = contrastive_loss(model.config, outputs, torch.tensor([5, 6, 5, -1])[rows], gather=parallel)
     loss.backward()
-    return loss.detach()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_the_models_loss_is_that_of_the_functions():
+    for name in MODELS:
+        model = MODELS[name]()
+        inputs = {"pixel_values_videos": clips(4)}
+        with torch.no_grad():
+            if name == "classes":
+                labels = torch.tensor([0, -1, -100, 2])
+                outputs = model(**inputs, labels=labels)
+                entropies = F.cross_entropy(outputs.logits[[0, 3]], labels[[0, 3]])
+                expected = entropies + outputs.region_loss[[0, 1, 3]].mean()
+                torch.testing.assert_close(classification_loss(model.config, outputs, labels), expected)
+            else:
+                ids = torch.tensor([5, 6, 5, -1])
+                outputs = model(**inputs, **texts(4), video_ids=ids, return_loss=True)
+                expected = contrastive_loss(model.config, outputs, ids)
+                assert (outputs.temperature is not None, outputs.logit_bias is not None) == {
+                    "infonce": (True, False), "sigmoid": (True, True), "max_margin": (False, False)
+                }[name]  # fmt: skip
+        torch.testing.assert_close(outputs.loss, expected)
+
+
+# In two processes
+
+SPLITS = {"even": 2, "uneven": 3}  # rows of the first process
+
+
+def _wrong_batches(rank: int) -> dict[str, tuple]:
+    """Texts, videos and ids of a process, of which one process could not know that they are wrong."""
+    text, video = embeddings(4)
+    ids = torch.arange(4)
+    return {
+        "another size": (text[:, : 8 - rank], video[:, : 8 - rank], None),
+        "ids in one process": (text, video, ids if rank else None),
+        "a text less": (text[: 4 - rank], video, ids),
+        "no texts": (None if rank else text, video, ids),
+    }
 
 
 def _worker(rank: int, store: str, result_file: str):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    results = {}
-    for name, options in OPTIONS.items():
-        model = tiny_model(codebook_size=0, **options).double().train()
-        loss = _step(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
-        torch.distributed.all_reduce(loss)
-        results[name] = loss / 2, {name: parameter.grad for name, parameter in model.named_parameters()}
-    model = _classifier()
-    loss = _classify(torch.nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2))
-    torch.distributed.all_reduce(loss)
-    results["classes"] = loss / 2, {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
+    results = {"shapes": set(), "errors": {}}
+    if rank == 0:  # a model in training mode in one of the processes alone
+        model = tiny_model(learn_temperature=True).train()
+        model(**texts(3), pixel_values_videos=clips(3), return_loss=True).loss.backward()
+        results["alone"] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    similarity = loss_region_learner.cosine_similarity
+
+    def spy(a, b):
+        results["shapes"].add((len(a), len(b)))
+        return similarity(a, b)
+
+    loss_region_learner.cosine_similarity = spy
+    for name in MODELS:
+        for split, first in SPLITS.items():
+            loss, gradients = _gradients(name, slice(first) if rank == 0 else slice(first, 4), parallel=True)
+            torch.distributed.all_reduce(loss)
+            results[name, split] = loss / 2, gradients
+    config = RegionLearnerConfig()
+    for name, (text, video, ids) in _wrong_batches(rank).items():
+        outputs = SimpleNamespace(text_embeds=text, video_embeds=video, temperature=None, region_loss=None)
+        try:
+            contrastive_loss(config, outputs, ids, gather=True)
+        except ValueError as error:
+            results["errors"][name] = str(error)
     torch.save(results, f"{result_file}.{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    """
-    Loss and gradients, those of temperature and bias too; ids tie across processes, and one row is a filler, so that
-    the parts have unevenly many regions.
-    """
-    multiprocessing.spawn(_worker, (str(tmp_path / "store"), str(tmp_path / "result")), nprocs=2)
-    for rank in range(2):
-        results = torch.load(tmp_path / f"result.{rank}")
-        for name, options in OPTIONS.items():
-            single = tiny_model(codebook_size=0, **options).double().train()
-            torch.testing.assert_close(results[name][0], _step(single, slice(0, 4)))
-            for parameter_name, parameter in single.named_parameters():
-                torch.testing.assert_close(results[name][1][parameter_name], parameter.grad, rtol=1e-6, atol=1e-9)
-        single = _classifier()
-        torch.testing.assert_close(results["classes"][0], _classify(single, slice(0, 4)))
-        for parameter_name, parameter in single.named_parameters():
-            torch.testing.assert_close(results["classes"][1][parameter_name], parameter.grad, rtol=1e-6, atol=1e-9)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("losses")
+    multiprocessing.spawn(_worker, (str(folder / "store"), str(folder / "result")), nprocs=2)
+    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_equal_one_with_the_whole_batch(two_processes, name, split):
+    """Loss and gradients, those of temperature and bias too."""
+    loss, gradients = _gradients(name, slice(4))
+    assert any(gradient.any() for gradient in gradients.values())
+    for results in two_processes:
+        their_loss, theirs = results[name, split]
+        torch.testing.assert_close(their_loss, loss)
+        for parameter, gradient in gradients.items():
+            torch.testing.assert_close(theirs[parameter], gradient, rtol=1e-6, atol=1e-9, msg=parameter)
+
+
+def test_each_process_compares_its_own_rows_alone(two_processes):
+    local = {(2, 2), (1, 1), (3, 3)}  # of the outputs `logits_per_video`
+    for rank, results in enumerate(two_processes):
+        assert results["shapes"] - local == ({(2, 4), (3, 4)} if rank == 0 else {(2, 4), (1, 4)})
+
+
+def test_batches_that_do_not_fit_together_are_refused_by_all_processes(two_processes):
+    sizes = {
+        "another size": "process 0 has 4 texts of size 8, 4 videos of size 8, no video_ids; "
+        "process 1 has 4 texts of size 7, 4 videos of size 7, no video_ids.",
+        "ids in one process": "process 0 has 4 texts of size 8, 4 videos of size 8, no video_ids; "
+        "process 1 has 4 texts of size 8, 4 videos of size 8, 4 video_ids.",
+        "a text less": "process 0 has 4 texts of size 8, 4 videos of size 8, 4 video_ids; "
+        "process 1 has 3 texts of size 8, 4 videos of size 8, 4 video_ids.",
+        "no texts": "process 0 has 4 texts of size 8, 4 videos of size 8, 4 video_ids; "
+        "process 1 has 0 texts of size 0, 4 videos of size 8, 4 video_ids.",
+    }
+    for results in two_processes:
+        assert results["errors"].keys() == sizes.keys()
+        for name, told in sizes.items():
+            assert results["errors"][name].endswith(told)
+            assert "\n" not in results["errors"][name]
+
+
+def test_a_model_in_training_mode_needs_no_other_process(two_processes):
+    model = tiny_model(learn_temperature=True).train()
+    model(**texts(3), pixel_values_videos=clips(3), return_loss=True).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(two_processes[0]["alone"][name], parameter.grad, msg=name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, TrainerCallback
 
 from region_learner.corpora import load_corpus, make_moving_shapes
 from region_learner.training import (
@@ -26,7 +26,7 @@ from region_learner.training.model import with_head
 from region_learner.training.optimization import freeze, milestones, parameter_groups
 from region_learner.video_decoding_region_learner import VideoDecodeError
 
-from .conftest import TINY_VIDEO, tiny_model
+from .conftest import TINY_VIDEO, clips, tiny_model
 from .test_training import TINY
 from .toy_run import DEFAULTS, Collator, Processor, run
 
@@ -284,6 +284,38 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
     epochs = [first + second for first, second in zip(ids[::2], ids[1::2])]
     assert all(set(epoch) == set(rows["video_id"]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("mode", ["ema", "original"])
+def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
+    """Also from accumulated batches, in one process; afterwards the model is as it was in a loop of one's own."""
+    quantizers, seen = [], []
+
+    class Watch(TrainerCallback):
+        def on_substep_end(self, args, state, control, model=None, **kwargs):
+            seen.append((int(model.quantizer.num_updates), model.quantizer.auto_update))
+
+        on_step_end = on_substep_end
+
+    def before(trainer):
+        quantizers.append(trainer.model.quantizer)
+
+    def interrupted(trainer):  # what an earlier run has left behind does not count
+        before(trainer)
+        trainer.model.quantizer.auto_update = False
+        trainer.model.train()(pixel_values_videos=clips())
+
+    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "video": {"codebook_mode": mode}}
+    states = [
+        run(tmp_path, callbacks=(Watch(),), before=prepare, **options)["state"] for prepare in (before, interrupted)
+    ]
+    assert seen == 2 * [(0, False), (1, False), (1, False), (2, False), (2, False), (3, False)]
+    assert all(quantizer.auto_update for quantizer in quantizers)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    # 2 batches of 4 clips of up to 2 frames of 16 patches in each step; with those of the first one the codes start.
+    frames = states[0]["video_model.region_module.quantizer.cluster_sum"].sum() / 16
+    steps = 2 if mode == "ema" else 3
+    assert steps * 8 < frames <= steps * 16
 
 
 def test_adapters(corpus, tmp_path):

@@ -341,7 +341,13 @@ def test_codebook_use():
     videos = clips(3)
     with torch.no_grad():
         expected = len(model.video_model(videos).cluster_ids.unique()) / 16
+    model.train()
+    before, modes = {name: buffer.clone() for name, buffer in model.named_buffers()}, []
+    model.video_model.register_forward_hook(lambda tower, *_: modes.append(tower.training))
     assert codebook_use(model, videos.split(1)) == pytest.approx(expected)
+    assert modes == [False] * 3  # in evaluation mode,
+    assert model.training  # which is left again
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     with pytest.raises(ValueError, match="no codebook"):
         codebook_use(tiny_model(codebook_size=0), [videos])
 

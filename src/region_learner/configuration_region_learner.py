@@ -489,7 +489,15 @@ class RegionLearnerConfig(_StrictConfig):
     model_type = "region_learner"
     sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
     # The Trainer concatenates all other outputs of an evaluation: the embeddings are enough.
-    keys_to_ignore_at_inference = ["logits_per_video", "logits_per_text", "text_model_output", "video_model_output"]
+    keys_to_ignore_at_inference = [
+        "logits_per_video",
+        "logits_per_text",
+        "text_model_output",
+        "video_model_output",
+        "temperature",
+        "logit_bias",
+        "region_loss",
+    ]
 
     video_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

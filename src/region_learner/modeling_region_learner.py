@@ -14,7 +14,6 @@ per frame, D channels, S regions per frame, K codes, H heads.
 import copy
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -28,11 +27,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
+from .loss_region_learner import classification_loss, contrastive_loss, cosine_similarity, world
+
+logger = logging.get_logger(__name__)
 
 # How far a revived code lies from the code that it splits, towards a feature of that code.
 _SPLIT = 0.1
@@ -83,7 +85,7 @@ class RegionLearnerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`):
-            The contrastive loss plus the weighted loss of the masks (region option `mask_loss_weight`).
+            The contrastive loss of this batch plus the weighted loss of the masks (region option `mask_loss_weight`).
         logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`):
             Cosine similarities divided by the temperature; with the "sigmoid" loss, plus the learned bias.
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): the transpose of `logits_per_video`.
@@ -91,6 +93,9 @@ class RegionLearnerOutput(ModelOutput):
         video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): L2-normalized video embeddings.
         text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
         video_model_output (`RegionLearnerVideoOutput`): the output of the video tower.
+        temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature; None if it is fixed.
+        logit_bias (`torch.FloatTensor` of shape `(1,)`): the learned bias of the "sigmoid" loss; None for others.
+        region_loss (`torch.FloatTensor` of shape `(videos,)`): as in [`RegionLearnerVideoOutput`].
     """
 
     loss: torch.Tensor | None = None
@@ -100,6 +105,9 @@ class RegionLearnerOutput(ModelOutput):
     video_embeds: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     video_model_output: RegionLearnerVideoOutput | None = None
+    temperature: torch.Tensor | None = None
+    logit_bias: torch.Tensor | None = None
+    region_loss: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
@@ -393,39 +401,31 @@ def _initial_codebook(codes: int, channels: int) -> torch.Tensor:
     return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view(codes, channels)
 
 
-@dataclass
-class _Pieces:
-    """What the quantizer has seen of a batch that comes in several forward passes; see its `pieces`."""
-
-    phase: str
-    features: int  # of the whole batch in this process, without masked ones
-    seen: torch.Tensor | int = 0
-    counts: torch.Tensor | None = None  # (K,)
-    sums: torch.Tensor | None = None  # (K, D)
-    chosen: torch.Tensor | None = None  # candidates or splits (K, D + 1), zero where another piece or process has them
-
-    def add(self, **statistics: torch.Tensor):
-        for name, value in statistics.items():
-            before = getattr(self, name)
-            setattr(self, name, value if before is None else before + value)
-
-
 class RegionLearnerQuantizer(nn.Module):
     """
     Replaces features by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
-    that choose them. Corresponds to the original's `Quantize`, whose names the buffers keep: `embed` the codes
-    (K, D), `cluster_size` n and `embed_avg` m the averages of counts and sums, `cluster_sum` an undecayed count.
+    assigned to them. Corresponds to the original's `Quantize`, whose names the buffers keep: `embed` the codes (K, D),
+    `cluster_size` n and `embed_avg` m the averages of counts and sums, `cluster_sum` an undecayed count.
 
     `codebook_mode="original"` computes what the original does: codes start at random, follow with a decay of 0.1,
-    and are looked up after their update. Codes that no feature chooses shrink towards zero.
-    "ema" differs on purpose: codes start as features of the first batch, follow with a decay of 0.99, are looked
-    up before their update, and are revived where current features are dense when `codebook_revival_after` * K
-    features in sequence have not chosen them.
+    and are looked up after their update. Unused codes shrink towards zero. "ema" differs on purpose: codes follow with
+    a decay of 0.99, are looked up before their update, start as features of the first batch (which itself passes
+    unquantized), and are revived where current features are dense when they are unused for the last
+    `codebook_revival_after` * K features.
 
-    In both modes the statistics are those of the global batch: counts and sums are reduced over all processes,
-    where the original leaves each process with its own codebook until DDP overwrites them with that of rank 0. They
-    stay in float32 whatever the model's dtype is. Features that are not finite, as an overflow in half precision
-    makes them, do not count.
+    In training mode, forward passes with gradients collect statistics, and [`update`] moves the codes by them. In one
+    process each forward pass calls it by itself, as BatchNorm updates its statistics. In several processes, `update`
+    reduces the statistics over all of them (where the original leaves each process with its own codebook until DDP
+    overwrites them with that of rank 0), and has to be called once per training step.
+
+    The statistics stay in float32 whatever the model's dtype is. Features that are not finite, as an overflow in half
+    precision makes them, do not count.
+
+    Attributes:
+        frozen (`bool`): training leaves the codes as they are.
+        auto_update (`bool`): whether forward passes in one process update the codes by themselves. Set it to False to
+            call [`update`] once per step: with gradient accumulation, or where the region module itself is under
+            non-reentrant activation checkpointing, which has to find the same codes a second time.
     """
 
     embed: torch.Tensor
@@ -447,11 +447,16 @@ class RegionLearnerQuantizer(nn.Module):
         self.register_buffer("cluster_sum", torch.zeros(codes, dtype=torch.float32))
         self.register_buffer("features_unused", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self.frozen = False  # True: training leaves the codes as they are
-        self._pieces: _Pieces | None = None
+        self.frozen = False
+        self.auto_update = True
+        # Not a buffer, which DDP would overwrite with that of rank 0. (K, 2 D + 2): counts and sums of the features
+        # of each code, a candidate feature to place the code on, and in how many passes there was such a candidate.
+        self._pending: torch.Tensor | None = None
+        self._last_graph: int | None = None
 
     def _apply(self, fn, recurse=True):
-        # `model.to(bfloat16)` must not round the statistics: move them, but keep their values.
+        # `model.to(bfloat16)` must not round the statistics, which would then no longer move: buffers follow the
+        # device alone. (`_keep_in_fp32_modules_strict` protects them in `from_pretrained` only.)
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, moved in self._buffers.items():
@@ -459,71 +464,67 @@ class RegionLearnerQuantizer(nn.Module):
                 self._buffers[name] = kept[name].to(moved.device)
         return self
 
+    def train(self, mode: bool = True) -> Self:
+        if not mode:
+            self._warn_of_pending("switched to evaluation mode")
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self._warn_of_pending("saved")
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _warn_of_pending(self, event: str):
+        if self._pending is not None:
+            logger.warning_once(
+                f"The model is {event}, but its codebook has not learned from the last training passes: with several "
+                "processes (or `auto_update=False`), call `model.update_codebook()` after each `optimizer.step()`."
+            )
+
     def forward(self, features: torch.Tensor, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
         `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not count. Returns the codes in
         their place, with the gradient passed straight through, and their indices (tokens,).
         """
+        learns = self.training and not self.frozen
+        collects = learns and self._is_first_pass()
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
-            pieces = self._pieces
-            learns = self.training and not self.frozen
-            learns_by_ema = learns and self.mode == "ema" and (pieces is None or pieces.phase != "look")
             if learns:
                 # One feature that is not finite, or whose sums would not be, would stay in the averages for good.
                 finite = observed.square().sum(1).isfinite()
                 observed = torch.where(finite[:, None], observed, 0)
                 valid = finite if valid is None else valid & finite
-            if learns_by_ema:
-                chosen, mine, total = self._choose(observed, valid)
-                if pieces is None:
-                    self._start_from(_owned(observed[chosen], mine), total)
             cluster_ids = self.nearest(observed)
-            if learns and self.mode == "original":
-                self._update(*self._count(observed, cluster_ids, valid))
-            codes = F.embedding(cluster_ids, self.embed).to(features.dtype)
-            if learns_by_ema and pieces is not None and pieces.phase == "start":
-                pieces.add(chosen=_owned(observed[chosen], mine))
-            elif learns_by_ema:
-                near = F.embedding(cluster_ids[chosen], self.embed)
-                splits = _owned(torch.lerp(near, observed[chosen], _SPLIT), mine)
+            embed = self.embed
+            if collects or (learns and self.mode == "original"):
                 counts, sums = self._count(observed, cluster_ids, valid)
-                if pieces is None:
-                    self._update(counts, sums)
-                    self._revive(splits)
-                else:
-                    pieces.add(counts=counts, sums=sums, chosen=splits)
+                if self.mode == "original":  # codes after an update, in several processes by this one's features alone
+                    *_, embed = self._moved(counts, sums)
+            codes = F.embedding(cluster_ids, embed).to(features.dtype)
+            if learns and self.mode == "ema":
+                codes = torch.where(self.num_updates > 0, codes, features.detach())
+            if collects:
+                self._collect(counts, sums, observed, valid)
+                if self.auto_update and world()[1] == 1:
+                    self.update()
         return codes + (features - features.detach()), cluster_ids
 
-    @contextmanager
-    def pieces(self, phase: str, features: int):
+    def _is_first_pass(self) -> bool:
         """
-        Within it the forward passes are pieces of one training batch, and the codebook (`codebook_mode="ema"`) is
-        what it would be had they been one pass. Made for cached gradients, which see a batch several times.
-
-        Args:
-            phase: "start" puts the codes of a codebook that has learned nothing yet onto features of the batch;
-                "look" leaves it as it is; "learn" looks up, too, and updates it once, at the end.
-            features: number of features (patches of real frames) in all pieces of this process together.
+        Whether a forward pass is one to learn from. Passes without gradients are not: the first ones of reentrant
+        activation checkpointing and of cached gradients, which are run again. Nor are those that run within a
+        backward pass to repeat one with gradients, as non-reentrant checkpointing does.
         """
-        if self.mode == "original" and self.training and not self.frozen:
-            raise ValueError(
-                'codebook_mode="original" looks codes up after their update, so that a batch cannot come in pieces: '
-                'use codebook_mode="ema", or no cached gradients.'
-            )
-        pieces = self._pieces = _Pieces(phase, features)
-        try:
-            yield
-        finally:
-            self._pieces = None
-        if not self.training or pieces.chosen is None:  # nothing was learned from
-            return
-        with torch.no_grad():
-            if phase == "start":
-                self._start_from(pieces.chosen, _all_gather(self.embed.new_tensor([features])).sum())
-            elif pieces.counts is not None and pieces.sums is not None:
-                self._update(pieces.counts, pieces.sums)
-                self._revive(pieces.chosen)
+        if torch.compiler.is_compiling():
+            return torch.is_grad_enabled()
+        if not torch.is_grad_enabled():
+            self._last_graph = None
+            return False
+        graph = torch._C._current_graph_task_id()  # of the backward pass that runs, -1 outside of any
+        if graph != -1 and self._last_graph not in (None, graph):
+            return False
+        self._last_graph = graph
+        return True
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """Index of the code nearest to each of `features` (tokens, D) in squared L2 distance, in bounded memory."""
@@ -532,126 +533,108 @@ class RegionLearnerQuantizer(nn.Module):
         return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
 
     def _count(
-        self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor | None
+        self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How many of this process' features chose each code (K,), and their sums (K, D)."""
-        weights = features.new_ones(len(features)) if valid is None else valid.float()
+        """The number of valid features assigned to each code (K,), and their sums (K, D)."""
+        weights = valid.float()
         counts = torch.zeros_like(self.cluster_size).index_add_(0, cluster_ids, weights)
-        sums = torch.zeros_like(self.embed_avg).index_add_(
-            0, cluster_ids, features if valid is None else features * weights[:, None]
-        )
+        sums = torch.zeros_like(self.embed_avg).index_add_(0, cluster_ids, features * weights[:, None])
         return counts, sums
 
-    def _update(self, counts: torch.Tensor, sums: torch.Tensor):
-        """Moves the averages by the global batch, and the codes with them."""
-        _all_reduce_(counts)
-        _all_reduce_(sums)
-        self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+    def _collect(self, counts: torch.Tensor, sums: torch.Tensor, features: torch.Tensor, valid: torch.Tensor):
+        """Adds a pass to the pending statistics. The candidate of each code is drawn evenly from all passes."""
+        codes, channels = self.embed.shape
+        pending = self.embed.new_zeros(codes, 2 * channels + 2) if self._pending is None else self._pending
+        before, candidates, passes = pending.to(features.device).split([1 + channels, channels, 1], 1)
+        step = self.num_updates + 999_983 * passes.squeeze(1).long()  # another one in each pass
+        draw = step * codes + torch.arange(codes, device=features.device)
+        chosen, found = self._choose(valid, _hash_uniform(draw))
+        passes = passes + found[:, None]
+        replaced = (found & (_hash_uniform(draw ^ 0x55555555) * passes.squeeze(1) < 1))[:, None]
+        candidates = torch.where(replaced, features[chosen], candidates)
+        self._pending = torch.cat([before + torch.cat([counts[:, None], sums], 1), candidates, passes], 1)
+
+    def _choose(self, valid: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        One feature of the global batch for each code, evenly spread and moved by `uniform` (K,) within its stretch of
+        the batch: its index in `valid` (K,), and whether it is of this process (K,). Without asking the others: each
+        process serves the codes of its own share of the batch as if all had as many features. Processes with equal
+        batches so choose the features that one process with the whole batch does, and nothing waits for the device.
+        """
+        rank, processes = world()
+        order = valid.long().cumsum(0)  # the n-th valid feature is the first place where this reaches n
+        local = order[-1]
+        codes, total = len(uniform), local * processes
+        jitter = (uniform * (total // codes).clamp(min=1)).long()
+        chosen = torch.arange(codes, device=valid.device) * total // codes + jitter
+        chosen = torch.minimum(chosen, total - 1) - rank * local  # counted from this process' first feature
+        found = (chosen >= 0) & (chosen < local)
+        return torch.searchsorted(order, chosen.clamp(min=0) + 1).clamp(max=len(valid) - 1), found
+
+    @torch.no_grad()
+    def update(self):
+        """
+        Moves the codes by the statistics that forward passes have collected since the last call, in all processes,
+        each of which has to call this. Without any, nothing changes.
+        """
+        _, processes = world()
+        statistics = self._pending
+        self._pending = None
+        if self.frozen or (statistics is None and processes == 1):
+            return
+        codes, channels = self.embed.shape
+        if statistics is None:
+            statistics = self.embed.new_zeros(codes, 2 * channels + 2)
+        statistics = statistics.to(self.embed.device)
+        statistics[:, -1].clamp_(max=1)
+        if processes > 1:
+            torch.distributed.all_reduce(statistics)
+        counts, sums, candidates, found = statistics.split([1, channels, channels, 1], 1)
+        # (Where processes have unequally many features, two may have a candidate for a code: take their mean.)
+        counts, candidates, found = counts.squeeze(1), candidates / found.clamp(min=1), found > 0
+        total = counts.sum()
+        size, average, embed = self._moved(counts, sums)
+        unused = torch.where(counts > 0, 0, self.features_unused + total.long())
+        if self.mode == "ema":
+            starts = (total > 0) & (self.num_updates == 0)
+            placed = starts | (found.squeeze(1) & (unused >= self.revival_after) & (self.revival_after > 0))
+            # A revived code lies beside the code of some feature, a step towards that feature: in many dimensions, no
+            # other feature would choose a code that lies on a feature, as averages are nearer to all.
+            splits = torch.lerp(F.embedding(self.nearest(candidates), self.embed), candidates, _SPLIT)
+            target = torch.where(starts, torch.where(found, candidates, self.embed), splits)
+            # As if so many features had chosen each in one step: a weight so small that the features which choose it
+            # from now on soon decide where it is.
+            weight = (1 - self.decay) * torch.where(starts, total / codes, size.mean())
+            size = torch.where(placed, weight, size)
+            average = torch.where(placed[:, None], target * weight, average)
+            embed = torch.where(placed[:, None], target, embed)
+            unused = torch.where(placed, 0, unused)
+            counts = torch.where(starts, 0, counts)  # those of codes that are gone
+        self.cluster_size.copy_(size)
         self.cluster_sum.add_(counts)
-        self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + 1e-5) / (total + len(counts) * 1e-5) * total
-        # (An average of nothing, where every frame so far was masked, leaves the codes as they are.)
-        self.embed.copy_(torch.where(total > 0, self.embed_avg / smoothed[:, None], self.embed))
-        self.features_unused.copy_(torch.where(counts > 0, 0, self.features_unused + counts.sum().long()))
+        self.embed_avg.copy_(average)
+        self.embed.copy_(embed)
+        self.features_unused.copy_(unused)
         self.num_updates.add_((total > 0).long())
 
-    def _start_from(self, candidates: torch.Tensor, total: torch.Tensor):
-        """In the first step ever, the codes are features of the batch, `candidates` (K, D + 1) of [`_owned`]."""
-        _all_reduce_(candidates)
-        self._place((self.num_updates == 0) & (total > 0), candidates, total / len(candidates))
+    def discard_pending(self):
+        """Forgets the statistics that forward passes have collected since the last [`update`]."""
+        self._pending = None
 
-    def _revive(self, splits: torch.Tensor):
-        """
-        Puts dead codes onto `splits` (K, D + 1) of [`_owned`]: each beside the code of some feature, a step towards
-        that feature. (In many dimensions no other feature would choose a code that lies on a feature: averages lie
-        nearer to all.)
-        """
-        if self.revival_after == 0:
-            return
-        _all_reduce_(splits)
-        self._place(self.features_unused >= self.revival_after, splits, self.cluster_size.mean())
-
-    def _place(self, which: torch.Tensor, codes: torch.Tensor, count: torch.Tensor):
-        """
-        Sets the codes `which` (K,) to those of `codes` (K, D + 1) that some process has, as if `count` features had
-        chosen each in one step: a weight so small that the features which choose them from now on soon decide where
-        they are.
-        """
-        which, codes = which & (codes[:, -1] > 0), codes[:, :-1]
-        size = (1 - self.decay) * count
-        self.embed.copy_(torch.where(which[:, None], codes, self.embed))
-        self.cluster_size.copy_(torch.where(which, size, self.cluster_size))
-        self.embed_avg.copy_(torch.where(which[:, None], codes * size, self.embed_avg))
-        self.features_unused.copy_(torch.where(which, 0, self.features_unused))
-
-    def _choose(
-        self, features: torch.Tensor, valid: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        One feature of the global batch for each code, evenly spread over the batch and another one in each step:
-        indices into `features` (K,), whether they are of this process (K, 1), and the number of valid features. The
-        choice is a function of the step and the order of the global batch alone, so that one process and several
-        choose alike; and nothing waits for the device.
-        """
-        codes = torch.arange(len(self.embed), device=features.device)
-        if valid is None:
-            order = None
-            local = torch.full((1,), len(features), device=features.device)
-        else:
-            order = valid.long().cumsum(0)  # the n-th valid feature is the first place where this reaches n
-            local = order[-1:]
-        pieces = self._pieces
-        lengths = _all_gather(local if pieces is None else local.new_tensor([pieces.features]))
-        total = lengths.sum()
-        stride = (total // len(codes)).clamp(min=1)
-        jitter = (_hash_uniform(self.num_updates * len(codes) + codes) * stride).long()
-        chosen = (codes * total // len(codes) + jitter).clamp(max=(total - 1).clamp(min=0))
-        chosen = chosen - (lengths.cumsum(0) - lengths)[_rank()]  # counted from this process' first feature
-        if pieces is not None:
-            chosen = chosen - pieces.seen  # ... of this piece
-            pieces.seen = pieces.seen + local
-        mine = (chosen >= 0) & (chosen < local)
-        chosen = chosen.clamp(min=0)
-        if order is not None:
-            chosen = torch.searchsorted(order, chosen + 1)
-        return chosen.clamp(max=len(features) - 1), mine[:, None], total
-
-
-def _owned(codes: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-    """
-    `codes` (K, D) that are this process' (`mine`, (K, 1)), and 0 for others, with a column that says which they are:
-    added up over processes, it is 0 where there was no feature for a code. (K, D + 1)
-    """
-    return torch.cat([codes * mine, mine.to(codes.dtype)], 1)
+    def _moved(self, counts: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The averages of counts (K,) and sums (K, D), and the codes (K, D), after `counts` and `sums` of a batch."""
+        size = self.cluster_size * self.decay + counts * (1 - self.decay)
+        average = self.embed_avg * self.decay + sums * (1 - self.decay)
+        total = size.sum()
+        smoothed = (size + 1e-5) / (total + len(size) * 1e-5) * total
+        moved, before = (size, average, average / smoothed[:, None]), (self.cluster_size, self.embed_avg, self.embed)
+        size, average, embed = (torch.where(counts.sum() > 0, x, y) for x, y in zip(moved, before))
+        return size, average, embed
 
 
 def _precise(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _world_size() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _world_size() > 1 else 0
-
-
-def _all_reduce_(x: torch.Tensor):
-    if _world_size() > 1:
-        torch.distributed.all_reduce(x)
-
-
-def _all_gather(x: torch.Tensor) -> torch.Tensor:
-    """Concatenates `x` over processes along its first axis, without gradient."""
-    if _world_size() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(_world_size())]
-    torch.distributed.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
 
 
 class RegionLearnerMotionExcitation(nn.Module):
@@ -888,18 +871,6 @@ class RegionLearnerTemporalFusion(nn.Module):
         self.num_frames = num_frames
 
 
-def _global_mean(total: torch.Tensor, count: torch.Tensor, training: bool) -> torch.Tensor:
-    """
-    `total` / `count`. While `training` in several processes, of which each gives its part, their results (and
-    gradients) average to that of the global batch.
-    """
-    if training and _world_size() > 1:
-        count = count.clone()
-        _all_reduce_(count)
-        total = total * _world_size()
-    return total / count.clamp(min=1)
-
-
 class RegionLearnerPreTrainedModel(PreTrainedModel):
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
@@ -920,21 +891,21 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RegionLearnerConfig | RegionLearnerVideoConfig, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
         config.validate_architecture()  # fields may have been set since the configuration was made
-        options = getattr(config, "video_config", config).resolved.region_options
-        self.mask_loss_weight = options.mask_loss_weight
 
-    def weighted_region_loss(self, region_loss: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        What the masks add to the loss: the region option `mask_loss_weight` times the mean over the clips. In
-        training mode with several processes their results average to that of the global batch.
+    @property
+    def quantizer(self) -> RegionLearnerQuantizer | None:
+        """The quantizer of the video tower; None without a codebook."""
+        region_module = getattr(self, "video_model", self).region_module
+        return None if region_module is None else region_module.quantizer
 
-        Args:
-            region_loss (`torch.Tensor` of shape `(B,)`): of each clip, from [`RegionLearnerVideoOutput`].
-            real (`torch.BoolTensor` of shape `(B,)`, *optional*): which clips count; others fill a batch.
+    def update_codebook(self):
         """
-        real = torch.ones_like(region_loss, dtype=torch.bool) if real is None else real
-        total = torch.where(real, region_loss, 0).sum()  # what does not count may be anything
-        return self.mask_loss_weight * _global_mean(total, real.sum(), self.training)
+        Moves the codebook by the features of the training passes since the last call, of all processes, each of which
+        has to call this once per training step, after `optimizer.step()`. [`RegionLearnerTrainer`] does; in one
+        process, forward passes do it by themselves. Without a codebook, or with a frozen one, it does nothing.
+        """
+        if self.quantizer is not None:
+            self.quantizer.update()
 
     def resize_frames(self, num_frames: int, fill: str = "zeros") -> Self:
         """
@@ -1140,103 +1111,9 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         )
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """Concatenates over processes along the first axis; gradients flow back to the process of each part."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        ctx.length = len(x)
-        return _all_gather(x)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        # Each process computes the same loss of the global batch. The sum of their gradients is as many times that
-        # loss's, and data parallelism, which averages over processes, makes it the gradient of one process again.
-        gradient = gradient.clone()
-        _all_reduce_(gradient)
-        return gradient.narrow(0, _rank() * ctx.length, ctx.length)
-
-
 def _unit(x: torch.Tensor) -> torch.Tensor:
     """`x` scaled to length 1, in float32 at least: half precision would blur ranks and losses."""
     return F.normalize(_precise(x), dim=-1)
-
-
-def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Cosine similarities of embeddings of length 1, in their own precision under autocast, too."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b.T
-
-
-# The contrastive losses. All take embeddings of length 1, (B, dim), of texts and videos of which those with the same
-# index belong together, and `video_ids` (B,): pairs with the same id are not each other's negatives, and those with a
-# negative id fill a batch and count for nothing.
-
-
-def _real_and_negatives(batch: torch.Tensor, video_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which pairs of the `batch` are no fillers (B,), and which of its texts and videos are negatives (B, B)."""
-    real = torch.ones(len(batch), dtype=torch.bool, device=batch.device)
-    if video_ids is None:
-        return real, ~torch.eye(len(batch), dtype=torch.bool, device=batch.device)
-    real = video_ids >= 0
-    return real, (video_ids[:, None] != video_ids[None, :]) & real[:, None] & real[None, :]
-
-
-def infonce_loss(
-    text_embeds: torch.Tensor,
-    video_embeds: torch.Tensor,
-    temperature: torch.Tensor | float,
-    video_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    The mean cross-entropy of finding each text's video among all, plus that of finding each video's text, in cosine
-    similarities over `temperature`. The original's `NormSoftmaxLoss`.
-    """
-    logits = _similarity(text_embeds, video_embeds) / temperature  # (text, video)
-    real, negatives = _real_and_negatives(logits, video_ids)
-    labels = torch.arange(len(logits), device=logits.device)
-    if video_ids is not None:
-        others = ~negatives & (labels[:, None] != labels[None, :])
-        logits = logits.masked_fill(others, torch.finfo(logits.dtype).min)
-        labels = labels.masked_fill(~real, -100)
-    loss = F.cross_entropy(logits, labels, reduction="sum") + F.cross_entropy(logits.T, labels, reduction="sum")
-    return loss / real.sum().clamp(min=1)
-
-
-def sigmoid_loss(
-    text_embeds: torch.Tensor,
-    video_embeds: torch.Tensor,
-    temperature: torch.Tensor | float,
-    bias: torch.Tensor | float,
-    video_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    SigLIP's loss (arXiv 2303.15343): every text with every video is a yes-or-no question of its own, with the cosine
-    similarity over `temperature` plus `bias` as its logit. The sum over all, divided, as there, by the number of
-    texts, so that the negatives of a text count the more the larger the batch is. Not in the original.
-    """
-    logits = _similarity(text_embeds, video_embeds) / temperature + bias  # (text, video)
-    real, negatives = _real_and_negatives(logits, video_ids)
-    loss = (F.softplus(logits) * negatives).sum() + (F.softplus(-logits.diagonal()) * real).sum()
-    return loss / real.sum().clamp(min=1)
-
-
-def max_margin_loss(
-    text_embeds: torch.Tensor,
-    video_embeds: torch.Tensor,
-    margin: float,
-    video_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    By how much each negative of a text, and of a video, comes closer to the similarity of its pair than `margin`:
-    the mean over all negatives of both directions. The original's `MaxMarginRankingLoss`, whose margin is 1 by
-    default.
-    """
-    similarity = _similarity(text_embeds, video_embeds)  # (text, video)
-    _, negatives = _real_and_negatives(similarity, video_ids)
-    pairs = similarity.diagonal()
-    violations = F.relu(margin + similarity - pairs[:, None]) + F.relu(margin + similarity - pairs[None, :])
-    return (violations * negatives).sum() / (2 * negatives.sum()).clamp(min=1)
 
 
 # SigLIP pools the last position of texts that are padded to full length, and attends to the padding.
@@ -1466,28 +1343,6 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """What cosine similarities are divided by."""
         return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
 
-    def contrastive_loss(
-        self, text_embeds: torch.Tensor, video_embeds: torch.Tensor, video_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """
-        The loss that the configuration names, of embeddings as the outputs have them. In training mode with several
-        processes it is that of the global batch, of which each process must hold a part of the same size.
-
-        Args:
-            text_embeds, video_embeds (`torch.Tensor` of shape `(B, projection_dim)`): of length 1; those with the
-                same index belong together.
-            video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
-                negatives; those with a negative id fill a batch and count for nothing.
-        """
-        if self.training and _world_size() > 1:
-            text_embeds, video_embeds = map(_GatherWithGradient.apply, (text_embeds, video_embeds))
-            video_ids = None if video_ids is None else _all_gather(video_ids)
-        if self.config.loss == "max_margin":
-            return max_margin_loss(text_embeds, video_embeds, self.config.margin, video_ids)
-        if self.logit_bias is not None:
-            return sigmoid_loss(text_embeds, video_embeds, self.temperature, self.logit_bias, video_ids)
-        return infonce_loss(text_embeds, video_embeds, self.temperature, video_ids)
-
     @can_return_tuple
     def forward(
         self,
@@ -1503,8 +1358,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
-        Embeds texts, videos, or both. In training mode with several processes the mean of their losses is that of the
-        global batch, of which each process must hold a part of the same size.
+        Embeds texts, videos, or both. The loss is that of this batch; for that of the global batch of several
+        processes see `contrastive_loss` in `loss_region_learner.py`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.
@@ -1546,30 +1401,27 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
 
-        logits_per_video = logits_per_text = loss = None
+        logits_per_video = logits_per_text = None
         if text_embeds is not None and video_embeds is not None:
-            logits_per_video = _similarity(video_embeds, text_embeds) / self.temperature
+            logits_per_video = cosine_similarity(video_embeds, text_embeds) / self.temperature
             if self.logit_bias is not None:
                 logits_per_video = logits_per_video + self.logit_bias
             logits_per_text = logits_per_video.T
-        if return_loss:
-            texts = 0 if text_embeds is None else len(text_embeds)
-            videos = 0 if video_embeds is None else len(video_embeds)
-            if text_embeds is None or video_embeds is None or texts != videos:
-                raise ValueError(f"The loss needs one text for each video, but there are {texts} and {videos}.")
-            loss = self.contrastive_loss(text_embeds, video_embeds, video_ids)
-            if video_outputs.region_loss is not None:
-                real = None if video_ids is None else video_ids >= 0
-                loss = loss + self.weighted_region_loss(video_outputs.region_loss, real)
-        return RegionLearnerOutput(
-            loss=loss,
+        outputs = RegionLearnerOutput(
             logits_per_video=logits_per_video,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             video_embeds=video_embeds,
             text_model_output=text_outputs,
             video_model_output=video_outputs,
+            # (Data parallelism, and sharding even more so, wants parameters of the loss to come out of `forward`.)
+            temperature=None if self.logit_scale is None else self.temperature,
+            logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
+            region_loss=None if video_outputs is None else video_outputs.region_loss,
         )
+        if not return_loss:
+            return outputs
+        return RegionLearnerOutput(loss=contrastive_loss(self.config, outputs, video_ids), **outputs)
 
 
 def _num_labels(config: RegionLearnerConfig) -> int:
@@ -1578,22 +1430,20 @@ def _num_labels(config: RegionLearnerConfig) -> int:
     return config.num_labels
 
 
-def _classification_loss(
-    model: RegionLearnerPreTrainedModel,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    region_loss: torch.Tensor | None,
-) -> torch.Tensor:
+@dataclass
+class RegionLearnerVideoClassifierOutput(ImageClassifierOutput):
     """
-    Mean cross-entropy of `logits` (B, classes) and `labels` (B,), without the labels -100, which stand for nothing,
-    and -1, which are of a class that the model does not have (no answer of its can be right, and a metric says so);
-    plus what the regions add. While training in several processes, their losses average to that of the global batch.
+    Output of the video classifier.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`): the mean cross-entropy of this batch, plus the
+            weighted loss of the masks.
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): of every class.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, on request): of the video tower.
+        region_loss (`torch.FloatTensor` of shape `(B,)`): as in [`RegionLearnerVideoOutput`].
     """
-    ignored = (labels == -100) | (labels == -1)
-    logits = _precise(logits)
-    total = F.cross_entropy(logits, labels.masked_fill(ignored, -100), reduction="sum")
-    loss = _global_mean(total, (~ignored).sum(), model.training)
-    return loss if region_loss is None else loss + model.weighted_region_loss(region_loss, labels != -100)
+
+    region_loss: torch.Tensor | None = None
 
 
 class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
@@ -1630,16 +1480,12 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> RegionLearnerVideoClassifierOutput:
         """
         Args:
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes. The loss ignores -100, and -1 for a class
                 that the model does not have.
-
-        Returns:
-            `loss` of shape `()`, `logits` of shape `(B, num_labels)`, and, if asked for, `hidden_states` and
-            `attentions` of the video tower.
 
         Example:
 
@@ -1652,14 +1498,16 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         torch.Size([1, 3])
         ```
         """
-        outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        return ImageClassifierOutput(
-            loss=None if labels is None else _classification_loss(self, logits, labels, outputs.region_loss),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+        outputs = RegionLearnerVideoClassifierOutput(
+            logits=self.classifier(video_outputs.pooler_output),
+            hidden_states=video_outputs.hidden_states,
+            attentions=video_outputs.attentions,
+            region_loss=video_outputs.region_loss,
         )
+        if labels is None:
+            return outputs
+        return RegionLearnerVideoClassifierOutput(loss=classification_loss(self.config, outputs, labels), **outputs)
 
 
 @dataclass
@@ -1668,17 +1516,20 @@ class RegionLearnerQuestionAnsweringOutput(ModelOutput):
     Output of the question answering model.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, with `labels`): mean cross-entropy plus the weighted loss of the
-            masks (region option `mask_loss_weight`).
+        loss (`torch.FloatTensor` of shape `()`, with `labels`):
+            The mean cross-entropy of this batch plus the weighted loss of the masks (region option
+            `mask_loss_weight`).
         logits (`torch.FloatTensor` of shape `(B, num_labels)`): scores of the answers in the vocabulary.
         text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
         video_model_output (`RegionLearnerVideoOutput`): the output of `get_video_features`.
+        region_loss (`torch.FloatTensor` of shape `(B,)`): as in [`RegionLearnerVideoOutput`].
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     video_model_output: RegionLearnerVideoOutput | None = None
+    region_loss: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
@@ -1782,13 +1633,15 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
             raise ValueError(f"Give one video for each question: there are {questions} questions, {videos} videos.")
         text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         video_outputs = self.get_video_features(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(text_outputs.pooler_output, video_outputs.pooler_output)
-        return RegionLearnerQuestionAnsweringOutput(
-            loss=None if labels is None else _classification_loss(self, logits, labels, video_outputs.region_loss),
-            logits=logits,
+        outputs = RegionLearnerQuestionAnsweringOutput(
+            logits=self.classifier(text_outputs.pooler_output, video_outputs.pooler_output),
             text_model_output=text_outputs,
             video_model_output=video_outputs,
+            region_loss=video_outputs.region_loss,
         )
+        if labels is None:
+            return outputs
+        return RegionLearnerQuestionAnsweringOutput(loss=classification_loss(self.config, outputs, labels), **outputs)
 
 
 __all__ = [

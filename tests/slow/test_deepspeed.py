@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from region_learner.loss_region_learner import contrastive_loss
+
 from ..conftest import clips, texts, tiny_model
 from ..toy_run import free_port
 
@@ -21,11 +23,12 @@ def _train(rank: int, port: int, stage: int, path: str):
     deepspeed.init_distributed("gloo")
     part = slice(2 * rank, 2 * rank + 2)
     inputs = {name: value[part] for name, value in texts(batch=4).items()}
-    inputs |= {"pixel_values_videos": clips(batch=4)[part], "return_loss": True}
+    inputs |= {"pixel_values_videos": clips(batch=4)[part]}
 
     plain = tiny_model(learn_temperature=True).train()
-    loss = plain(**inputs).loss
+    loss = contrastive_loss(plain.config, plain(**inputs), gather=True)
     loss.backward()
+    plain.update_codebook()
     for parameter in plain.parameters():
         torch.distributed.all_reduce(parameter.grad)
         parameter.data -= RATE * parameter.grad / 2
@@ -41,9 +44,10 @@ def _train(rank: int, port: int, stage: int, path: str):
     }
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
     engine.train()
-    its_loss = engine(**inputs).loss
+    its_loss = contrastive_loss(model.config, engine(**inputs), gather=True)
     engine.backward(its_loss)
     engine.step()
+    model.update_codebook()
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     if rank == 0:

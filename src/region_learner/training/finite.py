@@ -34,9 +34,9 @@ def contagious(loss: torch.Tensor) -> torch.Tensor:
 
 class SkipNonFiniteSteps(TrainerCallback):
     """
-    Leaves out each step whose loss or gradient is not finite in any process: weights, optimizer and buffers (those of
-    the codebook) stay as they were; the schedule of the learning rate goes on. In float16, a gradient that overflows
-    in the loss scaler's search for a scale is left out by the scaler, and does not count.
+    Leaves out each step whose loss or gradient is not finite in any process: weights, optimizer and codebook stay as
+    they were; the schedule of the learning rate goes on. In float16, a gradient that overflows in the loss scaler's
+    search for a scale is left out by the scaler, and does not count.
 
     The norm of the gradient is read once in a step, where the Trainer, which looks for a loss that is NaN, has waited
     for the device anyway.
@@ -50,7 +50,6 @@ class SkipNonFiniteSteps(TrainerCallback):
         self.trainer = trainer
         self.skipped = 0
         self._in_sequence = 0
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []  # each, and what it was before the step
         self._loss: torch.Tensor | None = None  # of the step, added up over its batches
         self._finite_since_log = False
 
@@ -63,9 +62,8 @@ class SkipNonFiniteSteps(TrainerCallback):
         self.skipped = self._in_sequence = 0
         self._finite_since_log = False
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
         self._loss = None
-        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def observe(self, loss: torch.Tensor):
         self._loss = loss if self._loss is None else self._loss + loss
@@ -76,8 +74,8 @@ class SkipNonFiniteSteps(TrainerCallback):
         if norm is None or math.isfinite(norm):  # None: known to DeepSpeed alone
             self._in_sequence, self._finite_since_log = 0, True
             return
-        for buffer, before in self._buffers:
-            buffer.copy_(before)
+        if (quantizer := self.trainer.model.quantizer) is not None:
+            quantizer.discard_pending()
         assert self._loss is not None  # `training_step` has observed it
         losses = self.trainer.accelerator.gather(self._loss.float().reshape(1)).tolist()
         infinite = [loss for loss in losses if not math.isfinite(loss)]

@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 
+from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
+
+# What the loss is computed from: one row per pair, and what all pairs share.
+_PER_PAIR = ("text_embeds", "video_embeds", "region_loss")
+_SHARED = ("temperature", "logit_bias")
 
 
 def cached_backward(
@@ -18,107 +23,69 @@ def cached_backward(
     inputs: dict[str, Any],
     chunk: int,
     autocast: Callable[[], contextlib.AbstractContextManager],
+    loss_function: Callable[[RegionLearnerOutput], torch.Tensor],
     scale: float = 1.0,
     observe: Callable[[Any], None] = lambda outputs: None,
 ) -> torch.Tensor:
     """
-    Computes the gradients of the model's loss of a whole batch, `chunk` pairs at a time.
+    Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
 
-    The embeddings, and each clip's loss of the regions, are computed first without gradient; the loss and its gradient
-    with respect to them next; and then, chunk by chunk, they are computed again and given this gradient. Random
-    numbers are the same both times, and the codebook is updated once, from the whole batch.
+    The embeddings, and each clip's loss of the region masks, are computed first without gradients; the loss and its
+    gradient with respect to them next; and then, chunk by chunk, they are computed again and given this gradient.
+    Random numbers are the same both times. The codebook collects statistics in the second pass only.
 
     Args:
         accelerator (`accelerate.Accelerator`): does the backward passes.
         model: [`RegionLearnerModel`], or what `accelerator.prepare` made of it.
-        inputs: a batch of [`RegionLearnerCollator`] on the model's device.
-        chunk: pairs in one forward pass.
+        inputs: arguments of the model's `forward`, on its device.
+        chunk: pairs per forward pass.
         autocast: makes the context of a forward pass.
+        loss_function: the loss of the outputs of the whole batch, of which those are there that a loss is made from.
         scale: what gradients are multiplied by, one over the number of accumulated batches.
         observe: is given the outputs of each chunk.
 
     Returns:
-        The loss, multiplied by `scale`; its mean over processes is that of the global batch.
+        The loss, multiplied by `scale`.
     """
-    inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
-    video_ids = inputs.pop("video_ids", None)
-    pairs = len(inputs["pixel_values_videos"])
     chunks = [
         {name: value[start : start + chunk] if torch.is_tensor(value) else value for name, value in inputs.items()}
-        for start in range(0, pairs, chunk)
+        for start in range(0, len(inputs["pixel_values_videos"]), chunk)
     ]
-    bare = accelerator.unwrap_model(model)
-    pieces = _codebook_pieces(bare, inputs)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-
-    with torch.no_grad(), torch.random.fork_rng(devices), pieces("start"):
-        for part in chunks if pieces.needs_start else ():
-            with autocast():
-                model(**part)
-
     states, by_chunk = [], []
-    with torch.no_grad(), pieces("look"):
+    with torch.no_grad():
         for part in chunks:
             states.append(_random_state(devices))
             with autocast():
                 by_chunk.append(_of_loss(model(**part)))
 
-    text_embeds, video_embeds, *region_loss = sources = [torch.cat(some).requires_grad_() for some in zip(*by_chunk)]
-    loss = bare.contrastive_loss(text_embeds, video_embeds, video_ids)
-    if region_loss:
-        loss = loss + bare.weighted_region_loss(*region_loss, None if video_ids is None else video_ids >= 0)
-    loss = contagious(loss) * scale
-    # A learned temperature or bias has its gradient from the loss, not through the embeddings.
-    direct = [p for p in (bare.logit_scale, getattr(bare, "logit_bias", None)) if p is not None and p.requires_grad]
-    gradients = torch.autograd.grad(loss, [*sources, *direct])
+    leaves = {
+        name: (torch.cat([some[name] for some in by_chunk]) if name in _PER_PAIR else value.clone()).requires_grad_()
+        for name, value in by_chunk[0].items()
+    }
+    loss = contagious(loss_function(RegionLearnerOutput(**leaves))) * scale
+    gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
 
-    with pieces("learn"):
-        for number, (part, state) in enumerate(zip(chunks, states)):
-            last = number == len(chunks) - 1
-            with torch.random.fork_rng(devices):
-                _set_random_state(state, devices)
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with autocast():
-                        outputs = model(**part)
-                    observe(outputs)
-                    rows = slice(number * chunk, number * chunk + len(part["pixel_values_videos"]))
-                    surrogate = sum((new * old[rows]).sum() for new, old in zip(_of_loss(outputs), gradients))
-                    if last:
-                        for parameter, gradient in zip(direct, gradients[len(sources) :]):
-                            surrogate = surrogate + (parameter * gradient).sum()
-                    accelerator.backward(surrogate)
-            del outputs
+    for number, (part, state) in enumerate(zip(chunks, states)):
+        last = number == len(chunks) - 1
+        with torch.random.fork_rng(devices), contextlib.nullcontext() if last else accelerator.no_sync(model):
+            _set_random_state(state, devices)
+            with autocast():
+                outputs = model(**part)
+            observe(outputs)
+            rows = slice(number * chunk, (number + 1) * chunk)
+            surrogate = sum(
+                (value * (gradients[name][rows] if name in _PER_PAIR else gradients[name] / len(chunks))).sum()
+                for name, value in _of_loss(outputs).items()
+            )
+            accelerator.backward(surrogate)
+        del outputs
     return loss.detach()
 
 
-def _of_loss(outputs) -> list[torch.Tensor]:
-    """What the loss is made from: embeddings of texts and videos, and each clip's loss of its regions if any."""
-    region_loss = outputs.video_model_output.region_loss
-    return [outputs.text_embeds, outputs.video_embeds] + ([] if region_loss is None else [region_loss])
-
-
-class _codebook_pieces:  # noqa: N801 # reads as the function it stands for
-    """Puts the model's quantizer, if it has one that learns, into one of its phases for batches in pieces."""
-
-    def __init__(self, model, inputs: dict[str, Any]):
-        module = model.video_model.region_module
-        self.quantizer = None if module is None else module.quantizer
-        _, frames, _, height, width = inputs["pixel_values_videos"].shape
-        patch = model.video_model.config.patch_size
-        mask = inputs.get("frame_mask")
-        real_frames = len(inputs["pixel_values_videos"]) * frames if mask is None else int(mask.bool().sum())
-        self.features = real_frames * (height // patch) * (width // patch)
-
-    @property
-    def needs_start(self) -> bool:
-        quantizer = self.quantizer
-        learns = quantizer is not None and quantizer.mode == "ema" and not quantizer.frozen
-        return learns and not bool(quantizer.num_updates)
-
-    def __call__(self, phase: str):
-        if self.quantizer is None:
-            return contextlib.nullcontext()
-        return self.quantizer.pieces(phase, self.features)
+def _of_loss(outputs) -> dict[str, torch.Tensor]:
+    """Those of the outputs that the loss is computed from."""
+    return {name: outputs[name] for name in (*_PER_PAIR, *_SHARED) if outputs.get(name) is not None}
 
 
 def _random_state(devices):

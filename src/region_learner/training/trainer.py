@@ -3,8 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import has_length, rotate_checkpoints
 from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
 from ..loading import first_non_finite, refuse_non_finite
+from ..loss_region_learner import classification_loss, contrastive_loss
 from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .arguments import UNLABELLED_TASKS
@@ -112,7 +114,13 @@ class RegionLearnerTrainer(Trainer):
             args=args,
             processing_class=processing_class,
             train_dataset=self._train_rows() if self.parts else None,
-            callbacks=[_EpochOfStream(self), self.progress, self.finite_steps, *(callbacks or [])],
+            callbacks=[
+                _EpochOfStream(self),
+                _CodebookUpdates(),
+                self.progress,
+                self.finite_steps,
+                *(callbacks or []),
+            ],
             **kwargs,
         )
         if has_adapters(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -224,11 +232,26 @@ class RegionLearnerTrainer(Trainer):
             ) from error
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        """As that of the Trainer; in training, the loss is that of the global batch of all processes."""
+        if not model.training or self.compute_loss_func is not None:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        else:
+            inputs, loss_function = self._split_targets(inputs)
+            outputs = model(**inputs)
+            loss = loss_function(outputs)
         if model.training:
             self.progress.observe(outputs)
             loss = contagious(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _split_targets(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], torch.Tensor]]:
+        """The inputs of the model without those of the loss, and the loss as a function of the model's outputs."""
+        inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+        if self.contrastive:
+            function, targets = contrastive_loss, {"video_ids": inputs.pop("video_ids", None)}
+        else:
+            function, targets = classification_loss, {"labels": inputs.pop("labels")}
+        return inputs, partial(function, self.model.config, gather=True, **targets)
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
@@ -259,6 +282,12 @@ class RegionLearnerTrainer(Trainer):
             raise ValueError(
                 "Cached gradients do not work with DeepSpeed: use DDP or FSDP, or no gradient_cache_chunk."
             )
+        quantizer = self.model.quantizer
+        if quantizer is not None and quantizer.mode == "original" and not quantizer.frozen:
+            raise ValueError(
+                'codebook_mode="original" looks codes up after their update by the whole batch, which cached '
+                'gradients do not see at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
+            )
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
@@ -266,12 +295,14 @@ class RegionLearnerTrainer(Trainer):
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
+        inputs, loss_function = self._split_targets(inputs)
         return cached_backward(
             self.accelerator,
             model,
             inputs,
             chunk,
             self.compute_loss_context_manager,
+            loss_function,
             scale=1 / self.current_gradient_accumulation_steps,
             observe=self.progress.observe,
         )
@@ -477,6 +508,22 @@ def _temporarily(owner: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+class _CodebookUpdates(TrainerCallback):
+    """Updates the codebook once per optimizer step, whatever the number of forward passes in it."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if model.quantizer is not None:
+            model.quantizer.auto_update = False
+            model.quantizer.discard_pending()  # left over from an interrupted run
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.update_codebook()
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if model.quantizer is not None:
+            model.quantizer.auto_update = True
 
 
 class _EpochOfStream(TrainerCallback):

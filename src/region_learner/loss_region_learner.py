@@ -1,0 +1,278 @@
+# Copyright 2026 The RegionLearner authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
+# compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
+"""
+The losses of the RegionLearner models, of one batch or of the global batch of several processes.
+
+The models' `forward` computes the loss of the batch that it is given. With data parallelism, call the functions below
+with `gather=True` on its outputs instead: text and video embeddings of all processes are then each other's negatives.
+As in open_clip's `ClipLoss` with `local_loss` and `gather_with_grad`, each process compares its own rows with those of
+all processes, so that memory grows with batch size x global batch size. The mean over processes of the losses, and of
+their gradients (which is what DDP and FSDP compute), equals that of one process with the global batch. Batches may
+differ in size between processes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# Labels that do not count in the classification loss: -100 marks padding, -1 a class that the model does not have.
+IGNORED_LABELS = (-100, -1)
+
+
+def world() -> tuple[int, int]:
+    """Rank of this process and the number of processes; (0, 1) without an initialised process group."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities of L2-normalised embeddings, (n, m), in their own precision under autocast, too."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
+def contrastive_loss(
+    config: Any, outputs: Any, video_ids: torch.Tensor | None = None, gather: bool = False
+) -> torch.Tensor:
+    """
+    The contrastive loss that the configuration names, plus the weighted loss of the region masks.
+
+    Args:
+        config (`RegionLearnerConfig`): of the model.
+        outputs (`RegionLearnerOutput`): of the model, for as many texts as videos.
+        video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
+            negatives; pairs with a negative id are padding, which does not count.
+        gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+
+    Raises:
+        ValueError: the texts and videos of a process do not pair, or the processes disagree on the embedding size or
+            on whether there are `video_ids`. With `gather`, all processes raise it.
+
+    Example, in each process of a training loop with DDP:
+
+    ```python
+    >>> video_ids = batch.pop("video_ids", None)
+    >>> outputs = model(**batch)  # a RegionLearnerModel wrapped in DistributedDataParallel
+    >>> loss = contrastive_loss(model.module.config, outputs, video_ids, gather=True)
+    >>> loss.backward()
+    >>> optimizer.step()
+    >>> model.module.update_codebook()
+    ```
+    """
+    text_embeds, video_embeds = outputs.text_embeds, outputs.video_embeds
+    temperature = config.temperature if outputs.temperature is None else outputs.temperature
+    if config.loss == "max_margin":
+        loss = max_margin_loss(text_embeds, video_embeds, config.margin, video_ids, gather)
+    elif config.loss == "sigmoid":
+        loss = sigmoid_loss(text_embeds, video_embeds, temperature, outputs.logit_bias, video_ids, gather)
+    else:
+        loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather)
+    return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)
+
+
+def classification_loss(config: Any, outputs: Any, labels: torch.Tensor, gather: bool = False) -> torch.Tensor:
+    """
+    Mean cross-entropy of the logits, plus the weighted loss of the region masks.
+
+    Args:
+        config (`RegionLearnerConfig`): of the model.
+        outputs: of a video classifier or a question answering model.
+        labels (`torch.LongTensor` of shape `(B,)`): the classes. -100 (padding) and -1 (a class that the model does
+            not have) do not count.
+        gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+    """
+    counts = torch.stack([labels != label for label in IGNORED_LABELS]).all(0)
+    logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+    total = F.cross_entropy(logits, labels.masked_fill(~counts, -100), reduction="sum")
+    return _mean(total, counts.sum(), gather) + _region_loss(config, outputs, labels != -100, gather)
+
+
+def infonce_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    temperature: torch.Tensor | float,
+    video_ids: torch.Tensor | None = None,
+    gather: bool = False,
+) -> torch.Tensor:
+    """
+    The mean cross-entropy of finding each text's video among all, plus that of finding each video's text, in cosine
+    similarities over `temperature`. The original's `NormSoftmaxLoss`. Other arguments as in [`contrastive_loss`];
+    embeddings are L2-normalised, of shape `(B, dim)`.
+    """
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
+    total = pairs.texts.new_zeros(())
+    for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
+        logits = cosine_similarity(rows, others) / temperature
+        if video_ids is not None:  # padding is left to compare with itself alone, which costs nothing
+            own = pairs.labels[:, None] == torch.arange(len(others), device=others.device)
+            logits = logits.masked_fill(~(pairs.negatives | own), torch.finfo(logits.dtype).min)
+        total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
+    return _mean(total, pairs.real.sum(), gather)
+
+
+def sigmoid_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    temperature: torch.Tensor | float,
+    bias: torch.Tensor | float,
+    video_ids: torch.Tensor | None = None,
+    gather: bool = False,
+) -> torch.Tensor:
+    """
+    SigLIP's loss (arXiv 2303.15343): every text with every video is a binary classification of its own, with the
+    cosine similarity over `temperature` plus `bias` as its logit. The sum over all, divided, as there, by the number
+    of texts, so that negatives count the more the larger the batch is. Not in the original. Other arguments as in
+    [`infonce_loss`].
+    """
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
+    logits = cosine_similarity(pairs.texts, pairs.all_videos) / temperature + bias
+    own = logits.take_along_dim(pairs.labels[:, None], 1).squeeze(1)
+    total = (F.softplus(logits) * pairs.negatives).sum() + (F.softplus(-own) * pairs.real).sum()
+    return _mean(total, pairs.real.sum(), gather)
+
+
+def max_margin_loss(
+    text_embeds: torch.Tensor,
+    video_embeds: torch.Tensor,
+    margin: float,
+    video_ids: torch.Tensor | None = None,
+    gather: bool = False,
+) -> torch.Tensor:
+    """
+    By how much each negative of a text, and of a video, comes closer to the similarity of its pair than `margin`:
+    the mean over all negatives of both directions. The original's `MaxMarginRankingLoss`, whose margin is 1 by
+    default. Other arguments as in [`infonce_loss`].
+    """
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
+    total = pairs.texts.new_zeros(())
+    for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
+        similarity = cosine_similarity(rows, others)
+        own = similarity.take_along_dim(pairs.labels[:, None], 1)
+        total = total + (F.relu(margin + similarity - own) * pairs.negatives).sum()
+    return _mean(total, 2 * pairs.negatives.sum(), gather)
+
+
+def _region_loss(config: Any, outputs: Any, counts: torch.Tensor | None, gather: bool) -> torch.Tensor | float:
+    """Mean of `outputs.region_loss` (B,) over the clips that count (B,), times its weight; 0 where there is none."""
+    if outputs.region_loss is None:
+        return 0.0
+    losses = outputs.region_loss
+    counts = torch.ones_like(losses, dtype=torch.bool) if counts is None else counts
+    weight = config.video_config.resolved.region_options.mask_loss_weight
+    # (The loss of a clip that does not count may be NaN.)
+    return weight * _mean(torch.where(counts, losses, 0).sum(), counts.sum(), gather)
+
+
+def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tensor:
+    """`total` / `count`; with `gather`, results that average over processes to the mean of the global batch."""
+    _, processes = world()
+    if gather and processes > 1:
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        total = total * processes
+    return total / count.clamp(min=1)
+
+
+@dataclass
+class _Pairs:
+    """The pairs of this process (b), which the losses compare with all pairs (n; the same without gathering)."""
+
+    texts: torch.Tensor  # (b, dim)
+    videos: torch.Tensor  # (b, dim)
+    all_texts: torch.Tensor  # (n, dim)
+    all_videos: torch.Tensor  # (n, dim)
+    labels: torch.Tensor  # (b,), where each pair is among all
+    real: torch.Tensor  # (b,), False for padding
+    negatives: torch.Tensor  # (b, n)
+
+    @classmethod
+    def of(
+        cls,
+        texts: torch.Tensor | None,
+        videos: torch.Tensor | None,
+        video_ids: torch.Tensor | None,
+        gather: bool,
+    ) -> "_Pairs":
+        rank, processes = world() if gather else (0, 1)
+        sizes = _check_sizes(texts, videos, video_ids, processes)
+        assert texts is not None and videos is not None  # noqa: PT018 # or the sizes would not pair
+        labels = torch.arange(len(texts), device=texts.device) + sum(sizes[:rank])
+        all_texts, all_videos, all_ids = texts, videos, video_ids
+        if processes > 1:
+            all_texts, all_videos = (_GatherWithGradient.apply(x, rank, sizes) for x in (texts, videos))
+            all_ids = None if video_ids is None else _all_gather(video_ids, sizes)
+        if video_ids is None or all_ids is None:
+            real = torch.ones_like(labels, dtype=torch.bool)
+            negatives = labels[:, None] != torch.arange(sum(sizes), device=labels.device)
+        else:
+            real = video_ids >= 0
+            negatives = (video_ids[:, None] != all_ids) & real[:, None] & (all_ids >= 0)
+        return cls(texts, videos, all_texts, all_videos, labels, real, negatives)
+
+
+def _check_sizes(
+    texts: torch.Tensor | None, videos: torch.Tensor | None, video_ids: torch.Tensor | None, processes: int
+) -> list[int]:
+    """
+    The number of pairs in each process. Sizes are compared before any embeddings are gathered, which processes that
+    disagree would wait for forever. (This in turn waits for the device, once per step.)
+    """
+    shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
+    mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]
+    everyones = [mine]
+    if processes > 1:
+        device = next(x.device for x in (texts, videos, video_ids) if x is not None)
+        everyones = _all_gather(torch.tensor([mine], device=device), [1] * processes).tolist()
+    whole = all(n == m and ids in (-1, n) and a == b for n, a, m, b, ids in everyones)
+    alike = len({(dim, ids == -1) for _, dim, _, _, ids in everyones}) == 1
+    if whole and alike:
+        return [texts for texts, *_ in everyones]
+    told = [
+        f"{n} texts of size {a}, {m} videos of size {b}, {'no' if ids == -1 else ids} video_ids"
+        for n, a, m, b, ids in everyones
+    ]
+    if processes > 1:
+        told = [f"process {process} has {sizes}" for process, sizes in enumerate(told)]
+    raise ValueError(
+        "The loss needs one text for each video, embeddings of one size, and video_ids for all pairs or for none: "
+        f"{'; '.join(told)}."
+    )
+
+
+def _all_gather(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Concatenates `x` over processes, which have `sizes` rows, without gradient."""
+    padding = (0, 0) * (x.ndim - 1) + (0, max(sizes) - len(x))
+    x = F.pad(x, padding).contiguous()
+    parts = [torch.empty_like(x) for _ in sizes]
+    torch.distributed.all_gather(parts, x)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """
+    Concatenates over processes along the first axis; gradients flow back to the process of each part. (torch 2.14
+    deprecates its own, `torch.distributed.nn.functional.all_gather`; what replaces it has another name before.)
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, rank: int, sizes: list[int]) -> torch.Tensor:
+        ctx.start, ctx.length = sum(sizes[:rank]), len(x)
+        return _all_gather(x, sizes)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(gradient)
+        return gradient.narrow(0, ctx.start, ctx.length), None, None
