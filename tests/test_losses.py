@@ -21,6 +21,7 @@ from region_learner.loss_region_learner import (
     contrastive_loss,
     infonce_loss,
     max_margin_loss,
+    register_loss,
     sigmoid_loss,
 )
 
@@ -302,3 +303,35 @@ def test_a_model_in_training_mode_needs_no_other_process(two_processes):
     model(**texts(3), pixel_values_videos=clips(3), return_loss=True).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(two_processes[0]["alone"][name], parameter.grad, msg=name)
+
+
+def test_a_registered_loss(monkeypatch, tmp_path):
+    monkeypatch.setattr(loss_region_learner, "_REGISTERED", {})
+    monkeypatch.setattr(loss_region_learner, "LOSSES", names := [*loss_region_learner.LOSSES])
+    monkeypatch.setattr("region_learner.configuration_region_learner.LOSSES", names)
+    given = []
+
+    def text_to_video(config, outputs, video_ids, gather):
+        given.append((video_ids, gather))
+        logits = outputs.text_embeds @ outputs.video_embeds.T / config.temperature
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    with pytest.raises(ValueError, match="loss='text_to_video' is not known; choose one of 'infonce'"):
+        RegionLearnerConfig(loss="text_to_video")
+    with pytest.raises(ValueError, match="There is a built-in loss 'infonce'"):
+        register_loss("infonce", text_to_video)
+    register_loss("text_to_video", text_to_video)
+    register_loss("text_to_video", text_to_video)
+    model = tiny_model(loss="text_to_video").eval()
+    outputs = model(**texts(), pixel_values_videos=clips(), return_loss=True)
+    expected = F.cross_entropy(outputs.logits_per_text, torch.arange(len(outputs.text_embeds)))
+    masks = outputs.region_loss.mean() * model.config.video_config.resolved.region_options.mask_loss_weight
+    torch.testing.assert_close(outputs.loss, expected + masks)
+    ids = torch.tensor([3, 3])
+    contrastive_loss(model.config, outputs, ids, gather=True)
+    assert given == [(None, False), (ids, True)]
+    model.save_pretrained(tmp_path)
+    names.remove("text_to_video")
+    with pytest.raises(ValueError, match="register it with `register_loss`"):
+        RegionLearnerModel.from_pretrained(tmp_path)
+    assert RegionLearnerModel.from_pretrained(tmp_path, loss="infonce").config.loss == "infonce"

@@ -123,6 +123,10 @@ _REGION_CHOICES = {
 }
 
 
+# Names of the contrastive losses; `register_loss` of the loss file adds to them.
+LOSSES = ["infonce", "sigmoid", "max_margin"]
+
+
 class ResolvedVideoConfig(NamedTuple):
     """The choices that a [`RegionLearnerVideoConfig`] leaves open, resolved."""
 
@@ -582,7 +586,11 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("margin", self.margin, above=0)
         _check_number("sigmoid_bias", self.sigmoid_bias)
         _check_number("initializer_range", self.initializer_range, above=0)
-        _check_choice("loss", self.loss, ("infonce", "sigmoid", "max_margin"))
+        if self.loss not in LOSSES:
+            raise ValueError(
+                f"loss={self.loss!r} is not known; choose one of {', '.join(map(repr, LOSSES))}, or register it with "
+                "`register_loss`."
+            )
         _check_choice("text_pooling", self.resolved.text_pooling, TEXT_POOLINGS)
         if self.loss == "max_margin" and self.learn_temperature:
             raise ValueError(

@@ -13,11 +13,14 @@ their gradients (which is what DDP and FSDP compute), equals that of one process
 differ in size between processes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from .configuration_region_learner import LOSSES
 
 # Labels that do not count in the classification loss: -100 marks padding, -1 a class that the model does not have.
 IGNORED_LABELS = (-100, -1)
@@ -70,13 +73,50 @@ def contrastive_loss(
     """
     text_embeds, video_embeds = outputs.text_embeds, outputs.video_embeds
     temperature = config.temperature if outputs.temperature is None else outputs.temperature
-    if config.loss == "max_margin":
+    if config.loss in _REGISTERED:
+        loss = _REGISTERED[config.loss](config, outputs, video_ids, gather)
+    elif config.loss == "max_margin":
         loss = max_margin_loss(text_embeds, video_embeds, config.margin, video_ids, gather)
     elif config.loss == "sigmoid":
         loss = sigmoid_loss(text_embeds, video_embeds, temperature, outputs.logit_bias, video_ids, gather)
     else:
         loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather)
     return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)
+
+
+def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]) -> None:
+    """
+    Makes `RegionLearnerConfig(loss=name)` train with a contrastive loss of your own. The loss of the region masks is
+    added to it. A model that was trained with it loads where it is not registered with
+    `from_pretrained(..., loss="infonce")`.
+
+    Args:
+        name (`str`): of the loss; not one of a built-in loss.
+        function: is given `config`, `outputs`, `video_ids` and `gather` as [`contrastive_loss`] is, and returns a
+            tensor of shape `()`. With cached gradients, the outputs are the embeddings, temperature and bias alone.
+
+    Raises:
+        ValueError: there is a built-in loss of this name.
+
+    Example:
+
+    ```python
+    >>> def text_to_video_loss(config, outputs, video_ids, gather):
+    ...     logits = outputs.text_embeds @ outputs.video_embeds.T / config.temperature
+    ...     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+    >>> register_loss("text_to_video", text_to_video_loss)
+    >>> config = RegionLearnerConfig(loss="text_to_video")
+    ```
+    """
+    if name in LOSSES and name not in _REGISTERED:
+        raise ValueError(f"There is a built-in loss {name!r}: choose another name.")
+    _REGISTERED[name] = function
+    if name not in LOSSES:
+        LOSSES.append(name)
+
+
+_REGISTERED: dict[str, Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]] = {}
 
 
 def classification_loss(config: Any, outputs: Any, labels: torch.Tensor, gather: bool = False) -> torch.Tensor:
