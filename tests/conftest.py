@@ -1,5 +1,6 @@
 """Shared by all tests: the `--slow` tier, tiny models, and where data beside the project lies."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import DistilBertConfig
+from transformers import DistilBertConfig, TrainingArguments
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
 
@@ -74,6 +75,18 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def tiny_video_model(seed: int = 0, **options) -> RegionLearnerVideoModel:
     torch.manual_seed(seed)
     return randomize(RegionLearnerVideoModel(RegionLearnerVideoConfig(**TINY_VIDEO | options)), seed).eval()
+
+
+def checkpoint_activations(model) -> None:
+    """Turns activation checkpointing on, which transformers called gradient checkpointing before 5.24."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+def checkpointing_argument() -> str:
+    """The name of the training argument that turns it on."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
 def tiny_model(seed: int = 0, text=None, **options) -> RegionLearnerModel:

@@ -20,7 +20,7 @@ from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingA
 from region_learner.training.run import check_arguments, complete_arguments
 from region_learner.training.training_arguments import REFUSED
 
-from .conftest import tiny_model
+from .conftest import checkpointing_argument, tiny_model
 from .test_training import TINY
 from .toy_run import DEFAULTS, Collator, Processor, run
 
@@ -346,7 +346,8 @@ def test_inherited_arguments_together(tmp_path):
                    eval_strategy="steps", eval_steps=1, eval_delay=1, eval_on_start=True, eval_accumulation_steps=1,
                    include_for_metrics=["inputs", "loss"], bf16=True,
                    restore_callback_states_from_checkpoint=True, skip_memory_metrics=True,
-                   gradient_checkpointing=True, save_strategy="steps", save_steps=1, save_total_limit=1)  # fmt: skip
+                   save_strategy="steps", save_steps=1, save_total_limit=1,
+                   **{checkpointing_argument(): True})  # fmt: skip
     made.train()
     steps = [entry["step"] for entry in made.state.log_history if "eval_loss" in entry]
     assert steps == [0, 1, 2]

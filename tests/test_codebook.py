@@ -15,7 +15,7 @@ from region_learner.loss_region_learner import contrastive_loss
 from region_learner.modeling_region_learner import RegionLearnerQuantizer, _hash_uniform
 from region_learner.training.gradient_cache import cached_backward
 
-from .conftest import TINY_VIDEO, RegionLearnerVideoConfig, clips, texts, tiny_model
+from .conftest import TINY_VIDEO, RegionLearnerVideoConfig, checkpoint_activations, clips, texts, tiny_model
 
 
 def quantizer(**options) -> RegionLearnerQuantizer:
@@ -311,7 +311,7 @@ def beside_others(model):
 
 
 def layers_checkpointed(model):
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     loss_of(model).backward()
 
 

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 
 from region_learner.loss_region_learner import contrastive_loss
 
-from .conftest import clips, texts, tiny_model
+from .conftest import checkpointing_argument, clips, texts, tiny_model
 from .toy_run import free_port, launch, run
 
 
@@ -61,7 +61,7 @@ def moved(result: dict, start: dict):
     ("both", "of_two"),
     [
         ({}, {}),
-        ({}, {"gradient_checkpointing": True}),
+        ({}, {checkpointing_argument(): True}),
         ({}, {"gradient_cache_chunk": 2}),
         ({"loss": "sigmoid"}, {}),
         ({"image_rows": 16, "video": {"motion_excitation": True, "codebook_revival_after": 0}}, {}),

@@ -26,7 +26,7 @@ from region_learner import (
 )
 from region_learner.modeling_region_learner import RegionLearnerPreTrainedModel
 
-from .conftest import NO_REGIONS, clips, randomize, texts, tiny_model, tiny_video_model
+from .conftest import NO_REGIONS, checkpoint_activations, clips, randomize, texts, tiny_model, tiny_video_model
 from .test_hub import run_python
 
 CLASSIFICATION, ANSWERS = RegionLearnerForVideoClassification, RegionLearnerForVideoQuestionAnswering
@@ -122,7 +122,7 @@ def test_labels_that_do_not_count(kind):
 def test_every_parameter_gets_a_gradient(kind, options, checkpointing):
     model = tiny_head(kind, **options).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     model(**inputs(kind, labels=torch.tensor([0, 1, 2, 3]))).loss.backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert not {n for n in without if not n.endswith("k_lin.bias")}  # a softmax cancels these

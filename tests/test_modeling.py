@@ -11,7 +11,7 @@ from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearne
 from region_learner.loss_region_learner import infonce_loss
 
 from . import naive
-from .conftest import NO_REGIONS, TINY_VIDEO, clips, texts, tiny_model, tiny_video_model
+from .conftest import NO_REGIONS, TINY_VIDEO, checkpoint_activations, clips, texts, tiny_model, tiny_video_model
 
 OPTIONS = {
     "default": {},
@@ -556,7 +556,7 @@ def test_learned_temperature():
 def test_every_parameter_gets_a_gradient(options, checkpointing):
     model = tiny_model(**options).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
     outputs.loss.backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
@@ -643,7 +643,7 @@ def test_half_precision_and_autocast_keep_the_statistics():
 
 def test_gradient_checkpointing_changes_nothing():
     models = [tiny_model().train() for _ in range(2)]
-    models[1].gradient_checkpointing_enable()
+    checkpoint_activations(models[1])
     for model in models:
         for _ in range(2):
             model(**texts(4), pixel_values_videos=clips(4), return_loss=True).loss.backward()
