@@ -100,7 +100,7 @@ def _load_timm(name: str) -> _ImageTower:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"Loading {name!r} needs timm: `pip install timm`.") from error
+        raise ImportError(f"Loading {name!r} needs timm: pip install 'region-learner[timm]'") from error
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, SafetensorError) as error:

@@ -98,7 +98,7 @@ class SkipNonFiniteSteps(TrainerCallback):
     def error(self, problem: str) -> NonFiniteError:
         return NonFiniteError(
             f"{problem}. {described(str(self.trainer.args.output_dir))} Start again, from the beginning or with "
-            "--model CHECKPOINT, with a lower --learning_rate, or with --bf16 instead of --fp16: resuming would "
+            "--model CHECKPOINT, with a lower --learning-rate, or with --bf16 instead of --fp16: resuming would "
             "repeat the same steps."
         )
 

@@ -28,9 +28,12 @@ def load_metric(name: str, **options: Any):
 
     Raises:
         ValueError: the name is not known.
+        ImportError: without the package `evaluate`.
     """
-    import evaluate  # slow to import
-
+    try:
+        import evaluate  # slow to import
+    except ImportError as error:
+        raise ImportError("load_metric needs the package evaluate: pip install 'region-learner[evaluate]'") from error
     if name not in list_metrics():
         raise ValueError(f"The metric {name!r} is not known; choose one of {', '.join(list_metrics())}.")
     return evaluate.load(str(_FOLDER / name), **options)
