@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={
         "help_option_names": ["--help", "-h"],
         "max_content_width": 100,
-        "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch-size is --batch-size
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch_size, too
     },
 )
 app.command(rich_help_panel="First steps")(demo)
