@@ -475,7 +475,7 @@ def test_a_wrong_configuration_is_found_before_corpora_are_loaded(
     def too_late(*_):
         raise AssertionError("the corpora are loaded")
 
-    monkeypatch.setattr(run, "load_parts", too_late)
+    monkeypatch.setattr(run, "load_data", too_late)
     argv = {
         "checkpoint": [f"--model={checkpoint}"],
         "recipe": ["small_from_scratch"],
