@@ -73,7 +73,9 @@ def test_where_in_its_stretch_a_code_starts_depends_on_the_step():
     places = []
     for step in range(40):
         q = quantizer()
-        chosen, found = q._choose(torch.ones(320, dtype=torch.bool), _hash_uniform(step * 16 + torch.arange(16)))
+        chosen, found = q._draw_candidates(
+            torch.ones(320, dtype=torch.bool), _hash_uniform(step * 16 + torch.arange(16))
+        )
         assert found.all()
         assert spread(chosen, 320)
         places.append(chosen - torch.arange(16) * 20)

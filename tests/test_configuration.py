@@ -308,7 +308,10 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
             lambda: nest_overrides({"num_regionz": 4}),
             "the configuration; did you mean 'num_regions'",
         ),
-        (lambda: RegionLearnerConfig(video_config=BertConfig()), "video_config is that of a 'bert' model"),
+        (
+            lambda: RegionLearnerConfig(video_config=BertConfig()),
+            "video_config is the configuration of a 'bert'",
+        ),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
@@ -322,7 +325,7 @@ def test_attributes_that_were_saved_with_a_configuration_are_left_out_with_a_war
     config.save_pretrained(tmp_path)
     assert chosen(AutoConfig.from_pretrained(tmp_path)) == chosen(config_of({}))
     assert said == [
-        f"Ignoring what is not a field of {name} in config.json: batch_norm_eps."
+        f"Ignoring unknown fields of {name} in config.json: batch_norm_eps."
         for name in ("RegionLearnerConfig", "RegionLearnerVideoConfig")
     ]
 
@@ -475,7 +478,7 @@ def test_a_wrong_configuration_is_found_before_corpora_are_loaded(
     def too_late(*_):
         raise AssertionError("the corpora are loaded")
 
-    monkeypatch.setattr(run, "load_parts", too_late)
+    monkeypatch.setattr(run, "load_data", too_late)
     argv = {
         "checkpoint": [f"--model={checkpoint}"],
         "recipe": ["small_from_scratch"],

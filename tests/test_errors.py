@@ -67,7 +67,7 @@ MISTAKES = [
     ([*TRAIN, "--lora", '{"lora_alfa": 3}'], "not a field of peft.LoraConfig; did you mean 'lora_alpha'"),
     ([*NEW, "--vocab_size=0", "--text_config", '{"model_type": "distilbert"}'], "vocab_size=0 must be more than"),
     ([*NEW, "--text_config", '{"model_type": "distilbert", "dim": -12}'], "text_config: dim=-12 must be at least 1."),
-    ([*NEW, "--text_config", '{"model_type": "vit"}'], "text_config is not that of a text encoder"),
+    ([*NEW, "--text_config", '{"model_type": "vit"}'], "text_config does not describe a text encoder"),
     ([*TRAIN, "--seed=-1"], "seed=-1 must be at least 0."),
 ]  # fmt: skip
 

@@ -40,7 +40,7 @@ def test_a_bad_batch_changes_nothing(tmp_path, caplog, options):
     assert math.isnan(losses.pop(2))  # no loss of 0 is made up for it
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert [entry.get("skipped_steps", 0) for entry in result["log"]] == [0, 0, 1, 1]
-    assert "Step 3 is left out: the loss is nan." in caplog.text
+    assert "Step 3 is skipped: the loss is nan." in caplog.text
 
 
 def test_a_bad_batch_in_the_first_step_and_an_average_over_steps(tmp_path):
@@ -86,7 +86,7 @@ def test_processes_leave_out_the_same_steps_and_stop_together(tmp_path):
     """What is not finite is in the second process alone; none is left waiting for another."""
     options = {"bad_steps": (2, 4, 5, 6), "bad_process": 1, "max_steps": 8}
     first, second = launch(tmp_path, 2, fail=True, **options)
-    assert "Step 2 is left out: the loss is nan." in first
+    assert "Step 2 is skipped: the loss is nan." in first
     for log in (first, second):
         assert "NonFiniteError: Step 6: the loss is nan, and it was not finite in the 2 steps before." in log
 
@@ -112,7 +112,7 @@ def test_steps_that_the_loss_scaler_leaves_out_do_not_count(tmp_path, caplog):
         learns = not torch.equal(before[name], after[name])
         assert after[embed] - before[embed] == int(learns)
     assert result["skipped_steps"] == 0
-    assert "left out" not in caplog.text
+    assert "is skipped" not in caplog.text
     with pytest.raises(
         NonFiniteError, match="Step 3: the loss is nan"
     ):  # of the loss itself the scale is not to blame
@@ -144,4 +144,4 @@ def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, c
         trainer.model.forward = with_infinity
 
     assert run(tmp_path, before=infinite_once, gradient_cache_chunk=chunk)["skipped_steps"] == 1
-    assert "Step 2 is left out: the loss is inf." in caplog.text
+    assert "Step 2 is skipped: the loss is inf." in caplog.text

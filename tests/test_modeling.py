@@ -115,18 +115,18 @@ def test_masks_that_part_a_clip_as_it_is_made_have_no_loss(clusters):
     centers = torch.randn(clusters, 32)
     # Whatever all features have in common, and whatever their scale is.
     for content in (centers[labels], 1e-2 * centers[labels], centers[labels] + 30 * torch.randn(32)):
-        loss = aggregation._loss(right, content[None], None)
+        loss = aggregation._partition_loss(right, content[None], None)
         torch.testing.assert_close(loss, torch.zeros(1), atol=1e-3, rtol=0)
         swapped = torch.cat([right[:, :2], right[:, 2:].roll(1, 2)], 1)  # a region is another one in later frames
-        assert aggregation._loss(swapped, content[None], None) > 0.5
+        assert aggregation._partition_loss(swapped, content[None], None) > 0.5
         telling_nothing = torch.full_like(right, 1 / clusters)
-        torch.testing.assert_close(aggregation._loss(telling_nothing, content[None], None), torch.ones(1))
+        torch.testing.assert_close(aggregation._partition_loss(telling_nothing, content[None], None), torch.ones(1))
 
 
 def test_regions_of_what_is_all_alike_have_no_loss():
     aggregation = tiny_video_model().region_module.aggregation
     content = torch.randn(32).expand(1, 4, 16, 32)
-    loss = aggregation._loss(torch.rand(1, 4, 3, 16).softmax(2), content, None)
+    loss = aggregation._partition_loss(torch.rand(1, 4, 3, 16).softmax(2), content, None)
     assert 0 <= loss < 1e-2
 
 
@@ -489,7 +489,7 @@ def test_autocast_does_not_blur_the_loss():
     masks = shares.flatten(0, 1) / shares.flatten(0, 1).mean(-1, keepdim=True)
     with torch.no_grad():
         for call in (
-            lambda: aggregation._loss(shares, content, None),
+            lambda: aggregation._partition_loss(shares, content, None),
             lambda: aggregation._softmax_pool(masks, content.flatten(0, 1)),
         ):
             plain = call()

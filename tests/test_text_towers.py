@@ -194,9 +194,9 @@ def test_segments_and_positions_move_with_the_tokens():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "clip"])
 def test_the_first_token_of_a_causal_tower_is_refused(name):
-    with pytest.raises(ValueError, match=r"has not seen the text.*Set text_pooling='last'"):
+    with pytest.raises(ValueError, match=r"does not attend to the text.*Set text_pooling='last'"):
         tiny_model(text=TOWERS[name](), text_pooling="first")
-    with pytest.raises(ValueError, match="text_pooling='pooler' takes a token that has not seen the text"):
+    with pytest.raises(ValueError, match="text_pooling='pooler' takes a token that does not attend to the text"):
         tiny_model(text=BertConfig(**SIZES, is_decoder=True), text_pooling="pooler")
 
 
@@ -283,7 +283,7 @@ def test_a_tokenizer_without_padding(caplog):
     with caplog.at_level(logging.INFO, logger="region_learner"):
         check_text_tower(tiny_text_config(), its)
     assert its.pad_token == "[SEP]"
-    assert "padding texts with '[SEP]'" in caplog.text
+    assert "texts are padded with '[SEP]'" in caplog.text
     with pytest.raises(ValueError, match="neither a padding token nor an end-of-text token"):
         check_text_tower(tiny_text_config(), tokenizer(pad_token=None))
 
@@ -312,12 +312,12 @@ def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):
         lambda: build_model(ModelArguments(text_config=text.to_dict(), tokenizer=text_tower)),
         lambda: load_checkpoint(model, "retrieval"),
     ):
-        with pytest.raises(ValueError, match="embeds only 20: take the tokenizer that belongs to the text tower"):
+        with pytest.raises(ValueError, match="embeds only 20: use the tokenizer that belongs to the text tower"):
             build()
 
 
 def test_padding_by_which_positions_are_counted():
-    with pytest.raises(ValueError, match=r"pads with id 0, but .* takes id 1 for padding"):
+    with pytest.raises(ValueError, match=r"pads with id 0, but .* skips id 1 as padding"):
         check_text_tower(RobertaConfig(**SIZES, pad_token_id=1), tokenizer())
 
 

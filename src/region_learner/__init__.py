@@ -1,4 +1,4 @@
-"""RegionLearner for Hugging Face: video-text dual encoders that learn regions by themselves."""
+"""RegionLearner for Hugging Face: video-text dual encoders that learn regions without region labels."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 
-# The public names of each module, which is imported when the first of them is used.
+# The public names of each module. A module is imported when one of its names is first used.
 _NAMES = {
     "configuration_region_learner": ["RegionLearnerConfig", "RegionLearnerVideoConfig"],
     "corpora": ["list_corpora", "load_corpus", "register_corpus"],

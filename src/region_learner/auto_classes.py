@@ -2,8 +2,8 @@
 Registers the classes of this package with the Auto classes of transformers.
 
 `import region_learner` must not import transformers, which takes seconds: the command line answers `--help` without
-it, and processes that decode videos never need it. Registration therefore happens when transformers is imported, by
-whomever: a post-import hook, as wandb and OpenTelemetry use them.
+it, and processes that decode videos never need it. The classes are therefore registered when transformers is imported,
+by any code: with a post-import hook, as in wandb and OpenTelemetry.
 """
 
 import sys
@@ -16,8 +16,8 @@ from typing import Any
 
 def register_auto_classes() -> None:
     """
-    Registers the classes, the source files that checkpoints carry for where this package is not installed, and the
-    reader of URLs, which those files do not have.
+    Registers the classes, their source files (which are saved with checkpoints, to load them without this package),
+    and the reader of URLs, which these files do not contain.
     """
     from transformers import (
         AutoConfig,
@@ -69,13 +69,13 @@ def register_auto_classes() -> None:
 
 class _AfterTransformers:
     """
-    Registers the classes after the import of transformers, or of the first of our own files that imports it. (Inside
-    such an import that file's classes do not exist yet, so that the outermost of these imports has to end.)
+    An import hook that registers the classes after the import of transformers, or of the module of this package that
+    imports it. While that module is imported its classes do not exist yet: the outermost import has to finish first.
     """
 
-    depth = 0  # of watched imports within each other
+    depth = 0  # of nested imports
 
-    # (Finders need no base class, and importlib.abc takes as long to import as the rest of this package.)
+    # No base class: importlib.abc takes as long to import as the rest of this package.
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:

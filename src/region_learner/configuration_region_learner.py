@@ -5,8 +5,8 @@
 """
 Configuration of RegionLearner, "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194).
 
-A configuration holds, and saves, what was chosen. What follows from the choices is derived on access, by the property
-`resolved`, so that an override always means what it says.
+A configuration holds and saves only the fields that were chosen. Defaults that depend on other fields are computed on
+access, by the property `resolved`, so that an override of a saved configuration always takes effect.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
-# Text encoders whose own pooled state was trained.
+# Text encoders with a pooling of their own that was trained.
 _POOLED_TEXT_ENCODERS = {
     "bert": "pooler",
     "clip_text_model": "eos",
@@ -39,7 +39,7 @@ def is_causal(text_config: Any) -> bool:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    # Two switches of transformers make a decoder bidirectional.
+    # Two fields of transformers make a decoder bidirectional.
     if getattr(text_config, "is_causal", None) is False or getattr(text_config, "use_bidirectional_attention", False):
         return False
     if getattr(text_config, "is_decoder", False) or text_config.model_type == "clip_text_model":
@@ -57,8 +57,8 @@ def default_text_pooling(text_config: Any) -> str:
 
 class RegionOptions(NamedTuple):
     """
-    The single choices within the region module. `region_form` sets all of them; the dictionary `region_options`
-    overrides some of them, by these names.
+    The options of the region module. `region_form` sets all of them; the dictionary `region_options` overrides some
+    of them, by these names.
 
     Args:
         mask_normalization: "regions": a softmax over the regions at each position, so that the regions compete for
@@ -92,7 +92,7 @@ class RegionOptions(NamedTuple):
     mask_loss_weight: float
 
 
-# The region options that each form stands for.
+# The region options of each form.
 REGION_FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {
         "mask_normalization": "regions",
@@ -128,7 +128,7 @@ LOSSES = ["infonce", "sigmoid", "max_margin"]
 
 
 class ResolvedVideoConfig(NamedTuple):
-    """The choices that a [`RegionLearnerVideoConfig`] leaves open, resolved."""
+    """The optional fields of a [`RegionLearnerVideoConfig`], with their defaults filled in."""
 
     codebook_decay: float
     video_pooling: str
@@ -136,12 +136,12 @@ class ResolvedVideoConfig(NamedTuple):
 
 
 class ResolvedConfig(NamedTuple):
-    """The choices that a [`RegionLearnerConfig`] leaves open, resolved."""
+    """The optional fields of a [`RegionLearnerConfig`], with their defaults filled in."""
 
     text_pooling: str
 
 
-# What transformers and its tools write into a config.json, or pass to a configuration, beside its fields.
+# Names that transformers and its tools write into a config.json, or pass to a configuration, besides its own fields.
 _OF_TRANSFORMERS = {
     *PreTrainedConfig.__dataclass_fields__,
     *("model_type", "auto_map", "custom_pipelines", "name_or_path", "processor_class", "tokenizer_class"),
@@ -183,7 +183,7 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
     `model_type`s; a change to None removes the key.
 
     Args:
-        keep_null: keep None for a key that `values` lacks, so that the result can be merged over something else.
+        keep_null: keep None for a key that `values` lacks, so that the result can itself be merged as `changes`.
     """
     before, now = values.get("model_type"), changes.get("model_type")
     merged = {} if before and now and before != now else dict(values)
@@ -202,11 +202,11 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
 
 
 class _StrictConfig(PreTrainedConfig):
-    """A configuration that refuses unknown fields, and merges overrides into what was saved."""
+    """A configuration that refuses unknown fields, and merges overrides into saved values."""
 
     @classmethod
     def own_fields(cls) -> set[str]:
-        """Returns the names of the fields that not every configuration of transformers has."""
+        """Returns the names of the fields that this class adds to those of every transformers configuration."""
         return {item.name for item in fields(cls)} - set(PreTrainedConfig.__dataclass_fields__)
 
     @classmethod
@@ -215,7 +215,7 @@ class _StrictConfig(PreTrainedConfig):
 
     @classmethod
     def _hint(cls, name: str, value: Any) -> str:
-        """Returns the end of that message: where `name` belongs, or the nearest field."""
+        """Returns the end of the message about an unknown field: where `name` belongs, or the nearest field."""
         return did_you_mean(name, cls.own_fields())
 
     def __post_init__(self, **kwargs):
@@ -228,8 +228,8 @@ class _StrictConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
         """
-        Builds a configuration from a saved one and overrides. Every `from_pretrained`, also that of a model or an
-        Auto class, ends here.
+        Builds a configuration from a saved one and overrides. Every `from_pretrained` calls this, including those of
+        models and Auto classes.
 
         Args:
             config_dict: the saved configuration.
@@ -240,8 +240,8 @@ class _StrictConfig(PreTrainedConfig):
             ValueError: a field does not exist, or a value is out of range.
         """
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.own_fields()}
-        # Models and Auto classes pass on arguments that may be meant for others: there, only those that resemble a
-        # field are refused.
+        # Models and Auto classes pass arguments that may not be meant for the configuration: of these, only the ones
+        # that resemble a field are refused.
         for_others = kwargs.get("return_unused_kwargs") or "name_or_path" in kwargs
         for name, value in kwargs.items():
             is_unknown = name != "return_unused_kwargs" and not _is_of_transformers(name)
@@ -253,13 +253,13 @@ class _StrictConfig(PreTrainedConfig):
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """
-        Returns a saved configuration as the constructor takes it. transformers saves attributes that were set on a
-        configuration, too: these are ignored with a warning, so that the checkpoint still loads.
+        Returns a saved configuration as arguments of the constructor. transformers also saves other attributes that
+        were set on a configuration: these are ignored with a warning, so that the checkpoint still loads.
         """
         known = cls.own_fields()
         unknown = [name for name in config_dict if name not in known and not _is_of_transformers(name)]
         if unknown:
-            logger.warning("Ignoring what is not a field of %s in config.json: %s.", cls.__name__, ", ".join(unknown))
+            logger.warning("Ignoring unknown fields of %s in config.json: %s.", cls.__name__, ", ".join(unknown))
         return {name: value for name, value in config_dict.items() if name not in unknown}
 
     @classmethod
@@ -292,22 +292,22 @@ class RegionLearnerVideoConfig(_StrictConfig):
     Args:
         pre_layernorm (`bool`, defaults to `False`): a LayerNorm before the first block, and no bias in the patch
             embedding, as in CLIP.
-        num_frames (`int`, defaults to 4): number of temporal positions, the most frames that a clip can have.
+        num_frames (`int`, defaults to 4): number of temporal positions, the maximum number of frames per clip.
         codebook_size (`int`, defaults to 2048): number of codes, K.
         codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked up
             before they are updated, and are revived when unused. "original": as in the reference implementation,
             looked up after the update, and neither initialized from features nor revived.
         codebook_decay (`float`, *optional*): EMA decay of the codebook statistics. By default 0.99 for "ema" and 0.1
             for "original".
-        codebook_revival_after (`int`, defaults to 100): a code that none of the last `codebook_revival_after` * K
-            features chose is revived from a current feature ("ema" only); 0 never revives codes.
+        codebook_revival_after (`int`, defaults to 100): a code unused for the last K times this many features
+            is revived near a current feature ("ema" only). 0 never revives codes.
         num_regions (`int`, defaults to 8): number of regions per frame, S.
         interaction_layers (`int`, defaults to 1): number of interaction layers.
         interaction_heads (`int`, defaults to 8): number of attention heads in each of them.
         region_form (`str`, defaults to `"decoupled"`): "decoupled", as above, or "paper", as in the paper and the
             reference implementation: the masks have any sign, and the regions are means over positions of mask *
             quantized feature, which interact in a single attention layer.
-        region_options (`dict`, defaults to `{}`): overrides single choices of the form; see [`RegionOptions`].
+        region_options (`dict`, defaults to `{}`): overrides single options of the form; see [`RegionOptions`].
         motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions; "cls_max", plus
@@ -318,8 +318,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
             features of the frames are averaged, or concatenated and projected. (Regions interact over all frames in
             every case.)
 
-    The other fields are those of any vision transformer. Fields that are None are derived from the others; see
-    [`RegionLearnerVideoConfig.resolved`].
+    The other fields are common to all vision transformers. Fields that are None get a default that depends on other
+    fields; see [`RegionLearnerVideoConfig.resolved`].
 
     Example:
 
@@ -390,8 +390,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
     def validate_architecture(self):
         """
         Raises:
-            ValueError: a value is out of range, a choice is not known, sizes do not fit together, or a part needs
-                another one that is left out.
+            ValueError: a value is out of range or not known, sizes do not fit together, or a part of the model needs
+                another part that is left out.
         """
         from transformers.activations import ACT2FN
 
@@ -492,7 +492,7 @@ class RegionLearnerConfig(_StrictConfig):
 
     model_type = "region_learner"
     sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
-    # The Trainer concatenates all other outputs of an evaluation: the embeddings are enough.
+    # The Trainer concatenates all other outputs over an evaluation. Only the embeddings are needed.
     keys_to_ignore_at_inference = [
         "logits_per_video",
         "logits_per_text",
@@ -532,7 +532,7 @@ class RegionLearnerConfig(_StrictConfig):
 
     @property
     def num_frames(self) -> int:
-        """The temporal positions of the video tower, by the name that transformers' pipelines look for."""
+        """The number of temporal positions of the video tower, which the pipelines of transformers read here."""
         return self.video_config.num_frames
 
     @classmethod
@@ -576,8 +576,8 @@ class RegionLearnerConfig(_StrictConfig):
                 raise ValueError(f"{name} was set to {getattr(self, name)!r:.60}: set it to a configuration.")
         if self.video_config.model_type != RegionLearnerVideoConfig.model_type:
             raise ValueError(
-                f"video_config is that of a {self.video_config.model_type!r} model: pass a RegionLearnerVideoConfig, "
-                "or a dict of its fields."
+                f"video_config is the configuration of a {self.video_config.model_type!r} model: pass a "
+                "RegionLearnerVideoConfig, or a dict of its fields."
             )
         self.video_config.validate_architecture()
         _check_text_config(self.text_config)
@@ -600,8 +600,8 @@ class RegionLearnerConfig(_StrictConfig):
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Returns flat `overrides` as [`RegionLearnerConfig.from_dict`] takes them, with the fields of the video tower in
-    `video_config`. A name that both configurations have is that of the top level.
+    Returns flat `overrides` as arguments of [`RegionLearnerConfig.from_dict`], with the fields of the video tower in
+    `video_config`. A name that both configurations have sets the top-level field.
 
     Raises:
         ValueError: a name is not known.
@@ -627,7 +627,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
 
     Args:
         values: its fields and its `model_type`.
-        chosen: the names among them that a user gave, which must exist.
+        chosen: the names that a user set, which must be fields of the configuration.
 
     Raises:
         ValueError: transformers does not know the `model_type`, or the configuration does not have a chosen field.
@@ -645,7 +645,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
             f"{did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
         )
     config = AutoConfig.for_model(model_type, **values)
-    # transformers keeps unknown arguments of a configuration as attributes.
+    # transformers accepts unknown arguments of a configuration and keeps them as attributes.
     declared = type(config).__dataclass_fields__
     attributes = [name for name in chosen if name in vars(config) and name not in declared]
     if attributes := [name for name in attributes if not _is_of_transformers(name)]:

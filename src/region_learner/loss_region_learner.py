@@ -3,14 +3,14 @@
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
 """
-The losses of the RegionLearner models, of one batch or of the global batch of several processes.
+Losses of the RegionLearner models, for one batch or for the global batch of several processes.
 
 The models' `forward` computes the loss of the batch that it is given. With data parallelism, call the functions below
 with `gather=True` on its outputs instead: text and video embeddings of all processes are then each other's negatives.
 As in open_clip's `ClipLoss` with `local_loss` and `gather_with_grad`, each process compares its own rows with those of
-all processes, so that memory grows with batch size x global batch size. The mean over processes of the losses, and of
-their gradients (which is what DDP and FSDP compute), equals that of one process with the global batch. Batches may
-differ in size between processes.
+all processes, so that memory grows with batch size x global batch size. The mean over processes of the losses and of
+their gradients, which DDP and FSDP compute, equals the loss and the gradients of one process with the global batch.
+Batches may differ in size between processes.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,15 @@ import torch.nn.functional as F
 
 from .configuration_region_learner import LOSSES
 
-# Labels that do not count in the classification loss: -100 marks padding, -1 a class that the model does not have.
+# Labels that the classification loss ignores: -100 for padding, -1 for a class that the model does not have.
 IGNORED_LABELS = (-100, -1)
+
+# The losses of `register_loss`.
+_REGISTERED: dict[str, Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]] = {}
 
 
 def world() -> tuple[int, int]:
-    """Rank of this process and the number of processes; (0, 1) without an initialised process group."""
+    """Returns the rank of this process and the number of processes; (0, 1) without a process group."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
@@ -35,7 +38,7 @@ def world() -> tuple[int, int]:
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Cosine similarities of L2-normalised embeddings, (n, m), in their own precision under autocast, too."""
+    """Returns cosine similarities (n, m) of L2-normalized embeddings, in their own precision even under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.T
 
@@ -44,21 +47,21 @@ def contrastive_loss(
     config: Any, outputs: Any, video_ids: torch.Tensor | None = None, gather: bool = False
 ) -> torch.Tensor:
     """
-    The contrastive loss that the configuration names, plus the weighted loss of the region masks.
+    Returns the contrastive loss that the configuration names, plus the weighted loss of the region masks.
 
     Args:
-        config (`RegionLearnerConfig`): of the model.
-        outputs (`RegionLearnerOutput`): of the model, for as many texts as videos.
+        config (`RegionLearnerConfig`): the configuration of the model.
+        outputs (`RegionLearnerOutput`): its outputs for as many texts as videos.
         video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
-            negatives; pairs with a negative id are padding, which does not count.
+            negatives; pairs with a negative id are padding, which is ignored.
         gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
 
     Returns:
         `torch.Tensor` of shape `()`.
 
     Raises:
-        ValueError: the texts and videos of a process do not pair, or the processes disagree on the embedding size or
-            on whether there are `video_ids`. With `gather`, all processes raise it.
+        ValueError: a process has more texts than videos or vice versa, or the processes disagree on the embedding
+            size or on whether there are `video_ids`. With `gather`, all processes raise it.
 
     Example, in each process of a training loop with DDP:
 
@@ -86,14 +89,15 @@ def contrastive_loss(
 
 def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]) -> None:
     """
-    Makes `RegionLearnerConfig(loss=name)` train with a contrastive loss of your own. The loss of the region masks is
-    added to it. A model that was trained with it loads where it is not registered with
+    Registers your own contrastive loss, which `RegionLearnerConfig(loss=name)` then selects. The loss of the region
+    masks is added to it. Where the loss is not registered, load a model that was trained with it by
     `from_pretrained(..., loss="infonce")`.
 
     Args:
-        name (`str`): of the loss; not one of a built-in loss.
-        function: is given `config`, `outputs`, `video_ids` and `gather` as [`contrastive_loss`] is, and returns a
-            tensor of shape `()`. With cached gradients, the outputs are the embeddings, temperature and bias alone.
+        name (`str`): name of the loss. A built-in loss cannot be replaced.
+        function: takes `config`, `outputs`, `video_ids` and `gather`, the arguments of [`contrastive_loss`], and
+            returns a tensor of shape `()`. With cached gradients, the outputs are only the embeddings, temperature
+            and bias.
 
     Raises:
         ValueError: there is a built-in loss of this name.
@@ -116,18 +120,15 @@ def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, 
         LOSSES.append(name)
 
 
-_REGISTERED: dict[str, Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]] = {}
-
-
 def classification_loss(config: Any, outputs: Any, labels: torch.Tensor, gather: bool = False) -> torch.Tensor:
     """
-    Mean cross-entropy of the logits, plus the weighted loss of the region masks.
+    Returns the mean cross-entropy of the logits, plus the weighted loss of the region masks.
 
     Args:
-        config (`RegionLearnerConfig`): of the model.
-        outputs: of a video classifier or a question answering model.
+        config (`RegionLearnerConfig`): the configuration of the model.
+        outputs: outputs of a video classifier or a question answering model.
         labels (`torch.LongTensor` of shape `(B,)`): the classes. -100 (padding) and -1 (a class that the model does
-            not have) do not count.
+            not have) are ignored.
         gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
 
     Returns:
@@ -147,15 +148,16 @@ def infonce_loss(
     gather: bool = False,
 ) -> torch.Tensor:
     """
-    The mean cross-entropy of finding each text's video among all, plus that of finding each video's text, in cosine
-    similarities over `temperature`. The original's `NormSoftmaxLoss`. Other arguments as in [`contrastive_loss`];
-    embeddings are L2-normalised, of shape `(B, dim)`.
+    Returns the mean cross-entropy of finding the video of each text among all videos, plus the mean cross-entropy of
+    finding the text of each video. Logits are cosine similarities divided by `temperature`. The original's
+    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`; for the other arguments see
+    [`contrastive_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
     total = pairs.texts.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         logits = cosine_similarity(rows, others) / temperature
-        if video_ids is not None:  # padding is left to compare with itself alone, which costs nothing
+        if video_ids is not None:  # padding is compared only with itself, which gives a loss of 0
             own = pairs.labels[:, None] == torch.arange(len(others), device=others.device)
             logits = logits.masked_fill(~(pairs.negatives | own), torch.finfo(logits.dtype).min)
         total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
@@ -171,10 +173,10 @@ def sigmoid_loss(
     gather: bool = False,
 ) -> torch.Tensor:
     """
-    SigLIP's loss (arXiv 2303.15343): every text with every video is a binary classification of its own, with the
-    cosine similarity over `temperature` plus `bias` as its logit. The sum over all, divided, as there, by the number
-    of texts, so that negatives count the more the larger the batch is. Not in the original. Other arguments as in
-    [`infonce_loss`].
+    Returns SigLIP's loss (arXiv 2303.15343): each text with each video is a binary classification, whose logit is the
+    cosine similarity divided by `temperature`, plus `bias`. As in SigLIP, the sum of all their losses is divided by
+    the number of texts, so that the total weight of negatives grows with the batch. Not in the original. For the
+    other arguments see [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
     logits = cosine_similarity(pairs.texts, pairs.all_videos) / temperature + bias
@@ -191,9 +193,9 @@ def max_margin_loss(
     gather: bool = False,
 ) -> torch.Tensor:
     """
-    By how much each negative of a text, and of a video, comes closer to the similarity of its pair than `margin`:
-    the mean over all negatives of both directions. The original's `MaxMarginRankingLoss`, whose margin is 1 by
-    default. Other arguments as in [`infonce_loss`].
+    Returns the mean of max(0, margin + similarity of a negative - similarity of the pair) over the negatives of all
+    texts and of all videos. The original's `MaxMarginRankingLoss`, whose margin is 1 by default. For the other
+    arguments see [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
     total = pairs.texts.new_zeros(())
@@ -205,18 +207,18 @@ def max_margin_loss(
 
 
 def _region_loss(config: Any, outputs: Any, counts: torch.Tensor | None, gather: bool) -> torch.Tensor | float:
-    """Mean of `outputs.region_loss` (B,) over the clips that count (B,), times its weight; 0 where there is none."""
+    """Returns the weighted mean of `outputs.region_loss` (B,) over the clips that count (B,); 0 if it is None."""
     if outputs.region_loss is None:
         return 0.0
     losses = outputs.region_loss
     counts = torch.ones_like(losses, dtype=torch.bool) if counts is None else counts
     weight = config.video_config.resolved.region_options.mask_loss_weight
-    # (The loss of a clip that does not count may be NaN.)
+    # `where`, because the loss of a clip that does not count may be NaN.
     return weight * _mean(torch.where(counts, losses, 0).sum(), counts.sum(), gather)
 
 
 def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tensor:
-    """`total` / `count`; with `gather`, results that average over processes to the mean of the global batch."""
+    """Returns `total` / `count`; with `gather`, values whose mean over processes is that of the global batch."""
     _, processes = world()
     if gather and processes > 1:
         count = count.clone()
@@ -227,13 +229,13 @@ def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tenso
 
 @dataclass
 class _Pairs:
-    """The pairs of this process (b), which the losses compare with all pairs (n; the same without gathering)."""
+    """The b pairs of this process, and all n pairs to compare them with (without gathering, the same)."""
 
     texts: torch.Tensor  # (b, dim)
     videos: torch.Tensor  # (b, dim)
     all_texts: torch.Tensor  # (n, dim)
     all_videos: torch.Tensor  # (n, dim)
-    labels: torch.Tensor  # (b,), where each pair is among all
+    labels: torch.Tensor  # (b,), index of each pair among all pairs
     real: torch.Tensor  # (b,), False for padding
     negatives: torch.Tensor  # (b, n)
 
@@ -266,8 +268,8 @@ def _check_sizes(
     texts: torch.Tensor | None, videos: torch.Tensor | None, video_ids: torch.Tensor | None, processes: int
 ) -> list[int]:
     """
-    The number of pairs in each process. Sizes are compared before any embeddings are gathered, which processes that
-    disagree would wait for forever. (This in turn waits for the device, once per step.)
+    Returns the number of pairs of each process. Sizes are compared before embeddings are gathered, because processes
+    that disagree would wait for each other forever. (The comparison waits for the device, once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]
@@ -292,7 +294,7 @@ def _check_sizes(
 
 
 def _all_gather(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Concatenates `x` over processes, which have `sizes` rows, without gradient."""
+    """Returns `x` concatenated over processes, of which each has its number of rows in `sizes`, without gradient."""
     padding = (0, 0) * (x.ndim - 1) + (0, max(sizes) - len(x))
     x = F.pad(x, padding).contiguous()
     parts = [torch.empty_like(x) for _ in sizes]
@@ -303,7 +305,7 @@ def _all_gather(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     """
     Concatenates over processes along the first axis; gradients flow back to the process of each part. (torch 2.14
-    deprecates its own, `torch.distributed.nn.functional.all_gather`; what replaces it has another name before.)
+    deprecates `torch.distributed.nn.functional.all_gather`, whose replacement has another name in earlier versions.)
     """
 
     @staticmethod

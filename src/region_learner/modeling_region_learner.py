@@ -7,8 +7,8 @@ PyTorch RegionLearner: "Video-Text Pre-training with Learned Regions" (arXiv 211
 divided space-time ViT of "Frozen in Time" (arXiv 2104.00650).
 
 "The original" is the reference implementation, github.com/showlab/Region_Learner. The docstring of each class says
-what it corresponds to there, and where it differs on purpose. In comments, B are clips, T frames, N = h * w patches
-per frame, D channels, S regions per frame, K codes, H heads.
+what it corresponds to there, and where it differs on purpose. Shapes are in terms of B clips, T frames, N = h * w
+patches per frame, D channels, S regions per frame, K codes and H heads.
 """
 
 import copy
@@ -57,14 +57,14 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             The video feature; from `get_video_features` its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
             With `output_hidden_states=True`: the input of the first block and the output of every block. With late
-            fusion these are those of B * T clips of one frame.
+            fusion, the batch is B * T clips of one frame.
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
-            With `output_attentions=True` and eager attention: the weights of the attention over space in every block.
+            With `output_attentions=True` and eager attention: the weights of the space attention in every block.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
             Regions after their interaction, before the final LayerNorm. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
-            The masks under which the regions were pooled: raw ones of any sign, or ones that are normalized to a mean
-            of 1 over the positions of a frame (region option `mask_normalization`). None without aggregation.
+            The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
+            positions of a frame (region option `mask_normalization`). None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
@@ -81,7 +81,7 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 @dataclass
 class RegionLearnerOutput(ModelOutput):
     """
-    Output of the dual encoder. What belongs to an input that was not given is None.
+    Output of the dual encoder. Everything that depends on an input that was not given is None.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`):
@@ -168,8 +168,8 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool = False
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """
-        Embeds clips (B, T, C, height, width) as tokens (B, 1 + T * N, D), and returns their grid (T, h, w), too. With
-        late fusion the tokens are those of B * T clips of one frame.
+        Returns the tokens (B, 1 + T * N, D) of clips (B, T, C, height, width), and their grid (T, h, w). With late
+        fusion each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w).
         """
         batch, frames, channels, height, width = pixel_values_videos.shape
         patch, size = self.config.patch_size, self.config.image_size
@@ -230,8 +230,8 @@ class RegionLearnerAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Attention by the implementation of the configuration. `attention_mask` is additive and broadcastable to
-        (batch, 1, queries, keys). Returns (batch, queries, D), and the weights if the implementation has them.
+        Runs the attention implementation that the configuration names. `attention_mask` is additive and broadcastable
+        to (batch, 1, queries, keys). Returns (batch, queries, D), and the weights if the implementation returns them.
         """
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -261,7 +261,7 @@ class RegionLearnerAttention(nn.Module):
 
 
 class RegionLearnerZeroLinear(nn.Linear):
-    """A linear layer that starts as the zero function; a class, for `_init_weights` to know it by."""
+    """A linear layer that is initialized to zero. (A class of its own, which `_init_weights` recognizes.)"""
 
 
 class RegionLearnerDividedAttention(RegionLearnerAttention):
@@ -269,9 +269,9 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
     Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token, a patch
     query to CLS and to its group: the same patch in all frames (`"time"`) or all patches of its frame (`"space"`).
 
-    The attention over time starts as the zero function, so that an image model inflates exactly. Here only its output
-    projection is 0. In the original, queries, keys and values are 0 and the output projection is 1: queries and keys
-    then never get a gradient.
+    The attention over time starts as the zero function, so that a new video model encodes each frame exactly as its
+    image model does. Here only the output projection is 0. In the original, queries, keys and values are 0 and the
+    output projection is 1: queries and keys then never get a gradient.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig, axis: str):
@@ -288,8 +288,8 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. The second
-        output is the whole weight matrix (B, H, 1 + T * N, 1 + T * N) if it was asked for, otherwise None.
+        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. Returns the
+        output, (B, 1 + T * N, D), and the weights (B, H, 1 + T * N, 1 + T * N) with `output_attentions`, else None.
         """
         query, key, value = self.project(hidden_states)
         if kwargs.get("output_attentions", self.config.output_attentions):
@@ -323,13 +323,13 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
 
     @staticmethod
     def _token_mask(frame_mask: torch.Tensor, patches: int) -> torch.Tensor:
-        """(B, T) to (B, 1 + T * N), True for CLS."""
+        """Expands a mask of frames (B, T) to tokens (B, 1 + T * N). CLS is always True."""
         return F.pad(frame_mask.repeat_interleave(patches, 1), (1, 0), value=True)
 
     def _full_mask(
         self, grid: tuple[int, int, int], frame_mask: torch.Tensor | None, query: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the additive mask (B or 1, 1, 1 + T * N, 1 + T * N) of who attends to whom."""
+        """Returns an additive mask (B or 1, 1, 1 + T * N, 1 + T * N) that restricts attention to CLS and groups."""
         frames, patches = grid[0], grid[1] * grid[2]
         index = torch.arange(frames * patches, device=query.device)
         group = index % patches if self.axis == "time" else index // patches
@@ -338,9 +338,9 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
             real = self._token_mask(frame_mask, patches)[:, None, None, :]  # (B, 1, 1, 1 + T * N)
             if self.axis == "time":
                 allowed = allowed & real
-            else:  # only CLS attends to other frames
-                of_patches = allowed[:, :, 1:].expand(len(real), -1, -1, -1)
-                allowed = torch.cat([allowed[:, :, :1] & real, of_patches], dim=2)
+            else:  # patches attend to their own frame alone, masked or not
+                patch_rows = allowed[:, :, 1:].expand(len(real), -1, -1, -1)
+                allowed = torch.cat([allowed[:, :, :1] & real, patch_rows], dim=2)
         return _additive(allowed, query.dtype)
 
 
@@ -374,7 +374,7 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
         frame_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states`: (B, 1 + T * N, D), and so the output; `grid`: (T, h, w); `frame_mask`: (B, T)."""
+        """`hidden_states` and the output: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T)."""
         residual = hidden_states
         over_time, _ = self.time_attention(self.time_norm(hidden_states), grid, frame_mask, **kwargs)
         hidden_states = residual + over_time
@@ -385,8 +385,8 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
 
 def _hash_uniform(index: torch.Tensor) -> torch.Tensor:
     """
-    Numbers in (0, 1), float64, that look random but depend on nothing but `index` (integers): the same on every
-    device and process, after a resume, and on the meta device. (A 32-bit mix of multiplications and shifts.)
+    Returns pseudo-random numbers in (0, 1), float64, that depend only on `index` (integers): they are the same on
+    every device and process, and after a resume. (A 32-bit hash of multiplications and shifts.)
     """
     x = (index + 0x9E3779B9) & 0xFFFFFFFF
     for multiplier in (0x7FEB352D, 0x2C1B3C6D):
@@ -396,36 +396,37 @@ def _hash_uniform(index: torch.Tensor) -> torch.Tensor:
 
 
 def _initial_codebook(codes: int, channels: int) -> torch.Tensor:
-    """Codes before the first training step: normally distributed numbers, always the same. (K, D)"""
+    """Returns the codes (K, D) before the first training step: normally distributed, and always the same."""
     uniform = _hash_uniform(torch.arange(codes * channels))
     return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view(codes, channels)
 
 
 class RegionLearnerQuantizer(nn.Module):
     """
-    Replaces features by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
-    assigned to them. Corresponds to the original's `Quantize`, whose names the buffers keep: `embed` the codes (K, D),
-    `cluster_size` n and `embed_avg` m the averages of counts and sums, `cluster_sum` an undecayed count.
+    Replaces each feature by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
+    assigned to them. Corresponds to the original's `Quantize`, whose buffer names it keeps: the codes `embed` (K, D),
+    the moving averages `cluster_size` (K,) of their counts and `embed_avg` (K, D) of their sums, and `cluster_sum`
+    (K,), a count without decay.
 
-    `codebook_mode="original"` computes what the original does: codes start at random, follow with a decay of 0.1,
-    and are looked up after their update. Unused codes shrink towards zero. "ema" differs on purpose: codes follow with
-    a decay of 0.99, are looked up before their update, start as features of the first batch (which itself passes
-    unquantized), and are revived where current features are dense when they are unused for the last
-    `codebook_revival_after` * K features.
+    `codebook_mode="original"` computes what the original does: codes are random at first, follow with a decay of 0.1,
+    and are looked up after their update; unused codes shrink towards zero. "ema" differs on purpose: codes follow with
+    a decay of 0.99, are looked up before their update, and start as features of the first batch (which itself passes
+    unquantized). A code that is unused for the last `codebook_revival_after` * K features is revived next to a code
+    in use.
 
-    In training mode, forward passes with gradients collect statistics, and [`update`] moves the codes by them. In one
-    process each forward pass calls it by itself, as BatchNorm updates its statistics. In several processes, `update`
-    reduces the statistics over all of them (where the original leaves each process with its own codebook until DDP
-    overwrites them with that of rank 0), and has to be called once per training step.
+    In training mode, forward passes with gradients collect statistics, and [`update`] applies them to the codes. In a
+    single process each forward pass calls it, as BatchNorm updates its statistics. With several processes, it has to
+    be called once per training step, and reduces the statistics over all of them. (In the original, every process has
+    a codebook of its own until DDP overwrites it with that of rank 0.)
 
-    The statistics stay in float32 whatever the model's dtype is. Features that are not finite, as an overflow in half
-    precision makes them, do not count.
+    The statistics stay in float32 whatever the dtype of the model is. Features that are not finite, after an overflow
+    in half precision for example, are not counted.
 
     Attributes:
-        frozen (`bool`): training leaves the codes as they are.
-        auto_update (`bool`): whether forward passes in one process update the codes by themselves. Set it to False to
-            call [`update`] once per step: with gradient accumulation, or where the region module itself is under
-            non-reentrant activation checkpointing, which has to find the same codes a second time.
+        frozen (`bool`): whether training leaves the codes unchanged.
+        auto_update (`bool`): whether forward passes in a single process update the codes. Set it to False and call
+            [`update`] once per step with gradient accumulation, or if the region module itself is under non-reentrant
+            activation checkpointing, whose second forward pass has to find the same codes.
     """
 
     embed: torch.Tensor
@@ -449,14 +450,14 @@ class RegionLearnerQuantizer(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.frozen = False
         self.auto_update = True
-        # Not a buffer, which DDP would overwrite with that of rank 0. (K, 2 D + 2): counts and sums of the features
-        # of each code, a candidate feature to place the code on, and in how many passes there was such a candidate.
+        # Statistics since the last update, (K, 2 D + 2): the count and the sum of each code's features, a candidate
+        # feature to place it on, and the number of passes with such a candidate. DDP would overwrite a buffer.
         self._pending: torch.Tensor | None = None
         self._last_graph: int | None = None
 
     def _apply(self, fn, recurse=True):
-        # `model.to(bfloat16)` must not round the statistics, which would then no longer move: buffers follow the
-        # device alone. (`_keep_in_fp32_modules_strict` protects them in `from_pretrained` only.)
+        # `model.to(bfloat16)` must not round the statistics: in bfloat16, small updates would be lost. (They follow
+        # the device. `_keep_in_fp32_modules_strict` protects them in `from_pretrained` only.)
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, moved in self._buffers.items():
@@ -482,87 +483,88 @@ class RegionLearnerQuantizer(nn.Module):
 
     def forward(self, features: torch.Tensor, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not count. Returns the codes in
-        their place, with the gradient passed straight through, and their indices (tokens,).
+        `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not be counted. Returns their codes
+        (tokens, D), with a straight-through gradient, and the indices of these (tokens,).
         """
         learns = self.training and not self.frozen
         collects = learns and self._is_first_pass()
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
             if learns:
-                # One feature that is not finite, or whose sums would not be, would stay in the averages for good.
+                # A feature that is not finite, or overflows when squared, would make the averages NaN for good.
                 finite = observed.square().sum(1).isfinite()
                 observed = torch.where(finite[:, None], observed, 0)
-                valid = finite if valid is None else valid & finite
+                counted = finite if valid is None else valid & finite
             cluster_ids = self.nearest(observed)
             embed = self.embed
             if collects or (learns and self.mode == "original"):
-                counts, sums = self._count(observed, cluster_ids, valid)
-                if self.mode == "original":  # codes after an update, in several processes by this one's features alone
+                counts, sums = self._count(observed, cluster_ids, counted)
+                if self.mode == "original":  # the codes after an update with the features of this process
                     *_, embed = self._moved(counts, sums)
             codes = F.embedding(cluster_ids, embed).to(features.dtype)
             if learns and self.mode == "ema":
                 codes = torch.where(self.num_updates > 0, codes, features.detach())
             if collects:
-                self._collect(counts, sums, observed, valid)
+                self._collect(counts, sums, observed, counted)
                 if self.auto_update and world()[1] == 1:
                     self.update()
         return codes + (features - features.detach()), cluster_ids
 
     def _is_first_pass(self) -> bool:
         """
-        Whether a forward pass is one to learn from. Passes without gradients are not: the first ones of reentrant
-        activation checkpointing and of cached gradients, which are run again. Nor are those that run within a
-        backward pass to repeat one with gradients, as non-reentrant checkpointing does.
+        Returns whether a forward pass is one to collect statistics in, so that each feature counts once. Passes
+        without gradients are not: reentrant activation checkpointing and cached gradients repeat them with gradients.
+        Passes that repeat one with gradients within a backward pass, in non-reentrant checkpointing, are not either.
         """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled()
         if not torch.is_grad_enabled():
             self._last_graph = None
             return False
-        graph = torch._C._current_graph_task_id()  # of the backward pass that runs, -1 outside of any
+        graph = torch._C._current_graph_task_id()  # -1 outside of a backward pass
         if graph != -1 and self._last_graph not in (None, graph):
             return False
         self._last_graph = graph
         return True
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
-        """Index of the code nearest to each of `features` (tokens, D) in squared L2 distance, in bounded memory."""
-        half_norms = self.embed.square().sum(1) / 2  # |x - c|^2 / 2 less |x|^2 / 2, which is the same for all codes
+        """Returns the index of the nearest code for each of `features` (tokens, D), in bounded memory."""
+        half_norms = self.embed.square().sum(1) / 2  # |x - c|^2 / 2 = |c|^2 / 2 - x c + a constant
         chunks = features.split(max(1, _DISTANCES_AT_ONCE // len(self.embed)))
         return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
 
     def _count(
         self, features: torch.Tensor, cluster_ids: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The number of valid features assigned to each code (K,), and their sums (K, D)."""
+        """Returns the number of valid features assigned to each code (K,), and their sums (K, D)."""
         weights = valid.float()
         counts = torch.zeros_like(self.cluster_size).index_add_(0, cluster_ids, weights)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, cluster_ids, features * weights[:, None])
         return counts, sums
 
     def _collect(self, counts: torch.Tensor, sums: torch.Tensor, features: torch.Tensor, valid: torch.Tensor):
-        """Adds a pass to the pending statistics. The candidate of each code is drawn evenly from all passes."""
+        """Adds a pass to the pending statistics. Each code's candidate is equally likely to be of any pass."""
         codes, channels = self.embed.shape
         pending = self.embed.new_zeros(codes, 2 * channels + 2) if self._pending is None else self._pending
         before, candidates, passes = pending.to(features.device).split([1 + channels, channels, 1], 1)
-        step = self.num_updates + 999_983 * passes.squeeze(1).long()  # another one in each pass
+        step = self.num_updates + 999_983 * passes.squeeze(1).long()  # different in each pass
         draw = step * codes + torch.arange(codes, device=features.device)
-        chosen, found = self._choose(valid, _hash_uniform(draw))
+        chosen, found = self._draw_candidates(valid, _hash_uniform(draw))
         passes = passes + found[:, None]
         replaced = (found & (_hash_uniform(draw ^ 0x55555555) * passes.squeeze(1) < 1))[:, None]
         candidates = torch.where(replaced, features[chosen], candidates)
         self._pending = torch.cat([before + torch.cat([counts[:, None], sums], 1), candidates, passes], 1)
 
-    def _choose(self, valid: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw_candidates(self, valid: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        One feature of the global batch for each code, evenly spread and moved by `uniform` (K,) within its stretch of
-        the batch: its index in `valid` (K,), and whether it is of this process (K,). Without asking the others: each
-        process serves the codes of its own share of the batch as if all had as many features. Processes with equal
-        batches so choose the features that one process with the whole batch does, and nothing waits for the device.
+        Draws one feature of the global batch for each code: evenly spaced ones, each moved by `uniform` (K,) within
+        its interval. Returns their indices in `valid` (K,), and whether they are on this process (K,).
+
+        Processes do not communicate: each draws for the codes of its own share of the batch, as if all had equally
+        many features. If they have, their draws are those of one process with the whole batch.
         """
         rank, processes = world()
-        order = valid.long().cumsum(0)  # the n-th valid feature is the first place where this reaches n
+        order = valid.long().cumsum(0)  # the n-th valid feature is where this first reaches n
         local = order[-1]
         codes, total = len(uniform), local * processes
         jitter = (uniform * (total // codes).clamp(min=1)).long()
@@ -574,8 +576,8 @@ class RegionLearnerQuantizer(nn.Module):
     @torch.no_grad()
     def update(self):
         """
-        Moves the codes by the statistics that forward passes have collected since the last call, in all processes,
-        each of which has to call this. Without any, nothing changes.
+        Updates the codes with the statistics that forward passes have collected since the last call, in all processes.
+        Each process has to call this, even if it has no statistics.
         """
         _, processes = world()
         statistics = self._pending
@@ -598,18 +600,18 @@ class RegionLearnerQuantizer(nn.Module):
         if self.mode == "ema":
             starts = (total > 0) & (self.num_updates == 0)
             placed = starts | (found.squeeze(1) & (unused >= self.revival_after) & (self.revival_after > 0))
-            # A revived code lies beside the code of some feature, a step towards that feature: in many dimensions, no
-            # other feature would choose a code that lies on a feature, as averages are nearer to all.
+            # A revived code splits the code nearest to its candidate: it lies a step from it towards the candidate. On
+            # the candidate itself, in many dimensions, it would attract no other feature: averages are nearer to all.
             splits = torch.lerp(F.embedding(self.nearest(candidates), self.embed), candidates, _SPLIT)
             target = torch.where(starts, torch.where(found, candidates, self.embed), splits)
-            # As if so many features had chosen each in one step: a weight so small that the features which choose it
-            # from now on soon decide where it is.
+            # As if this many features had been assigned to the code in a single step: few enough that the features
+            # assigned to it from now on soon determine where it is.
             weight = (1 - self.decay) * torch.where(starts, total / codes, size.mean())
             size = torch.where(placed, weight, size)
             average = torch.where(placed[:, None], target * weight, average)
             embed = torch.where(placed[:, None], target, embed)
             unused = torch.where(placed, 0, unused)
-            counts = torch.where(starts, 0, counts)  # those of codes that are gone
+            counts = torch.where(starts, 0, counts)  # they counted codes that no longer exist
         self.cluster_size.copy_(size)
         self.cluster_sum.add_(counts)
         self.embed_avg.copy_(average)
@@ -618,23 +620,34 @@ class RegionLearnerQuantizer(nn.Module):
         self.num_updates.add_((total > 0).long())
 
     def discard_pending(self):
-        """Forgets the statistics that forward passes have collected since the last [`update`]."""
+        """Discards the statistics that forward passes have collected since the last [`update`]."""
         self._pending = None
 
     def _moved(self, counts: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The averages of counts (K,) and sums (K, D), and the codes (K, D), after `counts` and `sums` of a batch."""
+        """
+        Returns the moving averages of counts (K,) and sums (K, D), and the codes (K, D), after a batch with these
+        `counts` and `sums`. A batch without features changes nothing.
+        """
         size = self.cluster_size * self.decay + counts * (1 - self.decay)
         average = self.embed_avg * self.decay + sums * (1 - self.decay)
         total = size.sum()
         smoothed = (size + 1e-5) / (total + len(size) * 1e-5) * total
-        moved, before = (size, average, average / smoothed[:, None]), (self.cluster_size, self.embed_avg, self.embed)
-        size, average, embed = (torch.where(counts.sum() > 0, x, y) for x, y in zip(moved, before))
+        after, before = (size, average, average / smoothed[:, None]), (self.cluster_size, self.embed_avg, self.embed)
+        size, average, embed = (torch.where(counts.sum() > 0, new, old) for new, old in zip(after, before))
         return size, average, embed
 
 
-def _precise(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float32 at least."""
+def _upcast(x: torch.Tensor) -> torch.Tensor:
+    """Returns `x` in float32, or in float64 if that is its dtype."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Returns the mean (..., D) of `states` (..., n, D) over the positions of `mask` (..., n); 0 without any."""
+    if mask is None:
+        return states.mean(-2)
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(-2) / weights.sum(-2).clamp(min=1)
 
 
 class RegionLearnerMotionExcitation(nn.Module):
@@ -645,7 +658,7 @@ class RegionLearnerMotionExcitation(nn.Module):
         self.conv = nn.Conv2d(config.hidden_size, 1, kernel_size=3, padding=1)
 
     def forward(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`features`: (B, T, h, w, D), and so the output. Masked frames are skipped as previous frames."""
+        """`features` and the output: (B, T, h, w, D). The previous frame is the latest one that is not masked."""
         if frame_mask is None:
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
         else:
@@ -662,11 +675,11 @@ class RegionLearnerMotionExcitation(nn.Module):
 
 class RegionLearnerAggregation(GradientCheckpointingLayer):
     """
-    Pools each frame into S regions under learned masks. The original's `Aggregation`, in which masks have any sign
-    and a region is the mean over positions of mask * feature.
+    Pools each frame into S regions with learned masks. The original's `Aggregation`, in which masks have any sign and
+    a region is the mean over positions of mask * feature.
 
-    Beyond the original: masks that are normalized over positions or compete between regions; values that differ from
-    the features that masks are computed from; pooling by the maximum, or near it, which keeps small things that a mean
+    Beyond the original: masks that are normalized over positions, or over regions; pooling other values than those
+    that the masks are computed from; pooling by a maximum, or a soft one, which keeps small objects that a mean
     dilutes; and a loss that makes the masks partition a clip.
     """
 
@@ -684,29 +697,26 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        `features`, which the masks are computed from, and `values`, which they pool: (B, T, h, w, D); `frame_mask`:
+        Computes masks from `features` (B, T, h, w, D) and pools `values` (B, T, h, w, D) with them. `frame_mask`:
         (B, T). Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,).
         """
         batch, frames, height, width, _ = features.shape
         masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
         values = values.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
-        logarithms = masks
         if self.normalization == "regions":
-            # A region's share of each position. Logarithms, as shares could all underflow to 0.
-            masks = logarithms = masks.log_softmax(1)
-        elif self.normalization == "positions":
-            logarithms = masks.log_softmax(-1)
+            masks = masks.log_softmax(1)  # each region's share of a position; a logarithm, as shares could underflow
+        log_masks = masks.log_softmax(-1) if self.normalization == "positions" else masks
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
         loss = None
         if self.has_loss:
-            shares, content = (x.unflatten(0, (batch, frames)) for x in (logarithms.exp(), values))
-            loss = self._loss(shares, content, frame_mask)
+            shares, content = (x.unflatten(0, (batch, frames)) for x in (log_masks.exp(), values))
+            loss = self._partition_loss(shares, content, frame_mask)
         if self.pooling == "softmax":
             regions = self._softmax_pool(masks, values)
-        elif self.pooling == "max":  # one region at a time, which never holds (S, h * w, D) per frame
-            shares = logarithms.to(values.dtype).unsqueeze(-1).unbind(1)  # S of (B * T, h * w, 1)
-            regions = torch.stack([(values + share).max(1).values for share in shares], dim=1)  # (B * T, S, D)
+        elif self.pooling == "max":  # one region at a time, so that (B * T, S, h * w, D) is never in memory
+            offsets = log_masks.to(values.dtype).unsqueeze(-1).unbind(1)  # S tensors (B * T, h * w, 1)
+            regions = torch.stack([(values + offset).max(1).values for offset in offsets], dim=1)  # (B * T, S, D)
         else:
             regions = masks.to(values.dtype) @ values / (height * width)
         masks = masks.unflatten(2, (height, width)).unflatten(0, (batch, frames))
@@ -714,34 +724,36 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
 
     def _softmax_pool(self, masks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """
-        Returns, in each channel, the mean of `values` (B * T, h * w, D) over positions with the weights mask *
-        exp(sharpness * z), (B * T, S, D). z are the values after a LayerNorm, minus the mean of their channel over the
-        frame, divided by the standard deviation that is left: channels that are large everywhere, as in large
+        Returns regions (B * T, S, D): in each channel, the mean of `values` (B * T, h * w, D) over positions with the
+        weights mask * exp(sharpness * z). z are the values after a LayerNorm, minus their channel's mean over the
+        frame, divided by the standard deviation of the result: channels that are large everywhere, as in large
         encoders, do not blur the others.
         """
         with torch.autocast(values.device.type, enabled=False):
-            precise = _precise(values)
+            precise = _upcast(values)
             scaled = F.layer_norm(precise, precise.shape[-1:])
             scaled = scaled - scaled.mean(1, keepdim=True)
             scaled = self.sharpness * scaled * torch.rsqrt(scaled.square().mean((1, 2), keepdim=True) + 1e-6)
-            # (No weight is 0: under a mask, all weights of a channel may underflow.)
+            # A small constant, because all weights of a channel may underflow where a mask is.
             weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)
-            masks = _precise(masks)  # their scale, a mean of 1, cancels in the quotient
+            masks = _upcast(masks)  # their scale cancels in the quotient
             regions = (masks @ (weights * precise)) / (masks @ weights)
         return regions.to(values.dtype)
 
-    def _loss(self, shares: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    def _partition_loss(
+        self, shares: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """
-        Of `shares` (B, T, S, h * w) of positions and `content` (B, T, h * w, D): what k-means minimises, with shares
-        in place of a choice. The squared distances of features to the mean of the region that they belong to, summed
-        over a clip, as a share of those to the mean of all: 0 where all in a region are alike, 1 where regions tell
-        nothing. Features are normalised first, and means are over all frames, so that a region stays with what it is
-        on. `content` gets no gradient: features would only become alike.
+        Returns a soft k-means loss (B,) of `shares` (B, T, S, h * w) of each position and `content` (B, T, h * w, D):
+        the squared distances of features to the mean of their region, divided by their squared distances to the mean
+        of the clip. It is 0 if all features of a region are equal, and 1 if all regions have the same mean. Features
+        are normalized first, and means are taken over all frames, so that a region follows the same content. `content`
+        gets no gradient: the encoder would only make features more alike.
         """
         with torch.autocast(content.device.type, enabled=False):
-            values = _precise(content.detach())
+            values = _upcast(content.detach())
             values = F.layer_norm(values, values.shape[-1:])
-            shares = _precise(shares)
+            shares = _upcast(shares)
             if frame_mask is None:
                 values = values - values.mean((1, 2), keepdim=True)
             else:
@@ -757,8 +769,8 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
 
 class RegionLearnerInteractionLayer(nn.Module):
     """
-    Self-attention over all regions of a clip, the original's `Interaction`. Beyond it: several layers (which crash
-    there), and on request a residual, a LayerNorm and an MLP.
+    Self-attention over all regions of a clip, the original's `Interaction`. Beyond the original: several layers (which
+    crash there), and optionally a residual connection, a LayerNorm and an MLP.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -774,7 +786,7 @@ class RegionLearnerInteractionLayer(nn.Module):
             self.mlp = nn.Sequential(norm, RegionLearnerMLP(config))
 
     def forward(self, regions: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`regions`: (B, T * S, D), and so the output; `attention_mask`: additive, (B, 1, 1, T * S)."""
+        """`regions` and the output: (B, T * S, D); `attention_mask`: additive, (B, 1, 1, T * S)."""
         output, _ = self.attention(self.norm(regions), attention_mask)
         if self.residual:
             output = regions + output
@@ -783,9 +795,9 @@ class RegionLearnerInteractionLayer(nn.Module):
 
 class RegionLearnerRegionModule(nn.Module):
     """
-    The original's `RegionLearner`: quantizes the patches, pools them under learned masks into a few regions per frame,
-    and lets the regions of a clip interact. Each step can be left out by a size of 0 in the configuration (in the
-    original, leaving out quantization leaves out everything).
+    The original's `RegionLearner`: quantizes the patches, pools them with learned masks into a few regions per frame,
+    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step (in the original,
+    leaving out quantization leaves out everything).
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -804,9 +816,9 @@ class RegionLearnerRegionModule(nn.Module):
         self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or the patches
-        (B, T * N, D) without aggregation; the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); the loss
-        of the masks (B,).
+        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or without aggregation
+        the patches (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of
+        the masks (B,).
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
@@ -830,12 +842,12 @@ class RegionLearnerRegionModule(nn.Module):
 
 class RegionLearnerTemporalFusion(nn.Module):
     """
-    Late fusion: the features of the frames become that of the clip by their mean ("pool"), or by a Linear over their
+    Late fusion: the feature of a clip is the mean of the features of its frames ("pool"), or a linear layer of their
     concatenation ("linear"). The original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", in which, as
     here, each frame is encoded on its own at the first temporal position, and only regions interact over frames.
 
-    "linear" differs on purpose: zeros take the place of masked and missing frames (the original crashes), and it
-    starts as the mean over frames, on which encoder and projection were trained (the original starts at random).
+    "linear" differs on purpose: masked and missing frames are zeros (the original crashes), and the layer starts as
+    the mean over frames, which the encoder and the projection were trained with (the original starts at random).
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -852,14 +864,12 @@ class RegionLearnerTemporalFusion(nn.Module):
         if self.weight is not None:
             missing = self.num_frames - frame_features.shape[1]
             return F.linear(F.pad(frame_features, (0, 0, 0, missing)).flatten(1), self.weight, self.bias)
-        if frame_mask is None:
-            return frame_features.mean(1)
-        return frame_features.sum(1) / frame_mask.sum(1, keepdim=True).clamp(min=1)
+        return _masked_mean(frame_features, frame_mask)
 
     def resize_(self, num_frames: int, fill: str):
         """
-        Resizes the weights to `num_frames` frames. "zeros" appends zeros, which keeps the function of shorter clips;
-        otherwise the weights are stretched, and corrected so that a still clip keeps its feature.
+        Resizes the weights to `num_frames` frames. "zeros" appends zeros, so that shorter clips keep their features;
+        "nearest" and "bilinear" stretch the weights, and correct them so that a still clip keeps its feature.
         """
         if self.weight is not None:
             old = self.weight.detach().unflatten(1, (self.num_frames, -1))  # (D, T, D)
@@ -895,14 +905,14 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     @property
     def quantizer(self) -> RegionLearnerQuantizer | None:
         """The quantizer of the video tower; None without a codebook."""
-        region_module = getattr(self, "video_model", self).region_module
+        region_module: Any = getattr(self, "video_model", self).region_module
         return None if region_module is None else region_module.quantizer
 
     def update_codebook(self):
         """
-        Moves the codebook by the features of the training passes since the last call, of all processes, each of which
-        has to call this once per training step, after `optimizer.step()`. [`RegionLearnerTrainer`] does; in one
-        process, forward passes do it by themselves. Without a codebook, or with a frozen one, it does nothing.
+        Updates the codebook with the features of the training passes since the last call, in all processes. Each
+        process has to call this once per training step, after `optimizer.step()`. [`RegionLearnerTrainer`] does, and
+        in a single process the forward passes do. Without a codebook, or with a frozen one, it does nothing.
         """
         if self.quantizer is not None:
             self.quantizer.update()
@@ -913,14 +923,14 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
         Args:
             num_frames (`int`): number of temporal positions of the copy.
-            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros (or drops the last
-                ones); "nearest" and "bilinear" stretch them. The weights of a "linear" temporal fusion are resized
-                likewise.
+            fill (`str`, defaults to `"zeros"`): "zeros" keeps the positions and appends zeros, or drops the last
+                ones; "nearest" and "bilinear" interpolate them. The weights of a "linear" temporal fusion are resized
+                in the same way.
 
         Raises:
             ValueError: `num_frames` is less than 1, or `fill` is not known.
         """
-        # A deep copy keeps dtypes, devices, frozen and quantized weights, and adapters; a new model would lose them.
+        # Unlike a new model, a deep copy keeps dtypes, devices, frozen and quantized weights, and adapters.
         model = copy.deepcopy(self)
         tower: Any = getattr(model, "video_model", model)
         old = tower.embeddings.temporal_embeddings
@@ -966,7 +976,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
 
 def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
-    """Resizes the frames of `x` (any, T, any) to `num_frames`."""
+    """Returns `x` (any, T, any) with `num_frames` frames, (any, num_frames, any)."""
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1.")
     if fill == "zeros":
@@ -988,7 +998,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
         if config.codebook_size:
-            # One by one: "quantizer" would make floats of its integer counters, too.
+            # By name: "quantizer" would convert its integer counters to float, too.
             statistics = ("embed", "embed_avg", "cluster_size", "cluster_sum")
             self._keep_in_fp32_modules_strict = [f"quantizer.{name}" for name in statistics]
         self.embeddings = RegionLearnerVideoEmbeddings(config)
@@ -1009,20 +1019,15 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         self.embeddings.patch_embedding = value  # type: ignore[assignment]
 
     def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Returns one feature (..., D) of the CLS state (..., D) and the regions (..., n, D), without those that are not
-        `real` (..., n).
-        """
+        """Returns one feature (..., D) of the CLS state (..., D) and those `tokens` (..., n, D) that are `real`."""
         if self.pooling == "cls":
             return cls
+        if self.pooling == "cls_mean":
+            return cls + _masked_mean(tokens, real)
         if real is None:
-            return cls + (tokens.amax(-2) if self.pooling == "cls_max" else tokens.mean(-2))
-        if self.pooling == "cls_max":
-            highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
-            return cls + torch.where(real.any(-1, keepdim=True), highest, 0)
-        weights = real.to(tokens.dtype)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
-        return cls + (weights[..., None, :] @ tokens).squeeze(-2)
+            return cls + tokens.amax(-2)
+        highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
+        return cls + torch.where(real.any(-1, keepdim=True), highest, 0)
 
     def _check_inputs(self, pixel_values_videos: torch.Tensor | None, frame_mask: torch.Tensor | None):
         if pixel_values_videos is None or pixel_values_videos.ndim != 5:
@@ -1062,7 +1067,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 be multiples of the patch size.
 
         Raises:
-            ValueError: the inputs do not have the shapes that the model takes.
+            ValueError: an input is not of the expected shape.
 
         Example:
 
@@ -1112,11 +1117,11 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """`x` scaled to length 1, in float32 at least: half precision would blur ranks and losses."""
-    return F.normalize(_precise(x), dim=-1)
+    """Returns `x` L2-normalized, in float32 or better: half precision would make ties and lose small differences."""
+    return F.normalize(_upcast(x), dim=-1)
 
 
-# SigLIP pools the last position of texts that are padded to full length, and attends to the padding.
+# SigLIP pads all texts to full length, attends to the padding, and pools the last position.
 FULL_LENGTH_TEXT_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
 
@@ -1129,12 +1134,10 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
         pooling_layer: whether it has its own pooling layer; an unused one would have parameters without gradients.
 
     Raises:
-        ValueError: the configuration is not that of a text encoder.
+        ValueError: the configuration does not belong to a text encoder.
     """
     if text_config.is_encoder_decoder:
-        raise ValueError(
-            f"text_config is that of an encoder-decoder ({text_config.model_type}): pass that of an encoder."
-        )
+        raise ValueError(f"text_config describes an encoder-decoder ({text_config.model_type}): set it to an encoder.")
     if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # AutoModel does not know them
         from transformers import Siglip2TextModel, SiglipTextModel
 
@@ -1146,7 +1149,7 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
         tower = AutoModel.from_config(text_config)
     if not isinstance(tower.get_input_embeddings(), nn.Embedding):
         raise ValueError(
-            f"text_config is not that of a text encoder: {text_config.model_type!r} does not take tokens."
+            f"text_config does not describe a text encoder: {text_config.model_type!r} does not take tokens."
         )
     return tower
 
@@ -1154,19 +1157,19 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
 def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     """
     Raises:
-        ValueError: the pooled token has not seen the text, or cannot be found.
+        ValueError: the pooled token does not attend to the text, or cannot be found.
     """
     text_config: Any = config.text_config
     pooling = config.resolved.text_pooling
     causal = is_causal(text_config)
-    if getattr(text_config, "is_causal", None) is not False:  # encoders that transformers does not list
+    if getattr(text_config, "is_causal", None) is not False:  # encoders that `is_causal` does not know
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
-    # Causal encoders pool their first token themselves, except for CLIP, which pools the end of the text.
+    # The pooler of most encoders takes the first token; that of CLIP takes the end of the text.
     takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type != "clip_text_model")
     if takes_first and causal:
         raise ValueError(
-            f"text_pooling={pooling!r} takes a token that has not seen the text: each token of "
-            f"{text_config.model_type!r} sees only those before it. Set text_pooling='last', 'mean' or None."
+            f"text_pooling={pooling!r} takes a token that does not attend to the text: tokens of "
+            f"{text_config.model_type!r} attend only to those before them. Set text_pooling='last', 'mean' or None."
         )
     if pooling == "eos" and text_config.eos_token_id is None:
         raise ValueError(
@@ -1176,7 +1179,7 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
 
 
 def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """`torch.roll` along `dim`, with a shift for each row of the batch, `shifts` (B,)."""
+    """Rolls `x` along `dim` as `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,)."""
     length = x.shape[dim]
     index = (torch.arange(length, device=x.device) - shifts[:, None]) % length  # (B, length)
     return torch.take_along_dim(x, index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)]), dim)
@@ -1199,7 +1202,7 @@ def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config
 
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     """
-    Video tower, text encoder and their projections: what the dual encoder and the question answering model share,
+    Video tower, text encoder and their projections, which the dual encoder and the question answering model share:
     under the same names, so that the weights of one load into the other.
     """
 
@@ -1262,19 +1265,18 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
                 for text encoders that take them.
         """
         text_config: Any = self.config.text_config
-        given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        given["inputs_embeds"] = inputs_embeds
-        inputs = {name: x for name, x in given.items() if x is not None}
+        named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        named["inputs_embeds"] = inputs_embeds
+        inputs = {name: x for name, x in named.items() if x is not None}
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
-        if full_length and attention_mask is None:  # their tokenizers do not make one
+        if full_length and attention_mask is None:  # their tokenizers do not return one
             attention_mask = (inputs["input_ids"] != text_config.pad_token_id).long()
         start = None
         if attention_mask is not None and attention_mask.ndim == 2:
-            # Padding moves to the right: positions then begin with the text, whatever else is in the batch.
-            start = attention_mask.ne(0).int().argmax(1)  # (B,)
+            # Padding moves to the right, so that the positions of a text do not depend on the rest of the batch.
+            start, length = attention_mask.ne(0).int().argmax(1), attention_mask.shape[1]  # (B,)
             inputs = {name: _roll(x, -start) for name, x in inputs.items()}
             attention_mask = _roll(attention_mask, -start)
-            length = attention_mask.shape[1]
         tower_mask = attention_mask
         if full_length:
             assert attention_mask is not None
@@ -1286,23 +1288,25 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-        states, hidden_states, attentions = outputs.last_hidden_state, outputs.hidden_states, outputs.attentions
-        if start is not None:  # back to the order of the input; entries of layers that were not asked for are None
-            states = _roll(states[:, :length], start)
-            if hidden_states:
-                hidden_states = tuple(x if x is None else _roll(x[:, :length], start) for x in hidden_states)
-            if attentions:
-                attentions = (x if x is None else x[:, :, :length, :length] for x in attentions)
-                attentions = tuple(x if x is None else _roll(_roll(x, start, 2), start, 3) for x in attentions)
+
+        def as_given(x: torch.Tensor | None, *dims: int) -> torch.Tensor | None:
+            """Puts the tokens along `dims` back in the order of the input. (None: a layer that was not asked for.)"""
+            if x is None or start is None:
+                return x
+            for dim in dims:
+                x = _roll(x.narrow(dim, 0, length), start, dim)
+            return x
+
+        hidden_states, attentions = outputs.hidden_states, outputs.attentions
         return BaseModelOutputWithPooling(
-            last_hidden_state=states,
+            last_hidden_state=as_given(outputs.last_hidden_state, 1),
             pooler_output=self.text_projection(pooled),
-            hidden_states=hidden_states,
-            attentions=attentions,
+            hidden_states=hidden_states and tuple(as_given(x, 1) for x in hidden_states),
+            attentions=attentions and tuple(as_given(x, 2, 3) for x in attentions),
         )
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Returns one state per text, (B, width), of the `outputs` for texts that are padded on the right."""
+        """Returns one state per text, (B, width), of the `outputs` for texts with padding on the right."""
         states, pooling = outputs.last_hidden_state, self.config.resolved.text_pooling
         if pooling == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
@@ -1315,8 +1319,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         if pooling == "mean":
-            weights = attention_mask.to(states.dtype)
-            return (weights[:, None] @ states).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
+            return _masked_mean(states, attention_mask)
         if pooling == "last":
             position = attention_mask.long().cumsum(1).argmax(1)
         else:
@@ -1340,7 +1343,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
     @property
     def temperature(self) -> torch.Tensor | float:
-        """What cosine similarities are divided by."""
+        """The temperature, learned or fixed: cosine similarities are divided by it."""
         return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
 
     @can_return_tuple
@@ -1358,8 +1361,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
-        Embeds texts, videos, or both. The loss is that of this batch; for that of the global batch of several
-        processes see `contrastive_loss` in `loss_region_learner.py`.
+        Embeds texts, videos, or both. The loss is the loss of this batch; for the loss of the global batch of several
+        processes, see `contrastive_loss` in `loss_region_learner.py`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.
@@ -1370,11 +1373,11 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames, 0 for padding.
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
-            return_loss (`bool`, *optional*): compute the loss, for which text and video i belong together.
+            return_loss (`bool`, *optional*): compute the loss; text i describes video i.
             interpolate_pos_encoding (`bool`, defaults to `False`): see [`RegionLearnerVideoModel.forward`].
 
         Raises:
-            ValueError: neither texts nor videos are given, or the loss is asked for without one text per video.
+            ValueError: neither texts nor videos are given, or `return_loss` without one text per video.
 
         Example:
 
@@ -1414,8 +1417,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_embeds=video_embeds,
             text_model_output=text_outputs,
             video_model_output=video_outputs,
-            # (Data parallelism, and sharding even more so, wants parameters of the loss to come out of `forward`.)
-            temperature=None if self.logit_scale is None else self.temperature,
+            # DDP and FSDP need the parameters of the loss among the outputs of `forward`.
+            temperature=None if self.logit_scale is None else self.temperature,  # type: ignore[arg-type]
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
             region_loss=None if video_outputs is None else video_outputs.region_loss,
         )
@@ -1438,8 +1441,8 @@ class RegionLearnerVideoClassifierOutput(ImageClassifierOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `labels`): the mean cross-entropy of this batch, plus the
             weighted loss of the masks.
-        logits (`torch.FloatTensor` of shape `(B, num_labels)`): of every class.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`, on request): of the video tower.
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): the score of every class.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the video tower, if asked for.
         region_loss (`torch.FloatTensor` of shape `(B,)`): as in [`RegionLearnerVideoOutput`].
     """
 
@@ -1484,8 +1487,8 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         """
         Args:
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): classes. The loss ignores -100, and -1 for a class
-                that the model does not have.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the classes. The loss ignores -100, and -1, the
+                label of a class that the model does not have.
 
         Example:
 
@@ -1537,10 +1540,10 @@ class RegionLearnerQuestionAnsweringOutput(ModelOutput):
 
 class RegionLearnerWeightNormLinear(nn.Module):
     """
-    A linear layer with weight normalization of the whole weight: a direction times one learned `scale`.
+    A linear layer with weight normalization: the whole weight is a direction times one learned `scale`.
 
-    Not torch's `parametrizations.weight_norm(linear, dim=None)`: FSDP cannot shard its scale, which has no dimension,
-    and transformers' initialization would write to a computed weight.
+    It does not use torch's `parametrizations.weight_norm(linear, dim=None)`: FSDP cannot shard its scale, which has no
+    dimension, and the initialization of transformers would write to a computed weight.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -1577,9 +1580,9 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` of a dual encoder loads all of it except for the temperature; only the classifier is new. A saved
-    model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a vocabulary;
-    `AutoModel` would make a dual encoder of it.
+    `from_pretrained` of a dual encoder loads all of its weights but the temperature; only the classifier is new. A
+    saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a
+    vocabulary; `AutoModel` would load it as a dual encoder.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^logit_(scale|bias)$"]
@@ -1609,8 +1612,8 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
             pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`): one clip per question.
             attention_mask, token_type_ids, position_ids, frame_mask, interpolate_pos_encoding: see
                 [`RegionLearnerModel.forward`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): answers. The loss ignores -100, and -1 for an
-                answer that is not in the vocabulary.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the answers. The loss ignores -100, and -1, the
+                label of an answer that is not in the vocabulary.
 
         Raises:
             ValueError: there is not one clip for each question.

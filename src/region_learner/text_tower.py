@@ -1,4 +1,4 @@
-"""Checks that a tokenizer and a text tower fit together."""
+"""Checks that a text tower can embed the tokens of a tokenizer."""
 
 import logging
 import re
@@ -16,17 +16,18 @@ logger = logging.getLogger(__name__)
 
 def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
     """
-    Checks that a text tower can read the tokens of a tokenizer. What has one safe answer is changed and logged: texts
-    are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer without a padding
-    token pads with its end-of-text token.
+    Checks that a text tower can embed the tokens of a tokenizer. Where there is one safe setting, it is set and
+    logged: texts are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer without
+    a padding token pads with its end-of-text token.
 
     Args:
-        text_config: of the text tower. That of SigLIP, which sees padding, takes over the padding token.
-        tokenizer: changed as described.
+        text_config: the configuration of the text tower. For SigLIP, which attends to padding, its padding token is
+            set to that of the tokenizer.
+        tokenizer: the tokenizer, which is changed as described.
 
     Raises:
-        ValueError: the tokenizer has tokens that the tower does not embed, no token to pad with, or another padding
-            token than the one by which the tower counts positions.
+        ValueError: the tokenizer has tokens that the tower does not embed, has no token to pad with, or pads with
+            another token than the tower, which skips padding when it counts positions.
     """
     kind = f"the text tower ({text_config.model_type})"
     tower = _without_weights(text_config)
@@ -34,7 +35,7 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
     largest, embedded = max(tokenizer.get_vocab().values()), table.num_embeddings
     if largest >= embedded:
         raise ValueError(
-            f"The tokenizer has tokens up to id {largest:,}, but {kind} embeds only {embedded:,}: take the tokenizer "
+            f"The tokenizer has tokens up to id {largest:,}, but {kind} embeds only {embedded:,}: use the tokenizer "
             "that belongs to the text tower."
         )
     if tokenizer.pad_token is None:
@@ -43,17 +44,17 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
                 f"The tokenizer of {kind} has neither a padding token nor an end-of-text token: set pad_token."
             )
         tokenizer.pad_token = tokenizer.eos_token
-        logger.info("The tokenizer has no padding token: padding texts with %r, masked.", tokenizer.pad_token)
+        logger.info("The tokenizer has no padding token: texts are padded with %r.", tokenizer.pad_token)
     tables, padding = _position_tables(tower), tokenizer.pad_token_id
     if counted := {table.padding_idx for table in tables} - {None, padding}:
         raise ValueError(
-            f"The tokenizer pads with id {padding}, but {kind} takes id {counted.pop()} for padding when it counts "
-            "positions: take the tokenizer that belongs to the text tower."
+            f"The tokenizer pads with id {padding}, but {kind} skips id {counted.pop()} as padding when it counts "
+            "positions: use the tokenizer that belongs to the text tower."
         )
     if text_config.model_type in FULL_LENGTH_TEXT_TOWERS and text_config.pad_token_id != padding:
         logger.info("Padding texts for %s with id %d, as its tokenizer does.", kind, padding)
         text_config.pad_token_id = padding
-    positions = min(map(_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
+    positions = min(map(_num_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
     longest = tokenizer.model_max_length
     if positions is not None and positions < (longest if longest < UNKNOWN_LENGTH else LONGEST_TEXT):
         logger.info("Texts are truncated to %d tokens, the positions of %s.", positions, kind)
@@ -65,17 +66,19 @@ def _without_weights(text_config: PreTrainedConfig) -> PreTrainedModel:
     Returns the text tower on the meta device.
 
     Raises:
-        ValueError: the configuration does not make a model.
+        ValueError: no model can be built from the configuration.
     """
     try:
         with torch.device("meta"):
             return build_text_tower(text_config)
     except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes that are negative, 0, or not numbers
-        raise ValueError(f"text_config ({text_config.model_type}) does not make a model: {error}") from error
+        raise ValueError(
+            f"text_config ({text_config.model_type}) describes a model that cannot be built: {error}"
+        ) from error
 
 
 def _position_tables(tower: nn.Module) -> list[nn.Embedding]:
-    """Returns the learned absolute positions of a text tower; none if they are relative or rotary."""
+    """Returns the learned absolute position embeddings of a text tower: none if positions are relative or rotary."""
     return [
         module
         for name, module in tower.named_modules()
@@ -83,8 +86,8 @@ def _position_tables(tower: nn.Module) -> list[nn.Embedding]:
     ]
 
 
-def _positions(table: Any) -> int:
-    """Returns the longest text for a table of positions. In RoBERTa they start after the padding id, in OPT at 2."""
+def _num_positions(table: Any) -> int:
+    """Returns how many positions a table has. RoBERTa's first position follows its padding id; OPT's first is 2."""
     offset = getattr(table, "offset", None)
     if offset is None:
         offset = 0 if table.padding_idx is None else table.padding_idx + 1

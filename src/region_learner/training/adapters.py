@@ -1,6 +1,6 @@
 """
-Low-rank adapters (PEFT). Each checkpoint is a plain model, with the adapters merged into it, that loads anywhere.
-Training resumes from the directory `adapter` in it.
+Low-rank adapters (PEFT). A checkpoint is a plain model with the adapters merged into its weights, which loads without
+PEFT. Its directory `adapter` holds the adapters themselves, from which training resumes.
 """
 
 import copy
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..configuration_region_learner import did_you_mean
 from ..files import BESIDE_ADAPTERS
@@ -32,8 +31,8 @@ def _import_peft():
 def check_lora(options: dict[str, Any]):
     """
     Raises:
-        ImportError: without `peft`.
-        ValueError: for options that do not exist, or values that do not fit.
+        ImportError: `peft` is not installed.
+        ValueError: an option does not exist, or its value is not valid.
     """
     known = {item.name for item in fields(_import_peft().LoraConfig) if item.init} | {"towers"}
     for name in options:
@@ -46,18 +45,19 @@ def check_lora(options: dict[str, Any]):
         raise ValueError(f'lora: towers must be a list such as ["text_model"], not {towers!r}.')
 
 
-def with_lora(model: PreTrainedModel, options: dict[str, Any]):
+def with_lora(model: Any, options: dict[str, Any]):
     """
-    Adds low-rank adapters (PEFT) to the blocks of the towers. What is not part of a pre-trained tower (region module,
-    temporal fusion and positions, projections, heads, a learned temperature) is trained in full.
+    Returns a model with low-rank adapters (PEFT) in the blocks of its towers. Everything that is not part of a
+    pre-trained tower (region module, temporal fusion and positions, projections, heads, a learned temperature) is
+    trained in full.
 
     Args:
         model: a model of any task.
         options: fields of `peft.LoraConfig`, and `towers`, by default ["video_model", "text_model"].
 
     Raises:
-        ImportError: without `peft`.
-        ValueError: for options that do not exist, or towers that the model does not have.
+        ImportError: `peft` is not installed.
+        ValueError: an option or a tower does not exist.
     """
     check_lora(options)
     peft = _import_peft()
@@ -72,26 +72,25 @@ def with_lora(model: PreTrainedModel, options: dict[str, Any]):
         if isinstance(module, nn.Linear) and name.split(".")[0] in towers and "region_module" not in name
     ]
     trained_in_full = [name for name, _ in model.named_children() if name not in known]
-    if "video_model" in towers and getattr(model.video_model, "region_module", None) is not None:
-        trained_in_full.append("region_module")
-    if "video_model" in towers and getattr(model.video_model, "temporal_fusion", None) is not None:
-        trained_in_full.append("temporal_fusion")
+    if "video_model" in towers:
+        parts = ("region_module", "temporal_fusion")
+        trained_in_full += [name for name in parts if getattr(model.video_model, name) is not None]
     for module in options.get("modules_to_save") or ():
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
             raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_in_full}
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
-    except TypeError as error:  # for values of another type, which PEFT does not check
+    except TypeError as error:  # PEFT does not check the types of values
         raise ValueError(f"lora: {options} do not fit peft.LoraConfig: {error}") from error
     for name, parameter in adapted.named_parameters():
-        # PEFT freezes what is not a module: scale and bias of the loss, and positions, which may all still be zero.
+        # PEFT freezes parameters outside of modules: scale and bias of the loss, and the temporal positions, which may
+        # all still be zero.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
         if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
             parameter.requires_grad_(True)
-    quantizer = getattr(getattr(model.video_model, "region_module", None), "quantizer", None)
-    if "video_model" not in towers and quantizer is not None:
-        quantizer.frozen = True
+    if "video_model" not in towers and model.quantizer is not None:
+        model.quantizer.frozen = True
     return adapted
 
 
@@ -103,12 +102,12 @@ def has_adapters(model: Any) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """Returns a plain copy of a model with adapters, with these merged into its weights."""
+    """Returns a copy of a model with its adapters merged into its weights."""
     return copy.deepcopy(model).merge_and_unload()
 
 
 def save_adapters(model: Any, folder: Path) -> None:
-    """Writes all that training changes into a directory that `PeftModel.from_pretrained(base, folder)` reads."""
+    """Writes everything that training changes to a directory that `PeftModel.from_pretrained(base, folder)` reads."""
     model.save_pretrained(folder)
     rest = {name: value.detach().cpu().contiguous() for name, value in _beside_adapters(model).items()}
     save_file(load_file(folder / _WEIGHTS) | rest, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -116,17 +115,17 @@ def save_adapters(model: Any, folder: Path) -> None:
 
 def load_adapters(model: Any, folder: Path) -> None:
     """
-    Loads what [`save_adapters`] wrote into a model that has such adapters.
+    Loads the files of [`save_adapters`] into a model with the same adapters.
 
     Raises:
-        ValueError: the files are of another model.
+        ValueError: the files belong to another model.
     """
     from peft import set_peft_model_state_dict
 
     values = load_file(folder / _WEIGHTS)
     saved = {name for name in values if name in _beside_adapters(model)}
     if lacking := sorted(_beside_adapters(model).keys() - saved):
-        raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it is of another model.")
+        raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it belongs to another model.")
     found: Any = set_peft_model_state_dict(model, values)
     if found.unexpected_keys:
         raise ValueError(
@@ -135,7 +134,7 @@ def load_adapters(model: Any, folder: Path) -> None:
 
 
 def load_beside_adapters(model: Any, checkpoint: Path) -> None:
-    """Loads the weights that checkpoints of version 0.1 have in a file of their own, if this is one."""
+    """Loads the weights that checkpoints of version 0.1 keep in a separate file, if there is one."""
     if (checkpoint / BESIDE_ADAPTERS).is_file():
         parameters = dict(model.named_parameters())
         for name, value in load_file(checkpoint / BESIDE_ADAPTERS).items():
@@ -143,7 +142,7 @@ def load_beside_adapters(model: Any, checkpoint: Path) -> None:
 
 
 def _beside_adapters(model: Any) -> dict[str, torch.Tensor]:
-    """Returns what training changes and PEFT does not save: parameters that are trained in full, and buffers."""
+    """Returns what training changes but PEFT does not save: parameters that are trained in full, and buffers."""
     of_peft = ("lora_", ".modules_to_save.", ".original_module.")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trained

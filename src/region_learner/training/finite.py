@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they change nothing, and several in sequence end the run."""
+"""Skips training steps whose loss or gradient is not finite, and ends the run after several in a row."""
 
 import logging
 import math
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# So many steps in sequence that had to be left out end a run: one may be due to a bad batch, more are not.
+# This many skipped steps in a row end a run: a bad batch explains one of them, but not several.
 MAX_IN_SEQUENCE = 3
 
 
 class NonFiniteError(ValueError):
-    """A run whose loss, gradients or weights are NaN or infinite, and which cannot go on."""
+    """A run cannot continue, because its loss, gradients or weights are NaN or infinite."""
 
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
     """
-    `loss`, of which no gradient is finite where it is not finite itself. So the norm of the gradient tells all
-    processes of a loss in one of them. Other gradients stay as they are, bit for bit.
+    Returns `loss`, whose gradients are all NaN if it is not finite itself: the norm of the gradient then tells all
+    processes that the loss of one of them is not finite. The gradients of a finite loss are unchanged, bit for bit.
     """
     one_or_nan = loss.detach() * 0 + 1
     loss.register_hook(lambda gradient: gradient * one_or_nan)
@@ -34,15 +34,15 @@ def contagious(loss: torch.Tensor) -> torch.Tensor:
 
 class SkipNonFiniteSteps(TrainerCallback):
     """
-    Leaves out each step whose loss or gradient is not finite in any process: weights, optimizer and codebook stay as
-    they were; the schedule of the learning rate goes on. In float16, a gradient that overflows in the loss scaler's
-    search for a scale is left out by the scaler, and does not count.
+    Skips each step whose loss or gradient is not finite in any process: weights, optimizer and codebook stay as they
+    are, and the learning rate schedule continues. In float16, the loss scaler itself skips gradients that overflow
+    while it searches for a scale; these are not counted.
 
-    The norm of the gradient is read once in a step, where the Trainer, which looks for a loss that is NaN, has waited
-    for the device anyway.
+    The norm of the gradient is read once per step, after the Trainer has waited for the device anyway to check whether
+    the loss is NaN.
 
     Raises:
-        NonFiniteError: after [`MAX_IN_SEQUENCE`] such steps in sequence, or as soon as a weight is not finite. All
+        NonFiniteError: after [`MAX_IN_SEQUENCE`] such steps in a row, or as soon as a weight is not finite. All
             processes raise it in the same step.
     """
 
@@ -50,12 +50,12 @@ class SkipNonFiniteSteps(TrainerCallback):
         self.trainer = trainer
         self.skipped = 0
         self._in_sequence = 0
-        self._loss: torch.Tensor | None = None  # of the step, added up over its batches
+        self._loss: torch.Tensor | None = None  # of the step, summed over its batches
         self._finite_since_log = False
 
     @property
-    def in_trouble(self) -> bool:
-        """Whether the last step was left out, so that its weights may be those that no step is finite with."""
+    def skipped_last_step(self) -> bool:
+        """Whether the last step was skipped. No step may be finite with the current weights."""
         return self._in_sequence > 0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -69,21 +69,22 @@ class SkipNonFiniteSteps(TrainerCallback):
         self._loss = loss if self._loss is None else self._loss + loss
 
     def check(self, model: torch.nn.Module, grad_norm: Any):
-        """Is given the model with all gradients of a step, and their norm, before the optimizer sees them."""
+        """Skips the step if `grad_norm` is not finite. Called before the step of the optimizer."""
         norm = _number(grad_norm)
-        if norm is None or math.isfinite(norm):  # None: known to DeepSpeed alone
+        if norm is None or math.isfinite(norm):  # None: with DeepSpeed, which does not return the norm
             self._in_sequence, self._finite_since_log = 0, True
             return
-        if (quantizer := self.trainer.model.quantizer) is not None:
-            quantizer.discard_pending()
-        assert self._loss is not None  # `training_step` has observed it
+        region_learner: Any = self.trainer.model
+        if region_learner.quantizer is not None:
+            region_learner.quantizer.discard_pending()
+        assert self._loss is not None  # `training_step` has set it
         losses = self.trainer.accelerator.gather(self._loss.float().reshape(1)).tolist()
         infinite = [loss for loss in losses if not math.isfinite(loss)]
         scaler = self.trainer.accelerator.scaler
         if scaler is not None and not infinite and scaler.get_scale() >= 1:
             return
         if scaler is None:
-            model.zero_grad()  # without gradients the optimizer does nothing; the scaler itself sees to that
+            model.zero_grad()  # without gradients the optimizer does nothing; in float16, the scaler skips the step
         self.skipped += 1
         self._in_sequence += 1
         step = self.trainer.state.global_step + 1
@@ -93,17 +94,17 @@ class SkipNonFiniteSteps(TrainerCallback):
         if self._in_sequence == MAX_IN_SEQUENCE:
             raise self.error(f"Step {step}: {what}, and it was not finite in the {self._in_sequence - 1} steps before")
         if self.trainer.is_world_process_zero():
-            logger.warning("Step %d is left out: %s.", step, what)
+            logger.warning("Step %d is skipped: %s.", step, what)
 
     def error(self, problem: str) -> NonFiniteError:
         return NonFiniteError(
-            f"{problem}. {described(str(self.trainer.args.output_dir))} Start again, from the beginning or with "
+            f"{problem}. {described(str(self.trainer.args.output_dir))} Start again, from scratch or with "
             "--model CHECKPOINT, with a lower --learning-rate, or with --bf16 instead of --fp16: resuming would "
             "repeat the same steps."
         )
 
     def correct(self, logs: dict[str, float]):
-        """Where all steps since the last log were left out, the Trainer, which leaves them out as well, logs 0."""
+        """Logs NaN, and not the Trainer's 0, as the mean loss if all steps since the last log were skipped."""
         if not self._finite_since_log and self._in_sequence:
             logs["loss"] = math.nan
         if self.skipped:
@@ -112,6 +113,6 @@ class SkipNonFiniteSteps(TrainerCallback):
 
 
 def _number(norm: Any) -> float | None:
-    if hasattr(norm, "full_tensor"):  # of a sharded model
+    if hasattr(norm, "full_tensor"):  # of a model sharded with FSDP
         norm = norm.full_tensor()
     return None if norm is None else float(norm)

@@ -1,6 +1,6 @@
 """
 Cached contrastive gradients, after "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
-(arXiv 2101.06983): a batch of negatives many times larger than what fits in memory at once.
+(arXiv 2101.06983), for batches many times larger than fit in memory at once.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# What the loss is computed from: one row per pair, and what all pairs share.
+# The outputs that the loss is computed from: those with one row per pair, and those that all pairs share.
 _PER_PAIR = ("text_embeds", "video_embeds", "region_loss")
 _SHARED = ("temperature", "logit_bias")
 
@@ -30,19 +30,20 @@ def cached_backward(
     """
     Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
 
-    The embeddings, and each clip's loss of the region masks, are computed first without gradients; the loss and its
-    gradient with respect to them next; and then, chunk by chunk, they are computed again and given this gradient.
-    Random numbers are the same both times. The codebook collects statistics in the second pass only.
+    A first pass computes the embeddings and the mask loss of each clip without gradients. The loss of the whole batch
+    gives the gradients with respect to these, and a second pass over the chunks, with the same random numbers,
+    propagates them to the weights. The codebook collects statistics in the second pass only.
 
     Args:
-        accelerator (`accelerate.Accelerator`): does the backward passes.
-        model: [`RegionLearnerModel`], or what `accelerator.prepare` made of it.
+        accelerator (`accelerate.Accelerator`): runs the backward passes.
+        model: a [`RegionLearnerModel`], or its wrapper from `accelerator.prepare`.
         inputs: arguments of the model's `forward`, on its device.
-        chunk: pairs per forward pass.
-        autocast: makes the context of a forward pass.
-        loss_function: the loss of the outputs of the whole batch, of which those are there that a loss is made from.
-        scale: what gradients are multiplied by, one over the number of accumulated batches.
-        observe: is given the outputs of each chunk.
+        chunk: number of pairs per forward pass.
+        autocast: returns the context manager of a forward pass.
+        loss_function: returns the loss of the whole batch from its outputs: embeddings, mask losses, temperature and
+            bias alone.
+        scale: factor of the loss and the gradients: one over the number of accumulated batches.
+        observe: is called with the outputs of each chunk.
 
     Returns:
         The loss, multiplied by `scale`.
@@ -57,9 +58,9 @@ def cached_backward(
         for part in chunks:
             states.append(_random_state(devices))
             with autocast():
-                by_chunk.append(_of_loss(model(**part)))
+                by_chunk.append(_loss_inputs(model(**part)))
 
-    leaves = {
+    leaves: dict[str, Any] = {
         name: (torch.cat([some[name] for some in by_chunk]) if name in _PER_PAIR else value.clone()).requires_grad_()
         for name, value in by_chunk[0].items()
     }
@@ -74,17 +75,17 @@ def cached_backward(
                 outputs = model(**part)
             observe(outputs)
             rows = slice(number * chunk, (number + 1) * chunk)
-            surrogate = sum(
+            surrogate = sum(  # its gradients are those of the loss
                 (value * (gradients[name][rows] if name in _PER_PAIR else gradients[name] / len(chunks))).sum()
-                for name, value in _of_loss(outputs).items()
+                for name, value in _loss_inputs(outputs).items()
             )
             accelerator.backward(surrogate)
         del outputs
     return loss.detach()
 
 
-def _of_loss(outputs) -> dict[str, torch.Tensor]:
-    """Those of the outputs that the loss is computed from."""
+def _loss_inputs(outputs) -> dict[str, torch.Tensor]:
+    """Returns the outputs that the loss is computed from."""
     return {name: outputs[name] for name in (*_PER_PAIR, *_SHARED) if outputs.get(name) is not None}
 
 

@@ -427,7 +427,7 @@ class RegionLearnerTrainer(Trainer):
                 checkpoints.mark_complete(folder, self.state.global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-        if should_save and not self.finite_steps.in_trouble:
+        if should_save and not self.finite_steps.skipped_last_step:
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=self.args.save_total_limit,
