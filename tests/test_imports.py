@@ -53,7 +53,7 @@ def test_model_and_config_work_without_av_timm_and_torchvision():
 def test_decoding_without_av_says_so(monkeypatch, tmp_path):
     from region_learner import RegionLearnerVideoProcessor
 
-    monkeypatch.setattr("region_learner.video_processing_region_learner.av", None)
+    monkeypatch.setattr("region_learner.video_decoding_region_learner.av", None)
     with pytest.raises(ImportError, match="pip install av"):
         RegionLearnerVideoProcessor()(str(tmp_path / "a.mp4"))
 
