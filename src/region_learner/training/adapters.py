@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_region_learner import did_you_mean
-from ..files import BESIDE_ADAPTERS
+from ..loading import BESIDE_ADAPTERS
 
 ADAPTER = "adapter"
 
