@@ -1,5 +1,6 @@
 """Loader processes that are killed, stopped or hang: one line names what was being read."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -13,11 +14,11 @@ from region_learner.loader_processes import load_in_order
 
 
 class Clips(torch.utils.data.Dataset):
-    def __init__(self, fault: str = "", at: int = 5):
-        self.fault, self.at = fault, at
+    def __init__(self, fault: str = "", at: int = 5, length: int = 8):
+        self.fault, self.at, self.length = fault, at, length
 
     def __len__(self):
-        return 8
+        return self.length
 
     def __getitem__(self, index):
         if index == self.at:
@@ -74,6 +75,18 @@ def test_a_process_that_is_stopped(monkeypatch):
     with pytest.raises(TimeoutError, match=r"^No batch came .* for 2 seconds: .*was reading 'clip 5'") as caught:
         read(Clips("SIGSTOP"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_stopped_process_ends_when_another_is_killed():
+    def step(batch):
+        if batch == [2, 3]:  # both processes have returned a batch
+            first, second = multiprocessing.active_children()
+            os.kill(first.pid, signal.SIGSTOP)
+            os.kill(second.pid, signal.SIGKILL)
+
+    with pytest.raises(ChildProcessError):
+        read(Clips(length=1000), step=step)
+    assert not multiprocessing.active_children()
 
 
 def test_errors_of_the_data_set_are_its_own():

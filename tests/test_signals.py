@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM while training; loader processes that are killed or stopped."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -93,6 +94,9 @@ def test_a_killed_loader_process_names_its_video(tmp_path, shards):
     ) as error:
         run(tmp_path, dataloader_num_workers=2, deadly=(5, signal.SIGKILL), max_steps=50, shards=shards)
     assert "\n" not in str(error.value)
+    # On a busy machine the other process may not have started to read yet; then PyTorch ends it with the loader.
+    del error
+    gc.collect()
     assert not multiprocessing.active_children()
 
 

@@ -1,4 +1,4 @@
-"""Tells the user's mistakes from errors of this package, and puts them in the one line that is printed."""
+"""Distinguishes mistakes of the user from bugs of this package, and formats errors as the one line that is printed."""
 
 import errno
 import re
@@ -7,10 +7,10 @@ import traceback
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent)
-# The user's, whatever raised them: files, memory, installed packages or given values are at fault.
-_ALWAYS = (OSError, ImportError, MemoryError)
-# The same of libraries that some commands never import: (module, class).
-_ALWAYS_OF = (
+# Whatever raises these errors, the cause is outside of the package: files, memory, installed packages or values.
+_NEVER_BUGS = (OSError, ImportError, MemoryError)
+# Such errors of libraries that some commands do not import: (module, class).
+_NEVER_BUGS_OF_LIBRARIES = (
     ("torch", "OutOfMemoryError"),
     ("datasets.exceptions", "DatasetsError"),
     ("huggingface_hub.errors", "StrictDataclassError"),
@@ -22,10 +22,10 @@ _STRICT_LIBRARIES = ("accelerate/", "datasets/", "huggingface_hub/", "peft/", "t
 
 def is_for_user(error: Exception) -> bool:
     """
-    Whether the user's input can be the cause. A ValueError counts if this package raised it on purpose, or a library
-    did, but not if it comes from a mistake in this package's own code, such as `int("x")`.
+    Returns whether the user's input can be the cause. This includes a `ValueError` that a library raised, or this
+    package with a `raise`, but not one from a bug in this package, such as `int("x")`.
     """
-    if isinstance(error, _ALWAYS) or _is_of_library(error):
+    if isinstance(error, _NEVER_BUGS) or _is_of_library(error):
         return True
     file, _, line = _origin(error)
     if isinstance(error, ValueError):
@@ -34,7 +34,10 @@ def is_for_user(error: Exception) -> bool:
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of an error; for one that a library raised, also the place, as its message may say too little."""
+    """
+    Returns the message of an error in one line. If a library raised it, the place is added, as the message may say too
+    little.
+    """
     message = str(error)
     if message.startswith("Caught "):  # in a loader process: PyTorch puts the whole traceback before the message
         message = message.rpartition(f"{type(error).__name__}: ")[2]
@@ -51,7 +54,7 @@ def in_one_line(error: Exception) -> str:
 
 
 def _is_of_library(error: Exception, only: str | None = None) -> bool:
-    for module, name in _ALWAYS_OF:
+    for module, name in _NEVER_BUGS_OF_LIBRARIES:
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and isinstance(error, kind) and only in (None, name):
             return True
@@ -59,7 +62,7 @@ def _is_of_library(error: Exception, only: str | None = None) -> bool:
 
 
 def _origin(error: Exception) -> tuple[str, int, str]:
-    """The file, line number and line that raised an error, in this process or in a loader process."""
+    """Returns the file, line number and line that raised an error, in this process or in a loader process."""
     if str(error).startswith("Caught "):
         frames = re.findall(r'File "(.+)", line (\d+), in .+\n +(.+)', str(error))
         return (frames[-1][0], int(frames[-1][1]), frames[-1][2]) if frames else ("", 0, "")
@@ -68,6 +71,6 @@ def _origin(error: Exception) -> tuple[str, int, str]:
 
 
 def _shown(file: str) -> str:
-    """The path of a file within its installed package, such as torch/nn/functional.py, or its name."""
+    """Returns the path of a file within its installed package, such as torch/nn/functional.py, or its name."""
     _, installed, rest = Path(file).as_posix().rpartition("/site-packages/")
     return rest if installed else Path(file).name

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def partial_of(path: Path) -> Path:
-    """Returns the path of the temporary file that [`write_text`] renames to `path`."""
+    """Returns the path of the temporary file that `write_text` renames to `path`."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -99,18 +99,18 @@ def write_json(path: Path, content: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
-# Of file systems without locks, such as some network disks.
+# Errors of file systems without locks, such as some network disks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
 def locked(directory: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """
-    Keeps other processes out of such a block with the same lock file. The lock ends with its process, however that
-    ends. Where the file system has no locks, a warning says so and nothing is locked.
+    Keeps other processes out of blocks with the same lock file. The system releases the lock when its process ends,
+    however that happens. Where the file system has no locks, a warning says so and nothing is locked.
 
     Args:
-        name: name of the lock file in `directory`. It may stay: removing it could let two waiting processes in.
+        name: name of the lock file in `directory`. It is not removed, as this could let two waiting processes in.
         wait: whether to wait for the process that holds the lock, instead of raising an error.
 
     Raises:
@@ -136,25 +136,3 @@ def locked(directory: Path, name: str = ".lock", wait: bool = False) -> Iterator
         yield
     finally:
         lock.release()
-
-
-# In checkpoints of version 0.1: what PEFT does not save, beside adapters in the checkpoint itself.
-BESIDE_ADAPTERS = "beside_adapters.safetensors"
-
-
-def refuse_bare_adapters(name: str) -> None:
-    """
-    Raises:
-        ValueError: `name` is a directory of adapters without their model, or a checkpoint of adapters of version 0.1,
-            of which other code would load a part only.
-    """
-    if (Path(name) / BESIDE_ADAPTERS).is_file():
-        raise ValueError(
-            f"{name} is a checkpoint of adapters of version 0.1, which only its own run can load: finish that run "
-            "with --resume-from-checkpoint, and use the model in its output_dir."
-        )
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        raise ValueError(
-            f"{name} holds adapters alone. Give the checkpoint that they are in, {Path(name).parent}: it has the "
-            "whole model, with the adapters merged into it."
-        )

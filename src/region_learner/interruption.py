@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command ends soon, without a traceback, with a line that says how to go on."""
+"""Ctrl-C and SIGTERM end a command soon, without a traceback, with a line that says how to continue."""
 
 import multiprocessing
 import os
@@ -15,11 +15,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
     """
-    On Ctrl-C (SIGTERM) within this block, prints how to go on and exits with 130 (143). Blocks that clean up run
-    before. Outside of the main thread this does nothing.
+    Prints how to continue and exits with status 130 on Ctrl-C, or 143 on SIGTERM, within this block. `finally` blocks
+    run first. Does nothing outside of the main thread.
 
     Args:
-        how_to_go_on: a sentence, or what returns it, such as "The same command starts again."
+        how_to_go_on: a sentence, such as "The same command starts again.", or a function that returns it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,7 +42,7 @@ def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
 
 
 class _Interruption:
-    """Handles the signals: the first one raises `KeyboardInterrupt`, again if Python has dropped it."""
+    """Raises `KeyboardInterrupt` at the first signal, and once more if Python ignored the exception."""
 
     def __init__(self):
         self.number: int | None = None  # of the first signal that was received
@@ -76,12 +76,12 @@ class _Interruption:
         if self.number is None:
             sys.unraisablehook = self.previous_hook
         for number, handler in self.previous_handlers.items():
-            # After an interruption the process exits. A second one ends it at once, without any words.
+            # After an interruption the process exits. Another signal ends it at once, without a message.
             signal.signal(number, handler if self.number is None else signal.SIG_DFL)
 
 
 def _kill_children():
-    """Kills child processes, also those that are stopped; Python would wait for them."""
+    """Kills child processes, including stopped ones, for which Python would wait."""
     with without_child_signals():
         for child in multiprocessing.active_children():
             child.kill()
@@ -90,7 +90,7 @@ def _kill_children():
 
 @contextmanager
 def without_child_signals() -> Iterator[None]:
-    """Suspends PyTorch's handler of SIGCHLD, which raises an error wherever the main thread happens to be."""
+    """Suspends PyTorch's handler of SIGCHLD, which raises errors at any place in the main thread."""
     previous: Any = None
     with suppress(ValueError, AttributeError):  # in another thread; on Windows
         previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Watches the processes of a `DataLoader`: when one is killed, crashes or hangs, the error names the video."""
+"""Watches the processes of a `DataLoader`. If one is killed, crashes or hangs, the error names the video."""
 
 import multiprocessing
 import os
@@ -15,45 +15,49 @@ from torch.utils.data import DataLoader, Dataset
 
 from .interruption import without_child_signals
 
-# Seconds without any batch, after which loader processes are taken to hang. Generous, as a batch may hold many long
-# videos on a slow disk; but less than the 1800 after which training processes give up on one another (`ddp_timeout`).
+# Seconds without a batch after which loader processes are assumed to hang. A batch may hold many long videos on a slow
+# disk, but training processes wait only 1800 seconds for one another (`ddp_timeout`).
 TIMEOUT = 900
 
-_BYTES = 1024  # per process: its id, and the video that it reads
+_BYTES = 1024  # of shared memory per process, for its id and the video that it reads
 
 
 class LoaderWatch:
     """
-    Knows what each process of a loader is reading, through memory that they share with the main process.
+    Tells which video each process of a loader is reading, through memory shared with the main process.
 
         watch = LoaderWatch(num_workers)
         loader = DataLoader(dataset, num_workers=num_workers, **watch.options)
         for batch in watch.batches(loader):
             ...
 
-    The data set or the collator calls [`now_reading`] before it reads a video.
+    The dataset or the collator calls `now_reading` before it reads a video.
+
+    Args:
+        num_workers: as for the `DataLoader`.
+        name_of: called with what `now_reading` was given, returns the name of the video for messages.
     """
 
     def __init__(self, num_workers: int, name_of: Callable[[str], str] = str):
         self.slots = torch.zeros(num_workers, _BYTES, dtype=torch.uint8).share_memory_() if num_workers else None
-        self.name_of = name_of  # what to call in messages what `now_reading` was given
-        self.hung: dict[int, str] = {}  # the videos that processes were reading when no batch came, by process id
+        self.name_of = name_of
+        self.hung: dict[int, str] = {}  # after `TIMEOUT` seconds without a batch: what `videos` returned
         _watches.add(self)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of the `DataLoader`."""
+        """Returns arguments for the `DataLoader`."""
         return {} if self.slots is None else {"worker_init_fn": _TakeSlot(self.slots)}
 
     def videos(self) -> dict[int, str]:
-        """The video that each process is reading, by process id; "" for a process between two videos."""
+        """Returns the video that each process is reading, by process id; "" for a process between two videos."""
         slots = [] if self.slots is None else self.slots.numpy()
         texts = [bytes(slot).partition(b"\0")[0].decode(errors="replace") for slot in slots]
         pairs = [text.partition(" ")[::2] for text in texts if text]
         return {int(process): video and self.name_of(video) for process, video in pairs}
 
     def batches(self, loader: Iterable[Any], next_batch: Callable = next) -> Iterator[Any]:
-        """Yields the batches of `loader`, each of which may take [`TIMEOUT`] seconds."""
+        """Yields the batches of `loader`, each of which may take `TIMEOUT` seconds."""
         iterator = iter(loader)
         while True:
             try:
@@ -66,8 +70,8 @@ class LoaderWatch:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """
-        Kills the loader processes if the block takes more than [`TIMEOUT`] seconds; [`naming_the_video`] then says so.
-        (The `timeout` of a `DataLoader` does not end the wait for a tensor of a process that is stopped.)
+        Kills the loader processes if the block takes more than `TIMEOUT` seconds; `naming_the_video` then says so.
+        (The `timeout` of a `DataLoader` does not end the wait for a tensor of a stopped process.)
         """
         if self.slots is None:
             yield
@@ -90,7 +94,7 @@ class LoaderWatch:
 
 
 class WatchedLoader:
-    """A `DataLoader` whose processes are watched. It may be one that somebody else has made."""
+    """Watches the processes of a `DataLoader` that exists already, such as the Trainer's."""
 
     def __init__(self, loader: Any):
         self.loader, self.watch = loader, LoaderWatch(loader.num_workers)
@@ -112,7 +116,7 @@ _own_slot: Any = None  # of this process, if it is a loader process
 
 
 class _TakeSlot:
-    """The `worker_init_fn`. A class of its own, so that spawned processes are not sent the whole [`LoaderWatch`]."""
+    """The `worker_init_fn`. It is a class so that spawned processes are not sent the whole `LoaderWatch`."""
 
     def __init__(self, slots: torch.Tensor):
         self.slots = slots
@@ -124,7 +128,7 @@ class _TakeSlot:
 
 
 def now_reading(video: str):
-    """Called in a loader process: tells the main process which video is being read; "" for none."""
+    """Tells the main process which video this loader process is reading; "" for none. Elsewhere it does nothing."""
     if _own_slot is not None:
         text = f"{os.getpid()} {video}".encode(errors="backslashreplace")[: _BYTES - 1]
         _own_slot[: len(text) + 1] = memoryview(text + b"\0")
@@ -133,11 +137,11 @@ def now_reading(video: str):
 @contextmanager
 def naming_the_video() -> Iterator[None]:
     """
-    Within this block, errors about loader processes say which video these were reading.
+    Makes errors about loader processes within this block name the video that they were reading.
 
     Raises:
         ChildProcessError: a process was killed, or crashed.
-        TimeoutError: no batch came for [`TIMEOUT`] seconds.
+        TimeoutError: no batch came for `TIMEOUT` seconds.
     """
     try:
         yield
@@ -177,8 +181,8 @@ def _death_message(text: str, dead: set[int], videos: dict[int, str]) -> str:
 
 def _kill_loader_processes() -> dict[int, str]:
     """
-    Kills the loader processes that are left, as PyTorch would wait for one that is stopped. Returns the videos that
-    all of them were reading.
+    Kills the remaining loader processes, as PyTorch would wait for a stopped one. Returns the videos that all of them
+    were reading, by process id. A process that has not begun to read is left to PyTorch.
     """
     videos = {process: video for watch in _watches for process, video in watch.videos().items()}
     with without_child_signals():
@@ -197,17 +201,17 @@ def load_in_order(
     dataset: Any, batch_size: int, num_workers: int, name_of: Callable[[int], str]
 ) -> Iterator[list[Any]]:
     """
-    Yields the items of a data set in order, as lists of `batch_size`.
+    Yields the items of a dataset in order, as lists of `batch_size`.
 
     Args:
         dataset: indexed from 0.
         batch_size: number of items in a list; the last one may be shorter.
         num_workers: number of loader processes; with 0 this process reads, without a time limit.
-        name_of: returns what to call the item of an index in error messages.
+        name_of: called with the index of an item, returns its name for error messages.
 
     Raises:
         ChildProcessError: a process was killed or crashed; the message names the item that it was reading.
-        TimeoutError: no batch came for [`TIMEOUT`] seconds.
+        TimeoutError: no batch came for `TIMEOUT` seconds.
     """
     watch = LoaderWatch(num_workers, lambda index: name_of(int(index)))
     loader = DataLoader(_Items(dataset), batch_size, num_workers=num_workers, collate_fn=list, **watch.options)
@@ -222,7 +226,7 @@ def load_in_order(
 
 
 class _Items(Dataset):
-    """A data set whose loader processes say which item they are reading."""
+    """A dataset whose loader processes say which item they are reading."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -238,8 +242,8 @@ class _Items(Dataset):
 @contextmanager
 def _child_errors_on_next() -> Iterator[Callable[[Iterator[Any]], Any]]:
     """
-    Gives a `next` that raises when a loader process has ended. PyTorch raises that from a signal handler, wherever the
-    main thread is at the time, such as in a step of the model, where nobody can name the video.
+    Yields a `next` that raises an error if a loader process has ended. PyTorch raises it from a signal handler,
+    wherever the main thread is at the time, such as in a step of the model, where nobody can name the video.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield next

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .corpora.videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from .files import near_file, refuse_bare_adapters
+from .files import near_file
 from .text_tower import check_text_tower
 
 # What `from_pretrained` of models, processors and tokenizers reads.
@@ -30,6 +30,27 @@ _READ = re.compile(
 )
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+# In checkpoints of version 0.1, which held adapters without their model: the weights that PEFT does not save.
+BESIDE_ADAPTERS = "beside_adapters.safetensors"
+
+
+def refuse_bare_adapters(name: str) -> None:
+    """
+    Raises:
+        ValueError: `name` is a directory of adapters without their model, or a checkpoint of adapters of version 0.1,
+            of which other code would load only a part.
+    """
+    if (Path(name) / BESIDE_ADAPTERS).is_file():
+        raise ValueError(
+            f"{name} is a checkpoint of adapters of version 0.1, which only its own run can load: finish that run "
+            "with --resume-from-checkpoint, and use the model in its output_dir."
+        )
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{name} holds only adapters. Give the checkpoint that they are in, {Path(name).parent}: it has the "
+            "whole model, with the adapters merged into it."
+        )
 
 
 def check_files(name: str | Path) -> None:

@@ -1,7 +1,7 @@
 """A pool of processes whose items may crash, hang or take too much memory.
 
-Not pebble's `ProcessPool`: if a worker crashes while the parent is busy, before its acknowledgement of the item is
-processed, the whole pool breaks and all waiting items fail (seen with 5.2.3 and one worker).
+It replaces pebble's `ProcessPool`, in which all waiting items fail if a worker crashes before the parent has processed
+its acknowledgement of the item (seen with pebble 5.2.3 and one worker).
 """
 
 import collections
@@ -21,16 +21,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY = 4 * 2**30  # bytes that one item may take
-_ran_out_of_memory = False  # whether this process did, with an earlier item
 _GRACE = 5  # seconds after the timeout in which a process ends by itself, unless it was stopped (SIGSTOP)
+_ran_out_of_memory = False  # whether an earlier item exhausted the memory of this process
 
 
 def end_with_parent() -> None:
     """
-    Ends this process when its parent ends; an initializer for the workers of a pool.
-
-    A worker whose parent is killed would wait for its next task forever, as it holds both ends of the pipe from which
-    it reads tasks.
+    Ends this process, a worker of a pool, when its parent ends. Otherwise a worker whose parent is killed would wait
+    for its next task forever, as it holds both ends of the pipe from which it reads tasks.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -56,8 +54,8 @@ def map_in_processes(
     Runs `map(function, items)` in processes, for work that may crash or hang where Python cannot prevent it.
 
     Args:
-        function: picklable, like items and results. It passes the errors that it catches to `check_memory`.
-        items: consumed as they are needed.
+        function: must be picklable, like items and results, and pass the errors that it catches to `check_memory`.
+        items: consumed lazily.
         workers: number of processes.
         timeout: seconds that an item may take.
         failed: called with an item and a reason, returns the result of an item that crashes its process, or takes too
@@ -107,10 +105,8 @@ def map_in_processes(
 
 def check_memory(error: BaseException) -> None:
     """
-    Must be called with the errors that a function of `map_in_processes` catches.
-
-    Raises:
-        MemoryError: if `error` was caused by a lack of memory.
+    Raises a `MemoryError` if `error` was caused by one. Functions of `map_in_processes` call this with each error that
+    they catch, as their process must be replaced then.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -138,7 +134,7 @@ class _Pools(Generic[Item, Result]):
         self.pool: ProcessPoolExecutor | None = None
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(workers, self.context, initializer=_begin, initargs=(self.memory,))
+        pool = ProcessPoolExecutor(workers, self.context, initializer=_initialize, initargs=(self.memory,))
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -148,7 +144,7 @@ class _Pools(Generic[Item, Result]):
         return pool
 
     def _submit(self, pool: ProcessPoolExecutor, item: Item) -> Future:
-        return pool.submit(_within, self.timeout, self.function, item)
+        return pool.submit(_call_within, self.timeout, self.function, item)
 
     def submit(self, item: Item) -> Future:
         if self.pool is not None:
@@ -161,7 +157,7 @@ class _Pools(Generic[Item, Result]):
 
     def result(self, future: Future, pool: ProcessPoolExecutor | None = None) -> Result:
         """
-        Returns the result of the item that was submitted first. All before it are done, so a process is working on it.
+        Returns the result of the first item that is not done; a process is working on it.
 
         Raises:
             BrokenProcessPool: if its process ended, or was stopped and is ended here.
@@ -198,8 +194,8 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _begin(memory: int) -> None:
-    """The initializer of processes."""
+def _initialize(memory: int) -> None:
+    """Initializes a process of a pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the others
     end_with_parent()
     _limit_memory(memory)
@@ -207,8 +203,8 @@ def _begin(memory: int) -> None:
 
 def _limit_memory(size: int) -> None:
     """
-    Allows the process `size` bytes more than it has. Only Linux counts writable memory; the limit of the address
-    space, which other systems have, also counts what threads and libraries reserve and never use.
+    Limits the memory of this process to `size` bytes more than it uses now, on Linux, which counts writable memory.
+    The limit of other systems, on the address space, also counts what libraries reserve and never use.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -221,7 +217,7 @@ def _limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
+def _call_within(seconds: float, function: Callable[[Item], Result], item: Item) -> Result:
     """Calls `function`, and ends the process if that takes too long, even if it hangs in a library."""
     global _ran_out_of_memory
     if _ran_out_of_memory:  # libraries may not have released it, and this item would fail in turn

@@ -11,7 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 LONGEST_TEXT = 512  # tokens, for tokenizers that do not know the maximum length of their model
-UNKNOWN_LENGTH = 10**20  # from here on transformers takes `model_max_length` for "not set"
+UNKNOWN_LENGTH = 10**20  # to transformers, a `model_max_length` of at least this means "not set"
 
 
 class RegionLearnerProcessorKwargs(ProcessingKwargs, total=False):
@@ -107,10 +107,10 @@ class RegionLearnerProcessor(ProcessorMixin):
 
     def _check_max_length(self, given: dict[str, Any], text_kwargs: dict[str, Any]):
         """
-        Keeps `max_length` within the limit of the text tower, which is that of its tokenizer.
+        Lowers a saved `max_length` to the limit of the text tower, `tokenizer.model_max_length`.
 
         Raises:
-            ValueError: if a `max_length` given in the call is larger.
+            ValueError: if a `max_length` given in the call is above the limit, or too small.
         """
         limit, length = self.tokenizer.model_max_length, text_kwargs.get("max_length")
         if length is None:
@@ -130,8 +130,8 @@ class RegionLearnerProcessor(ProcessorMixin):
         text_kwargs["max_length"] = limit  # the tokenizer's file may contain a larger one
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        # A tokenizer saves what loading and calls leave on it: the `max_length` of the last call would become the
-        # default of all later ones.
+        # A tokenizer saves what loading and calls leave on it, and the `max_length` of the last call would become the
+        # default.
         for key in ("is_local", "local_files_only"):
             self.tokenizer.init_kwargs.pop(key, None)
         if self.tokenizer.is_fast:

@@ -1,4 +1,4 @@
-"""Reads videos at URLs. Names of videos come with the data of strangers, and must not reach into this network."""
+"""Reads videos at URLs. URLs come with the data of strangers, and must not reach into the local network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT = 30  # seconds without an answer
 _SECONDS = 600  # in total
 _HINT = "set REGION_LEARNER_URLS=any to allow it"
 
-# Networks of IPv6 that are not public though Python calls them global, and the one that translates to IPv4.
+# IPv6 networks that are not public though Python calls them global, and the network that translates to IPv4.
 _NOT_PUBLIC = [ipaddress.ip_network(name) for name in ("::/96", "64:ff9b:1::/48", "fec0::/10")]
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 
@@ -55,7 +55,8 @@ def read_url(url: str) -> bytes | str:
         return urllib.request.url2pathname(urlsplit(url).path)
     deadline = _Deadline()
     try:
-        with deadline, _opener(allows_any, deadline).open(_request(url), timeout=_TIMEOUT) as response:
+        request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
+        with deadline, _opener(allows_any, deadline).open(request, timeout=_TIMEOUT) as response:
             data, announced = _read(response)
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not deadline.has_passed:
@@ -65,10 +66,6 @@ def read_url(url: str) -> bytes | str:
     if announced is not None and len(data) != announced:
         raise OSError(f"{len(data)} of {announced} bytes arrived")
     return data
-
-
-def _request(url: str) -> urllib.request.Request:
-    return urllib.request.Request(url, headers={"User-Agent": "region-learner"})
 
 
 def _read(response: Any) -> tuple[bytes, int | None]:
@@ -147,8 +144,8 @@ class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
 
 class _PublicConnection(http.client.HTTPSConnection):
     """
-    Connects to public addresses only, and to the very addresses that were checked, as a name may resolve to others a
-    moment later. A proxy resolves names itself; those that are known here are checked.
+    Connects only to public addresses: to those that were checked, as a name may resolve to others a moment later. A
+    proxy resolves names itself; the names that this machine can resolve are checked.
     """
 
     def __init__(self, host: str, deadline: _Deadline, **kwargs):

@@ -21,11 +21,11 @@ import time
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from transformers.video_utils import VideoMetadata
 
 try:
@@ -59,8 +59,7 @@ _SHOWS_NOTHING = 32
 # Codecs in which FFmpeg can skip non-reference frames without changing other frames. Not H.265, whose flag refers to a
 # temporal layer only, nor VP8, where a non-reference frame may define the segments of the next one.
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-# Boxes of MP4 (ISO/IEC 14496-12) that a file may begin with, and those that contain the tables of samples.
-_FIRST_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx", b"uuid"}
+# The boxes of MP4 (ISO/IEC 14496-12) that contain the tables of samples.
 _OUTER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 
 # Pillow's name of the format of a picture, by its first bytes.
@@ -74,30 +73,21 @@ _PICTURE_HEADS = {
     "BMP": rb"BM....\0\0\0\0",
     "PPM": rb"P[1-6]\s",
 }
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION = 258, 262, 0x0112
-_EXIF_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 class VideoDecodeError(ValueError):
-    """A video whose selected frames cannot be read. The message is one line: which video, and why."""
+    """A video, or a selected frame of it, cannot be read. The message says in one line which video, and why."""
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read, or whose values cannot be interpreted as levels of 0 to 255."""
+    """A picture cannot be read, or its values cannot be interpreted as levels within 0..255."""
 
 
 @dataclasses.dataclass
 class ClipMetadata(VideoMetadata):
     """
-    What is known about a video when its frames are sampled.
+    The metadata of a video, from which frames are sampled.
 
     Args:
         keyframes: sorted indices of the frames that can be decoded without any other frame; None if unknown.
@@ -131,10 +121,10 @@ def read_clip(
     """
     Decodes selected frames of one video: exactly those that decoding the whole file would give at these indices.
 
-    The packets of the file are listed without being decoded. Decoding then starts at the key frame before each frame
-    that is selected, and time stamps identify frames. If packets do not tell which frame is which (time stamps
-    missing, repeated or going back, packets that show nothing), or if decoding contradicts them, the whole file is
-    decoded. `stream.frames` is not used: it is 0 for Matroska and may be wrong elsewhere.
+    The packets of the file are listed without being decoded. Decoding then starts at the key frame before each
+    selected frame, and time stamps identify frames. If time stamps are missing, repeated or not in order, if packets
+    show no frame, or if decoding contradicts the list, the whole file is decoded. `stream.frames` is not used: it is 0
+    for Matroska and may be wrong elsewhere.
 
     Args:
         source: a path, the bytes of a file, a binary file object, or a dictionary `{"path": ..., "bytes": ...}` as
@@ -146,8 +136,8 @@ def read_clip(
             videos use, is one level too dark on average. Use it for frames that will be encoded again.
 
     Returns:
-        The frames, uint8 of shape (T, height, width, 3): RGB, upright, transparent parts over black. And the metadata
-        that `sample_indices_fn` was given, completed by the size of the video and by the indices (`frames_indices`).
+        The frames, uint8 of shape (T, height, width, 3): RGB, upright, transparent parts over black; and the metadata
+        that `sample_indices_fn` was given, with the size of the video and the indices (`frames_indices`) added.
 
     Raises:
         VideoDecodeError: if the video, or a selected frame, cannot be read.
@@ -177,8 +167,8 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
         scale: as in `read_clip`.
 
     Yields:
-        A frame, uint8 of shape (height, width, 3) as from `read_clip` with `exact=True`, and its time in seconds; None
-        if the file does not specify it.
+        A frame, uint8 of shape (height, width, 3) as from `read_clip` with `exact=True`, and its time in seconds, or
+        None if the file does not specify it.
 
     Raises:
         VideoDecodeError: if the video cannot be read to its end, or a frame is damaged.
@@ -359,10 +349,11 @@ def _describe_text(file: BinaryIO) -> str | None:
 @contextmanager
 def _open_video(file: BinaryIO) -> Iterator[Any]:
     """Opens the first video stream of a file, ready to be decoded."""
-    _check_tables(file)
+    size = file.seek(0, io.SEEK_END)
+    if _count_samples(file, 0, size) > max(size, 2**20):  # FFmpeg would allocate 50 bytes for each
+        raise VideoDecodeError(f"damaged: its tables list more frames than its {size} bytes can hold")
     file.seek(0)
-    # FFmpeg decodes some frames to find out what is in the file. Nobody looks at them, and what H.264 says before the
-    # frame itself is enough.
+    # FFmpeg decodes some frames to find out what is in the file. Headers are enough for that.
     options = {"format_whitelist": _FORMATS, "max_pixels": str(_MAX_PIXELS), "skip_frame": "all"}
     try:
         container = av.open(file, metadata_errors="ignore", options=options)
@@ -386,13 +377,6 @@ def _open_video(file: BinaryIO) -> Iterator[Any]:
         yield streams[0]
 
 
-def _check_tables(file: BinaryIO) -> None:
-    """Refuses an MP4 file whose tables list more frames than it has bytes: FFmpeg would allocate 50 bytes for each."""
-    size = file.seek(0, io.SEEK_END)
-    if _count_samples(file, 0, size) > max(size, 2**20):
-        raise VideoDecodeError(f"damaged: its tables list more frames than its {size} bytes can hold")
-
-
 def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
     """Counts the samples that short tables stand for, in the boxes of an MP4 file from `start` to `end`."""
     count = 0
@@ -402,8 +386,6 @@ def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
         size, name, first = int.from_bytes(header[:4], "big"), header[4:8], 8
         if size == 1:  # a size of 64 bits follows
             size, first = int.from_bytes(header[8:16], "big"), 16
-        if start == 0 and name not in _FIRST_BOXES:
-            break  # not MP4
         stop = min(start + size, end) if size else end
         if stop < start + 8:
             break
@@ -456,10 +438,11 @@ class _PacketIndex:
 
     def identifies_frames(self) -> bool:
         """
-        Whether time stamps are unique and in an order that encoders write.
+        Returns whether time stamps are unique and in an order that encoders write.
 
         A key frame is shown after all frames that precede it in the file. Frames that follow it but are shown before
-        it follow at once. Otherwise time starts anew. (Decoding time stamps do not help: Matroska's are guesses.)
+        it follow at once. Otherwise time starts again, as in joined recordings. (Decoding time stamps do not help:
+        those of Matroska are guesses.)
         Frames shown before the first key frame may or may not be decoded, as what they need was cut off.
         """
         times, is_key = self.times, self._is_key
@@ -509,12 +492,14 @@ def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
         if len(times) > _MAX_FRAMES:
             raise VideoDecodeError(f"more than {_MAX_FRAMES} frames")
         _check_deadline(deadline)
-    index = _PacketIndex(times, is_key, is_shown, packets) if times else None
-    return index if index is not None and index.identifies_frames() else None
+    if not times:
+        return None
+    index = _PacketIndex(times, is_key, is_shown, packets)
+    return index if index.identifies_frames() else None
 
 
 def _shows_frame(packet: Any, codec: str) -> bool:
-    """Whether a packet certainly shows a frame."""
+    """Returns whether a packet certainly shows a frame."""
     if codec == "vp8":
         return bool(memoryview(packet)[0] & 0x10)  # `show_frame`, RFC 6386 section 9.1
     return codec in _ALWAYS_SHOW or packet.size >= _SHOWS_NOTHING
@@ -530,14 +515,13 @@ def _demux(stream: Any) -> Iterator[Any]:
 # --- Decoding -------------------------------------------------------------------------------------------------------
 
 
-class _UnexpectedFrameError(Exception):
-    """Decoding contradicts the index of packets."""
-
-
 def _decode_by_time(
     stream: Any, packets: _PacketIndex, wanted: set[int], to_rgb: "_RGBConverter", deadline: float
 ) -> dict[int, np.ndarray] | None:
-    """Decodes the wanted frames, each from the key frame before it; None if decoding contradicts the packets."""
+    """
+    Decodes the wanted frames, each from the key frame before it. Returns None if a frame is damaged, or if decoding
+    contradicts the packets: it does not begin with a key frame, or a frame is not where its time stamp says.
+    """
     times_by_key: dict[int, set[int]] = {}
     for index in sorted(wanted):
         time = int(packets.shown[index])
@@ -548,38 +532,26 @@ def _decode_by_time(
     try:
         with _capture_errors() as lines:
             for key, times in times_by_key.items():
-                decoded = _decode_from(stream, packets, key, times, lines, deadline)
-                for index, frame in _expected_frames(decoded, packets, key):
+                expected = packets.frame_index(key)
+                # Containers may call any frame a key frame, and some decoders make up the references that are missing.
+                is_entered = packets.position(key) == 0
+                for frame in _decode_from(stream, packets, key, times, lines, deadline):
+                    if frame.pts is not None and frame.pts < key:
+                        continue  # incomplete without what precedes the key frame
+                    is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
+                    is_entered = is_entered or (frame.pts == key and is_intra)
+                    index = packets.frame_index(frame.pts)
+                    # If time stamps are in decoding order, the container may have made them up (AVI). They are
+                    # believed if the frames come one after another. Those out of order come from the encoder.
+                    is_expected = index >= expected if packets.is_reordered else index == expected
+                    if frame.is_corrupt or not is_entered or not is_expected:
+                        return None
                     if frame.pts in times:
                         frames[index] = to_rgb(frame)
-    except (av.error.FFmpegError, _UnexpectedFrameError):
+                    expected = index + 1
+    except av.error.FFmpegError:
         return None
     return frames if len(frames) == len(wanted) else None
-
-
-def _expected_frames(frames: Iterable[Any], packets: _PacketIndex, key: int) -> Iterator[tuple[int, Any]]:
-    """
-    Yields the frames from the key frame at time `key` on, with their indices.
-
-    Raises:
-        _UnexpectedFrameError: if the first one is not a key frame, or a frame is damaged or not where its time stamp
-            says.
-    """
-    expected = packets.frame_index(key)
-    # Containers may call any frame a key frame, and some decoders make up the references that are missing then.
-    is_entered = packets.position(key) == 0
-    for frame in frames:
-        if frame.pts is not None and frame.pts < key:
-            continue  # incomplete without what precedes the key frame
-        is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
-        is_entered = is_entered or (frame.pts == key and is_intra)
-        index = packets.frame_index(frame.pts)
-        # If time stamps are in decoding order, the container may have made them up (AVI). They are believed if the
-        # frames come one after another. Those out of order come from the encoder.
-        if not is_entered or frame.is_corrupt or index < expected or (index > expected and not packets.is_reordered):
-            raise _UnexpectedFrameError
-        yield index, frame
-        expected = index + 1
 
 
 def _decode_from(
@@ -636,8 +608,8 @@ def _length_size(context: Any) -> int:
 
 def _looks_sound(data: bytes, length_size: int) -> bool:
     """
-    Whether the lengths of units add up, and there are no three zero bytes except in lengths and start codes: encoders
-    avoid them, so that start codes are unique.
+    Returns whether the lengths of units add up, and three zero bytes occur in lengths and start codes only. Encoders
+    avoid them elsewhere, so that start codes are unique.
     """
     start = 0
     while length_size and start < len(data):
@@ -649,7 +621,10 @@ def _looks_sound(data: bytes, length_size: int) -> bool:
 
 
 def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, str | None]]:
-    """Yields all frames, each with the reason if it is damaged. After damage all are, up to the next key frame."""
+    """
+    Yields all frames, each with the reason if it is damaged, or None. After damage, all frames up to the next key
+    frame are damaged.
+    """
     damage, since = None, None
     for packet in _demux(stream):
         with _capture_errors() as lines:  # for each packet, as others may log while the next frame is awaited
@@ -667,7 +642,7 @@ def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, 
 
 
 def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_RGBConverter", deadline: float) -> dict[int, np.ndarray]:
-    """Decodes the wanted frames and all before them."""
+    """Decodes the wanted frames, and all frames before them."""
     frames: dict[int, np.ndarray] = {}
     for index, (frame, damage) in enumerate(_decode_all(stream, deadline)):
         if index in wanted:
@@ -689,7 +664,7 @@ def _count_frames(file: BinaryIO, deadline: float) -> int:
 def _decode(
     lines: list[tuple[int, str, str]], decode: Callable[..., list[Any]], *packet: Any
 ) -> tuple[list[Any], str | None]:
-    """Returns the frames of a packet, and the damage that the decoder covers up but logs in `lines`."""
+    """Returns the frames of a packet, and the damage that the decoder conceals but logs in `lines`, if any."""
     before = len(lines)
     frames = decode(*packet)
     errors = (line for level, _, line in lines[before:] if level <= av.logging.ERROR)
@@ -735,12 +710,12 @@ def _capture_errors() -> Iterator[list[tuple[int, str, str]]]:
 
 class _RGBConverter:
     """
-    Converts the frames of one clip to upright RGB (height, width, 3), all of the size of the first frame, as the size
-    may change within a stream. One converter is used for all, as its setup takes longer than converting a small frame.
+    Converts the frames of one clip to upright RGB (height, width, 3). All get the size of the first frame, as the size
+    may change within a stream. They share one converter, whose setup takes longer than converting a small frame.
 
     Args:
         scale, exact: see `read_clip`.
-        metadata: of the clip; is given the height and width of the first frame. Its frames are held at once.
+        metadata: the metadata of the clip, to which the height and width of the first frame are added.
     """
 
     def __init__(self, scale: Scale | None, exact: bool, metadata: ClipMetadata | None = None):
@@ -813,13 +788,13 @@ def _scale_image(image: np.ndarray, scale: Scale | None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[scale.interpolation]))
 
 
-# --- Pictures, read with Pillow as their users do, so that a path and an opened picture give equal pixels -----------
+# --- Pictures. Pillow reads them, so that a path and a picture opened by the user give equal pixels -----------------
 
 
 def picture_format(file: BinaryIO) -> str | None:
     """
-    Returns Pillow's name of the format of a picture, by its first bytes; None for files that are left to FFmpeg. Those
-    include GIF and animated PNG, which FFmpeg reads as videos.
+    Returns Pillow's name of the format of a picture, by its first bytes; None for files that FFmpeg reads. Those
+    include GIF and animated PNG, which are videos to FFmpeg.
     """
     file.seek(0)
     head = file.read(64)
@@ -830,7 +805,7 @@ def picture_format(file: BinaryIO) -> str | None:
 
 
 def _is_animated_png(file: BinaryIO) -> bool:
-    """Whether there is a chunk `acTL`, which comes before the pixels."""
+    """Returns whether there is a chunk `acTL`, which comes before the pixels."""
     file.seek(8)
     while len(header := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", header)
@@ -871,7 +846,7 @@ class _Picture:
         file.seek(0)
         if format == "JPEG":
             _check_jpeg(file.read())
-        if format == "PNG":  # the checksums of its chunks, which decoding ignores
+        if format == "PNG":  # decoding ignores the checksums
             with _pillow_errors(), Image.open(file, formats=["PNG"]) as image:
                 image.verify()
         file.seek(0)
@@ -883,7 +858,7 @@ class _Picture:
             self.num_frames: int = getattr(self.image, "n_frames", 1) if format in ("WEBP", "AVIF") else 1
 
     def read_frame(self, index: int) -> tuple[np.ndarray, float, float]:
-        """Returns a frame as of `picture_levels`, and when it starts and ends, in seconds."""
+        """Returns a frame as `picture_levels` does, and its start and end in seconds."""
         with _pillow_errors():
             if self.num_frames > 1:
                 self.image.seek(index)
@@ -895,8 +870,8 @@ class _Picture:
 
 def _check_jpeg(data: bytes) -> None:
     """
-    Refuses a JPEG file in which FFmpeg notices damage, as Pillow decodes damaged files without a warning. At an eighth
-    of its size this takes a third of the time that Pillow takes.
+    Refuses a JPEG file in which FFmpeg notices damage, as Pillow decodes damaged files without a warning. Decoding at
+    an eighth of the size takes a third of the time that Pillow takes.
     """
     context = av.CodecContext.create("mjpeg", "r")
     context.thread_count = 1
@@ -942,12 +917,8 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
     """
     mode, format, tags = image.mode, image.format, getattr(image, "tag_v2", {})
     image.load()
-    try:
-        transpose = _EXIF_TO_UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata does not matter
-        transpose = None
-    if transpose is not None:
-        image = image.transpose(transpose)
+    with suppress(Exception):  # damaged metadata does not matter
+        image = ImageOps.exif_transpose(image)
     # 16-bit grey, which older versions of Pillow read as 32 bits.
     if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):
         if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_PHOTOMETRIC, 1) != 1:

@@ -43,7 +43,7 @@ try:
 except ImportError:
     tvf = None  # type: ignore[assignment]
 
-_ROUNDING = 1 / 510  # by which floats may exceed 0 and 1, as after resizing or in half precision: half a level
+_ROUNDING = 1 / 510  # half a level, by which floats may exceed 0 and 1, as after resizing or in half precision
 
 
 class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
@@ -171,7 +171,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return super().preprocess(clips, **{**options, "input_data_format": ChannelDimension.FIRST})
 
     def _option(self, kwargs: Mapping[str, Any], name: str) -> Any:
-        """Returns an option of a call with `kwargs`."""
+        """Returns an option of a call with `kwargs`, by default that of the processor."""
         return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
 
     def _check_normalization(self, kwargs: Mapping[str, Any]):
@@ -186,10 +186,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
         """
-        Returns how frames of videos are scaled while they are decoded, which is much faster than afterwards.
+        Returns how a call with `kwargs` scales frames while it decodes them, which is much faster than afterwards.
 
-        In evaluation this is the first resizing of a call with `kwargs`. In training frames are scaled down only so
-        far that no random crop has to be enlarged.
+        In evaluation this is the first resizing. In training, frames are scaled down only so far that no random crop
+        has to be enlarged.
         """
         option = partial(self._option, kwargs)
         filters = {Image.Resampling.BILINEAR: "BILINEAR", Image.Resampling.BICUBIC: "BICUBIC"}
@@ -222,7 +222,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         Reads and samples one video, without transforming it.
 
         Args:
-            source: anything that is one clip in a list of videos.
+            source: one clip, in any form that a call of the processor takes.
             training, generator, num_frames: as in a call of the processor.
             sample_indices_fn: called as `sample_indices_fn(metadata=VideoMetadata)`, returns the indices of the wanted
                 frames instead of `sample_frames`.
@@ -470,7 +470,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
 
 def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Sets those options to None whose defaults are overridden by another option that is given."""
+    """Sets options to None whose defaults are overridden by another option in `kwargs`."""
     kwargs = dict(kwargs)
     if kwargs.get("fps") is not None:
         if kwargs.setdefault("num_frames", None) is not None:
@@ -484,8 +484,8 @@ def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _size_for_short_edge(edge: int, height: int, width: int) -> tuple[int, int]:
     """
-    Returns the height and width with a short edge of `edge`, rounded as in transformers. Frames less than twice as
-    large keep their size, as little would be gained.
+    Returns the height and width of a frame scaled to a short edge of `edge`, rounded as in transformers. Frames less
+    than twice as large keep their size, as scaling them while decoding would gain little.
     """
     if min(height, width) < 2 * edge:
         return height, width
@@ -507,7 +507,7 @@ def _all_frames(metadata: VideoMetadata) -> range:
 
 
 class _EncodedClip(NamedTuple):
-    """An encoded video, or a list of frames some of which are files; and how they are decoded."""
+    """An encoded video, or a list of frames of which some are files, and how it is decoded."""
 
     source: Any
     scale: Scale | None
@@ -569,7 +569,7 @@ def _clips_of_item(item: Any) -> list[Any]:
 def _sample_given_frames(
     video: _EncodedClip | torch.Tensor, metadata: VideoMetadata | None, sample_indices_fn: Callable | None
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """Samples a clip that is given as frames, of which those that are files are read."""
+    """Samples a clip that is given as frames. Of those that are files, only the sampled ones are read."""
     frames = video.source if isinstance(video, _EncodedClip) else video
     total = len(frames)
     indices = list(range(total))

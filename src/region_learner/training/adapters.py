@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..configuration_region_learner import did_you_mean
-from ..files import BESIDE_ADAPTERS
+from ..loading import BESIDE_ADAPTERS
 
 ADAPTER = "adapter"
 

@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
-from ..files import refuse_bare_adapters
-from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor
+from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor, refuse_bare_adapters
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
