@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("region_learner").setLevel(logging.INFO)
+    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    logging.getLogger("region_learner").setLevel(logging.INFO if is_main_process else logging.WARNING)
     try:
         code = app(argv, prog_name="region-learner", standalone_mode=False)
     except KeyboardInterrupt:
