@@ -95,8 +95,7 @@ def _report(error: Exception) -> int:
     traceback.print_exception(error)
     if not for_user:
         print(
-            "region-learner: this is an error of region-learner itself: please report it, with the command and the "
-            "lines above.",
+            "region-learner: this is a bug in region-learner: please report it with the command and the lines above.",
             file=sys.stderr,
         )
     return 1

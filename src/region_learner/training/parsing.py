@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -33,8 +34,10 @@ class _Parser(HfArgumentParser):
                 options = {name for name in self._option_string_actions if "_" not in name}
                 message = f"{unknown} is not known{did_you_mean(unknown.replace('_', '-'), options)}"
             else:
-                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first."
-        raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
+                message = f"{unknown!r} is not expected: only a recipe has no --name, and it comes first."
+        # argparse names both spellings: "argument --max_steps/--max-steps: ..."
+        message = re.sub(r"^argument (?:--\w+/)?(--[\w-]+)", r"\1", message)
+        raise ValueError(f"{message} (`region-learner train --help` lists all options)")
 
 
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
@@ -161,7 +164,9 @@ def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]) -> None:
     folder = os.path.dirname(os.path.abspath(resume))
     folders = [os.path.abspath(str(stage.output_dir)) for stage in stages]
     if folder not in folders:
-        raise ValueError(f"resume_from_checkpoint={resume} is of none of the stages ({', '.join(folders)}).")
+        raise ValueError(
+            f"--resume-from-checkpoint {resume} is not in the directory of any stage ({', '.join(folders)})."
+        )
     for number, stage in enumerate(stages):
         if folders[number] != folder:
             stage.resume_from_checkpoint = "true" if number < folders.index(folder) else None

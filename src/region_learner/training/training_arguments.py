@@ -212,10 +212,9 @@ def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
         raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
     if args.lr_scheduler_kwargs and is_constant:
         raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
-    if args.lr_scheduler_kwargs:
+    if options := _scheduler_options(args):
         try:
-            optimizer = torch.optim.SGD([torch.zeros(1)])
-            get_scheduler(schedule, optimizer, 0, 1, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 0, 1, scheduler_specific_kwargs=options)
         except TypeError as error:
             raise ValueError(
                 f"lr_scheduler_kwargs={args.lr_scheduler_kwargs} do not fit lr_scheduler_type={schedule.value}: "
@@ -275,9 +274,9 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     of_schedule = ("lr_milestones",) if schedule is not None else ()
     for name in of_optimizer + of_schedule:
         if getattr(args, name):
-            raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
-    _, own_options = options.get("optimizer_cls_and_kwargs") or (None, {})
-    if own_options.get("lr", args.learning_rate) != args.learning_rate:
+            raise ValueError(f"{name} has no effect on the optimizers= that were given: leave out one of the two.")
+    chosen: Any = options.get("optimizer_cls_and_kwargs")
+    if chosen is not None and chosen[1].get("lr", args.learning_rate) != args.learning_rate:
         raise ValueError("optimizer_cls_and_kwargs: give the learning rate as learning_rate of the arguments.")
 
 
