@@ -228,7 +228,7 @@ def rows(number=5):
                               "num_frames": [2] * number})  # fmt: skip
 
 
-def trainer(tmp_path, dataset=None, **options):
+def trainer(tmp_path, dataset=None, optimizer_cls_and_kwargs=None, **options):
     made = RegionLearnerTrainer(
         model=tiny_model(),
         args=arguments(output_dir=str(tmp_path), **options),
@@ -236,6 +236,7 @@ def trainer(tmp_path, dataset=None, **options):
         train_dataset=rows(24) if dataset is None else dataset,
         eval_dataset=rows(),
         data_collator=Collator(),
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
     )
     made.eval_collator = Collator()
     return made
@@ -289,8 +290,8 @@ def test_optimizers(tmp_path):
 
 def test_an_optimizer_from_python_is_taken(tmp_path):
     def create(options):
-        made = trainer(tmp_path, learning_rate=0.5, video_learning_rate=0.25)
-        made.optimizer_cls_and_kwargs = (torch.optim.SGD, options)
+        given = (torch.optim.SGD, options)
+        made = trainer(tmp_path, optimizer_cls_and_kwargs=given, learning_rate=0.5, video_learning_rate=0.25)
         return made.create_optimizer()
 
     assert type(optimizer := create({"momentum": 0.75})) is torch.optim.SGD

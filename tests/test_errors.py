@@ -52,9 +52,9 @@ MISTAKES = [
     (["evaluate", "model", "--protocol=msvd"], "corpus 'msvd' needs data_dir= (--data-dir)"),
     (["evaluate", "model", "--task=retrieva"], "--task 'retrieva' is not known; did you mean 'retrieval'?"),
     (["train", "--model=./nosuch"], "There is no directory ./nosuch."),
-    (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max_steps'?"),
+    (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max-steps'?"),
     (["train", "--max-step=3"], "--max-step is not known; did you mean '--max-steps'?"),
-    (["train", "small_from_scratch", "extra"], "'extra' is not expected: only a recipe comes without --name"),
+    (["train", "small_from_scratch", "extra"], "'extra' is not expected: only a recipe has no --name"),
     (["card", "nofile.json"], "There is no nofile.json: `card` takes the files that `region-learner evaluate MODEL"),
     (["card", "result.json"], "There is no result.json; did you mean 'results.json'?"),
     (["regions", "model", "videos"], "videos is a directory: name its videos, such as videos/*.mp4."),
@@ -91,7 +91,7 @@ def test_accelerate_launch_handles_errors_as_the_command_does(monkeypatch, capsy
     with pytest.raises(SystemExit) as end:
         runpy.run_module("region_learner.training", run_name="__main__")
     assert end.value.code == 2
-    assert "--max_step is not known; did you mean '--max_steps'?" in capsys.readouterr().err
+    assert "--max_step is not known; did you mean '--max-steps'?" in capsys.readouterr().err
 
 
 def command_that_raises(monkeypatch, error: BaseException):

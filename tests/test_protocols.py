@@ -370,10 +370,10 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         (["--protocol=msvdd"], "There is no protocol 'msvdd'; did you mean 'msvd'?"),
         (
             ["--protocol=msvd", "--corpus=msvd"],
-            "decides on the corpus: leave out --protocol or --corpus",
+            "sets the corpus: leave out --protocol or --corpus",
         ),
-        (["--protocol=msvd", "--task=retrieval"], "decides on the task"),
-        (["--protocol=msvd", "--split=val"], "decides on the split"),
+        (["--protocol=msvd", "--task=retrieval"], "sets the task"),
+        (["--protocol=msvd", "--split=val"], "sets the split"),
         (["--protocol=msvd"], "corpus 'msvd' needs data_dir="),
         (["--protocol=msvd", "--data-dir=nowhere"], "no directory"),
         (

@@ -775,11 +775,11 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
         ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),
         ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
-        ([checkpoint], "Name videos, or a corpus by --corpus: one of the two"),
-        ([checkpoint, video, "--corpus", "moving_shapes"], "one of the two"),
-        ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "with --corpus there are none"),
+        ([checkpoint], "Give either videos or --corpus"),
+        ([checkpoint, video, "--corpus", "moving_shapes"], "Give either videos or --corpus"),
+        ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "leave it out with --corpus"),
         ([of_text_alone, video], "that the video tower needs are missing or of another shape (video_model."),
-        ([checkpoint, video, "--split", "val"], "--split goes with --corpus"),
+        ([checkpoint, video, "--split", "val"], "--split needs --corpus"),
         ([*of_corpus, '{"split": "val"}'], "--corpus-options are the options of one corpus, not split"),
     ):
         code, out, error = run(capsys, *arguments)

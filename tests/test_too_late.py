@@ -199,10 +199,10 @@ def test_several_corpora_are_parts(tmp_path):
 
 def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
     mine = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(ValueError, match="layer_decay does nothing beside optimizers="):
+    with pytest.raises(ValueError, match="layer_decay has no effect on the optimizers="):
         trainer(tmp_path, rows("abcd"), layer_decay=0.5, optimizers=(mine, None))
     schedule = torch.optim.lr_scheduler.ConstantLR(mine)
-    with pytest.raises(ValueError, match="lr_milestones does nothing beside optimizers="):
+    with pytest.raises(ValueError, match="lr_milestones has no effect on the optimizers="):
         trainer(tmp_path, rows("abcd"), lr_milestones=[0.5], optimizers=(mine, schedule))
     trainer(tmp_path, rows("abcd"), layer_decay=0.5)
 
@@ -274,8 +274,8 @@ def test_adapters_alone_are_not_a_checkpoint(tmp_path, argv, pictures, capsys):
     ("argv", "message"),
     [
         (["train", *TINY, "--tokenizer=./nosuch"], "There is no directory ./nosuch. A tokenizer is a directory"),
-        (["regions", "MODEL", "FILE", "--batch-size=2"], "--batch-size goes with --corpus"),
-        (["regions", "MODEL", "FILE", "--workers=2"], "--workers goes with --corpus"),
+        (["regions", "MODEL", "FILE", "--batch-size=2"], "--batch-size needs --corpus"),
+        (["regions", "MODEL", "FILE", "--workers=2"], "--workers needs --corpus"),
         (["train", *TINY, "CORPUS", "--task=question_answering"], "the training data has no column 'question'"),
     ],
     ids=["tokenizer", "batch-size", "workers", "task"],

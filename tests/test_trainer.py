@@ -376,7 +376,7 @@ def test_a_checkpoint_to_resume_from_is_of_one_stage(tmp_path):
     stages = parse_stages([*argv, f"--resume_from_checkpoint={output}/stage-2/checkpoint-7"])
     resumes = [arguments[2].resume_from_checkpoint for arguments in stages]
     assert resumes == ["true", f"{output}/stage-2/checkpoint-7", None]
-    with pytest.raises(ValueError, match="is of none of the stages"):
+    with pytest.raises(ValueError, match="is not in the directory of any stage"):
         parse_stages([*argv, "--resume_from_checkpoint=elsewhere/checkpoint-7"])
 
 

@@ -295,7 +295,7 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["tested_on"] == where
     assert written["test"]["t2v_R@1"] == found[f"{split}_t2v_R@1"]
-    assert (f"test_split={split} is trained on" in caplog.text) == seen
+    assert (f"--test-split {split} is also the training split" in caplog.text) == seen
     heading = f"moving_shapes, split {split}{', which the model was trained on' * seen}:"
     shown = printed().splitlines()
     assert heading in shown
@@ -412,7 +412,8 @@ def test_changing_the_masks_of_a_checkpoint_changes_their_loss(tmp_path, process
         ("own", {"region_options": {"mask_loss_weight": None}}, 1.0),
     ]:
         model, _ = build_model(ModelArguments(model=str(tmp_path / name), video_config=changes))
-        assert model.mask_loss_weight == model.video_model.mask_loss_weight == weight, (name, changes)
+        assert model.config.video_config.resolved.region_options.mask_loss_weight == weight, (name, changes)
+        assert model.video_model.region_module.aggregation.has_loss == (weight > 0), (name, changes)
 
 
 def test_arguments_come_from_flags_then_recipe(tmp_path):
@@ -446,7 +447,7 @@ def test_wrong_recipes(tmp_path, content, message):
         (["train", "moving_shape"], "no recipe or file 'moving_shape'; did you mean 'moving_shapes'"),
         (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
         (["train", *TINY, "--corpus=nothing"], "unknown corpus 'nothing'"),
-        (["train", "--corpus=nothing"], "Say where the model comes from by one of model"),
+        (["train", "--corpus=nothing"], "The model comes from one of: model"),
         (["evaluate", "model", "--corpus-options", "{"], "--corpus-options must be JSON"),
         (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
         (["convert", str(FROZEN), "out", "--config", '{"num_frames": "4"}'], "expected int, got str"),

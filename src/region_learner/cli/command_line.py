@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("region_learner").setLevel(logging.INFO)
+    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    logging.getLogger("region_learner").setLevel(logging.INFO if is_main_process else logging.WARNING)
     try:
         code = app(argv, prog_name="region-learner", standalone_mode=False)
     except KeyboardInterrupt:
@@ -94,8 +95,7 @@ def _report(error: Exception) -> int:
     traceback.print_exception(error)
     if not for_user:
         print(
-            "region-learner: this is an error of region-learner itself: please report it, with the command and the "
-            "lines above.",
+            "region-learner: this is a bug in region-learner: please report it with the command and the lines above.",
             file=sys.stderr,
         )
     return 1

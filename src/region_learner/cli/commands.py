@@ -7,7 +7,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Commands(TyperGroup):
-    """Commands in sections, those first that a person needs first. On a typo it names the nearest command."""
+    """Lists commands in sections, the most needed first, and suggests the nearest command on a typo."""
 
     def parse_args(self, ctx, args):
         if not args:

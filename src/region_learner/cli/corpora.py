@@ -65,7 +65,7 @@ def prepare(
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     short_side: Annotated[int, typer.Option(metavar="PIXELS", help="Short side; smaller videos keep theirs.")] = 256,
-    max_fps: Annotated[float, typer.Option(metavar="FPS", help="Most frames per second; 0 keeps all.")] = 30,
+    max_fps: Annotated[float, typer.Option(metavar="FPS", help="Maximum frames per second; 0 keeps all.")] = 30,
     num_frames: Annotated[
         int | None, typer.Option(metavar="N", help="Frames per clip, evenly spread, instead of --max-fps.")
     ] = None,
@@ -73,11 +73,13 @@ def prepare(
         int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster, in larger files.")
     ] = 6,
     crf: Annotated[int, typer.Option(metavar="N", help="Quality of H.264; lower is better.")] = 23,
-    clips_per_shard: Annotated[int, typer.Option(metavar="N", help="An interrupted run redoes at most these.")] = 500,
+    clips_per_shard: Annotated[
+        int, typer.Option(metavar="N", help="Clips per shard: what an interrupted run may repeat.")
+    ] = 500,
     workers: Workers = None,
     timeout: Timeout = 1800,
     memory: Memory = 4,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again the clips that were left out before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Retry clips that were left out before.")] = False,
     max_unreadable: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of clips that may be unreadable, and are left out.")
     ] = 0.1,
@@ -86,7 +88,7 @@ def prepare(
     """
     Re-encode a corpus into small shards that train fast.
 
-    Frames become small and groups of pictures short; the shards are WebDataset's, which --corpus webdataset reads.
+    Frames become smaller and groups of pictures shorter. --corpus webdataset reads the shards.
     The same command resumes an interrupted run. Exits with 1 if more clips than --max-unreadable cannot be read.
     """
     from ..corpora import PrepareOptions, UnreadableError, prepare_corpus

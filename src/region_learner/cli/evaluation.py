@@ -24,7 +24,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} stands for the number of the fold.",
+            help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} is replaced by the fold number.",
         ),
     ] = None,
     protocol: Annotated[
@@ -122,7 +122,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
     if protocol is not None:
         for name, value in {"corpus": corpus, "split": split, "task": task}.items():
             if value is not None:
-                raise ValueError(f"--protocol {protocol} decides on the {name}: leave out --protocol or --{name}.")
+                raise ValueError(f"--protocol {protocol} sets the {name}: leave out --protocol or --{name}.")
         return get_protocol(protocol)
     task = task or "retrieval"
     if task not in EVALUATIONS:
@@ -208,7 +208,7 @@ def regions(
     """
     Show and measure what the regions of a model are.
 
-    For videos: how much of a frame each region covers, how much regions overlap, how sharp, different and lasting they
+    For videos: how much of a frame each region covers, how much regions overlap, how sharp, distinct and stable they
     are, and how many codes are used. With --corpus: how well they land on the objects, compared with other masks.
     Shares are in percent, averaged over the videos. See docs/evaluation.md.
     """
@@ -219,10 +219,10 @@ def regions(
     for video in videos:
         check_video(video)
     if bool(videos) == (corpus is not None):
-        raise ValueError("Name videos, or a corpus by --corpus: one of the two.")
+        raise ValueError("Give either videos or --corpus.")
     if corpus is not None:
         if output is not None:
-            raise ValueError("--output draws the given videos, and with --corpus there are none.")
+            raise ValueError("--output draws videos that are given by name: leave it out with --corpus.")
         dataset = read_corpus(corpus, data_dir, split or "test", corpus_options, None)
         _print_quality(model, dataset, batch_size or 16, workers or 0, as_json)
         return
@@ -234,7 +234,7 @@ def regions(
         "--workers": workers,
     }
     if given := [name for name, value in of_corpus.items() if value is not None]:
-        raise ValueError(f"{given[0]} goes with --corpus.")
+        raise ValueError(f"{given[0]} needs --corpus.")
     _print_regions(model, videos, output, as_json)
 
 

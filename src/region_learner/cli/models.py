@@ -18,7 +18,7 @@ def convert(
     tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Directory or Hub name.")] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="What the weights do not tell: num_attention_heads, temperature, ..."),
+        typer.Option(metavar="JSON", help="What the weights do not determine: num_attention_heads, temperature, ..."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +50,7 @@ def card(
     ],
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Checkpoint of the results files, which tells how it was trained."),
+        typer.Option(metavar="DIR", help="Checkpoint of the results files; it records how it was trained."),
     ] = None,
     repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name on the Hub.")] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="License of the weights: apache-2.0, ...")] = None,

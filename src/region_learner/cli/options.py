@@ -23,10 +23,10 @@ BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per batc
 Workers = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="Processes. By default one per core.")]
 Timeout = Annotated[
     float,
-    typer.Option(min=1, max=1_000_000, metavar="SECONDS", help="Longest time for one video; then it is unreadable."),
+    typer.Option(min=1, max=1_000_000, metavar="SECONDS", help="Time limit per video; a slower one is unreadable."),
 ]
 Memory = Annotated[
-    float, typer.Option(min=0.1, metavar="GIB", help="Most memory for one video; then it is unreadable (Linux).")
+    float, typer.Option(min=0.1, metavar="GIB", help="Memory limit per video; a larger one is unreadable (Linux).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -48,7 +48,7 @@ def options_of(corpus: str, text: str | None, max_missing: float | None = None) 
     The options of a corpus, from `--corpus-options` and `--max-missing`.
 
     Raises:
-        ValueError: an option has a place of its own on the command line, or the corpus does not have it.
+        ValueError: an option has its own command-line option, or the corpus does not have it.
     """
     from ..corpora import corpus_options
 

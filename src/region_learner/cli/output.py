@@ -49,4 +49,6 @@ def print_wrote(path: Path | str) -> None:
 def _cell(value: Any) -> str:
     if value is None:  # cannot be measured
         return "-"
+    if isinstance(value, list):  # such as unreadable videos, which --json names
+        return str(len(value))
     return f"{value:.2f}" if isinstance(value, float) else str(value)

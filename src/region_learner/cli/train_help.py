@@ -70,27 +70,25 @@ OF_TRANSFORMERS = {
 def train_help(everything: bool = False) -> str:
     """Returns the help of `train`, with all options of transformers if `everything`."""
     recipes = "".join(f"  {name:22}{recipe_description(path)}\n" for name, path in list_recipes().items())
-    ours = {item.name: item for cls in (ModelArguments, DataArguments, OwnTrainingArguments) for item in fields(cls)}
+    described = dict(OF_TRANSFORMERS)
+    for cls in (ModelArguments, DataArguments, OwnTrainingArguments):
+        described |= {item.name: _value_and_help(item, cls) for item in fields(cls)}
     parts = [_USAGE, f"Recipes:\n{recipes}"]
     for group, names in ARGUMENT_GROUPS.items():
-        parts.append(_section(group, dict(_option(name, *_described(name, ours)) for name in names)))
+        parts.append(_section(group, dict(_option(name, *described[name]) for name in names)))
     parts.append(_section("General", _GENERAL))
     if everything:
         from transformers import TrainingArguments
 
         others = [item for item in fields(TrainingArguments) if item.init and item.name not in OF_TRANSFORMERS]
-        options = dict(_option(item.name, *_of_field(item)) for item in others)
+        options = dict(_option(item.name, *_value_and_help(item, TrainingArguments)) for item in others)
         parts.append(_section("Other options of transformers.TrainingArguments", options))
     return "\n".join(parts).rstrip("\n")
 
 
-def _described(name: str, ours: Mapping[str, Field]) -> tuple[str, str]:
-    return _of_field(ours[name]) if name in ours else OF_TRANSFORMERS[name]
-
-
-def _of_field(item: Field) -> tuple[str, str]:
-    """Returns what a user gives as the value of a field, and its help."""
-    kind = str(item.type)
+def _value_and_help(item: Field, cls: type) -> tuple[str, str]:
+    """Returns a placeholder for the value of an option, such as `N`, and its help."""
+    kind = str(cls.__annotations__[item.name])  # `item.type` is changed by HfArgumentParser
     kinds = {"list": "X ...", "dict": "JSON", "bool": "", "int": "N", "float": "X"}
     value = next((value for word, value in kinds.items() if re.search(rf"\b{word}\b", kind)), "NAME")
     text = " ".join(str(item.metadata.get("help", "")).split())

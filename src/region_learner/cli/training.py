@@ -58,17 +58,20 @@ def _train(argv: list[str], as_json: bool) -> None:
         from accelerate import PartialState
 
         from ..training import parse_stages, train_stages
+        from ..training.run import RESULTS
 
         stages = parse_stages(argv)
         output_dirs += [str(arguments[2].output_dir) for arguments in stages]
         results = train_stages(stages)
     if PartialState().is_main_process:
         _print_training(results, as_json)
-        print_wrote(output_dirs[-1])
+        print_wrote(Path(output_dirs[-1]) / RESULTS)
 
 
 def _print_training(results: dict[str, Any], as_json: bool) -> None:
     trained = {name: value for name, value in results["train"].items() if value != {}}
+    if not as_json:
+        trained.pop("total_flos", None)
     if "test" not in results:
         print_result(trained, as_json)
         return

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -93,6 +94,24 @@ class InitialState:
             return None
         optimizer.load_state_dict(self.optimizer)
         return optimizer
+
+
+def train_with_largest_batch(trainer: Any, train: Callable[..., T], size: int, *args, **kwargs) -> T:
+    """
+    Calls `train(size, *args, **kwargs)`, a training loop of `trainer`, with smaller and smaller batches until they fit
+    in memory. Each attempt begins with the same weights, optimizer state and random numbers.
+    """
+    start = InitialState(trainer.model, trainer.optimizer)
+
+    def attempt(size: int) -> T:
+        trainer.use_batch_size(size)
+        trainer.optimizer = start.restore(trainer.model, trainer.optimizer)
+        return train(size, *args, **kwargs)
+
+    # A corpus may have smaller batches than the others.
+    per_pair = trainer.args.per_device_train_batch_size / min(part.batch_size for part in trainer.parts_as_given)
+    smallest = math.ceil((2 if trainer.contrastive else 1) * per_pair)
+    return halve_until_it_fits(attempt, size, smallest, kwargs.get("resume_from_checkpoint") is not None)
 
 
 def halve_until_it_fits(train: Callable[[int], T], size: int, smallest: int, resumed: bool = False) -> T:

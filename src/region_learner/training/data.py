@@ -74,7 +74,9 @@ def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
     if not isinstance(train_dataset, list | tuple) or not any(isinstance(part, CorpusPart) for part in train_dataset):
         return [CorpusPart(train_dataset, batch_size)]
     if other := [part for part in train_dataset if not isinstance(part, CorpusPart)]:
-        raise ValueError(f"train_dataset: of several corpora each is a CorpusPart, not a {type(other[0]).__name__}.")
+        raise ValueError(
+            f"train_dataset: each of several corpora must be a CorpusPart, not a {type(other[0]).__name__}."
+        )
     return list(train_dataset)
 
 

@@ -102,6 +102,17 @@ class Progress(TrainerCallback):
         return result
 
 
+def temperature_of(model: Any) -> dict[str, float]:
+    """Returns the temperature of a contrastive model by its name in logs; nothing for other models."""
+    temperature = getattr(model, "temperature", None)
+    if temperature is None:
+        return {}
+    temperature = torch.as_tensor(temperature).detach()
+    if hasattr(temperature, "full_tensor"):  # of a sharded model
+        temperature = temperature.full_tensor()
+    return {"temperature": float(temperature)}
+
+
 # Lines
 
 # How values of a training step are shown, in this order. What a run rarely needs is in `results.json` alone.

@@ -38,8 +38,8 @@ def check_model_arguments(arguments: ModelArguments, from_earlier_stage: bool = 
         from_earlier_stage: `model` is the checkpoint of an earlier stage, which does not exist yet.
 
     Raises:
-        ValueError: the arguments do not say where the model comes from, or say it twice; a field does not exist, a
-            value is out of range, or sizes do not fit together.
+        ValueError: the arguments name no source of the model, or several; a field does not exist, a value is out of
+            range, or sizes do not fit together.
         OSError: `model` cannot be a checkpoint.
     """
     if not from_earlier_stage:
@@ -59,11 +59,12 @@ def _check_source(arguments: ModelArguments):
     }
     chosen = [name for name, given in named.items() if given]
     if len(chosen) != 1:
-        raise ValueError(f"Say where the model comes from by one of {', '.join(named)}; given: {chosen or 'none'}.")
+        given = " and ".join(chosen) or "none of them"
+        raise ValueError(f"The model comes from one of: {', '.join(named)}. Give exactly one; given: {given}.")
     if arguments.model is not None:
         check_checkpoint(arguments.model)
     if arguments.tokenizer is not None and arguments.text_config is None:
-        raise ValueError("tokenizer is for a new model, with text_config; others bring the tokenizer they had.")
+        raise ValueError("tokenizer is only for a new model (text_config): pre-trained models have their own.")
     if arguments.text_config is not None and arguments.tokenizer is None:
         raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
     if arguments.tokenizer not in (None, "train"):
@@ -124,7 +125,7 @@ def build_model(
     arguments: ModelArguments, captions: Iterable[str] = ()
 ) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     """
-    Returns the model and its processor: of a checkpoint (`model`), from pre-trained towers (`video_tower` and
+    Returns the model and its processor: from a checkpoint (`model`), from pre-trained towers (`video_tower` and
     `text_tower`), or new (`text_config` and `tokenizer`).
 
     Args:

@@ -105,3 +105,18 @@ def parameter_groups(
     # The first group's learning rate is the one that logs show.
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != args.learning_rate, -item[0][0], -item[0][1]))
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in ordered]
+
+
+def optimizer_with_groups(
+    chosen: tuple[Any, dict[str, Any]], groups: list[dict[str, Any]]
+) -> tuple[type[Optimizer], dict[str, Any]]:
+    """
+    Returns an optimizer class and its options, with the parameter groups among them, as the Trainer takes them.
+
+    Raises:
+        ValueError: the optimizer chooses parameters itself.
+    """
+    optimizer_class, options = chosen
+    if options.keys() & {"params", "model", "optimizer_dict"} or not isinstance(optimizer_class, type):
+        raise ValueError(f"{optimizer_class} chooses parameters itself: it is not supported here.")
+    return optimizer_class, {**options, "params": groups}

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -30,10 +31,13 @@ class _Parser(HfArgumentParser):
         if message.startswith("unrecognized arguments: "):
             unknown = message.split()[2].partition("=")[0]
             if unknown.startswith("-"):
-                message = f"{unknown} is not known{did_you_mean(unknown, self._option_string_actions)}"
+                options = {name for name in self._option_string_actions if "_" not in name}
+                message = f"{unknown} is not known{did_you_mean(unknown.replace('_', '-'), options)}"
             else:
-                message = f"{unknown!r} is not expected: only a recipe comes without --name, and it comes first."
-        raise ValueError(f"{message} (`region-learner train --help` lists all arguments)")
+                message = f"{unknown!r} is not expected: only a recipe has no --name, and it comes first."
+        # argparse names both spellings: "argument --max_steps/--max-steps: ..."
+        message = re.sub(r"^argument (?:--\w+/)?(--[\w-]+)", r"\1", message)
+        raise ValueError(f"{message} (`region-learner train --help` lists all options)")
 
 
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
@@ -82,7 +86,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         parsed.append(parser.parse_dict(values, allow_extra_keys=False))
     if len(parsed) > 1:
         _resume_one_stage([arguments[2] for arguments in parsed])
-    for change in changes if parsed[0][2].process_index == 0 else ():
+    for change in changes:
         logger.info("Changed in the recipe: %s", change)
     return parsed  # type: ignore[return-value]
 
@@ -147,6 +151,8 @@ def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = ""
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # given as 2, for an option that takes shares, too
+        value = int(value)
     return "default" if value is None else json.dumps(value, default=str)
 
 
@@ -158,7 +164,9 @@ def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]) -> None:
     folder = os.path.dirname(os.path.abspath(resume))
     folders = [os.path.abspath(str(stage.output_dir)) for stage in stages]
     if folder not in folders:
-        raise ValueError(f"resume_from_checkpoint={resume} is of none of the stages ({', '.join(folders)}).")
+        raise ValueError(
+            f"--resume-from-checkpoint {resume} is not in the directory of any stage ({', '.join(folders)})."
+        )
     for number, stage in enumerate(stages):
         if folders[number] != folder:
             stage.resume_from_checkpoint = "true" if number < folders.index(folder) else None

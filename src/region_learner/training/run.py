@@ -55,42 +55,21 @@ def train(
     _warn_if_trained_on(data_arguments)
     data = load_data(data_arguments, training_arguments)
     data.check(model_arguments.task, training_arguments.max_steps)
-    model, processor = _build(model_arguments, data)
-    if model_arguments.flip_probability is None:
-        processor.video_processor.flip_probability = default_flip_probability(data_arguments)
-    else:
-        processor.video_processor.flip_probability = model_arguments.flip_probability
-    resume = parsed_resume(training_arguments)
-    replace = training_arguments.overwrite and not resume
-    trainer = RegionLearnerTrainer(
-        model=model,
-        args=training_arguments,
-        processing_class=processor,
-        train_dataset=data.parts,
-        eval_dataset=data.eval_dataset,
-        task=model_arguments.task,
-        label=data.label_function(model_arguments.task, model.config.label2id),
-        callbacks=[_RemoveEarlierRun(_output_dir(training_arguments), replace), *(callbacks or [])],
-    )
-    if data.test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ValueError(
-            "A sharded model is evaluated after training: give --test-split none, and then `region-learner evaluate`."
-        )
-    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    model, processor = _build(model_arguments, data_arguments, data)
+    trainer = _make_trainer(model, processor, model_arguments.task, data, training_arguments, callbacks)
+    metrics = trainer.train(resume_from_checkpoint=parsed_resume(training_arguments)).metrics
     _save_model(trainer, has_adapters=model_arguments.lora is not None)
     results = {
         "train": _facts(trainer, data) | metrics,
         "arguments": _recorded(model_arguments, data_arguments, training_arguments),
-        "log": [
-            entry
-            for entry in trainer.state.log_history
-            if "loss" in entry or any(key.startswith("eval_") for key in entry)
-        ],
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry or _is_of_evaluation(entry)],
     }
     if trainer.is_world_process_zero():
         if data.test_dataset is not None:
             results |= _test(trainer, model_arguments.task, data_arguments, data.test_dataset)
-        _write_results(results, _output_dir(training_arguments))
+        output_dir = _output_dir(training_arguments)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / RESULTS, results, indent=2)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
@@ -140,7 +119,7 @@ def complete_arguments(
     data_arguments: DataArguments,
     training_arguments: RegionLearnerTrainingArguments,
 ) -> None:
-    """Sets defaults that depend on other arguments: an `eval_split` is evaluated after each epoch, by accuracy ..."""
+    """Sets defaults that depend on other arguments: when to evaluate on `eval_split`, and the metric that decides."""
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
         training_arguments.eval_strategy = IntervalStrategy.EPOCH
     set_best_model_metric(training_arguments, model_arguments.task)
@@ -161,6 +140,7 @@ def check_arguments(
 
     Raises:
         ValueError: for arguments that do not fit together.
+        OSError: `model` is not a checkpoint.
     """
     check_model_arguments(model_arguments, from_earlier_stage)
     check_evaluation(training_arguments, model_arguments.task, data_arguments.eval_split is not None)
@@ -223,11 +203,13 @@ def _warn_if_trained_on(arguments: DataArguments) -> None:
     for name in ("eval_split", "test_split"):
         if is_trained_on(arguments, split := getattr(arguments, name)):
             logger.warning(
-                "%s=%s is trained on: its metrics do not tell how good the model is on new videos.", name, split
+                "--%s %s is also the training split: its metrics do not tell how good the model is on new videos.",
+                name.replace("_", "-"),
+                split,
             )
 
 
-def _build(arguments: ModelArguments, data: RunData) -> tuple[Any, Any]:
+def _build(arguments: ModelArguments, data_arguments: DataArguments, data: RunData) -> tuple[Any, Any]:
     """Returns the model, with the head of its task and adapters, and the processor."""
     model: Any
     model, processor = build_model(arguments, data.texts(arguments.task))
@@ -241,8 +223,37 @@ def _build(arguments: ModelArguments, data: RunData) -> tuple[Any, Any]:
         model = with_head(model, arguments, data.labels(arguments.task, arguments.max_answers))
     if arguments.lora is not None:
         model = with_lora(model, arguments.lora)
-    logger.info("%.1f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    logger.info("The model has %.1f million parameters.", sum(p.numel() for p in model.parameters()) / 1e6)
+    flip = arguments.flip_probability
+    processor.video_processor.flip_probability = default_flip_probability(data_arguments) if flip is None else flip
     return model, processor
+
+
+def _make_trainer(
+    model: Any,
+    processor: Any,
+    task: str,
+    data: RunData,
+    args: RegionLearnerTrainingArguments,
+    callbacks: list | None,
+) -> RegionLearnerTrainer:
+    replace = args.overwrite and not parsed_resume(args)
+    trainer = RegionLearnerTrainer(
+        model=model,
+        args=args,
+        processing_class=processor,
+        train_dataset=data.parts,
+        eval_dataset=data.eval_dataset,
+        task=task,
+        label=data.label_function(task, model.config.label2id),
+        callbacks=[_RemoveEarlierRun(_output_dir(args), replace), *(callbacks or [])],
+    )
+    if data.test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "--test-split is not supported with sharded weights (FSDP, DeepSpeed): give --test-split none, and run "
+            "`region-learner evaluate` after training."
+        )
+    return trainer
 
 
 class _RemoveEarlierRun(TrainerCallback):
@@ -273,8 +284,11 @@ def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
 
 def _facts(trainer: RegionLearnerTrainer, data: RunData) -> dict[str, int]:
     facts = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in data.parts)}
-    # The global batch is this many times larger than that of one process.
-    return facts | {"processes": trainer.args.world_size}
+    return facts | {"processes": trainer.args.world_size}  # the global batch is this many times larger
+
+
+def _is_of_evaluation(entry: dict[str, Any]) -> bool:
+    return any(name.startswith("eval_") for name in entry)
 
 
 def _test(
@@ -296,9 +310,3 @@ def _test(
             "trained_on": is_trained_on(data_arguments, data_arguments.test_split),
         },
     }
-
-
-def _write_results(results: dict[str, Any], output_dir: Path) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / RESULTS, results, indent=2)
-    logger.info("Wrote %s.", output_dir / RESULTS)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import integration_utils
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -27,6 +27,7 @@ from ..evaluation.tasks import (
     compute_classification_metrics,
     compute_multiple_choice_metrics,
 )
+from .adapters import has_adapters
 from .arguments import MIXES, UNLABELLED_TASKS, JsonMapping, OwnTrainingArguments, mapping_from_json
 
 logger = logging.getLogger(__name__)
@@ -211,6 +212,14 @@ def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
         raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
     if args.lr_scheduler_kwargs and is_constant:
         raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
+    if options := _scheduler_options(args):
+        try:
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 0, 1, scheduler_specific_kwargs=options)
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={args.lr_scheduler_kwargs} do not fit lr_scheduler_type={schedule.value}: "
+                f"{error}"
+            ) from error
 
 
 def _check_trackers(names: Sequence[str]) -> None:
@@ -265,7 +274,31 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     of_schedule = ("lr_milestones",) if schedule is not None else ()
     for name in of_optimizer + of_schedule:
         if getattr(args, name):
-            raise ValueError(f"{name} does nothing beside optimizers= of your own: leave out one of the two.")
+            raise ValueError(f"{name} has no effect on the optimizers= that were given: leave out one of the two.")
+    chosen: Any = options.get("optimizer_cls_and_kwargs")
+    if chosen is not None and chosen[1].get("lr", args.learning_rate) != args.learning_rate:
+        raise ValueError("optimizer_cls_and_kwargs: give the learning rate as learning_rate of the arguments.")
+
+
+def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: bool, is_deepspeed: bool) -> None:
+    """
+    Checks arguments against the model, whose parts are frozen already, and against how it is sharded.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    if has_adapters(model) and (is_fsdp or is_deepspeed):
+        raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
+    if args.gradient_cache_chunk is None:
+        return
+    if is_deepspeed:
+        raise ValueError("gradient_cache_chunk is not supported with DeepSpeed: use DDP or FSDP, or leave it out.")
+    quantizer = model.quantizer
+    if quantizer is not None and quantizer.mode == "original" and not quantizer.frozen:
+        raise ValueError(
+            'codebook_mode="original" looks codes up after their update by the whole batch, which cached gradients '
+            'do not see at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
+        )
 
 
 # The metric that chooses the best checkpoint

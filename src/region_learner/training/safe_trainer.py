@@ -1,0 +1,173 @@
+"""A Trainer whose checkpoints are complete and finite. It knows nothing of videos."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..loading import first_non_finite, refuse_non_finite
+from . import checkpoints
+from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
+from .finite import SkipNonFiniteSteps
+from .training_arguments import RegionLearnerTrainingArguments
+
+
+class SafeTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] that never leaves a checkpoint in doubt.
+
+    A checkpoint is marked as complete when all of its files are on the disk, and older ones are removed only then.
+    Steps that are not finite are skipped, and weights that are not finite are never saved. Models with adapters are
+    saved as plain models, with the adapters beside them.
+    """
+
+    args: RegionLearnerTrainingArguments
+
+    def __init__(self, *args, callbacks: list | None = None, **kwargs):
+        self.finite_steps = SkipNonFiniteSteps(self)  # type: ignore[arg-type]
+        self._is_saving_checkpoint = False
+        super().__init__(*args, callbacks=[self.finite_steps, *(callbacks or [])], **kwargs)
+
+    def write_to_checkpoint(self, folder: Path) -> None:
+        """Writes more files into a checkpoint, in every process. Subclasses override this."""
+
+    # Steps
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        # `finite_steps` needs the loss of every batch.
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.finite_steps.observe(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Here all gradients of a step are known, and the optimizer has not seen them yet.
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_steps.check(model, grad_norm)
+        return grad_norm
+
+    def _run_epoch(self, **kwargs):
+        # The Trainer trains one step more when a finished run is resumed.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        # Marks the checkpoint as complete.
+        if (weight := self.non_finite_weight()) is not None:
+            raise self.finite_steps.error(
+                f"Step {self.state.global_step}: the weights are not finite (the first: {weight}), and are not saved"
+            )
+        run_dir, should_save = self._get_output_dir(trial=trial), self.args.should_save
+        folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        if should_save:  # one of an earlier run is not complete while it is overwritten
+            (folder / checkpoints.COMPLETE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        with checkpoints.naming_write_failures(folder, Path(run_dir), remove=should_save):
+            # Older checkpoints are removed, and this one is pushed, only when it is known to be complete.
+            with temporarily(self.args, save_total_limit=None), temporarily(self, _is_saving_checkpoint=True):
+                super()._save_checkpoint(model, trial)
+                folder.mkdir(parents=True, exist_ok=True)
+                self.write_to_checkpoint(folder)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if should_save:
+                checkpoints.mark_complete(folder, self.state.global_step)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if should_save and not self.finite_steps.skipped_last_step:
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # The Trainer pushes weights and configuration; without the source files nobody could load them.
+        if self._is_saving_checkpoint:  # it is not complete yet
+            return
+        if self.is_world_process_zero():
+            for source in Path(checkpoint_folder).glob("*.py"):
+                target = Path(str(self.args.output_dir)) / source.name
+                target.write_bytes(source.read_bytes())
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        # The files of an earlier model stay until all new ones are written.
+        if self._is_saving_checkpoint or self.is_deepspeed_enabled:  # a checkpoint has a mark of its own
+            super().save_model(output_dir, _internal_call)
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        if (weight := self.non_finite_weight(agreed=self.is_fsdp_enabled)) is not None:
+            raise self.finite_steps.error(f"The weights are not finite (the first: {weight}), and are not saved")
+        moved = checkpoints.moved_when_complete(target) if self.args.should_save else nullcontext(target)
+        with moved as folder:
+            super().save_model(str(folder), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def non_finite_weight(self, agreed: bool = True) -> str | None:
+        """
+        The name of a weight that is NaN or infinite, or None.
+
+        Args:
+            agreed: ask all processes, each of which has to call this; else those of this one.
+        """
+        weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
+        names = [first_non_finite(weights)]
+        return next((name for name in (gather_object(names) if agreed else names) if name is not None), None)
+
+    # Adapters
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        # A model with adapters is saved as a plain model, and its adapters beside it.
+        model = self.model
+        if not has_adapters(model):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+        with temporarily(self, model=merged(model)):
+            super()._save(str(folder))
+        save_adapters(model, folder / ADAPTER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Adapters come from their own directory, and weights that are not finite are refused.
+        if not self._load_adapters(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_beside_adapters(self.model, Path(resume_from_checkpoint))
+        if not self.is_fsdp_enabled:
+            refuse_non_finite(model or self.model, resume_from_checkpoint)  # type: ignore[arg-type]
+
+    def _load_best_model(self):
+        # The best model may have adapters, too.
+        best = Path(str(self.state.best_model_checkpoint))
+        if not self._load_adapters(best):
+            super()._load_best_model()
+            load_beside_adapters(self.model, best)
+
+    def _load_adapters(self, checkpoint: Path) -> bool:
+        """Loads the adapters of a checkpoint. Returns whether it has any."""
+        if not has_adapters(self.model) or not (checkpoint / ADAPTER).is_dir():
+            return False
+        load_adapters(self.model, checkpoint / ADAPTER)
+        return True
+
+
+@contextmanager
+def temporarily(owner: Any, **values: Any) -> Iterator[None]:
+    """Sets attributes within a block, for methods of the Trainer that read them from there."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
