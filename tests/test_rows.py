@@ -436,7 +436,7 @@ def test_a_batch_of_floats_and_levels_is_normalised_once(rows, processor, traini
     [
         (np.stack([frames_of(), frames_of()]), "the video of a row must be one clip, not 2"),
         (frames_of() * 1.0, r"must lie within 0\.\.1"),
-        (frames_of().astype(int), "Frames of int64 have no single reading"),
+        (frames_of().astype(int), "Frames of int64 are ambiguous"),
         ([], "A clip has no frames"),
         (object(), "not object"),
     ],

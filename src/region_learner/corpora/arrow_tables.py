@@ -42,9 +42,6 @@ def read_delimited(
         wanted: the columns to read.
         quoted: whether fields may be in double quotes, and then hold delimiters and line breaks. Otherwise a quote is
             a character like any other.
-
-    Raises:
-        CorpusError: a row has another number of fields, a quote is not closed, or the file is not UTF-8 text.
     """
     try:
         table = pa_csv.read_csv(
@@ -75,11 +72,7 @@ def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
 
 
 def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
-    """Returns the fields of the first row.
-
-    Raises:
-        CorpusError: the file is empty or not UTF-8 text.
-    """
+    """Returns the fields of the first row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return next(_rows(file, delimiter, quoted))
@@ -122,11 +115,7 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
-    """Checks names of files.
-
-    Raises:
-        CorpusError: a name is blank, or leads out of its directory; all of them have gained a decimal point.
-    """
+    """Checks that no name of a file is blank or leads out of its directory, and that not all gained a decimal point."""
     wrong = pc.match_substring_regex(names, _LEADS_OUTSIDE)
     if pc.any(wrong).as_py():
         row = pc.index(wrong, True).as_py()
@@ -235,9 +224,6 @@ def build_pairs(
         source: the file that the captions come from, for messages.
         max_missing, missing_list: see `report_missing`.
         places: the directories that were searched for the files.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`; no row is left.
     """
     from datasets import Dataset
 

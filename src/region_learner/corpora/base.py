@@ -25,11 +25,7 @@ class CorpusError(ValueError):
 
 
 def check_split(split: str, splits: Sequence[str], where: str) -> None:
-    """Checks the name of a split.
-
-    Raises:
-        CorpusError: `split` is not one of `splits`.
-    """
+    """Checks that `split` is one of `splits`."""
     if split not in splits:
         raise CorpusError(
             f"no split {split!r} in {where} (splits: {', '.join(splits)}){did_you_mean(str(split), splits)}"
@@ -37,11 +33,7 @@ def check_split(split: str, splits: Sequence[str], where: str) -> None:
 
 
 def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -> None:
-    """Checks the names of options.
-
-    Raises:
-        CorpusError: the corpus does not have one of `options`.
-    """
+    """Checks that a corpus has all of `options`."""
     allowed = sorted(allowed)
     for option in options:
         if option not in allowed:
@@ -52,11 +44,7 @@ def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -
 
 
 def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
-    """Returns the directory as an absolute path.
-
-    Raises:
-        CorpusError: `data_dir` is not given, or is not a directory.
-    """
+    """Returns the directory as an absolute path."""
     if data_dir is None:
         raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
     path = Path(os.path.abspath(os.path.expanduser(data_dir)))
@@ -70,9 +58,6 @@ def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[
 
     Args:
         features: types of columns whose values do not tell them, such as lists that are all empty.
-
-    Raises:
-        CorpusError: the values of a column are of different types.
     """
     # Imported here: `datasets` takes seconds to import, and processes that only write clips do not need it.
     import pyarrow as pa

@@ -23,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_benchmark(corpus: str, data_dir: PathLike | None, split: str, splits: Sequence[str]) -> tuple[Path, str]:
-    """Returns the directory as an absolute path, and the name of the split ("validation" means "val").
-
-    Raises:
-        CorpusError: the directory or the split does not exist.
-    """
+    """Returns the directory as an absolute path, and the name of the split ("validation" means "val")."""
     directory = check_data_dir(corpus, data_dir)
     if SPLIT_ALIASES.get(split) in splits:
         split = SPLIT_ALIASES[split]
@@ -53,9 +49,6 @@ def build_benchmark(
         max_missing, missing_list: see `report_missing`.
         captioned: whether every row must have a caption.
         features: types of columns whose values do not tell them.
-
-    Raises:
-        CorpusError: more videos are missing than `max_missing`; no row is left.
     """
     from datasets import List, Value
 
@@ -97,9 +90,6 @@ def question_rows(path: Path, names: Mapping[int, str] | None, prefix: str, vide
 
     Args:
         names: ids of videos by their number; None if the ids are `prefix` and the number.
-
-    Raises:
-        CorpusError: an entry is damaged.
     """
     rows = []
     for where, entry in read_entries(path):
@@ -131,11 +121,7 @@ def question_rows(path: Path, names: Mapping[int, str] | None, prefix: str, vide
 
 
 def choice_row(video: str, video_id: str, options: list[str], answer: Any, where: str) -> Row:
-    """Returns the row of a multiple-choice question.
-
-    Raises:
-        CorpusError: the answer is not the index of an option, or that option is blank.
-    """
+    """Returns the row of a multiple-choice question."""
     options = [option.strip() for option in options]
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
         raise CorpusError(f"{where}: the answer {answer!r} is not the index of one of the {len(options)} options")
@@ -188,11 +174,7 @@ def class_words(name: str) -> str:
 
 
 def check_fold(fold: object) -> None:
-    """Checks the number of a fold.
-
-    Raises:
-        CorpusError: `fold` is not 1, 2 or 3.
-    """
+    """Checks that `fold` is 1, 2 or 3."""
     if isinstance(fold, bool) or fold not in (1, 2, 3):
         raise CorpusError(f"fold must be 1, 2 or 3, not {fold!r}")
 

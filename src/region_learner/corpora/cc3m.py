@@ -62,9 +62,6 @@ def load_cc3m(
         video_dir: directory of the images, or of those of img2dataset, absolute or below `data_dir`. By default
             training/ or train/ (validation/ or val/), images/ and `data_dir` itself are searched.
         max_missing, missing_list: see `report_missing`; files are images here.
-
-    Raises:
-        CorpusError: a file, a column or images are missing, or a row is damaged.
     """
     from .arrow_tables import build_pairs
 

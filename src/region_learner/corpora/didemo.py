@@ -50,9 +50,6 @@ def load_didemo(
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/, video/ ... are searched.
             A video "x.mov" may be x.mov, x.mov.mp4 or x.mp4.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("didemo", data_dir, split, list(_SIZES))
     source = find_annotation(directory, [f"{split}_data.json"], f"descriptions of DiDeMo {split}", _ANNOTATION_DIRS)

@@ -208,11 +208,7 @@ def _other_columns(row: Row, where: str, caption_column: str) -> Row:
 
 
 def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
-    """Checks that ids are not integers with a decimal point.
-
-    Raises:
-        CorpusError: all ids have the form "12.0": tables write integers like this if a value of the column is missing.
-    """
+    """Checks that not all ids look like "12.0", as tables write integers if a value of the column is missing."""
     ids = [(number, row["video_id"]) for number, row in rows if row.get("video_id")]
     if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
         number, video_id = ids[0]

@@ -41,9 +41,6 @@ def load_hmdb51(
         video_dir: directory of the classes, absolute or below `data_dir`. By default hmdb51_org/, videos/ ... are
             searched. Videos may also lie side by side.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("hmdb51", data_dir, split, list(SIZES))
     check_fold(fold)

@@ -83,9 +83,6 @@ def load_msrvtt(
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/all, videos,
             TrainValVideo, TestVideo ... are searched.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     name = _PROTOCOLS.get(str(protocol).lower())
     if name is None:
@@ -120,9 +117,6 @@ def load_msrvtt_qa(
             annotations/.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     sizes = {"train": 158_581, "val": 12_278, "test": 72_821}
     directory, split = open_benchmark("msrvtt_qa", data_dir, split, list(sizes))
@@ -151,9 +145,6 @@ def load_msrvtt_mc(
         data_dir: directory with the file, in itself or in annotations/ or the like.
         split: "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msrvtt_mc", data_dir, split, ["test"])
     names = ("mc_test.jsonl", "msrvtt_mc_test.jsonl", "test.jsonl")

@@ -41,9 +41,6 @@ def load_msvd(
         video_dir: directory of the videos, absolute or below `data_dir`. By default YouTubeClips, videos ... are
             searched, for files ID.avi or re-encoded ones.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msvd", data_dir, split, list(_SIZES))
     path = find_annotation(directory, [f"{split}_list.txt"], f"list of MSVD {split}", _ANNOTATION_DIRS)
@@ -77,9 +74,6 @@ def load_msvd_qa(
             expected as vidN.avi.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msvd`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msvd_qa", data_dir, split, list(_QUESTIONS))
     names = (f"{split}_qa.json", f"msvd_qa_{split}.jsonl", f"{split}.jsonl")

@@ -24,11 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_table(path: Path) -> list[tuple[str, Row]]:
-    """Returns the rows of a .csv, .jsonl or .parquet file, each with its place in the file ("line 3", "row 3").
-
-    Raises:
-        CorpusError: the file is damaged.
-    """
+    """Returns the rows of a .csv, .jsonl or .parquet file, each with its place in the file ("line 3", "row 3")."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
         return list(readers[path.suffix](path))
@@ -112,11 +108,7 @@ def _swallows_rows(
 
 
 def check_header(header: Sequence[str], path: Path) -> None:
-    """Checks the names of columns.
-
-    Raises:
-        CorpusError: two columns have the same name, so only one of them could be read.
-    """
+    """Checks that no two columns have the same name: only one of them could be read."""
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise CorpusError(f"{path} has two columns {twice[0]!r}: rename one of them")
 
@@ -145,11 +137,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
-    """Parses the text of a file, or of one of its lines.
-
-    Raises:
-        CorpusError: the text is not JSON, or is nested too deeply.
-    """
+    """Parses the text of a file, or of one of its lines."""
     where = str(path) if line is None else f"{path}, line {line}"
     try:
         return json.loads(text)
@@ -222,11 +210,7 @@ def look_for(data_dir: Path, names: Sequence[str], directories: Sequence[str] = 
 
 
 def find_annotation(data_dir: Path, names: Sequence[str], what: str, directories: Sequence[str] = ()) -> Path:
-    """Like `look_for`, for a file that is needed.
-
-    Raises:
-        CorpusError: none of the files exists.
-    """
+    """Like `look_for`, for a file that is needed."""
     path = look_for(data_dir, names, directories)
     if path is None:
         places = ", ".join(f"{directory}/" for directory in (*ANNOTATION_DIRS, *directories) if directory)
@@ -238,11 +222,7 @@ def find_annotation(data_dir: Path, names: Sequence[str], what: str, directories
 
 
 def given_file(data_dir: Path, file: PathLike) -> Path:
-    """Returns the path of the file that the option `file` names, absolute or relative to `data_dir`.
-
-    Raises:
-        CorpusError: the file does not exist.
-    """
+    """Returns the path of the file that the option `file` names, absolute or relative to `data_dir`."""
     path = Path(os.path.normpath(data_dir / os.path.expanduser(file)))
     if not path.is_file():
         raise CorpusError(f"no file {path}: check file=")
@@ -258,11 +238,7 @@ def check_count(found: int, published: int | Sequence[int], what: str, path: Pat
 
 
 def read_list(path: Path) -> list[tuple[int, str]]:
-    """Returns the non-blank lines of a text file, stripped, each with its number.
-
-    Raises:
-        CorpusError: the file is not UTF-8 text, or all its lines are blank.
-    """
+    """Returns the non-blank lines of a text file, stripped, each with its number."""
     lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).split("\n"), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
@@ -271,20 +247,12 @@ def read_list(path: Path) -> list[tuple[int, str]]:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-        CorpusError: the file is not JSON.
-    """
+    """Returns the content of a JSON file."""
     return parse_json(_read_text(path), path)
 
 
 def read_entries(path: Path) -> list[tuple[str, Row]]:
-    """Returns the objects of a JSON list or of JSON lines, each with its place in the file, for messages.
-
-    Raises:
-        CorpusError: the file has neither form.
-    """
+    """Returns the objects of a JSON list or of JSON lines, each with its place in the file, for messages."""
     text = _read_text(path)
     if text.lstrip().startswith("["):
         values = parse_json(text, path)
@@ -301,11 +269,7 @@ def read_entries(path: Path) -> list[tuple[str, Row]]:
 
 
 def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
-    """Returns a string of an entry, stripped.
-
-    Raises:
-        CorpusError: the field is missing, blank or not a string.
-    """
+    """Returns a string of an entry, stripped."""
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
         raise CorpusError(f"{where}: {name!r} must be a string that is not blank, not {value!r}")
@@ -313,22 +277,14 @@ def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def check_strings(value: Any, where: str) -> list[str]:
-    """Returns `value`, a list of strings.
-
-    Raises:
-        CorpusError: it is not a list of strings.
-    """
+    """Returns `value`, a list of strings."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise CorpusError(f"{where}: expected a list of strings, not {value!r:.100}")
     return value
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the named columns of a CSV file with a header, each row with its place. Other columns are ignored.
-
-    Raises:
-        CorpusError: a column is missing, or a row does not have as many fields as the header.
-    """
+    """Returns the named columns of a CSV file with a header, each row with its place. Other columns are ignored."""
     rows: list[tuple[str, dict[str, str]]] = []
     header: list[str] = []
     try:
@@ -357,9 +313,6 @@ def read_tsv(path: Path, columns: Sequence[int]) -> list[tuple[str, list[str]]]:
 
     Args:
         columns: the numbers of fields that a row may have.
-
-    Raises:
-        CorpusError: a row has another number of fields.
     """
     rows = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):

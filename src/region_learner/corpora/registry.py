@@ -183,11 +183,7 @@ def list_corpora() -> dict[str, str]:
 
 
 def corpus_options(name: str) -> list[str]:
-    """Returns the names of the options of a corpus.
-
-    Raises:
-        CorpusError: the name is unknown.
-    """
+    """Returns the names of the options of a corpus."""
     return corpus_info(name).options
 
 

@@ -97,11 +97,7 @@ def _parse_list(text: str) -> list[Any] | None:
 
 
 def read_text(value: Any) -> str:
-    """Returns `value`, a string that is not blank.
-
-    Raises:
-        UnfitValueError: it is not a string, or blank.
-    """
+    """Returns `value`, a string that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise UnfitValueError(f"must be a string that is not blank, not {shown(value)}")
     if not _is_text(value):
@@ -110,11 +106,7 @@ def read_text(value: Any) -> str:
 
 
 def read_id(value: Any) -> str | None:
-    """Returns an id as a string: the digits of an integer, and None if it is missing or blank.
-
-    Raises:
-        UnfitValueError: it is neither a string nor an integer, or a word that stands for a missing value.
-    """
+    """Returns an id as a string: the digits of an integer, and None if it is missing or blank."""
     value = plain(value)
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
@@ -137,11 +129,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def read_answer(value: Any, options: Any) -> int:
-    """Returns the index of the right option.
-
-    Raises:
-        UnfitValueError: it is not an integer, or is out of range.
-    """
+    """Returns the index of the right option."""
     value = plain(value)
     if not _is_integer(value) or not 0 <= int(value) < len(options):
         raise UnfitValueError(
@@ -151,11 +139,7 @@ def read_answer(value: Any, options: Any) -> int:
 
 
 def read_options(value: Any) -> list[str]:
-    """Returns the options of a multiple-choice question.
-
-    Raises:
-        UnfitValueError: the value is not a list of strings, or one of them is blank.
-    """
+    """Returns the options of a multiple-choice question."""
     options = _parse_list(value.strip()) if isinstance(value, str) else value
     if hasattr(options, "tolist"):
         options = options.tolist()
@@ -165,11 +149,7 @@ def read_options(value: Any) -> list[str]:
 
 
 def read_label(value: Any) -> int | str:
-    """Returns a label: the name of a class, or its number.
-
-    Raises:
-        UnfitValueError: the value is neither.
-    """
+    """Returns a label: the name of a class, or its number."""
     value = plain(value)
     if isinstance(value, str):
         return read_text(value)
@@ -216,9 +196,6 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         columns: the columns that are needed beside `video` and `video_id`.
         name: what the data set is called in messages.
         first_rows: how many rows are checked.
-
-    Raises:
-        CorpusError: it is not a data set, a column is missing, or a row is wrong.
     """
     check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
@@ -238,11 +215,7 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
 
 
 def check_kind(dataset: Any, name: str) -> None:
-    """Checks that an object can be a data set.
-
-    Raises:
-        CorpusError: it cannot.
-    """
+    """Checks that an object can be a data set of rows."""
     if hasattr(dataset, "iloc"):
         raise CorpusError(
             f"{name} is a {type(dataset).__name__} of pandas: pass datasets.Dataset.from_pandas(...) of it"
@@ -254,11 +227,7 @@ def check_kind(dataset: Any, name: str) -> None:
 
 
 def check_ids(dataset: Any, name: str) -> None:
-    """Checks the ids of all rows of a `datasets.Dataset`.
-
-    Raises:
-        CorpusError: an id is missing, or neither a string nor an integer.
-    """
+    """Checks that every row of a `datasets.Dataset` has an id, a string or an integer."""
     check_dataset(dataset, (), name, first_rows=0)
     for number, value in enumerate(dataset["video_id"][:]):
         try:
@@ -277,9 +246,6 @@ def read_row(
         where: which row it is, for messages.
         bare: whether the row may have no captions.
         with_video: whether the row must have a video.
-
-    Raises:
-        CorpusError: a column is missing, or its value is not what is expected.
     """
     if not isinstance(row, Mapping):
         raise CorpusError(f"{where} must be a mapping of columns such as 'video' and 'video_id', not {shown(row)}")

@@ -39,9 +39,6 @@ def load_ucf101(
         video_dir: directory of the classes, absolute or below `data_dir`. By default UCF-101/, videos/ ... are
             searched. Videos may also lie side by side.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("ucf101", data_dir, split, list(SIZES))
     check_fold(fold)

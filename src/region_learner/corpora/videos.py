@@ -38,9 +38,6 @@ def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what:
     r"""Returns the absolute path of a file, which must lie within the corpus. Backslashes are read as slashes.
 
     Only the name is checked: a link inside the directory was put there by its owner.
-
-    Raises:
-        CorpusError: the path leads out of `data_dir`.
     """
     name = with_slashes(file_name)
     path = os.path.normpath(base / name)
@@ -105,9 +102,6 @@ class VideoFiles:
         video_dir: the only directory to look in, absolute or relative to `data_dir`.
         usual: the directories below `data_dir` to look in without `video_dir`; `data_dir` itself comes last.
         extension: added to names without one when a missing file is reported.
-
-    Raises:
-        CorpusError: the directory `video_dir` does not exist.
     """
 
     def __init__(self, data_dir: Path, video_dir: PathLike | None, usual: Sequence[str], extension: str = ".mp4"):
@@ -126,9 +120,6 @@ class VideoFiles:
             name: name relative to the directory of the videos, with or without extension.
             where: file and line that name the video, for messages.
             stem: the name without its extension, if that is not a video extension.
-
-        Raises:
-            CorpusError: the name leads out of that directory.
         """
         return self.find_first([name], where, stem)
 
@@ -173,11 +164,7 @@ class VideoFiles:
 
 
 def video_roots(data_dir: Path, video_dir: PathLike | None, usual: Sequence[str]) -> list[Path]:
-    """Returns the directories to look for videos in: `video_dir`, or those of `usual` that exist, and `data_dir`.
-
-    Raises:
-        CorpusError: the directory `video_dir` does not exist.
-    """
+    """Returns the directories to look for videos in: `video_dir`, or those of `usual` that exist, and `data_dir`."""
     if video_dir is not None:
         root = Path(os.path.normpath(data_dir / os.path.expanduser(video_dir)))
         if not root.is_dir():
@@ -221,9 +208,6 @@ def drop_missing(
     Args:
         max_missing, missing_list, split: see `report_missing`.
         listings: directories that were listed before.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`.
     """
     listings = listings or Listings()
     present = [row for row in rows if listings.find(row["video"]) is not None]

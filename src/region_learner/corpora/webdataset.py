@@ -77,11 +77,7 @@ def is_reference(video: Any) -> bool:
 
 
 def video_source(video: Any) -> Any:
-    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is.
-
-    Raises:
-        CorpusError: the shard cannot be read, or was replaced.
-    """
+    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is."""
     if not is_reference(video):
         return video
     return {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
@@ -389,11 +385,7 @@ def _shards_in(directory: Path) -> list[str]:
 
 
 def _find_shards(directory: Path, split: str) -> list[str]:
-    """Finds the shards of a split.
-
-    Raises:
-        CorpusError: there are none.
-    """
+    """Finds the shards of a split."""
     directories = sorted(path for path in directory.iterdir() if path.is_dir())
     splits = {path.name: shards for path in directories if (shards := _shards_in(path))}
     top = _shards_in(directory)
@@ -420,11 +412,7 @@ def _find_shards(directory: Path, split: str) -> list[str]:
 
 
 def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str]:
-    """Finds the shards that patterns name.
-
-    Raises:
-        CorpusError: a pattern, or one of the names that its braces expand to, matches no file.
-    """
+    """Finds the shards that patterns name."""
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         missing = []

@@ -41,9 +41,6 @@ def load_webvid(
         video_dir: directory of the pages, absolute or below `data_dir`. By default videos/, videos/{split}/, {split}/
             and `data_dir` itself are searched. Videos may also lie side by side, as VIDEOID.mp4.
         max_missing, missing_list: see `report_missing`. Directories are listed; files are not looked up one by one.
-
-    Raises:
-        CorpusError: the file, a column or videos are missing, or a row is damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -69,11 +69,7 @@ class SyntheticOptions:
     captions: int  # per clip
 
     def check(self, least_frames: int = 1) -> None:
-        """Checks the values.
-
-        Raises:
-            CorpusError: a value is out of range.
-        """
+        """Raises an error if a value is out of range."""
         for name in self.splits:
             _check_integer(name, getattr(self, name), 0, 1_000_000)
         _check_integer("seed", self.seed, 0, 2**32 - 1)
@@ -87,11 +83,7 @@ class SyntheticOptions:
         _check_integer("captions", self.captions, 1, 10)
 
     def check_range(self, name: str, least: int, most: int) -> None:
-        """Checks an option that is (least, most) or one number, and makes it a pair.
-
-        Raises:
-            CorpusError: a value is out of range.
-        """
+        """Checks that an option is (least, most) or one number, and makes it a pair."""
         value = getattr(self, name)
         pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
         for bound in pair:
@@ -154,9 +146,6 @@ class SyntheticCorpus:
 
         Args:
             others: the names of further options, for the error message.
-
-        Raises:
-            CorpusError: unknown or impossible options.
         """
         check_options(self.name, options, [*self.option_names, *others])
         return self.options(**options)
@@ -171,11 +160,7 @@ def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
 
 
 def plan_scenes(corpus: SyntheticCorpus, options: Any, split: str) -> list[Any]:
-    """Draws the scenes of a split, all different, in the order of its clips.
-
-    Raises:
-        CorpusError: there are not that many different scenes.
-    """
+    """Draws the scenes of a split, all different, in the order of its clips."""
     scenes, taken = [], set()
     for index in range(getattr(options, split)):
         rng = _rng(options, split, index, purpose=0)
@@ -283,11 +268,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
-    """Whether `target` already holds the corpus.
-
-    Raises:
-        CorpusError: it holds something that must not be replaced.
-    """
+    """Whether `target` already holds the corpus."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if _read_info(corpus, target) is None:

@@ -91,9 +91,6 @@ class DriftingLettersOptions(SyntheticOptions):
     """What a corpus holds. Two corpora with equal options are equal.
 
     Ranges are (least, most), both included, or one number; a value is drawn for every clip.
-
-    Raises:
-        CorpusError: a value is out of range.
     """
 
     splits: ClassVar = ("train", "val", "test")
@@ -433,9 +430,6 @@ def make_drifting_letters(
     Args:
         workers, progress, overwrite: see `make_moving_shapes`.
         options: see `DriftingLettersOptions`.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
     """
     return make_synthetic(
         DRIFTING_LETTERS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite

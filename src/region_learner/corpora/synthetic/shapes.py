@@ -38,9 +38,6 @@ class MovingShapesOptions(SyntheticOptions):
 
     Ranges are (least, most), both included, or one number; a value is drawn for every clip. More `objects`, more
     `distractors` and fewer `train` clips make retrieval harder to learn.
-
-    Raises:
-        CorpusError: a value is out of range.
     """
 
     splits: ClassVar = ("train", "val", "test", "test_unseen")
@@ -95,9 +92,6 @@ def make_moving_shapes(
         progress: whether to show progress on stderr.
         overwrite: whether to replace a corpus of this name that has other options.
         options: see `MovingShapesOptions`.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
 
     Example:
         >>> make_moving_shapes("data/shapes", train=500, size=64)
