@@ -19,7 +19,7 @@ from .registry import (
     make_corpus,
     register_corpus,
 )
-from .synthetic import load_masks, make_drifting_letters, make_moving_shapes
+from .synthetic import load_masks
 
 __all__ = [
     "Corpus",
@@ -34,8 +34,6 @@ __all__ = [
     "load_corpus",
     "load_masks",
     "make_corpus",
-    "make_drifting_letters",
-    "make_moving_shapes",
     "prepare_corpus",
     "register_corpus",
 ]

@@ -115,7 +115,7 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
-    """Checks that no name of a file is blank or leads out of its directory, and that not all gained a decimal point."""
+    """Checks that no name of a file is blank or leads out of its directory, and not all gained a decimal point."""
     wrong = pc.match_substring_regex(names, _LEADS_OUTSIDE)
     if pc.any(wrong).as_py():
         row = pc.index(wrong, True).as_py()

@@ -53,7 +53,7 @@ def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
     return path
 
 
-def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[str, Any] | None = None) -> Dataset:
+def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None) -> Dataset:
     """Builds a data set of rows; a column that a row lacks is None there. Paths stay strings: nothing is decoded.
 
     Args:
@@ -61,7 +61,7 @@ def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[
     """
     # Imported here: `datasets` takes seconds to import, and processes that only write clips do not need it.
     import pyarrow as pa
-    from datasets import Dataset, DatasetInfo, Features
+    from datasets import Dataset, Features
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -76,5 +76,4 @@ def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[
         except (pa.ArrowNotImplementedError, ValueError) as error:
             raise CorpusError(f"column {name!r} cannot be kept in a data set: {error}; take it out") from error
     schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
-    info = DatasetInfo(description=description, features=schema)
-    return Dataset.from_dict(columns, features=schema, info=info)
+    return Dataset.from_dict(columns, features=schema)

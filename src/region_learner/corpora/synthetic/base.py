@@ -18,18 +18,16 @@ On disk, a corpus is a folder of videos (see `folder.py`) with label maps and, w
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,28 +124,18 @@ class SyntheticCorpus:
     draw_scene: Callable[[Any, str, np.random.Generator], tuple[Any, ...]]  # options, split -> a scene
     make_clip: Callable[[Any, Any, np.random.Generator], Clip]  # scene, options -> its clip
     info: Mapping[str, Any] = field(default_factory=dict)  # additional content of `corpus.json`
-    horizontal_flip: bool = False  # whether captions stay true when a clip is mirrored
 
     @property
     def title(self) -> str:
         return self.name.replace("_", " ")
 
     @property
-    def description(self) -> str:
-        flips = "" if self.horizontal_flip else " Do not mirror frames: captions tell left from right."
-        return f"{self.title.capitalize()}.{flips}"
-
-    @property
     def option_names(self) -> list[str]:
         return [option.name for option in dataclasses.fields(self.options)]
 
-    def read_options(self, options: Mapping[str, Any], others: Collection[str]) -> Any:
-        """Returns an instance of `options`.
-
-        Args:
-            others: the names of further options, for the error message.
-        """
-        check_options(self.name, options, [*self.option_names, *others])
+    def read_options(self, options: Mapping[str, Any]) -> Any:
+        """Returns an instance of `options`."""
+        check_options(self.name, options, self.option_names)
         return self.options(**options)
 
 
@@ -216,22 +204,13 @@ def make_synthetic(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a corpus and returns its directory.
+    """Writes a corpus and returns its directory; see `make_corpus`.
 
     The directory appears when everything is written. Leftovers of an interrupted run do not look like a corpus, and
-    the next run removes them. A directory that already holds the corpus with these options is left as it is. If
-    several processes make the same corpus at the same time, one makes it and the others wait.
-
-    Args:
-        workers: how many clips are written at the same time; by default one per core. Workers are threads, as drawing
-            and encoding mostly release Python's global lock.
-        progress: whether to show progress on stderr.
-        overwrite: whether to replace a corpus of this name that has other options.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
+    the next run removes them. If several processes make the same corpus at the same time, one makes it and the others
+    wait. Workers are threads, as drawing and encoding mostly release Python's global lock.
     """
-    wanted = corpus.read_options(options, others=("workers", "progress", "overwrite"))
+    wanted = corpus.read_options(options)
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if _is_in_place(corpus, target, wanted, overwrite):
         message = f"{target} already holds this corpus: nothing to do"
@@ -241,8 +220,8 @@ def make_synthetic(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent, _beside(target, "lock").name, wait=True):
-        # The processes that left these have ended: they would hold the lock.
-        _remove_leftovers(target)
+        for what in ("partial", "old"):  # left by killed runs: a live one would hold the lock
+            shutil.rmtree(_beside(target, what), ignore_errors=True)
         if not _is_in_place(corpus, target, wanted, overwrite):
             partial_dir = _beside(target, "partial")
             try:
@@ -256,15 +235,6 @@ def make_synthetic(
 
 def _beside(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}")
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed runs left beside `target`. Earlier versions put the number of the process in its name."""
-    for what in ("partial", "old"):
-        left = _beside(target, what)
-        for path in (left, *target.parent.glob(f"{glob.escape(left.name)}-*")):
-            if path == left or re.fullmatch(r"\d+", path.name.removeprefix(f"{left.name}-")):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
@@ -318,7 +288,7 @@ def _write_corpus(corpus: SyntheticCorpus, directory: Path, options: Any, worker
         "options": options.to_json(),
         "splits": splits,
         **corpus.info,
-        "horizontal_flip": corpus.horizontal_flip,
+        "horizontal_flip": False,  # captions tell left from right
         "codec": available_codec(),
         "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
     }
@@ -372,7 +342,7 @@ def load_synthetic_rows(
     Raises:
         CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
-    wanted = corpus.read_options(options, others=("workers", "progress"))
+    wanted = corpus.read_options(options)
     check_split(split, wanted.splits, corpus.name)
     if data_dir is None:
         directory = _cached(corpus, wanted, workers, progress)
@@ -437,7 +407,7 @@ def _checked(corpus: SyntheticCorpus, data_dir: PathLike, wanted: Any, options: 
     if _read_info(corpus, directory) is None:
         raise CorpusError(
             f"no complete corpus of {corpus.title} in {directory} (no corpus.json): make it with "
-            f"make_{corpus.name} or `region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
+            f"`region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
         )
     made_with = wanted.to_json()
     difference = _difference(corpus, directory, {name: made_with[name] for name in options})

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,7 +30,6 @@ from .base import (
     SyntheticOptions,
     different_captions,
     load_synthetic_rows,
-    make_synthetic,
     pick,
 )
 
@@ -417,25 +415,6 @@ DRIFTING_LETTERS = SyntheticCorpus(
 )
 
 
-def make_drifting_letters(
-    output_dir: PathLike,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
-    """Writes the corpus and returns its directory.
-
-    Args:
-        workers, progress, overwrite: see `make_moving_shapes`.
-        options: see `DriftingLettersOptions`.
-    """
-    return make_synthetic(
-        DRIFTING_LETTERS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite
-    )
-
-
 def load_drifting_letters(
     data_dir: PathLike | None,
     split: str,
@@ -450,14 +429,14 @@ def load_drifting_letters(
     label maps (see `load_masks`).
 
     Args:
-        data_dir: a directory written by `make_drifting_letters`. Without one, the corpus is made on first use in the
+        data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val" or "test".
-        workers, progress: see `make_moving_shapes`.
+        workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
 
     Raises:
         CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
     rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
-    return build_dataset(rows, DRIFTING_LETTERS.description)
+    return build_dataset(rows)

@@ -11,14 +11,13 @@ Scenes, splits and files on disk: see `base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ...configuration_region_learner import did_you_mean
 from ..base import CorpusError, PathLike, build_dataset
-from .base import Clip, SyntheticCorpus, SyntheticOptions, load_synthetic_rows, make_synthetic
+from .base import Clip, SyntheticCorpus, SyntheticOptions, load_synthetic_rows
 from .shapes_captions import write_captions
 from .shapes_drawing import draw
 from .shapes_scenes import HELD_OUT_PAIRS, Scene, draw_scene, lay_out
@@ -77,28 +76,6 @@ MOVING_SHAPES = SyntheticCorpus(
 )
 
 
-def make_moving_shapes(
-    output_dir: PathLike,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
-    """Writes the corpus and returns its directory.
-
-    Args:
-        workers: how many clips are written at the same time; by default one per core.
-        progress: whether to show progress on stderr.
-        overwrite: whether to replace a corpus of this name that has other options.
-        options: see `MovingShapesOptions`.
-
-    Example:
-        >>> make_moving_shapes("data/shapes", train=500, size=64)
-    """
-    return make_synthetic(MOVING_SHAPES, output_dir, options, workers=workers, progress=progress, overwrite=overwrite)
-
-
 def load_moving_shapes(
     data_dir: PathLike | None,
     split: str,
@@ -114,7 +91,7 @@ def load_moving_shapes(
     path of the label maps (see `load_masks`).
 
     Args:
-        data_dir: a directory written by `make_moving_shapes`. Without one, the corpus is made on first use in the
+        data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val", "test" or "test_unseen".
         task: "retrieval", or one of these tasks on the same clips: "question_answering" (columns `question` and
@@ -122,7 +99,7 @@ def load_moving_shapes(
             five captions that differ in single attributes, and `answer`, the index of the only true one) and
             "action_recognition" (`label`: how the largest object moves; clips without a single largest object are
             left out, `objects=1` keeps them all).
-        workers, progress: see `make_moving_shapes`.
+        workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
 
     Raises:
@@ -135,4 +112,4 @@ def load_moving_shapes(
         )
     rows = load_synthetic_rows(MOVING_SHAPES, data_dir, split, options, workers=workers, progress=progress)
     rows, features = rows_of_task(rows, task, split)
-    return build_dataset(rows, MOVING_SHAPES.description, features)
+    return build_dataset(rows, features)
