@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,16 +74,11 @@ def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
 def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
     """Returns the fields of the first row."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(_rows(file, delimiter, quoted))
+        return next(_numbered_rows(path, delimiter, quoted))[1]
     except StopIteration:
         raise CorpusError(f"{path} is empty") from None
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _rows(file: Iterable[str], delimiter: str, quoted: bool) -> Any:
-    return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
 def _find_damage(path: Path, delimiter: str, quoted: bool) -> str | None:
@@ -108,7 +103,7 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
         yield from csv_records(path, delimiter, strict=False)
         return
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _rows(file, delimiter, quoted)
+        rows = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         for row in rows:
             if row:
                 yield rows.line_num, row

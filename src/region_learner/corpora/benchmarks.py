@@ -62,6 +62,14 @@ def build_benchmark(
     return build_dataset(present, features={"captions": List(Value("string")), **(features or {})})
 
 
+def captioned_rows(chosen: Mapping[str, str], captions: Mapping[str, list[str]], videos: VideoFiles) -> list[Row]:
+    """Returns the rows of videos. `chosen` maps their ids to where they are named, `captions` to their captions."""
+    return [
+        {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions.get(video_id, [])}
+        for video_id, where in chosen.items()
+    ]
+
+
 def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
     blank, kept, bare = 0, [], []
     for row in rows:
@@ -194,7 +202,7 @@ def label_rows(
     words = [class_words(name) for name in classes]
     rows = [
         {
-            "video": videos.find_first([f"{name}/{video}", video], where),
+            "video": videos.find(f"{name}/{video}", where, video),
             "video_id": os.path.splitext(video)[0],
             "captions": [words[numbers[name]]],
             "label": numbers[name],

@@ -66,7 +66,7 @@ def load_didemo(
         descriptions.setdefault(name.strip(), []).append(entry["description"].strip())
         first.setdefault(name.strip(), where)
     path = look_for(directory, [f"{split}_list.txt"], _ANNOTATION_DIRS)
-    chosen = {line: f"{path}, line {number}" for number, line in read_list(path)} if path else first
+    chosen = {line: where for where, line in read_list(path)} if path else first
     check_count(len(chosen), _SIZES[split], f"videos of DiDeMo {split}", path or source)
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
     rows = []

@@ -23,7 +23,6 @@ from .videos import (
     resolve_within,
     some_names,
     to_nfc,
-    with_slashes,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +91,9 @@ def read_split(
     videos: dict[str, Row] = {}
     for path in chosen:
         for row in _read_videos(path, data_dir, caption_column, listings):
-            _merge(videos, row)
+            known = videos.setdefault(row["video"], row)
+            if known is not row:
+                known["captions"] += row["captions"]  # in place: a file may have millions of captions
     _check_ids(videos.values(), data_dir)
     return list(videos.values())
 
@@ -153,7 +154,7 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
         file_name = row.get("file_name")
         if not isinstance(file_name, str) or file_name not in files:
             file_name = _file_name(file_name, where)
-            plain = to_nfc(os.path.normpath(with_slashes(file_name)))
+            plain = to_nfc(os.path.normpath(file_name.replace("\\", "/")))
             found = _find(path.parent, file_name, data_dir, where, listings)
             files[file_name] = found, os.path.splitext(plain)[0]
         try:
@@ -242,12 +243,6 @@ def _caption_column(row: Row, caption_column: str | None, path: Path) -> str:
     if len(found) > 1:
         raise CorpusError(f"{path} has columns {' and '.join(found)}: choose with caption_column=")
     return found[0]
-
-
-def _merge(videos: dict[str, Row], row: Row) -> None:
-    known = videos.setdefault(row["video"], row)
-    if known is not row:
-        known["captions"] += row["captions"]  # in place: a file may have millions of captions
 
 
 def _check_ids(rows: Iterable[Row], data_dir: Path) -> None:

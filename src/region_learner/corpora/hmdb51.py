@@ -88,8 +88,7 @@ def _read_lists(paths: list[Path]) -> tuple[_Entries, Path]:
     entries = []
     for path in paths:
         name = path.name.rpartition("_test_split")[0]
-        for number, line in read_list(path):
-            where = f"{path}, line {number}"
+        for where, line in read_list(path):
             video, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2") or not video.strip():
                 raise CorpusError(f"{where}: expected the name of a video and 0, 1 (train) or 2 (test)")

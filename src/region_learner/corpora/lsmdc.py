@@ -103,4 +103,4 @@ def _find(videos: VideoFiles, clip: str, where: str) -> str:
     film, _, times = clip.rpartition("_")
     if not film or not times:
         raise CorpusError(f"{where}: {clip!r} is not the name of a clip, MOVIE_START-END")
-    return videos.find_first([f"{film}/{clip}", clip], where)
+    return videos.find(f"{film}/{clip}", where, clip)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from ..configuration_region_learner import did_you_mean
 from .base import CorpusError, PathLike, Row
-from .benchmarks import build_benchmark, choice_row, open_benchmark, question_rows
+from .benchmarks import build_benchmark, captioned_rows, choice_row, open_benchmark, question_rows
 from .readers import (
     check_count,
     check_strings,
@@ -169,7 +169,7 @@ def _test_pairs(directory: Path, videos: VideoFiles) -> tuple[list[Row], Path]:
         captions.setdefault(row["video_id"], []).append(row["sentence"])
         first.setdefault(row["video_id"], where)
     check_count(len(captions), size, "videos of MSR-VTT 1k-A test", path)
-    return [_row(video_id, texts, first[video_id], videos) for video_id, texts in captions.items()], path
+    return captioned_rows(first, captions, videos), path
 
 
 def _captioned(directory: Path, protocol: str, split: str, videos: VideoFiles) -> tuple[list[Row], Path]:
@@ -183,13 +183,9 @@ def _captioned(directory: Path, protocol: str, split: str, videos: VideoFiles) -
         if path.suffix == ".csv":
             chosen = {row["video_id"]: where for where, row in read_csv(path, ("video_id",))}
         else:
-            chosen = {line: f"{path}, line {number}" for number, line in read_list(path)}
+            chosen = {line: where for where, line in read_list(path)}
     check_count(len(chosen), size, f"videos of MSR-VTT {protocol} {split}", path)
-    return [_row(video_id, captions.get(video_id, []), where, videos) for video_id, where in chosen.items()], source
-
-
-def _row(video_id: str, captions: list[str], where: str, videos: VideoFiles) -> Row:
-    return {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions}
+    return captioned_rows(chosen, captions, videos), source
 
 
 def _read_captions(directory: Path) -> tuple[dict[str, list[str]], dict[str, str], Path]:

@@ -1,6 +1,6 @@
 """Readers of metadata: CSV, JSON, tab-separated files, lists and Parquet. Each row comes with its place in the file.
 
-Everything that a file says is checked: errors name the file and the line.
+Everything that a file says is checked: a `CorpusError` names the file and the line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +120,25 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
         name = fields[header.index("file_name")] if "file_name" in header else ""
         return name.lower().endswith((*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
 
-    for number, fields in csv_records(path, is_row=is_row):
+    for number, row in _csv_rows(csv_records(path, is_row=is_row), header, path):
+        yield f"line {number}", row
+
+
+def _csv_rows(
+    records: Iterable[tuple[int, list[str]]], header: list[str], path: Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Fills `header` with the fields of the first record, and yields the others as rows."""
+    for number, fields in records:
         if not header:
             check_header(fields, path)
-            header = fields
+            header += fields
         elif len(fields) != len(header):
             raise CorpusError(
                 f"{path}, line {number}: the number of fields is {len(fields)}, but the header has {len(header)}; put "
                 "quotes around values with commas"
             )
         else:
-            yield f"line {number}", dict(zip(header, fields))
+            yield number, dict(zip(header, fields))
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------
@@ -237,13 +245,9 @@ def check_count(found: int, published: int | Sequence[int], what: str, path: Pat
         logger.warning("%s: expected %s, found %s in %s", what, numbers, f"{found:,}", path)
 
 
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """Returns the non-blank lines of a text file, stripped, each with its number."""
-    lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).split("\n"), start=1)]
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
-        raise CorpusError(f"{path} is empty")
-    return lines
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Returns the non-blank lines of a text file, stripped, each with its place in the file."""
+    return [(f"{path}, line {number}", line.strip()) for number, line in _read_lines(path)]
 
 
 def read_json(path: Path) -> Any:
@@ -258,8 +262,7 @@ def read_entries(path: Path) -> list[tuple[str, Row]]:
         values = parse_json(text, path)
         entries = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     else:
-        lines = read_list(path)
-        entries = [(f"{path}, line {number}", parse_json(line, path, number)) for number, line in lines]
+        entries = [(f"{path}, line {number}", parse_json(line, path, number)) for number, line in _read_lines(path)]
     for where, value in entries:
         if not isinstance(value, dict):
             raise CorpusError(f"{where}: not a JSON object")
@@ -285,27 +288,16 @@ def check_strings(value: Any, where: str) -> list[str]:
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """Returns the named columns of a CSV file with a header, each row with its place. Other columns are ignored."""
-    rows: list[tuple[str, dict[str, str]]] = []
     header: list[str] = []
     try:
-        for number, fields in csv_records(path, strict=False):
-            if not header:
-                check_header(fields, path)
-                header = fields
-                if absent := [name for name in columns if name not in header]:
-                    raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
-                continue
-            where = f"{path}, line {number}"
-            if len(fields) != len(header):
-                raise CorpusError(f"{where}: the number of fields is {len(fields)}, but the header has {len(header)}")
-            rows.append((where, {name: fields[header.index(name)].strip() for name in columns}))
+        rows = list(_csv_rows(csv_records(path, strict=False), header, path))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-    if not header:
-        raise CorpusError(f"{path} is empty")
+    if absent := [name for name in columns if header and name not in header]:
+        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
     if not rows:
-        raise CorpusError(f"{path} has no rows")
-    return rows
+        raise CorpusError(f"{path} has no rows" if header else f"{path} is empty")
+    return [(f"{path}, line {number}", {name: row[name].strip() for name in columns}) for number, row in rows]
 
 
 def read_tsv(path: Path, columns: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -315,17 +307,20 @@ def read_tsv(path: Path, columns: Sequence[int]) -> list[tuple[str, list[str]]]:
         columns: the numbers of fields that a row may have.
     """
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _read_lines(path):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) not in columns:
             expected = " or ".join(map(str, columns))
             raise CorpusError(f"{path}, line {number}: {len(fields)} tab-separated fields, expected {expected}")
         rows.append((f"{path}, line {number}", fields))
-    if not rows:
-        raise CorpusError(f"{path} is empty")
     return rows
+
+
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise CorpusError(f"{path} is empty")
+    return lines
 
 
 def _read_text(path: Path) -> str:

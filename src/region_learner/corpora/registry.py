@@ -136,14 +136,11 @@ def register_corpus(
     if name in _CORPORA and not overwrite:
         raise CorpusError(f"there is already a corpus {name!r}: choose another name, or pass overwrite=True")
     try:
-        positional = [
-            parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
-            for parameter in inspect.signature(loader).parameters.values()
-        ]
-    except (TypeError, ValueError):
-        positional = []
-    if positional[:2] != [True, True]:
-        raise CorpusError(f"the loader of corpus {name!r} must be a function of data_dir and split, not {loader!r}")
+        inspect.signature(loader).bind_partial("data_dir", "split")
+    except (TypeError, ValueError) as error:
+        raise CorpusError(
+            f"the loader of corpus {name!r} must be a function of data_dir and split, not {loader!r}"
+        ) from error
     _CORPORA[name] = Corpus(name, loader, description, horizontal_flip)
 
 

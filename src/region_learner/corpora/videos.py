@@ -29,17 +29,12 @@ def to_nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def with_slashes(name: str) -> str:
-    """Returns a relative name that was written on Windows with slashes instead of backslashes."""
-    return name.replace("\\", "/")
-
-
 def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what: str = "file_name") -> str:
     r"""Returns the absolute path of a file, which must lie within the corpus. Backslashes are read as slashes.
 
     Only the name is checked: a link inside the directory was put there by its owner.
     """
-    name = with_slashes(file_name)
+    name = file_name.replace("\\", "/")
     path = os.path.normpath(base / name)
     if "\0" in path or re.match("[A-Za-z]:/", name) or not path.startswith(os.path.join(data_dir, "")):
         raise CorpusError(f"{where}: {what} {file_name!r} leads outside of {data_dir}: name a file within it")
@@ -113,24 +108,18 @@ class VideoFiles:
         self._found: dict[str, str] = {}
         self.missing: set[str] = set()
 
-    def find(self, name: str, where: str, stem: str | None = None) -> str:
+    def find(self, name: str, where: str, *others: str) -> str:
         """Returns the absolute path of a video; for a missing one, the path where it should be.
 
         Args:
             name: name relative to the directory of the videos, with or without extension.
             where: file and line that name the video, for messages.
-            stem: the name without its extension, if that is not a video extension.
+            others: other names that it may have instead.
         """
-        return self.find_first([name], where, stem)
-
-    def find_first(self, names: Sequence[str], where: str, stem: str | None = None) -> str:
-        """Like `find`, for a video that may have any of several names. The usual one comes first."""
-        if names[0] not in self._found:
-            wanted = [form for name in names for form in (name, *_stems(name))]
-            if stem is not None:
-                wanted += [stem, *_stems(stem)]
-            self._found[names[0]] = self._find(wanted, where) or self._expected(names[0], where)
-        return self._found[names[0]]
+        if name not in self._found:
+            wanted = [form for one in (name, *others) for form in (one, *_stems(one))]
+            self._found[name] = self._find(wanted, where) or self._expected(name, where)
+        return self._found[name]
 
     def _find(self, wanted: Sequence[str], where: str) -> str | None:
         for root in self.roots:

@@ -458,8 +458,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 def _check_processes(shards: int) -> None:
     """Warns if the processes of a distributed run cannot have shards of their own."""
-    world_size = _from_environment("WORLD_SIZE", 1)
-    if shards % world_size and _from_environment("RANK", 0) == 0:
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if shards % world_size and int(os.environ.get("RANK", 0)) == 0:
         logger.warning(
             "%d shards cannot be split evenly among %d processes: every process reads all of them, taking every %d-th "
             "sample; pack the corpus into a multiple of %d shards",
@@ -472,9 +472,9 @@ def _check_workers(shards: int) -> None:
     from torch.utils.data import get_worker_info
 
     info = get_worker_info()
-    if info is None or info.id or "<workers>" in _warned or _from_environment("RANK", 0):
+    if info is None or info.id or "<workers>" in _warned or int(os.environ.get("RANK", 0)):
         return
-    world_size = _from_environment("WORLD_SIZE", 1)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     readers = info.num_workers * (1 if shards % world_size else world_size)
     if shards < readers:
         _warned.add("<workers>")
@@ -483,8 +483,3 @@ def _check_workers(shards: int) -> None:
             "corpus into more shards",
             *(shards, readers),
         )
-
-
-def _from_environment(name: str, default: int) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() and int(value) > 0 else default

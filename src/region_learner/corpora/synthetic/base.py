@@ -52,29 +52,33 @@ _HOME_SPLITS = ("train", "val", "test")
 # --- Description of a corpus ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class SyntheticOptions:
-    """Base class of the options of a synthetic corpus. Derived classes are frozen dataclasses.
+    """What a corpus holds. Two corpora with equal options are equal.
 
-    They have the fields below, and one for each split: the number of its clips.
+    Options with two numbers are ranges (least, most), both included, or one number; a value is drawn for every clip.
     """
 
-    splits: ClassVar[tuple[str, ...]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    least_frames: ClassVar[int] = 1
 
-    seed: int
-    size: int  # width and height in pixels
-    frames: int
-    fps: float
-    captions: int  # per clip
+    train: int = 2000  # clips in the split; 0 leaves the split out
+    val: int = 200
+    test: int = 200
+    seed: int = 0
+    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
+    frames: int = 16
+    fps: float = 8.0
+    captions: int = 4  # per clip, 1 to 10
 
-    def check(self, least_frames: int = 1) -> None:
-        """Raises an error if a value is out of range."""
+    def __post_init__(self) -> None:
         for name in self.splits:
             _check_integer(name, getattr(self, name), 0, 1_000_000)
         _check_integer("seed", self.seed, 0, 2**32 - 1)
         _check_integer("size", self.size, 48, 1024)
         if self.size % 2:
             raise CorpusError(f"size must be even, as H.264 requires, not {self.size}")
-        _check_integer("frames", self.frames, least_frames, 1000)
+        _check_integer("frames", self.frames, self.least_frames, 1000)
         if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
             raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
         object.__setattr__(self, "fps", float(self.fps))

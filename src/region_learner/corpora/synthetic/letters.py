@@ -86,26 +86,17 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class DriftingLettersOptions(SyntheticOptions):
-    """What a corpus holds. Two corpora with equal options are equal.
+    """The options of all synthetic corpora, with other defaults, and those of this one."""
 
-    Ranges are (least, most), both included, or one number; a value is drawn for every clip.
-    """
+    least_frames: ClassVar = 4  # so that blinking is visible
 
-    splits: ClassVar = ("train", "val", "test")
-
-    train: int = 2000  # clips in the split; 0 leaves the split out
-    val: int = 200
-    test: int = 200
-    seed: int = 0
-    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
-    frames: int = 8  # at least 4, so that blinking is visible
+    frames: int = 8
     fps: float = 4.0
     letters: tuple[int, int] = (2, 4)  # per clip, 1 to 4; captions can say little about one letter
     distractors: tuple[int, int] = (2, 4)  # pieces of letters that no caption mentions, 0 to 20
-    captions: int = 4  # per clip, 1 to 10
 
     def __post_init__(self) -> None:
-        self.check(least_frames=4)
+        super().__post_init__()
         self.check_range("letters", 1, 4)
         self.check_range("distractors", 0, 20)
 

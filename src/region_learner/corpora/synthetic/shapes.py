@@ -33,28 +33,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class MovingShapesOptions(SyntheticOptions):
-    """What a corpus holds. Two corpora with equal options are equal.
+    """The options of all synthetic corpora, and those of this one.
 
-    Ranges are (least, most), both included, or one number; a value is drawn for every clip. More `objects`, more
-    `distractors` and fewer `train` clips make retrieval harder to learn.
+    More `objects`, more `distractors` and fewer `train` clips make retrieval harder to learn.
     """
 
     splits: ClassVar = ("train", "val", "test", "test_unseen")
 
-    train: int = 2000  # clips in the split; 0 leaves the split out
-    val: int = 200
-    test: int = 200
-    test_unseen: int = 200
-    seed: int = 0
-    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
-    frames: int = 16
-    fps: float = 8.0
+    test_unseen: int = 200  # clips in the split
     objects: tuple[int, int] = (2, 4)  # main objects per clip, 1 to 5
     distractors: tuple[int, int] = (2, 5)  # grey clutter that no caption mentions, 0 to 20
-    captions: int = 4  # per clip, 1 to 10
 
     def __post_init__(self) -> None:
-        self.check()
+        super().__post_init__()
         self.check_range("objects", 1, 5)
         self.check_range("distractors", 0, 20)
 
