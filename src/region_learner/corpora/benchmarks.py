@@ -90,9 +90,6 @@ def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
     return kept
 
 
-# --- Question answering and multiple choice ------------------------------------------------------------------
-
-
 def question_rows(path: Path, names: Mapping[int, str] | None, prefix: str, videos: VideoFiles) -> list[Row]:
     """Reads the rows of a file of {"question", "answer", "video_id"}.
 
@@ -171,9 +168,6 @@ def answer_vocabulary(rows: Iterable[Mapping[str, Any]], size: int) -> list[str]
             raise CorpusError("answer_vocabulary needs rows with a column 'answer' of words, such as msrvtt_qa has")
         counts[row["answer"]] += 1
     return sorted(counts, key=lambda answer: (-counts[answer], answer))[:size]
-
-
-# --- Action recognition --------------------------------------------------------------------------------------
 
 
 def class_words(name: str) -> str:

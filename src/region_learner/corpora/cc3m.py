@@ -82,9 +82,6 @@ def load_cc3m(
     return build_pairs(table, source, directory, split, max_missing, missing_list, roots)
 
 
-# --- The list of the release ---------------------------------------------------------------------------------
-
-
 def _read_list(path: Path, roots: list[Path]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -113,9 +110,6 @@ def _read_list(path: Path, roots: list[Path]) -> pa.Table:
             images, ids = by_index, rows
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), ids, "")
     return pa.table({"video_id": ids, "caption": table["caption"], "video": images, "expected": expected})
-
-
-# --- What img2dataset writes ---------------------------------------------------------------------------------
 
 
 def _shards(root: Path) -> list[str]:

@@ -58,10 +58,6 @@ def load_folder(
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
         missing_list: text file for the paths of all missing files, one per line; see `report_missing`.
-
-    Raises:
-        CorpusError: a directory, metadata file, column or split does not exist; a row has no caption; a file is
-            missing or outside of `data_dir`; two files have the same id.
     """
     directory = check_data_dir("folder", data_dir)
     if media not in _MEDIA:

@@ -32,9 +32,6 @@ def read_table(path: Path) -> list[tuple[str, Row]]:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
 
 
-# --- CSV -----------------------------------------------------------------------------------------------------
-
-
 def csv_records(
     path: Path, delimiter: str = ",", strict: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
@@ -48,9 +45,6 @@ def csv_records(
             the quotes.
         is_row: tells whether a line within a field looks like a row that the field has swallowed, given the fields of
             that line, as many as the header has. By default every such line does, from three columns on.
-
-    Raises:
-        CorpusError: a quote is not closed, or closed in a later row.
     """
     line = ""
     columns = 0
@@ -141,9 +135,6 @@ def _csv_rows(
             yield number, dict(zip(header, fields))
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------
-
-
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     """Parses the text of a file, or of one of its lines."""
     where = str(path) if line is None else f"{path}, line {line}"
@@ -166,9 +157,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict):
                 raise CorpusError(f"{path}, line {number}: not a JSON object")
             yield f"line {number}", row
-
-
-# --- Parquet -------------------------------------------------------------------------------------------------
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:

@@ -1,7 +1,8 @@
 """What the rows of a data set hold: single values, such as captions and ids, and whole rows.
 
 The same value means the same in files, in shards and in rows given from Python. A data set is checked where it is
-given, and each of its rows when it is read.
+given, and each of its rows when it is read. Readers of a value raise an `UnfitValueError`, those of a row a
+`CorpusError`.
 """
 
 from __future__ import annotations
@@ -58,9 +59,6 @@ def read_captions(value: Any) -> list[str]:
 
     A string is one caption, or several if it is the text of a list of strings, as JSON or Python write it: pandas and
     `datasets` write "['a', 'b']" to CSV files. A missing value holds no captions.
-
-    Raises:
-        UnfitValueError: the value is neither a string nor a list of strings.
     """
     if is_missing(value):
         return []
@@ -267,22 +265,14 @@ def read_row(
 
 
 def only_clip(clips: Any) -> Any:
-    """Returns the only clip that a processor made of a row's video.
-
-    Raises:
-        ValueError: it made several, from an array of five dimensions or from nested lists.
-    """
+    """Returns the only clip that a processor made of a row's video. Several, of nested lists, are a ValueError."""
     if len(clips) != 1:
         raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
     return clips[0]
 
 
 def check_shapes(clips: Sequence[Any]) -> None:
-    """Checks that clips can be stacked.
-
-    Raises:
-        ValueError: the clips have different shapes.
-    """
+    """Checks that clips have the same shape, so that they can be stacked."""
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "

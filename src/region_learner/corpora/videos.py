@@ -224,9 +224,6 @@ def report_missing(
         missing_list: text file for the paths, one per line. It is written each time, empty if no file is missing,
             and also if too many are. `{split}` in its name stands for `split`, so that each split has its own list.
         places: the directories that were looked through, if there are several.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`, or all of them; the list cannot be written.
     """
     if isinstance(max_missing, bool) or not isinstance(max_missing, int | float) or not max_missing >= 0:
         raise CorpusError(f"max_missing must be a number of files or a fraction below 1, not {max_missing!r}")

@@ -335,11 +335,6 @@ def load_webdataset(
             and fast to skip when training resumes. Without streaming, rows are always lazy.
         damaged: "error", or "skip" to leave out, with a warning, the rest of a shard that is damaged or truncated, and
             samples whose text is damaged or whose video has more than 2 GiB.
-
-    Raises:
-        CorpusError: a directory, split or shard does not exist; a shard is compressed or damaged; a member is not a
-            regular file, or its name leads out of the shard; two samples or members have the same name; two rows have
-            the same id (without streaming).
     """
     if damaged not in ("error", "skip"):
         raise CorpusError(f"damaged must be 'error' or 'skip', not {damaged!r}")

@@ -342,9 +342,6 @@ def load_synthetic_rows(
         data_dir: a directory written by `make_synthetic`. Without one, the corpus is made on first use in the cache
             directory `$HF_HOME/region_learner`.
         options: with `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
     wanted = corpus.read_options(options)
     check_split(split, wanted.splits, corpus.name)

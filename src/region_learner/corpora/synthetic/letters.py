@@ -425,9 +425,6 @@ def load_drifting_letters(
         split: "train", "val" or "test".
         workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
     rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
     return build_dataset(rows)

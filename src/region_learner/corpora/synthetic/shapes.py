@@ -92,10 +92,6 @@ def load_moving_shapes(
             left out, `objects=1` keeps them all).
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option, task or split; `data_dir` does not hold a complete corpus, or one with other
-            options.
     """
     if task not in TASKS:
         raise CorpusError(
