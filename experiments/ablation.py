@@ -11,14 +11,15 @@ chosen rows.
 
 import argparse
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from region_learner.files import write_json
+from region_learner.files import locked, write_json
 
 from .clips import prepare
 from .figures import draw
-from .runs import add_run, only_writer, read_json, run_in_processes, runs_of
+from .runs import add_run, read_json, run_in_processes, runs_of
 from .settings import CONTRASTS, SETTINGS, TABLES, Row, Setting, rows_of, with_baselines
 from .step_time import relative_step_times
 from .tables import contrast_table, loss_correlation, mask_table, model_table, summarize
@@ -34,6 +35,7 @@ def run_missing(
     jobs: int = 1,
     use_cpu: bool = False,
     progress: bool = True,
+    data_seeds: Sequence[int] | None = None,
 ) -> None:
     """
     Trains each of `rows` from each of `seeds`, unless that run is recorded in `output/NAME.jsonl`, and records it.
@@ -42,25 +44,28 @@ def run_missing(
         name: of the setting.
         jobs: number of runs at a time.
         use_cpu: whether to leave GPUs unused.
+        data_seeds: seeds of the order and sampling of the data. Each of `seeds`, which is then that of the weights
+            alone, is combined with each of them, and the runs are recorded in `output/NAME_seeds.jsonl`.
 
     Raises:
         ValueError: if recorded runs of these rows were of another setting or model.
         ChildProcessError: after all others are done, if runs have failed.
         BlockingIOError: if another process is writing to `output`.
     """
-    path = output / f"{name}.jsonl"
-    with only_writer(output):
-        recorded = {(run["row"], run["seed"]) for run in runs_of(path, setting, rows)}
-        missing = [(row, seed) for seed in seeds for row in rows if (row.name, seed) not in recorded]
-        if not missing:
-            return
+    path = output / (f"{name}.jsonl" if data_seeds is None else f"{name}_seeds.jsonl")
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        recorded = {(run["row"], run["seed"], run.get("data_seed")) for run in runs_of(path, setting, rows)}
         corpus = output / "corpus" / name
-        prepare(setting, corpus)
         tasks = {}
-        for row, seed in missing:
-            masks_to = output / "masks" / name / f"{row.name}.npz" if seed == 0 else None
-            tasks[f"{row.name}, seed {seed}"] = (setting, row, seed, corpus, use_cpu, masks_to)
-        run_in_processes(train_and_measure, tasks, lambda run: add_run(path, run), jobs, use_cpu, progress)
+        for seed, row, data_seed in product(seeds, rows, data_seeds or (None,)):
+            if (row.name, seed, data_seed) not in recorded:
+                masks_to = output / "masks" / name / f"{row.name}.npz" if seed == 0 and data_seed is None else None
+                label = f"{row.name}, seed {seed}" + ("" if data_seed is None else f", data {data_seed}")
+                tasks[label] = (setting, row, seed, corpus, use_cpu, masks_to, data_seed)
+        if tasks:
+            prepare(setting, corpus)
+            run_in_processes(train_and_measure, tasks, lambda run: add_run(path, run), jobs, use_cpu, progress)
 
 
 def entries_of(output: Path, name: str, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def measure_step_times(output: Path, name: str, setting: Setting, rows: Sequence
     """Measures and records the times of training steps, relative to the first of `rows`."""
     path = output / "step_times.json"
     times = relative_step_times(setting, rows, use_cpu=use_cpu)
-    with only_writer(output):
+    with locked(output):
         recorded = read_json(path)
         recorded.setdefault(name, {})[table] = times
         write_json(path, recorded)
@@ -94,22 +99,28 @@ def report(entries: Sequence[dict[str, Any]], step_times: dict[str, float]) -> s
     return "\n\n".join(part for part in parts if part)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def argument_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the options that the commands of the experiments share."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.ablation",
-        description=__doc__,
+        prog=f"python -m experiments.{command}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="directory of the recorded runs and decoded clips")
     parser.add_argument("--setting", choices=list(SETTINGS), default="shapes", help="corpus, encoders and training")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--cpu", action="store_true", help="leave GPUs unused")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argument_parser("ablation", __doc__)
     parser.add_argument(
         "--rows",
         default="main",
         help=f"tables ({', '.join(TABLES)}) or single rows, separated by commas (default: main)",
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of runs per row (default: 5)")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time (default: 1)")
-    parser.add_argument("--cpu", action="store_true", help="leave GPUs unused")
     parser.add_argument("--step-times", action="store_true", help="also measure the time of a training step")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw figures, as DIR/SETTING_ROWS_*.webp")
     options = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from region_learner.visualization import draw_regions
@@ -37,8 +38,7 @@ def draw(output: Path, setting: str, table: str, entries: Sequence[dict[str, Any
 
 def draw_means(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws R@1 of every row: seeds as dots, the mean with its 95 % interval, a line at Frozen in Time."""
-    figure = Figure(figsize=(8, 0.42 * len(entries) + 1.1), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _plot((8, 0.42 * len(entries) + 1.1))
     for place, entry in enumerate(entries):
         color = "#777777" if entry["row"].startswith("frozen") else "#0072b2"
         values = list(entry["values"].values())
@@ -51,14 +51,12 @@ def draw_means(entries: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries])
     axes.invert_yaxis()
     axes.set_xlabel("text-to-video R@1, test (%): seeds, mean, 95 % interval")
-    axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
 def draw_curves(runs: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws validation R@1 during training: one thin line per run, one thick line per row for their mean."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _plot((7, 4.6))
     for entry in entries:
         color = _COLORS.get(entry["row"], "#777777")
         curves = [run["curve"] for run in runs if run["row"] == entry["row"]]
@@ -69,14 +67,12 @@ def draw_curves(runs: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]
     axes.set_xlabel("epoch")
     axes.set_ylabel("text-to-video R@1, validation (%)")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
 def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws R@1 over the training loss at the end, one point per run."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _plot((7, 4.6))
     for entry in entries:
         known = entry["row"] in _COLORS
         style = {"color": _COLORS[entry["row"]], "label": entry["label"]} if known else {"color": "#bbbbbb"}
@@ -84,7 +80,6 @@ def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("training loss, mean of the last 200 steps")
     axes.set_ylabel("text-to-video R@1, test (%)")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
@@ -105,6 +100,13 @@ def draw_masks(masks: Path, path: Path, clips: int = 3) -> None:
             axes.set_yticks([])
         row[0].set_ylabel(name.replace("_", " "), fontsize=8)
     _save(figure, path)
+
+
+def _plot(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:

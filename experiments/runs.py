@@ -3,17 +3,14 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from region_learner.files import write_text
@@ -69,22 +66,6 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     return runs
 
 
-@contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """
-    Locks a directory, which is created if needed.
-
-    Raises:
-        BlockingIOError: if another process has locked it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise BlockingIOError(f"Another process is writing to {directory}: wait until it has finished.") from None
-
-
 def run_in_processes(
     function: Callable[..., dict[str, Any]],
     tasks: dict[str, tuple],
@@ -118,52 +99,34 @@ def run_in_processes(
         finally:
             free.put(gpu)
 
-    failed = {}
+    failed: dict[str, BaseException] = {}
     pool = ThreadPoolExecutor(jobs)
     try:
         futures = {pool.submit(one, arguments): name for name, arguments in tasks.items()}
         for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not progress):
-            try:
-                keep(future.result())
-            except ChildProcessError as error:
+            if error := future.exception():
                 failed[futures[future]] = error
                 tqdm.write(f"{futures[future]} failed: {error}")
+            else:
+                keep(future.result())
     finally:
         pool.shutdown(cancel_futures=True)
     if failed:
         name, error = next(iter(failed.items()))
         raise ChildProcessError(
-            f"{len(failed)} of {len(tasks)} runs failed, the first: {name} ({error}). Run the command again to retry."
+            f"{len(failed)} of {len(tasks)} runs failed, the first: {name} ({type(error).__name__}: {error}). Run the "
+            "command again to retry."
         )
 
 
 def _in_process(gpu: str, threads: int, function: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, Any]:
-    """
-    Raises:
-        ChildProcessError: if the function has raised an error, or the process was killed.
-    """
     context = get_context("spawn")  # a forked process could not use the GPU
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, gpu, threads, function, arguments))
-    process.start()
-    sender.close()
-    try:
-        result, error = receiver.recv()
-    except EOFError:
-        process.join()
-        raise ChildProcessError(f"its process ended with exit code {process.exitcode}") from None
-    process.join()
-    if error:
-        raise ChildProcessError(error)
-    return result
+    with ProcessPoolExecutor(1, context, _start_process, (gpu, threads)) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def _send_result(sender: Connection, gpu: str, threads: int, function: Callable, arguments: tuple) -> None:
+def _start_process(gpu: str, threads: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything uses a GPU
     torch.set_num_threads(threads)
     for name in ("region_learner", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        sender.send((function(*arguments), None))
-    except Exception as error:
-        sender.send((None, f"{type(error).__name__}: {error}"))

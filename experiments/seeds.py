@@ -8,33 +8,13 @@ one line of OUTPUT/SETTING_seeds.jsonl; runs that are recorded there are not rep
 ablation, whose decoded clips are reused. A pair of equal seeds is the run that the ablation makes of that seed.
 """
 
-import argparse
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
-from .clips import prepare
-from .runs import add_run, only_writer, run_in_processes, runs_of
+from .ablation import argument_parser, run_missing
+from .runs import runs_of
 from .settings import SETTINGS, TABLES, Row, Setting
 from .tables import METRIC, markdown
-from .training import train_and_measure
-
-
-def run_missing(
-    output: Path, name: str, setting: Setting, row: Row, seeds: Sequence[int], jobs: int = 1, use_cpu: bool = False
-) -> None:
-    """Trains `row` with every pair of `seeds`, unless that run is recorded in `output/NAME_seeds.jsonl`."""
-    path, corpus = output / f"{name}_seeds.jsonl", output / "corpus" / name
-    with only_writer(output):
-        recorded = {(run["seed"], run["data_seed"]) for run in runs_of(path, setting, [row])}
-        missing = [pair for pair in product(seeds, seeds) if pair not in recorded]
-        if missing:
-            prepare(setting, corpus)
-            tasks = {
-                f"weights {weights}, data {data}": (setting, row, weights, corpus, use_cpu, None, data)
-                for weights, data in missing
-            }
-            run_in_processes(train_and_measure, tasks, lambda run: add_run(path, run), jobs, use_cpu)
 
 
 def seed_table(output: Path, name: str, setting: Setting, row: Row, seeds: Sequence[int]) -> str:
@@ -47,21 +27,16 @@ def seed_table(output: Path, name: str, setting: Setting, row: Row, seeds: Seque
 
 def main(arguments: Sequence[str] | None = None) -> None:
     rows = {row.name: row for table in TABLES.values() for row in table}
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.seeds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="directory of the recorded runs and decoded clips")
-    parser.add_argument("--setting", choices=list(SETTINGS), default="shapes", help="corpus, encoders and training")
+    parser = argument_parser("seeds", __doc__)
     parser.add_argument("--row", choices=list(rows), metavar="ROW", required=True, help="name of a row")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time (default: 1)")
-    parser.add_argument("--cpu", action="store_true", help="leave GPUs unused")
     options = parser.parse_args(arguments)
     setting, row = SETTINGS[options.setting], rows[options.row]
     try:
-        run_missing(options.output, options.setting, setting, row, options.seeds, options.jobs, options.cpu)
+        run_missing(
+            *(options.output, options.setting, setting, [row], options.seeds, options.jobs, options.cpu),
+            data_seeds=options.seeds,
+        )
     except (ValueError, ChildProcessError, BlockingIOError) as error:
         parser.exit(1, f"{error}\n")
     print(seed_table(options.output, options.setting, setting, row, options.seeds))

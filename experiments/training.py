@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.corpora import load_masks
 from region_learner.evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
+from region_learner.inference import evaluation_mode
 from region_learner.training.arguments import ModelArguments
 from region_learner.training.model import build_model
 
@@ -146,10 +148,9 @@ class _Watch(TrainerCallback):
         metrics = _retrieval(self.model, self.processor, self.val)
         self.curve.append({"epoch": epoch, "t2v_R@1": metrics["t2v_R@1"]})
         if self.with_masks:
-            with torch.inference_mode():
+            with evaluation_mode(self.model):
                 clips = next(_batches(self.model, self.processor, self.val, _DRAWN))
-                self.masks[f"epoch_{epoch}"] = self.model.eval().video_model(clips).region_masks.float().cpu().numpy()
-            self.model.train()
+                self.masks[f"epoch_{epoch}"] = self.model.video_model(clips).region_masks.float().cpu().numpy()
 
 
 def _batches(model, processor, split: Split, count: int | None = None) -> Iterator[torch.Tensor]:
@@ -160,15 +161,13 @@ def _batches(model, processor, split: Split, count: int | None = None) -> Iterat
         yield torch.stack([clip(some) for some in frames[start : start + _BATCH_SIZE]]).to(model.device)
 
 
-@torch.inference_mode()
 def _retrieval(model, processor, split: Split) -> dict[str, float]:
-    model.eval()
-    videos = torch.cat(
-        [model(pixel_values_videos=some).video_embeds.cpu() for some in _batches(model, processor, split)]
-    )
+    with evaluation_mode(model):
+        videos = torch.cat(
+            [model(pixel_values_videos=some).video_embeds.cpu() for some in _batches(model, processor, split)]
+        )
     owners, captions = zip(*split.captions())
     texts = embed_texts(model, processor, captions)
-    model.train()
     return retrieval_metrics(texts, videos, owners, range(len(videos)))
 
 
@@ -200,13 +199,8 @@ def _machine(device: torch.device) -> str:
     """Describes what a model runs on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

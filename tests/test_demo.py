@@ -2,7 +2,7 @@
 
 import pytest
 
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import load_corpus, make_corpus
 from region_learner.demo import _page, chance, metrics_rows, search_in_fresh_process
 from region_learner.evaluation import embed_corpus, retrieval_accuracy
 from region_learner.processing_region_learner import RegionLearnerProcessor
@@ -15,7 +15,7 @@ from .conftest import tiny_model, tiny_text_config
 
 def test_search_without_the_package_and_the_page(tmp_path):
     sizes = {"train": 0, "val": 0, "test": 6, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
-    corpus = make_moving_shapes(tmp_path / "corpus", workers=1, progress=False, **sizes)
+    corpus = make_corpus("moving_shapes", tmp_path / "corpus", workers=1, progress=False, **sizes)
     test = load_corpus("moving_shapes", corpus, "test")
     tokenizer = train_tokenizer([text for row in test for text in row["captions"]], 200, 32)
     processor = RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=4), tokenizer)

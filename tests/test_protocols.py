@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from region_learner import RegionLearnerForVideoClassification, load_corpus
 from region_learner.cli import main
-from region_learner.corpora import corpus_options, make_moving_shapes
+from region_learner.corpora import corpus_options, make_corpus
 from region_learner.corpora.didemo import _SIZES as _DIDEMO_SIZES
 from region_learner.corpora.hmdb51 import SIZES as _HMDB51_SIZES
 from region_learner.corpora.lsmdc import _CHOICE, _RETRIEVAL
@@ -604,9 +604,9 @@ def test_recipes_choose_by_validation_or_not_at_all(name):
 
 def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
     """Validation says that the second of three checkpoints is best, the test would say the third: the second it is."""
-    corpus = make_moving_shapes(
-        tmp_path / "corpus", workers=1, progress=False, train=8, val=2, test=4, test_unseen=0, size=48, frames=4,
-        objects=[1, 1],
+    corpus = make_corpus(
+        "moving_shapes", tmp_path / "corpus", workers=1, progress=False, train=8, val=2, test=4, test_unseen=0,
+        size=48, frames=4, objects=[1, 1],
     )  # fmt: skip
     validations, tests = iter([10.0, 30.0, 20.0]), []
 

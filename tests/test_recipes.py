@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForVideoClassification, AutoProcess
 
 from region_learner import RegionLearnerForVideoQuestionAnswering
 from region_learner.cli import app
-from region_learner.corpora import corpus_options, list_corpora, make_moving_shapes
+from region_learner.corpora import corpus_options, list_corpora, make_corpus
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import RegionLearnerTrainer, parse_arguments, parse_stages, run, train_stages
@@ -283,7 +283,7 @@ def places(tmp_path_factory):
         globals()[f"make_{name}"](data / name, media)
     make_webdataset(data / "webdataset", media)
     make_actions(data, media)
-    make_moving_shapes(data / "shapes", workers=1, progress=False, **SHAPES)
+    make_corpus("moving_shapes", data / "shapes", workers=1, progress=False, **SHAPES)
 
     tokenizer = train_tokenizer([caption(n) for n in range(12)], 99, 16)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}

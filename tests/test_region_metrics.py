@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from region_learner.cli import main
-from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_corpus
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
 from region_learner.evaluation.region_baselines import (
@@ -411,7 +411,9 @@ def test_last_block_against_recorded_outputs(fusion):
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     sizes = {"train": 5, "val": 0, "test": 0, "test_unseen": 0, "size": 64, "frames": 7, "objects": [1, 3]}
-    directory = make_moving_shapes(tmp_path_factory.mktemp("shapes") / "corpus", workers=1, progress=False, **sizes)
+    directory = make_corpus(
+        "moving_shapes", tmp_path_factory.mktemp("shapes") / "corpus", workers=1, progress=False, **sizes
+    )
     return load_corpus("moving_shapes", directory)
 
 

@@ -13,7 +13,7 @@ from region_learner.corpora import (
     corpus_options,
     list_corpora,
     load_corpus,
-    make_moving_shapes,
+    make_corpus,
     register_corpus,
     registry,
 )
@@ -62,7 +62,7 @@ def test_unknown_options_name_the_allowed_ones(tmp_path):
     with pytest.raises(CorpusError, match=r"'flip' for corpus 'moving_shapes' \(options: captions, .*task.*workers\)"):
         load_corpus("moving_shapes", tmp_path, flip=True)
     with pytest.raises(CorpusError, match="unknown option 'clips'"):
-        make_moving_shapes(tmp_path / "new", clips=3)
+        make_corpus("moving_shapes", tmp_path / "new", clips=3)
 
 
 def test_errors_are_value_errors():
@@ -164,7 +164,7 @@ def test_training_mirrors_clips_only_where_captions_stay_true(horizontal_flip, p
         return load_corpus("moving_shapes", data_dir, split)
 
     sizes = {"train": 4, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4}
-    make_moving_shapes(tmp_path / "shapes", progress=False, **sizes)
+    make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **sizes)
     register_corpus("mine", load_shapes, description="Mine.", horizontal_flip=horizontal_flip)
     argv = [*TINY, "--corpus=mine", f"--data_dir={tmp_path / 'shapes'}", f"--output_dir={tmp_path / 'out'}"]
     train(*parse_arguments([*argv, "--max_steps=1", "--per_device_train_batch_size=2", "--test_split=none"]))

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.corpora import CorpusError, check_corpus, load_corpus, make_moving_shapes, prepare_corpus
+from region_learner.corpora import CorpusError, check_corpus, load_corpus, make_corpus, prepare_corpus
 from region_learner.corpora.rows import check_dataset, read_row
 from region_learner.evaluation import (
     Views,
@@ -60,7 +60,9 @@ BAD = [
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     options = {"train": 8, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 2, "objects": 1}
-    return make_moving_shapes(tmp_path_factory.mktemp("rows") / "corpus", workers=1, progress=False, **options)
+    return make_corpus(
+        "moving_shapes", tmp_path_factory.mktemp("rows") / "corpus", workers=1, progress=False, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +438,7 @@ def test_a_batch_of_floats_and_levels_is_normalised_once(rows, processor, traini
     [
         (np.stack([frames_of(), frames_of()]), "the video of a row must be one clip, not 2"),
         (frames_of() * 1.0, r"must lie within 0\.\.1"),
-        (frames_of().astype(int), "Frames of int64 have no single reading"),
+        (frames_of().astype(int), "Frames of int64 are ambiguous"),
         ([], "A clip has no frames"),
         (object(), "not object"),
     ],

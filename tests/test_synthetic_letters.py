@@ -17,8 +17,6 @@ from region_learner.corpora import (
     load_corpus,
     load_masks,
     make_corpus,
-    make_drifting_letters,
-    make_moving_shapes,
 )
 from region_learner.corpora.synthetic import DRIFTING_LETTERS, DriftingLettersOptions, base, letters
 from region_learner.training import parse_arguments, train
@@ -32,7 +30,7 @@ SIZES = {"train": 40, "val": 8, "test": 8}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("letters") / "corpus"
-    return make_drifting_letters(folder, workers=2, size=64, progress=False, **SIZES)
+    return make_corpus("drifting_letters", folder, workers=2, size=64, progress=False, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def single_letters(tmp_path_factory):
     """One large letter a clip and no clutter, so that pixels can be told apart without help."""
     folder = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "size": 160, "letters": 1, "distractors": 0}
-    make_drifting_letters(folder, workers=2, progress=False, **options)
+    make_corpus("drifting_letters", folder, workers=2, progress=False, **options)
     return load_corpus("drifting_letters", folder).to_list()
 
 
@@ -304,7 +302,6 @@ def test_columns_and_videos(directory):
         assert dataset.column_names == ["video", "video_id", "captions", "masks", "objects"]
         assert dataset["video_id"][0] == f"{split}-000000"
         assert all(2 <= len(objects) <= 4 for objects in dataset["objects"])
-        assert "Do not mirror" in dataset.info.description
     with av.open(dataset["video"][0]) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate, stream.frames) == (64, 64, 4, 8)
@@ -315,7 +312,9 @@ def test_columns_and_videos(directory):
 
 
 def test_clips_do_not_depend_on_workers_or_other_splits(directory, tmp_path):
-    again = make_drifting_letters(tmp_path / "again", workers=1, size=64, train=0, val=0, test=8, progress=False)
+    again = make_corpus(
+        "drifting_letters", tmp_path / "again", workers=1, size=64, train=0, val=0, test=8, progress=False
+    )
     assert (again / "test/metadata.jsonl").read_bytes() == (directory / "test/metadata.jsonl").read_bytes()
     for i in range(8):
         video, masks = f"test/clips/test-{i:06d}.mp4", f"test/masks/test-{i:06d}.npz"
@@ -364,7 +363,9 @@ def test_events_are_seen_in_clips_of_any_length(frames):
 
 
 def test_largest_size(tmp_path):
-    make_drifting_letters(tmp_path / "c", train=1, val=0, test=0, size=1024, frames=4, captions=10, progress=False)
+    make_corpus(
+        "drifting_letters", tmp_path / "c", train=1, val=0, test=0, size=1024, frames=4, captions=10, progress=False
+    )
     (row,) = load_corpus("drifting_letters", tmp_path / "c")
     assert len(set(row["captions"])) == 10
     assert load_masks(row).shape == decode(row["video"]).shape[:3] == (4, 1024, 1024)
@@ -383,7 +384,9 @@ def test_options_that_cannot_be_met(tmp_path):
         ({"letters": 1, "test": 100_000}, "different scenes of 1 to 1 letters found for split 'test'"),
     ):
         with pytest.raises(CorpusError, match=message):
-            make_drifting_letters(tmp_path / "corpus", progress=False, **{"train": 0, "val": 0, "test": 0, **options})
+            make_corpus(
+                "drifting_letters", tmp_path / "corpus", progress=False, **{"train": 0, "val": 0, "test": 0, **options}
+            )
         assert not (tmp_path / "corpus").exists()
 
 
@@ -395,7 +398,7 @@ def test_other_corpora_are_left_alone(directory, tmp_path):
     with pytest.raises(CorpusError, match=r"no split 'test_unseen' in drifting_letters.*\(splits: train, val, test\)"):
         load_corpus("drifting_letters", directory, split="test_unseen")
     with pytest.raises(CorpusError, match="is not a corpus of moving shapes"):
-        make_moving_shapes(directory, overwrite=True, progress=False)
+        make_corpus("moving_shapes", directory, overwrite=True, progress=False)
     with pytest.raises(CorpusError, match=r"no complete corpus of moving shapes .*corpus make --corpus moving_shapes"):
         load_corpus("moving_shapes", directory)
     with pytest.raises(CorpusError, match=r"is not a synthetic corpus .*; did you mean 'drifting_letters'\?"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_corpus
 from region_learner.corpora.synthetic import base
 from region_learner.files import locked
 
@@ -17,8 +17,9 @@ SIZES = {"train": 3, "val": 1, "test": 0, "test_unseen": 0, "size": 48, "frames"
 
 MAKE = """
 import sys
-from region_learner.corpora import make_moving_shapes
-make_moving_shapes(sys.argv[1], workers=1, progress=False, train=5000, val=0, test=0, test_unseen=0, size=48, frames=8)
+from region_learner.corpora import make_corpus
+sizes = {"train": 5000, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 8}
+make_corpus("moving_shapes", sys.argv[1], workers=1, progress=False, **sizes)
 """
 
 
@@ -43,13 +44,14 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     process.kill()
     process.wait()
     assert ".shapes.partial" in hidden(tmp_path)
-    others = {".shapes.partial-12", ".shapes.old-7", ".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+    (tmp_path / ".shapes.old").mkdir()
+    others = {".shapes.partial-mine", ".shapes2.partial", ".shapes"}
     for name in others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    make_moving_shapes(target, progress=False, **SIZES)
+    make_corpus("moving_shapes", target, progress=False, **SIZES)
     assert len(load_corpus("moving_shapes", target)) == 3
-    assert hidden(tmp_path) - {".shapes.lock"} == {".shapes.partial-mine", ".shapes2.partial", ".shapes"}
+    assert hidden(tmp_path) - {".shapes.lock"} == others
 
 
 def test_those_who_wait_take_turns(tmp_path):
@@ -86,7 +88,11 @@ def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_write_corpus", slowly)
     target = tmp_path / "shapes"
     makers = [
-        threading.Thread(target=make_moving_shapes, args=(target,), kwargs={"progress": False, **SIZES})
+        threading.Thread(
+            target=make_corpus,
+            args=("moving_shapes", target),
+            kwargs={"progress": False, **SIZES},
+        )
         for _ in range(2)
     ]
     makers[0].start()
@@ -103,19 +109,19 @@ def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
 
 
 def test_shapes_made_again(capsys, tmp_path):
-    shapes_dir = make_moving_shapes(tmp_path / "shapes", progress=False, **SIZES)
+    shapes_dir = make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **SIZES)
     before = (shapes_dir / "corpus.json").stat().st_mtime_ns
-    assert make_moving_shapes(shapes_dir, **SIZES) == shapes_dir
+    assert make_corpus("moving_shapes", shapes_dir, **SIZES) == shapes_dir
     assert "already holds this corpus: nothing to do" in capsys.readouterr().err
     assert (shapes_dir / "corpus.json").stat().st_mtime_ns == before
     with pytest.raises(CorpusError, match=r"other options \(val is 1, not 9, seed is 0, not 2\): .*overwrite=True"):
-        make_moving_shapes(shapes_dir, **{**SIZES, "val": 9, "seed": 2})
+        make_corpus("moving_shapes", shapes_dir, **{**SIZES, "val": 9, "seed": 2})
     with pytest.raises(CorpusError, match=r"other options \(seed is 0, not 2\)"):
         load_corpus("moving_shapes", shapes_dir, seed=2)
 
     tiny = {"train": 1, "val": 0, "test": 0, "test_unseen": 0, "progress": False}
-    make_moving_shapes(tmp_path / "c", **tiny)
-    make_moving_shapes(tmp_path / "c", seed=5, overwrite=True, **tiny)
+    make_corpus("moving_shapes", tmp_path / "c", **tiny)
+    make_corpus("moving_shapes", tmp_path / "c", seed=5, overwrite=True, **tiny)
     assert load_corpus("moving_shapes", tmp_path / "c", seed=5).num_rows == 1
     assert hidden(tmp_path) <= {".c.lock", ".shapes.lock"}
     with pytest.raises(CorpusError, match=r"no split 'val' in .*\(splits: train\)"):
@@ -125,7 +131,7 @@ def test_shapes_made_again(capsys, tmp_path):
 def test_shapes_leave_other_directories_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CorpusError, match="is not a corpus of moving shapes"):
-        make_moving_shapes(tmp_path, overwrite=True, progress=False)
+        make_corpus("moving_shapes", tmp_path, overwrite=True, progress=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -139,7 +145,7 @@ def test_shapes_interrupted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(base, "_write_clip", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_moving_shapes(tmp_path / "corpus", train=8, progress=False)
+        make_corpus("moving_shapes", tmp_path / "corpus", train=8, progress=False)
     assert hidden(tmp_path) <= {".corpus.lock"}
     assert not (tmp_path / "corpus").exists()
     with pytest.raises(CorpusError, match=r"no complete corpus .*\(no corpus.json\): make it with"):

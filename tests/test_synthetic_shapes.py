@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import IterableDataset
 
-from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_corpus
 from region_learner.corpora.synthetic import (
     MOVING_SHAPES,
     MovingShapesOptions,
@@ -34,7 +34,9 @@ def decode(path):
 
 @pytest.fixture(scope="module")
 def shapes_dir(tmp_path_factory):
-    return make_moving_shapes(tmp_path_factory.mktemp("shapes") / "corpus", workers=2, progress=False, **SIZES)
+    return make_corpus(
+        "moving_shapes", tmp_path_factory.mktemp("shapes") / "corpus", workers=2, progress=False, **SIZES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def single_shapes(tmp_path_factory):
     """One object a clip and no clutter, so that pixels can be told apart without help."""
     directory = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "test_unseen": 0, "objects": 1, "distractors": 0}
-    make_moving_shapes(directory, progress=False, **options)
+    make_corpus("moving_shapes", directory, progress=False, **options)
     return load_corpus("moving_shapes", directory).to_list()
 
 
@@ -62,7 +64,6 @@ def test_shapes_columns(shapes):
         assert dataset["video_id"][0] == f"{split}-000000"
         assert all(len(set(captions)) == 4 for captions in dataset["captions"])
         assert all(2 <= len(objects) <= 4 for objects in dataset["objects"])
-    assert "Do not mirror" in shapes["train"].info.description
 
 
 def test_shapes_videos_are_real(shapes):
@@ -98,7 +99,9 @@ def test_files_that_are_not_label_maps(tmp_path, monkeypatch, content, message):
 
 
 def test_shapes_do_not_depend_on_workers_or_other_splits(shapes_dir, tmp_path):
-    again = make_moving_shapes(tmp_path / "again", workers=1, progress=False, **{**SIZES, "train": 0, "val": 0})
+    again = make_corpus(
+        "moving_shapes", tmp_path / "again", workers=1, progress=False, **{**SIZES, "train": 0, "val": 0}
+    )
     for split in ("test", "test_unseen"):
         assert (again / split / "metadata.jsonl").read_bytes() == (shapes_dir / split / "metadata.jsonl").read_bytes()
     rows = load_corpus("moving_shapes", again, split="test")
@@ -148,7 +151,9 @@ def test_shapes_options_that_cannot_be_met(tmp_path):
         ({"objects": 1, "test": 100_000}, "different scenes of 1 to 1 objects found for split 'test'"),
     ):
         with pytest.raises(CorpusError, match=message):
-            make_moving_shapes(tmp_path / "corpus", progress=False, **{"train": 0, "val": 0, "test": 0, **options})
+            make_corpus(
+                "moving_shapes", tmp_path / "corpus", progress=False, **{"train": 0, "val": 0, "test": 0, **options}
+            )
         assert not (tmp_path / "corpus").exists()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, IterableDataset, List, Value
 
-from region_learner.corpora import CorpusError, load_corpus, load_masks, make_moving_shapes
+from region_learner.corpora import CorpusError, load_corpus, load_masks, make_corpus
 from region_learner.corpora.synthetic.shapes_scenes import HELD_OUT_PAIRS
 
 from .test_synthetic_shapes import centroids, parse
@@ -18,7 +18,9 @@ SPLITS = {"train": 60, "test": 20, "test_unseen": 20}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tasks") / "corpus"
-    return make_moving_shapes(directory, val=0, size=64, frames=8, objects=(1, 4), workers=2, progress=False, **SPLITS)
+    return make_corpus(
+        "moving_shapes", directory, val=0, size=64, frames=8, objects=(1, 4), workers=2, progress=False, **SPLITS
+    )
 
 
 def load(directory, task, split="train", **options):
@@ -180,14 +182,16 @@ def test_actions_are_those_of_the_largest_object(directory):
 
 
 def test_actions_of_single_objects_keep_all_clips(tmp_path):
-    make_moving_shapes(tmp_path / "c", train=4, val=0, test=0, test_unseen=0, objects=1, frames=2, progress=False)
+    make_corpus(
+        "moving_shapes", tmp_path / "c", train=4, val=0, test=0, test_unseen=0, objects=1, frames=2, progress=False
+    )
     table = load(tmp_path / "c", "action_recognition")
     assert [MOTION_WORDS[row["objects"][0]["motion"]] for row in table] == [row["captions"][0] for row in table]
     assert table.num_rows == 4
 
 
 def test_actions_without_any(tmp_path, monkeypatch):
-    make_moving_shapes(tmp_path / "c", train=1, val=0, test=0, test_unseen=0, frames=2, progress=False)
+    make_corpus("moving_shapes", tmp_path / "c", train=1, val=0, test=0, test_unseen=0, frames=2, progress=False)
     monkeypatch.setattr("region_learner.corpora.synthetic.shapes_tasks._largest", lambda scene: None)
     with pytest.raises(CorpusError, match=r"no clip of split 'train' has one object larger .*objects=1"):
         load(tmp_path / "c", "action_recognition")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import load_corpus, make_corpus
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.evaluation import (
     Views,
@@ -40,7 +40,9 @@ CLIPS = 14
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     sizes = {"train": CLIPS, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
-    return make_moving_shapes(tmp_path_factory.mktemp("shapes") / "corpus", workers=1, progress=False, **sizes)
+    return make_corpus(
+        "moving_shapes", tmp_path_factory.mktemp("shapes") / "corpus", workers=1, progress=False, **sizes
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from region_learner.cli import main
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import load_corpus, make_corpus
 from region_learner.evaluation import zero_shot_accuracy
 from region_learner.training import parse_arguments, train
 
@@ -54,12 +54,12 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    def make_corpus(clips):
+    def make(clips):
         folder = tmp_path_factory.mktemp("shapes") / "corpus"
         options = {"val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
-        return make_moving_shapes(folder, workers=1, progress=False, train=clips, **options)
+        return make_corpus("moving_shapes", folder, workers=1, progress=False, train=clips, **options)
 
-    return make_corpus
+    return make
 
 
 def run(corpus, output, task, of_corpus, steps):

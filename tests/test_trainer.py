@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import load_corpus, make_corpus
 from region_learner.training import (
     ModelArguments,
     RegionLearnerTrainer,
@@ -35,7 +35,7 @@ from .toy_run import DEFAULTS, Collator, Processor, run
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "corpus"
     options = {"train": 8, "val": 0, "test": 4, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
-    return make_moving_shapes(folder, workers=1, progress=False, **options)
+    return make_corpus("moving_shapes", folder, workers=1, progress=False, **options)
 
 
 def command(corpus, output, *more):

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 from region_learner import RegionLearnerModel, RegionLearnerTrainer, RegionLearnerTrainingArguments
 from region_learner.cli import main
-from region_learner.corpora import load_corpus, make_moving_shapes
+from region_learner.corpora import load_corpus, make_corpus
 from region_learner.evaluation import codebook_use, embed_corpus
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import (
@@ -57,7 +57,7 @@ TINY = [
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "corpus"
     options = {"train": 12, "val": 0, "test": 6, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
-    return make_moving_shapes(folder, workers=1, progress=False, **options)
+    return make_corpus("moving_shapes", folder, workers=1, progress=False, **options)
 
 
 @pytest.fixture(scope="module")

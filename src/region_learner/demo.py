@@ -18,7 +18,7 @@ from rich.table import Table as ConsoleTable
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from .corpora import load_corpus, make_moving_shapes
+from .corpora import load_corpus, make_corpus
 from .evaluation.metrics import RECALL_AT
 from .inference import evaluation_mode
 from .training import parse_arguments, train
@@ -87,7 +87,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     Args:
         output: directory for the corpus, the checkpoint and the page.
         options: options of the training command that override the recipe.
-        corpus_options: options of `make_moving_shapes` that override those of the recipe.
+        corpus_options: options of the corpus `moving_shapes` that override those of the recipe.
 
     Returns:
         The path of the page.
@@ -101,7 +101,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
 
     console.rule("1. Corpus")
     made = (data_arguments.corpus_options or {}) | (corpus_options or {})
-    data_arguments.data_dir = str(make_moving_shapes(output / "corpus", **made))
+    data_arguments.data_dir = str(make_corpus("moving_shapes", output / "corpus", **made))
     data_arguments.corpus_options = {}
     test = load_corpus(data_arguments.corpus, data_arguments.data_dir, data_arguments.test_split or "test")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from experiments import ablation, render, runs, seeds
 from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
-from experiments.runs import add_run, only_writer, read_runs, run_in_processes, runs_of
+from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
 from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
@@ -18,6 +18,7 @@ from experiments.training import _losses, new_model, train_and_measure
 from scipy import stats
 
 from region_learner import load_corpus
+from region_learner.files import locked
 
 pytestmark = pytest.mark.slow
 
@@ -249,7 +250,7 @@ def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
 
 
 def test_one_command_at_a_time(tmp_path):
-    with only_writer(tmp_path), pytest.raises(BlockingIOError, match="Another process is writing to"):
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="is being written to by another run"):
         ablation.run_missing(tmp_path, "toy", TOY, rows_of(["frozen"]), range(1), progress=False)
 
 
@@ -278,7 +279,7 @@ def test_each_run_has_a_process_of_its_own(monkeypatch):
     assert len({result["process"] for result in kept} | {os.getpid()}) == 4
     run_in_processes(_gpu_and_process, tasks, kept.append, use_cpu=True, progress=False)
     assert {result["gpu"] for result in kept[3:]} == {""}
-    with pytest.raises(ChildProcessError, match=r"2 of 2 runs failed, the first: .* ended with exit code 3"):
+    with pytest.raises(ChildProcessError, match=r"2 of 2 runs failed, the first: .*terminated abruptly"):
         run_in_processes(_die, {"first": (), "second": ()}, kept.append, progress=False)
 
 

@@ -1,5 +1,7 @@
 """Corpora of captioned videos, each under one name and with the same columns.
 
+What is missing, damaged or out of range raises a `CorpusError`: one line that names the file, the line and the cure.
+
 Each benchmark has a file with a function `load_NAME(data_dir, split, *, options)`, which is listed in `registry.py`.
 The first line of its docstring describes the format; its keyword-only parameters are its options.
 """
@@ -17,7 +19,7 @@ from .registry import (
     make_corpus,
     register_corpus,
 )
-from .synthetic import load_masks, make_drifting_letters, make_moving_shapes
+from .synthetic import load_masks
 
 __all__ = [
     "Corpus",
@@ -32,8 +34,6 @@ __all__ = [
     "load_corpus",
     "load_masks",
     "make_corpus",
-    "make_drifting_letters",
-    "make_moving_shapes",
     "prepare_corpus",
     "register_corpus",
 ]

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,9 +42,6 @@ def read_delimited(
         wanted: the columns to read.
         quoted: whether fields may be in double quotes, and then hold delimiters and line breaks. Otherwise a quote is
             a character like any other.
-
-    Raises:
-        CorpusError: a row has another number of fields, a quote is not closed, or the file is not UTF-8 text.
     """
     try:
         table = pa_csv.read_csv(
@@ -75,22 +72,13 @@ def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
 
 
 def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
-    """Returns the fields of the first row.
-
-    Raises:
-        CorpusError: the file is empty or not UTF-8 text.
-    """
+    """Returns the fields of the first row."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(_rows(file, delimiter, quoted))
+        return next(_numbered_rows(path, delimiter, quoted))[1]
     except StopIteration:
         raise CorpusError(f"{path} is empty") from None
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _rows(file: Iterable[str], delimiter: str, quoted: bool) -> Any:
-    return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
 def _find_damage(path: Path, delimiter: str, quoted: bool) -> str | None:
@@ -115,18 +103,14 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
         yield from csv_records(path, delimiter, strict=False)
         return
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _rows(file, delimiter, quoted)
+        rows = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         for row in rows:
             if row:
                 yield rows.line_num, row
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
-    """Checks names of files.
-
-    Raises:
-        CorpusError: a name is blank, or leads out of its directory; all of them have gained a decimal point.
-    """
+    """Checks that no name of a file is blank or leads out of its directory, and not all gained a decimal point."""
     wrong = pc.match_substring_regex(names, _LEADS_OUTSIDE)
     if pc.any(wrong).as_py():
         row = pc.index(wrong, True).as_py()
@@ -235,9 +219,6 @@ def build_pairs(
         source: the file that the captions come from, for messages.
         max_missing, missing_list: see `report_missing`.
         places: the directories that were searched for the files.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`; no row is left.
     """
     from datasets import Dataset
 

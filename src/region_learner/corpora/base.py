@@ -25,11 +25,7 @@ class CorpusError(ValueError):
 
 
 def check_split(split: str, splits: Sequence[str], where: str) -> None:
-    """Checks the name of a split.
-
-    Raises:
-        CorpusError: `split` is not one of `splits`.
-    """
+    """Checks that `split` is one of `splits`."""
     if split not in splits:
         raise CorpusError(
             f"no split {split!r} in {where} (splits: {', '.join(splits)}){did_you_mean(str(split), splits)}"
@@ -37,11 +33,7 @@ def check_split(split: str, splits: Sequence[str], where: str) -> None:
 
 
 def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -> None:
-    """Checks the names of options.
-
-    Raises:
-        CorpusError: the corpus does not have one of `options`.
-    """
+    """Checks that a corpus has all of `options`."""
     allowed = sorted(allowed)
     for option in options:
         if option not in allowed:
@@ -52,11 +44,7 @@ def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -
 
 
 def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
-    """Returns the directory as an absolute path.
-
-    Raises:
-        CorpusError: `data_dir` is not given, or is not a directory.
-    """
+    """Returns the directory as an absolute path."""
     if data_dir is None:
         raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
     path = Path(os.path.abspath(os.path.expanduser(data_dir)))
@@ -65,18 +53,15 @@ def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
     return path
 
 
-def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[str, Any] | None = None) -> Dataset:
+def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None) -> Dataset:
     """Builds a data set of rows; a column that a row lacks is None there. Paths stay strings: nothing is decoded.
 
     Args:
         features: types of columns whose values do not tell them, such as lists that are all empty.
-
-    Raises:
-        CorpusError: the values of a column are of different types.
     """
     # Imported here: `datasets` takes seconds to import, and processes that only write clips do not need it.
     import pyarrow as pa
-    from datasets import Dataset, DatasetInfo, Features
+    from datasets import Dataset, Features
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -91,5 +76,4 @@ def build_dataset(rows: Sequence[Row], description: str = "", features: Mapping[
         except (pa.ArrowNotImplementedError, ValueError) as error:
             raise CorpusError(f"column {name!r} cannot be kept in a data set: {error}; take it out") from error
     schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
-    info = DatasetInfo(description=description, features=schema)
-    return Dataset.from_dict(columns, features=schema, info=info)
+    return Dataset.from_dict(columns, features=schema)

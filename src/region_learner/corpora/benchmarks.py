@@ -23,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_benchmark(corpus: str, data_dir: PathLike | None, split: str, splits: Sequence[str]) -> tuple[Path, str]:
-    """Returns the directory as an absolute path, and the name of the split ("validation" means "val").
-
-    Raises:
-        CorpusError: the directory or the split does not exist.
-    """
+    """Returns the directory as an absolute path, and the name of the split ("validation" means "val")."""
     directory = check_data_dir(corpus, data_dir)
     if SPLIT_ALIASES.get(split) in splits:
         split = SPLIT_ALIASES[split]
@@ -53,9 +49,6 @@ def build_benchmark(
         max_missing, missing_list: see `report_missing`.
         captioned: whether every row must have a caption.
         features: types of columns whose values do not tell them.
-
-    Raises:
-        CorpusError: more videos are missing than `max_missing`; no row is left.
     """
     from datasets import List, Value
 
@@ -67,6 +60,14 @@ def build_benchmark(
     if not present:
         raise CorpusError(f"no row of split {split!r} is left of {source}")
     return build_dataset(present, features={"captions": List(Value("string")), **(features or {})})
+
+
+def captioned_rows(chosen: Mapping[str, str], captions: Mapping[str, list[str]], videos: VideoFiles) -> list[Row]:
+    """Returns the rows of videos. `chosen` maps their ids to where they are named, `captions` to their captions."""
+    return [
+        {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions.get(video_id, [])}
+        for video_id, where in chosen.items()
+    ]
 
 
 def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
@@ -89,17 +90,11 @@ def _strip_captions(rows: Sequence[Row], source: Path) -> list[Row]:
     return kept
 
 
-# --- Question answering and multiple choice ------------------------------------------------------------------
-
-
 def question_rows(path: Path, names: Mapping[int, str] | None, prefix: str, videos: VideoFiles) -> list[Row]:
     """Reads the rows of a file of {"question", "answer", "video_id"}.
 
     Args:
         names: ids of videos by their number; None if the ids are `prefix` and the number.
-
-    Raises:
-        CorpusError: an entry is damaged.
     """
     rows = []
     for where, entry in read_entries(path):
@@ -131,11 +126,7 @@ def question_rows(path: Path, names: Mapping[int, str] | None, prefix: str, vide
 
 
 def choice_row(video: str, video_id: str, options: list[str], answer: Any, where: str) -> Row:
-    """Returns the row of a multiple-choice question.
-
-    Raises:
-        CorpusError: the answer is not the index of an option, or that option is blank.
-    """
+    """Returns the row of a multiple-choice question."""
     options = [option.strip() for option in options]
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
         raise CorpusError(f"{where}: the answer {answer!r} is not the index of one of the {len(options)} options")
@@ -179,20 +170,13 @@ def answer_vocabulary(rows: Iterable[Mapping[str, Any]], size: int) -> list[str]
     return sorted(counts, key=lambda answer: (-counts[answer], answer))[:size]
 
 
-# --- Action recognition --------------------------------------------------------------------------------------
-
-
 def class_words(name: str) -> str:
     """Writes the name of a class in words: "brush_hair" -> "brush hair", "ApplyEyeMakeup" -> "apply eye makeup"."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("_", " ")).lower()
 
 
 def check_fold(fold: object) -> None:
-    """Checks the number of a fold.
-
-    Raises:
-        CorpusError: `fold` is not 1, 2 or 3.
-    """
+    """Checks that `fold` is 1, 2 or 3."""
     if isinstance(fold, bool) or fold not in (1, 2, 3):
         raise CorpusError(f"fold must be 1, 2 or 3, not {fold!r}")
 
@@ -212,7 +196,7 @@ def label_rows(
     words = [class_words(name) for name in classes]
     rows = [
         {
-            "video": videos.find_first([f"{name}/{video}", video], where),
+            "video": videos.find(f"{name}/{video}", where, video),
             "video_id": os.path.splitext(video)[0],
             "captions": [words[numbers[name]]],
             "label": numbers[name],

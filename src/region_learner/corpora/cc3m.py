@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .base import CorpusError, PathLike
 from .benchmarks import open_benchmark
-from .readers import check_count, find_annotation, given_file, parse_json
+from .readers import check_count, find_annotation, given_file, read_json
 from .videos import IMAGE_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
@@ -62,9 +61,6 @@ def load_cc3m(
         video_dir: directory of the images, or of those of img2dataset, absolute or below `data_dir`. By default
             training/ or train/ (validation/ or val/), images/ and `data_dir` itself are searched.
         max_missing, missing_list: see `report_missing`; files are images here.
-
-    Raises:
-        CorpusError: a file, a column or images are missing, or a row is damaged.
     """
     from .arrow_tables import build_pairs
 
@@ -75,23 +71,15 @@ def load_cc3m(
     root, shards = next(((root, found) for root in candidates if (found := _shards(root))), (directory, []))
     if shards and file is None:
         table, source = _read_shards(root, shards), root
-    else:
-        source = _find_list(directory, split, file)
+    elif file is not None:
+        source = given_file(directory, file)
         table = _read_list(source, roots)
-        if file is None:
-            check_count(table.num_rows, _LISTS[split][1], f"pairs of Conceptual Captions {split}", source)
+    else:
+        names, size = _LISTS[split]
+        source = find_annotation(directory, names, f"list or img2dataset files of Conceptual Captions {split}")
+        table = _read_list(source, roots)
+        check_count(table.num_rows, size, f"pairs of Conceptual Captions {split}", source)
     return build_pairs(table, source, directory, split, max_missing, missing_list, roots)
-
-
-# --- The list of the release ---------------------------------------------------------------------------------
-
-
-def _find_list(directory: Path, split: str, file: PathLike | None) -> Path:
-    if file is None:
-        return find_annotation(
-            directory, _LISTS[split][0], f"list or img2dataset files of Conceptual Captions {split}"
-        )
-    return given_file(directory, file)
 
 
 def _read_list(path: Path, roots: list[Path]) -> pa.Table:
@@ -122,9 +110,6 @@ def _read_list(path: Path, roots: list[Path]) -> pa.Table:
             images, ids = by_index, rows
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), ids, "")
     return pa.table({"video_id": ids, "caption": table["caption"], "video": images, "expected": expected})
-
-
-# --- What img2dataset writes ---------------------------------------------------------------------------------
 
 
 def _shards(root: Path) -> list[str]:
@@ -188,21 +173,11 @@ def _read_parquet(path: Path) -> pa.Table:
 def _read_json(directory: Path) -> pa.Table:
     import pyarrow as pa
 
-    rows = list(_json_rows(directory))
-    columns = ("key", "caption", "status")
-    return pa.table({name: pa.array([row[n] for row in rows], pa.string()) for n, name in enumerate(columns)})
-
-
-def _json_rows(directory: Path) -> Iterator[tuple[str, str, str]]:
-    for name in sorted(os.listdir(directory)):
-        if not name.endswith(".json"):
-            continue
-        path = directory / name
-        try:
-            entry = parse_json(path.read_text(encoding="utf-8"), path)
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
+    rows = []
+    for path in sorted(directory.glob("*.json")):
+        entry = read_json(path)
         caption = entry.get("caption") if isinstance(entry, dict) else None
         if not isinstance(caption, str | None):
             raise CorpusError(f"{path}: expected a caption, not {caption!r}")
-        yield name.removesuffix(".json"), caption or "", str(entry.get("status", "success"))
+        rows.append({"key": path.stem, "caption": caption or "", "status": str(entry.get("status", "success"))})
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("key", "caption", "status")]))

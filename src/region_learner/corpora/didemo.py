@@ -50,9 +50,6 @@ def load_didemo(
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/, video/ ... are searched.
             A video "x.mov" may be x.mov, x.mov.mp4 or x.mp4.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("didemo", data_dir, split, list(_SIZES))
     source = find_annotation(directory, [f"{split}_data.json"], f"descriptions of DiDeMo {split}", _ANNOTATION_DIRS)
@@ -69,7 +66,7 @@ def load_didemo(
         descriptions.setdefault(name.strip(), []).append(entry["description"].strip())
         first.setdefault(name.strip(), where)
     path = look_for(directory, [f"{split}_list.txt"], _ANNOTATION_DIRS)
-    chosen = {line: f"{path}, line {number}" for number, line in read_list(path)} if path else first
+    chosen = {line: where for where, line in read_list(path)} if path else first
     check_count(len(chosen), _SIZES[split], f"videos of DiDeMo {split}", path or source)
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
     rows = []

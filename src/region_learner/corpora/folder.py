@@ -23,7 +23,6 @@ from .videos import (
     resolve_within,
     some_names,
     to_nfc,
-    with_slashes,
 )
 
 if TYPE_CHECKING:
@@ -59,10 +58,6 @@ def load_folder(
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
         missing_list: text file for the paths of all missing files, one per line; see `report_missing`.
-
-    Raises:
-        CorpusError: a directory, metadata file, column or split does not exist; a row has no caption; a file is
-            missing or outside of `data_dir`; two files have the same id.
     """
     directory = check_data_dir("folder", data_dir)
     if media not in _MEDIA:
@@ -92,7 +87,9 @@ def read_split(
     videos: dict[str, Row] = {}
     for path in chosen:
         for row in _read_videos(path, data_dir, caption_column, listings):
-            _merge(videos, row)
+            known = videos.setdefault(row["video"], row)
+            if known is not row:
+                known["captions"] += row["captions"]  # in place: a file may have millions of captions
     _check_ids(videos.values(), data_dir)
     return list(videos.values())
 
@@ -153,7 +150,7 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
         file_name = row.get("file_name")
         if not isinstance(file_name, str) or file_name not in files:
             file_name = _file_name(file_name, where)
-            plain = to_nfc(os.path.normpath(with_slashes(file_name)))
+            plain = to_nfc(os.path.normpath(file_name.replace("\\", "/")))
             found = _find(path.parent, file_name, data_dir, where, listings)
             files[file_name] = found, os.path.splitext(plain)[0]
         try:
@@ -208,11 +205,7 @@ def _other_columns(row: Row, where: str, caption_column: str) -> Row:
 
 
 def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
-    """Checks that ids are not integers with a decimal point.
-
-    Raises:
-        CorpusError: all ids have the form "12.0": tables write integers like this if a value of the column is missing.
-    """
+    """Checks that not all ids look like "12.0", as tables write integers if a value of the column is missing."""
     ids = [(number, row["video_id"]) for number, row in rows if row.get("video_id")]
     if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
         number, video_id = ids[0]
@@ -246,12 +239,6 @@ def _caption_column(row: Row, caption_column: str | None, path: Path) -> str:
     if len(found) > 1:
         raise CorpusError(f"{path} has columns {' and '.join(found)}: choose with caption_column=")
     return found[0]
-
-
-def _merge(videos: dict[str, Row], row: Row) -> None:
-    known = videos.setdefault(row["video"], row)
-    if known is not row:
-        known["captions"] += row["captions"]  # in place: a file may have millions of captions
 
 
 def _check_ids(rows: Iterable[Row], data_dir: Path) -> None:

@@ -41,9 +41,6 @@ def load_hmdb51(
         video_dir: directory of the classes, absolute or below `data_dir`. By default hmdb51_org/, videos/ ... are
             searched. Videos may also lie side by side.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("hmdb51", data_dir, split, list(SIZES))
     check_fold(fold)
@@ -91,8 +88,7 @@ def _read_lists(paths: list[Path]) -> tuple[_Entries, Path]:
     entries = []
     for path in paths:
         name = path.name.rpartition("_test_split")[0]
-        for number, line in read_list(path):
-            where = f"{path}, line {number}"
+        for where, line in read_list(path):
             video, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2") or not video.strip():
                 raise CorpusError(f"{where}: expected the name of a video and 0, 1 (train) or 2 (test)")

@@ -50,9 +50,6 @@ def load_lsmdc(
         video_dir: directory of the films, absolute or below `data_dir`. By default avi/, videos/ ... are searched.
             Clips may also lie side by side, without directories of films.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file or video is missing, or a row does not have 6 fields.
     """
     directory, split = open_benchmark("lsmdc", data_dir, split, list(_RETRIEVAL))
     names, size = _RETRIEVAL[split]
@@ -84,10 +81,6 @@ def load_lsmdc_mc(
         data_dir: directory with the annotation files, in itself or in task2/, annotations/ or the like.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_lsmdc`.
-
-    Raises:
-        CorpusError: a file or video is missing; a row does not have 11 fields (10 in training and validation), or no
-            right answer.
     """
     directory, split = open_benchmark("lsmdc_mc", data_dir, split, list(_CHOICE))
     name, size = _CHOICE[split]
@@ -110,4 +103,4 @@ def _find(videos: VideoFiles, clip: str, where: str) -> str:
     film, _, times = clip.rpartition("_")
     if not film or not times:
         raise CorpusError(f"{where}: {clip!r} is not the name of a clip, MOVIE_START-END")
-    return videos.find_first([f"{film}/{clip}", clip], where)
+    return videos.find(f"{film}/{clip}", where, clip)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from ..configuration_region_learner import did_you_mean
 from .base import CorpusError, PathLike, Row
-from .benchmarks import build_benchmark, choice_row, open_benchmark, question_rows
+from .benchmarks import build_benchmark, captioned_rows, choice_row, open_benchmark, question_rows
 from .readers import (
     check_count,
     check_strings,
@@ -83,9 +83,6 @@ def load_msrvtt(
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/all, videos,
             TrainValVideo, TestVideo ... are searched.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     name = _PROTOCOLS.get(str(protocol).lower())
     if name is None:
@@ -120,9 +117,6 @@ def load_msrvtt_qa(
             annotations/.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     sizes = {"train": 158_581, "val": 12_278, "test": 72_821}
     directory, split = open_benchmark("msrvtt_qa", data_dir, split, list(sizes))
@@ -151,9 +145,6 @@ def load_msrvtt_mc(
         data_dir: directory with the file, in itself or in annotations/ or the like.
         split: "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msrvtt_mc", data_dir, split, ["test"])
     names = ("mc_test.jsonl", "msrvtt_mc_test.jsonl", "test.jsonl")
@@ -178,7 +169,7 @@ def _test_pairs(directory: Path, videos: VideoFiles) -> tuple[list[Row], Path]:
         captions.setdefault(row["video_id"], []).append(row["sentence"])
         first.setdefault(row["video_id"], where)
     check_count(len(captions), size, "videos of MSR-VTT 1k-A test", path)
-    return [_row(video_id, texts, first[video_id], videos) for video_id, texts in captions.items()], path
+    return captioned_rows(first, captions, videos), path
 
 
 def _captioned(directory: Path, protocol: str, split: str, videos: VideoFiles) -> tuple[list[Row], Path]:
@@ -192,13 +183,9 @@ def _captioned(directory: Path, protocol: str, split: str, videos: VideoFiles) -
         if path.suffix == ".csv":
             chosen = {row["video_id"]: where for where, row in read_csv(path, ("video_id",))}
         else:
-            chosen = {line: f"{path}, line {number}" for number, line in read_list(path)}
+            chosen = {line: where for where, line in read_list(path)}
     check_count(len(chosen), size, f"videos of MSR-VTT {protocol} {split}", path)
-    return [_row(video_id, captions.get(video_id, []), where, videos) for video_id, where in chosen.items()], source
-
-
-def _row(video_id: str, captions: list[str], where: str, videos: VideoFiles) -> Row:
-    return {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions}
+    return captioned_rows(chosen, captions, videos), source
 
 
 def _read_captions(directory: Path) -> tuple[dict[str, list[str]], dict[str, str], Path]:

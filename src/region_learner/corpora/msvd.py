@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base import CorpusError, PathLike
-from .benchmarks import build_benchmark, open_benchmark, question_rows
+from .benchmarks import build_benchmark, captioned_rows, open_benchmark, question_rows
 from .readers import check_count, check_strings, find_annotation, look_for, read_csv, read_json, read_list
 from .videos import VideoFiles
 
@@ -41,21 +41,15 @@ def load_msvd(
         video_dir: directory of the videos, absolute or below `data_dir`. By default YouTubeClips, videos ... are
             searched, for files ID.avi or re-encoded ones.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file, column or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msvd", data_dir, split, list(_SIZES))
     path = find_annotation(directory, [f"{split}_list.txt"], f"list of MSVD {split}", _ANNOTATION_DIRS)
-    chosen = {line: f"{path}, line {number}" for number, line in read_list(path)}
+    chosen = {line: where for where, line in read_list(path)}
     check_count(len(chosen), _SIZES[split], f"videos of MSVD {split}", path)
     source = find_annotation(directory, _CAPTIONS, "captions of MSVD", _ANNOTATION_DIRS)
     captions = _read_captions(source)
     videos = VideoFiles(directory, video_dir, _VIDEO_DIRS, ".avi")
-    rows = [
-        {"video": videos.find(video_id, where), "video_id": video_id, "captions": captions.get(video_id, [])}
-        for video_id, where in chosen.items()
-    ]
+    rows = captioned_rows(chosen, captions, videos)
     return build_benchmark(rows, videos, source, split, max_missing, missing_list)
 
 
@@ -77,9 +71,6 @@ def load_msvd_qa(
             expected as vidN.avi.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msvd`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("msvd_qa", data_dir, split, list(_QUESTIONS))
     names = (f"{split}_qa.json", f"msvd_qa_{split}.jsonl", f"{split}.jsonl")
@@ -105,22 +96,22 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
                 video_id = f"{row['VideoID']}_{row['Start']}_{row['End']}"
                 captions.setdefault(video_id, []).append(row["Description"])
         return captions
-    for number, line in read_list(path):
+    for where, line in read_list(path):
         if line.startswith("#"):
             continue
         video_id, _, caption = line.partition(" ")
         if not caption:
-            raise CorpusError(f"{path}, line {number}: expected an id of a video and a description")
+            raise CorpusError(f"{where}: expected an id of a video and a description")
         captions.setdefault(video_id, []).append(caption)
     return captions
 
 
 def _read_mapping(path: Path) -> dict[int, str]:
     names = {}
-    for number, line in read_list(path):
+    for where, line in read_list(path):
         video_id, _, label = line.partition(" ")
         digits = label.strip().removeprefix("vid")
         if not (digits.isascii() and digits.isdigit()):
-            raise CorpusError(f"{path}, line {number}: expected `YOUTUBE_ID vidN`")
+            raise CorpusError(f"{where}: expected `YOUTUBE_ID vidN`")
         names[int(digits)] = video_id
     return names

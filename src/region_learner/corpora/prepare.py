@@ -298,7 +298,8 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
     video, row = row["video"], row | {"video": None}
     try:
         source = video_source(video)
-        extension, data, prepared = encode_clip(source, options, is_image=_is_image(video))
+        is_image = isinstance(video, str) and video.lower().endswith(IMAGE_EXTENSIONS)
+        extension, data, prepared = encode_clip(source, options, is_image=is_image)
     except (CorpusError, VideoDecodeError, OSError) as error:
         check_memory(error)
         return _Encoded(row, str(error))
@@ -310,10 +311,6 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         return _Encoded(row, f"{row['video_id']}: {type(error).__name__}: {error}")
     prepared["source"]["bytes"] = _size(source)
     return _Encoded(row, None, data, extension, prepared)
-
-
-def _is_image(video: Any) -> bool:
-    return isinstance(video, str) and video.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def _size(source: Any) -> int | None:

@@ -1,6 +1,6 @@
 """Readers of metadata: CSV, JSON, tab-separated files, lists and Parquet. Each row comes with its place in the file.
 
-Everything that a file says is checked: errors name the file and the line.
+Everything that a file says is checked: a `CorpusError` names the file and the line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_table(path: Path) -> list[tuple[str, Row]]:
-    """Returns the rows of a .csv, .jsonl or .parquet file, each with its place in the file ("line 3", "row 3").
-
-    Raises:
-        CorpusError: the file is damaged.
-    """
+    """Returns the rows of a .csv, .jsonl or .parquet file, each with its place in the file ("line 3", "row 3")."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
         return list(readers[path.suffix](path))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-
-
-# --- CSV -----------------------------------------------------------------------------------------------------
 
 
 def csv_records(
@@ -52,9 +45,6 @@ def csv_records(
             the quotes.
         is_row: tells whether a line within a field looks like a row that the field has swallowed, given the fields of
             that line, as many as the header has. By default every such line does, from three columns on.
-
-    Raises:
-        CorpusError: a quote is not closed, or closed in a later row.
     """
     line = ""
     columns = 0
@@ -112,11 +102,7 @@ def _swallows_rows(
 
 
 def check_header(header: Sequence[str], path: Path) -> None:
-    """Checks the names of columns.
-
-    Raises:
-        CorpusError: two columns have the same name, so only one of them could be read.
-    """
+    """Checks that no two columns have the same name: only one of them could be read."""
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise CorpusError(f"{path} has two columns {twice[0]!r}: rename one of them")
 
@@ -128,28 +114,29 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
         name = fields[header.index("file_name")] if "file_name" in header else ""
         return name.lower().endswith((*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
 
-    for number, fields in csv_records(path, is_row=is_row):
+    for number, row in _csv_rows(csv_records(path, is_row=is_row), header, path):
+        yield f"line {number}", row
+
+
+def _csv_rows(
+    records: Iterable[tuple[int, list[str]]], header: list[str], path: Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Fills `header` with the fields of the first record, and yields the others as rows."""
+    for number, fields in records:
         if not header:
             check_header(fields, path)
-            header = fields
+            header += fields
         elif len(fields) != len(header):
             raise CorpusError(
                 f"{path}, line {number}: the number of fields is {len(fields)}, but the header has {len(header)}; put "
                 "quotes around values with commas"
             )
         else:
-            yield f"line {number}", dict(zip(header, fields))
-
-
-# --- JSON ----------------------------------------------------------------------------------------------------
+            yield number, dict(zip(header, fields))
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
-    """Parses the text of a file, or of one of its lines.
-
-    Raises:
-        CorpusError: the text is not JSON, or is nested too deeply.
-    """
+    """Parses the text of a file, or of one of its lines."""
     where = str(path) if line is None else f"{path}, line {line}"
     try:
         return json.loads(text)
@@ -170,9 +157,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict):
                 raise CorpusError(f"{path}, line {number}: not a JSON object")
             yield f"line {number}", row
-
-
-# --- Parquet -------------------------------------------------------------------------------------------------
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -222,11 +206,7 @@ def look_for(data_dir: Path, names: Sequence[str], directories: Sequence[str] = 
 
 
 def find_annotation(data_dir: Path, names: Sequence[str], what: str, directories: Sequence[str] = ()) -> Path:
-    """Like `look_for`, for a file that is needed.
-
-    Raises:
-        CorpusError: none of the files exists.
-    """
+    """Like `look_for`, for a file that is needed."""
     path = look_for(data_dir, names, directories)
     if path is None:
         places = ", ".join(f"{directory}/" for directory in (*ANNOTATION_DIRS, *directories) if directory)
@@ -238,11 +218,7 @@ def find_annotation(data_dir: Path, names: Sequence[str], what: str, directories
 
 
 def given_file(data_dir: Path, file: PathLike) -> Path:
-    """Returns the path of the file that the option `file` names, absolute or relative to `data_dir`.
-
-    Raises:
-        CorpusError: the file does not exist.
-    """
+    """Returns the path of the file that the option `file` names, absolute or relative to `data_dir`."""
     path = Path(os.path.normpath(data_dir / os.path.expanduser(file)))
     if not path.is_file():
         raise CorpusError(f"no file {path}: check file=")
@@ -257,41 +233,24 @@ def check_count(found: int, published: int | Sequence[int], what: str, path: Pat
         logger.warning("%s: expected %s, found %s in %s", what, numbers, f"{found:,}", path)
 
 
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """Returns the non-blank lines of a text file, stripped, each with its number.
-
-    Raises:
-        CorpusError: the file is not UTF-8 text, or all its lines are blank.
-    """
-    lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).split("\n"), start=1)]
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
-        raise CorpusError(f"{path} is empty")
-    return lines
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Returns the non-blank lines of a text file, stripped, each with its place in the file."""
+    return [(f"{path}, line {number}", line.strip()) for number, line in _read_lines(path)]
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-        CorpusError: the file is not JSON.
-    """
+    """Returns the content of a JSON file."""
     return parse_json(_read_text(path), path)
 
 
 def read_entries(path: Path) -> list[tuple[str, Row]]:
-    """Returns the objects of a JSON list or of JSON lines, each with its place in the file, for messages.
-
-    Raises:
-        CorpusError: the file has neither form.
-    """
+    """Returns the objects of a JSON list or of JSON lines, each with its place in the file, for messages."""
     text = _read_text(path)
     if text.lstrip().startswith("["):
         values = parse_json(text, path)
         entries = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     else:
-        lines = read_list(path)
-        entries = [(f"{path}, line {number}", parse_json(line, path, number)) for number, line in lines]
+        entries = [(f"{path}, line {number}", parse_json(line, path, number)) for number, line in _read_lines(path)]
     for where, value in entries:
         if not isinstance(value, dict):
             raise CorpusError(f"{where}: not a JSON object")
@@ -301,11 +260,7 @@ def read_entries(path: Path) -> list[tuple[str, Row]]:
 
 
 def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
-    """Returns a string of an entry, stripped.
-
-    Raises:
-        CorpusError: the field is missing, blank or not a string.
-    """
+    """Returns a string of an entry, stripped."""
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
         raise CorpusError(f"{where}: {name!r} must be a string that is not blank, not {value!r}")
@@ -313,43 +268,24 @@ def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def check_strings(value: Any, where: str) -> list[str]:
-    """Returns `value`, a list of strings.
-
-    Raises:
-        CorpusError: it is not a list of strings.
-    """
+    """Returns `value`, a list of strings."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise CorpusError(f"{where}: expected a list of strings, not {value!r:.100}")
     return value
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the named columns of a CSV file with a header, each row with its place. Other columns are ignored.
-
-    Raises:
-        CorpusError: a column is missing, or a row does not have as many fields as the header.
-    """
-    rows: list[tuple[str, dict[str, str]]] = []
+    """Returns the named columns of a CSV file with a header, each row with its place. Other columns are ignored."""
     header: list[str] = []
     try:
-        for number, fields in csv_records(path, strict=False):
-            if not header:
-                check_header(fields, path)
-                header = fields
-                if absent := [name for name in columns if name not in header]:
-                    raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
-                continue
-            where = f"{path}, line {number}"
-            if len(fields) != len(header):
-                raise CorpusError(f"{where}: the number of fields is {len(fields)}, but the header has {len(header)}")
-            rows.append((where, {name: fields[header.index(name)].strip() for name in columns}))
+        rows = list(_csv_rows(csv_records(path, strict=False), header, path))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error}") from error
-    if not header:
-        raise CorpusError(f"{path} is empty")
+    if absent := [name for name in columns if header and name not in header]:
+        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
     if not rows:
-        raise CorpusError(f"{path} has no rows")
-    return rows
+        raise CorpusError(f"{path} has no rows" if header else f"{path} is empty")
+    return [(f"{path}, line {number}", {name: row[name].strip() for name in columns}) for number, row in rows]
 
 
 def read_tsv(path: Path, columns: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -357,22 +293,22 @@ def read_tsv(path: Path, columns: Sequence[int]) -> list[tuple[str, list[str]]]:
 
     Args:
         columns: the numbers of fields that a row may have.
-
-    Raises:
-        CorpusError: a row has another number of fields.
     """
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _read_lines(path):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) not in columns:
             expected = " or ".join(map(str, columns))
             raise CorpusError(f"{path}, line {number}: {len(fields)} tab-separated fields, expected {expected}")
         rows.append((f"{path}, line {number}", fields))
-    if not rows:
-        raise CorpusError(f"{path} is empty")
     return rows
+
+
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise CorpusError(f"{path} is empty")
+    return lines
 
 
 def _read_text(path: Path) -> str:

@@ -21,10 +21,10 @@ from .rows import check_dataset
 from .synthetic import (
     DRIFTING_LETTERS,
     MOVING_SHAPES,
+    SyntheticCorpus,
     load_drifting_letters,
     load_moving_shapes,
-    make_drifting_letters,
-    make_moving_shapes,
+    make_synthetic,
 )
 from .ucf101 import load_ucf101
 from .webdataset import load_webdataset
@@ -47,16 +47,14 @@ class Corpus:
         loader: function `loader(data_dir, split, **options)` that returns a split.
         description: one line about its format. By default the first line of the loader's docstring.
         horizontal_flip: whether captions stay true when a clip is mirrored. If not, training does not mirror clips.
-        make: function `make(output_dir, **options)` that writes the corpus, for synthetic ones.
-        more_options: names of options that the loader takes as `**options`.
+        synthetic: how the corpus is made, for a synthetic one. Its options are among those of the loader.
     """
 
     name: str
     loader: Callable[..., Any]
     description: str = ""
     horizontal_flip: bool = True
-    make: Callable[..., Path] | None = None
-    more_options: tuple[str, ...] = ()
+    synthetic: SyntheticCorpus | None = None
 
     def __post_init__(self) -> None:
         if not self.description:
@@ -71,12 +69,13 @@ class Corpus:
     def options(self) -> list[str]:
         """The names of the options. A loader with `**options` may take others, too."""
         named = [name for name, parameter in self.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-        return [name for name in (*named, *self.more_options) if name != "streaming"]
+        made = self.synthetic.option_names if self.synthetic else []
+        return [name for name in (*named, *made) if name != "streaming"]
 
     @property
     def takes_any_option(self) -> bool:
         kinds = [parameter.kind for parameter in self.parameters.values()]
-        return inspect.Parameter.VAR_KEYWORD in kinds and not self.more_options
+        return inspect.Parameter.VAR_KEYWORD in kinds and not self.synthetic
 
 
 _CORPORA: dict[str, Corpus] = {
@@ -84,24 +83,12 @@ _CORPORA: dict[str, Corpus] = {
     for corpus in (
         Corpus("cc3m", load_cc3m),
         Corpus("didemo", load_didemo),
-        Corpus(
-            "drifting_letters",
-            load_drifting_letters,
-            horizontal_flip=DRIFTING_LETTERS.horizontal_flip,
-            make=make_drifting_letters,
-            more_options=tuple(DRIFTING_LETTERS.option_names),
-        ),
+        Corpus("drifting_letters", load_drifting_letters, horizontal_flip=False, synthetic=DRIFTING_LETTERS),
         Corpus("folder", load_folder),
         Corpus("hmdb51", load_hmdb51),
         Corpus("lsmdc", load_lsmdc),
         Corpus("lsmdc_mc", load_lsmdc_mc),
-        Corpus(
-            "moving_shapes",
-            load_moving_shapes,
-            horizontal_flip=MOVING_SHAPES.horizontal_flip,
-            make=make_moving_shapes,
-            more_options=tuple(MOVING_SHAPES.option_names),
-        ),
+        Corpus("moving_shapes", load_moving_shapes, horizontal_flip=False, synthetic=MOVING_SHAPES),
         Corpus("msrvtt", load_msrvtt),
         Corpus("msrvtt_mc", load_msrvtt_mc),
         Corpus("msrvtt_qa", load_msrvtt_qa),
@@ -149,14 +136,11 @@ def register_corpus(
     if name in _CORPORA and not overwrite:
         raise CorpusError(f"there is already a corpus {name!r}: choose another name, or pass overwrite=True")
     try:
-        positional = [
-            parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
-            for parameter in inspect.signature(loader).parameters.values()
-        ]
-    except (TypeError, ValueError):
-        positional = []
-    if positional[:2] != [True, True]:
-        raise CorpusError(f"the loader of corpus {name!r} must be a function of data_dir and split, not {loader!r}")
+        inspect.signature(loader).bind_partial("data_dir", "split")
+    except (TypeError, ValueError) as error:
+        raise CorpusError(
+            f"the loader of corpus {name!r} must be a function of data_dir and split, not {loader!r}"
+        ) from error
     _CORPORA[name] = Corpus(name, loader, description, horizontal_flip)
 
 
@@ -183,11 +167,7 @@ def list_corpora() -> dict[str, str]:
 
 
 def corpus_options(name: str) -> list[str]:
-    """Returns the names of the options of a corpus.
-
-    Raises:
-        CorpusError: the name is unknown.
-    """
+    """Returns the names of the options of a corpus."""
     return corpus_info(name).options
 
 
@@ -235,18 +215,36 @@ def load_corpus(
     return dataset.to_iterable_dataset(min(_STREAMING_SHARDS, len(dataset)))
 
 
-def make_corpus(name: str, output_dir: PathLike, **options: Any) -> Path:
+def make_corpus(
+    name: str,
+    output_dir: PathLike,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
     """Writes a synthetic corpus, `moving_shapes` or `drifting_letters`, and returns its directory.
 
+    A directory that already holds the corpus with these options is left as it is.
+
     Args:
-        options: see `make_moving_shapes` and `make_drifting_letters`.
+        workers: how many clips are written at the same time; by default one per core.
+        progress: whether to show progress on stderr.
+        overwrite: whether to replace a corpus of this name that has other options.
+        options: see `MovingShapesOptions` and `DriftingLettersOptions` in `region_learner.corpora.synthetic`.
 
     Raises:
         CorpusError: it is not a synthetic corpus; unknown or impossible options; the directory holds something else.
+
+    Example:
+        >>> make_corpus("moving_shapes", "data/shapes", train=500, size=64)
     """
-    synthetic = {known: corpus.make for known, corpus in _CORPORA.items() if corpus.make}
+    synthetic = {known: corpus.synthetic for known, corpus in _CORPORA.items() if corpus.synthetic}
     if name not in synthetic:
         raise CorpusError(
             f"{name!r} is not a synthetic corpus (synthetic: {', '.join(synthetic)}){did_you_mean(name, synthetic)}"
         )
-    return synthetic[name](output_dir, **options)
+    return make_synthetic(
+        synthetic[name], output_dir, options, workers=workers, progress=progress, overwrite=overwrite
+    )

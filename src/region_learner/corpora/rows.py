@@ -1,7 +1,8 @@
 """What the rows of a data set hold: single values, such as captions and ids, and whole rows.
 
 The same value means the same in files, in shards and in rows given from Python. A data set is checked where it is
-given, and each of its rows when it is read.
+given, and each of its rows when it is read. Readers of a value raise an `UnfitValueError`, those of a row a
+`CorpusError`.
 """
 
 from __future__ import annotations
@@ -58,9 +59,6 @@ def read_captions(value: Any) -> list[str]:
 
     A string is one caption, or several if it is the text of a list of strings, as JSON or Python write it: pandas and
     `datasets` write "['a', 'b']" to CSV files. A missing value holds no captions.
-
-    Raises:
-        UnfitValueError: the value is neither a string nor a list of strings.
     """
     if is_missing(value):
         return []
@@ -97,11 +95,7 @@ def _parse_list(text: str) -> list[Any] | None:
 
 
 def read_text(value: Any) -> str:
-    """Returns `value`, a string that is not blank.
-
-    Raises:
-        UnfitValueError: it is not a string, or blank.
-    """
+    """Returns `value`, a string that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise UnfitValueError(f"must be a string that is not blank, not {shown(value)}")
     if not _is_text(value):
@@ -110,11 +104,7 @@ def read_text(value: Any) -> str:
 
 
 def read_id(value: Any) -> str | None:
-    """Returns an id as a string: the digits of an integer, and None if it is missing or blank.
-
-    Raises:
-        UnfitValueError: it is neither a string nor an integer, or a word that stands for a missing value.
-    """
+    """Returns an id as a string: the digits of an integer, and None if it is missing or blank."""
     value = plain(value)
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
@@ -137,11 +127,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def read_answer(value: Any, options: Any) -> int:
-    """Returns the index of the right option.
-
-    Raises:
-        UnfitValueError: it is not an integer, or is out of range.
-    """
+    """Returns the index of the right option."""
     value = plain(value)
     if not _is_integer(value) or not 0 <= int(value) < len(options):
         raise UnfitValueError(
@@ -151,11 +137,7 @@ def read_answer(value: Any, options: Any) -> int:
 
 
 def read_options(value: Any) -> list[str]:
-    """Returns the options of a multiple-choice question.
-
-    Raises:
-        UnfitValueError: the value is not a list of strings, or one of them is blank.
-    """
+    """Returns the options of a multiple-choice question."""
     options = _parse_list(value.strip()) if isinstance(value, str) else value
     if hasattr(options, "tolist"):
         options = options.tolist()
@@ -165,11 +147,7 @@ def read_options(value: Any) -> list[str]:
 
 
 def read_label(value: Any) -> int | str:
-    """Returns a label: the name of a class, or its number.
-
-    Raises:
-        UnfitValueError: the value is neither.
-    """
+    """Returns a label: the name of a class, or its number."""
     value = plain(value)
     if isinstance(value, str):
         return read_text(value)
@@ -216,9 +194,6 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         columns: the columns that are needed beside `video` and `video_id`.
         name: what the data set is called in messages.
         first_rows: how many rows are checked.
-
-    Raises:
-        CorpusError: it is not a data set, a column is missing, or a row is wrong.
     """
     check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
@@ -238,11 +213,7 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
 
 
 def check_kind(dataset: Any, name: str) -> None:
-    """Checks that an object can be a data set.
-
-    Raises:
-        CorpusError: it cannot.
-    """
+    """Checks that an object can be a data set of rows."""
     if hasattr(dataset, "iloc"):
         raise CorpusError(
             f"{name} is a {type(dataset).__name__} of pandas: pass datasets.Dataset.from_pandas(...) of it"
@@ -254,11 +225,7 @@ def check_kind(dataset: Any, name: str) -> None:
 
 
 def check_ids(dataset: Any, name: str) -> None:
-    """Checks the ids of all rows of a `datasets.Dataset`.
-
-    Raises:
-        CorpusError: an id is missing, or neither a string nor an integer.
-    """
+    """Checks that every row of a `datasets.Dataset` has an id, a string or an integer."""
     check_dataset(dataset, (), name, first_rows=0)
     for number, value in enumerate(dataset["video_id"][:]):
         try:
@@ -277,9 +244,6 @@ def read_row(
         where: which row it is, for messages.
         bare: whether the row may have no captions.
         with_video: whether the row must have a video.
-
-    Raises:
-        CorpusError: a column is missing, or its value is not what is expected.
     """
     if not isinstance(row, Mapping):
         raise CorpusError(f"{where} must be a mapping of columns such as 'video' and 'video_id', not {shown(row)}")
@@ -301,22 +265,14 @@ def read_row(
 
 
 def only_clip(clips: Any) -> Any:
-    """Returns the only clip that a processor made of a row's video.
-
-    Raises:
-        ValueError: it made several, from an array of five dimensions or from nested lists.
-    """
+    """Returns the only clip that a processor made of a row's video. Several, of nested lists, are a ValueError."""
     if len(clips) != 1:
         raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
     return clips[0]
 
 
 def check_shapes(clips: Sequence[Any]) -> None:
-    """Checks that clips can be stacked.
-
-    Raises:
-        ValueError: the clips have different shapes.
-    """
+    """Checks that clips have the same shape, so that they can be stacked."""
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "

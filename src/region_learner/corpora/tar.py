@@ -169,11 +169,7 @@ _REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4"
 
 
 def _check_member(name: str, kind: bytes, shard: str) -> None:
-    """Checks the type and the name of a member.
-
-    Raises:
-        CorpusError: it is not a regular file, or its name leads out of the shard.
-    """
+    """Checks that a member is a regular file whose name does not lead out of the shard."""
     if kind not in (b"0", b"\0", b"7"):
         what = _REFUSED.get(kind, "a sparse file" if kind == b"S" else f"of the unknown type {kind!r}")
         raise CorpusError(f"{shard}: member {name!r} is {what}: shards hold only regular files; pack it again")

@@ -39,9 +39,6 @@ def load_ucf101(
         video_dir: directory of the classes, absolute or below `data_dir`. By default UCF-101/, videos/ ... are
             searched. Videos may also lie side by side.
         max_missing, missing_list: see `report_missing`.
-
-    Raises:
-        CorpusError: a file or video is missing, or an entry is damaged.
     """
     directory, split = open_benchmark("ucf101", data_dir, split, list(SIZES))
     check_fold(fold)
@@ -63,8 +60,7 @@ def load_ucf101(
 def _read_list(path: Path) -> list[tuple[str, str, str]]:
     """Reads (class, name of the video, place). Training lists have the number of the class after the name."""
     entries = []
-    for number, line in read_list(path):
-        where = f"{path}, line {number}"
+    for where, line in read_list(path):
         name, slash, video = line.split(" ")[0].partition("/")
         if not name or not slash or not video:
             raise CorpusError(f"{where}: expected CLASS/VIDEO.avi")

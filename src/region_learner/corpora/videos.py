@@ -29,20 +29,12 @@ def to_nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def with_slashes(name: str) -> str:
-    """Returns a relative name that was written on Windows with slashes instead of backslashes."""
-    return name.replace("\\", "/")
-
-
 def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what: str = "file_name") -> str:
     r"""Returns the absolute path of a file, which must lie within the corpus. Backslashes are read as slashes.
 
     Only the name is checked: a link inside the directory was put there by its owner.
-
-    Raises:
-        CorpusError: the path leads out of `data_dir`.
     """
-    name = with_slashes(file_name)
+    name = file_name.replace("\\", "/")
     path = os.path.normpath(base / name)
     if "\0" in path or re.match("[A-Za-z]:/", name) or not path.startswith(os.path.join(data_dir, "")):
         raise CorpusError(f"{where}: {what} {file_name!r} leads outside of {data_dir}: name a file within it")
@@ -105,9 +97,6 @@ class VideoFiles:
         video_dir: the only directory to look in, absolute or relative to `data_dir`.
         usual: the directories below `data_dir` to look in without `video_dir`; `data_dir` itself comes last.
         extension: added to names without one when a missing file is reported.
-
-    Raises:
-        CorpusError: the directory `video_dir` does not exist.
     """
 
     def __init__(self, data_dir: Path, video_dir: PathLike | None, usual: Sequence[str], extension: str = ".mp4"):
@@ -119,27 +108,18 @@ class VideoFiles:
         self._found: dict[str, str] = {}
         self.missing: set[str] = set()
 
-    def find(self, name: str, where: str, stem: str | None = None) -> str:
+    def find(self, name: str, where: str, *others: str) -> str:
         """Returns the absolute path of a video; for a missing one, the path where it should be.
 
         Args:
             name: name relative to the directory of the videos, with or without extension.
             where: file and line that name the video, for messages.
-            stem: the name without its extension, if that is not a video extension.
-
-        Raises:
-            CorpusError: the name leads out of that directory.
+            others: other names that it may have instead.
         """
-        return self.find_first([name], where, stem)
-
-    def find_first(self, names: Sequence[str], where: str, stem: str | None = None) -> str:
-        """Like `find`, for a video that may have any of several names. The usual one comes first."""
-        if names[0] not in self._found:
-            wanted = [form for name in names for form in (name, *_stems(name))]
-            if stem is not None:
-                wanted += [stem, *_stems(stem)]
-            self._found[names[0]] = self._find(wanted, where) or self._expected(names[0], where)
-        return self._found[names[0]]
+        if name not in self._found:
+            wanted = [form for one in (name, *others) for form in (one, *_stems(one))]
+            self._found[name] = self._find(wanted, where) or self._expected(name, where)
+        return self._found[name]
 
     def _find(self, wanted: Sequence[str], where: str) -> str | None:
         for root in self.roots:
@@ -173,11 +153,7 @@ class VideoFiles:
 
 
 def video_roots(data_dir: Path, video_dir: PathLike | None, usual: Sequence[str]) -> list[Path]:
-    """Returns the directories to look for videos in: `video_dir`, or those of `usual` that exist, and `data_dir`.
-
-    Raises:
-        CorpusError: the directory `video_dir` does not exist.
-    """
+    """Returns the directories to look for videos in: `video_dir`, or those of `usual` that exist, and `data_dir`."""
     if video_dir is not None:
         root = Path(os.path.normpath(data_dir / os.path.expanduser(video_dir)))
         if not root.is_dir():
@@ -221,9 +197,6 @@ def drop_missing(
     Args:
         max_missing, missing_list, split: see `report_missing`.
         listings: directories that were listed before.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`.
     """
     listings = listings or Listings()
     present = [row for row in rows if listings.find(row["video"]) is not None]
@@ -251,9 +224,6 @@ def report_missing(
         missing_list: text file for the paths, one per line. It is written each time, empty if no file is missing,
             and also if too many are. `{split}` in its name stands for `split`, so that each split has its own list.
         places: the directories that were looked through, if there are several.
-
-    Raises:
-        CorpusError: more files are missing than `max_missing`, or all of them; the list cannot be written.
     """
     if isinstance(max_missing, bool) or not isinstance(max_missing, int | float) or not max_missing >= 0:
         raise CorpusError(f"max_missing must be a number of files or a fraction below 1, not {max_missing!r}")

@@ -77,11 +77,7 @@ def is_reference(video: Any) -> bool:
 
 
 def video_source(video: Any) -> Any:
-    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is.
-
-    Raises:
-        CorpusError: the shard cannot be read, or was replaced.
-    """
+    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is."""
     if not is_reference(video):
         return video
     return {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
@@ -339,11 +335,6 @@ def load_webdataset(
             and fast to skip when training resumes. Without streaming, rows are always lazy.
         damaged: "error", or "skip" to leave out, with a warning, the rest of a shard that is damaged or truncated, and
             samples whose text is damaged or whose video has more than 2 GiB.
-
-    Raises:
-        CorpusError: a directory, split or shard does not exist; a shard is compressed or damaged; a member is not a
-            regular file, or its name leads out of the shard; two samples or members have the same name; two rows have
-            the same id (without streaming).
     """
     if damaged not in ("error", "skip"):
         raise CorpusError(f"damaged must be 'error' or 'skip', not {damaged!r}")
@@ -389,11 +380,7 @@ def _shards_in(directory: Path) -> list[str]:
 
 
 def _find_shards(directory: Path, split: str) -> list[str]:
-    """Finds the shards of a split.
-
-    Raises:
-        CorpusError: there are none.
-    """
+    """Finds the shards of a split."""
     directories = sorted(path for path in directory.iterdir() if path.is_dir())
     splits = {path.name: shards for path in directories if (shards := _shards_in(path))}
     top = _shards_in(directory)
@@ -420,11 +407,7 @@ def _find_shards(directory: Path, split: str) -> list[str]:
 
 
 def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str]:
-    """Finds the shards that patterns name.
-
-    Raises:
-        CorpusError: a pattern, or one of the names that its braces expand to, matches no file.
-    """
+    """Finds the shards that patterns name."""
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         missing = []
@@ -470,8 +453,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 def _check_processes(shards: int) -> None:
     """Warns if the processes of a distributed run cannot have shards of their own."""
-    world_size = _from_environment("WORLD_SIZE", 1)
-    if shards % world_size and _from_environment("RANK", 0) == 0:
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if shards % world_size and int(os.environ.get("RANK", 0)) == 0:
         logger.warning(
             "%d shards cannot be split evenly among %d processes: every process reads all of them, taking every %d-th "
             "sample; pack the corpus into a multiple of %d shards",
@@ -484,9 +467,9 @@ def _check_workers(shards: int) -> None:
     from torch.utils.data import get_worker_info
 
     info = get_worker_info()
-    if info is None or info.id or "<workers>" in _warned or _from_environment("RANK", 0):
+    if info is None or info.id or "<workers>" in _warned or int(os.environ.get("RANK", 0)):
         return
-    world_size = _from_environment("WORLD_SIZE", 1)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     readers = info.num_workers * (1 if shards % world_size else world_size)
     if shards < readers:
         _warned.add("<workers>")
@@ -495,8 +478,3 @@ def _check_workers(shards: int) -> None:
             "corpus into more shards",
             *(shards, readers),
         )
-
-
-def _from_environment(name: str, default: int) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() and int(value) > 0 else default

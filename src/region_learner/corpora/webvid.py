@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .base import CorpusError, PathLike
 from .benchmarks import open_benchmark
-from .readers import ANNOTATION_DIRS, given_file
+from .readers import ANNOTATION_DIRS, find_annotation, given_file
 from .videos import VIDEO_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ def load_webvid(
         video_dir: directory of the pages, absolute or below `data_dir`. By default videos/, videos/{split}/, {split}/
             and `data_dir` itself are searched. Videos may also lie side by side, as VIDEOID.mp4.
         max_missing, missing_list: see `report_missing`. Directories are listed; files are not looked up one by one.
-
-    Raises:
-        CorpusError: the file, a column or videos are missing, or a row is damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -91,12 +88,6 @@ def _find_file(directory: Path, split: str, file: PathLike | None) -> Path:
         return given_file(directory, file)
     names = [name.format(split) for name in _NAMES]
     found = [path for name in names for place in ANNOTATION_DIRS if (path := directory / place / name).is_file()]
-    if not found:
-        places = ", ".join(f"{place}/" for place in ANNOTATION_DIRS if place)
-        raise CorpusError(
-            f"no CSV file of WebVid {split} in {directory}: looked for {', '.join(names)} there and in {places}; "
-            "put it there or name it with file="
-        )
     if len(found) > 1:
         raise CorpusError(f"both {found[0]} and {found[1]}: choose with file=")
-    return found[0]
+    return find_annotation(directory, names, f"CSV file of WebVid {split}")

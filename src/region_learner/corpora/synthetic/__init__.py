@@ -1,17 +1,17 @@
 """The synthetic corpora: small real videos with true captions and object masks, which the package writes itself."""
 
-from .base import load_masks
-from .letters import DRIFTING_LETTERS, DriftingLettersOptions, load_drifting_letters, make_drifting_letters
-from .shapes import MOVING_SHAPES, MovingShapesOptions, load_moving_shapes, make_moving_shapes
+from .base import SyntheticCorpus, load_masks, make_synthetic
+from .letters import DRIFTING_LETTERS, DriftingLettersOptions, load_drifting_letters
+from .shapes import MOVING_SHAPES, MovingShapesOptions, load_moving_shapes
 
 __all__ = [
     "DRIFTING_LETTERS",
     "MOVING_SHAPES",
     "DriftingLettersOptions",
     "MovingShapesOptions",
+    "SyntheticCorpus",
     "load_drifting_letters",
     "load_masks",
     "load_moving_shapes",
-    "make_drifting_letters",
-    "make_moving_shapes",
+    "make_synthetic",
 ]

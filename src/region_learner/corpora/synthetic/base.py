@@ -18,18 +18,16 @@ On disk, a corpus is a folder of videos (see `folder.py`) with label maps and, w
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,44 +52,40 @@ _HOME_SPLITS = ("train", "val", "test")
 # --- Description of a corpus ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class SyntheticOptions:
-    """Base class of the options of a synthetic corpus. Derived classes are frozen dataclasses.
+    """What a corpus holds. Two corpora with equal options are equal.
 
-    They have the fields below, and one for each split: the number of its clips.
+    Options with two numbers are ranges (least, most), both included, or one number; a value is drawn for every clip.
     """
 
-    splits: ClassVar[tuple[str, ...]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    least_frames: ClassVar[int] = 1
 
-    seed: int
-    size: int  # width and height in pixels
-    frames: int
-    fps: float
-    captions: int  # per clip
+    train: int = 2000  # clips in the split; 0 leaves the split out
+    val: int = 200
+    test: int = 200
+    seed: int = 0
+    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
+    frames: int = 16
+    fps: float = 8.0
+    captions: int = 4  # per clip, 1 to 10
 
-    def check(self, least_frames: int = 1) -> None:
-        """Checks the values.
-
-        Raises:
-            CorpusError: a value is out of range.
-        """
+    def __post_init__(self) -> None:
         for name in self.splits:
             _check_integer(name, getattr(self, name), 0, 1_000_000)
         _check_integer("seed", self.seed, 0, 2**32 - 1)
         _check_integer("size", self.size, 48, 1024)
         if self.size % 2:
             raise CorpusError(f"size must be even, as H.264 requires, not {self.size}")
-        _check_integer("frames", self.frames, least_frames, 1000)
+        _check_integer("frames", self.frames, self.least_frames, 1000)
         if not isinstance(self.fps, int | float) or not 0 < self.fps <= 120:
             raise CorpusError(f"fps must be above 0 and at most 120, not {self.fps!r}")
         object.__setattr__(self, "fps", float(self.fps))
         _check_integer("captions", self.captions, 1, 10)
 
     def check_range(self, name: str, least: int, most: int) -> None:
-        """Checks an option that is (least, most) or one number, and makes it a pair.
-
-        Raises:
-            CorpusError: a value is out of range.
-        """
+        """Checks that an option is (least, most) or one number, and makes it a pair."""
         value = getattr(self, name)
         pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
         for bound in pair:
@@ -134,31 +128,18 @@ class SyntheticCorpus:
     draw_scene: Callable[[Any, str, np.random.Generator], tuple[Any, ...]]  # options, split -> a scene
     make_clip: Callable[[Any, Any, np.random.Generator], Clip]  # scene, options -> its clip
     info: Mapping[str, Any] = field(default_factory=dict)  # additional content of `corpus.json`
-    horizontal_flip: bool = False  # whether captions stay true when a clip is mirrored
 
     @property
     def title(self) -> str:
         return self.name.replace("_", " ")
 
     @property
-    def description(self) -> str:
-        flips = "" if self.horizontal_flip else " Do not mirror frames: captions tell left from right."
-        return f"{self.title.capitalize()}.{flips}"
-
-    @property
     def option_names(self) -> list[str]:
         return [option.name for option in dataclasses.fields(self.options)]
 
-    def read_options(self, options: Mapping[str, Any], others: Collection[str]) -> Any:
-        """Returns an instance of `options`.
-
-        Args:
-            others: the names of further options, for the error message.
-
-        Raises:
-            CorpusError: unknown or impossible options.
-        """
-        check_options(self.name, options, [*self.option_names, *others])
+    def read_options(self, options: Mapping[str, Any]) -> Any:
+        """Returns an instance of `options`."""
+        check_options(self.name, options, self.option_names)
         return self.options(**options)
 
 
@@ -171,11 +152,7 @@ def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
 
 
 def plan_scenes(corpus: SyntheticCorpus, options: Any, split: str) -> list[Any]:
-    """Draws the scenes of a split, all different, in the order of its clips.
-
-    Raises:
-        CorpusError: there are not that many different scenes.
-    """
+    """Draws the scenes of a split, all different, in the order of its clips."""
     scenes, taken = [], set()
     for index in range(getattr(options, split)):
         rng = _rng(options, split, index, purpose=0)
@@ -231,22 +208,13 @@ def make_synthetic(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a corpus and returns its directory.
+    """Writes a corpus and returns its directory; see `make_corpus`.
 
     The directory appears when everything is written. Leftovers of an interrupted run do not look like a corpus, and
-    the next run removes them. A directory that already holds the corpus with these options is left as it is. If
-    several processes make the same corpus at the same time, one makes it and the others wait.
-
-    Args:
-        workers: how many clips are written at the same time; by default one per core. Workers are threads, as drawing
-            and encoding mostly release Python's global lock.
-        progress: whether to show progress on stderr.
-        overwrite: whether to replace a corpus of this name that has other options.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
+    the next run removes them. If several processes make the same corpus at the same time, one makes it and the others
+    wait. Workers are threads, as drawing and encoding mostly release Python's global lock.
     """
-    wanted = corpus.read_options(options, others=("workers", "progress", "overwrite"))
+    wanted = corpus.read_options(options)
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if _is_in_place(corpus, target, wanted, overwrite):
         message = f"{target} already holds this corpus: nothing to do"
@@ -256,8 +224,8 @@ def make_synthetic(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent, _beside(target, "lock").name, wait=True):
-        # The processes that left these have ended: they would hold the lock.
-        _remove_leftovers(target)
+        for what in ("partial", "old"):  # left by killed runs: a live one would hold the lock
+            shutil.rmtree(_beside(target, what), ignore_errors=True)
         if not _is_in_place(corpus, target, wanted, overwrite):
             partial_dir = _beside(target, "partial")
             try:
@@ -273,21 +241,8 @@ def _beside(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}")
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed runs left beside `target`. Earlier versions put the number of the process in its name."""
-    for what in ("partial", "old"):
-        left = _beside(target, what)
-        for path in (left, *target.parent.glob(f"{glob.escape(left.name)}-*")):
-            if path == left or re.fullmatch(r"\d+", path.name.removeprefix(f"{left.name}-")):
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
-    """Whether `target` already holds the corpus.
-
-    Raises:
-        CorpusError: it holds something that must not be replaced.
-    """
+    """Whether `target` already holds the corpus."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if _read_info(corpus, target) is None:
@@ -337,7 +292,7 @@ def _write_corpus(corpus: SyntheticCorpus, directory: Path, options: Any, worker
         "options": options.to_json(),
         "splits": splits,
         **corpus.info,
-        "horizontal_flip": corpus.horizontal_flip,
+        "horizontal_flip": False,  # captions tell left from right
         "codec": available_codec(),
         "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
     }
@@ -387,11 +342,8 @@ def load_synthetic_rows(
         data_dir: a directory written by `make_synthetic`. Without one, the corpus is made on first use in the cache
             directory `$HF_HOME/region_learner`.
         options: with `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
-    wanted = corpus.read_options(options, others=("workers", "progress"))
+    wanted = corpus.read_options(options)
     check_split(split, wanted.splits, corpus.name)
     if data_dir is None:
         directory = _cached(corpus, wanted, workers, progress)
@@ -456,7 +408,7 @@ def _checked(corpus: SyntheticCorpus, data_dir: PathLike, wanted: Any, options: 
     if _read_info(corpus, directory) is None:
         raise CorpusError(
             f"no complete corpus of {corpus.title} in {directory} (no corpus.json): make it with "
-            f"make_{corpus.name} or `region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
+            f"`region-learner corpus make --corpus {corpus.name}`, or leave data_dir out"
         )
     made_with = wanted.to_json()
     difference = _difference(corpus, directory, {name: made_with[name] for name in options})

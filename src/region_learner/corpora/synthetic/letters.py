@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,7 +30,6 @@ from .base import (
     SyntheticOptions,
     different_captions,
     load_synthetic_rows,
-    make_synthetic,
     pick,
 )
 
@@ -88,29 +86,17 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class DriftingLettersOptions(SyntheticOptions):
-    """What a corpus holds. Two corpora with equal options are equal.
+    """The options of all synthetic corpora, with other defaults, and those of this one."""
 
-    Ranges are (least, most), both included, or one number; a value is drawn for every clip.
+    least_frames: ClassVar = 4  # so that blinking is visible
 
-    Raises:
-        CorpusError: a value is out of range.
-    """
-
-    splits: ClassVar = ("train", "val", "test")
-
-    train: int = 2000  # clips in the split; 0 leaves the split out
-    val: int = 200
-    test: int = 200
-    seed: int = 0
-    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
-    frames: int = 8  # at least 4, so that blinking is visible
+    frames: int = 8
     fps: float = 4.0
     letters: tuple[int, int] = (2, 4)  # per clip, 1 to 4; captions can say little about one letter
     distractors: tuple[int, int] = (2, 4)  # pieces of letters that no caption mentions, 0 to 20
-    captions: int = 4  # per clip, 1 to 10
 
     def __post_init__(self) -> None:
-        self.check(least_frames=4)
+        super().__post_init__()
         self.check_range("letters", 1, 4)
         self.check_range("distractors", 0, 20)
 
@@ -420,28 +406,6 @@ DRIFTING_LETTERS = SyntheticCorpus(
 )
 
 
-def make_drifting_letters(
-    output_dir: PathLike,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
-    """Writes the corpus and returns its directory.
-
-    Args:
-        workers, progress, overwrite: see `make_moving_shapes`.
-        options: see `DriftingLettersOptions`.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
-    """
-    return make_synthetic(
-        DRIFTING_LETTERS, output_dir, options, workers=workers, progress=progress, overwrite=overwrite
-    )
-
-
 def load_drifting_letters(
     data_dir: PathLike | None,
     split: str,
@@ -456,14 +420,11 @@ def load_drifting_letters(
     label maps (see `load_masks`).
 
     Args:
-        data_dir: a directory written by `make_drifting_letters`. Without one, the corpus is made on first use in the
+        data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val" or "test".
-        workers, progress: see `make_moving_shapes`.
+        workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option or split; `data_dir` does not hold a complete corpus, or one with other options.
     """
     rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
-    return build_dataset(rows, DRIFTING_LETTERS.description)
+    return build_dataset(rows)

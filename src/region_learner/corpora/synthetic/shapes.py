@@ -11,14 +11,13 @@ Scenes, splits and files on disk: see `base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ...configuration_region_learner import did_you_mean
 from ..base import CorpusError, PathLike, build_dataset
-from .base import Clip, SyntheticCorpus, SyntheticOptions, load_synthetic_rows, make_synthetic
+from .base import Clip, SyntheticCorpus, SyntheticOptions, load_synthetic_rows
 from .shapes_captions import write_captions
 from .shapes_drawing import draw
 from .shapes_scenes import HELD_OUT_PAIRS, Scene, draw_scene, lay_out
@@ -34,31 +33,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class MovingShapesOptions(SyntheticOptions):
-    """What a corpus holds. Two corpora with equal options are equal.
+    """The options of all synthetic corpora, and those of this one.
 
-    Ranges are (least, most), both included, or one number; a value is drawn for every clip. More `objects`, more
-    `distractors` and fewer `train` clips make retrieval harder to learn.
-
-    Raises:
-        CorpusError: a value is out of range.
+    More `objects`, more `distractors` and fewer `train` clips make retrieval harder to learn.
     """
 
     splits: ClassVar = ("train", "val", "test", "test_unseen")
 
-    train: int = 2000  # clips in the split; 0 leaves the split out
-    val: int = 200
-    test: int = 200
-    test_unseen: int = 200
-    seed: int = 0
-    size: int = 96  # width and height in pixels; even, as H.264 with 4:2:0 colour requires
-    frames: int = 16
-    fps: float = 8.0
+    test_unseen: int = 200  # clips in the split
     objects: tuple[int, int] = (2, 4)  # main objects per clip, 1 to 5
     distractors: tuple[int, int] = (2, 5)  # grey clutter that no caption mentions, 0 to 20
-    captions: int = 4  # per clip, 1 to 10
 
     def __post_init__(self) -> None:
-        self.check()
+        super().__post_init__()
         self.check_range("objects", 1, 5)
         self.check_range("distractors", 0, 20)
 
@@ -80,31 +67,6 @@ MOVING_SHAPES = SyntheticCorpus(
 )
 
 
-def make_moving_shapes(
-    output_dir: PathLike,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
-    """Writes the corpus and returns its directory.
-
-    Args:
-        workers: how many clips are written at the same time; by default one per core.
-        progress: whether to show progress on stderr.
-        overwrite: whether to replace a corpus of this name that has other options.
-        options: see `MovingShapesOptions`.
-
-    Raises:
-        CorpusError: unknown or impossible options; the directory holds something else.
-
-    Example:
-        >>> make_moving_shapes("data/shapes", train=500, size=64)
-    """
-    return make_synthetic(MOVING_SHAPES, output_dir, options, workers=workers, progress=progress, overwrite=overwrite)
-
-
 def load_moving_shapes(
     data_dir: PathLike | None,
     split: str,
@@ -120,7 +82,7 @@ def load_moving_shapes(
     path of the label maps (see `load_masks`).
 
     Args:
-        data_dir: a directory written by `make_moving_shapes`. Without one, the corpus is made on first use in the
+        data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val", "test" or "test_unseen".
         task: "retrieval", or one of these tasks on the same clips: "question_answering" (columns `question` and
@@ -128,12 +90,8 @@ def load_moving_shapes(
             five captions that differ in single attributes, and `answer`, the index of the only true one) and
             "action_recognition" (`label`: how the largest object moves; clips without a single largest object are
             left out, `objects=1` keeps them all).
-        workers, progress: see `make_moving_shapes`.
+        workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
-
-    Raises:
-        CorpusError: unknown option, task or split; `data_dir` does not hold a complete corpus, or one with other
-            options.
     """
     if task not in TASKS:
         raise CorpusError(
@@ -141,4 +99,4 @@ def load_moving_shapes(
         )
     rows = load_synthetic_rows(MOVING_SHAPES, data_dir, split, options, workers=workers, progress=progress)
     rows, features = rows_of_task(rows, task, split)
-    return build_dataset(rows, MOVING_SHAPES.description, features)
+    return build_dataset(rows, features)

@@ -43,9 +43,6 @@ def rows_of_task(rows: Sequence[Row], task: str, split: str) -> tuple[list[Row],
     """Returns the rows of a task, made from the rows of clips, and the types of its columns.
 
     They depend only on the stored description of a clip: the same clip gives the same rows in every corpus.
-
-    Raises:
-        CorpusError: no clip is suitable for the task.
     """
     from datasets import ClassLabel, List, Value
 
