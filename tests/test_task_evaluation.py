@@ -239,7 +239,7 @@ def test_bad_questions(model, processor, tables):
     with pytest.raises(ValueError, match=r"no column 'options' .*another task"):
         multiple_choice_accuracy(model, processor, tables["retrieval"])
     for answer in (5, -1, "0"):
-        with pytest.raises(ValueError, match=f"answer must be the index .* of 5 options, from 0, not {answer!r}"):
+        with pytest.raises(ValueError, match=f"answer must be the index .* of 5 options, counted from 0, not {answer!r}"):
             multiple_choice_accuracy(model, processor, [row | {"answer": answer}])
 
 
@@ -664,8 +664,8 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batc
     assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("accuracy", True)
     first = rows[0]["video_id"]
     for changed, message in (
-        ({"answer": 7}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not 7"),
-        ({"answer": None}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not None"),
+        ({"answer": 7}, rf"video_id {first!r}\): answer must be the index of .* 5 options, counted from 0, not 7"),
+        ({"answer": None}, rf"video_id {first!r}\): answer must be the index of .* 5 options, counted from 0, not None"),
         ({"options": []}, rf"video_id {first!r}\): options must be a list of strings, not \[\]"),
         ({"options": None}, rf"video_id {first!r}\): options must be a list of strings, not None"),
     ):

@@ -167,7 +167,7 @@ def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_thr
     blocks = masks.repeat_interleave(3, 2).repeat_interleave(3, 3)
     images = draw_regions(grey_frames(), blocks, height=8 * 3 * 8)
 
-    weights = masks.numpy() if normalized else np.abs(masks - masks.mean((2, 3), keepdim=True)).numpy()
+    weights = masks.numpy() if normalized else (masks - masks.mean((2, 3), keepdim=True)).abs().numpy()
     largest = weights.max((2, 3))
     uncolored = 0
     for t, image in enumerate(images):
