@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -126,6 +126,28 @@ def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, to
     if outputs[0].cluster_ids is None:
         return masks, None
     return masks, torch.cat([output.cluster_ids.cpu() for output in outputs])
+
+
+def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
+    """
+    Returns the share of the codes that any patch of the given clips is assigned to, in evaluation mode.
+
+    Args:
+        model: a model with a video tower.
+        pixel_values_videos: batches (B, T, C, H, W).
+
+    Raises:
+        ValueError: the model has no codebook.
+    """
+    config = model.config.video_config
+    if not config.codebook_size:
+        raise ValueError("The model has no codebook: its codebook_size is 0.")
+    used = torch.zeros(config.codebook_size, dtype=torch.bool)
+    with evaluation_mode(model):
+        for batch in pixel_values_videos:
+            ids = model.video_model(batch.to(model.device)).cluster_ids
+            used[ids.unique().cpu()] = True
+    return used.float().mean().item()
 
 
 def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> Image.Image:
