@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction
 
-from region_learner.evaluation.directions import GREATER_IS_BETTER, greater_is_better
+from region_learner.evaluation.metrics import GREATER_IS_BETTER, greater_is_better
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages, train_stages
 from region_learner.training.training_arguments import METRICS, check_evaluation, set_best_model_metric
 

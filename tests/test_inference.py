@@ -2,13 +2,22 @@
 
 import inspect
 import io
+from typing import Unpack
 
 import pytest
 import torch
 from transformers import EvalPrediction
 
 from region_learner import RegionLearnerForVideoClassification
-from region_learner.evaluation import EVALUATIONS, Views, codebook_use, compute_classification_metrics, embed_texts
+from region_learner.evaluation import (
+    EVALUATIONS,
+    ReadingOptions,
+    Views,
+    codebook_use,
+    compute_classification_metrics,
+    embed_texts,
+)
+from region_learner.evaluation.reading import read_clips
 from region_learner.inference import evaluation_mode, progress_bar
 from region_learner.labels import IGNORED_LABEL, UNKNOWN_LABEL
 
@@ -74,12 +83,16 @@ def test_losses_and_metrics_mean_the_same_labels():
 
 
 def test_every_evaluation_takes_the_same_arguments():
-    names = ["model", "processor", "dataset", "batch_size", "num_workers", "progress", "views", "max_unreadable"]
     for evaluate in EVALUATIONS.values():
-        parameters = inspect.signature(evaluate).parameters
-        assert list(parameters)[: len(names)] == names
-        assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in list(parameters.values())[3:])
-        assert [parameters[name].default for name in names[3:]] == [16, 0, True, Views(), 1.0]
+        parameters = list(inspect.signature(evaluate).parameters.values())
+        assert [parameter.name for parameter in parameters[:3]] == ["model", "processor", "dataset"]
+        assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[3:-1])
+        assert parameters[-1].annotation == Unpack[ReadingOptions]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(read_clips).parameters.items()}
+    found = {name: defaults[name] for name in ReadingOptions.__annotations__}
+    assert found == {
+        "batch_size": 16, "num_workers": 0, "progress": True, "views": Views(), "max_unreadable": 1.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("terminal", "show"), [(True, True), (True, False), (False, True)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from region_learner import loader_processes
-from region_learner.evaluation.retrieval import read_clips
+from region_learner.evaluation.reading import read_clips
 from region_learner.loader_processes import load_in_order
 
 

@@ -28,11 +28,12 @@ from region_learner.evaluation.region_baselines import (
 )
 from region_learner.evaluation.region_metrics import region_metrics
 from region_learner.evaluation.region_quality import _LabelledClips, align_label_maps
-from region_learner.evaluation.region_report import _scaled_sizes, draw_report, mask_report
+from region_learner.evaluation.region_report import draw_report, mask_report
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.region_masks import _otsu, are_normalized, region_focus
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
+from region_learner.visualization import frames_of_height
 
 from .conftest import NO_REGIONS, clips, tiny_model, tiny_text_config, tiny_video_model
 
@@ -757,8 +758,8 @@ def test_pictures_show_what_the_model_sees(shapes):
     processor = RegionLearnerVideoProcessor(num_frames=2, size={"shortest_edge": 64}, crop_size=32, output_size=32)
     frames = painted(2, 96, 96)
     seen = processor([in_colours(frames)], return_tensors="pt", do_normalize=False)["pixel_values_videos"][0]
-    fine = processor([in_colours(frames)], return_tensors="pt", do_normalize=False, **_scaled_sizes(processor, 3))
-    pooled = torch.nn.functional.avg_pool2d(fine["pixel_values_videos"][0], 3)
+    fine = torch.tensor(frames_of_height(processor, in_colours(frames), 96, seen.shape[-2])).permute(0, 3, 1, 2) / 255
+    pooled = torch.nn.functional.avg_pool2d(fine, 3)
     assert (pooled - seen).abs().mean() < 0.02
 
 

@@ -24,7 +24,7 @@ from region_learner.evaluation import (
     multiple_choice_accuracy,
     zero_shot_accuracy,
 )
-from region_learner.evaluation.retrieval import ONE_VIEW, read_clips
+from region_learner.evaluation.reading import ONE_VIEW, read_clips
 from region_learner.evaluation.tasks import PROMPTS, TEMPLATES, read_prompts, top_k
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments
@@ -227,7 +227,7 @@ def test_multiple_choice_leaves_out_and_names_unreadable_videos(model, processor
     assert result == expected | {"unreadable": lost}
     assert result["questions"] == CLIPS - 2
     assert f"2 of {CLIPS} videos cannot be read" in caplog.records[-1].message
-    with pytest.raises(ValueError, match=f"1 of {CLIPS} videos cannot be read, more than max_unreadable=0"):
+    with pytest.raises(ValueError, match=f"2 of {CLIPS} videos cannot be read, more than max_unreadable=0"):
         multiple_choice_accuracy(model, processor, damage(table, tmp_path, lost), progress=False, max_unreadable=0)
     assert all(video_id in caplog.records[-1].message for video_id in lost)
     with pytest.raises(ValueError, match=r"None of the 14 videos can be read; the first: .*damaged.mp4"):
@@ -241,7 +241,7 @@ def test_bad_questions(model, processor, tables):
     with pytest.raises(ValueError, match=r"no column 'options' .*another task"):
         multiple_choice_accuracy(model, processor, tables["retrieval"])
     for answer in (5, -1, "0"):
-        with pytest.raises(ValueError, match=f"answer must be the index .* of 5 options, from 0, not {answer!r}"):
+        with pytest.raises(ValueError, match=f"must be the index .* of 5 options, counted from 0, not {answer!r}"):
             multiple_choice_accuracy(model, processor, [row | {"answer": answer}])
 
 
@@ -531,8 +531,9 @@ def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_s
     expected = [clips_of(processor, video, views) for video in videos]
     monkeypatch.setattr(RegionLearnerVideoProcessor, "fetch_videos", counted)
     found: dict[int, list] = {}
-    for indices, clips in read_clips(processor, videos, {}, batch_size=batch_size, progress=False, views=views):
-        for index, clip in zip(indices, clips, strict=True):
+    for indices, parts in read_clips(processor, videos, {}, batch_size=batch_size, progress=False, views=views):
+        assert max(map(len, parts)) <= batch_size
+        for index, clip in zip(indices, torch.cat(parts), strict=True):
             found.setdefault(index, []).append(clip)
     assert decoded == videos  # each once
     assert list(found) == list(range(len(videos)))
@@ -545,7 +546,7 @@ def test_views_of_one_clip_are_the_clip_itself(processor, lengths):
     far_apart = Views(window_stride=1000)  # the first frame of each segment
     videos = [row["video"] for row in lengths]
     batches = read_clips(processor, videos, {}, batch_size=1, progress=False, views=far_apart)
-    for index, (_, clips) in enumerate(batches):
+    for index, (_, (clips,)) in enumerate(batches):
         assert torch.equal(clips, clips_of(processor, videos[index], far_apart))
         if index < 2:  # no choice of frames
             assert torch.equal(clips, processor(videos=[videos[index]])["pixel_values_videos"])
@@ -666,8 +667,8 @@ def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batc
     assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("accuracy", True)
     first = rows[0]["video_id"]
     for changed, message in (
-        ({"answer": 7}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not 7"),
-        ({"answer": None}, rf"video_id {first!r}\): answer must be the index of .* 5 options, from 0, not None"),
+        ({"answer": 7}, rf"{first!r}\): answer must be the index of .* 5 options, counted from 0, not 7"),
+        ({"answer": None}, rf"{first!r}\): answer must be the index of .* 5 options, counted from 0, not None"),
         ({"options": []}, rf"video_id {first!r}\): options must be a list of strings, not \[\]"),
         ({"options": None}, rf"video_id {first!r}\): options must be a list of strings, not None"),
     ):

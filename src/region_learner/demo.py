@@ -29,7 +29,7 @@ from .visualization import (
     Table,
     draw_regions,
     frame_strip,
-    frames_from_pixel_values,
+    frames_of_height,
     write_page,
 )
 
@@ -189,10 +189,7 @@ def _result(model, processor, row: dict[str, Any], score: float, correct: bool) 
     pixel_values = processor(videos=[row["video"]])["pixel_values_videos"]
     with evaluation_mode(model):
         region_masks = model.video_model(pixel_values).region_masks[0]
-    # The same frames and the same crop in finer pixels.
-    fine = type(processor.video_processor).for_image_size(STRIP_HEIGHT, num_frames=pixel_values.shape[1])
-    seen = fine([row["video"]], return_tensors="pt")["pixel_values_videos"][0]
-    frames = frames_from_pixel_values(seen, fine.image_mean, fine.image_std)
+    frames = frames_of_height(processor.video_processor, row["video"], STRIP_HEIGHT, pixel_values.shape[-2])
     drawn = draw_regions(frames, region_masks)
     return Result(
         title=row["video_id"],

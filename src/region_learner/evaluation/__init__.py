@@ -1,16 +1,16 @@
 """Metrics of retrieval and of the other tasks, and the evaluation of a model on a corpus."""
 
 from .checkpoints import evaluate_checkpoint
-from .codebook import codebook_use
 from .dual_softmax import dual_softmax_metrics
 from .metrics import compute_retrieval_metrics, retrieval_metrics
 from .modules import list_metrics, load_metric
 from .protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
+from .reading import ReadingOptions, Views
 from .region_metrics import RegionMetrics
 from .region_quality import align_label_maps, region_quality, region_quality_of_batches
-from .region_report import draw_report, region_report
+from .region_report import codebook_use, draw_report, region_report
 from .results import EvaluationResults, read_results, write_results
-from .retrieval import Embeddings, Views, embed_corpus, embed_texts, retrieval_accuracy
+from .retrieval import Embeddings, embed_corpus, embed_texts, retrieval_accuracy
 from .tasks import (
     EVALUATIONS,
     answer_accuracy,
@@ -28,6 +28,7 @@ __all__ = [
     "Embeddings",
     "EvaluationResults",
     "Protocol",
+    "ReadingOptions",
     "RegionMetrics",
     "Views",
     "align_label_maps",

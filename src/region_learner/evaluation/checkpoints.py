@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -13,51 +12,14 @@ from ..corpora import corpus_options, load_corpus
 from ..loading import check_checkpoint, load_checkpoint
 from .protocols import PROTOCOLS, Protocol
 from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
+from .reading import ONE_VIEW, ReadingOptions, Views
 from .results import EvaluationResults, mean_of_folds
-from .retrieval import ONE_VIEW, Views
 from .tasks import EVALUATIONS, TEMPLATES
 
 logger = logging.getLogger(__name__)
 
 # What an evaluation returns beside metrics.
 _COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """How to evaluate; the arguments of the same names of [`evaluate_checkpoint`]."""
-
-    views: Views
-    templates: Sequence[str] | None
-    dual_softmax: bool
-    dual_softmax_temperature: float | None
-    batch_size: int
-    num_workers: int
-    max_unreadable: float
-    progress: bool
-
-    def check(self, task: str) -> None:
-        """
-        Raises:
-            ValueError: a number is out of range, or an option does not fit the task.
-        """
-        if self.dual_softmax and task != "retrieval":
-            raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {task!r}.")
-        if self.dual_softmax_temperature is not None and not self.dual_softmax_temperature > 0:
-            raise ValueError(f"dual_softmax_temperature={self.dual_softmax_temperature} must be above 0.")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"max_unreadable={self.max_unreadable} must be a share between 0 and 1.")
-        if self.templates is not None and task != "zero_shot":
-            raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
-
-    def of_task(self, task: str, model) -> dict[str, Any]:
-        """Returns the arguments of the evaluation that only this task has."""
-        if task == "zero_shot":
-            return {"templates": list(TEMPLATES if self.templates is None else self.templates)}
-        if self.dual_softmax:
-            given = self.dual_softmax_temperature
-            return {"dual_softmax_temperature": float(model.temperature) if given is None else given}
-        return {}
 
 
 def evaluate_checkpoint(
@@ -67,14 +29,10 @@ def evaluate_checkpoint(
     *,
     options: Mapping[str, Any] | None = None,
     all_folds: bool = False,
-    views: Views = ONE_VIEW,
     templates: Sequence[str] | None = None,
     dual_softmax: bool = False,
     dual_softmax_temperature: float | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    max_unreadable: float = 1.0,
-    progress: bool = True,
+    **reading: Unpack[ReadingOptions],
 ) -> EvaluationResults:
     """
     Evaluates a checkpoint by a protocol.
@@ -86,14 +44,10 @@ def evaluate_checkpoint(
         options: of the corpus, in addition to those of the protocol.
         all_folds: whether to average over all folds. A model that was trained on one fold has seen the test videos of
             the others, so each fold needs its own model; a model that was not trained on the corpus may serve all.
-        views: clips of each video.
         templates: prompts for action recognition by the task "zero_shot".
         dual_softmax: whether to add re-scored metrics of retrieval.
         dual_softmax_temperature: implies `dual_softmax`; by default the temperature of the model.
-        batch_size: clips per batch.
-        num_workers: decoding processes.
-        max_unreadable: the share of the videos that may be unreadable, and left out.
-        progress: whether to show progress bars, if standard error is a terminal.
+        reading: see [`ReadingOptions`].
 
     Raises:
         ValueError: options do not fit the protocol, or a model was trained on the corpus that it is to be evaluated on
@@ -105,31 +59,44 @@ def evaluate_checkpoint(
 
         evaluate_checkpoint(get_protocol("msvd"), "CHECKPOINT", "data/MSVD").metrics["t2v_R@1"]
     """
-    settings = _Settings(
-        views=views,
-        templates=templates,
-        dual_softmax=dual_softmax or dual_softmax_temperature is not None,
-        dual_softmax_temperature=dual_softmax_temperature,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        max_unreadable=max_unreadable,
-        progress=progress,
-    )
     protocol.check()
-    settings.check(protocol.task)
+    if not 0 <= (share := reading.get("max_unreadable", 1.0)) <= 1:
+        raise ValueError(f"max_unreadable={share} must be a share between 0 and 1.")
+    of_task = _options_of_task(protocol.task, templates, dual_softmax, dual_softmax_temperature)
     corpus = dict(options or {})
     for name, value in protocol.options.items():
         if corpus.setdefault(name, value) != value:
             raise ValueError(f"The protocol {protocol.name} has {name}={value!r}; leave that corpus option out.")
     if not all_folds:
-        return _evaluate(protocol, model, data_dir, corpus, settings)
+        return _evaluate(protocol, model, data_dir, corpus, of_task, reading)
     _check_folds(protocol, model, corpus)
     folds = range(1, protocol.folds + 1)
     results = [
-        _evaluate(protocol, model.replace("{fold}", str(fold)), data_dir, corpus | {"fold": fold}, settings)
+        _evaluate(protocol, model.replace("{fold}", str(fold)), data_dir, corpus | {"fold": fold}, of_task, reading)
         for fold in folds
     ]
     return mean_of_folds(results, folds, model)
+
+
+def _options_of_task(
+    task: str, templates: Sequence[str] | None, dual_softmax: bool, temperature: float | None
+) -> dict[str, Any]:
+    """
+    Returns the arguments that only the evaluation of this task has. A temperature of None stands for the model's.
+
+    Raises:
+        ValueError: the temperature is not above 0, or an option does not fit the task.
+    """
+    dual_softmax = dual_softmax or temperature is not None
+    if dual_softmax and task != "retrieval":
+        raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {task!r}.")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"dual_softmax_temperature={temperature} must be above 0.")
+    if task == "zero_shot":
+        return {"templates": list(TEMPLATES if templates is None else templates)}
+    if templates is not None:
+        raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
+    return {"dual_softmax_temperature": temperature} if dual_softmax else {}
 
 
 def _check_folds(protocol: Protocol, model: str, options: Mapping[str, Any]) -> None:
@@ -146,7 +113,12 @@ def _check_folds(protocol: Protocol, model: str, options: Mapping[str, Any]) -> 
 
 
 def _evaluate(
-    protocol: Protocol, name: str, data_dir: str | Path | None, options: dict[str, Any], settings: _Settings
+    protocol: Protocol,
+    name: str,
+    data_dir: str | Path | None,
+    options: dict[str, Any],
+    of_task: dict[str, Any],
+    reading: ReadingOptions,
 ) -> EvaluationResults:
     start = time.perf_counter()
     check_checkpoint(name)
@@ -157,25 +129,20 @@ def _evaluate(
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     model, processor = load_checkpoint(name, protocol.task)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    of_task = settings.of_task(protocol.task, model)
-    metrics = EVALUATIONS[protocol.task](
-        model,
-        processor,
-        dataset,
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        progress=settings.progress,
-        views=settings.views,
-        max_unreadable=settings.max_unreadable,
-        **of_task,
-    )
+    if "dual_softmax_temperature" in of_task:
+        of_task = {"dual_softmax_temperature": of_task["dual_softmax_temperature"] or float(model.temperature)}
+    metrics = EVALUATIONS[protocol.task](model, processor, dataset, **reading, **of_task)
     unreadable, rescored = metrics.pop("unreadable"), metrics.pop("rescored", None)
     counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
     trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
-    notes = protocol.size_notes(counts, options.get("fold", 1)) + notes + _split_notes(protocol.split, trained_on)
+    notes = [*protocol.size_notes(counts, options.get("fold", 1)), *notes]
+    if trained_on:
+        notes.append(
+            f"The model was trained on this split, {protocol.split}: the metrics do not tell how good it is on videos "
+            "that it has not seen."
+        )
     for note in notes:
         logger.warning(note)
-    views = settings.views
     return EvaluationResults(
         model={**describe_model(model, name), "trained_on": history.names},
         data={
@@ -185,18 +152,7 @@ def _evaluate(
             **counts,
             "unreadable": unreadable,
         },
-        protocol={
-            "name": protocol.name,
-            "task": protocol.task,
-            "zero_shot": protocol.zero_shot,
-            "captions": protocol.captions,
-            "source": protocol.source,
-            "primary_metric": protocol.metric,
-            "frames": getattr(processor, "video_processor", processor).num_frames,
-            "clips": views.clips if views.window_stride is None else None,
-            "window_stride": views.window_stride,
-            **of_task,
-        },
+        protocol=_protocol_record(protocol, processor, reading.get("views", ONE_VIEW)) | of_task,
         metrics=metrics,
         rescored=rescored,
         notes=notes,
@@ -206,13 +162,18 @@ def _evaluate(
     )
 
 
-def _split_notes(split: str, trained_on: bool) -> list[str]:
-    if not trained_on:
-        return []
-    return [
-        f"The model was trained on this split, {split}: the metrics do not tell how good it is on videos that it has "
-        "not seen."
-    ]
+def _protocol_record(protocol: Protocol, processor, views: Views) -> dict[str, Any]:
+    return {
+        "name": protocol.name,
+        "task": protocol.task,
+        "zero_shot": protocol.zero_shot,
+        "captions": protocol.captions,
+        "source": protocol.source,
+        "primary_metric": protocol.metric,
+        "frames": getattr(processor, "video_processor", processor).num_frames,
+        "clips": views.clips if views.window_stride is None else None,
+        "window_stride": views.window_stride,
+    }
 
 
 def _check_zero_shot(protocol: Protocol, model: str, history: TrainingHistory) -> list[str]:

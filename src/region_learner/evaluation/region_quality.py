@@ -1,7 +1,6 @@
 """How well the regions of a model land on the objects of a corpus, and what other masks reach on the same clips."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ from PIL import Image
 from ..corpora import CorpusError, load_masks
 from ..corpora.rows import read_row
 from ..corpora.webdataset import video_source
-from ..inference import evaluation_mode, progress_bar
-from ..loader_processes import load_in_order
+from ..inference import evaluation_mode
 from ..video_decoding_region_learner import VideoDecodeError
+from .reading import read_items, warn_of_unreadable
 from .region_baselines import BASELINES, baseline_masks, last_block
 from .region_metrics import RegionMetrics
-from .retrieval import warn_of_unreadable
 
 
 def tower_with_regions(model):
@@ -180,20 +178,17 @@ def region_quality(
         raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
     ids = list(rows)
     clips = _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor))
-    batches = load_in_order(clips, batch_size, num_workers, lambda index: f"video {ids[index]!r}")
     unreadable: dict[int, str] = {}
-
-    def readable() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seen = 0
-        total = math.ceil(len(ids) / batch_size)
-        for clips in progress_bar(batches, "measuring regions", total, progress):
-            unreadable.update({seen + i: clip for i, clip in enumerate(clips) if isinstance(clip, str)})
-            seen += len(clips)
-            if read := [clip for clip in clips if not isinstance(clip, str)]:
-                yield torch.stack([clip for clip, _ in read]), torch.stack([labels for _, labels in read])
-        if len(unreadable) == seen:
-            raise ValueError(f"None of the {seen} videos can be read; the first: {unreadable[0]}")
-
-    result = region_quality_of_batches(model, readable(), baselines)
+    batches = read_items(
+        clips,
+        lambda index: f"video {ids[index]!r}",
+        unreadable,
+        "measuring regions",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    pairs = ((torch.stack(clips), torch.stack(labels)) for clips, labels in (zip(*items) for _, items in batches))
+    result = region_quality_of_batches(model, pairs, baselines)
     warn_of_unreadable(unreadable, ids)
     return result | {"unreadable": [ids[i] for i in unreadable]}

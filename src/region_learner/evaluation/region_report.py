@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..inference import evaluation_mode
 from ..region_masks import region_focus
-from ..visualization import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values
+from ..visualization import draw_clusters, draw_region_grid, draw_regions, frame_strip, frames_of_height
 from .region_quality import tower_with_regions
 
 _CLIPS_AT_ONCE = 16
@@ -128,6 +128,28 @@ def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, to
     return masks, torch.cat([output.cluster_ids.cpu() for output in outputs])
 
 
+def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
+    """
+    Returns the share of the codes that any patch of the given clips is assigned to, in evaluation mode.
+
+    Args:
+        model: a model with a video tower.
+        pixel_values_videos: batches (B, T, C, H, W).
+
+    Raises:
+        ValueError: the model has no codebook.
+    """
+    config = model.config.video_config
+    if not config.codebook_size:
+        raise ValueError("The model has no codebook: its codebook_size is 0.")
+    used = torch.zeros(config.codebook_size, dtype=torch.bool)
+    with evaluation_mode(model):
+        for batch in pixel_values_videos:
+            ids = model.video_model(batch.to(model.device)).cluster_ids
+            used[ids.unique().cpu()] = True
+    return used.float().mean().item()
+
+
 def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> Image.Image:
     """
     Draws the regions of videos as one picture: for each video its frames with regions, with codes (if the model has
@@ -148,37 +170,17 @@ def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> I
     for video in videos:
         seen = video_processor([video], return_tensors="pt")["pixel_values_videos"]
         masks, cluster_ids = _outputs(model, seen)
-        finer = _scaled_sizes(video_processor, height / seen.shape[-2])
-        fine = video_processor([video], return_tensors="pt", do_normalize=False, **finer)["pixel_values_videos"][0]
-        frames = frames_from_pixel_values(fine, mean=[0, 0, 0], std=[1, 1, 1])
+        frames = frames_of_height(video_processor, video, height, seen.shape[-2])
         name = f"{os.path.basename(video)}: " if isinstance(video, str | os.PathLike) else ""
-        blocks.append((f"{name}what belongs to each region", _row(draw_regions(frames, masks[0], height=height))))
+        blocks.append(
+            (f"{name}what belongs to each region", frame_strip(draw_regions(frames, masks[0], height=height), height))
+        )
         if cluster_ids is not None:
-            blocks.append(("The code of each patch", _row(draw_clusters(frames, cluster_ids[0], height=height))))
+            blocks.append(
+                ("The code of each patch", frame_strip(draw_clusters(frames, cluster_ids[0], height=height), height))
+            )
         blocks.append(("The mask of every region", draw_region_grid(frames, masks[0], height=height)))
     return _stack(blocks, text=max(11, height // 8))
-
-
-def _scaled_sizes(video_processor, factor: float) -> dict[str, dict[str, int]]:
-    """Options with which a processor takes the same part of a frame in more, or fewer, pixels."""
-    if not video_processor.do_resize:
-        return {}
-    sizes = {name: getattr(video_processor, name) for name in ("size", "crop_size", "output_size")}
-    return {
-        name: {side: max(1, round(pixels * factor)) for side, pixels in dict(size).items() if pixels}
-        for name, size in sizes.items()
-        if size is not None
-    }
-
-
-def _row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Joins pictures of one size side by side."""
-    width, height = pictures[0].size
-    gap = max(2, height // 32)
-    row = Image.new("RGB", (len(pictures) * (width + gap) - gap, height), "white")
-    for i, picture in enumerate(pictures):
-        row.paste(picture, (i * (width + gap), 0))
-    return row
 
 
 def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:
@@ -189,6 +191,6 @@ def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:
     draw, top = ImageDraw.Draw(sheet), 0
     for heading, picture in blocks:
         draw.text((text, top + text), heading, fill=(30, 30, 30), font=font, anchor="lm")
-        sheet.paste(picture, (text, top + 2 * text))
+        sheet.paste(picture, (text, top + 2 * text), picture if picture.mode == "RGBA" else None)
         top += picture.height + 3 * text
     return sheet

@@ -8,24 +8,15 @@ listed by their ids, and named in a warning.
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 
 from ..inference import evaluation_mode
 from ..labels import IGNORED_LABEL, MISSING_OPTION_SCORE, UNKNOWN_LABEL
-from .retrieval import (
-    ONE_VIEW,
-    Views,
-    embed_texts,
-    embed_videos,
-    mean_of_views,
-    read_clips,
-    retrieval_accuracy,
-    warn_of_unreadable,
-)
-from .rows import CorpusRows
+from .reading import BATCH_SIZE, CorpusRows, ReadingOptions, mean_of_views, read_clips, warn_of_unreadable
+from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
 
 # Among them the bare class name, as the captions of action corpora are class names.
@@ -166,15 +157,7 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
 
 
 def multiple_choice_accuracy(
-    model,
-    processor,
-    dataset: Iterable[dict[str, Any]],
-    *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = True,
-    views: Views = ONE_VIEW,
-    max_unreadable: float = 1.0,
+    model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
     Evaluates multiple choice by retrieval: the option with the highest cosine similarity to the video is chosen.
@@ -184,11 +167,7 @@ def multiple_choice_accuracy(
         processor: its processor.
         dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one).
             Each video, by its id, is embedded once.
-        batch_size: clips per batch.
-        num_workers: decoding processes.
-        progress: whether to show progress bars.
-        views: the clips of each video, whose embeddings are averaged.
-        max_unreadable: the share of the videos that may be unreadable, and left out.
+        reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
         `accuracy`, `questions` (the number of answered ones), `unreadable` (ids of videos).
@@ -201,23 +180,13 @@ def multiple_choice_accuracy(
     options, answers = questions.column("options"), questions.column("answer")
     # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
-    embeds, failures = embed_videos(
-        model,
-        processor,
-        questions.videos,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=progress,
-        views=views,
-        max_unreadable=max_unreadable,
-    )
-    text_embeds = embed_texts(model, processor, list(texts), progress=progress)
+    embeds, failures = embed_videos(model, processor, questions.videos, **reading)
+    text_embeds = embed_texts(model, processor, list(texts), progress=reading.get("progress", True))
     unreadable = warn_of_unreadable(failures, questions.ids)
-    place = {video: i for i, video in enumerate(i for i in range(len(questions.videos)) if i not in failures)}
     right = []
     for some, answer, owner in zip(options, answers, questions.owners.tolist()):
-        if owner in place:
-            scores = _cosines(embeds[[place[owner]]], text_embeds[[texts[text] for text in some]])
+        if owner not in failures:
+            scores = _cosines(embeds[[owner]], text_embeds[[texts[text] for text in some]])
             right.append(top_k(scores, torch.tensor([answer]), 1))
     return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": unreadable}
 
@@ -227,13 +196,9 @@ def zero_shot_accuracy(
     processor,
     dataset: Iterable[dict[str, Any]],
     *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = True,
-    views: Views = ONE_VIEW,
-    max_unreadable: float = 1.0,
     templates: Sequence[str] = TEMPLATES,
     class_names: Sequence[str] | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> dict[str, Any]:
     """
     Evaluates action recognition by prompts: the embedding of a class is the normalized mean of those of its prompts.
@@ -242,10 +207,10 @@ def zero_shot_accuracy(
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id` and `label`, a number or a class name.
-        batch_size, num_workers, progress, views, max_unreadable: as in [`multiple_choice_accuracy`].
         templates: prompts, with "{}" in the place of the class name; see `PROMPTS`.
         class_names: the names that go into the prompts, in the order of the numbers; by default those of the data
             set's `ClassLabel`.
+        reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
         `top1`, `top5`, `videos` (the number of those read), `classes` (their number), `unreadable` (ids of videos).
@@ -272,25 +237,15 @@ def zero_shot_accuracy(
     if missing := sorted({label for label in labels if label not in numbers}):
         raise ValueError(f"{len(missing)} labels are not among the classes: {', '.join(map(repr, missing[:3]))}.")
     prompts = [template.replace("{}", name) for name in names for template in templates]
-    embeds, failures = embed_videos(
-        model,
-        processor,
-        questions.videos,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=progress,
-        views=views,
-        max_unreadable=max_unreadable,
-    )
-    prompt_embeds = embed_texts(model, processor, prompts, progress=progress).view(len(names), len(templates), -1)
+    embeds, failures = embed_videos(model, processor, questions.videos, **reading)
+    prompt_embeds = embed_texts(model, processor, prompts, progress=reading.get("progress", True))
+    prompt_embeds = prompt_embeds.view(len(names), len(templates), -1)
     unreadable = warn_of_unreadable(failures, questions.ids)
     class_embeds = F.normalize(prompt_embeds.double().mean(1), dim=-1)
-    scores = torch.zeros(len(questions.videos), len(names), dtype=torch.float64)
-    kept = torch.tensor([i for i in range(len(questions.videos)) if i not in failures])
-    scores[kept] = _cosines(embeds, class_embeds)
-    rows = torch.isin(questions.owners, kept)
-    return _top_metrics(scores[questions.owners[rows]], torch.tensor([numbers[label] for label in labels])[rows]) | {
-        "videos": len(kept),
+    rows = questions.of_readable(failures)
+    scores = _cosines(embeds, class_embeds)[questions.owners[rows]]
+    return _top_metrics(scores, torch.tensor([numbers[label] for label in labels])[rows]) | {
+        "videos": len(questions.videos) - len(failures),
         "classes": len(names),
         "unreadable": unreadable,
     }
@@ -309,15 +264,7 @@ def _labels_of(model) -> dict[str, int]:
 
 
 def classification_accuracy(
-    model,
-    processor,
-    dataset: Iterable[dict[str, Any]],
-    *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = True,
-    views: Views = ONE_VIEW,
-    max_unreadable: float = 1.0,
+    model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
     Evaluates action recognition with a classification head. Classes are matched by name, not by number.
@@ -326,8 +273,8 @@ def classification_accuracy(
         model: a `RegionLearnerForVideoClassification`.
         processor: its processor, or the video processor alone.
         dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
-        batch_size, num_workers, progress, max_unreadable: as in [`multiple_choice_accuracy`].
-        views: the clips of each video, whose logits are averaged (with a linear head, this averages features).
+        reading: see [`ReadingOptions`]. The logits of several clips per video are averaged (with a linear head, this
+            averages features).
 
     Returns:
         `top1`, `top5`, `videos` (the number of those read), `unreadable` (ids of videos).
@@ -348,22 +295,12 @@ def classification_accuracy(
     failures: dict[int, str] = {}
     logits = torch.zeros(len(questions.videos), len(numbers), dtype=torch.float64)
     with evaluation_mode(model):
-        batches = read_clips(
-            processor,
-            questions.videos,
-            failures,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=progress,
-            views=views,
-            max_unreadable=max_unreadable,
-            description="classifying videos",
-        )
-        for indices, clips in batches:
-            parts = [model(pixel_values_videos=part.to(model.device)).logits for part in clips.split(batch_size)]
-            logits[list(dict.fromkeys(indices))] = mean_of_views(torch.cat(parts).double().cpu(), indices)
+        batches = read_clips(processor, questions.videos, failures, "classifying videos", **reading)
+        for indices, parts in batches:
+            of_clips = [model(pixel_values_videos=clips.to(model.device)).logits for clips in parts]
+            logits[list(dict.fromkeys(indices))] = mean_of_views(torch.cat(of_clips).double().cpu(), indices)
     unreadable = warn_of_unreadable(failures, questions.ids)
-    rows = torch.tensor([owner not in failures for owner in questions.owners.tolist()])
+    rows = questions.of_readable(failures)
     labels = torch.tensor([numbers[name] for name in names])
     return _top_metrics(logits[questions.owners[rows]], labels[rows]) | {
         "videos": len(questions.videos) - len(unreadable),
@@ -372,15 +309,7 @@ def classification_accuracy(
 
 
 def answer_accuracy(
-    model,
-    processor,
-    dataset: Iterable[dict[str, Any]],
-    *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = True,
-    views: Views = ONE_VIEW,
-    max_unreadable: float = 1.0,
+    model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
     Evaluates open-ended question answering: how often the answer with the highest score is the right one.
@@ -389,9 +318,8 @@ def answer_accuracy(
         model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
         processor: its processor.
         dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded and encoded once.
-        batch_size: clips per batch, and questions per batch.
-        num_workers, progress, max_unreadable: as in [`multiple_choice_accuracy`].
-        views: the clips of each video, each of which is asked; their logits are averaged.
+        reading: see [`ReadingOptions`]; `batch_size` is also that of the questions. With several clips per video, each
+            clip is asked, and their logits are averaged.
 
     Returns:
         `accuracy`, `questions` (their number), `out_of_vocabulary` (the number of questions whose answer the model
@@ -410,21 +338,12 @@ def answer_accuracy(
         rows_of[owner].append(row)
     failures: dict[int, str] = {}
     right = torch.zeros(len(questions), dtype=torch.float64)
+    batch_size = reading.get("batch_size", BATCH_SIZE)
     with evaluation_mode(model):
-        batches = read_clips(
-            processor,
-            questions.videos,
-            failures,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=progress,
-            views=views,
-            max_unreadable=max_unreadable,
-            description="answering questions",
-        )
-        for indices, clips in batches:  # each video is encoded once
-            parts = [model.get_video_features(part.to(model.device)) for part in clips.split(batch_size)]
-            features = torch.cat([part.pooler_output for part in parts])
+        batches = read_clips(processor, questions.videos, failures, "answering questions", **reading)
+        for indices, parts in batches:  # each video is encoded once
+            outputs = [model.get_video_features(clips.to(model.device)) for clips in parts]
+            features = torch.cat([output.pooler_output for output in outputs])
             clips_of: dict[int, list[int]] = {}
             for position, index in enumerate(indices):
                 clips_of.setdefault(index, []).append(position)
@@ -438,7 +357,7 @@ def answer_accuracy(
                 logits = model.classifier(model.get_text_features(**inputs).pooler_output[number], features[positions])
                 right[rows] = top_k(mean_of_views(logits.cpu(), number), labels[rows], 1)
     unreadable = warn_of_unreadable(failures, questions.ids)
-    counted = torch.tensor([owner not in failures for owner in questions.owners.tolist()])
+    counted = questions.of_readable(failures)
     return {
         "accuracy": _percent(right[counted]),
         "questions": int(counted.sum()),
@@ -447,9 +366,9 @@ def answer_accuracy(
     }
 
 
-# How a model is evaluated for each task. All take (model, processor, dataset), and as keywords batch_size,
-# num_workers, progress, views and max_unreadable; retrieval also takes dual_softmax_temperature, zero_shot also
-# templates. All return metrics, numbers of what was evaluated, and `unreadable`, the ids of videos.
+# How a model is evaluated for each task. All take (model, processor, dataset) and the keywords of `ReadingOptions`;
+# "retrieval" also takes dual_softmax_temperature, "zero_shot" also templates. All return metrics, the numbers of
+# what was evaluated, and `unreadable`, the ids of videos.
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "retrieval": retrieval_accuracy,
     "multiple_choice": multiple_choice_accuracy,

@@ -20,8 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..configuration_region_learner import did_you_mean
-from ..evaluation.directions import GREATER_IS_BETTER, greater_is_better
-from ..evaluation.metrics import compute_retrieval_metrics
+from ..evaluation.metrics import GREATER_IS_BETTER, compute_retrieval_metrics, greater_is_better
 from ..evaluation.tasks import (
     compute_answer_metrics,
     compute_classification_metrics,

@@ -1,7 +1,14 @@
 """Regions and codes as pictures, and pages of results."""
 
 from .page import Page, Query, Result, Table, frame_strip, render_page, write_page
-from .regions import draw_clusters, draw_region_grid, draw_regions, frames_from_pixel_values, region_colors
+from .regions import (
+    draw_clusters,
+    draw_region_grid,
+    draw_regions,
+    frames_from_pixel_values,
+    frames_of_height,
+    region_colors,
+)
 
 __all__ = [
     "Page",
@@ -13,6 +20,7 @@ __all__ = [
     "draw_regions",
     "frame_strip",
     "frames_from_pixel_values",
+    "frames_of_height",
     "region_colors",
     "render_page",
     "write_page",

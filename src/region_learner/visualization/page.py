@@ -92,7 +92,6 @@ class Page:
         facts: pairs of a name and a value, such as ("parameters", "3.1 M").
         metrics: the table of results.
         loss: (step, training loss), in any order.
-        eval_loss: (step, evaluation loss).
         queries: searches with what they found.
         num_regions: number of regions in the pictures, for the legend; 0 leaves it out.
         score_name: what the scores are.
@@ -103,7 +102,6 @@ class Page:
     facts: Sequence[tuple[str, str]] = ()
     metrics: Table | None = None
     loss: Sequence[tuple[float, float]] = ()
-    eval_loss: Sequence[tuple[float, float]] = ()
     queries: Sequence[Query] = ()
     num_regions: int = 0
     score_name: str = "cosine similarity"
@@ -167,7 +165,7 @@ def render_page(page: Page) -> str:
     has_regions = any(result.regions for query in page.queries for result in query.results)
     return template.render(
         page=page,
-        loss=_loss_chart(page.loss, page.eval_loss),
+        loss=_loss_chart(page.loss),
         colors=["#" + bytes(color).hex() for color in region_colors(page.num_regions if has_regions else 0)],
         captions_shown=CAPTIONS_SHOWN,
     )
@@ -204,26 +202,23 @@ class _Tick:
 
 @dataclass(frozen=True)
 class _LossChart:
-    """Lines as `points` of SVG polylines, and dots as pairs; the plot is 100 x 100 with its origin at the top left."""
+    """Lines as `points` of SVG polylines; the plot is 100 x 100 with its origin at the top left."""
 
     raw: str
     smooth: str
-    evaluation: str
-    evaluation_dots: Sequence[tuple[float, float]]
     x_ticks: Sequence[_Tick]
     y_ticks: Sequence[_Tick]
     summary: str
 
 
-def _loss_chart(loss: Iterable[tuple[float, float]], eval_loss: Iterable[tuple[float, float]]) -> _LossChart | None:
+def _loss_chart(loss: Iterable[tuple[float, float]]) -> _LossChart | None:
     """What the template draws; None without two finite points to draw a line between."""
     recorded = sorted((float(step), float(value)) for step, value in loss)
     points = [point for point in recorded if all(map(math.isfinite, point))]
-    evaluation = sorted((float(s), float(v)) for s, v in eval_loss if math.isfinite(s) and math.isfinite(v))
     if len(points) < 2 or points[0][0] == points[-1][0]:
         return None
     smooth = _smooth(points)
-    shown = [*points, *smooth, *evaluation]
+    shown = [*points, *smooth]
     x_low, x_high = min(step for step, _ in shown), max(step for step, _ in shown)
     y_ticks = _ticks(min(value for _, value in shown), max(value for _, value in shown), 5)
     y_low = min(y_ticks[0], min(value for _, value in shown))
@@ -238,15 +233,11 @@ def _loss_chart(loss: Iterable[tuple[float, float]], eval_loss: Iterable[tuple[f
 
     (_, first), (last_step, last) = smooth[0], smooth[-1]
     summary = f"Smoothed training loss from {first:.3g} to {last:.3g} at step {last_step:,.10g}"
-    if evaluation:
-        summary += f"; evaluation loss at the end {evaluation[-1][1]:.3g}"
     if len(points) < len(recorded):
         summary += f"; {len(recorded) - len(points)} losses were not finite and are left out"
     return _LossChart(
         raw=line(_thin(points)),
         smooth=line(smooth),
-        evaluation=line(evaluation),
-        evaluation_dots=[place(point) for point in evaluation],
         x_ticks=[_Tick(place((x, y_low))[0], f"{x:,.10g}") for x in _ticks(x_low, x_high, 6) if x_low <= x <= x_high],
         y_ticks=[_Tick(place((x_low, y))[1], f"{y:.10g}".replace("-", _MINUS)) for y in y_ticks],
         summary=summary + ".",

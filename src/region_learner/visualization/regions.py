@@ -11,6 +11,7 @@ Regions are numbered from 1 in pictures: region 1 is `region_masks[:, 0]`.
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,29 @@ def frames_from_pixel_values(pixel_values: torch.Tensor, mean: Sequence[float], 
     pixels = pixels * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def frames_of_height(video_processor, video: Any, height: int, seen: int) -> np.ndarray:
+    """
+    Returns the frames that a video processor takes of a video, in more, or fewer, pixels than the model sees.
+
+    Args:
+        video_processor: a `RegionLearnerVideoProcessor`. Where it does not resize, frames keep their size.
+        video: what it takes.
+        height: of the frames, about, in pixels.
+        seen: the height of the frames that the model sees.
+
+    Returns:
+        The same part of the same frames, uint8 (T, H, W, 3).
+    """
+    sizes = {name: getattr(video_processor, name) for name in ("size", "crop_size", "output_size")}
+    scaled = {
+        name: {side: max(1, round(pixels * height / seen)) for side, pixels in dict(size).items() if pixels}
+        for name, size in sizes.items()
+        if size is not None and video_processor.do_resize
+    }
+    clip = video_processor([video], return_tensors="pt", do_normalize=False, **scaled)["pixel_values_videos"][0]
+    return frames_from_pixel_values(clip, mean=[0, 0, 0], std=[1, 1, 1])
 
 
 def draw_regions(
