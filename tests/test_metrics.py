@@ -99,9 +99,11 @@ def test_tiles_pieces_and_threads(monkeypatch, threads, tile, at_once, number_of
     assert torch.get_num_threads() == number_of_threads
 
 
+@pytest.mark.parametrize("few", [-1, 0.02, 2], ids=["tiles", "mixed", "pairs"])
 @pytest.mark.parametrize("kind", ["close", "collapsed", "cancelling", "a few lengths"])
-def test_what_float32_cannot_tell(monkeypatch, kind):
-    """Scores closer than float32 rounds."""
+def test_what_float32_cannot_tell(monkeypatch, kind, few):
+    """Scores closer than float32 rounds, looked at again one by one, or a tile of them at once."""
+    monkeypatch.setattr(metrics, "_FEW", few)
     monkeypatch.setattr(metrics, "_COLUMNS", 64)
     rng = np.random.default_rng(1)
     text, video = rng.normal(size=(150, 32)), rng.normal(size=(130, 32))
@@ -186,6 +188,7 @@ def test_precision_asked_for_elsewhere(threads):
                     naive(*((1 + x / 50).astype(float) for x in (text, video)), list(range(600)), list(range(600)))
                 )
         assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.enabled
     finally:
         torch.set_float32_matmul_precision(precision)
 
@@ -221,7 +224,7 @@ def test_never_holds_the_matrix(threads, kind):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # A tile at a time, and of pairs a piece at a time; the matrix would be 7.5 million numbers.
+    # Of a tile there are two masks, of pairs a piece at a time; the matrix would be 7.5 million numbers.
     assert largest.numbers <= 2 * 248 * 2040
     assert peak < 8 * texts * videos / 2
     if kind == "equal":

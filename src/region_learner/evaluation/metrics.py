@@ -1,6 +1,9 @@
 """
-Retrieval metrics from embeddings, without ever holding the matrix of scores: they are computed in float64, one tile at
-a time, and each tile serves both directions.
+Retrieval metrics from embeddings, without ever holding the matrix of scores.
+
+Scores are computed in float32, one tile at a time, and each tile serves both directions. Where float32 cannot tell
+whether a score is above the one that it is compared with, it is computed again in float64: the results are those of
+float64 at nearly the cost of float32.
 """
 
 import warnings
@@ -21,13 +24,21 @@ from .ties import mean_rank
 
 RECALL_AT = (1, 5, 10, 50)
 
-_ROWS, _COLUMNS = 248, 2040  # of a tile: 4 MiB of float64
+# Rows and columns of a tile. Eight booleans are counted at once, as the bytes of an integer: a byte counts to 255.
+_ROWS, _COLUMNS = 248, 8 * 255
+
+# Above this share of a tile, operations on all of its scores are faster than on single ones.
+_FEW = 1 / 64
+
 _NUMBERS_AT_ONCE = 2**18  # 2 MiB of float64: they stay in the cache
 _PAIRS_AT_ONCE = 2**18
-_FLOAT64_ROUNDING = 2.0**-53
 
-# Held while torch's number of threads is changed and until it is restored.
-_NUMBER_OF_THREADS = Lock()
+# Held while settings of torch are changed and until they are restored.
+_SETTINGS = Lock()
+
+_FLOAT64_ROUNDING, _FLOAT32_ROUNDING = 2.0**-53, 2.0**-24
+_FLOAT32_SMALLEST = 2.0**-126
+_FLOAT32_LENGTHS = (1e-12, 1e12)  # of the longest embedding: far from where products overflow or vanish
 
 
 class _Side:
@@ -35,11 +46,13 @@ class _Side:
     The texts or the videos, and as queries what is known of their ranks.
 
     `embeds`: (n, dim), of their original type. `lengths`: (n,), float64. `best`: (n,), float64, the best score of a
-    relevant entry. `bounds`: two of (n,), within which scores are tied with it. `above` and `at_least`: (n,), the
-    numbers of scores that are greater than the best one, and of those that are greater or tied with it.
+    relevant entry. `bounds`: two of (n,), within which scores are tied with it, and `float32_bounds`, within which
+    float32 cannot tell. `above` and `at_least`: (n,), the numbers of scores that are greater than the best one, and
+    of those that are greater or tied with it.
     """
 
     bounds: tuple[torch.Tensor, torch.Tensor]
+    float32_bounds: tuple[torch.Tensor, torch.Tensor]
 
     def __init__(self, name: str, embeds: Any):
         with warnings.catch_warnings():  # about read-only memory-mapped files, which are not written to
@@ -76,6 +89,18 @@ def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) ->
 
 
 @contextmanager
+def _true_float32() -> Iterator[None]:
+    """Computes matrix products in the precision of their type, where settings would let oneDNN take bfloat16."""
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+@contextmanager
 def _threads(tasks: int) -> Iterator[Callable[..., Iterable]]:
     """
     A `map` over as many threads as torch has, each of which computes alone.
@@ -94,22 +119,56 @@ def _threads(tasks: int) -> Iterator[Callable[..., Iterable]]:
         torch.set_num_threads(threads)
 
 
+def _mask(compare: Callable, scores: torch.Tensor, bound: torch.Tensor, dim: int) -> torch.Tensor:
+    """Of `scores` (rows, columns) compared with the bound of each query; columns filled up to a multiple of 8."""
+    width = scores.shape[1]
+    mask = torch.zeros(len(scores), width + -width % 8, dtype=torch.bool)
+    compare(scores, bound.unsqueeze(dim), out=mask[:, :width])
+    return mask
+
+
+def _count(mask: torch.Tensor, dim: int) -> torch.Tensor:
+    """How many entries are true along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
+    sums = mask.view(torch.int64).sum(dim).view(torch.uint8)
+    return sums.long() if dim == 0 else sums.view(len(mask), 8).sum(1)
+
+
+def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the true entries of a mask (rows, columns), columns a multiple of 8."""
+    eights = mask.view(torch.int64)
+    row, eighth = eights.nonzero(as_tuple=True)
+    found, byte = eights[row, eighth][:, None].view(torch.uint8).nonzero(as_tuple=True)
+    return row[found], 8 * eighth[found] + byte
+
+
+def _few(mask: torch.Tensor) -> bool:
+    return bool(_count(mask, 1).sum() <= _FEW * mask.numel())
+
+
 class _Counter:
     """
     Counts the scores above the best relevant ones, tile by tile, into `above` and `at_least` of the queries.
 
-    Scores that float64 cannot tell apart are tied: as a matrix product sums in another order at its edges, those of
-    equal embeddings can differ. Whatever its order of summation, a score is off by at most n u / (1 - n u) times the
-    product of the two lengths, with n = dim and u = 2^-53 (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, section 3.1).
+    Whatever its order of summation, a score is off by at most n u / (1 - n u) times the product of the two lengths,
+    with n = dim and u the rounding of its type, 2^-24 or 2^-53 (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2002, section 3.1); n = dim + 2 where embeddings had to be rounded, too. Scores that float64 cannot
+    tell apart are tied: as a matrix product sums in another order at its edges, those of equal embeddings can differ.
     """
 
     def __init__(self, left: _Side, right: _Side):
         self.left, self.right = left, right
+        rounding = (left.dim + 4) * _FLOAT32_ROUNDING
+        low, high = _FLOAT32_LENGTHS
+        self.in_float32 = rounding < 0.5 and all(low < side.longest < high for side in (left, right))
+        # What vanishes below the smallest float32: of embeddings, and of each product.
+        vanishing = 3 * left.dim * _FLOAT32_SMALLEST * (1 + left.longest + right.longest)
         for queries, gallery in ((left, right), (right, left)):
             reach = queries.lengths * gallery.longest  # of scores, from 0
             tied = 4 * (left.dim + 4) * _FLOAT64_ROUNDING * reach  # two scores, and a factor of 2 to spare
             queries.bounds = queries.best - tied, queries.best + tied
+            # The bounds are rounded to float32, too.
+            unsure = tied + (rounding / (1 - rounding) + 4 * _FLOAT32_ROUNDING) * reach + vanishing
+            queries.float32_bounds = (queries.best - unsure).float(), (queries.best + unsure).float()
         self.adding = Lock()
 
     def run(self, dims: Sequence[int]) -> None:
@@ -119,21 +178,57 @@ class _Counter:
             # The right side is read once, from disk if it is there.
             for start in progress_bar(range(0, len(self.right), _COLUMNS), "ranking", unit="tile"):
                 columns = slice(start, start + _COLUMNS)
-                count = partial(self._count_tile, self.right.embeds[columns].double(), columns, dims)
+                count = partial(self._count_tile, self.right.embeds[columns].float(), columns, dims)
                 for _ in map_in_threads(count, row_starts):  # waits, and raises what was raised
                     pass
 
     @torch.inference_mode()
     def _count_tile(self, right: torch.Tensor, columns: slice, dims: Sequence[int], start: int) -> None:
         rows = slice(start, start + _ROWS)
-        scores = self.left.embeds[rows].double() @ right.T
-        for dim in dims:
-            queries, part = (self.left, rows) if dim == 1 else (self.right, columns)
-            low, high = (bound[part].unsqueeze(dim) for bound in queries.bounds)
-            above, at_least = (scores > high).sum(dim), (scores >= low).sum(dim)
-            with self.adding:
-                queries.above[part] += above
-                queries.at_least[part] += at_least
+        remaining = list(dims)
+        if self.in_float32:
+            scores = self.left.embeds[rows].float() @ right.T
+            remaining = [dim for dim in dims if not self._count_sure_ones(scores, rows, columns, dim)]
+        if remaining:
+            scores = self.left.embeds[rows].double() @ self.right.embeds[columns].double().T
+            for dim in remaining:
+                queries, part = self._queries(dim, rows, columns)
+                low, high = (bound[part] for bound in queries.bounds)
+                at_least, above = _mask(torch.ge, scores, low, dim), _mask(torch.gt, scores, high, dim)
+                self._add(_count(above, dim), _count(at_least, dim), queries, part)
+
+    def _queries(self, dim: int, rows: slice, columns: slice) -> tuple[_Side, slice]:
+        return (self.left, rows) if dim == 1 else (self.right, columns)
+
+    def _count_sure_ones(self, scores: torch.Tensor, rows: slice, columns: slice, dim: int) -> bool:
+        """Counts with float32 `scores` (rows, columns) and computes unsure ones again; False if they are too many."""
+        queries, part = self._queries(dim, rows, columns)
+        low, high = (bound[part] for bound in queries.float32_bounds)
+        possibly = _mask(torch.ge, scores, low, dim)
+        if _few(possibly):  # as of a good model: each is looked at
+            i, j = _places(possibly)
+            unsure = scores[i, j] <= high[i if dim == 1 else j]
+            above = torch.bincount((i if dim == 1 else j)[~unsure], minlength=len(low))
+            i, j = i[unsure], j[unsure]
+        else:
+            surely = _mask(torch.gt, scores, high, dim)
+            possibly ^= surely  # all that is surely above is possibly above: what remains is unsure
+            if not _few(possibly):
+                return False
+            above = _count(surely, dim)
+            i, j = _places(possibly)
+        query = i if dim == 1 else j
+        exact = _pair_scores(self.left, self.right, i + rows.start, j + columns.start)
+        low, high = (bound[part][query] for bound in queries.bounds)
+        at_least = above.index_add(0, query, (exact >= low).long())
+        above.index_add_(0, query, (exact > high).long())
+        self._add(above, at_least, queries, part)
+        return True
+
+    def _add(self, above: torch.Tensor, at_least: torch.Tensor, queries: _Side, part: slice) -> None:
+        with self.adding:
+            for total, counts in ((queries.above[part], above), (queries.at_least[part], at_least)):
+                total += counts[: len(total)]
 
 
 def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], both: bool) -> None:
@@ -149,7 +244,7 @@ def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.T
     dims: tuple[int, ...] = (1, 0) if both else (1,)
     if len(left) > len(right):
         left, right, dims = right, left, tuple(1 - dim for dim in dims)
-    with _NUMBER_OF_THREADS:
+    with _SETTINGS, _true_float32():
         _Counter(left, right).run(dims)
 
 
