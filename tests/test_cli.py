@@ -167,7 +167,7 @@ def test_options_are_spelt_with_either_line(option, capsys):
         assert code == 2
         assert "Invalid value for '--max-unreadable'" in err
     _, _, err = run(capsys, "train", option, "many")
-    assert "--max_unreadable/--max-unreadable: invalid float value: 'many'" in err
+    assert "error: --max-unreadable: invalid float value: 'many'" in err
 
 
 # Mistakes

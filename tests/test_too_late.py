@@ -193,7 +193,7 @@ def test_rows_of_one_video_have_no_negatives(tmp_path):
 
 
 def test_several_corpora_are_parts(tmp_path):
-    with pytest.raises(ValueError, match="each is a CorpusPart, not a Dataset"):
+    with pytest.raises(ValueError, match="must be a CorpusPart, not a Dataset"):
         trainer(tmp_path, [CorpusPart(rows("abcd"), 4), rows("abcd")])
 
 
