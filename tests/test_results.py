@@ -127,7 +127,7 @@ def test_places_for_no_results(tmp_path):
         ({"protocol.task": 1}, "Field 'protocol.task' expected str, got int"),
         ({"protocol.primary_metric": "top1"}, "metrics: the primary metric, 'top1', is missing"),
         ({"metrics": {"t2v_R@1": "12"}}, r"Field 'metrics\['t2v_R@1'\]' with value '12' doesn't match any type"),
-        ({"metrics": {"t2v_R@1": True}}, r"Field 'metrics\['t2v_R@1'\]' with value True doesn't match any type"),
+        ({"metrics": {"t2v_R@1": True}}, r"(Field ')?metrics.*'t2v_R@1'.* True\b"),
         ({"metrics": {"t2v_R@1": float("nan")}}, "metrics: 't2v_R@1' is nan, which is not finite"),
         ({"rescored": {"a": float("inf")}}, "rescored: 'a' is inf, which is not finite"),
         ({"versions": {}}, "versions: 'torch' is missing"),

@@ -178,6 +178,9 @@ def _check_record(where: str, kind: Any, record: Mapping[str, Any]) -> None:
     types = get_type_hints(kind, include_extras=True)
     for name, expected in types.items():
         if name in record:
+            # Older versions of huggingface-hub accept True as an int.
+            if expected is int and isinstance(record[name], bool):
+                raise ValueError(f"Field '{where}.{name}' expected int, got bool")
             try:
                 type_validator(f"{where}.{name}", record[name], expected)
             except TypeError as error:
@@ -188,6 +191,8 @@ def _check_record(where: str, kind: Any, record: Mapping[str, Any]) -> None:
 
 def _check_finite(where: str, metrics: Mapping[str, int | float]) -> None:
     for name, value in metrics.items():
+        if isinstance(value, bool):
+            raise ValueError(f"{where}: {name!r} is {value}, which is not a number")
         if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
             raise ValueError(
                 f"{where}: {name!r} is {value!r:.80}, which is not finite: does the model give finite numbers?"
