@@ -1,5 +1,6 @@
 """Work in processes that may crash, stop, hang or take too much memory: each item is named, and the rest is done."""
 
+import os
 import signal
 import sys
 
@@ -48,3 +49,14 @@ def test_one_is_stopped_while_another_crashes(monkeypatch):
 def test_other_errors_are_no_lack_of_memory():
     check_memory(ValueError("x"))
     assert numbers([0], 1, 60) == [0]
+
+
+@pytest.mark.parametrize("value", ["first", "second", None])
+def test_environment_variables_are_those_of_this_process(monkeypatch, value):
+    """They may be set after the first processes were started."""
+    if value is None:
+        monkeypatch.delenv("REGION_LEARNER_TEST", raising=False)
+    else:
+        monkeypatch.setenv("REGION_LEARNER_TEST", value)
+    results = map_in_processes(os.getenv, ["REGION_LEARNER_TEST"], 1, 60, lambda item, reason: reason, PRELOAD)
+    assert list(results) == [value]

@@ -134,7 +134,9 @@ class _Pools(Generic[Item, Result]):
         self.pool: ProcessPoolExecutor | None = None
 
     def _new(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(workers, self.context, initializer=_initialize, initargs=(self.memory,))
+        # A fork server keeps the environment variables with which it started; those of this process may be newer.
+        arguments = (self.memory, dict(os.environ))
+        pool = ProcessPoolExecutor(workers, self.context, initializer=_initialize, initargs=arguments)
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -194,8 +196,10 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _initialize(memory: int) -> None:
+def _initialize(memory: int, environment: dict[str, str]) -> None:
     """Initializes a process of a pool."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the others
     end_with_parent()
     _limit_memory(memory)
