@@ -188,7 +188,7 @@ def _late_fusion(model, clip, h, w):
     for x, own in zip(encoded, states):
         z = _norm(torch.cat([x[:1], own]), model.layernorm)
         features.append(_pooled(z, model.config.resolved.video_pooling))
-    if model.config.temporal_fusion == "pool":
+    if model.config.resolved.temporal_fusion == "pool":
         return sum(features) / len(features)
     linear = model.temporal_fusion
     features += [torch.zeros_like(features[0])] * (model.config.num_frames - len(features))
@@ -198,7 +198,7 @@ def _late_fusion(model, clip, h, w):
 def video_feature(model, clip):
     """The whole video tower on one clip: (D,)."""
     h, w = clip.shape[-2] // model.config.patch_size, clip.shape[-1] // model.config.patch_size
-    if model.config.temporal_fusion != "attention":
+    if model.config.resolved.temporal_fusion != "attention":
         return _late_fusion(model, clip, h, w)
     x = encoder(model, clip)
     states = x[1:]

@@ -127,10 +127,25 @@ _REGION_CHOICES = {
 LOSSES = ["infonce", "sigmoid", "max_margin"]
 
 
+# Fields of the divided space-time ViT. A backbone has its own, which are read from its configuration.
+_VIT_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+
+
 class ResolvedVideoConfig(NamedTuple):
     """The optional fields of a [`RegionLearnerVideoConfig`], with their defaults filled in."""
 
     codebook_decay: float
+    temporal_fusion: str
     video_pooling: str
     region_options: RegionOptions
 
@@ -312,11 +327,17 @@ class RegionLearnerVideoConfig(_StrictConfig):
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions; "cls_max", plus
             their maximum in each channel; or "cls". By default "cls" without codes and regions, "cls_mean" for the
-            "paper" form, and "cls_max" otherwise.
-        temporal_fusion (`str`, defaults to `"attention"`): how frames become one clip. "attention": they attend to
-            each other in every block. "pool" and "linear": each frame is encoded on its own, as an image, and the
-            features of the frames are averaged, or concatenated and projected. (Regions interact over all frames in
-            every case.)
+            "paper" form, and "cls_max" otherwise. With a backbone, its own pooled state (of a class token, or of an
+            attention pooling head) takes the place of the CLS state, and the regions are projected first, by a layer
+            that starts as zero.
+        temporal_fusion (`str`, *optional*): how frames become one clip. "attention", the default: they attend to each
+            other in every block. "pool", the default of a backbone, and "linear": each frame is encoded on its own,
+            as an image, and the features of the frames are averaged, or concatenated and projected. (Regions
+            interact over all frames in every case.)
+        backbone_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): an image model of transformers,
+            such as CLIP, SigLIP or DINOv3, or of timm (`"timm_wrapper"`), which encodes each frame instead of the
+            divided space-time ViT. Its sizes replace those of the fields below, and are not saved here. timm's
+            configurations do not contain sizes: give `hidden_size` and `image_size` beside them.
 
     The other fields are common to all vision transformers. Fields that are None get a default that depends on other
     fields; see [`RegionLearnerVideoConfig.resolved`].
@@ -334,6 +355,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     model_type = "region_learner_video"
     base_config_key = "video_config"
+    sub_configs = {"backbone_config": AutoConfig}
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -342,8 +364,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float | int = 1e-6
     initializer_range: float | int = 0.02
-    image_size: int = 224
-    patch_size: int = 16
+    image_size: int | list | tuple = 224
+    patch_size: int | list | tuple = 16
     num_channels: int = 3
     pre_layernorm: bool = False
     num_frames: int = 4
@@ -358,15 +380,44 @@ class RegionLearnerVideoConfig(_StrictConfig):
     region_options: dict = field(default_factory=dict)
     motion_excitation: bool = False
     video_pooling: str | None = None
-    temporal_fusion: str = "attention"
+    temporal_fusion: str | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         self.region_options = {name: value for name, value in self.region_options.items() if value is not None}
+        if isinstance(self.backbone_config, dict):
+            chosen = self.backbone_config
+            self.backbone_config = sub_config_from_dict("backbone_config", chosen, chosen=chosen)
+        defaults = {item.name: item.default for item in fields(type(self))}
+        for name, value in _sizes_of_backbone(self.backbone_config).items():
+            if getattr(self, name) == defaults[name]:
+                setattr(self, name, value)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        for name in _sizes_of_backbone(self.backbone_config):
+            values.pop(name, None)
+        return values
+
+    @classmethod
+    def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        values = super()._read(config_dict)
+        if isinstance(backbone := values.get("backbone_config"), dict):
+            values["backbone_config"] = sub_config_from_dict("backbone_config", backbone)
+        return values
+
+    @classmethod
+    def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        backbone, saved = changes.get("backbone_config"), values.get("backbone_config")
+        if isinstance(backbone, Mapping) and isinstance(saved, PreTrainedConfig):
+            merged = merge_fields(saved.to_dict(), backbone)
+            changes = changes | {"backbone_config": sub_config_from_dict("backbone_config", merged, chosen=backbone)}
+        return super()._merge(values, changes)
 
     @property
     def resolved(self) -> ResolvedVideoConfig:
-        """`codebook_decay`, `video_pooling` and all region options, with defaults filled in. They are not saved."""
+        """The optional fields and all region options, with defaults filled in. They are not saved."""
         options: dict[str, Any] = REGION_FORMS[self.region_form] | self.region_options
         masks_compete = options["mask_normalization"] == "regions" and self.num_regions > 1
         options.setdefault("mask_loss_weight", 1.0 if masks_compete else 0.0)
@@ -377,7 +428,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
             pooling = "cls"
         elif pooling is None:
             pooling = "cls_mean" if self.region_form == "paper" else "cls_max"
-        return ResolvedVideoConfig(decay, pooling, RegionOptions(**options))
+        fusion = self.temporal_fusion or ("attention" if self.backbone_config is None else "pool")
+        return ResolvedVideoConfig(decay, fusion, pooling, RegionOptions(**options))
 
     @classmethod
     def _hint(cls, name: str, value: Any) -> str:
@@ -395,24 +447,32 @@ class RegionLearnerVideoConfig(_StrictConfig):
         """
         from transformers.activations import ACT2FN
 
-        sizes = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
-        for name in (*sizes, "num_channels", "num_frames", "interaction_heads"):
+        for name in ("hidden_size", "intermediate_size", "num_channels", "num_frames", "interaction_heads"):
             _check_number(name, getattr(self, name), at_least=1)
+        fusions = ("attention", "pool", "linear")
+        if self.backbone_config is None:
+            for name in ("num_attention_heads", "image_size", "patch_size"):
+                _check_number(name, getattr(self, name), at_least=1)
+        else:
+            self._check_backbone()
+            fusions = ("pool", "linear")
         counts = ("num_hidden_layers", "codebook_size", "codebook_revival_after", "num_regions", "interaction_layers")
         for name in (*counts, "layer_norm_eps"):
             _check_number(name, getattr(self, name), at_least=0)
         _check_number("initializer_range", self.initializer_range, above=0)
         _check_choice("hidden_act", self.hidden_act, sorted(ACT2FN))
         _check_choice("codebook_mode", self.codebook_mode, ("ema", "original"))
-        _check_choice("temporal_fusion", self.temporal_fusion, ("attention", "pool", "linear"))
         _check_choice("region_form", self.region_form, REGION_FORMS)
         self._check_region_options()
         resolved = self.resolved
+        _check_choice("temporal_fusion", resolved.temporal_fusion, fusions)
         _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
-        pairs = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
-        for whole, part in pairs + [("hidden_size", "interaction_heads")] * bool(self.interaction_layers):
+        pairs = [("hidden_size", "interaction_heads")] if self.interaction_layers else []
+        if self.backbone_config is None:
+            pairs += [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
+        for whole, part in pairs:
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
                     f"{whole}={getattr(self, whole)} is not a multiple of {part}={getattr(self, part)}: change either."
@@ -427,6 +487,18 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 "motion_excitation=True adds to quantized features, but codebook_size=0: "
                 "set codebook_size, or motion_excitation=False."
             )
+
+    def _check_backbone(self):
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            raise ValueError(f"backbone_config was set to {self.backbone_config!r:.60}: set it to a configuration.")
+        for name, value in _sizes_of_backbone(self.backbone_config).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}, but that of the backbone is {value}: leave it out, or change it "
+                    "in backbone_config."
+                )
+        if self.pre_layernorm:
+            raise ValueError("pre_layernorm=True is for the divided space-time ViT: leave it out with a backbone.")
 
     def _check_region_options(self):
         for name in self.region_options:
@@ -522,7 +594,7 @@ class RegionLearnerConfig(_StrictConfig):
         if self.text_config is None:
             self.text_config = AutoConfig.for_model("distilbert")
         elif isinstance(self.text_config, dict):
-            self.text_config = text_config_from_dict(self.text_config, chosen=self.text_config)
+            self.text_config = sub_config_from_dict("text_config", self.text_config, chosen=self.text_config)
         super().__post_init__(**kwargs)
 
     @property
@@ -541,7 +613,7 @@ class RegionLearnerConfig(_StrictConfig):
         if isinstance(video := values.get("video_config"), dict):
             values["video_config"] = RegionLearnerVideoConfig._read(video)
         if isinstance(text := values.get("text_config"), dict):
-            values["text_config"] = text_config_from_dict(text)
+            values["text_config"] = sub_config_from_dict("text_config", text)
         return values
 
     @classmethod
@@ -553,7 +625,8 @@ class RegionLearnerConfig(_StrictConfig):
             values = values | {"video_config": saved.to_dict()}
         if isinstance(text := changes.get("text_config"), Mapping):
             saved = values.get("text_config") or AutoConfig.for_model("distilbert")
-            changes["text_config"] = text_config_from_dict(merge_fields(saved.to_dict(), text), chosen=text)
+            merged = merge_fields(saved.to_dict(), text)
+            changes["text_config"] = sub_config_from_dict("text_config", merged, chosen=text)
         return super()._merge(values, changes)
 
     @classmethod
@@ -616,16 +689,29 @@ def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _sizes_of_backbone(backbone: Any) -> dict[str, Any]:
+    """Returns those fields of the video tower that the configuration of an image model specifies; {} for None."""
+    if backbone is None:
+        return {}
+    found = {name: getattr(backbone, name, None) for name in _VIT_FIELDS}
+    if found["hidden_size"] is None and getattr(backbone, "hidden_sizes", None):  # a pyramid, such as ConvNeXt
+        found["hidden_size"] = backbone.hidden_sizes[-1]
+    if found["hidden_size"] is not None and found["intermediate_size"] is None:
+        found["intermediate_size"] = 4 * found["hidden_size"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _resembles_a_field(name: str) -> bool:
     known = RegionLearnerConfig.own_fields() | RegionLearnerVideoConfig.own_fields()
     return bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
-def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ()) -> PreTrainedConfig:
+def sub_config_from_dict(field: str, values: Mapping[str, Any], chosen: Iterable[str] = ()) -> PreTrainedConfig:
     """
-    Returns the configuration of a text encoder.
+    Returns the configuration of a text encoder or a backbone.
 
     Args:
+        field: "text_config" or "backbone_config", for messages.
         values: its fields and its `model_type`.
         chosen: the names that a user set, which must be fields of the configuration.
 
@@ -636,12 +722,12 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise ValueError(
-            "text_config is a dict without `model_type`: add it (for example 'distilbert'), "
-            "or pass a configuration object."
+            f"{field} is a dict without `model_type`: add it (for example "
+            f"{'distilbert' if field == 'text_config' else 'siglip_vision_model'!r}), or pass a configuration object."
         )
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"text_config: model_type={model_type!r} is not known to transformers"
+            f"{field}: model_type={model_type!r} is not known to transformers"
             f"{did_you_mean(str(model_type), CONFIG_MAPPING.keys())}"
         )
     config = AutoConfig.for_model(model_type, **values)
@@ -653,7 +739,7 @@ def text_config_from_dict(values: Mapping[str, Any], chosen: Iterable[str] = ())
         for name in attributes:
             if name not in known:
                 hint = did_you_mean(name, {*known, *type(config).attribute_map})
-                raise ValueError(f"text_config: {name!r} is not a field of {type(config).__name__}{hint}")
+                raise ValueError(f"{field}: {name!r} is not a field of {type(config).__name__}{hint}")
     return config
 
 

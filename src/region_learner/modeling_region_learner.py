@@ -4,7 +4,7 @@
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
 """
 PyTorch RegionLearner: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), a region module behind the
-divided space-time ViT of "Frozen in Time" (arXiv 2104.00650).
+divided space-time ViT of "Frozen in Time" (arXiv 2104.00650), or behind any image model of transformers or timm.
 
 "The original" is the reference implementation, github.com/showlab/Region_Learner. The docstring of each class says
 what it corresponds to there, and where it differs on purpose. Shapes are in terms of B clips, T frames, N = h * w
@@ -12,6 +12,7 @@ patches per frame, D channels, S regions per frame, K codes and H heads.
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -187,7 +189,7 @@ class RegionLearnerVideoEmbeddings(nn.Module):
             )
         if height % patch or width % patch:
             raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
-        if self.config.temporal_fusion != "attention":  # each frame is a clip: (B * T, 1, C, height, width)
+        if self.config.resolved.temporal_fusion != "attention":  # each frame is a clip: (B * T, 1, C, height, width)
             pixel_values_videos = pixel_values_videos.flatten(0, 1).unsqueeze(1)
             batch, frames = batch * frames, 1
         pixel_values_videos = pixel_values_videos.to(self.patch_embedding.weight.dtype)
@@ -813,12 +815,15 @@ class RegionLearnerRegionModule(nn.Module):
         )
 
     def forward(
-        self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        temporal_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D); `frame_mask`: (B, T). Returns the regions (B, T * S, D), or without aggregation
-        the patches (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of
-        the masks (B,).
+        `features`: (B, T, h, w, D); `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to regions,
+        or None if features contain them. Returns the regions (B, T * S, D), or without aggregation the patches
+        (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of the masks (B,).
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
@@ -830,8 +835,17 @@ class RegionLearnerRegionModule(nn.Module):
             motion = self.motion_excitation(features, frame_mask)
             states, values = states + motion, values + motion
         if self.aggregation is None:
-            return states.flatten(1, 3), masks, cluster_ids, loss
-        states, masks, loss = self.aggregation(states.detach() if self.detach_masks else states, values, frame_mask)
+            states = states.flatten(1, 3)
+        else:
+            states, masks, loss = self.aggregation(
+                states.detach() if self.detach_masks else states, values, frame_mask
+            )
+        if temporal_embeddings is not None:
+            frames = features.shape[1]
+            positions = temporal_embeddings[:, :frames, None]  # (1, T, 1, D)
+            states = (states.unflatten(1, (frames, -1)) + positions).flatten(1, 2)
+        if masks is None:
+            return states, masks, cluster_ids, loss
         attention_mask = None
         if frame_mask is not None:
             attention_mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
@@ -853,7 +867,7 @@ class RegionLearnerTemporalFusion(nn.Module):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.num_frames = config.num_frames
-        size, linear = config.hidden_size, config.temporal_fusion == "linear"
+        size, linear = config.hidden_size, config.resolved.temporal_fusion == "linear"
         self.weight = nn.Parameter(torch.zeros(size, config.num_frames * size)) if linear else None
         self.bias = nn.Parameter(torch.zeros(size)) if linear else None
 
@@ -933,9 +947,11 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         # Unlike a new model, a deep copy keeps dtypes, devices, frozen and quantized weights, and adapters.
         model = copy.deepcopy(self)
         tower: Any = getattr(model, "video_model", model)
-        old = tower.embeddings.temporal_embeddings
-        new = _resize_frame_axis(old.detach(), num_frames, fill).clone()
-        tower.embeddings.temporal_embeddings = nn.Parameter(new, requires_grad=old.requires_grad)
+        holder = tower if tower.embeddings is None else tower.embeddings
+        old = holder.temporal_embeddings
+        if old is not None:
+            new = _resize_frame_axis(old.detach(), num_frames, fill).clone()
+            holder.temporal_embeddings = nn.Parameter(new, requires_grad=old.requires_grad)
         if tower.temporal_fusion is not None:
             tower.temporal_fusion.resize_(num_frames, fill)
         tower.config.num_frames = num_frames
@@ -953,6 +969,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.temporal_embeddings)
         elif isinstance(module, RegionLearnerZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
+            init.zeros_(module.temporal_embeddings)
         elif isinstance(module, RegionLearnerTemporalFusion) and module.weight is not None:
             mean = torch.eye(len(module.weight)).repeat(1, module.num_frames) / module.num_frames
             init.copy_(module.weight, mean)
@@ -987,8 +1005,32 @@ def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Ten
     raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
 
 
+# Classes that `AutoModel` does not know.
+_NOT_IN_AUTO_MODEL = {
+    "siglip_text_model": "SiglipTextModel",
+    "siglip2_text_model": "Siglip2TextModel",
+    "metaclip_2_text_model": "MetaClip2TextModel",
+    "metaclip_2_vision_model": "MetaClip2VisionModel",
+}
+
+
+def _from_config(config: PreTrainedConfig, pooling_layer: bool) -> PreTrainedModel:
+    """Returns a new text or image model, without a pooling layer of its own unless `pooling_layer`."""
+    if name := _NOT_IN_AUTO_MODEL.get(config.model_type):
+        return getattr(transformers, name)._from_config(config)
+    try:
+        return AutoModel.from_config(config, add_pooling_layer=pooling_layer)
+    except TypeError:  # most classes do not have this argument
+        return AutoModel.from_config(config)
+
+
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
-    """The video tower: divided space-time ViT and region module. The original's `SpaceTimeTransformer`."""
+    """
+    The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`. With a
+    `backbone_config`, an image model encodes each frame instead, and the regions of all frames are what models time:
+    they get temporal positions, interact, and are added to the mean of the frames' own pooled states through a layer
+    that starts as zero.
+    """
 
     config: RegionLearnerVideoConfig  # type: ignore[assignment]
     base_model_prefix = "video_model"
@@ -1001,33 +1043,48 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             # By name: "quantizer" would convert its integer counters to float, too.
             statistics = ("embed", "embed_avg", "cluster_size", "cluster_sum")
             self._keep_in_fp32_modules_strict = [f"quantizer.{name}" for name in statistics]
-        self.embeddings = RegionLearnerVideoEmbeddings(config)
-        self.pre_layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else nn.Identity()
-        )
-        self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
-        self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        has_regions = bool(config.codebook_size or config.num_regions)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.backbone = self.embeddings = self.temporal_embeddings = self.region_projection = None
+        if config.backbone_config is None:
+            self.embeddings = RegionLearnerVideoEmbeddings(config)
+            self.pre_layernorm = (
+                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else nn.Identity()
+            )
+            self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
+        else:
+            self.backbone = _build_backbone(config)
+            if has_regions:
+                self.temporal_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+                self.region_projection = RegionLearnerZeroLinear(config.hidden_size, config.hidden_size)
+        self.region_module = RegionLearnerRegionModule(config) if has_regions else None
+        self.layernorm = norm if self.backbone is None or has_regions else nn.Identity()
         self.pooling = config.resolved.video_pooling
-        self.temporal_fusion = RegionLearnerTemporalFusion(config) if config.temporal_fusion != "attention" else None
+        fusion = config.resolved.temporal_fusion
+        self.temporal_fusion = RegionLearnerTemporalFusion(config) if fusion != "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
+        return self.embeddings.patch_embedding if self.backbone is None else self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
-        self.embeddings.patch_embedding = value  # type: ignore[assignment]
+        if self.backbone is None:
+            self.embeddings.patch_embedding = value  # type: ignore[assignment]
+        else:
+            self.backbone.set_input_embeddings(value)
 
     def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Returns one feature (..., D) of the CLS state (..., D) and those `tokens` (..., n, D) that are `real`."""
         if self.pooling == "cls":
             return cls
         if self.pooling == "cls_mean":
-            return cls + _masked_mean(tokens, real)
-        if real is None:
-            return cls + tokens.amax(-2)
-        highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
-        return cls + torch.where(real.any(-1, keepdim=True), highest, 0)
+            pooled = _masked_mean(tokens, real)
+        elif real is None:
+            pooled = tokens.amax(-2)
+        else:
+            highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
+            pooled = torch.where(real.any(-1, keepdim=True), highest, 0)
+        return cls + (pooled if self.region_projection is None else self.region_projection(pooled))
 
     def _check_inputs(self, pixel_values_videos: torch.Tensor | None, frame_mask: torch.Tensor | None):
         if pixel_values_videos is None or pixel_values_videos.ndim != 5:
@@ -1047,8 +1104,43 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 "of equally many frames."
             )
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
+    def _encode_clips(
+        self,
+        pixel_values_videos: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Runs the divided space-time ViT. Returns the CLS states, (B, 1, D) or with late fusion (B, T, D), as
+        `pooler_output`, and the patches (B, T, h, w, D) as `last_hidden_state`.
+        """
+        hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
+        hidden_states = self.pre_layernorm(hidden_states)
+        attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
+        batch, frames = pixel_values_videos.shape[:2]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1),
+            pooler_output=hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1]),
+        )
+
+    def _encode_frames(
+        self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Runs the backbone on each frame. Returns their pooled states (B, T, D) as `pooler_output`, and the patches
+        (B, T, h, w, D) as `last_hidden_state`.
+        """
+        outputs = _run_backbone(self.backbone, pixel_values_videos.flatten(0, 1), interpolate_pos_encoding, **kwargs)
+        outputs.pooler_output = outputs.pooler_output.unflatten(0, pixel_values_videos.shape[:2])
+        outputs.last_hidden_state = outputs.last_hidden_state.unflatten(0, pixel_values_videos.shape[:2])
+        return outputs
+
+    @merge_with_config_defaults
+    @can_return_tuple
     def forward(
         self,
         pixel_values_videos: torch.Tensor | None = None,
@@ -1084,21 +1176,25 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         """
         self._check_inputs(pixel_values_videos, frame_mask)
         frame_mask = None if frame_mask is None else frame_mask.bool()
-        hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)
-        hidden_states = self.pre_layernorm(hidden_states)
-        attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
-
-        batch, frames = pixel_values_videos.shape[:2]  # type: ignore[union-attr]
-        cls = hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1])  # (B, 1, D), in late fusion (B, T, D)
-        states = hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1)  # (B, T, h, w, D)
+        if self.backbone is None:
+            encoded = self._encode_clips(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+        else:
+            encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
+        cls, states = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
+        frames = states.shape[1]
         region_masks, cluster_ids, region_loss = None, None, None
         if self.region_module is None:
             states = states.flatten(1, 3)  # (B, T * N, D)
         else:
-            states, region_masks, cluster_ids, region_loss = self.region_module(states, frame_mask)
-        last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
+            if self.backbone is not None:  # the scale of features differs between image models
+                states = F.layer_norm(states, states.shape[-1:])
+            states, region_masks, cluster_ids, region_loss = self.region_module(
+                states, frame_mask, self.temporal_embeddings
+            )
+        if self.backbone is None:
+            last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
+        else:  # its own pooled states are complete
+            last_hidden_state = torch.cat([cls, self.layernorm(states)], dim=1)
         cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
         if self.temporal_fusion is not None:
             frame_features = self._pool(cls, tokens.unflatten(1, (frames, -1)))  # (B, T, D)
@@ -1109,11 +1205,96 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=video_feature,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
             region_states=None if region_masks is None else states,
             region_masks=region_masks,
             cluster_ids=cluster_ids,
             region_loss=region_loss,
         )
+
+
+def _build_backbone(config: RegionLearnerVideoConfig) -> PreTrainedModel:
+    """
+    Returns a new image model.
+
+    Raises:
+        ValueError: it is a timm model of another width than `config.hidden_size`.
+    """
+    backbone = _from_config(config.backbone_config, pooling_layer=False)  # type: ignore[arg-type]
+    timm_model = getattr(backbone, "timm_model", None)
+    if timm_model is not None and timm_model.num_features != config.hidden_size:
+        raise ValueError(
+            f"hidden_size={config.hidden_size}, but that of {config.backbone_config.architecture!r} in timm is "
+            f"{timm_model.num_features}: set hidden_size={timm_model.num_features} in video_config."
+        )
+    return backbone
+
+
+def _run_backbone(
+    backbone: Any, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
+) -> BaseModelOutputWithPooling:
+    """
+    Returns the outputs of an image model for images (B, C, height, width): its own pooled state (B, D), or if it has
+    none the class token or the mean of the patches; and patches (B, h, w, D), without class and register tokens.
+    """
+    pixel_values = pixel_values.to(backbone.dtype)
+    size, timm_model = pixel_values.shape[-2:], getattr(backbone, "timm_model", None)
+    options: dict[str, Any] = dict(kwargs)
+    if timm_model is not None:
+        options = {name: value for name, value in kwargs.items() if name.startswith("output_")}
+    elif "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
+        options["interpolate_pos_encoding"] = interpolate_pos_encoding
+    if backbone.config.model_type == "siglip2_vision_model":
+        pixel_values, extra = _siglip2_inputs(pixel_values, backbone.config.patch_size)
+        options.update(extra)
+    outputs = backbone(pixel_values, **options)
+    states, pooled = outputs.last_hidden_state, outputs.get("pooler_output")
+    if states.ndim == 4:  # convolutional models: (B, D, h, w), some of timm (B, h, w, D)
+        states = states if getattr(timm_model, "output_fmt", "NCHW") == "NHWC" else states.permute(0, 2, 3, 1)
+        pooled = states.mean((1, 2)) if pooled is None else pooled.flatten(1)
+    else:
+        grid = _grid_of(backbone, size, states.shape[1])
+        patches = states[:, states.shape[1] - grid[0] * grid[1] :]
+        if pooled is None:
+            pooled = states[:, 0] if patches.shape[1] < states.shape[1] else states.mean(1)
+        states = patches.unflatten(1, grid)
+    return BaseModelOutputWithPooling(states, pooled, outputs.get("hidden_states"), outputs.get("attentions"))
+
+
+def _siglip2_inputs(pixel_values: torch.Tensor, patch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Returns images (B, C, height, width) as the patches (B, N, patch * patch * C) and arguments of SigLIP 2 NaFlex."""
+    patches = pixel_values.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, h, w, patch, patch)
+    batch, _, height, width = patches.shape[:4]
+    shapes = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, -1)
+    mask = torch.ones(batch, height * width, dtype=torch.long, device=pixel_values.device)
+    flat = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    return flat, {"spatial_shapes": shapes, "pixel_attention_mask": mask}
+
+
+def _grid_of(backbone: Any, size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """
+    Returns the height and width of the grid of patches among the `tokens` of an image of `size`, which come last.
+
+    Raises:
+        ValueError: the tokens contain no such grid.
+    """
+    patch = getattr(backbone.config, "patch_size", None)
+    if patch is not None:
+        patch = (patch, patch) if isinstance(patch, int) else patch
+        grids = [(size[0] // patch[0], size[1] // patch[1])]
+    else:  # a grid of the shape of the image, after at most one other token where their number is not known
+        prefix = getattr(getattr(backbone, "timm_model", None), "num_prefix_tokens", None)
+        counts = [tokens, tokens - 1] if prefix is None else [tokens - prefix]
+        heights = [round(math.sqrt(count * size[0] / size[1])) for count in counts]
+        grids = [(height, count // max(height, 1)) for height, count in zip(heights, counts)]
+        grids = [grid for grid, count in zip(grids, counts) if grid[0] * grid[1] == count]
+    if not grids or not 0 < grids[0][0] * grids[0][1] <= tokens:
+        raise ValueError(
+            f"{type(backbone).__name__} returns {tokens} tokens for frames of {size[0]} x {size[1]} pixels, which "
+            "contain no grid of patches: use another image model, or frames of its own size."
+        )
+    return grids[0]
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -1138,15 +1319,7 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
     """
     if text_config.is_encoder_decoder:
         raise ValueError(f"text_config describes an encoder-decoder ({text_config.model_type}): set it to an encoder.")
-    if text_config.model_type in FULL_LENGTH_TEXT_TOWERS:  # AutoModel does not know them
-        from transformers import Siglip2TextModel, SiglipTextModel
-
-        full_length: Any = SiglipTextModel if text_config.model_type == "siglip_text_model" else Siglip2TextModel
-        return full_length._from_config(text_config)
-    try:
-        tower = AutoModel.from_config(text_config, add_pooling_layer=pooling_layer)
-    except TypeError:  # most classes do not have this argument
-        tower = AutoModel.from_config(text_config)
+    tower = _from_config(text_config, pooling_layer)
     if not isinstance(tower.get_input_embeddings(), nn.Embedding):
         raise ValueError(
             f"text_config does not describe a text encoder: {text_config.model_type!r} does not take tokens."

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 _VIDEO_CONFIG = (
     "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
-    "interaction_layers", "motion_excitation", "temporal_fusion",
+    "interaction_layers", "motion_excitation",
 )  # fmt: skip
 
 # The files that numbers depend on beside the weights, as far as a checkpoint has them.
@@ -70,6 +70,9 @@ def describe_model(model, name: str) -> dict[str, Any]:
     revision = None if os.path.isdir(name) else getattr(model.config, "_commit_hash", None)
     video = model.config.video_config
     config = {key: getattr(video, key, None) for key in _VIDEO_CONFIG}
+    config["temporal_fusion"] = video.resolved.temporal_fusion
+    if video.backbone_config is not None:
+        config["backbone"] = getattr(video.backbone_config, "architecture", None) or video.backbone_config.model_type
     config["projection_dim"] = model.config.projection_dim
     config["text_model_type"] = model.config.text_config.model_type
     return {
