@@ -23,10 +23,12 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
+CLIP_TEXT_ENCODERS = ("clip_text_model", "metaclip_2_text_model")
 # Text encoders with a pooling of their own that was trained.
 _POOLED_TEXT_ENCODERS = {
     "bert": "pooler",
     "clip_text_model": "eos",
+    "metaclip_2_text_model": "eos",
     "siglip_text_model": "pooler",
     "siglip2_text_model": "pooler",
 }
@@ -42,7 +44,7 @@ def is_causal(text_config: Any) -> bool:
     # Two fields of transformers make a decoder bidirectional.
     if getattr(text_config, "is_causal", None) is False or getattr(text_config, "use_bidirectional_attention", False):
         return False
-    if getattr(text_config, "is_decoder", False) or text_config.model_type == "clip_text_model":
+    if getattr(text_config, "is_decoder", False) or text_config.model_type in CLIP_TEXT_ENCODERS:
         return True
     # The list of causal models includes encoders (for `is_decoder=True`) and XLNet, which attends to both sides.
     encoders = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet"}

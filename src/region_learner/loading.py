@@ -265,7 +265,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     Loads the model of a checkpoint for a task, and its processor.
 
     Args:
-        name: a directory or Hub name.
+        name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2, whose clips
+            are embedded as the mean of their frames.
         task: of `EVALUATIONS`; None if a video tower is enough. For None and for "classification", the processor is a
             video processor.
 
@@ -279,6 +280,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         model, processor = load_checkpoint("CHECKPOINT", "retrieval")
     """
     refuse_bare_adapters(name)
+    if _is_dual_encoder(name):
+        return _load_dual_encoder(name, task)
     heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
         "classification": AutoModelForVideoClassification,
@@ -309,3 +312,23 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         )
     reads_texts = task not in (None, "classification")
     return model, load_processor(name, model.config.text_config if reads_texts else None)
+
+
+def _is_dual_encoder(name: str) -> bool:
+    from .conversion.dual_encoders import is_dual_encoder
+
+    try:
+        return is_dual_encoder(name)
+    except (OSError, ValueError):  # reported by those who load it
+        return False
+
+
+def _load_dual_encoder(name: str, task: str | None) -> tuple[Any, Any]:
+    from .conversion import from_pretrained_towers, processor_from_towers
+
+    if task in ("question_answering", "classification"):
+        raise ValueError(f"{name} has no classifier for the task {task!r}: train one with `--model {name}`.")
+    model = from_pretrained_towers(name)
+    refuse_non_finite(model, name)
+    processor = processor_from_towers(name)
+    return model, processor.video_processor if task is None else processor

@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
+from .configuration_region_learner import CLIP_TEXT_ENCODERS, RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
 from .loss_region_learner import classification_loss, contrastive_loss, cosine_similarity, world
 
 logger = logging.get_logger(__name__)
@@ -821,9 +821,10 @@ class RegionLearnerRegionModule(nn.Module):
         temporal_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D); `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to regions,
-        or None if features contain them. Returns the regions (B, T * S, D), or without aggregation the patches
-        (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of the masks (B,).
+        `features`: (B, T, h, w, D); `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to the
+        regions before they interact, or None. Returns the regions (B, T * S, D), or without aggregation the patches
+        (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of the masks,
+        (B,).
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
@@ -1263,7 +1264,7 @@ def _run_backbone(
 
 
 def _siglip2_inputs(pixel_values: torch.Tensor, patch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Returns images (B, C, height, width) as the patches (B, N, patch * patch * C) and arguments of SigLIP 2 NaFlex."""
+    """Returns images (B, C, height, width) as the patches (B, N, patch * patch * C) that SigLIP 2 NaFlex takes."""
     patches = pixel_values.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, h, w, patch, patch)
     batch, _, height, width = patches.shape[:4]
     shapes = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, -1)
@@ -1338,7 +1339,7 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     if getattr(text_config, "is_causal", None) is not False:  # encoders that `is_causal` does not know
         causal = causal or any(getattr(module, "is_causal", False) is True for module in tower.modules())
     # The pooler of most encoders takes the first token; that of CLIP takes the end of the text.
-    takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type != "clip_text_model")
+    takes_first = pooling == "first" or (pooling == "pooler" and text_config.model_type not in CLIP_TEXT_ENCODERS)
     if takes_first and causal:
         raise ValueError(
             f"text_pooling={pooling!r} takes a token that does not attend to the text: tokens of "
@@ -1349,6 +1350,13 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
             f"text_pooling='eos' needs an end-of-text token, but eos_token_id of the {text_config.model_type!r} "
             "text_config is None: set it, or another text_pooling."
         )
+
+
+def _text_width(config: RegionLearnerConfig) -> int:
+    """Returns the width of a pooled text. SigLIP's pooled state has a width of its own."""
+    text_config: Any = config.text_config
+    is_projected = config.resolved.text_pooling == "pooler" and text_config.model_type in FULL_LENGTH_TEXT_TOWERS
+    return text_config.projection_size if is_projected else text_config.hidden_size
 
 
 def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -1389,7 +1397,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         _check_text_pooling(config, self.text_model)
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, dim, bias=bias)
+        self.text_projection = nn.Linear(_text_width(config), dim, bias=bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

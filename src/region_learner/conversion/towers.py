@@ -1,10 +1,9 @@
-"""Dual encoders from a pre-trained image model and text model, which may be the two sides of a CLIP."""
+"""Dual encoders from pre-trained image and text models: one checkpoint with both sides, or one for each side."""
 
 import json
 import logging
 import math
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
     CLIPModel,
     CLIPTextModel,
     CLIPVisionModel,
     PreTrainedConfig,
-    PreTrainedModel,
+    TimmWrapperConfig,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
-from ..loading import check_files
 from ..modeling_region_learner import RegionLearnerModel
+from ..processing_region_learner import RegionLearnerProcessor
 from ..text_tower import check_text_tower
+from ..video_processing_region_learner import RegionLearnerVideoProcessor
+from .checkpoints import copy_weights, load_config, load_weights, start_of
+from .dual_encoders import is_dual_encoder, load_dual_encoder, processor_of_dual_encoder
+from .image_processors import video_processor_of
 from .original import VIT_NAMES, rename, split_qkv
 
 logger = logging.getLogger(__name__)
@@ -57,14 +60,21 @@ _HF_NAMES = {
 }
 
 
+DEFAULT_VIDEO = "vit_base_patch16_224.orig_in21k_ft_in1k"
+DEFAULT_TEXT = "distilbert-base-uncased"
+
+
 @dataclass
 class _ImageTower:
-    """The weights of an image model, by the names of the video tower."""
+    """
+    A pre-trained image model: `fields` of the video configuration, and the weights: the `state` of the divided
+    space-time ViT with the `normalization` (mean, std) of its images if known, or the model itself as `backbone`.
+    """
 
-    sizes: dict[str, Any]
+    fields: dict[str, Any]
     state: dict[str, torch.Tensor]
-    mean: list[float] | None  # None where the weights come without
-    std: list[float] | None
+    normalization: tuple[list[float], list[float]] | None = None
+    backbone: torch.nn.Module | None = None
 
 
 def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
@@ -87,52 +97,71 @@ def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
     return config
 
 
-def _load_image_tower(name: str | os.PathLike) -> _ImageTower:
-    config, name = _local_config(name), str(name)
-    if config is not None:
-        return _load_timm(f"local-dir:{name}") if "architecture" in config else _load_transformers(name)
-    if "/" in name and not name.startswith(("timm/", "hf-hub:", "local-dir:")):
-        return _load_transformers(name)
-    return _load_timm(f"hf-hub:{name}" if name.startswith("timm/") else name)
+def _is_of_timm(name: str | os.PathLike) -> bool:
+    """Returns whether an image model is of timm: a directory with its `architecture`, or a name without an owner."""
+    if (config := _local_config(name)) is not None:
+        return "architecture" in config
+    return "/" not in str(name) or str(name).startswith(("timm/", "hf-hub:", "local-dir:"))
 
 
-def _load_timm(name: str) -> _ImageTower:
+def _load_image_tower(name: str | os.PathLike, as_backbone: bool) -> _ImageTower:
+    if not _is_of_timm(name):
+        return _load_transformers(str(name), as_backbone)
+    return _load_timm(str(name), as_backbone)
+
+
+def _timm_name(name: str) -> str:
+    if os.path.isdir(name):
+        return f"local-dir:{name}"
+    return f"hf-hub:{name}" if name.startswith("timm/") else name
+
+
+def _load_timm(name: str, as_backbone: bool) -> _ImageTower:
     try:
         import timm
     except ImportError as error:
         raise ImportError(f"Loading {name!r} needs timm: pip install 'region-learner[timm]'") from error
     try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+        model: Any = timm.create_model(_timm_name(name), pretrained=True, num_classes=0)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"timm cannot load {name!r}: {_start_of(error)} (Give a timm model that has pre-trained weights, "
+            f"timm cannot load {name!r}: {start_of(error)} (Give a timm model that has pre-trained weights, "
             '"owner/name" on the Hub, or a directory.)'
         ) from error
-    weights, unknown = {}, []
-    for key, tensor in model.state_dict().items():
-        new_key = rename(key, VIT_NAMES)
-        if new_key is None:
-            unknown.append(key)
-        else:
-            weights[new_key] = tensor
-    if unknown or not hasattr(model, "blocks"):
-        raise ValueError(
-            f"timm's {name!r} is not a plain vision transformer with a class token: it has "
-            f"{', '.join(unknown[:5]) or type(model).__name__}."
-        )
-    cfg, block = model.pretrained_cfg, model.blocks[0]
-    sizes = {
+    weights = {new: tensor for key, tensor in model.state_dict().items() if (new := rename(key, VIT_NAMES))}
+    if as_backbone or len(weights) < len(model.state_dict()) or not hasattr(model, "blocks"):
+        return _timm_backbone(name, model)
+    block = model.blocks[0]
+    fields = {
         "num_attention_heads": block.attn.num_heads,
         "layer_norm_eps": model.norm.eps,
         "hidden_act": _activation_of(block.mlp.act, name),
         "image_size": _square(model.patch_embed.img_size, name),
         "patch_size": _square(model.patch_embed.patch_size, name),
     }
-    return _ImageTower(sizes | _sizes_of(weights), split_qkv(weights), list(cfg["mean"]), list(cfg["std"]))
+    normalization = list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"])
+    return _ImageTower(fields | _sizes_of(weights), split_qkv(weights), normalization)
 
 
-def _start_of(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])[:300]
+def _timm_backbone(name: str, model: Any) -> _ImageTower:
+    from timm.models import load_model_config_from_hf
+
+    source = _timm_name(name)
+    arguments: dict[str, Any] = {}
+    if source.startswith("local-dir:"):
+        arguments = (_local_config(source.removeprefix("local-dir:")) or {}).get("model_args") or {}
+    elif source.startswith("hf-hub:"):
+        arguments = load_model_config_from_hf(source.removeprefix("hf-hub:"))[2] or {}
+    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}  # the wrapper sets it to 0
+    config = TimmWrapperConfig(architecture=model.pretrained_cfg["architecture"], model_args=arguments or None)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.pretrained_cfg["input_size"][1:]
+    height, width = size
+    fields = {
+        "backbone_config": config,
+        "hidden_size": model.num_features,
+        "image_size": height if height == width else [height, width],
+    }
+    return _ImageTower(fields, {}, backbone=model)
 
 
 def _activation_of(module: torch.nn.Module, name: str) -> str:
@@ -151,16 +180,16 @@ def _square(size: tuple[int, int] | int, name: str) -> int:
     return int(height)
 
 
-def _load_transformers(name: str) -> _ImageTower:
-    config = _config_of(name)
+def _load_transformers(name: str, as_backbone: bool) -> _ImageTower:
+    config = load_config(name)
+    is_plain = config.model_type in ("vit", "clip", "clip_vision_model")
+    if as_backbone or not is_plain:
+        return _transformers_backbone(name, config)
     if config.model_type == "vit":
-        model, missing = _load_weights(AutoModel, name, add_pooling_layer=False)
-    elif config.model_type in ("clip", "clip_vision_model"):
-        model, missing = _load_weights(CLIPVisionModel, name)
+        model, missing = load_weights(AutoModel, name, add_pooling_layer=False)
     else:
-        raise ValueError(f"{name!r} is a {config.model_type!r} model; the video tower takes 'vit' and 'clip'.")
-    if missing:
-        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
+        model, missing = load_weights(CLIPVisionModel, name)
+    _refuse_missing(missing, name)
     config, weights = model.config, {}
     for key, tensor in model.state_dict().items():
         key = key.removeprefix("vision_model.")
@@ -172,48 +201,41 @@ def _load_transformers(name: str) -> _ImageTower:
     weights["embeddings.cls_token"] = weights["embeddings.cls_token"].view(1, 1, -1)
     positions = weights["embeddings.position_embeddings"]
     weights["embeddings.position_embeddings"] = positions.view(1, *positions.shape[-2:])
-    sizes = {
+    fields = {
         "num_attention_heads": config.num_attention_heads,
         "layer_norm_eps": config.layer_norm_eps,
         "hidden_act": config.hidden_act,
         "image_size": _square(config.image_size, name),
         "patch_size": _square(config.patch_size, name),
     }
-    mean, std = _normalisation_of(name)
-    return _ImageTower(sizes | _sizes_of(weights), weights, mean, std)
+    return _ImageTower(fields | _sizes_of(weights), weights, _normalization_of(name))
 
 
-def _config_of(name: str) -> PreTrainedConfig:
+def _transformers_backbone(name: str, config: PreTrainedConfig) -> _ImageTower:
+    if hasattr(config, "vocab_size"):
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not an image model.")
     try:
-        return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise OSError(
-            f"{name!r} is not a local directory, and downloading it from the Hub failed: {_start_of(error)}"
-        ) from error
+        model, missing = load_weights(AutoModel, name, add_pooling_layer=False)
+    except TypeError:  # most classes do not have this argument
+        model, missing = load_weights(AutoModel, name)
+    model = getattr(model, "vision_model", model)
+    _refuse_missing([key for key in missing if not key.startswith("text_model.")], name)
+    return _ImageTower({"backbone_config": model.config}, {}, backbone=model)
 
 
-def _load_weights(model_class: Any, name: str, **options) -> tuple[PreTrainedModel, list[str]]:
-    """Returns the model in float32, and the names of weights that its checkpoint lacks, which are random."""
-    check_files(name)
-    try:
-        model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"The weights of {name} hold more than tensors, and were not read.") from error
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"The weights of {name} cannot be read: {_start_of(error)}") from error
-    return model, sorted(info["missing_keys"])
-
-
-def _normalisation_of(name: str) -> tuple[list[float] | None, list[float] | None]:
+def _normalization_of(name: str) -> tuple[list[float], list[float]] | None:
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
-        settings = {}
-    if "image_mean" not in settings:
-        return None, None
-    return list(settings["image_mean"]), list(settings["image_std"])
+        return None
+    return (list(settings["image_mean"]), list(settings["image_std"])) if "image_mean" in settings else None
+
+
+def _refuse_missing(missing: list[str], name: str | os.PathLike):
+    if missing:
+        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
 
 
 def _sizes_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -229,10 +251,10 @@ def _sizes_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     _local_config(name)
-    config, name = _config_of(str(name)), str(name)
+    config, name = load_config(str(name)), str(name)
     if config.model_type != "clip" and not hasattr(config, "vocab_size"):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not a text encoder.")
-    model, missing = _load_weights(CLIPTextModel if config.model_type == "clip" else AutoModel, name)
+    model, missing = load_weights(CLIPTextModel if config.model_type == "clip" else AutoModel, name)
     state = {key: value for key, value in model.state_dict().items() if key not in missing}
     return model.config, state
 
@@ -249,13 +271,12 @@ def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
     """Returns whether both names are those of the same CLIP checkpoint."""
     if str(video) != str(text) and not (Path(video).is_dir() and Path(video).resolve() == Path(text).resolve()):
         return False
-    return _config_of(str(text)).model_type == "clip"
+    return load_config(str(text)).model_type == "clip"
 
 
 def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
-    model, missing = _load_weights(CLIPModel, str(name))
-    if missing:
-        raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
+    model, missing = load_weights(CLIPModel, str(name))
+    _refuse_missing(missing, name)
     state = model.state_dict()
     weights = {
         "video_projection.weight": state["visual_projection.weight"],
@@ -272,49 +293,68 @@ def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
 
 
 def from_pretrained_towers(
-    video: str | os.PathLike = "vit_base_patch16_224.orig_in21k_ft_in1k",
-    text: str | os.PathLike = "distilbert-base-uncased",
+    video: str | os.PathLike = DEFAULT_VIDEO,
+    text: str | os.PathLike | None = None,
+    as_backbone: bool = False,
     **config_overrides,
 ) -> RegionLearnerModel:
     """
-    Returns a dual encoder whose towers have pre-trained weights. The attention over time starts as zero, so a clip of
-    one frame has the same CLS state as in the image model. Region module and projections are new.
+    Returns a dual encoder whose towers have pre-trained weights.
 
+    With one name, of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
+    temperature come from it. Frames are encoded one by one, and their features averaged; an image has the embedding
+    that it has in that model. There is no region module unless `region_form`, `num_regions` or `codebook_size` are
+    given; it then starts without influence.
+
+    With two names, the region module and the projections are new. A plain ViT or CLIP initializes the divided
+    space-time ViT, in which the attention over time starts as zero, so that a clip of one frame has the same CLS state
+    as in the image model. Any other image model becomes the backbone, which encodes each frame.
     If both names are the same CLIP, its projections are used as well (with its `projection_dim`,
     `projection_bias=False` and `text_projection_relu=False`), and its temperature (with `learn_temperature=True`,
-    unless the loss has none). Without region module, one frame then has the same embedding and logits as in CLIP. All
-    of these settings can be overridden; projections of another `projection_dim` are new.
+    unless the loss has none). All of these settings can be overridden; projections of another `projection_dim` are
+    new.
 
     Args:
-        video: the image model: a name in timm (the paper's by default), a ViT or CLIP by its Hub name
-            ("owner/name"), or a directory with one of these.
-        text: the text encoder: a Hub name or directory; of a CLIP, its text tower is used.
+        video: the image model: a name in timm (the paper's by default), a Hub name ("owner/name"), or a directory.
+        text: the text encoder: a Hub name or directory; of a CLIP, its text tower is used. By default that of
+            `video`, if it has both sides, and otherwise DistilBERT.
+        as_backbone: whether a plain ViT or CLIP becomes the backbone, too, instead of the divided space-time ViT.
         config_overrides: fields of the video configuration, or top-level ones such as `projection_dim`.
 
     Raises:
         OSError: the model does not exist, or cannot be downloaded.
-        ValueError: the image model is not a plain vision transformer with a class token; weights are incomplete;
-            overrides are unknown, or do not fit the weights.
+        ValueError: weights are incomplete; overrides are unknown, or do not fit the weights.
 
     Example:
 
+        model = from_pretrained_towers("google/siglip2-base-patch16-224")  # zero-shot
+        model = from_pretrained_towers("google/siglip2-base-patch16-224", region_form="decoupled")
         model = from_pretrained_towers("vit_base_patch16_224.orig_in21k_ft_in1k", "distilbert-base-uncased")
     """
+    if text is None and not _is_of_timm(video) and is_dual_encoder(video):
+        return load_dual_encoder(video, **config_overrides)
+    text = DEFAULT_TEXT if text is None else text
     overrides = nest_overrides(config_overrides)
-    tower, (text_config, text_state) = _load_image_tower(video), _load_text_tower(text)
-    head = _load_clip_head(text) if _is_same_clip(video, text) else _ClipHead({}, {})
+    tower, (text_config, text_state) = _load_image_tower(video, as_backbone), _load_text_tower(text)
+    is_clip = tower.backbone is None and _is_same_clip(video, text)
+    head = _load_clip_head(text) if is_clip else _ClipHead({}, {})
     if config_overrides.get("loss") == "max_margin":
         head.settings.pop("learn_temperature", None)
-    found = {"video_config": tower.sizes, "text_config": text_config} | head.settings
+    found = {"video_config": tower.fields, "text_config": text_config} | head.settings
     config = RegionLearnerConfig.from_dict(found, **overrides)
-    changed = [key for key in tower.sizes if getattr(config.video_config, key) != tower.sizes[key]]
+    sizes = {key: value for key, value in tower.fields.items() if key != "backbone_config"}
+    changed = [key for key in sizes if getattr(config.video_config, key) != sizes[key]]
     if changed:
         raise ValueError(
-            f"The weights of {video} have {', '.join(f'{key}={tower.sizes[key]!r}' for key in changed)}; these cannot "
+            f"The weights of {video} have {', '.join(f'{key}={sizes[key]!r}' for key in changed)}; these cannot "
             "be overridden. (Any model takes frames of another size with `interpolate_pos_encoding=True`.)"
         )
     model = RegionLearnerModel(config)
-    _load_tower(model.video_model, tower.state, allowed_missing=_VIDEO_ONLY, name=video)
+    if tower.backbone is not None:
+        own = model.video_model.backbone
+        copy_weights(getattr(own, "timm_model", own), tower.backbone, video)
+    else:
+        _load_tower(model.video_model, tower.state, allowed_missing=_VIDEO_ONLY, name=video)
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
@@ -339,32 +379,39 @@ def _load_tower(module: torch.nn.Module, state: dict[str, torch.Tensor], allowed
 
 
 def processor_from_towers(
-    video: str | os.PathLike = "vit_base_patch16_224.orig_in21k_ft_in1k",
-    text: str | os.PathLike = "distilbert-base-uncased",
-    num_frames: int = 4,
-):
+    video: str | os.PathLike = DEFAULT_VIDEO,
+    text: str | os.PathLike | None = None,
+    num_frames: int | None = None,
+    as_backbone: bool = False,
+) -> RegionLearnerProcessor:
     """
-    Returns the processor for [`from_pretrained_towers`] of the same arguments: with frame size, mean and standard
-    deviation of the image model (those of ImageNet and a warning, if it has none), and the tokenizer of the text
-    encoder.
+    Returns the processor for [`from_pretrained_towers`] of the same arguments, with the tokenizer of the text encoder.
+    A backbone gets the size of frames, the crop, the interpolation, the mean and the standard deviation of its image
+    processor; the divided space-time ViT gets the paper's transforms at its size, with the mean and standard
+    deviation of the image model (those of ImageNet and a warning, if it has none).
+
+    Args:
+        video, text, as_backbone: as for [`from_pretrained_towers`].
+        num_frames: frames per clip, by default 12 for one name, and otherwise 4.
 
     Raises:
         OSError: the model does not exist, or cannot be downloaded.
         ValueError: the tokenizer does not fit the text encoder.
     """
-    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-    from ..processing_region_learner import RegionLearnerProcessor
-    from ..video_processing_region_learner import RegionLearnerVideoProcessor
-
-    tower = _load_image_tower(video)
-    mean, std = tower.mean, tower.std
-    if mean is None or std is None:
-        logger.warning("%s does not say how its images are normalized: using the mean and std of ImageNet.", video)
-        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    video_processor = RegionLearnerVideoProcessor.for_image_size(
-        tower.sizes["image_size"], num_frames=num_frames, image_mean=mean, image_std=std
-    )
-    tokenizer, text_config = AutoTokenizer.from_pretrained(text), _config_of(str(text))
-    check_text_tower(text_config.text_config if text_config.model_type == "clip" else text_config, tokenizer)
+    if text is None and not _is_of_timm(video) and is_dual_encoder(video):
+        return processor_of_dual_encoder(video, num_frames)
+    text, num_frames = DEFAULT_TEXT if text is None else text, num_frames or 4
+    tower = _load_image_tower(video, as_backbone)
+    if tower.backbone is not None:
+        video_processor = video_processor_of(video, tower.backbone, num_frames)
+    else:
+        mean, std = tower.normalization or (None, None)
+        if mean is None or std is None:
+            logger.warning("%s does not say how its images are normalized: using the mean and std of ImageNet.", video)
+            mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        video_processor = RegionLearnerVideoProcessor.for_image_size(
+            tower.fields["image_size"], num_frames=num_frames, image_mean=mean, image_std=std
+        )
+    tokenizer, text_config = AutoTokenizer.from_pretrained(text), load_config(text)
+    check_text_tower(getattr(text_config, "text_config", text_config), tokenizer)
     return RegionLearnerProcessor(video_processor, tokenizer)

@@ -9,7 +9,16 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
-from ..loading import check_checkpoint, check_files, check_name, load_model, load_processor, refuse_bare_adapters
+from ..conversion.dual_encoders import dual_encoder_config, is_dual_encoder
+from ..loading import (
+    check_checkpoint,
+    check_files,
+    check_name,
+    load_model,
+    load_processor,
+    refuse_bare_adapters,
+    refuse_non_finite,
+)
 from ..modeling_region_learner import (
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
@@ -102,6 +111,8 @@ def _overrides(arguments: ModelArguments) -> dict[str, Any]:
 def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
     """Returns the configuration of the checkpoint `model`, with what the arguments change."""
     assert arguments.model is not None
+    if is_dual_encoder(arguments.model):
+        return dual_encoder_config(arguments.model, **_overrides(arguments))
     config = AutoConfig.from_pretrained(arguments.model, **_overrides(arguments))
     if not isinstance(config, RegionLearnerConfig):
         raise ValueError(f"{arguments.model} is a {config.model_type!r} model, and not a RegionLearner checkpoint.")
@@ -149,8 +160,13 @@ def build_model(
 
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     check_files(name)
-    model = _load(AutoModel, arguments, _changed_config(arguments))
-    processor = load_processor(name, model.config.text_config)
+    if is_dual_encoder(name):
+        model = from_pretrained_towers(name, **_overrides(arguments))
+        refuse_non_finite(model, name)
+        processor: Any = processor_from_towers(name)
+    else:
+        model = _load(AutoModel, arguments, _changed_config(arguments))
+        processor = load_processor(name, model.config.text_config)
     processor.video_processor.num_frames = arguments.num_frames or model.config.video_config.num_frames
     return model, processor
 

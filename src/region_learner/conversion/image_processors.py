@@ -1,0 +1,78 @@
+"""Video processors that prepare frames as the image processor of a pre-trained model does."""
+
+import math
+import os
+from typing import Any
+
+from transformers import AutoImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..video_processing_region_learner import RegionLearnerVideoProcessor
+from .checkpoints import start_of
+
+
+def video_processor_of(name: str | os.PathLike, model: Any, num_frames: int) -> RegionLearnerVideoProcessor:
+    """
+    Returns a video processor with the resizing, crop, interpolation, mean and standard deviation of an image model.
+    SigLIP 2 NaFlex takes images of any shape; here all frames are resized to a square of as many patches.
+
+    Args:
+        name: a directory or Hub name of transformers.
+        model: the image model itself, if it is of timm.
+        num_frames: frames per clip.
+
+    Raises:
+        OSError: the model has no image processor.
+    """
+    if hasattr(model, "pretrained_cfg"):
+        return _of_timm(model, num_frames)
+    try:
+        images: Any = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name} has no image processor (preprocessor_config.json): {start_of(error)}") from error
+    if hasattr(images, "max_num_patches"):
+        edge = math.isqrt(images.max_num_patches) * images.patch_size
+        size, crop = {"height": edge, "width": edge}, None
+    else:
+        size, crop = _without_none(images.size), None
+        if getattr(images, "do_center_crop", False):
+            crop = _without_none(images.crop_size)
+    return _processor(
+        size,
+        crop,
+        num_frames=num_frames,
+        do_resize=images.do_resize,
+        resample=images.resample,
+        do_rescale=images.do_rescale,
+        rescale_factor=images.rescale_factor,
+        do_normalize=images.do_normalize,
+        image_mean=list(images.image_mean),
+        image_std=list(images.image_std),
+    )
+
+
+def _of_timm(model: Any, num_frames: int) -> RegionLearnerVideoProcessor:
+    config = model.pretrained_cfg
+    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
+    crop = {"height": height, "width": width}
+    edge = math.floor(max(height, width) / (config.get("crop_pct") or 0.875))
+    is_squashed = config.get("crop_mode") == "squash" or height != width
+    return _processor(
+        crop if is_squashed else {"shortest_edge": edge},
+        None if is_squashed else crop,
+        num_frames=num_frames,
+        resample=PILImageResampling[(config.get("interpolation") or "bilinear").upper()],
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+    )
+
+
+def _processor(size: dict[str, int], crop: dict[str, int] | None, **options: Any) -> RegionLearnerVideoProcessor:
+    output = crop or size
+    return RegionLearnerVideoProcessor(
+        size=size, do_center_crop=crop is not None, crop_size=output, output_size=output, **options
+    )
+
+
+def _without_none(size: Any) -> dict[str, int]:
+    return {key: value for key, value in dict(size).items() if value is not None}
