@@ -117,10 +117,14 @@ def processor_of_dual_encoder(name: str | os.PathLike, num_frames: int | None = 
 
     Raises:
         OSError: there is no such checkpoint, or it has no image processor or tokenizer.
+        ImportError: its tokenizer needs sentencepiece, which is not installed.
         ValueError: the tokenizer does not fit the text encoder.
     """
     config = load_config(name)
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except ImportError as error:
+        raise ImportError(f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'") from error
     if config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
         tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
     check_text_tower(config.text_config, tokenizer)
