@@ -313,3 +313,379 @@ TIMM = {
     "timm_resnet": ("test_resnet", {}, (64, 96)),
     "timm_swin": ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)}, (64, 64)),
 }
+BACKBONES = [*TRANSFORMERS, *TIMM]
+
+
+def video_config(name: str, **options) -> tuple[RegionLearnerVideoConfig, tuple[int, int]]:
+    """The configuration of a video tower on a backbone, and a size of frames that it takes."""
+    if name in TRANSFORMERS:
+        size = (64, 96) if "conv" in name else (32, 32)
+        return RegionLearnerVideoConfig(backbone_config=TRANSFORMERS[name], **REGIONS | options), size
+    architecture, arguments, size = TIMM[name]
+    backbone = {"model_type": "timm_wrapper", "architecture": architecture, "model_args": arguments}
+    width = timm.create_model(architecture, num_classes=0, **arguments).num_features
+    return RegionLearnerVideoConfig(backbone_config=backbone, hidden_size=width, **REGIONS | options), size
+
+
+def backbone_model(name: str, seed: int = 0, **options) -> tuple[RegionLearnerModel, tuple[int, int]]:
+    video, size = video_config(name, **options)
+    torch.manual_seed(seed)
+    config = RegionLearnerConfig(video_config=video, text_config=tiny_text_config(), projection_dim=16)
+    return RegionLearnerModel(config).eval(), size
+
+
+def frames_of(size: tuple[int, int], batch: int = 2, frames: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, frames, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_regions_start_without_influence(name):
+    model, size = backbone_model(name)
+    clip = frames_of(size)
+    outputs = model.video_model(clip)
+    pooled = model.video_model._encode_frames(clip, False).pooler_output
+    close(outputs.pooler_output, pooled.mean(1), 0)
+    grid = outputs.region_masks.shape[-2:]
+    assert grid[0] * size[1] == grid[1] * size[0]  # of the shape of the frame
+    assert outputs.region_masks.shape[:3] == (2, 3, 3)
+    assert outputs.cluster_ids.shape == (2, 3, *grid)
+    assert outputs.last_hidden_state.shape == (2, 3 + 9, model.config.video_config.hidden_size)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_checkpoints_are_complete(name, tmp_path):
+    model, size = backbone_model(name)
+    randomize(model)
+    clip = frames_of(size)
+    expected = model(pixel_values_videos=clip)
+    assert expected.video_embeds.isfinite().all()
+    model.save_pretrained(tmp_path)
+    again = RegionLearnerModel.from_pretrained(tmp_path)
+    close(again(pixel_values_videos=clip).video_embeds, expected.video_embeds, 0)
+    saved = json.loads((tmp_path / "config.json").read_text())["video_config"]
+    assert ("hidden_size" in saved) == (name in TIMM)  # never twice
+
+
+def image_states(name: str, backbone, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patches (B, N, D) and the pooled state (B, D) of images, by the names that each model gives them."""
+    if name in TIMM:
+        states = backbone.timm_model.forward_features(images)
+        pooled = backbone.timm_model.forward_head(states)
+        if states.ndim == 4:
+            return (states if "swin" in name else states.permute(0, 2, 3, 1)).flatten(1, 2), pooled
+        return states[:, backbone.timm_model.num_prefix_tokens :], pooled
+    outputs = backbone(images)
+    states = outputs.last_hidden_state
+    before = {"siglip": 0, "ijepa": 0, "deit": 2, "dinov2_with_registers": 5, "dinov3": 4}.get(name, 1)
+    if name == "convnext":
+        return states.flatten(2).transpose(1, 2), outputs.pooler_output
+    if name == "ijepa":
+        return states, states.mean(1)
+    return states[:, before:], states[:, 0] if name in ("vit", "deit", "beit") else outputs.pooler_output
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "siglip2_naflex"])
+@torch.no_grad()
+def test_patches_leave_out_other_tokens(name):
+    model, size = backbone_model(name)
+    randomize(model)
+    images = frames_of(size, frames=1)
+    encoded = model.video_model._encode_frames(images, False)
+    patches, pooled = image_states(name, model.video_model.backbone, images[:, 0])
+    close(encoded.last_hidden_state[:, 0].flatten(1, 2), patches)
+    close(encoded.pooler_output[:, 0], pooled)
+
+
+@torch.no_grad()
+def test_patches_of_siglip2_naflex_are_those_of_its_processor():
+    """A frame of one colour per patch, of which each token is known to be its patch."""
+    model, _ = backbone_model("siglip2_naflex")
+    images = picture(0, 32, 48)
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=24, do_resize=True)
+    inputs = processor(images, return_tensors="pt")
+    assert inputs["spatial_shapes"].tolist() == [[4, 6]]
+    expected = model.video_model.backbone(**inputs).last_hidden_state
+    mean, std = np.float32(0.5), np.float32(0.5)
+    pixels = torch.from_numpy((np.asarray(images, np.float32) / 255 - mean) / std).permute(2, 0, 1)[None, None]
+    encoded = model.video_model._encode_frames(pixels, False)
+    assert encoded.last_hidden_state.shape == (1, 1, 4, 6, 32)
+    close(encoded.last_hidden_state.flatten(0, 1).flatten(1, 2), expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov3", "timm_resnet"])
+@torch.no_grad()
+def test_masked_frames_have_no_influence(name):
+    model, size = backbone_model(name)
+    randomize(model)
+    clip = frames_of(size, frames=4)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]])
+    other = clip.clone()
+    other[:, 2:] = 100
+    expected = model(pixel_values_videos=clip[:, :2]).video_embeds
+    close(model(pixel_values_videos=clip, frame_mask=mask).video_embeds, expected)
+    close(model(pixel_values_videos=other, frame_mask=mask).video_embeds, expected)
+
+
+@pytest.mark.parametrize("interaction_layers", [0, 1])
+@torch.no_grad()
+def test_the_order_of_frames_matters_through_regions_alone(interaction_layers):
+    model, size = backbone_model("clip", interaction_layers=interaction_layers)
+    clip = frames_of(size)
+    close(model.get_video_features(clip).pooler_output, model.get_video_features(clip.flip(1)).pooler_output)
+    randomize(model)
+    forward, backward = (model(pixel_values_videos=x).video_embeds for x in (clip, clip.flip(1)))
+    assert (forward - backward).abs().max() > 1e-3
+    model.video_model.temporal_embeddings.zero_()
+    forward, backward = (model(pixel_values_videos=x).video_embeds for x in (clip, clip.flip(1)))
+    close(forward, backward)
+
+
+@torch.no_grad()
+def test_outputs_of_a_backbone():
+    model, size = backbone_model("clip")
+    clip = frames_of(size)
+    outputs = model.video_model(clip, output_hidden_states=True)
+    assert len(outputs.hidden_states) == 3
+    assert outputs.hidden_states[0].shape == (6, 17, 32)
+    assert outputs.attentions is None
+    assert isinstance(model.video_model(clip, return_dict=False), tuple)
+    model.set_attn_implementation("eager")
+    assert model.video_model(clip, output_attentions=True).attentions[0].shape == (6, 4, 17, 17)
+
+
+@torch.no_grad()
+def test_frames_of_other_sizes():
+    for name, size in (("siglip", (48, 32)), ("dinov3", (48, 32)), ("clip", (48, 32))):
+        model, _ = backbone_model(name)
+        outputs = model.video_model(frames_of(size), interpolate_pos_encoding=True)
+        assert outputs.region_masks.shape == (2, 3, 3, 6, 4)
+
+
+def test_models_without_patches_are_refused():
+    with pytest.raises(ValueError, match="ViTMAEModel returns 5 tokens for frames of 32 x 32 pixels"):
+        video = RegionLearnerVideoConfig(backbone_config=backbone_config("vit_mae"), **REGIONS)
+        config = RegionLearnerConfig(video_config=video, text_config=tiny_text_config())
+        RegionLearnerModel(config)(pixel_values_videos=frames_of((32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone_config": {"hidden_size": 32}}, "without `model_type`.*'siglip_vision_model'"),
+        ({"backbone_config": {"model_type": "dinov4"}}, "backbone_config: model_type='dinov4' is not known"),
+        ({"backbone_config": TRANSFORMERS["clip"] | {"hidden": 3}}, "backbone_config: 'hidden' is not a field"),
+        ({"hidden_size": 64}, "hidden_size=64, but that of the backbone is 32"),
+        ({"temporal_fusion": "attention"}, "temporal_fusion='attention' is not known; choose one of 'pool', 'linear'"),
+        ({"pre_layernorm": True}, "pre_layernorm=True is for the divided space-time ViT"),
+        ({"interaction_heads": 5}, "hidden_size=32 is not a multiple of interaction_heads=5"),
+    ],
+)
+def test_configurations_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        RegionLearnerVideoConfig(**{"backbone_config": TRANSFORMERS["clip"]} | REGIONS | options)
+
+
+def test_a_timm_model_of_another_width():
+    config, _ = video_config("timm_dinov3")
+    config.hidden_size = 32
+    with pytest.raises(ValueError, match="hidden_size=32, but that of 'vit_small_patch16_dinov3' in timm is 384"):
+        RegionLearnerModel(RegionLearnerConfig(video_config=config, text_config=tiny_text_config()))
+
+
+def test_overrides_of_a_backbone():
+    config = RegionLearnerConfig(video_config={"backbone_config": TRANSFORMERS["clip"]})
+    changed = RegionLearnerConfig.from_dict(
+        config.to_dict(), video_config={"backbone_config": {"num_hidden_layers": 1}, "num_regions": 5}
+    )
+    assert changed.video_config.backbone_config.num_hidden_layers == changed.video_config.num_hidden_layers == 1
+    assert changed.video_config.backbone_config.hidden_size == 32
+    assert changed.video_config.num_regions == 5
+    wider = RegionLearnerConfig.from_dict(config.to_dict(), video_config={"backbone_config": {"hidden_size": 64}})
+    assert wider.video_config.hidden_size == 64
+    with pytest.raises(ValueError, match="did you mean 'num_hidden_layers'"):
+        RegionLearnerConfig.from_dict(config.to_dict(), video_config={"backbone_config": {"num_hidden_layer": 1}})
+
+
+@torch.no_grad()
+def test_more_frames():
+    model, size = backbone_model("clip", num_frames=2)
+    randomize(model)
+    clip = frames_of(size, frames=3)
+    with pytest.raises(ValueError, match="3 frames, but the model has 2 temporal positions"):
+        model(pixel_values_videos=clip)
+    more = model.resize_frames(3)
+    close(more(pixel_values_videos=clip[:, :2]).video_embeds, model(pixel_values_videos=clip[:, :2]).video_embeds)
+    assert more(pixel_values_videos=clip).video_embeds.shape == (2, 16)
+    late, _ = backbone_model("clip", num_frames=2, **NO_REGIONS)
+    assert late(pixel_values_videos=clip).video_embeds.shape == (2, 16)  # has no positions
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "timm_pe_core"])
+def test_a_frozen_backbone_keeps_no_activations(name):
+    from region_learner.training.optimization import freeze
+
+    model, size = backbone_model(name)
+    model.train()
+    freeze(model, ["video_model.backbone"])
+    kept = []
+    model.video_model.backbone.register_forward_hook(lambda _, __, outputs: kept.append(outputs.last_hidden_state))
+    model(**texts(), pixel_values_videos=frames_of(size), return_loss=True).loss.backward()
+    assert not kept[0].requires_grad
+    assert all(parameter.grad is None for parameter in model.video_model.backbone.parameters())
+    assert model.video_model.region_projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["siglip", "timm_pe_core", "timm_vit"])
+def test_checkpointed_activations_give_the_same_gradients(name):
+    from .conftest import checkpoint_activations
+
+    gradients = []
+    for checkpointed in (False, True):
+        model, size = backbone_model(name, codebook_size=0)
+        randomize(model).train()
+        if checkpointed:
+            checkpoint_activations(model)
+            timm_model = getattr(model.video_model.backbone, "timm_model", None)
+            assert timm_model is None or timm_model.grad_checkpointing
+        model(**texts(), pixel_values_videos=frames_of(size), return_loss=True).loss.backward()
+        gradients.append([parameter.grad for parameter in model.video_model.parameters() if parameter.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        close(checkpointed, plain, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["siglip", "dinov2", "timm_vit", "timm_pe_core"])
+def test_adapters_learn_in_a_backbone(name):
+    from region_learner.training.adapters import merged, with_lora
+
+    model, size = backbone_model(name)
+    randomize(model)
+    adapted = with_lora(model, {"r": 2}).train()
+    names = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert any("backbone" in key and "lora_A" in key for key in names)
+    for part in ("region_module", "region_projection", "temporal_embeddings"):
+        assert any(part in key for key in names), part
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):  # B is zero at first, and A has no gradient before it is not
+        adapted(**texts(), pixel_values_videos=frames_of(size), return_loss=True).loss.backward()
+        without = [key for key, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
+        assert not [key for key in without if "backbone" in key]
+        optimizer.step()
+    with torch.no_grad():
+        expected = adapted.eval()(pixel_values_videos=frames_of(size)).video_embeds
+        close(merged(adapted)(pixel_values_videos=frames_of(size)).video_embeds, expected, 1e-4)
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [
+    ("clip", "video_model.backbone.encoder.layers.0.", "video_model.backbone.encoder.layers.1."),
+    ("dinov3", None, None),
+    ("timm_vit", "video_model.backbone.timm_model.patch_embed.", "video_model.backbone.timm_model.blocks.0."),
+])  # fmt: skip
+def test_layer_decay_of_a_backbone(name, first, last, tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    model, _ = backbone_model(name)
+    args = RegionLearnerTrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1.0, video_learning_rate=0.1, layer_decay=0.5, use_cpu=True
+    )
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(model, args, []) for p in group["params"]}
+    assert rates["video_model.temporal_embeddings"] == rates["video_model.region_projection.weight"] == 1.0
+    if first is None:
+        by_depth = sorted({rate for key, rate in rates.items() if ".backbone." in key})
+        assert by_depth == [0.0125, 0.025, 0.05, 0.1]
+        return
+    of = lambda prefix: {rate for key, rate in rates.items() if key.replace("vision_model.", "").startswith(prefix)}
+    assert of(last) == {0.05}
+    assert of(first) == {0.025}
+
+
+def test_layer_decay_needs_one_sequence_of_blocks(tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    model, _ = backbone_model("timm_swin")
+    args = RegionLearnerTrainingArguments(output_dir=str(tmp_path), layer_decay=0.5, use_cpu=True)
+    with pytest.raises(ValueError, match="layer_decay needs towers of one sequence of blocks, but video_model has several"):
+        parameter_groups(model, args, [])
+
+
+# Without the package
+
+
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["region_learner"] = None
+if sys.argv[2:]:
+    sys.modules[sys.argv[2]] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor
+
+torch.set_num_threads(1)
+for folder in json.loads(sys.argv[1]):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = load_file(f"{folder}/inputs.safetensors")
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    except (OSError, ValueError):
+        processor = None
+    if processor is not None:
+        inputs["input_ids"] = processor(text=["two blue disks"])["input_ids"]
+    with torch.no_grad():
+        outputs = model(**inputs)
+    save_file({"video": outputs.video_embeds, "text": outputs.text_embeds}, f"{folder}/outputs.safetensors")
+"""
+
+
+def run_without_package(*arguments: str, environment: dict, check: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_checkpoints_load_without_the_package(checkpoints, tmp_path):
+    import os
+
+    from safetensors.torch import load_file, save_file
+
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    expected = {}
+    for name in [*FAMILIES, "dinov3", "timm_pe_core"]:
+        if name in FAMILIES:
+            model = randomize(from_pretrained_towers(checkpoints(name)[0], region_form="decoupled", **REGIONS))
+            processor, size = processor_from_towers(checkpoints(name)[0]), (32, 32)
+            processor.save_pretrained(tmp_path / name)
+            tokens = processor(text=["two blue disks"])["input_ids"]
+        else:
+            model, size = backbone_model(name)
+            tokens = texts(1)["input_ids"]
+        model.save_pretrained(tmp_path / name)
+        inputs = {"pixel_values_videos": frames_of(size), "input_ids": tokens}
+        save_file(inputs, tmp_path / name / "inputs.safetensors")
+        with torch.no_grad():
+            expected[name] = model(**inputs)
+    folders = [str(tmp_path / name) for name in expected]
+    run_without_package(json.dumps(folders), environment=environment)
+    for name, outputs in expected.items():
+        found = load_file(tmp_path / name / "outputs.safetensors")
+        close(found["video"], outputs.video_embeds)
+        close(found["text"], outputs.text_embeds)
+    failed = run_without_package(json.dumps(folders[-1:]), "timm", environment=environment, check=False)
+    assert "requires the timm library" in failed.stderr
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_backbones():
+    for name in ("clip", "siglip", "siglip2_naflex", "dinov3", "timm_pe_core"):
+        model, size = backbone_model(name)
+        randomize(model)
+        compiled = torch.compile(model.video_model, fullgraph=True, backend="eager")
+        close(compiled(frames_of(size)).pooler_output, model.video_model(frames_of(size)).pooler_output, 1e-4)

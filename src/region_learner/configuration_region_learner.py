@@ -412,9 +412,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
     @classmethod
     def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         backbone, saved = changes.get("backbone_config"), values.get("backbone_config")
-        if isinstance(backbone, Mapping) and isinstance(saved, PreTrainedConfig):
-            merged = merge_fields(saved.to_dict(), backbone)
-            changes = changes | {"backbone_config": sub_config_from_dict("backbone_config", merged, chosen=backbone)}
+        if isinstance(backbone, Mapping) and saved is not None:
+            merged = merge_fields(saved.to_dict() if isinstance(saved, PreTrainedConfig) else saved, backbone)
+            changes = {**changes, "backbone_config": sub_config_from_dict("backbone_config", merged, chosen=backbone)}
         return super()._merge(values, changes)
 
     @property
@@ -622,9 +622,11 @@ class RegionLearnerConfig(_StrictConfig):
     def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         # Towers cannot be reset to a default: None means that there is no change.
         changes = {name: value for name, value in changes.items() if value is not None or name not in cls.sub_configs}
-        saved = values.get("video_config")
-        if isinstance(changes.get("video_config"), Mapping) and isinstance(saved, PreTrainedConfig):
-            values = values | {"video_config": saved.to_dict()}
+        if isinstance(video := changes.get("video_config"), Mapping):
+            saved = values.get("video_config") or {}
+            saved = saved.to_dict() if isinstance(saved, PreTrainedConfig) else saved
+            changes["video_config"] = RegionLearnerVideoConfig._merge(saved, video)
+            values = {name: value for name, value in values.items() if name != "video_config"}
         if isinstance(text := changes.get("text_config"), Mapping):
             saved = values.get("text_config") or AutoConfig.for_model("distilbert")
             merged = merge_fields(saved.to_dict(), text)

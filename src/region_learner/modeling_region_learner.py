@@ -177,11 +177,6 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         patch, size = self.config.patch_size, self.config.image_size
         if channels != self.config.num_channels:
             raise ValueError(f"The clips have {channels} channels, but the model takes {self.config.num_channels}.")
-        if frames > self.config.num_frames:
-            raise ValueError(
-                f"The clips have {frames} frames, but the model has {self.config.num_frames} temporal positions: "
-                f"sample fewer frames, or `model = model.resize_frames({frames})`."
-            )
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
                 f"The frames are {height} x {width} pixels, but the model takes {size} x {size}: resize the frames, "
@@ -960,6 +955,12 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             model.config.video_config = tower.config
         return model
 
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        backbone: Any = getattr(getattr(self, "video_model", self), "backbone", None)
+        if hasattr(backbone, "timm_model"):  # has no layers that the line above finds
+            backbone._set_gradient_checkpointing(enable)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -1061,8 +1062,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         self.region_module = RegionLearnerRegionModule(config) if has_regions else None
         self.layernorm = norm if self.backbone is None or has_regions else nn.Identity()
         self.pooling = config.resolved.video_pooling
-        fusion = config.resolved.temporal_fusion
-        self.temporal_fusion = RegionLearnerTemporalFusion(config) if fusion != "attention" else None
+        self.fusion = config.resolved.temporal_fusion
+        self.temporal_fusion = RegionLearnerTemporalFusion(config) if self.fusion != "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -1093,6 +1094,13 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             raise ValueError(
                 f"pixel_values_videos must be of shape (batch, frames, channels, height, width), not {shape}; "
                 "images are clips of one frame: `pixel_values.unsqueeze(1)`."
+            )
+        frames, positions = pixel_values_videos.shape[1], self.config.num_frames
+        is_mean_of_frames = self.embeddings is None and self.temporal_embeddings is None and self.fusion == "pool"
+        if frames > positions and not is_mean_of_frames:
+            raise ValueError(
+                f"The clips have {frames} frames, but the model has {positions} temporal positions: sample fewer "
+                f"frames, or `model = model.resize_frames({frames})`."
             )
         if frame_mask is not None and frame_mask.shape != pixel_values_videos.shape[:2]:
             raise ValueError(
@@ -1244,8 +1252,8 @@ def _run_backbone(
     options: dict[str, Any] = dict(kwargs)
     if timm_model is not None:
         options = {name: value for name, value in kwargs.items() if name.startswith("output_")}
-    elif "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
-        options["interpolate_pos_encoding"] = interpolate_pos_encoding
+    elif interpolate_pos_encoding and "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
+        options["interpolate_pos_encoding"] = True  # other models interpolate on their own, or need no positions
     if backbone.config.model_type == "siglip2_vision_model":
         pixel_values, extra = _siglip2_inputs(pixel_values, backbone.config.patch_size)
         options.update(extra)

@@ -66,14 +66,20 @@ def with_lora(model: Any, options: dict[str, Any]):
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
     if unknown := set(towers) - set(known):
         raise ValueError(f"lora: there is no tower {sorted(unknown)}; towers: {', '.join(known)}.")
+    # (torch's attention, of SigLIP's pooling head, reads the weight of its layer without calling it.)
+    is_called = {
+        name: not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
     in_blocks = [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in towers and "region_module" not in name
+        for name, called in is_called.items()
+        if called and name.split(".")[0] in towers and not name.startswith("video_model.region_")
     ]
     trained_in_full = [name for name, _ in model.named_children() if name not in known]
     if "video_model" in towers:
-        parts = ("region_module", "temporal_fusion")
+        parts = ("region_module", "region_projection", "temporal_fusion")
         trained_in_full += [name for name in parts if getattr(model.video_model, name) is not None]
     for module in options.get("modules_to_save") or ():
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):

@@ -13,7 +13,9 @@ from .training_arguments import RegionLearnerTrainingArguments
 
 # Besides norms and biases, which the Trainer exempts, weight decay leaves out positions, class tokens, and scales of
 # logits and of weight norms.
-_NO_DECAY = re.compile(r"position|temporal_embeddings|cls_token|class_embedding|logit_|\.scale$")
+_NO_DECAY = re.compile(
+    r"position|pos_embed|temporal_embeddings|cls_token|class_embedding|reg(ister)?_token|logit_|\.scale$"
+)
 
 _TOWERS = ("video_model", "text_model")
 
@@ -54,14 +56,24 @@ def milestones(optimizer: Optimizer, steps: Sequence[int], gamma: float, warmup:
 
 
 def _depths(model: nn.Module) -> dict[str, int]:
-    """Returns the number of blocks in each tower: the length of its longest list of modules."""
-    return {
-        tower: max(
-            (len(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and tower in name.split(".")),
-            default=0,
-        )
-        for tower in _TOWERS
-    }
+    """
+    Returns the number of blocks in each tower.
+
+    Raises:
+        ValueError: a tower has several sequences of blocks, as convolutional models do.
+    """
+    depths = {}
+    for tower in _TOWERS:
+        sequences = {
+            _plain(name): len(module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList | nn.Sequential)
+            and re.fullmatch(rf"{tower}\.(?:.*\.)?(?:layers?|h|blocks?)", _plain(name))
+        }
+        if len(sequences) > 1:
+            raise ValueError(f"layer_decay needs towers of one sequence of blocks, but {tower} has several.")
+        depths[tower] = sum(sequences.values())
+    return depths
 
 
 def _height(name: str, depths: dict[str, int]) -> int:
@@ -75,18 +87,21 @@ def _height(name: str, depths: dict[str, int]) -> int:
     block = re.search(r"\.(?:layers?|h|blocks?)\.(\d+)\.", name)
     if block:
         return depths[tower] - int(block.group(1))
-    return depths[tower] + 1 if re.search(r"embed|pre_layernorm|cls_token", name) else 0
+    if name == "video_model.temporal_embeddings":  # of the regions of a backbone
+        return 0
+    return depths[tower] + 1 if re.search(r"embed|pre_layr?norm|norm_pre|(?:cls|reg)_token", name) else 0
 
 
 def parameter_groups(
     model: nn.Module, args: RegionLearnerTrainingArguments, decayed: Sequence[str]
 ) -> list[dict[str, Any]]:
     """
-    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
-    `args.layer_decay` for each block between it and the output of the tower. Weight decay is applied to the names in
+    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower (or, beside a
+    backbone, that of the whole model), times `args.layer_decay` for each block between it and the output of the tower. Weight decay is applied to the names in
     `decayed`, except for positions, class tokens and scales.
     """
-    depths = _depths(model)
+    depths = {} if args.layer_decay is None else _depths(model)
+    has_backbone = any(_plain(name).startswith("video_model.backbone.") for name, _ in model.named_parameters())
     rates = {"video_model": args.video_learning_rate, "text_model": args.text_learning_rate}
     with_decay = {name for name in decayed if not _NO_DECAY.search(name)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -95,6 +110,8 @@ def parameter_groups(
             continue
         plain = _plain(name)
         rate = rates.get(plain.split(".")[0])
+        if has_backbone and plain.startswith("video_model.") and not plain.startswith("video_model.backbone."):
+            rate = None  # the region module is new
         rate = args.learning_rate if rate is None else rate
         if args.layer_decay is not None:
             rate *= args.layer_decay ** _height(plain, depths)
