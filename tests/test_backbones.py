@@ -112,7 +112,11 @@ def save_family(name: str, folder: Path) -> torch.nn.Module:
     """Saves a random small checkpoint of a family, with its tokenizer and image processor, and returns the model."""
     family = FAMILY[name]
     tokenizer = family.tokenizer()
-    text = SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "pad_token_id": tokenizer.pad_token_id}
+    text = SIZES | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 32,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     options = {}
     if family.model_type.startswith("siglip"):
         text |= {"projection_size": SIZES["hidden_size"]}
@@ -275,7 +279,9 @@ def test_train_fine_tunes(checkpoints, corpus, family, regions, tmp_path):
         for (name, new), old in zip(model.named_parameters(), before.state_dict().values())
         if not torch.equal(new, old)
     }
-    parts = {"video_model.backbone", "text_model", "logit_scale"} | ({"video_model.region_projection"} if regions else set())
+    parts = {"video_model.backbone", "text_model", "logit_scale"} | (
+        {"video_model.region_projection"} if regions else set()
+    )
     for part in parts:
         assert any(name.startswith(part) for name in changed), part
 
@@ -311,7 +317,11 @@ TIMM = {
     "timm_eva02": ("eva02_tiny_patch14_224", {"depth": 1, "img_size": [28, 56]}, (28, 56)),
     "timm_siglip": ("vit_base_patch16_siglip_224", {"depth": 1, "img_size": 64}, (64, 64)),
     "timm_resnet": ("test_resnet", {}, (64, 96)),
-    "timm_swin": ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)}, (64, 64)),
+    "timm_swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)},
+        (64, 64),
+    ),
 }
 BACKBONES = [*TRANSFORMERS, *TIMM]
 
@@ -553,7 +563,9 @@ def test_checkpointed_activations_give_the_same_gradients(name):
             timm_model = getattr(model.video_model.backbone, "timm_model", None)
             assert timm_model is None or timm_model.grad_checkpointing
         model(**texts(), pixel_values_videos=frames_of(size), return_loss=True).loss.backward()
-        gradients.append([parameter.grad for parameter in model.video_model.parameters() if parameter.grad is not None])
+        gradients.append(
+            [parameter.grad for parameter in model.video_model.parameters() if parameter.grad is not None]
+        )
     for plain, checkpointed in zip(*gradients, strict=True):
         close(checkpointed, plain, 1e-4)
 
@@ -611,7 +623,9 @@ def test_layer_decay_needs_one_sequence_of_blocks(tmp_path):
 
     model, _ = backbone_model("timm_swin")
     args = RegionLearnerTrainingArguments(output_dir=str(tmp_path), layer_decay=0.5, use_cpu=True)
-    with pytest.raises(ValueError, match="layer_decay needs towers of one sequence of blocks, but video_model has several"):
+    with pytest.raises(
+        ValueError, match="layer_decay needs towers of one sequence of blocks, but video_model has several"
+    ):
         parameter_groups(model, args, [])
 
 
@@ -689,3 +703,25 @@ def test_compiled_backbones():
         randomize(model)
         compiled = torch.compile(model.video_model, fullgraph=True, backend="eager")
         close(compiled(frames_of(size)).pooler_output, model.video_model(frames_of(size)).pooler_output, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov3", "timm_pe_core", "timm_eva02"])
+def test_features_take_the_place_of_frames(name):
+    model, size = backbone_model(name)
+    randomize(model)
+    clip = frames_of(size)
+    expected = model(**texts(), pixel_values_videos=clip, return_loss=True)
+    if name == "timm_eva02":
+        model.config.video_config.image_size = list(size)
+    with torch.no_grad():
+        features = model.video_model.encode_frames(clip)
+    outputs = model(**texts(), pixel_values_videos=features, return_loss=True)
+    close(outputs.loss, expected.loss)
+    close(outputs.video_model_output.region_masks, expected.video_model_output.region_masks, 1e-4)
+    of = [parameter for key, parameter in model.named_parameters() if "backbone" not in key]
+    for ours, theirs in zip(*(torch.autograd.grad(x.loss, of, allow_unused=True) for x in (outputs, expected))):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            close(ours, theirs, 1e-4)
+    with pytest.raises(ValueError, match="must be of shape .batch, frames, 1 . patches, "):
+        model(pixel_values_videos=clip[:, 0])

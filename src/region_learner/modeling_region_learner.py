@@ -1089,7 +1089,14 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         return cls + (pooled if self.region_projection is None else self.region_projection(pooled))
 
     def _check_inputs(self, pixel_values_videos: torch.Tensor | None, frame_mask: torch.Tensor | None):
-        if pixel_values_videos is None or pixel_values_videos.ndim != 5:
+        if self.backbone is not None and pixel_values_videos is not None and pixel_values_videos.ndim == 4:
+            width = self.config.hidden_size
+            if pixel_values_videos.shape[-1] != width:
+                raise ValueError(
+                    f"Features of a backbone must be of shape (batch, frames, 1 + patches, {width}), not "
+                    f"{tuple(pixel_values_videos.shape)}; images are clips of one frame: `pixel_values.unsqueeze(1)`."
+                )
+        elif pixel_values_videos is None or pixel_values_videos.ndim != 5:
             shape = None if pixel_values_videos is None else tuple(pixel_values_videos.shape)
             raise ValueError(
                 f"pixel_values_videos must be of shape (batch, frames, channels, height, width), not {shape}; "
@@ -1140,13 +1147,43 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """
-        Runs the backbone on each frame. Returns their pooled states (B, T, D) as `pooler_output`, and the patches
-        (B, T, h, w, D) as `last_hidden_state`.
+        Runs the backbone on each frame, or splits features that [`encode_frames`] returned. Returns the pooled states
+        of frames (B, T, D) as `pooler_output`, and the patches (B, T, h, w, D) as `last_hidden_state`.
         """
+        if pixel_values_videos.ndim == 4:
+            size = self.config.image_size
+            height, width = (size, size) if isinstance(size, int) else size
+            patches = pixel_values_videos.shape[2] - 1
+            rows = max(1, round(math.sqrt(patches * height / width)))
+            if patches % rows:
+                raise ValueError(
+                    f"{patches} patches are not a grid of the shape of frames of {height} x {width} pixels."
+                )
+            features = pixel_values_videos.to(self.dtype)
+            states = features[:, :, 1:].unflatten(2, (rows, patches // rows))
+            return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=features[:, :, 0])
         outputs = _run_backbone(self.backbone, pixel_values_videos.flatten(0, 1), interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = outputs.pooler_output.unflatten(0, pixel_values_videos.shape[:2])
         outputs.last_hidden_state = outputs.last_hidden_state.unflatten(0, pixel_values_videos.shape[:2])
         return outputs
+
+    def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """
+        Returns what the backbone computes of each frame: its pooled state and then its patches,
+        (B, T, 1 + N, hidden_size). The model takes these features in place of `pixel_values_videos`, so that they can
+        be computed once where the backbone is not trained.
+
+        Args:
+            pixel_values_videos: clips (B, T, C, height, width), of the size of frames in the configuration.
+
+        Raises:
+            ValueError: the model does not have a backbone.
+        """
+        if self.backbone is None:
+            raise ValueError("encode_frames needs a model with a backbone: the divided space-time ViT mixes frames.")
+        self._check_inputs(pixel_values_videos, None)
+        outputs = self._encode_frames(pixel_values_videos, interpolate_pos_encoding=False)
+        return torch.cat([outputs.pooler_output.unsqueeze(2), outputs.last_hidden_state.flatten(2, 3)], dim=2)
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -1160,7 +1197,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         """
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`):
-                Clips of up to `num_frames` frames; images are clips of one frame.
+                Clips of up to `num_frames` frames; images are clips of one frame. With a backbone also what
+                [`encode_frames`] returned for them, `(B, T, 1 + N, D)`.
             frame_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 (or True) for real frames, 0 for padding, which has no influence on the output.
             interpolate_pos_encoding (`bool`, defaults to `False`):

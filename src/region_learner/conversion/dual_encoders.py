@@ -124,7 +124,9 @@ def processor_of_dual_encoder(name: str | os.PathLike, num_frames: int | None = 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except ImportError as error:
-        raise ImportError(f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'") from error
+        raise ImportError(
+            f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'"
+        ) from error
     if config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
         tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
     check_text_tower(config.text_config, tokenizer)
