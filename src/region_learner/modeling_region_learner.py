@@ -1154,13 +1154,16 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             size = self.config.image_size
             height, width = (size, size) if isinstance(size, int) else size
             patches = pixel_values_videos.shape[2] - 1
-            rows = max(1, round(math.sqrt(patches * height / width)))
-            if patches % rows:
+            rows = round(math.sqrt(max(patches, 1) * height / width))
+            columns = patches // rows
+            if rows * columns != patches or rows * width != columns * height:
                 raise ValueError(
-                    f"{patches} patches are not a grid of the shape of frames of {height} x {width} pixels."
+                    f"pixel_values_videos of shape {tuple(pixel_values_videos.shape)} are not features of a backbone: "
+                    f"{patches} patches are not a grid of the shape of frames ({height} x {width} pixels). Images are "
+                    "clips of one frame: `pixel_values.unsqueeze(1)`."
                 )
             features = pixel_values_videos.to(self.dtype)
-            states = features[:, :, 1:].unflatten(2, (rows, patches // rows))
+            states = features[:, :, 1:].unflatten(2, (rows, columns))
             return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=features[:, :, 0])
         outputs = _run_backbone(self.backbone, pixel_values_videos.flatten(0, 1), interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = outputs.pooler_output.unflatten(0, pixel_values_videos.shape[:2])

@@ -96,8 +96,9 @@ def parameter_groups(
     model: nn.Module, args: RegionLearnerTrainingArguments, decayed: Sequence[str]
 ) -> list[dict[str, Any]]:
     """
-    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower (or, beside a
-    backbone, that of the whole model), times `args.layer_decay` for each block between it and the output of the tower. Weight decay is applied to the names in
+    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
+    `args.layer_decay` for each block between it and the output of the tower. Of a video tower with a backbone, only
+    the backbone has the rate of the tower, as the region module is new. Weight decay is applied to the names in
     `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
