@@ -451,13 +451,13 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
         for name in ("hidden_size", "intermediate_size", "num_channels", "num_frames", "interaction_heads"):
             _check_number(name, getattr(self, name), at_least=1)
-        fusions = ("attention", "pool", "linear")
+        fusions = ["attention", "pool", "linear"]
         if self.backbone_config is None:
             for name in ("num_attention_heads", "image_size", "patch_size"):
                 _check_number(name, getattr(self, name), at_least=1)
         else:
             self._check_backbone()
-            fusions = ("pool", "linear")
+            fusions.remove("attention")
         counts = ("num_hidden_layers", "codebook_size", "codebook_revival_after", "num_regions", "interaction_layers")
         for name in (*counts, "layer_norm_eps"):
             _check_number(name, getattr(self, name), at_least=0)
@@ -625,7 +625,7 @@ class RegionLearnerConfig(_StrictConfig):
         if isinstance(video := changes.get("video_config"), Mapping):
             saved = values.get("video_config") or {}
             saved = saved.to_dict() if isinstance(saved, PreTrainedConfig) else saved
-            changes["video_config"] = RegionLearnerVideoConfig._merge(saved, video)
+            changes["video_config"] = RegionLearnerVideoConfig._merge(saved, dict(video))
             values = {name: value for name, value in values.items() if name != "video_config"}
         if isinstance(text := changes.get("text_config"), Mapping):
             saved = values.get("text_config") or AutoConfig.for_model("distilbert")

@@ -145,12 +145,13 @@ class RegionLearnerVideoEmbeddings(nn.Module):
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.config = config
-        self.grid = config.image_size // config.patch_size
+        patch: Any = config.patch_size
+        self.grid: int = config.image_size // patch  # type: ignore[operator]
         self.patch_embedding = nn.Conv2d(
             config.num_channels,
             config.hidden_size,
-            kernel_size=config.patch_size,
-            stride=config.patch_size,
+            kernel_size=patch,
+            stride=patch,
             bias=not config.pre_layernorm,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
@@ -174,7 +175,8 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         fusion each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w).
         """
         batch, frames, channels, height, width = pixel_values_videos.shape
-        patch, size = self.config.patch_size, self.config.image_size
+        patch: Any = self.config.patch_size
+        size = self.config.image_size
         if channels != self.config.num_channels:
             raise ValueError(f"The clips have {channels} channels, but the model takes {self.config.num_channels}.")
         if not interpolate_pos_encoding and (height, width) != (size, size):
@@ -1229,6 +1231,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         if self.backbone is None:
             encoded = self._encode_clips(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         else:
+            assert pixel_values_videos is not None
             encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
         cls, states = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
         frames = states.shape[1]
@@ -1289,7 +1292,8 @@ def _run_backbone(
     none the class token or the mean of the patches; and patches (B, h, w, D), without class and register tokens.
     """
     pixel_values = pixel_values.to(backbone.dtype)
-    size, timm_model = pixel_values.shape[-2:], getattr(backbone, "timm_model", None)
+    timm_model: Any = getattr(backbone, "timm_model", None)
+    size = (pixel_values.shape[-2], pixel_values.shape[-1])
     options: dict[str, Any] = dict(kwargs)
     if timm_model is not None:
         options = {name: value for name, value in kwargs.items() if name.startswith("output_")}

@@ -85,6 +85,7 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
         ValueError: it is another model, its weights are incomplete, or an override does not fit.
     """
     config = dual_encoder_config(name, **config_overrides)
+    original: Any
     original, missing = load_weights(AutoModel, name)
     if missing:
         raise ValueError(f"The weights of {name} are incomplete: missing {', '.join(missing[:5])}.")
