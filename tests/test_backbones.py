@@ -268,7 +268,7 @@ def test_evaluate_is_zero_shot(checkpoints, corpus, family, tmp_path):
 @pytest.mark.parametrize("regions", [False, True], ids=["alone", "with_regions"])
 def test_train_fine_tunes(checkpoints, corpus, family, regions, tmp_path):
     folder, _ = checkpoints(family)
-    options = ["--video_config", json.dumps({"region_form": "decoupled", **REGIONS})] if regions else []
+    options = ["--region-form", "decoupled", "--video_config", json.dumps(REGIONS)] if regions else []
     arguments = ["--model", str(folder), "--corpus=folder", "--data-dir", str(corpus), "--output-dir", str(tmp_path)]
     run("train", *arguments, *TRAINING, *options, "--learning_rate=0.01")
     model, processor = load_checkpoint(str(tmp_path), "retrieval")

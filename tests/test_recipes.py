@@ -407,7 +407,21 @@ def test_pretraining_is_as_in_the_paper():
     )
 
 
-FINETUNING = [name for name in list_recipes() if name.startswith("finetune_") and name != "finetune_folder"]
+OF_DUAL_ENCODERS = {"finetune_msrvtt_12f": 12, "finetune_msrvtt_16f": 16}  # total batch of 128
+FINETUNING = [
+    name
+    for name in list_recipes()
+    if name.startswith("finetune_") and name not in {"finetune_folder", *OF_DUAL_ENCODERS}
+]
+
+
+@pytest.mark.parametrize("name", OF_DUAL_ENCODERS)
+def test_finetuning_of_dual_encoders_is_that_of_clip4clip(name):
+    model, data, training = parse_arguments([name, "--model=anything", "--data_dir=anywhere"])
+    assert model.video_config == {"num_frames": OF_DUAL_ENCODERS[name]}
+    assert (training.learning_rate, training.video_learning_rate, training.text_learning_rate) == (1e-4, 1e-7, 1e-7)
+    assert (training.get_warmup_steps(1000), training.num_train_epochs) == (100, 5)
+    assert (data.train_split, data.test_split, data.eval_split) == ("train", "test", None)
 
 
 @pytest.mark.parametrize("name", FINETUNING)

@@ -124,7 +124,8 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
 
 def _is_of_a_tower(key: str) -> bool:
     """Whether a weight is one that every use of a checkpoint needs; regions, projections and heads may be new."""
-    return key.startswith(("video_model.embeddings.", "video_model.layers.", "text_model.")) and ".pooler." not in key
+    towers = ("video_model.embeddings.", "video_model.layers.", "video_model.backbone.", "text_model.")
+    return key.startswith(towers) and ".pooler." not in key
 
 
 def _load(auto_class: Any, name: str, **options) -> tuple[Any, dict[str, Any]]:

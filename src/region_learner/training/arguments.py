@@ -21,6 +21,7 @@ else:
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
+FORMS = ("decoupled", "paper")  # as in the configuration, which is not imported for `--help`
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 
@@ -28,7 +29,7 @@ MIXES = ("alternate", "weighted")
 # `transformers.TrainingArguments` that most runs need.
 ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
-        "model", "video_tower", "text_tower", "task", "video_config", "text_config", "config", "tokenizer",
+        "model", "video_tower", "text_tower", "task", "region_form", "video_config", "text_config", "config", "tokenizer",
         "vocab_size", "frame_fill", "max_answers", "lora",
     ),
     "Data": (
@@ -128,6 +129,9 @@ class ModelArguments:
     video_config: JsonMapping = argument(
         "Fields of the video configuration, as JSON. With --model they override those of the checkpoint."
     )
+    region_form: str | None = argument(
+        f"Form of the region module: {' or '.join(FORMS)}. It adds regions to a CLIP or SigLIP given by --model."
+    )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
     task: str = argument(f"What the model is trained for: {', '.join(TASKS)}.", "retrieval")
@@ -148,10 +152,12 @@ class ModelArguments:
         for name in ("video_config", "text_config", "config", "lora"):
             setattr(self, name, mapping_from_json(name, getattr(self, name)))
         self.lora = _without_none(self.lora)
-        _none_from_text(self, "model", "video_tower", "text_tower", "tokenizer")
+        _none_from_text(self, "model", "video_tower", "text_tower", "region_form", "tokenizer")
         _check_at_least_1(self, "num_frames", "max_answers")
         _check_choice("frame_fill", self.frame_fill, FILLS)
         _check_choice("task", self.task, TASKS)
+        if self.region_form is not None:
+            _check_choice("region_form", self.region_form, FORMS)
         if self.flip_probability is not None and not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
 

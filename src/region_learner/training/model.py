@@ -102,9 +102,13 @@ def _check_configuration(arguments: ModelArguments, from_earlier_stage: bool):
 def _overrides(arguments: ModelArguments) -> dict[str, Any]:
     """Returns what the arguments change in a configuration, as `from_pretrained` takes it."""
     overrides = nest_overrides(arguments.config or {})
-    if arguments.video_config:
+    of_video = dict(arguments.video_config or {})
+    if arguments.region_form is not None:
+        if of_video.setdefault("region_form", arguments.region_form) != arguments.region_form:
+            raise ValueError(f"region_form={arguments.region_form!r} contradicts the one in video_config.")
+    if of_video:
         video = overrides.get("video_config") or {}
-        overrides["video_config"] = merge_fields(video, arguments.video_config, keep_null=True)
+        overrides["video_config"] = merge_fields(video, of_video, keep_null=True)
     return overrides
 
 

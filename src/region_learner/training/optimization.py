@@ -98,11 +98,13 @@ def parameter_groups(
     """
     Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
     `args.layer_decay` for each block between it and the output of the tower. Of a video tower with a backbone, only
-    the backbone has the rate of the tower, as the region module is new. Weight decay is applied to the names in
+    the backbone has the rate of the tower, as the region module is new; so have projections without bias, which are
+    those of a CLIP. Weight decay is applied to the names in
     `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
-    has_backbone = any(_plain(name).startswith("video_model.backbone.") for name, _ in model.named_parameters())
+    names = {_plain(name) for name, _ in model.named_parameters()}
+    has_backbone = any(name.startswith("video_model.backbone.") for name in names)
     rates = {"video_model": args.video_learning_rate, "text_model": args.text_learning_rate}
     with_decay = {name for name in decayed if not _NO_DECAY.search(name)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -110,9 +112,12 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         plain = _plain(name)
-        rate = rates.get(plain.split(".")[0])
-        if has_backbone and plain.startswith("video_model.") and not plain.startswith("video_model.backbone."):
-            rate = None  # the region module is new
+        part = plain.split(".")[0]
+        if has_backbone and part in ("video_projection", "text_projection") and f"{part}.bias" not in names:
+            part = part.replace("projection", "model")
+        elif has_backbone and part == "video_model" and not plain.startswith("video_model.backbone."):
+            part = "region_module"
+        rate = rates.get(part)
         rate = args.learning_rate if rate is None else rate
         if args.layer_decay is not None:
             rate *= args.layer_decay ** _height(plain, depths)
