@@ -452,6 +452,36 @@ def test_the_order_of_frames_matters_through_regions_alone(interaction_layers):
     close(forward, backward)
 
 
+def brightening(batch: int, seed: int) -> torch.Tensor:
+    """Clips that become brighter, and the same clips backwards: (2 * batch, 4, 3, 32, 32)."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = 0.3 * torch.randn(batch, 1, 3, 1, 1, generator=generator)
+    noise = 0.1 * torch.randn(batch, 4, 3, 32, 32, generator=generator)
+    clips = torch.linspace(-1, 1, 4).view(1, 4, 1, 1, 1) + colours + noise
+    return torch.cat([clips, clips.flip(1)])
+
+
+@pytest.mark.parametrize("regions", [{}, NO_REGIONS], ids=["with_regions", "alone"])
+def test_the_order_of_frames_is_learned_with_regions_alone(regions):
+    model, _ = backbone_model("clip", **regions)
+    randomize(model.video_model.backbone).requires_grad_(False)
+    randomize(model.text_model)
+    texts = torch.tensor([[5, 6, 7], [5, 8, 7]])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
+    model.train()
+    for step in range(120):
+        logits = model(texts, brightening(16, step)).logits_per_video
+        torch.nn.functional.cross_entropy(logits, torch.arange(2).repeat_interleave(16)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        logits = model.eval()(texts, brightening(32, 10**6)).logits_per_video
+    if regions:
+        close(logits[:32], logits[32:], 1e-4)
+    else:
+        assert (logits.argmax(1) == torch.arange(2).repeat_interleave(32)).float().mean() > 0.95
+
+
 @torch.no_grad()
 def test_outputs_of_a_backbone():
     model, size = backbone_model("clip")

@@ -32,6 +32,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import ROOT, randomize, tiny_model, tiny_text_config
+from .test_backbones import save_family
 
 SHAPES = {"train": 6, "val": 0, "test": 3, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
 WORDS = ["a red square moves", "two dogs run", "somebody sings", "cars in the rain", "how to cook", "what is it?"]
@@ -68,6 +69,10 @@ class Toy:
 
 TOWERS = "--video_tower={timm} --text_tower={distilbert}"
 IMAGES_AND_VIDEOS = "--data_dirs cc3m={data}/cc3m webvid={data}/webvid"
+ON_CLIP = (
+    "--model={clip} --region_form=decoupled "
+    '--config \'{{"video_config": {{"codebook_size": 8, "interaction_heads": 4}}}}\''
+)
 TOYS = {
     "pretrain_cc3m_webvid": Toy(
         f"{TOWERS} {IMAGES_AND_VIDEOS}",
@@ -85,6 +90,12 @@ TOYS = {
         frames=[1, 1, 1, 4, 1, 8], rate=[2e-4, 3e-5, 1e-5], metrics=(), rows=[4, 4], evaluated="t2v_gmean",
     ),
     "finetune_msrvtt": Toy("--model={checkpoint} --data_dir={data}/msrvtt", rows=[5]),
+    "finetune_msrvtt_12f": Toy(
+        f"{ON_CLIP} --data_dir={{data}}/msrvtt", frames=[12, 12], rate=[0.0], rows=[5], paper=False
+    ),
+    "finetune_msrvtt_16f": Toy(
+        f"{ON_CLIP} --data_dir={{data}}/msrvtt", frames=[16, 16], rate=[0.0], rows=[5], paper=False
+    ),
     "finetune_msvd": Toy("--model={checkpoint} --data_dir={data}/msvd", evaluated="t2v_gmean*"),
     "finetune_didemo": Toy("--model={checkpoint} --data_dir={data}/didemo", evaluated="t2v_gmean*"),
     "finetune_lsmdc": Toy("--model={checkpoint} --data_dir={data}/lsmdc", evaluated="t2v_gmean*"),
@@ -294,7 +305,8 @@ def places(tmp_path_factory):
     tiny_model(num_frames=4).save_pretrained(root / "checkpoint")
     video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1)
     RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(root / "checkpoint")
-    names = ("data", "checkpoint", "timm", "distilbert")
+    save_family("clip", root / "clip")
+    names = ("data", "checkpoint", "timm", "distilbert", "clip")
     return SimpleNamespace(**{name: str(root / name) for name in names})
 
 

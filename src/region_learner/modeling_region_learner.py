@@ -974,7 +974,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RegionLearnerZeroLinear):
             init.zeros_(module.weight)
         elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
-            init.zeros_(module.temporal_embeddings)
+            init.normal_(module.temporal_embeddings, std=std)
         elif isinstance(module, RegionLearnerTemporalFusion) and module.weight is not None:
             mean = torch.eye(len(module.weight)).repeat(1, module.num_frames) / module.num_frames
             init.copy_(module.weight, mean)

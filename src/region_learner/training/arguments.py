@@ -29,8 +29,8 @@ MIXES = ("alternate", "weighted")
 # `transformers.TrainingArguments` that most runs need.
 ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
-        "model", "video_tower", "text_tower", "task", "region_form", "video_config", "text_config", "config", "tokenizer",
-        "vocab_size", "frame_fill", "max_answers", "lora",
+        "model", "video_tower", "text_tower", "task", "region_form", "video_config", "text_config", "config",
+        "tokenizer", "vocab_size", "frame_fill", "max_answers", "lora",
     ),
     "Data": (
         "corpus", "data_dir", "corpus_options", "train_split", "corpora", "data_dirs", "mix", "samples_per_epoch",

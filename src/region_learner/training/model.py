@@ -103,9 +103,9 @@ def _overrides(arguments: ModelArguments) -> dict[str, Any]:
     """Returns what the arguments change in a configuration, as `from_pretrained` takes it."""
     overrides = nest_overrides(arguments.config or {})
     of_video = dict(arguments.video_config or {})
-    if arguments.region_form is not None:
-        if of_video.setdefault("region_form", arguments.region_form) != arguments.region_form:
-            raise ValueError(f"region_form={arguments.region_form!r} contradicts the one in video_config.")
+    form = arguments.region_form
+    if form is not None and of_video.setdefault("region_form", form) != form:
+        raise ValueError(f"region_form={form!r} contradicts the one in video_config.")
     if of_video:
         video = overrides.get("video_config") or {}
         overrides["video_config"] = merge_fields(video, of_video, keep_null=True)
