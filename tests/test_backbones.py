@@ -469,14 +469,14 @@ def test_the_order_of_frames_is_learned_with_regions_alone(regions):
     texts = torch.tensor([[5, 6, 7], [5, 8, 7]])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
     model.train()
-    for step in range(120):
+    for step in range(100):
         logits = model(texts, brightening(16, step)).logits_per_video
         torch.nn.functional.cross_entropy(logits, torch.arange(2).repeat_interleave(16)).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
         logits = model.eval()(texts, brightening(32, 10**6)).logits_per_video
-    if regions:
+    if regions == NO_REGIONS:
         close(logits[:32], logits[32:], 1e-4)
     else:
         assert (logits.argmax(1) == torch.arange(2).repeat_interleave(32)).float().mean() > 0.95

@@ -974,7 +974,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RegionLearnerZeroLinear):
             init.zeros_(module.weight)
         elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
-            init.normal_(module.temporal_embeddings, std=std)
+            # Regions have a variance of about 1. With the usual 0.02, the order of frames is learned half as fast.
+            init.normal_(module.temporal_embeddings, std=0.2)
         elif isinstance(module, RegionLearnerTemporalFusion) and module.weight is not None:
             mean = torch.eye(len(module.weight)).repeat(1, module.num_frames) / module.num_frames
             init.copy_(module.weight, mean)
