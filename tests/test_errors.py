@@ -48,7 +48,7 @@ MISTAKES = [
     (["evaluate", "run", "--data-dir=videos"], "there is no config.json in it; did you mean 'run/checkpoint-8'?"),
     (["evaluate", "videos", "--data-dir=videos"], "videos is not a checkpoint: there is no config.json in it."),
     (["evaluate", "original.pth"], "convert it first, by `region-learner convert original.pth DIRECTORY`"),
-    (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka', 'msrvtt_1kb', 'msrvtt_full'"),
+    (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka' or 'msrvtt_1kb' or 'msrvtt_full'"),
     (["evaluate", "model", "--protocol=msvd"], "corpus 'msvd' needs data_dir= (--data-dir)"),
     (["evaluate", "model", "--task=retrieva"], "--task 'retrieva' is not known; did you mean 'retrieval'?"),
     (["train", "--model=./nosuch"], "There is no directory ./nosuch."),
@@ -171,7 +171,7 @@ def caught_of_loader(action) -> Exception:
 def test_which_value_errors_are_the_users(catch):
     on_purpose = catch(lambda: load_corpus("folder", "/nowhere"))
     assert is_for_user(on_purpose)
-    assert in_one_line(on_purpose) == "no directory /nowhere for corpus 'folder': check data_dir="
+    assert in_one_line(on_purpose) == "/nowhere is not a directory: check data_dir= (--data-dir) of corpus 'folder'"
     # A call in our own code that fails, as no line of it says `raise`.
     assert not is_for_user(catch(lambda: _square((1, 2, 3), "name")))
     assert not is_for_user(catch(lambda: {}["key"]))

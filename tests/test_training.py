@@ -444,7 +444,7 @@ def test_wrong_recipes(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "moving_shape"], "no recipe or file 'moving_shape'; did you mean 'moving_shapes'"),
+        (["train", "moving_shape"], "'moving_shape' is neither a recipe nor a file; did you mean 'moving_shapes'"),
         (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
         (["train", *TINY, "--corpus=nothing"], "unknown corpus 'nothing'"),
         (["train", "--corpus=nothing"], "The model comes from one of: model"),

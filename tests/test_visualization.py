@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from region_learner.evaluation.region_description import mask_report
 from region_learner.evaluation.region_metrics import region_metrics
-from region_learner.evaluation.region_report import mask_report
 from region_learner.region_masks import region_focus
 from region_learner.visualization import (
     Page,

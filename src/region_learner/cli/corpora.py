@@ -50,8 +50,7 @@ def make(
 
     options = mapping("--corpus-options", corpus_options)
     with interruptible("Nothing was written; the same command starts again."):
-        path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
-    print_wrote(path)
+        make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
 
 
 @corpus_app.command()

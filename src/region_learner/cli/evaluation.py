@@ -116,7 +116,7 @@ def evaluate(
 
 
 def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None, task: str | None) -> "Protocol":
-    from ..configuration_region_learner import did_you_mean
+    from ..errors import nearest_or_all
     from ..evaluation import EVALUATIONS, Protocol, get_protocol
 
     if protocol is not None:
@@ -126,8 +126,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
         return get_protocol(protocol)
     task = task or "retrieval"
     if task not in EVALUATIONS:
-        hint = did_you_mean(task, EVALUATIONS)
-        raise ValueError(f"--task {task!r} is not known{hint} Tasks: {', '.join(EVALUATIONS)}.")
+        raise ValueError(f"--task {task!r} is not known{nearest_or_all(task, EVALUATIONS)}")
     return Protocol(corpus=corpus or "folder", task=task, split=split or "test")
 
 

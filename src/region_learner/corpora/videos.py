@@ -157,7 +157,7 @@ def video_roots(data_dir: Path, video_dir: PathLike | None, usual: Sequence[str]
     if video_dir is not None:
         root = Path(os.path.normpath(data_dir / os.path.expanduser(video_dir)))
         if not root.is_dir():
-            raise CorpusError(f"no directory {root}: check video_dir=")
+            raise CorpusError(f"{root} is not a directory: check video_dir=")
         return [root]
     return [*(data_dir / name for name in usual if (data_dir / name).is_dir()), data_dir]
 
@@ -271,11 +271,11 @@ def _elsewhere(path: str, data_dir: Path) -> str:
     beside = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     for other in beside:
         if other.lower() == name.lower():
-            return f"there it is called {other!r}: upper and lower case differ"
+            return f"it is called {other!r} there: upper and lower case differ"
     stem = os.path.splitext(name)[0]
     for other in beside:
         if os.path.splitext(other)[0] == stem:
-            return f"there is {other!r}, with another extension"
+            return f"{other!r} exists, with another extension"
     relative = Path(os.path.relpath(path, data_dir))
     with os.scandir(data_dir) as entries:
         below = sorted(Path(entry.path) for entry in entries if entry.is_dir())[:_MAX_SEARCHED_DIRECTORIES]
@@ -286,9 +286,9 @@ def _elsewhere(path: str, data_dir: Path) -> str:
             if form.parts and str(found) != path and found.is_file():
                 level = "above" if root == data_dir.parent else "below" if root in below else "in"
                 place = "directly in" if level == "in" else f"a level {level}"
-                return f"there is {found}, {place} {data_dir}"
+                return f"{found} exists, {place} {data_dir}"
     if not os.path.isdir(directory):
-        return f"there is no directory {directory}"
+        return f"the directory {directory} does not exist"
     return f"{directory} is empty" if not beside else ""
 
 

@@ -150,7 +150,7 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
         options: (B, O), the number of the text of each option; negative where a row has fewer options.
 
     Returns:
-        (B, O), float32; `MISSING_OPTION_SCORE`, -100, where there is no option.
+        (B, O), float32; `MISSING_OPTION_SCORE`, -100, where a row has fewer options.
     """
     scores = (video_embeds.float()[:, None] * text_embeds.float()[options.clamp(min=0)]).sum(-1)
     return scores.masked_fill(options < 0, MISSING_OPTION_SCORE)
