@@ -69,7 +69,7 @@ def prepare(
         int | None, typer.Option(metavar="N", help="Frames per clip, evenly spread, instead of --max-fps.")
     ] = None,
     group: Annotated[
-        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster, in larger files.")
+        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster but make larger files.")
     ] = 6,
     crf: Annotated[int, typer.Option(metavar="N", help="Quality of H.264; lower is better.")] = 23,
     clips_per_shard: Annotated[
