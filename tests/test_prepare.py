@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
     assert "no such file" in report["left_out"][1]["reason"]
     assert "2 clips of 4 left out: broken, gone (listed in " in caplog.text
     assert load(tmp_path / "out")["video_id"] == ["0", "1"]
-    with pytest.raises(CorpusError, match=r"no clip of 1 could be read: gone .*the first: .*no such file"):
+    with pytest.raises(CorpusError, match=r"none of the clips could be read: gone .*the first: .*no such file"):
         prepare_corpus(rows.select([2]), tmp_path / "none", workers=1)
 
 

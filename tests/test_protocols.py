@@ -363,6 +363,14 @@ def test_all_folds(name, model, places, tmp_path, capsys):
     assert text.index("Mean of folds 1 to 3:") < text.index("Fold 1:") < text.index("videos")
 
 
+def test_each_fold_has_its_own_published_size(places):
+    protocol = replace(get_protocol("hmdb51"), sizes={"videos": (3, 2, 3)})
+    model = str(places.root / "fold{fold}")
+    found = evaluate_checkpoint(protocol, model, places.data / "hmdb51", all_folds=True)
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("fold 2: hmdb51 was evaluated on 3 videos instead of 2")
+
+
 # --- Wrong use -----------------------------------------------------------------------------------------------
 
 
@@ -658,8 +666,9 @@ def test_an_evaluation_names_its_split_and_says_if_it_was_trained_on(places, tmp
     assert ("(which it was trained on)" in model_card([output])) == seen
 
 
-@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere", False)])
+@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere/../here", True), ("elsewhere", False)])
 def test_ones_own_videos_are_those_of_the_same_directory(tmp_path, where, seen):
+    (tmp_path / "elsewhere").mkdir()
     told = {"corpora": [{"corpus": "folder", "data_dir": str(tmp_path / "here")}], "corpus": "folder"}
     (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
     history = training_history(str(tmp_path))

@@ -308,7 +308,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     weights = weights_of(checkpoint)
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
-        what = "holds other weights than those that were measured" if weights else "is without model.safetensors"
+        what = "holds other weights than those that were measured" if weights else "has no model.safetensors"
         raise ValueError(f"{checkpoint} {what}: a card describes one model.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():

@@ -58,7 +58,7 @@ def build_benchmark(
     report_missing(files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split, videos.roots)
     present = [row for row in rows if row["video"] not in videos.missing]
     if not present:
-        raise CorpusError(f"no row of split {split!r} is left of {source}")
+        raise CorpusError(f"{source} has no row of split {split!r} whose video exists")
     return build_dataset(present, features={"captions": List(Value("string")), **(features or {})})
 
 

@@ -271,7 +271,7 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
     first = left_out[0]["reason"] if left_out else ""
     told = f"{names} (listed in {path}; the first: {first})"
     if not sums["clips"]:
-        raise UnreadableError(f"no clip of {len(left_out)} could be read{f': {told}' if left_out else ''}")
+        raise UnreadableError(f"none of the clips could be read{f': {told}' if left_out else ''}")
     count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
     if len(left_out) > max_unreadable * rows:
         raise UnreadableError(

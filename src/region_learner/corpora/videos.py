@@ -242,9 +242,7 @@ def report_missing(
         cure = "correct the names, or check data_dir (--data-dir)"
         if places:
             cure = "check data_dir (--data-dir) and video_dir (--corpus-options '{\"video_dir\": ...}')"
-        raise CorpusError(
-            f"{report}, and none is left: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; {cure}"
-        )
+        raise CorpusError(f"{report}: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; {cure}")
     if len(missing) > allowed:
         raise CorpusError(
             f"{report}: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; add them, or pass "

@@ -88,7 +88,7 @@ class Protocol:
             return []
         return [
             f"{self.name} was evaluated on {' and '.join(different)}: videos are missing or unreadable, or the lists "
-            "are other ones. The results are not comparable with published ones."
+            "differ. The results are not comparable with published ones."
         ]
 
     def check(self) -> None:

@@ -71,7 +71,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
         if line and "{}" not in line:
             raise ValueError(f"{path}, line {number}: {line!r} needs '{{}}' in the place of the class name.")
     if not any(lines):
-        raise ValueError(f"{path} is without prompts: write one per line, with '{{}}' in the place of the class name.")
+        raise ValueError(f"{path} has no prompts: write one per line, with '{{}}' in the place of the class name.")
     return tuple(line for line in lines if line)
 
 
