@@ -96,6 +96,7 @@ AGREEMENT = {
     "over positions": lambda: 80 * smooth(2, 3).flatten(2).softmax(2).view(2, 3, 8, 10),
     "over regions": lambda: competing(*(3 * smooth(4, 2)).softmax(0)),
     "even": lambda: torch.ones(2, 2, 8, 10),
+    "even behind another": lambda: torch.cat([AGREEMENT["over positions"]()[:, :1], torch.ones(2, 1, 8, 10)], dim=1),
 }
 
 
