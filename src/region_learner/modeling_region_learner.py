@@ -261,7 +261,10 @@ class RegionLearnerAttention(nn.Module):
 
 
 class RegionLearnerZeroLinear(nn.Linear):
-    """A linear layer that is initialized to zero. (A class of its own, which `_init_weights` recognizes.)"""
+    """
+    A linear layer that is initialized to zero. (A class of its own, because `_init_weights` of custom code is called
+    only for modules that have parameters themselves.)
+    """
 
 
 class RegionLearnerDividedAttention(RegionLearnerAttention):
@@ -796,8 +799,8 @@ class RegionLearnerInteractionLayer(nn.Module):
 class RegionLearnerRegionModule(nn.Module):
     """
     The original's `RegionLearner`: quantizes the patches, pools them with learned masks into a few regions per frame,
-    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step (in the original,
-    leaving out quantization leaves out everything).
+    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step; without any, the
+    patches pass unchanged. (In the original, leaving out quantization leaves out everything.)
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -905,8 +908,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     @property
     def quantizer(self) -> RegionLearnerQuantizer | None:
         """The quantizer of the video tower; None without a codebook."""
-        region_module: Any = getattr(self, "video_model", self).region_module
-        return None if region_module is None else region_module.quantizer
+        tower: Any = getattr(self, "video_model", self)
+        return tower.region_module.quantizer
 
     def update_codebook(self):
         """
@@ -994,6 +997,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     base_model_prefix = "video_model"
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
+    _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
@@ -1006,19 +1010,23 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else nn.Identity()
         )
         self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
-        self.region_module = RegionLearnerRegionModule(config) if config.codebook_size or config.num_regions else None
+        self.region_module = RegionLearnerRegionModule(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooling = config.resolved.video_pooling
         self.temporal_fusion = RegionLearnerTemporalFusion(config) if config.temporal_fusion != "attention" else None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
+    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Returns the video feature (B, D) of the CLS states (B, 1, D), in late fusion (B, T, D), and the states
+        `tokens` (B, T, n, D) of regions or patches.
+        """
+        if self.temporal_fusion is not None:
+            return self.temporal_fusion(self._pool_tokens(cls, tokens), frame_mask)
+        real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[2], 1)  # (B, T * n)
+        return self._pool_tokens(cls.squeeze(1), tokens.flatten(1, 2), real)
 
-    def set_input_embeddings(self, value: nn.Module):
-        self.embeddings.patch_embedding = value  # type: ignore[assignment]
-
-    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    def _pool_tokens(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Returns one feature (..., D) of the CLS state (..., D) and those `tokens` (..., n, D) that are `real`."""
         if self.pooling == "cls":
             return cls
@@ -1090,25 +1098,15 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
 
-        batch, frames = pixel_values_videos.shape[:2]  # type: ignore[union-attr]
+        batch, frames = pixel_values_videos.shape[:2]
         cls = hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1])  # (B, 1, D), in late fusion (B, T, D)
-        states = hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1)  # (B, T, h, w, D)
-        region_masks, cluster_ids, region_loss = None, None, None
-        if self.region_module is None:
-            states = states.flatten(1, 3)  # (B, T * N, D)
-        else:
-            states, region_masks, cluster_ids, region_loss = self.region_module(states, frame_mask)
+        patches = hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1)  # (B, T, h, w, D)
+        states, region_masks, cluster_ids, region_loss = self.region_module(patches, frame_mask)
         last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
         cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
-        if self.temporal_fusion is not None:
-            frame_features = self._pool(cls, tokens.unflatten(1, (frames, -1)))  # (B, T, D)
-            video_feature = self.temporal_fusion(frame_features, frame_mask)
-        else:
-            real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // frames, 1)
-            video_feature = self._pool(cls.squeeze(1), tokens, real)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=video_feature,
+            pooler_output=self._pool(cls, tokens.unflatten(1, (frames, -1)), frame_mask),
             region_states=None if region_masks is None else states,
             region_masks=region_masks,
             cluster_ids=cluster_ids,
@@ -1365,16 +1363,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         processes, see `contrastive_loss` in `loss_region_learner.py`.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.
-            pixel_values_videos (`torch.FloatTensor` of shape `(videos, T, C, height, width)`, *optional*): clips.
-            attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*): 1 for tokens, 0 for padding.
-            token_type_ids, position_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): for text
-                encoders that take them.
-            frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames, 0 for padding.
+            input_ids, attention_mask, token_type_ids, position_ids (of shape `(texts, length)`, *optional*):
+                the texts, see [`~RegionLearnerModel.get_text_features`].
+            pixel_values_videos, frame_mask, interpolate_pos_encoding: the clips, see
+                [`RegionLearnerVideoModel.forward`].
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
             return_loss (`bool`, *optional*): compute the loss; text i describes video i.
-            interpolate_pos_encoding (`bool`, defaults to `False`): see [`RegionLearnerVideoModel.forward`].
 
         Raises:
             ValueError: neither texts nor videos are given, or `return_loss` without one text per video.
@@ -1429,7 +1424,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
 def _num_labels(config: RegionLearnerConfig) -> int:
     if not config.num_labels:
-        raise ValueError("There are no classes: set num_labels, or id2label, of the configuration.")
+        raise ValueError("The configuration has no classes: set num_labels or id2label.")
     return config.num_labels
 
 
@@ -1616,7 +1611,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
                 label of an answer that is not in the vocabulary.
 
         Raises:
-            ValueError: there is not one clip for each question.
+            ValueError: the number of clips is not the number of questions.
 
         Example:
 
