@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging as transformers_logging
 
 from ..loading import first_non_finite, refuse_non_finite
 from . import checkpoints
@@ -129,13 +130,14 @@ class SafeTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         # A model with adapters is saved as a plain model, and its adapters beside it.
         model = self.model
-        if not has_adapters(model):
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
-        with temporarily(self, model=merged(model)):
-            super()._save(str(folder))
-        save_adapters(model, folder / ADAPTER)
+        with without_progress_bars():
+            if not has_adapters(model):
+                super()._save(output_dir, state_dict)
+                return
+            folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+            with temporarily(self, model=merged(model)):
+                super()._save(str(folder))
+            save_adapters(model, folder / ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # Adapters come from their own directory, and weights that are not finite are refused.
@@ -158,6 +160,19 @@ class SafeTrainer(Trainer):
             return False
         load_adapters(self.model, checkpoint / ADAPTER)
         return True
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Turns off the bars of transformers within a block: those of saving a model would lie between lines of logs."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 @contextmanager
