@@ -116,7 +116,7 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
 def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.Size:
     """
     Raises:
-        ValueError: there is no such weight, or it has other dimensions.
+        ValueError: the weight is missing, or has another number of dimensions.
     """
     if name not in state:
         raise ValueError(f"it lacks {name!r} (by our name)")
