@@ -1183,6 +1183,24 @@ def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
     return torch.take_along_dim(x, index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)]), dim)
 
 
+def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int, *dims: int) -> torch.Tensor | None:
+    """Undoes `_roll(x, -shifts)` along `dims`, of which the first `length` positions are kept. None stays None."""
+    if x is None or shifts is None:
+        return x
+    for dim in dims:
+        x = _roll(x.narrow(dim, 0, length), shifts, dim)
+    return x
+
+
+def _pad_to_full_length(
+    tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder."""
+    tokens = tokens.masked_fill(attention_mask == 0, text_config.pad_token_id)
+    padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
+    return F.pad(tokens, padding, value=text_config.pad_token_id), F.pad(attention_mask, padding)
+
+
 def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> torch.Tensor:
     """Returns the position (B,) of the first end-of-text token, or of the last token of a text that was cut off."""
     last = attention_mask.long().cumsum(1).argmax(1)
@@ -1269,38 +1287,26 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
         if full_length and attention_mask is None:  # their tokenizers do not return one
             attention_mask = (inputs["input_ids"] != text_config.pad_token_id).long()
-        start = None
+        start, length = None, 0
         if attention_mask is not None and attention_mask.ndim == 2:
             # Padding moves to the right, so that the positions of a text do not depend on the rest of the batch.
             start, length = attention_mask.ne(0).int().argmax(1), attention_mask.shape[1]  # (B,)
             inputs = {name: _roll(x, -start) for name, x in inputs.items()}
             attention_mask = _roll(attention_mask, -start)
-        tower_mask = attention_mask
         if full_length:
             assert attention_mask is not None
-            tokens = inputs["input_ids"].masked_fill(attention_mask == 0, text_config.pad_token_id)
-            padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
-            inputs["input_ids"] = F.pad(tokens, padding, value=text_config.pad_token_id)
-            attention_mask, tower_mask = F.pad(attention_mask, padding), None
-        outputs = self.text_model(**inputs, attention_mask=tower_mask, **kwargs)
+            inputs["input_ids"], attention_mask = _pad_to_full_length(inputs["input_ids"], attention_mask, text_config)
+        # Encoders of full-length texts attend to the padding, too.
+        outputs = self.text_model(**inputs, attention_mask=None if full_length else attention_mask, **kwargs)
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-
-        def as_given(x: torch.Tensor | None, *dims: int) -> torch.Tensor | None:
-            """Puts the tokens along `dims` back in the order of the input. (None: a layer that was not asked for.)"""
-            if x is None or start is None:
-                return x
-            for dim in dims:
-                x = _roll(x.narrow(dim, 0, length), start, dim)
-            return x
-
         hidden_states, attentions = outputs.hidden_states, outputs.attentions
-        return BaseModelOutputWithPooling(
-            last_hidden_state=as_given(outputs.last_hidden_state, 1),
+        return BaseModelOutputWithPooling(  # with the tokens in the order of the input
+            last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
             pooler_output=self.text_projection(pooled),
-            hidden_states=hidden_states and tuple(as_given(x, 1) for x in hidden_states),
-            attentions=attentions and tuple(as_given(x, 2, 3) for x in attentions),
+            hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
+            attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
         )
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -1343,6 +1349,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
     def temperature(self) -> torch.Tensor | float:
         """The temperature, learned or fixed: cosine similarities are divided by it."""
         return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
+
+    def _logits(self, video_embeds: torch.Tensor | None, text_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the logits (videos, texts) of normalized embeddings; None if either side is None."""
+        if video_embeds is None or text_embeds is None:
+            return None
+        logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
+        return logits if self.logit_bias is None else logits + self.logit_bias
 
     @can_return_tuple
     def forward(
@@ -1399,15 +1412,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
 
-        logits_per_video = logits_per_text = None
-        if text_embeds is not None and video_embeds is not None:
-            logits_per_video = cosine_similarity(video_embeds, text_embeds) / self.temperature
-            if self.logit_bias is not None:
-                logits_per_video = logits_per_video + self.logit_bias
-            logits_per_text = logits_per_video.T
+        logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
-            logits_per_video=logits_per_video,
-            logits_per_text=logits_per_text,
+            logits_per_video=logits,
+            logits_per_text=None if logits is None else logits.T,
             text_embeds=text_embeds,
             video_embeds=video_embeds,
             text_model_output=text_outputs,
