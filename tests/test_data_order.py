@@ -62,8 +62,10 @@ def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path,
     assert "resuming continues with it. Use the same settings, or start another run" in str(error.value)
 
 
-def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path):
+def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path, caplog):
+    caplog.set_level("INFO", logger="region_learner")
     found = resume(interrupted, tmp_path, max_steps=2)
+    assert caplog.text.count("Training has already finished (step 2 of 2)") == 1
     assert not found["gradients"]
     assert len(found["log"]) == 2
 

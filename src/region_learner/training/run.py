@@ -275,7 +275,8 @@ class _RemoveEarlierRun(TrainerCallback):
         (self.output_dir / RESULTS).unlink(missing_ok=True)
         if self.replace:
             (self.output_dir / "unreadable_videos.json").unlink(missing_ok=True)
-            for checkpoint in self.output_dir.glob("checkpoint-*"):
+            for checkpoint in sorted(self.output_dir.glob("checkpoint-*")):
+                logger.info("Removing %s of the earlier run.", checkpoint)
                 shutil.rmtree(checkpoint)
 
 

@@ -1,5 +1,6 @@
 """A Trainer whose checkpoints are complete and finite. It knows nothing of videos."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,8 @@ from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .finite import SkipNonFiniteSteps
 from .training_arguments import RegionLearnerTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class SafeTrainer(Trainer):
@@ -54,6 +57,12 @@ class SafeTrainer(Trainer):
     def _run_epoch(self, **kwargs):
         # The Trainer trains one step more when a finished run is resumed.
         if self.state.global_step >= self.state.max_steps:
+            if self.is_world_process_zero():
+                logger.info(
+                    "Training has already finished (step %d of %d): no step is trained again.",
+                    self.state.global_step,
+                    self.state.max_steps,
+                )
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
