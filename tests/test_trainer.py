@@ -351,7 +351,7 @@ def test_adapters(corpus, tmp_path):
     assert "video_model.layers.0.mlp.fc1.weight" in changed
     assert "video_model.embeddings.temporal_embeddings" in changed
     assert "video_model.embeddings.position_embeddings" not in changed
-    with pytest.raises(ValueError, match="there is no tower"):
+    with pytest.raises(ValueError, match="are not towers of this model"):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
 
 

@@ -125,10 +125,10 @@ class SafeTrainer(Trainer):
 
     def non_finite_weight(self, agreed: bool = True) -> str | None:
         """
-        The name of a weight that is NaN or infinite, or None.
+        Returns the name of a weight that is NaN or infinite; None if all are finite.
 
         Args:
-            agreed: ask all processes, each of which has to call this; else those of this one.
+            agreed: look at the weights of all processes, each of which has to call this, and not of this one alone.
         """
         weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
         names = [first_non_finite(weights)]
