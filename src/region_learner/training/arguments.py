@@ -62,7 +62,7 @@ def argument(help: str, default: Any = None, factory: Any = MISSING) -> Any:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown name: the nearest known name, and all known names."""
+    """The end of a message about an unknown name: the nearest known one, and all."""
     from ..configuration_region_learner import did_you_mean
 
     known = list(known)
