@@ -65,7 +65,7 @@ def with_lora(model: Any, options: dict[str, Any]):
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
     if unknown := set(towers) - set(known):
-        raise ValueError(f"lora: there is no tower {sorted(unknown)}; towers: {', '.join(known)}.")
+        raise ValueError(f"lora: {sorted(unknown)} are not towers of this model (towers: {', '.join(known)}).")
     in_blocks = [
         name
         for name, module in model.named_modules()

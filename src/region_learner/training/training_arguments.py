@@ -348,8 +348,8 @@ def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
 
 def set_best_model_metric(args: TrainingArguments, task: str) -> None:
     """
-    Lets accuracy choose the best checkpoint in multiple choice, where transformers, which does not know the task,
-    takes the loss by default: there is none.
+    Lets accuracy choose the best checkpoint in multiple choice, which is evaluated without the loss that transformers
+    takes by default.
     """
     if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
         logger.info("Multiple choice is evaluated without a loss: accuracy chooses the best checkpoint.")
@@ -381,9 +381,7 @@ def check_evaluation(
             "(in Python eval_dataset), or leave out eval_strategy."
         )
     if saves_best and not evaluates:
-        raise ValueError(
-            "save_strategy=best saves after an evaluation, and there is none: give --eval-split and --eval-strategy."
-        )
+        raise ValueError("save_strategy=best saves after an evaluation: give --eval-split and --eval-strategy.")
     if saves_best and name is None:
         raise ValueError(
             f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}."

@@ -28,7 +28,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     Reads a recipe: one of the package by its name, or a YAML file.
 
     Raises:
-        ValueError: there is no such recipe, or the file does not hold a mapping.
+        ValueError: the recipe is not known, or the file does not hold a mapping.
     """
     recipes = list_recipes()
     path = recipes.get(name_or_path, Path(name_or_path))
