@@ -88,7 +88,7 @@ class ClipsInMemory:
 
 
 class CollatorInMemory(RegionLearnerCollator):
-    """The training collator, with clips from memory instead of files."""
+    """The training collator for clips that are already in memory, decoded."""
 
     def __init__(self, processor, frames: np.ndarray):
         super().__init__(processor, training=True)

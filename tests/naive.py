@@ -181,7 +181,7 @@ def _late_fusion(model, clip, h, w):
     """Frames encoded one by one; only regions (and motion) know of more than one."""
     encoded = torch.stack([encoder(model, frame[None]) for frame in clip])  # (T, 1 + N, D)
     states = encoded[:, 1:]
-    if model.region_module is not None:
+    if model.region_module.quantizer or model.region_module.aggregation:
         states, *_ = region_module(model.region_module, states, h, w)
         states = states.view(len(clip), -1, states.shape[-1])
     features = []
@@ -202,7 +202,7 @@ def video_feature(model, clip):
         return _late_fusion(model, clip, h, w)
     x = encoder(model, clip)
     states = x[1:]
-    if model.region_module is not None:
+    if model.region_module.quantizer or model.region_module.aggregation:
         states, *_ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
     z = _norm(torch.cat([x[:1], states]), model.layernorm)
     return _pooled(z, model.config.resolved.video_pooling)

@@ -190,7 +190,7 @@ def test_embeddings_are_those_of_the_original(checkpoints, family, regions, tmp_
     assert (expected[1][0] - expected[1][2]).abs().max() > 0.05  # texts do matter
     for ours, theirs in zip(our_embeddings(model, processor, images), expected):
         close(ours, theirs)
-    assert (model.video_model.region_module is not None) == bool(regions)
+    assert (model.video_model.region_projection is not None) == bool(regions)
 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -141,7 +141,7 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
         (
             "retrieval",
             {"save_strategy": "best", "metric_for_best_model": "t2v_R@1", "eval_strategy": "no"},
-            "save_strategy=best saves after an evaluation, and there is none: give --eval-split",
+            "save_strategy=best saves after an evaluation: give --eval-split",
         ),
     ],
 )

@@ -222,11 +222,14 @@ def test_json_alone_is_on_standard_output(capsys, tmp_path):
     assert "folder" in out
 
 
-def test_what_was_written_is_said(capsys, tmp_path):
+def test_what_was_written_is_said_once(tmp_path):
     options = '{"train": 1, "val": 0, "test": 0, "test_unseen": 0, "size": 64, "frames": 4}'
-    code, out, err = run(capsys, "corpus", "make", str(tmp_path / "a"), "--corpus-options", options, "--workers=1")
-    assert (code, out) == (0, "")
-    assert err.splitlines()[-1] == f"Wrote {tmp_path / 'a'}"
+    command = [sys.executable, "-m", "region_learner", "corpus", "make", "a", "--corpus-options", options]
+    for closing_line in (f"Wrote {tmp_path / 'a'}", f"{tmp_path / 'a'} already holds this corpus: nothing to do"):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout == ""
+        assert done.stderr.splitlines()[-1] == closing_line
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_warnings_are_told_from_information():

@@ -6,6 +6,9 @@ import shutil
 import pytest
 import torch
 
+from region_learner.training import CorpusPart, RegionLearnerTrainingArguments
+from region_learner.training.checkpoints import check_data_order, data_order, write_settings
+
 from .toy_run import launch, run
 
 OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -62,10 +65,31 @@ def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path,
     assert "resuming continues with it. Use the same settings, or start another run" in str(error.value)
 
 
-def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path):
+def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path, caplog):
+    caplog.set_level("INFO", logger="region_learner")
     found = resume(interrupted, tmp_path, max_steps=2)
+    assert caplog.text.count("Training has already finished (step 2 of 2)") == 1
     assert not found["gradients"]
     assert len(found["log"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": 3.0}, r"weights 1.0, 2.0 \(now 1.0, 3.0\)"),
+        ({"videos": "abce"}, r"video ids \(a digest\) .* \(now "),
+    ],
+)
+def test_weights_and_videos_may_not_change(tmp_path, changed, message):
+    def order(weight=2.0, videos="abcd"):
+        parts = [CorpusPart([{"video_id": name} for name in names], 2) for names in ("abcd", videos)]
+        parts[1].weight = weight
+        return data_order(parts, RegionLearnerTrainingArguments(str(tmp_path), mix="weighted", report_to="none"))
+
+    write_settings(tmp_path, order(), {})
+    check_data_order(tmp_path, order())
+    with pytest.raises(ValueError, match=message):
+        check_data_order(tmp_path, order(**changed))
 
 
 @pytest.mark.parametrize("changed", [{"dataloader_num_workers": 2}, {"gradient_cache_chunk": 2}, {"max_steps": 3}])

@@ -45,18 +45,18 @@ MISTAKES = [
     (["evaluate", "./nosuch"], "There is no directory ./nosuch. A checkpoint is a directory, or a Hub name"),
     (["evaluate", "./models"], "There is no directory ./models; did you mean 'model'?"),
     (["evaluate", "models", "--data-dir=videos", "--split=train"], "is not a local directory; did you mean 'model'?"),
-    (["evaluate", "run", "--data-dir=videos"], "there is no config.json in it; did you mean 'run/checkpoint-8'?"),
-    (["evaluate", "videos", "--data-dir=videos"], "videos is not a checkpoint: there is no config.json in it."),
+    (["evaluate", "run", "--data-dir=videos"], "it has no config.json; did you mean 'run/checkpoint-8'?"),
+    (["evaluate", "videos", "--data-dir=videos"], "videos is not a checkpoint: it has no config.json."),
     (["evaluate", "original.pth"], "convert it first, by `region-learner convert original.pth DIRECTORY`"),
-    (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka', 'msrvtt_1kb', 'msrvtt_full'"),
+    (["evaluate", "model", "--protocol=msrvtt"], "did you mean 'msrvtt_1ka' or 'msrvtt_1kb' or 'msrvtt_full'"),
     (["evaluate", "model", "--protocol=msvd"], "corpus 'msvd' needs data_dir= (--data-dir)"),
     (["evaluate", "model", "--task=retrieva"], "--task 'retrieva' is not known; did you mean 'retrieval'?"),
     (["train", "--model=./nosuch"], "There is no directory ./nosuch."),
     (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max-steps'?"),
     (["train", "--max-step=3"], "--max-step is not known; did you mean '--max-steps'?"),
     (["train", "small_from_scratch", "extra"], "'extra' is not expected: only a recipe has no --name"),
-    (["card", "nofile.json"], "There is no nofile.json: `card` takes the files that `region-learner evaluate MODEL"),
-    (["card", "result.json"], "There is no result.json; did you mean 'results.json'?"),
+    (["card", "nofile.json"], "nofile.json does not exist: `card` takes files that `region-learner evaluate MODEL"),
+    (["card", "result.json"], "result.json does not exist; did you mean 'results.json'?"),
     (["regions", "model", "videos"], "videos is a directory: name its videos, such as videos/*.mp4."),
     (["regions", "model", "videos/b.mp4"], "There is no file videos/b.mp4; did you mean 'videos/a.mp4'?"),
     (["regions", "videos/a.mp4", "model"], "videos/a.mp4 is a file, not a checkpoint: the checkpoint comes first"),
@@ -171,7 +171,7 @@ def caught_of_loader(action) -> Exception:
 def test_which_value_errors_are_the_users(catch):
     on_purpose = catch(lambda: load_corpus("folder", "/nowhere"))
     assert is_for_user(on_purpose)
-    assert in_one_line(on_purpose) == "no directory /nowhere for corpus 'folder': check data_dir="
+    assert in_one_line(on_purpose) == "/nowhere is not a directory: check data_dir= (--data-dir) of corpus 'folder'"
     # A call in our own code that fails, as no line of it says `raise`.
     assert not is_for_user(catch(lambda: _square((1, 2, 3), "name")))
     assert not is_for_user(catch(lambda: {}["key"]))

@@ -236,7 +236,7 @@ def test_errors():
     config = tiny_model().config
     config.id2label = {}
     for kind in HEADS:
-        with pytest.raises(ValueError, match="no classes: set num_labels, or id2label"):
+        with pytest.raises(ValueError, match="no classes: set num_labels or id2label"):
             kind(config)
     model = tiny_head(ANSWERS)
     with pytest.raises(ValueError, match="one video for each question: there are 3 questions, 2 videos"):

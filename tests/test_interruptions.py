@@ -60,7 +60,7 @@ def whole(tmp_path_factory):
         (1, {}, {"kill_at": 7}),  # in the second epoch
         (1, {}, {"kill_while_saving": 4}),  # the checkpoint before has to do
         (1, {"dataloader_num_workers": 2, "image_rows": 30, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
-        (1, {"shards": 4, "dataloader_num_workers": 2}, {"kill_at": 5}),
+        (1, {"shards": 4, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
         (1, {"gradient_cache_chunk": 2}, {"kill_at": 3}),
         (2, {}, {"kill_at": 5}),
         (2, {}, {"kill_while_saving": 6}),

@@ -359,7 +359,7 @@ def test_weights_that_are_not_known(card, run, tmp_path):
     with pytest.raises(ValueError, match="holds other weights than those that were measured"):
         card(unknown, checkpoint=run({}))
     (tmp_path / "empty").mkdir()  # no weights are no proof, either
-    with pytest.raises(ValueError, match=r"empty is without model.safetensors"):
+    with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
         card(unknown, checkpoint=tmp_path / "empty")
 
 
@@ -367,7 +367,7 @@ def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
     with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is without model.safetensors"):
+    with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
         card(MSVD, checkpoint=tmp_path / "empty")
     with pytest.raises(ValueError, match="none is not a directory"):
         card(MSVD, checkpoint=tmp_path / "none")

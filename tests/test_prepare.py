@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
     assert "no such file" in report["left_out"][1]["reason"]
     assert "2 clips of 4 left out: broken, gone (listed in " in caplog.text
     assert load(tmp_path / "out")["video_id"] == ["0", "1"]
-    with pytest.raises(CorpusError, match=r"no clip of 1 could be read: gone .*the first: .*no such file"):
+    with pytest.raises(CorpusError, match=r"none of the clips could be read: gone .*the first: .*no such file"):
         prepare_corpus(rows.select([2]), tmp_path / "none", workers=1)
 
 
@@ -237,6 +237,19 @@ def test_what_has_come_back_is_tried_again(videos, tmp_path):
     assert prepare_corpus(rows, tmp_path / "out", **allowed, retry=True)["left_out"] == 0
     assert load(tmp_path / "out")["video_id"] == ["0", "gone", "1", "2"]
     assert (tmp_path / "out" / "train" / "000001.tar").stat().st_mtime_ns == untouched
+
+
+def test_a_shard_without_a_report_is_written_again_even_if_its_clips_are_gone(videos, tmp_path):
+    """A run that is killed between the two leaves the shard behind."""
+    (tmp_path / "a.mp4").write_bytes(Path(videos[0]).read_bytes())
+    rows = rows_of([str(tmp_path / "a.mp4"), videos[1]])
+    options = PrepareOptions(clips_per_shard=1)
+    prepare_corpus(rows, tmp_path / "out", options=options, workers=1)
+    (tmp_path / "out" / "train" / "000000.json").unlink()
+    (tmp_path / "a.mp4").unlink()
+    result = prepare_corpus(rows, tmp_path / "out", options=options, workers=1, max_unreadable=0.5)
+    assert (result["clips"], result["left_out"]) == (1, 1)
+    assert load(tmp_path / "out")["video_id"] == ["1"]
 
 
 def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):

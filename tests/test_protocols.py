@@ -134,8 +134,10 @@ def test_the_guide_names_every_protocol():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"no protocol 'msrvtt_fll'; did you mean 'msrvtt_full'\? \(protocols: "):
+    with pytest.raises(ValueError, match=r"The protocol 'msrvtt_fll' is not known; did you mean 'msrvtt_full'\?$"):
         get_protocol("msrvtt_fll")
+    with pytest.raises(ValueError, match=r"'x' is not known; choose one of msrvtt_1ka, .*, ucf101_zero_shot\.$"):
+        get_protocol("x")
 
 
 def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, tmp_path):
@@ -162,7 +164,7 @@ def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, 
     [
         ("msvd", {}, "The protocol name 'msvd' is taken: choose another one"),
         ("", {}, "The protocol name '' is empty"),
-        ("mine", {"task": "retrieva"}, r"task='retrieva' is not known; did you mean 'retrieval'\? \(tasks: "),
+        ("mine", {"task": "retrieva"}, r"task='retrieva' is not known; did you mean 'retrieval'\?$"),
         (
             "mine",
             {"sizes": {"questions": 3}},
@@ -361,13 +363,21 @@ def test_all_folds(name, model, places, tmp_path, capsys):
     assert text.index("Mean of folds 1 to 3:") < text.index("Fold 1:") < text.index("videos")
 
 
+def test_each_fold_has_its_own_published_size(places):
+    protocol = replace(get_protocol("hmdb51"), sizes={"videos": (3, 2, 3)})
+    model = str(places.root / "fold{fold}")
+    found = evaluate_checkpoint(protocol, model, places.data / "hmdb51", all_folds=True)
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("fold 2: hmdb51 was evaluated on 3 videos instead of 2")
+
+
 # --- Wrong use -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--protocol=msvdd"], "There is no protocol 'msvdd'; did you mean 'msvd'?"),
+        (["--protocol=msvdd"], "The protocol 'msvdd' is not known; did you mean 'msvd'?"),
         (
             ["--protocol=msvd", "--corpus=msvd"],
             "sets the corpus: leave out --protocol or --corpus",
@@ -375,7 +385,7 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         (["--protocol=msvd", "--task=retrieval"], "sets the task"),
         (["--protocol=msvd", "--split=val"], "sets the split"),
         (["--protocol=msvd"], "corpus 'msvd' needs data_dir="),
-        (["--protocol=msvd", "--data-dir=nowhere"], "no directory"),
+        (["--protocol=msvd", "--data-dir=nowhere"], "is not a directory"),
         (
             ["--protocol=msrvtt_1ka", '--corpus-options={"protocol": "full"}'],
             "has protocol='1k-A'; leave that corpus option out",
@@ -394,10 +404,7 @@ def test_all_folds(name, model, places, tmp_path, capsys):
         ),
         (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold needs the model that was trained on it"),
         (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
-        (
-            ["--task=retrievals"],
-            "--task 'retrievals' is not known; did you mean 'retrieval'? Tasks: retr",
-        ),
+        (["--task=retrievals"], "--task 'retrievals' is not known; did you mean 'retrieval'?"),
         (["--protocol=msvd", "--output=."], "is a directory: give a file, such as"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
@@ -565,13 +572,13 @@ def test_zero_shot_is_refused_for_what_an_earlier_run_was_trained_on(trained, tm
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({}, "there is no results.json that tells how 'checkpoint-7' was trained"),
+        ({}, "no results.json says how 'checkpoint-7' was trained"),
         (
             {"corpus": "webvid", "model": "someone/else"},
-            "there is no results.json that tells how 'someone/else' was trained",
+            "no results.json says how 'someone/else' was trained",
         ),
-        ({"corpus": "webvid", "model": "SELF"}, "there is no results.json that tells how 'run' was trained"),
-        ({"corpora": [{}]}, "there is no results.json that tells how 'checkpoint-7' was trained"),
+        ({"corpus": "webvid", "model": "SELF"}, "no results.json says how 'run' was trained"),
+        ({"corpora": [{}]}, "no results.json says how 'checkpoint-7' was trained"),
         ({"corpus": "webdataset"}, "its corpus 'webdataset' may hold any videos"),
     ],
 )
@@ -659,8 +666,9 @@ def test_an_evaluation_names_its_split_and_says_if_it_was_trained_on(places, tmp
     assert ("(which it was trained on)" in model_card([output])) == seen
 
 
-@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere", False)])
+@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere/../here", True), ("elsewhere", False)])
 def test_ones_own_videos_are_those_of_the_same_directory(tmp_path, where, seen):
+    (tmp_path / "elsewhere").mkdir()
     told = {"corpora": [{"corpus": "folder", "data_dir": str(tmp_path / "here")}], "corpus": "folder"}
     (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
     history = training_history(str(tmp_path))

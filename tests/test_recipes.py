@@ -543,7 +543,7 @@ def test_data_dirs():
     _, data, _ = parse_arguments(["finetune_msvd", "--data_dirs", "msvd=there"])
     assert (data.data_dir, data.corpora) == ("there", None)
     for wrong, message in {
-        "webvd=x": "'webvd' is not a corpus of this run; did you mean 'webvid'? (known: webvid, cc3m)",
+        "webvd=x": "'webvd' is not a corpus of this run; did you mean 'webvid'?",
         "webvid": "'webvid' is not of the form CORPUS=DIRECTORY",
         "webvid=": "'webvid' is not of the form CORPUS=DIRECTORY",
     }.items():

@@ -26,9 +26,9 @@ from region_learner.evaluation.region_baselines import (
     last_block,
     moved_masks,
 )
+from region_learner.evaluation.region_description import draw_report, mask_report
+from region_learner.evaluation.region_evaluation import _LabelledClips, align_label_maps
 from region_learner.evaluation.region_metrics import region_metrics
-from region_learner.evaluation.region_quality import _LabelledClips, align_label_maps
-from region_learner.evaluation.region_report import draw_report, mask_report
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.region_masks import _otsu, are_normalized, region_focus
 from region_learner.training.tokenizer import train_tokenizer
@@ -547,7 +547,7 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
     assert result.pop("learned") == pytest.approx(expected.pop("learned"))
     assert result == expected | {"unreadable": [rows[0]["video_id"], rows[4]["video_id"]]}
     assert "2 of 5 videos cannot be read" in caplog.text
-    assert "no masks at nowhere.npz" in caplog.text
+    assert "the label maps nowhere.npz do not exist" in caplog.text
     with pytest.raises(ValueError, match=r"None of the 1 videos can be read; the first: .*damaged.mp4"):
         region_quality(model, video_processor, damaged[:1], progress=False)
 

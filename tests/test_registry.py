@@ -17,7 +17,8 @@ from region_learner.corpora import (
     register_corpus,
     registry,
 )
-from region_learner.training import parse_arguments, train
+from region_learner.training import DataArguments, parse_arguments, train
+from region_learner.training.task_data import default_flip_probability
 
 from .test_training import TINY
 
@@ -156,6 +157,12 @@ def test_loaders_that_cannot_be_called(loader):
 def test_names_that_cannot_be_given(name):
     with pytest.raises(CorpusError, match="the name of a corpus must be a string that is not blank"):
         register_corpus(name, load_gestures)
+
+
+@pytest.mark.parametrize(("corpora", "probability"), [(("webvid", "cc3m"), 0.5), (("webvid", "moving_shapes"), 0.0)])
+def test_one_corpus_that_tells_left_from_right_is_enough(corpora, probability):
+    arguments = DataArguments(corpus="webvid", corpora=[{"corpus": name} for name in corpora])
+    assert default_flip_probability(arguments) == probability
 
 
 @pytest.mark.parametrize(("horizontal_flip", "probability"), [(True, 0.5), (False, 0.0)])

@@ -91,7 +91,7 @@ def test_files_that_hold_no_results(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_results(path)
-    with pytest.raises(ValueError, match=r"exists and would be lost .*: give another file") as error:
+    with pytest.raises(ValueError, match=r"exists and would be overwritten .*: give another file") as error:
         write_results(results(), path)
     assert "\n" not in str(error.value)
     assert path.read_text() == content

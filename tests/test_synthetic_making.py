@@ -108,11 +108,12 @@ def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
     assert len(load_corpus("moving_shapes", target)) == 3
 
 
-def test_shapes_made_again(capsys, tmp_path):
+def test_shapes_made_again(caplog, tmp_path):
+    caplog.set_level("INFO", "region_learner")
     shapes_dir = make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **SIZES)
     before = (shapes_dir / "corpus.json").stat().st_mtime_ns
     assert make_corpus("moving_shapes", shapes_dir, **SIZES) == shapes_dir
-    assert "already holds this corpus: nothing to do" in capsys.readouterr().err
+    assert caplog.messages == [f"Wrote {shapes_dir}", f"{shapes_dir} already holds this corpus: nothing to do"]
     assert (shapes_dir / "corpus.json").stat().st_mtime_ns == before
     with pytest.raises(CorpusError, match=r"other options \(val is 1, not 9, seed is 0, not 2\): .*overwrite=True"):
         make_corpus("moving_shapes", shapes_dir, **{**SIZES, "val": 9, "seed": 2})
@@ -124,7 +125,7 @@ def test_shapes_made_again(capsys, tmp_path):
     make_corpus("moving_shapes", tmp_path / "c", seed=5, overwrite=True, **tiny)
     assert load_corpus("moving_shapes", tmp_path / "c", seed=5).num_rows == 1
     assert hidden(tmp_path) <= {".c.lock", ".shapes.lock"}
-    with pytest.raises(CorpusError, match=r"no split 'val' in .*\(splits: train\)"):
+    with pytest.raises(CorpusError, match=r"has no split 'val' \(splits: train\)"):
         load_corpus("moving_shapes", tmp_path / "c", split="val")
 
 
@@ -159,12 +160,12 @@ def test_shapes_are_made_in_the_cache_once(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_write_corpus", None)  # must not be called again
     assert load_corpus("moving_shapes", **options).to_list() == first.to_list()
     assert Path(first["video"][0]).is_relative_to(tmp_path / "region_learner")
-    with pytest.raises(CorpusError, match=r"no split 'valid' in moving_shapes .*; did you mean 'val'"):
+    with pytest.raises(CorpusError, match=r"moving_shapes has no split 'valid' .*; did you mean 'val'"):
         load_corpus("moving_shapes", split="valid", **options)
 
 
 def test_shapes_masks_missing(tmp_path):
-    with pytest.raises(CorpusError, match=r"no masks at .*x.npz"):
+    with pytest.raises(CorpusError, match=r"the label maps .*x.npz do not exist"):
         load_masks(tmp_path / "x.npz")
 
 

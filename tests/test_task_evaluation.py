@@ -420,7 +420,7 @@ def test_sets_of_prompts_and_files(tmp_path):
     ("content", "message"),
     [
         (b"{}\na film\n", r"prompts.txt, line 2: 'a film' needs '\{\}'"),
-        (b"\n \n", "prompts.txt is without prompts"),
+        (b"\n \n", "prompts.txt has no prompts"),
         (b"\xff{}", "prompts.txt is not UTF-8 text"),
         (None, r"neither a set \(few, name, original, actions\) nor a text file"),
     ],

@@ -105,6 +105,9 @@ def test_a_text_means_the_same_in_every_batch(name, pooling):
         for length in (7, 12):
             embeds = model(**padded(side, length)).text_embeds
             torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
+    inputs = padded("left", 12)  # padding has no influence, whatever its ids are
+    inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), 21)
+    torch.testing.assert_close(model(**inputs).text_embeds, expected, rtol=1e-5, atol=1e-5)
     if name.startswith("siglip"):  # as their tokenizers give it
         ids = padded("right", 12)["input_ids"]
         torch.testing.assert_close(model(input_ids=ids).text_embeds, expected, rtol=1e-5, atol=1e-5)

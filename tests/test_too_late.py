@@ -385,7 +385,9 @@ def test_what_is_overwritten_is_not_resumed(tmp_path, stopped_run, caplog):
     with pytest.raises(ValueError, match="num_frames=3"):  # checks come first
         stopped_run("--overwrite", "--num_frames=3")
     assert (output / "checkpoint-7" / "complete.json").exists()
+    caplog.set_level("INFO", logger="region_learner")
     stopped_run("--overwrite=true")
+    assert "checkpoint-7 of the earlier run" in caplog.text
     assert {path.name for path in output.iterdir()} == {
         "notes.txt",
         "config.json",

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
+from transformers.utils.logging import is_progress_bar_enabled
 
 from region_learner.corpora import load_corpus, make_corpus
 from region_learner.training import (
@@ -222,23 +223,31 @@ def test_lines_of_logs():
     metrics = {
         "eval_loss": 1.5,
         "eval_t2v_R@1": 40.0,
+        "eval_t2v_R@50": 90.0,
+        "eval_t2v_MedR": 2.0,
+        "eval_v2t_R@1": 100.0,
         "eval_runtime": 3.2,
         "eval_samples_per_second": 9.0,
         "epoch": 3.0,
     }
-    assert log_line(metrics, 5, 10) == "step  5/10  epoch  3.00  eval  loss 1.50  t2v_R@1 40.00"
-    assert log_line(metrics, 0, 0) == "eval  loss 1.50  t2v_R@1 40.00"  # without training
+    shown = "eval  loss  1.5000  t2v R@1  40.00  MedR   2.00  v2t R@1 100.00"
+    assert log_line(metrics, 5, 10) == f"step  5/10  epoch  3.00  {shown}"
+    assert log_line(metrics, 0, 0) == shown  # without training
+    assert log_line({"eval_accuracy": 50.0, "eval_questions": 8}, 0, 0) == "eval  accuracy  50.00  questions 8"
+    assert log_line({"eval_own_t2v_R@1": 4.0}, 0, 0) == "eval  own_t2v R@1   4.00"  # one of several data sets
     end = {"train_runtime": 8.0, "train_loss": 2.0, "total_flos": 1e9, "epoch": 12.0}
-    assert log_line(end, 10, 10) == "step 10/10  epoch 12.00  train_loss 2.00"
+    assert log_line(end, 10, 10) == "step 10/10  epoch 12.00  train loss  2.0000"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("quiet", [True, False])
 def test_runs_print_lines_and_no_dictionaries(tmp_path, capsys, monkeypatch, terminal, quiet):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    run(tmp_path, max_steps=2, disable_tqdm=quiet)
+    run(tmp_path, max_steps=2, disable_tqdm=quiet, save=True)
     out, err = capsys.readouterr()
     assert not out
+    assert "shards" not in err  # nor the bars of saving
+    assert is_progress_bar_enabled()
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/2", "2/2", "2/2"]
     assert "{" not in err
@@ -342,7 +351,7 @@ def test_adapters(corpus, tmp_path):
     assert "video_model.layers.0.mlp.fc1.weight" in changed
     assert "video_model.embeddings.temporal_embeddings" in changed
     assert "video_model.embeddings.position_embeddings" not in changed
-    with pytest.raises(ValueError, match="there is no tower"):
+    with pytest.raises(ValueError, match="are not towers of this model"):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
 
 

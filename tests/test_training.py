@@ -30,6 +30,7 @@ from region_learner.training import (
 )
 from region_learner.training.collator import stable_id
 from region_learner.training.data import DRAWN, Draw
+from region_learner.training.run import _tell_if_trained_on
 from region_learner.training.task_data import is_trained_on
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_decoding_region_learner import VideoDecodeError
@@ -295,7 +296,7 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["tested_on"] == where
     assert written["test"]["t2v_R@1"] == found[f"{split}_t2v_R@1"]
-    assert (f"--test-split {split} is also the training split" in caplog.text) == seen
+    assert (f"Testing on the training split, {split}:" in caplog.text) == seen
     heading = f"moving_shapes, split {split}{', which the model was trained on' * seen}:"
     shown = printed().splitlines()
     assert heading in shown
@@ -317,6 +318,16 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
 )
 def test_which_splits_are_trained_on(options, split, expected):
     assert is_trained_on(DataArguments(**{"data_dir": "here"} | options), split) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "level"), [({"test_split": "train"}, "INFO"), ({"eval_split": "train"}, "WARNING"), ({}, None)]
+)
+def test_an_evaluation_on_the_training_split_is_told(options, level, caplog):
+    caplog.set_level("INFO", logger="region_learner")
+    _tell_if_trained_on(DataArguments(**{"data_dir": "here", "eval_split": "val", "test_split": "test"} | options))
+    assert [record.levelname for record in caplog.records] == [level] * (level is not None)
+    assert all("the training split" in record.getMessage() for record in caplog.records)
 
 
 def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):
@@ -444,7 +455,7 @@ def test_wrong_recipes(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "moving_shape"], "no recipe or file 'moving_shape'; did you mean 'moving_shapes'"),
+        (["train", "moving_shape"], "'moving_shape' is neither a recipe nor a file; did you mean 'moving_shapes'"),
         (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
         (["train", *TINY, "--corpus=nothing"], "unknown corpus 'nothing'"),
         (["train", "--corpus=nothing"], "The model comes from one of: model"),

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from region_learner.evaluation.region_description import mask_report
 from region_learner.evaluation.region_metrics import region_metrics
-from region_learner.evaluation.region_report import mask_report
 from region_learner.region_masks import region_focus
 from region_learner.visualization import (
     Page,
@@ -96,6 +96,7 @@ AGREEMENT = {
     "over positions": lambda: 80 * smooth(2, 3).flatten(2).softmax(2).view(2, 3, 8, 10),
     "over regions": lambda: competing(*(3 * smooth(4, 2)).softmax(0)),
     "even": lambda: torch.ones(2, 2, 8, 10),
+    "even behind another": lambda: torch.cat([AGREEMENT["over positions"]()[:, :1], torch.ones(2, 1, 8, 10)], dim=1),
 }
 
 

@@ -60,6 +60,10 @@ def chance(videos: int) -> dict[str, float]:
     return recalls | {"MedR": (videos + 1) / 2, "MeanR": (videos + 1) / 2}
 
 
+def _times_chance(metrics: dict[str, Any]) -> float:
+    return metrics["t2v_R@1"] / chance(metrics["videos"])["R@1"]
+
+
 def metrics_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Returns the header and the rows of a retrieval table; the last row is chance."""
     names = [*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR"]
@@ -111,8 +115,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
 
     console.rule(f"3. Retrieval on {len(test)} unseen clips")
     print_metrics(console, results["test"])
-    ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
-    console.print(f"Text-to-video R@1 is {ratio:.0f} times chance.")
+    console.print(f"Text-to-video R@1 is {_times_chance(results['test']):.0f} times chance.")
 
     console.rule("4. Search with AutoModel, in a process without this package")
     found = search_in_fresh_process(checkpoint, test, output)
@@ -166,7 +169,6 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
         "MedR, MeanR: median and mean of its rank."
     )
     video = model.config.video_config
-    ratio = results["test"]["t2v_R@1"] / chance(len(test))["R@1"]
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return Page(
         title="RegionLearner: moving shapes",
@@ -176,7 +178,7 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
             ("Trained on", f"{results['train']['videos']} clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
-            ("Text to video", f"R@1 {ratio:.0f} times chance"),
+            ("Text to video", f"R@1 {_times_chance(results['test']):.0f} times chance"),
         ],
         metrics=Table(header, rows, caption=caption, muted={len(rows) - 1}),
         loss=[(entry["step"], float(entry["loss"])) for entry in results["log"] if "loss" in entry],

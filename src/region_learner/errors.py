@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent)
@@ -51,6 +52,15 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, OSError | ImportError) or not file or of_package:
         return message
     return f"{message} (from {_shown(file)}:{number}; REGION_LEARNER_DEBUG=1 shows more)"
+
+
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown `name`: the nearest known one, or all if none is near."""
+    from .configuration_region_learner import did_you_mean
+
+    known = list(known)
+    hint = did_you_mean(name, known)
+    return f"; choose one of {', '.join(known)}." if hint == "." else hint
 
 
 def _is_of_library(error: Exception, only: str | None = None) -> bool:

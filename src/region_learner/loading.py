@@ -1,4 +1,4 @@
-"""Loads the models and processors of checkpoints, and says in one line why one cannot be loaded."""
+"""Loads models and processors from checkpoints, with one-line errors for those that are damaged or do not fit."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from .corpora.videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from .files import near_file
 from .text_tower import check_text_tower
 
-# What `from_pretrained` of models, processors and tokenizers reads.
+# The files that `from_pretrained` of models, processors and tokenizers reads.
 _READ = re.compile(
     r".*\.safetensors|pytorch_model.*\.bin|.*\.index\.json|(.*_)?config\.json|tokenizer.*\.json|vocab\.(json|txt)"
     r"|special_tokens_map\.json|added_tokens\.json|merges\.txt|.*\.model"
@@ -37,9 +37,13 @@ BESIDE_ADAPTERS = "beside_adapters.safetensors"
 
 def refuse_bare_adapters(name: str) -> None:
     """
+    Refuses directories of which `from_pretrained` would load only a part.
+
+    Args:
+        name: a directory or Hub name.
+
     Raises:
-        ValueError: `name` is a directory of adapters without their model, or a checkpoint of adapters of version 0.1,
-            of which other code would load only a part.
+        ValueError: `name` is a directory of adapters without their model, or a checkpoint of adapters of version 0.1.
     """
     if (Path(name) / BESIDE_ADAPTERS).is_file():
         raise ValueError(
@@ -55,11 +59,14 @@ def refuse_bare_adapters(name: str) -> None:
 
 def check_files(name: str | Path) -> None:
     """
-    Does nothing for the name of a model on the Hub.
+    Checks the files of a checkpoint, without reading the weights.
+
+    Args:
+        name: a directory. Hub names are not checked.
 
     Raises:
-        ValueError: a file of the directory `name` is a pointer of Git LFS, empty or cut off.
-        OSError: it cannot be read.
+        ValueError: a file is a pointer of Git LFS, empty, or cut off.
+        OSError: a file cannot be read.
     """
     directory = Path(name)
     if not directory.is_dir():
@@ -70,7 +77,7 @@ def check_files(name: str | Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what a clone without Git LFS has in its place."""
+    """Returns whether a file is the placeholder that a clone without Git LFS has in its place."""
     return path.is_file() and _start_of(path) == _LFS_POINTER
 
 
@@ -91,7 +98,7 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path} is empty: {again}")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt"):  # compares its size with what its beginning says
+            with safe_open(path, framework="pt"):  # compares the file's size with its header
                 pass
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
@@ -101,7 +108,7 @@ def _check_file(path: Path) -> None:
 
 def load_model(auto_class: Any, name: str, **options) -> Any:
     """
-    Returns `auto_class.from_pretrained(name, **options)`, of a checkpoint whose towers are whole and finite.
+    Returns the model `auto_class.from_pretrained(name, **options)`, whose towers are complete and finite.
 
     Args:
         auto_class: a model class, or one of the Auto classes.
@@ -109,8 +116,8 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
         options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: its files are damaged, a tower lacks weights, or a weight is not finite.
-        OSError: there is no such directory, or model on the Hub; or a file cannot be read.
+        ValueError: a file is damaged, a weight of a tower is missing or of another shape, or a weight is not finite.
+        OSError: the directory or Hub model does not exist, or a file cannot be read.
     """
     model, info = _load(auto_class, name, **options)
     if missing := sorted(key for key in map(str, info["missing_keys"]) if _is_of_a_tower(key)):
@@ -123,13 +130,13 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
 
 
 def _is_of_a_tower(key: str) -> bool:
-    """Whether a weight is one that every use of a checkpoint needs; regions, projections and heads may be new."""
+    """Returns whether every use of a checkpoint needs a weight. Region modules, projections and heads may be new."""
     towers = ("video_model.embeddings.", "video_model.layers.", "video_model.backbone.", "text_model.")
     return key.startswith(towers) and ".pooler." not in key
 
 
 def _load(auto_class: Any, name: str, **options) -> tuple[Any, dict[str, Any]]:
-    """Returns a model without damage, and which of its weights the checkpoint does not have."""
+    """Returns a model, and the loading info of `from_pretrained`. Raises the errors of [`load_model`]."""
     check_files(name)
     try:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
@@ -148,8 +155,10 @@ def _load(auto_class: Any, name: str, **options) -> tuple[Any, dict[str, Any]]:
 
 def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
     """
+    Checks the weights of a model that was loaded from the checkpoint `name`.
+
     Raises:
-        ValueError: a weight of `model`, which was loaded from `name`, is NaN or infinite.
+        ValueError: a weight is NaN or infinite.
     """
     if (weight := first_non_finite(model.state_dict())) is not None:
         raise ValueError(
@@ -159,7 +168,10 @@ def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
 
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first of `tensors` with a value that is NaN or infinite, or None. Waits for the device once."""
+    """
+    Returns the name of the first of `tensors` that has a NaN or infinite value; None if all are finite. It waits for
+    the device only once.
+    """
     local = {
         name: tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a sharded model
         for name, tensor in tensors.items()
@@ -177,10 +189,14 @@ _CONFIGS = ("config.json", "adapter_config.json")
 
 def check_checkpoint(name: str):
     """
-    Looks whether a name can be that of a checkpoint, before anything is loaded.
+    Checks that `name` can be a checkpoint, before anything is loaded. Hub names are only checked for their form.
+
+    Args:
+        name: a directory or Hub name.
 
     Raises:
-        OSError: it is that of a local directory which does not exist, or is not a checkpoint.
+        NotADirectoryError: it is a file.
+        FileNotFoundError: it is a directory that does not exist, or has no configuration.
     """
     path = Path(name)
     if path.is_file():
@@ -194,15 +210,21 @@ def check_checkpoint(name: str):
         if not any((path / config).exists() for config in _CONFIGS):
             inside = sorted(found.parent for config in _CONFIGS for found in path.glob(f"*/{config}"))
             near = f"; did you mean {str(inside[-1])!r}?" if inside else "."
-            raise FileNotFoundError(f"{name} is not a checkpoint: there is no config.json in it{near}")
+            raise FileNotFoundError(f"{name} is not a checkpoint: it has no config.json{near}")
     else:
         check_name(name, "a checkpoint")
 
 
 def check_name(name: str, what: str):
     """
+    Checks that `name` is a directory that exists, or could be a Hub name.
+
+    Args:
+        name: a directory or Hub name.
+        what: what it should be, for the message, such as "a checkpoint".
+
     Raises:
-        OSError: `name` is that of a local directory which does not exist, and cannot be that of a model on the Hub.
+        FileNotFoundError: it is the path of a directory that does not exist.
     """
     path = Path(name)
     local = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or name.endswith("/")
@@ -215,8 +237,11 @@ def check_name(name: str, what: str):
 
 def check_video(name: str):
     """
+    Checks that `name` is a file that exists, or a URL.
+
     Raises:
-        OSError: it names a local file that does not exist, or a directory.
+        IsADirectoryError: it is a directory.
+        FileNotFoundError: the file does not exist.
     """
     if os.path.isdir(name):
         raise IsADirectoryError(f"{name} is a directory: name its videos, such as {os.path.join(name, '*.mp4')}.")
@@ -227,22 +252,21 @@ def check_video(name: str):
 def _has(name: str | os.PathLike, file: str) -> bool:
     try:
         return cached_file(name, file) is not None
-    except OSError:  # as transformers says that there is none
+    except OSError:  # raised by transformers if the file does not exist
         return False
 
 
 def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None) -> Any:
     """
-    Returns the processor of a checkpoint, after a look whether its tokenizer fits the text tower; or, for those who
-    read no texts, its video processor alone.
+    Returns the processor of a checkpoint, or its video processor alone if no texts are to be read.
 
     Args:
         name: a directory or Hub name.
-        text_config: of the text tower; None for the video processor alone.
+        text_config: configuration of the text tower, which the tokenizer must fit; None for the video processor alone.
 
     Raises:
         OSError: the checkpoint has no such files.
-        ValueError: it has no tokenizer, or one that does not fit.
+        ValueError: the checkpoint has no tokenizer, or one that does not fit the text tower.
     """
     if text_config is None:
         return AutoVideoProcessor.from_pretrained(name)
@@ -263,18 +287,18 @@ def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None
 
 def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     """
-    Loads the model of a checkpoint for a task, and its processor.
+    Returns the model of a checkpoint with the head of a task, and its processor.
 
     Args:
         name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2, whose clips
             are embedded as the mean of their frames.
-        task: of `EVALUATIONS`; None if a video tower is enough. For None and for "classification", the processor is a
-            video processor.
+        task: a key of `EVALUATIONS`, or None if a video tower is enough. For None and "classification" the processor
+            is a video processor, which reads no texts.
 
     Raises:
-        ValueError: the checkpoint is not a RegionLearner, or lacks weights, as one for another task does: they would
-            be random, and so would be the results.
-        OSError: there is no such directory or model on the Hub.
+        ValueError: the checkpoint is not a RegionLearner, is damaged, or lacks weights that the task needs, which
+            would be random.
+        OSError: the directory or Hub model does not exist.
 
     Example:
 

@@ -62,46 +62,19 @@ def model_card(
 
         Path("README.md").write_text(model_card(["msvd.json"], "CHECKPOINT", repo="me/mine", license="apache-2.0"))
     """
-    import jinja2
-
     measured = [read_results(path) for path in results]
     if not measured:
         raise ValueError("A model card needs measured results: give files of `region-learner evaluate --output FILE`.")
     if repo is not None:
         validate_repo_id(repo)
-    first, parts = measured[0], _models(measured[0])
-    for path, other in zip(results, measured):
-        if different := _what_differs(parts, _models(other)):
-            raise ValueError(
-                f"{path} is of another model than {results[0]} ({different}): a card describes one model."
-            )
-    evaluations: dict[str, str | os.PathLike[str]] = {}
-    for path, one in zip(results, measured):
-        if (name := f"{_name(one)}, {_config(one)}") in evaluations:
-            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: leave one out.")
-        evaluations[name] = path
-    name = repo or first.model["name"]
+    _check_one_model(results, measured)
+    _check_different_evaluations(results, measured)
+    parts = _models(measured[0])
+    name = repo or measured[0].model["name"]
     model = parts[0]["model"]
     pipeline = _PIPELINES.get(model["class"])
-    card_data = ModelCardData(
-        model_name=name,
-        license=license or "other",
-        license_name=None if license else "not-stated",
-        library_name="transformers",
-        pipeline_tag=pipeline or "feature-extraction",
-        tags=["region-learner"] if pipeline else list(_TAGS),
-        eval_results=[entry for one in measured for entry in _eval_results(one)],
-    )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"md": _markdown, "python": _python, "block": _block}
-    return environment.get_template("model_card.md.jinja").render(
-        card_data=card_data.to_yaml().strip(),
+    return _template().render(
+        card_data=_metadata(name, license, pipeline, measured),
         title=title or name,
         description=description.strip(),
         results=[_shown(one) for one in measured],
@@ -112,6 +85,34 @@ def model_card(
         repo=repo or model["name"],
         query=query,
     )
+
+
+def _metadata(name: str, license: str | None, pipeline: str | None, measured: Sequence[EvaluationResults]) -> str:
+    """The metadata on top of a card, in YAML."""
+    card_data = ModelCardData(
+        model_name=name,
+        license=license or "other",
+        license_name=None if license else "not-stated",
+        library_name="transformers",
+        pipeline_tag=pipeline or "feature-extraction",
+        tags=["region-learner"] if pipeline else list(_TAGS),
+        eval_results=[entry for one in measured for entry in _eval_results(one)],
+    )
+    return card_data.to_yaml().strip()
+
+
+def _template():
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": _markdown, "python": _python, "block": _block}
+    return environment.get_template("model_card.md.jinja")
 
 
 # --- Text that is put into the card --------------------------------------------------------------------------
@@ -150,6 +151,13 @@ def _models(one: EvaluationResults) -> list[dict[str, Any]]:
 def _identity(model: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in all results of one model: its files, or its name if the weights are unknown."""
     return (model["weights"] or {"name": model["name"], "revision": model["revision"]}) | model["files"]
+
+
+def _check_one_model(paths: Sequence[str | os.PathLike[str]], measured: Sequence[EvaluationResults]) -> None:
+    parts = _models(measured[0])
+    for path, other in zip(paths, measured):
+        if different := _what_differs(parts, _models(other)):
+            raise ValueError(f"{path} is of another model than {paths[0]} ({different}): a card describes one model.")
 
 
 def _what_differs(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
@@ -206,6 +214,16 @@ def _config(one: EvaluationResults) -> str:
         own = f"{len(templates)} custom ones, the first “{templates[0]}”"
         said.append(f"prompts: {next((name for name, known in PROMPTS.items() if list(known) == templates), own)}")
     return ", ".join(said)
+
+
+def _check_different_evaluations(
+    paths: Sequence[str | os.PathLike[str]], measured: Sequence[EvaluationResults]
+) -> None:
+    evaluations: dict[str, str | os.PathLike[str]] = {}
+    for path, one in zip(paths, measured):
+        if (name := f"{_name(one)}, {_config(one)}") in evaluations:
+            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: leave one out.")
+        evaluations[name] = path
 
 
 def _task(one: EvaluationResults) -> str:
@@ -290,7 +308,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     weights = weights_of(checkpoint)
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
-        what = "holds other weights than those that were measured" if weights else "is without model.safetensors"
+        what = "holds other weights than those that were measured" if weights else "has no model.safetensors"
         raise ValueError(f"{checkpoint} {what}: a card describes one model.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():

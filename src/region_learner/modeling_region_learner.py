@@ -260,7 +260,10 @@ class RegionLearnerAttention(nn.Module):
 
 
 class RegionLearnerZeroLinear(nn.Linear):
-    """A linear layer that is initialized to zero. (A class of its own, which `_init_weights` recognizes.)"""
+    """
+    A linear layer that is initialized to zero. (A class of its own, because `_init_weights` of custom code is called
+    only for modules that have parameters themselves.)
+    """
 
 
 class RegionLearnerDividedAttention(RegionLearnerAttention):
@@ -795,8 +798,8 @@ class RegionLearnerInteractionLayer(nn.Module):
 class RegionLearnerRegionModule(nn.Module):
     """
     The original's `RegionLearner`: quantizes the patches, pools them with learned masks into a few regions per frame,
-    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step (in the original,
-    leaving out quantization leaves out everything).
+    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step; without any, the
+    patches pass unchanged. (In the original, leaving out quantization leaves out everything.)
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -917,8 +920,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     @property
     def quantizer(self) -> RegionLearnerQuantizer | None:
         """The quantizer of the video tower; None without a codebook."""
-        region_module: Any = getattr(self, "video_model", self).region_module
-        return None if region_module is None else region_module.quantizer
+        tower: Any = getattr(self, "video_model", self)
+        return tower.region_module.quantizer
 
     def update_codebook(self):
         """
@@ -1048,9 +1051,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             # By name: "quantizer" would convert its integer counters to float, too.
             statistics = ("embed", "embed_avg", "cluster_size", "cluster_sum")
             self._keep_in_fp32_modules_strict = [f"quantizer.{name}" for name in statistics]
-        has_regions = bool(config.codebook_size or config.num_regions)
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.backbone = self.embeddings = self.temporal_embeddings = self.region_projection = None
+        self.layernorm: nn.Module = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.backbone_config is None:
             self.embeddings = RegionLearnerVideoEmbeddings(config)
             self.pre_layernorm = (
@@ -1059,11 +1061,12 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             self.layers = nn.ModuleList([RegionLearnerVideoLayer(config) for _ in range(config.num_hidden_layers)])
         else:
             self.backbone = _build_backbone(config)
-            if has_regions:
+            if config.codebook_size or config.num_regions:
                 self.temporal_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
                 self.region_projection = RegionLearnerZeroLinear(config.hidden_size, config.hidden_size)
-        self.region_module = RegionLearnerRegionModule(config) if has_regions else None
-        self.layernorm = norm if self.backbone is None or has_regions else nn.Identity()
+            else:
+                self.layernorm = nn.Identity()
+        self.region_module = RegionLearnerRegionModule(config)
         self.pooling = config.resolved.video_pooling
         self.fusion = config.resolved.temporal_fusion
         self.temporal_fusion = RegionLearnerTemporalFusion(config) if self.fusion != "attention" else None
@@ -1078,7 +1081,17 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         else:
             self.backbone.set_input_embeddings(value)
 
-    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Returns the video feature (B, D) of the CLS states (B, 1, D), in late fusion (B, T, D), and the states
+        `tokens` (B, T, n, D) of regions or patches.
+        """
+        if self.temporal_fusion is not None:
+            return self.temporal_fusion(self._pool_tokens(cls, tokens), frame_mask)
+        real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[2], 1)  # (B, T * n)
+        return self._pool_tokens(cls.squeeze(1), tokens.flatten(1, 2), real)
+
+    def _pool_tokens(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Returns one feature (..., D) of the CLS state (..., D) and those `tokens` (..., n, D) that are `real`."""
         if self.pooling == "cls":
             return cls
@@ -1234,31 +1247,20 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         else:
             assert pixel_values_videos is not None
             encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
-        cls, states = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
-        frames = states.shape[1]
-        region_masks, cluster_ids, region_loss = None, None, None
-        if self.region_module is None:
-            states = states.flatten(1, 3)  # (B, T * N, D)
-        else:
-            if self.backbone is not None:  # the scale of features differs between image models
-                states = F.layer_norm(states, states.shape[-1:])
-            states, region_masks, cluster_ids, region_loss = self.region_module(
-                states, frame_mask, self.temporal_embeddings
-            )
+        cls, patches = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
+        if self.region_projection is not None:  # the scale of features differs between image models
+            patches = F.layer_norm(patches, patches.shape[-1:])
+        states, region_masks, cluster_ids, region_loss = self.region_module(
+            patches, frame_mask, self.temporal_embeddings
+        )
         if self.backbone is None:
             last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
         else:  # its own pooled states are complete
             last_hidden_state = torch.cat([cls, self.layernorm(states)], dim=1)
         cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
-        if self.temporal_fusion is not None:
-            frame_features = self._pool(cls, tokens.unflatten(1, (frames, -1)))  # (B, T, D)
-            video_feature = self.temporal_fusion(frame_features, frame_mask)
-        else:
-            real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // frames, 1)
-            video_feature = self._pool(cls.squeeze(1), tokens, real)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=video_feature,
+            pooler_output=self._pool(cls, tokens.unflatten(1, (patches.shape[1], -1)), frame_mask),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             region_states=None if region_masks is None else states,
@@ -1420,6 +1422,24 @@ def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
     return torch.take_along_dim(x, index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)]), dim)
 
 
+def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int, *dims: int) -> torch.Tensor | None:
+    """Undoes `_roll(x, -shifts)` along `dims`, of which the first `length` positions are kept. None stays None."""
+    if x is None or shifts is None:
+        return x
+    for dim in dims:
+        x = _roll(x.narrow(dim, 0, length), shifts, dim)
+    return x
+
+
+def _pad_to_full_length(
+    tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder."""
+    tokens = tokens.masked_fill(attention_mask == 0, text_config.pad_token_id)
+    padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
+    return F.pad(tokens, padding, value=text_config.pad_token_id), F.pad(attention_mask, padding)
+
+
 def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> torch.Tensor:
     """Returns the position (B,) of the first end-of-text token, or of the last token of a text that was cut off."""
     last = attention_mask.long().cumsum(1).argmax(1)
@@ -1506,38 +1526,26 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
         if full_length and attention_mask is None:  # their tokenizers do not return one
             attention_mask = (inputs["input_ids"] != text_config.pad_token_id).long()
-        start = None
+        start, length = None, 0
         if attention_mask is not None and attention_mask.ndim == 2:
             # Padding moves to the right, so that the positions of a text do not depend on the rest of the batch.
             start, length = attention_mask.ne(0).int().argmax(1), attention_mask.shape[1]  # (B,)
             inputs = {name: _roll(x, -start) for name, x in inputs.items()}
             attention_mask = _roll(attention_mask, -start)
-        tower_mask = attention_mask
         if full_length:
             assert attention_mask is not None
-            tokens = inputs["input_ids"].masked_fill(attention_mask == 0, text_config.pad_token_id)
-            padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
-            inputs["input_ids"] = F.pad(tokens, padding, value=text_config.pad_token_id)
-            attention_mask, tower_mask = F.pad(attention_mask, padding), None
-        outputs = self.text_model(**inputs, attention_mask=tower_mask, **kwargs)
+            inputs["input_ids"], attention_mask = _pad_to_full_length(inputs["input_ids"], attention_mask, text_config)
+        # Encoders of full-length texts attend to the padding, too.
+        outputs = self.text_model(**inputs, attention_mask=None if full_length else attention_mask, **kwargs)
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-
-        def as_given(x: torch.Tensor | None, *dims: int) -> torch.Tensor | None:
-            """Puts the tokens along `dims` back in the order of the input. (None: a layer that was not asked for.)"""
-            if x is None or start is None:
-                return x
-            for dim in dims:
-                x = _roll(x.narrow(dim, 0, length), start, dim)
-            return x
-
         hidden_states, attentions = outputs.hidden_states, outputs.attentions
-        return BaseModelOutputWithPooling(
-            last_hidden_state=as_given(outputs.last_hidden_state, 1),
+        return BaseModelOutputWithPooling(  # with the tokens in the order of the input
+            last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
             pooler_output=self.text_projection(pooled),
-            hidden_states=hidden_states and tuple(as_given(x, 1) for x in hidden_states),
-            attentions=attentions and tuple(as_given(x, 2, 3) for x in attentions),
+            hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
+            attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
         )
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -1581,6 +1589,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """The temperature, learned or fixed: cosine similarities are divided by it."""
         return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
 
+    def _logits(self, video_embeds: torch.Tensor | None, text_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the logits (videos, texts) of normalized embeddings; None if either side is None."""
+        if video_embeds is None or text_embeds is None:
+            return None
+        logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
     @can_return_tuple
     def forward(
         self,
@@ -1600,16 +1615,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         processes, see `contrastive_loss` in `loss_region_learner.py`.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): tokens.
-            pixel_values_videos (`torch.FloatTensor` of shape `(videos, T, C, height, width)`, *optional*): clips.
-            attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*): 1 for tokens, 0 for padding.
-            token_type_ids, position_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*): for text
-                encoders that take them.
-            frame_mask (`torch.Tensor` of shape `(videos, T)`, *optional*): 1 for real frames, 0 for padding.
+            input_ids, attention_mask, token_type_ids, position_ids (of shape `(texts, length)`, *optional*):
+                the texts, see [`~RegionLearnerModel.get_text_features`].
+            pixel_values_videos, frame_mask, interpolate_pos_encoding: the clips, see
+                [`RegionLearnerVideoModel.forward`].
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
             return_loss (`bool`, *optional*): compute the loss; text i describes video i.
-            interpolate_pos_encoding (`bool`, defaults to `False`): see [`RegionLearnerVideoModel.forward`].
 
         Raises:
             ValueError: neither texts nor videos are given, or `return_loss` without one text per video.
@@ -1639,15 +1651,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
 
-        logits_per_video = logits_per_text = None
-        if text_embeds is not None and video_embeds is not None:
-            logits_per_video = cosine_similarity(video_embeds, text_embeds) / self.temperature
-            if self.logit_bias is not None:
-                logits_per_video = logits_per_video + self.logit_bias
-            logits_per_text = logits_per_video.T
+        logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
-            logits_per_video=logits_per_video,
-            logits_per_text=logits_per_text,
+            logits_per_video=logits,
+            logits_per_text=None if logits is None else logits.T,
             text_embeds=text_embeds,
             video_embeds=video_embeds,
             text_model_output=text_outputs,
@@ -1664,7 +1671,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
 def _num_labels(config: RegionLearnerConfig) -> int:
     if not config.num_labels:
-        raise ValueError("There are no classes: set num_labels, or id2label, of the configuration.")
+        raise ValueError("The configuration has no classes: set num_labels or id2label.")
     return config.num_labels
 
 
@@ -1851,7 +1858,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
                 label of an answer that is not in the vocabulary.
 
         Raises:
-            ValueError: there is not one clip for each question.
+            ValueError: the number of clips is not the number of questions.
 
         Example:
 

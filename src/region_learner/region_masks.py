@@ -31,7 +31,7 @@ import torch.nn.functional as F
 
 def are_normalized(masks: torch.Tensor) -> bool:
     """
-    Whether masks (..., h, w) are normalized ones: never negative, with a mean of 1 over each frame. A region that
+    Returns whether masks (..., h, w) are normalized: never negative, with a mean of 1 over each frame. A region that
     lost a whole frame to others may have any mean there, so it is enough that most masks have a mean of 1.
     """
     means = masks.float().mean((-2, -1))
@@ -58,30 +58,30 @@ class RegionFocus:
     signed: bool
 
     def enlarged(self, size: Sequence[int] | None = None) -> torch.Tensor:
-        """The values at `size`, a height and a width, by default that of the masks: (..., S, height, width)."""
+        """Returns the values at `size`, a height and a width (by default of the masks): (..., S, height, width)."""
         if size is None or tuple(size) == tuple(self.values.shape[-2:]):
             return self.values
         large = F.interpolate(self.values.flatten(0, -3)[None], tuple(size), mode="bilinear", align_corners=False)
         return large.view(*self.values.shape[:-2], *size)
 
     def weights(self, size: Sequence[int] | None = None) -> torch.Tensor:
-        """How much each region weighs each position, at most 1: (..., S, height, width)."""
+        """Returns how much each region weighs each position, at most 1: (..., S, height, width)."""
         values = self.enlarged(size)
         return values.abs() if self.signed else values
 
     def distributions(self) -> torch.Tensor:
-        """The weights (..., S, h, w) with a sum of 1 over the positions of a frame (0 for a mask that is zero)."""
+        """Returns weights (..., S, h, w) whose sum over the positions of a frame is 1 (0 for a mask that is zero)."""
         weights = self.weights()
         return weights / weights.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def areas(self, size: Sequence[int] | None = None) -> torch.Tensor:
-        """Which positions belong to each region, as booleans (..., S, height, width)."""
+        """Returns which positions belong to each region, as booleans (..., S, height, width)."""
         return self.weights(size) > self.threshold
 
 
 def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
     """
-    What the regions look at, by the definition at the head of this file.
+    Returns what the regions look at, by the definition at the head of this file.
 
     Args:
         masks: floating-point numbers (..., S, h, w), as in `RegionLearnerVideoOutput.region_masks`.
@@ -117,8 +117,8 @@ def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
 
 def _otsu(values: torch.Tensor) -> torch.Tensor:
     """
-    Otsu's threshold of each row of `values` (..., n), exactly, without a histogram: (..., 1), halfway between the
-    two values that it parts.
+    Returns Otsu's threshold (..., 1) of each row of `values` (..., n), halfway between the two values that it
+    separates. It is exact, without a histogram.
     """
     values = values.sort(-1).values
     n = values.shape[-1]

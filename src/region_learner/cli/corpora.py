@@ -50,8 +50,7 @@ def make(
 
     options = mapping("--corpus-options", corpus_options)
     with interruptible("Nothing was written; the same command starts again."):
-        path = make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
-    print_wrote(path)
+        make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
 
 
 @corpus_app.command()
@@ -70,7 +69,7 @@ def prepare(
         int | None, typer.Option(metavar="N", help="Frames per clip, evenly spread, instead of --max-fps.")
     ] = None,
     group: Annotated[
-        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster, in larger files.")
+        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster but make larger files.")
     ] = 6,
     crf: Annotated[int, typer.Option(metavar="N", help="Quality of H.264; lower is better.")] = 23,
     clips_per_shard: Annotated[

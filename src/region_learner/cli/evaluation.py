@@ -14,64 +14,78 @@ if TYPE_CHECKING:
     from ..evaluation import Protocol
     from ..evaluation.results import EvaluationResults
 
+# --- evaluate ------------------------------------------------------------------------------------------------
+
+_ModelOfFolds = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} is replaced by the fold number.",
+    ),
+]
+_Protocol = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark: corpus, split and task.")
+]
+_ListProtocols = Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")]
+_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol; by default folder.")]
+_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")]
+_Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="retrieval (the default), multiple_choice, question_answering, classification or zero_shot.",
+    ),
+]
+_ResultsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the whole result to this JSON file.")
+]
 _Workers = Annotated[
     int, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode; 0: the main process does.")
+]
+_MaxUnreadable = Annotated[
+    float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable, and are left out.")
+]
+_AllFolds = Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")]
+_Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")]
+_WindowStride = Annotated[
+    int | None, typer.Option(metavar="FRAMES", help="Sliding windows instead of --clips, this far apart.")
+]
+_Prompts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="For zero_shot: few, name, original, actions, or a text file with one per line; by default few.",
+    ),
+]
+_DualSoftmax = Annotated[
+    bool, typer.Option("--dual-softmax", help="For retrieval: also report re-scored metrics, separately.")
+]
+_DualSoftmaxTemperature = Annotated[
+    float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax; by default that of the model.")
 ]
 
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} is replaced by the fold number.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark: corpus, split and task.")
-    ] = None,
-    list_protocols: Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")] = False,
-    corpus: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol; by default folder.")
-    ] = None,
+    model: _ModelOfFolds = None,
+    protocol: _Protocol = None,
+    list_protocols: _ListProtocols = False,
+    corpus: _Corpus = None,
     data_dir: DataDir = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="retrieval (the default), multiple_choice, question_answering, classification or zero_shot.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the whole result to this JSON file.")
-    ] = None,
+    split: _Split = None,
+    task: _Task = None,
+    output: _ResultsFile = None,
     as_json: AsJson = False,
     batch_size: BatchSize = 16,
     workers: _Workers = 0,
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
-    max_unreadable: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable, and are left out.")
-    ] = 1.0,
-    all_folds: Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")] = False,
-    clips: Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")] = 1,
-    window_stride: Annotated[
-        int | None, typer.Option(metavar="FRAMES", help="Sliding windows instead of --clips, this far apart.")
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="For zero_shot: few, name, original, actions, or a text file with one per line; by default few.",
-        ),
-    ] = None,
-    dual_softmax: Annotated[
-        bool, typer.Option("--dual-softmax", help="For retrieval: also report re-scored metrics, apart.")
-    ] = False,
-    dual_softmax_temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax; by default that of the model.")
-    ] = None,
+    max_unreadable: _MaxUnreadable = 1.0,
+    all_folds: _AllFolds = False,
+    clips: _Clips = 1,
+    window_stride: _WindowStride = None,
+    prompts: _Prompts = None,
+    dual_softmax: _DualSoftmax = False,
+    dual_softmax_temperature: _DualSoftmaxTemperature = None,
 ) -> None:
     """
     Measure a checkpoint on a benchmark or on your own videos.
@@ -116,7 +130,7 @@ def evaluate(
 
 
 def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None, task: str | None) -> "Protocol":
-    from ..configuration_region_learner import did_you_mean
+    from ..errors import nearest_or_all
     from ..evaluation import EVALUATIONS, Protocol, get_protocol
 
     if protocol is not None:
@@ -126,8 +140,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
         return get_protocol(protocol)
     task = task or "retrieval"
     if task not in EVALUATIONS:
-        hint = did_you_mean(task, EVALUATIONS)
-        raise ValueError(f"--task {task!r} is not known{hint} Tasks: {', '.join(EVALUATIONS)}.")
+        raise ValueError(f"--task {task!r} is not known{nearest_or_all(task, EVALUATIONS)}")
     return Protocol(corpus=corpus or "folder", task=task, split=split or "test")
 
 
@@ -183,27 +196,35 @@ def _print_protocols(as_json: bool) -> None:
     print_table(table)
 
 
+# --- regions -------------------------------------------------------------------------------------------------
+
+_Videos = Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="VIDEO")]
+_Picture = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also draw regions, codes and masks into this picture.")
+]
+_CorpusOfObjects = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Instead of videos: moving_shapes or drifting_letters, with their objects."),
+]
+_CorpusBatchSize = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Clips per batch, of the corpus; by default 16.")
+]
+_CorpusWorkers = Annotated[
+    int | None, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode the corpus; by default 0.")
+]
+
+
 def regions(
     model: Model,
-    videos: Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="VIDEO")] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw regions, codes and masks into this picture.")
-    ] = None,
+    videos: _Videos = None,
+    output: _Picture = None,
     as_json: AsJson = False,
-    corpus: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Instead of videos: moving_shapes or drifting_letters, with their objects."),
-    ] = None,
+    corpus: _CorpusOfObjects = None,
     data_dir: DataDir = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")] = None,
+    split: _Split = None,
     corpus_options: CorpusOptions = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Clips per batch, of the corpus; by default 16.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, max=1024, metavar="N", help="Processes that decode the corpus; by default 0."),
-    ] = None,
+    batch_size: _CorpusBatchSize = None,
+    workers: _CorpusWorkers = None,
 ) -> None:
     """
     Show and measure what the regions of a model are.

@@ -80,10 +80,11 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
 
     for path in given:
         if not path.exists():
-            raise FileNotFoundError(
-                f"There is no {path}{near_file(path)}: `card` takes the files that `region-learner evaluate MODEL "
-                "--output FILE` writes, or the checkpoint's directory they are in."
+            hint = near_file(path) or (
+                ": `card` takes files that `region-learner evaluate MODEL --output FILE` writes, or the checkpoint's "
+                "directory that they are in."
             )
+            raise FileNotFoundError(f"{path} does not exist{hint}")
     directories = [path for path in given if path.is_dir()]
     if not directories:
         return given, checkpoint

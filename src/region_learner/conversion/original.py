@@ -116,7 +116,7 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
 def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.Size:
     """
     Raises:
-        ValueError: there is no such weight, or it has other dimensions.
+        ValueError: the weight is missing, or has another number of dimensions.
     """
     if name not in state:
         raise ValueError(f"it lacks {name!r} (by our name)")
@@ -177,6 +177,16 @@ def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike)
         ) from error
 
 
+def _sizes(state: dict[str, torch.Tensor], text_config, path: str | os.PathLike) -> dict[str, Any]:
+    """Returns what the weights, and a `text_config` that was given whole, tell about the configuration."""
+    try:
+        video, projection_dim = _video_sizes(state), _shape(state, "text_projection.weight", 2)[0]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a complete dual encoder: {error}.") from error
+    text = _text_config(state, text_config, path)
+    return {"video_config": video, "text_config": text, "projection_dim": projection_dim}
+
+
 def convert_original_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike | None = None,
@@ -219,20 +229,10 @@ def convert_original_checkpoint(
     if output_dir is not None:
         _check_output(Path(output_dir))
     state = _convert_names(read_checkpoint(path), path)
-    try:
-        sizes = _video_sizes(state)
-        projection_dim = _shape(state, "text_projection.weight", 2)[0]
-    except ValueError as error:
-        raise ValueError(f"{path} is not a complete dual encoder: {error}.") from error
-    found = {
-        "video_config": sizes,
-        "text_config": _text_config(state, text_config, path),
-        "projection_dim": projection_dim,
-    }
     overrides = nest_overrides(config_overrides)
     if isinstance(text_config, dict):
         overrides["text_config"] = text_config
-    config = RegionLearnerConfig.from_dict(found, **overrides)
+    config = RegionLearnerConfig.from_dict(_sizes(state, text_config, path), **overrides)
     if config.video_config.codebook_size:
         # The original does not count these. Its codes have been trained, so all of them count as recently used.
         quantizer = "video_model.region_module.quantizer"

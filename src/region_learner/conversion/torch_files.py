@@ -275,7 +275,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], byte
         raise ValueError(f"its records declare {declared:,} bytes, but the file has {size:,}")
     pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError("it is a zip archive, but not one that torch.save wrote (there is no data.pkl)")
+        raise ValueError("it is a zip archive, but not one that torch.save wrote (it has no data.pkl)")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
@@ -310,7 +310,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], b
 
     def read(storage: _Storage) -> bytes:
         if storage.key not in starts:
-            raise ValueError(f"there is no storage {storage.key}")
+            raise ValueError(f"storage {storage.key} is missing")
         bounded.seek(starts[storage.key])
         return bounded.read(storage.length * storage.dtype.itemsize)
 
@@ -320,10 +320,10 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], b
 def _find_state_dict(content: Any) -> dict[str, _Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not isinstance(state, dict):
-        raise ValueError("there is no `state_dict` of tensors in it")
+        raise ValueError("it has no `state_dict` of tensors")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise ValueError(f"there is no `state_dict` of tensors in it: {name!r} is not a tensor")
+            raise ValueError(f"it has no `state_dict` of tensors: {name!r} is not a tensor")
         value.check(name)
     return state
 

@@ -28,7 +28,7 @@ def check_split(split: str, splits: Sequence[str], where: str) -> None:
     """Checks that `split` is one of `splits`."""
     if split not in splits:
         raise CorpusError(
-            f"no split {split!r} in {where} (splits: {', '.join(splits)}){did_you_mean(str(split), splits)}"
+            f"{where} has no split {split!r} (splits: {', '.join(splits)}){did_you_mean(str(split), splits)}"
         )
 
 
@@ -49,7 +49,7 @@ def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
         raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
     path = Path(os.path.abspath(os.path.expanduser(data_dir)))
     if not path.is_dir():
-        raise CorpusError(f"no directory {path} for corpus {corpus!r}: check data_dir=")
+        raise CorpusError(f"{path} is not a directory: check data_dir= (--data-dir) of corpus {corpus!r}")
     return path
 
 

@@ -58,7 +58,7 @@ def build_benchmark(
     report_missing(files & videos.missing, len(files), videos.data_dir, max_missing, missing_list, split, videos.roots)
     present = [row for row in rows if row["video"] not in videos.missing]
     if not present:
-        raise CorpusError(f"no row of split {split!r} is left of {source}")
+        raise CorpusError(f"{source} has no row of split {split!r} whose video exists")
     return build_dataset(present, features={"captions": List(Value("string")), **(features or {})})
 
 
@@ -181,17 +181,25 @@ def check_fold(fold: object) -> None:
         raise CorpusError(f"fold must be 1, 2 or 3, not {fold!r}")
 
 
-def label_rows(
-    chosen: Sequence[tuple[str, str, str]], classes: Sequence[str], videos: VideoFiles
-) -> tuple[list[Row], dict[str, Any]]:
-    """Returns rows with a column `label` and the type of that column. The caption is the class in words.
+def build_action_benchmark(
+    chosen: Sequence[tuple[str, str, str]],
+    classes: Iterable[str],
+    videos: VideoFiles,
+    source: Path,
+    split: str,
+    max_missing: int | float,
+    missing_list: PathLike | None,
+) -> Dataset:
+    """Builds the data set of a benchmark with a column `label`. The caption is the class in words.
 
     Args:
         chosen: class, name of the video and where it is named, of each row.
-        classes: the names of the classes, in the order of their numbers.
+        classes: the names of all classes. They are numbered as the releases do, alphabetically regardless of case.
+        videos, source, split, max_missing, missing_list: see `build_benchmark`.
     """
     from datasets import ClassLabel
 
+    classes = sorted(classes, key=str.lower)
     numbers = {name: number for number, name in enumerate(classes)}
     words = [class_words(name) for name in classes]
     rows = [
@@ -203,4 +211,5 @@ def label_rows(
         }
         for name, video, where in chosen
     ]
-    return rows, {"label": ClassLabel(names=words)}
+    features = {"label": ClassLabel(names=words)}
+    return build_benchmark(rows, videos, source, split, max_missing, missing_list, features=features)

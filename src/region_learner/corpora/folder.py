@@ -58,6 +58,10 @@ def load_folder(
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
         missing_list: text file for the paths of all missing files, one per line; see `report_missing`.
+
+    Raises:
+        CorpusError: the directory has no such split or is not in this layout; metadata is damaged, or has a row
+            without a file name or caption; two files have the same id; or more files are missing than `max_missing`.
     """
     directory = check_data_dir("folder", data_dir)
     if media not in _MEDIA:
@@ -129,8 +133,8 @@ def _metadata_of_split(metadata: dict[str, Path], split: str, data_dir: Path) ->
         (first, *_) = metadata.values()
         if first.parent == data_dir:
             raise CorpusError(
-                f"no split {split!r} in {data_dir}: it has no split directories, so every row is in split 'train'; "
-                f"use that, or move rows to {data_dir / split / first.name}"
+                f"{data_dir} has no split {split!r}: without a directory for each split, all rows are in 'train'; use "
+                f"that, or move rows to {data_dir / split / first.name}"
             )
         check_split(split, [*metadata, "all"], str(data_dir))
     return metadata[name]

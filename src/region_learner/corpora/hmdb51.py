@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .base import CorpusError, PathLike
-from .benchmarks import build_benchmark, check_fold, label_rows, open_benchmark
+from .benchmarks import build_action_benchmark, check_fold, open_benchmark
 from .readers import ANNOTATION_DIRS, check_count, look_for, read_csv, read_list
 from .videos import VideoFiles
 
@@ -53,12 +53,11 @@ def load_hmdb51(
         )
     entries, source = _read_table(table, fold) if table else _read_lists(lists or [])
     videos = VideoFiles(directory, video_dir, ("hmdb51_org", "hmdb51", "videos/all", "videos", "video"), ".avi")
-    classes = sorted({name for name, _, _, _ in entries}, key=str.lower)
+    classes = {name for name, _, _, _ in entries}
     chosen = [(name, video, where) for name, video, use, where in entries if use == split]
     check_count(len(classes), 51, "classes of HMDB51", source)
     check_count(len(chosen), SIZES[split], f"videos of HMDB51 fold {fold} {split}", source)
-    rows, features = label_rows(chosen, classes, videos)
-    return build_benchmark(rows, videos, source, split, max_missing, missing_list, features=features)
+    return build_action_benchmark(chosen, classes, videos, source, split, max_missing, missing_list)
 
 
 # Class, name of the video, "train", "test" or "", and the place in the file.

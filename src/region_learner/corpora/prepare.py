@@ -18,7 +18,7 @@ import math
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -136,56 +136,42 @@ def prepare_corpus(
     directory = Path(output_dir) / split
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
+    per_shard = options.clips_per_shard
+    shards = [range(first, min(first + per_shard, len(rows))) for first in range(0, len(rows), per_shard)]
     with locked(directory):
         _check_options(directory, rows, options)
         for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # left by killed runs
             left.unlink()
-        shards = math.ceil(len(rows) / options.clips_per_shard)
         if retry:
-            for number in range(shards):
+            for number in range(len(shards)):
                 if _left_out(directory, number):
                     _report_path(directory, number).unlink()
-        left_out = sum(_left_out(directory, number) for number in range(shards))
-        missing = [number for number in range(shards) if not _report_path(directory, number).exists()]
-        if left_out > max_unreadable * len(rows):
-            missing = []
-        sizes = [len(_rows_of(rows, number, options)) for number in missing]
-        indices = (index for number in missing for index in _rows_of(rows, number, options))
-        classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+        missing = {
+            number: indices for number, indices in enumerate(shards) if not _report_path(directory, number).exists()
+        }
         encoded = map_in_processes(
             partial(_encode_row, options=options),
-            (_named(rows[index], classes) for index in indices),
+            _rows_with_class_names(rows, itertools.chain.from_iterable(missing.values())),
             workers or os.cpu_count() or 1,
             timeout,
             _Encoded,
             preload=(__name__, "region_learner.video_decoding_region_learner"),
             memory=memory,
         )
-        with (
-            closing(encoded),
-            tqdm(total=len(rows), initial=len(rows) - sum(sizes), unit="clip", desc="Preparing", disable=None) as bar,
-        ):
-            for number in missing:
-                _write_shard(directory, number, _rows_of(rows, number, options), encoded, bar)
-                left_out += _left_out(directory, number)
-                if left_out > max_unreadable * len(rows):
-                    break
+        _write_shards(directory, shards, missing, encoded, max_left_out=max_unreadable * len(rows))
         return _report(directory, len(rows), max_unreadable) | {"seconds": time.monotonic() - start}
 
 
-def _rows_of(rows: Dataset, shard: int, options: PrepareOptions) -> range:
-    first = shard * options.clips_per_shard
-    return range(first, min(first + options.clips_per_shard, len(rows)))
-
-
-def _named(row: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Replaces the numbers of classes by their names: numbers mean nothing without the data set."""
-    numbers = {column: row[column] for column in classes}
-    # -1 stands for an unknown label in `datasets`.
-    names = {
-        column: None if number is None or number < 0 else classes[column][number] for column, number in numbers.items()
-    }
-    return dict(row) | names
+def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yields rows with the names of classes instead of their numbers, which mean nothing without the data set."""
+    classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+    for index in indices:
+        row = rows[index]
+        for column, names in classes.items():
+            number = row[column]
+            # -1 stands for an unknown label in `datasets`.
+            row[column] = None if number is None or number < 0 else names[number]
+        yield row
 
 
 def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
@@ -218,6 +204,25 @@ def _left_out(directory: Path, shard: int) -> int:
     """Returns how many clips were left out of a shard; 0 if it is not written yet."""
     path = _report_path(directory, shard)
     return len(json.loads(path.read_text(encoding="utf-8"))["left_out"]) if path.exists() else 0
+
+
+def _write_shards(
+    directory: Path,
+    shards: Sequence[range],
+    missing: Mapping[int, range],
+    encoded: Generator[_Encoded, None, None],
+    max_left_out: float,
+) -> None:
+    """Writes the shards that are missing, until more than `max_left_out` clips are left out of all."""
+    total = sum(map(len, shards))
+    done = total - sum(map(len, missing.values()))
+    left_out = sum(_left_out(directory, number) for number in range(len(shards)))
+    with closing(encoded), tqdm(total=total, initial=done, unit="clip", desc="Preparing", disable=None) as bar:
+        for number, indices in missing.items():
+            if left_out > max_left_out:
+                break
+            _write_shard(directory, number, indices, encoded, bar)
+            left_out += _left_out(directory, number)
 
 
 def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator[_Encoded], bar: tqdm) -> None:
@@ -266,7 +271,7 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
     first = left_out[0]["reason"] if left_out else ""
     told = f"{names} (listed in {path}; the first: {first})"
     if not sums["clips"]:
-        raise UnreadableError(f"no clip of {len(left_out)} could be read{f': {told}' if left_out else ''}")
+        raise UnreadableError(f"none of the clips could be read{f': {told}' if left_out else ''}")
     count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
     if len(left_out) > max_unreadable * rows:
         raise UnreadableError(

@@ -221,7 +221,7 @@ def given_file(data_dir: Path, file: PathLike) -> Path:
     """Returns the path of the file that the option `file` names, absolute or relative to `data_dir`."""
     path = Path(os.path.normpath(data_dir / os.path.expanduser(file)))
     if not path.is_file():
-        raise CorpusError(f"no file {path}: check file=")
+        raise CorpusError(f"{path} is not a file: check file=")
     return path
 
 

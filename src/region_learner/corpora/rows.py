@@ -265,14 +265,24 @@ def read_row(
 
 
 def only_clip(clips: Any) -> Any:
-    """Returns the only clip that a processor made of a row's video. Several, of nested lists, are a ValueError."""
+    """
+    Returns the only clip that a processor made of a row's video.
+
+    Raises:
+        ValueError: there are several clips, because the video was a nested list.
+    """
     if len(clips) != 1:
         raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
     return clips[0]
 
 
 def check_shapes(clips: Sequence[Any]) -> None:
-    """Checks that clips have the same shape, so that they can be stacked."""
+    """
+    Checks that clips can be stacked into a batch.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "

@@ -67,15 +67,7 @@ def walk_members(file: BinaryIO, shard: str) -> Iterator[Member]:
             )
         following = offset + -(-size // _BLOCK) * _BLOCK
         if is_extended:
-            # Other extended headers do not rename or resize the next member.
-            if kind in b"LxX":
-                if size > _MAX_EXTENDED_HEADER:
-                    raise DamagedShardError(f"{shard} is damaged: a header at byte {position} of {size} bytes")
-                content = read_at(file, offset, size, shard)
-                if kind == b"L":
-                    extended["path"] = _text(content.split(b"\0", 1)[0], shard)
-                else:
-                    extended |= _read_pax(content, position, shard)
+            extended |= _read_extended(file, kind, position, size, shard)
             position = following
             continue
         name = extended["path"] if "path" in extended else _name(block, shard)
@@ -138,6 +130,18 @@ def _text(name: bytes, shard: str) -> str:
         return name.decode()
     except UnicodeDecodeError:
         raise CorpusError(f"{shard}: the name of member {name!r} is not UTF-8: pack the shard again") from None
+
+
+def _read_extended(file: BinaryIO, kind: bytes, position: int, size: int, shard: str) -> dict[str, Any]:
+    """Reads what the extended header at `position`, of `size` bytes, says of the next member."""
+    if kind not in b"LxX":
+        return {}  # others do not rename or resize it
+    if size > _MAX_EXTENDED_HEADER:
+        raise DamagedShardError(f"{shard} is damaged: a header at byte {position} of {size} bytes")
+    content = read_at(file, position + _BLOCK, size, shard)
+    if kind == b"L":
+        return {"path": _text(content.split(b"\0", 1)[0], shard)}
+    return _read_pax(content, position, shard)
 
 
 def _read_pax(content: bytes, position: int, shard: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .base import CorpusError, PathLike
-from .benchmarks import build_benchmark, check_fold, label_rows, open_benchmark
+from .benchmarks import build_action_benchmark, check_fold, open_benchmark
 from .readers import check_count, find_annotation, read_list
 from .videos import VideoFiles
 
@@ -34,11 +34,8 @@ def load_ucf101(
     Args:
         data_dir: directory with the lists, in itself, in ucfTrainTestlist/ or in a directory for annotations. Both
             lists of the fold are needed: classes are numbered over both, in the order of the release's classInd.txt.
-        split: "train" or "test".
-        fold: 1, 2 or 3. Results are usually the mean over all three.
-        video_dir: directory of the classes, absolute or below `data_dir`. By default UCF-101/, videos/ ... are
-            searched. Videos may also lie side by side.
-        max_missing, missing_list: see `report_missing`.
+        split, fold, max_missing, missing_list: see `load_hmdb51`.
+        video_dir: likewise. By default UCF-101/, videos/ ... are searched.
     """
     directory, split = open_benchmark("ucf101", data_dir, split, list(SIZES))
     check_fold(fold)
@@ -48,13 +45,11 @@ def load_ucf101(
         path = find_annotation(directory, [name], "list of UCF101", ("ucfTrainTestlist", "UCF101TrainTestSplits"))
         lists[use] = (path, _read_list(path))
     source, chosen = lists[split]
-    # The release numbers classes regardless of case.
-    classes = sorted({name for _, entries in lists.values() for name, _, _ in entries}, key=str.lower)
+    classes = {name for _, entries in lists.values() for name, _, _ in entries}
     check_count(len(classes), 101, "classes of UCF101", source)
     check_count(len(chosen), SIZES[split][fold - 1], f"videos of UCF101 fold {fold} {split}", source)
     videos = VideoFiles(directory, video_dir, ("UCF-101", "UCF101", "ucf101", "videos/all", "videos", "video"), ".avi")
-    rows, features = label_rows(chosen, classes, videos)
-    return build_benchmark(rows, videos, source, split, max_missing, missing_list, features=features)
+    return build_action_benchmark(chosen, classes, videos, source, split, max_missing, missing_list)
 
 
 def _read_list(path: Path) -> list[tuple[str, str, str]]:

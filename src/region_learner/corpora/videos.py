@@ -157,7 +157,7 @@ def video_roots(data_dir: Path, video_dir: PathLike | None, usual: Sequence[str]
     if video_dir is not None:
         root = Path(os.path.normpath(data_dir / os.path.expanduser(video_dir)))
         if not root.is_dir():
-            raise CorpusError(f"no directory {root}: check video_dir=")
+            raise CorpusError(f"{root} is not a directory: check video_dir=")
         return [root]
     return [*(data_dir / name for name in usual if (data_dir / name).is_dir()), data_dir]
 
@@ -242,9 +242,7 @@ def report_missing(
         cure = "correct the names, or check data_dir (--data-dir)"
         if places:
             cure = "check data_dir (--data-dir) and video_dir (--corpus-options '{\"video_dir\": ...}')"
-        raise CorpusError(
-            f"{report}, and none is left: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; {cure}"
-        )
+        raise CorpusError(f"{report}: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; {cure}")
     if len(missing) > allowed:
         raise CorpusError(
             f"{report}: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; add them, or pass "
@@ -271,11 +269,11 @@ def _elsewhere(path: str, data_dir: Path) -> str:
     beside = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     for other in beside:
         if other.lower() == name.lower():
-            return f"there it is called {other!r}: upper and lower case differ"
+            return f"it is called {other!r} there: upper and lower case differ"
     stem = os.path.splitext(name)[0]
     for other in beside:
         if os.path.splitext(other)[0] == stem:
-            return f"there is {other!r}, with another extension"
+            return f"{other!r} exists, with another extension"
     relative = Path(os.path.relpath(path, data_dir))
     with os.scandir(data_dir) as entries:
         below = sorted(Path(entry.path) for entry in entries if entry.is_dir())[:_MAX_SEARCHED_DIRECTORIES]
@@ -286,9 +284,9 @@ def _elsewhere(path: str, data_dir: Path) -> str:
             if form.parts and str(found) != path and found.is_file():
                 level = "above" if root == data_dir.parent else "below" if root in below else "in"
                 place = "directly in" if level == "in" else f"a level {level}"
-                return f"there is {found}, {place} {data_dir}"
+                return f"{found} exists, {place} {data_dir}"
     if not os.path.isdir(directory):
-        return f"there is no directory {directory}"
+        return f"the directory {directory} does not exist"
     return f"{directory} is empty" if not beside else ""
 
 

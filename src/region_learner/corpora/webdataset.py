@@ -335,6 +335,10 @@ def load_webdataset(
             and fast to skip when training resumes. Without streaming, rows are always lazy.
         damaged: "error", or "skip" to leave out, with a warning, the rest of a shard that is damaged or truncated, and
             samples whose text is damaged or whose video has more than 2 GiB.
+
+    Raises:
+        CorpusError: the directory has no such split or shards; a shard is compressed or, unless left out, damaged; two
+            samples have the same id, or none has a video and a caption. A stream raises it when it is read.
     """
     if damaged not in ("error", "skip"):
         raise CorpusError(f"damaged must be 'error' or 'skip', not {damaged!r}")

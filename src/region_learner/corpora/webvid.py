@@ -12,6 +12,7 @@ from .readers import ANNOTATION_DIRS, find_annotation, given_file
 from .videos import VIDEO_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 
@@ -45,30 +46,16 @@ def load_webvid(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .arrow_tables import (
-        build_pairs,
-        check_names,
-        list_files,
-        locate,
-        normalize_names,
-        read_delimited,
-        read_header,
-    )
+    from .arrow_tables import build_pairs, check_names, list_files, locate, normalize_names
 
     directory, split = open_benchmark("webvid", data_dir, split, ("train", "val", "test"))
     path = _find_file(directory, split, file)
-    header = read_header(path, ",", quoted=True)
-    if absent := [name for name in ("videoid", "name") if name not in header]:
-        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
-    paged = "page_dir" in header
-    table = read_delimited(path, ",", None, ["videoid", "name", *["page_dir"] * paged], quoted=True)
-    if not table.num_rows:
-        raise CorpusError(f"{path} has no rows")
-
+    table = _read_table(path)
     ids = pc.utf8_trim_whitespace(table["videoid"])
     check_names(ids, path, "videoid")
     roots = video_roots(directory, video_dir, ("videos", f"videos/{split}", split))
     nested, directories = ids, {""}
+    paged = "page_dir" in table.column_names
     if paged:
         pages = normalize_names(pc.utf8_trim_whitespace(table["page_dir"]))
         nested = pc.if_else(pc.equal(pages, ""), ids, pc.binary_join_element_wise(pages, ids, "/"))
@@ -81,6 +68,20 @@ def load_webvid(
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), nested, ".mp4", "")
     columns = {"video_id": ids, "caption": table["name"], "video": videos, "expected": expected}
     return build_pairs(pa.table(columns), path, directory, split, max_missing, missing_list, roots)
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Reads the columns videoid, name and, if the file has it, page_dir."""
+    from .arrow_tables import read_delimited, read_header
+
+    header = read_header(path, ",", quoted=True)
+    if absent := [name for name in ("videoid", "name") if name not in header]:
+        raise CorpusError(f"{path} has no column {' or '.join(absent)} (columns: {', '.join(header)})")
+    columns = [name for name in ("videoid", "name", "page_dir") if name in header]
+    table = read_delimited(path, ",", None, columns, quoted=True)
+    if not table.num_rows:
+        raise CorpusError(f"{path} has no rows")
+    return table
 
 
 def _find_file(directory: Path, split: str, file: PathLike | None) -> Path:

@@ -6,9 +6,9 @@ from .metrics import compute_retrieval_metrics, retrieval_metrics
 from .modules import list_metrics, load_metric
 from .protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
 from .reading import ReadingOptions, Views
+from .region_description import codebook_use, draw_report, region_report
+from .region_evaluation import align_label_maps, region_quality, region_quality_of_batches
 from .region_metrics import RegionMetrics
-from .region_quality import align_label_maps, region_quality, region_quality_of_batches
-from .region_report import codebook_use, draw_report, region_report
 from .results import EvaluationResults, read_results, write_results
 from .retrieval import Embeddings, embed_corpus, embed_texts, retrieval_accuracy
 from .tasks import (

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..configuration_region_learner import did_you_mean
+from ..errors import nearest_or_all
 
 # The tasks that a model can be evaluated for, each with its primary metric.
 PRIMARY_METRIC = {
@@ -88,7 +88,7 @@ class Protocol:
             return []
         return [
             f"{self.name} was evaluated on {' and '.join(different)}: videos are missing or unreadable, or the lists "
-            "are other ones. The results are not comparable with published ones."
+            "differ. The results are not comparable with published ones."
         ]
 
     def check(self) -> None:
@@ -97,8 +97,7 @@ class Protocol:
             ValueError: the task is not known, or the sizes do not fit the task or the folds.
         """
         if self.task not in PRIMARY_METRIC:
-            near = did_you_mean(self.task, PRIMARY_METRIC)
-            raise ValueError(f"task={self.task!r} is not known{near} (tasks: {', '.join(PRIMARY_METRIC)})")
+            raise ValueError(f"task={self.task!r} is not known{nearest_or_all(self.task, PRIMARY_METRIC)}")
         for name, size in self.sizes.items():
             numbers = [size] if isinstance(size, int) else list(size)
             if name not in _COUNTS[self.task]:
@@ -215,8 +214,8 @@ def get_protocol(name: str) -> Protocol:
     """
     if name not in PROTOCOLS:
         of_corpus = [f"'{known}'" for known in PROTOCOLS if known.startswith(f"{name}_")]
-        near = f"; did you mean {', '.join(of_corpus)}?" if of_corpus else did_you_mean(name, PROTOCOLS)
-        raise ValueError(f"There is no protocol {name!r}{near} (protocols: {', '.join(PROTOCOLS)})")
+        hint = f"; did you mean {' or '.join(of_corpus)}?" if of_corpus else nearest_or_all(name, PROTOCOLS)
+        raise ValueError(f"The protocol {name!r} is not known{hint}")
     return PROTOCOLS[name]
 
 

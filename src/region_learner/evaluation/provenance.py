@@ -181,7 +181,7 @@ class TrainingHistory(NamedTuple):
         """Returns the reasons, if any, for which the model may have been trained on other corpora, too."""
         reasons = [f"its corpus {name!r} may hold any videos" for name in self.names if name in _ANY_VIDEOS]
         if self.unknown is not None:
-            reasons.append(f"there is no results.json that tells how {shown_path(self.unknown)!r} was trained")
+            reasons.append(f"no results.json says how {shown_path(self.unknown)!r} was trained")
         return reasons
 
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 
 from .region_metrics import one_hot
 
-# uniform: constant masks, so guessing: pointing by S random points, the IoU of whole frames.
+# uniform: constant masks, which is guessing: S random points for pointing, whole frames for the IoU.
 # grid: S cells of the frame, the same in all frames.
-# random_positions: the learned masks, each moved to a random place in each frame, around the borders of the frame:
-#     their shapes and sizes without their places.
+# random_positions: the learned masks, each moved to a random place in each frame, wrapping around the borders: their
+#     shapes and sizes are kept, their places are not.
 # kmeans: clusters of the features that the region module is given, over all frames of a clip, k = S.
 # cls_attention: what the CLS token attends to in the last block, one map per head.
-# oracle: not a baseline but an upper mark: each object's own share of each position, one mask per object.
+# oracle: not a baseline but an upper bound: each object's own share of each position, one mask per object.
 BASELINES = ("uniform", "grid", "random_positions", "kmeans", "cls_attention", "oracle")
 
 

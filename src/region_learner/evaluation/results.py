@@ -243,7 +243,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
             try:
                 read_results(path)
             except ValueError as error:
-                raise ValueError(f"{path} exists and would be lost ({error}): give another file.") from error
+                raise ValueError(f"{path} exists and would be overwritten ({error}): give another file.") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_of(path).touch()
         partial_of(path).unlink()

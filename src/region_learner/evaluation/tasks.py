@@ -71,7 +71,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
         if line and "{}" not in line:
             raise ValueError(f"{path}, line {number}: {line!r} needs '{{}}' in the place of the class name.")
     if not any(lines):
-        raise ValueError(f"{path} is without prompts: write one per line, with '{{}}' in the place of the class name.")
+        raise ValueError(f"{path} has no prompts: write one per line, with '{{}}' in the place of the class name.")
     return tuple(line for line in lines if line)
 
 
@@ -150,7 +150,7 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
         options: (B, O), the number of the text of each option; negative where a row has fewer options.
 
     Returns:
-        (B, O), float32; `MISSING_OPTION_SCORE`, -100, where there is no option.
+        (B, O), float32; `MISSING_OPTION_SCORE`, -100, where a row has fewer options.
     """
     scores = (video_embeds.float()[:, None] * text_embeds.float()[options.clamp(min=0)]).sum(-1)
     return scores.masked_fill(options < 0, MISSING_OPTION_SCORE)
@@ -220,18 +220,8 @@ def zero_shot_accuracy(
             cannot be read.
     """
     questions = CorpusRows(dataset, ("label",))
-    known = _class_labels(dataset)
-    names = list(class_names if class_names is not None else known or [])
-    if not names:
-        raise ValueError("The data set does not name its classes: pass class_names.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two classes are called {next(name for name in names if names.count(name) > 1)!r}.")
-    if known is not None and len(known) != len(names):
-        raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
-    if not templates or isinstance(templates, str):
-        raise ValueError(f"templates must be a sequence of one or more prompts, got {templates!r}.")
-    if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"The template {wrong[0]!r} needs '{{}}' in the place of the class name.")
+    names = _names_in_prompts(dataset, class_names)
+    _check_templates(templates)
     numbers = {name: number for number, name in enumerate(names)}
     labels = _label_names(questions, names)
     if missing := sorted({label for label in labels if label not in numbers}):
@@ -249,6 +239,25 @@ def zero_shot_accuracy(
         "classes": len(names),
         "unreadable": unreadable,
     }
+
+
+def _names_in_prompts(dataset: Any, class_names: Sequence[str] | None) -> list[str]:
+    known = _class_labels(dataset)
+    names = list(class_names if class_names is not None else known or [])
+    if not names:
+        raise ValueError("The data set does not name its classes: pass class_names.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two classes are called {next(name for name in names if names.count(name) > 1)!r}.")
+    if known is not None and len(known) != len(names):
+        raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
+    return names
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if not templates or isinstance(templates, str):
+        raise ValueError(f"templates must be a sequence of one or more prompts, got {templates!r}.")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"The template {wrong[0]!r} needs '{{}}' in the place of the class name.")
 
 
 def _top_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -350,12 +359,9 @@ def answer_accuracy(
             asked = [row for index in clips_of for row in rows_of[index]]
             for start in range(0, len(asked), batch_size):
                 rows = asked[start : start + batch_size]
-                inputs = processor(text=[texts[row] for row in rows], return_tensors="pt").to(model.device)
-                owners = questions.owners[rows].tolist()
-                positions = [position for owner in owners for position in clips_of[owner]]
-                number = [i for i, owner in enumerate(owners) for _ in clips_of[owner]]
-                logits = model.classifier(model.get_text_features(**inputs).pooler_output[number], features[positions])
-                right[rows] = top_k(mean_of_views(logits.cpu(), number), labels[rows], 1)
+                clips = [clips_of[owner] for owner in questions.owners[rows].tolist()]
+                logits = _answer_logits(model, processor, [texts[row] for row in rows], features, clips)
+                right[rows] = top_k(logits, labels[rows], 1)
     unreadable = warn_of_unreadable(failures, questions.ids)
     counted = questions.of_readable(failures)
     return {
@@ -364,6 +370,20 @@ def answer_accuracy(
         "out_of_vocabulary": int((labels[counted] == UNKNOWN_LABEL).sum()),
         "unreadable": unreadable,
     }
+
+
+def _answer_logits(
+    model, processor, questions: list[str], features: torch.Tensor, clips: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """
+    The logits of questions, (questions, answers), on the CPU. `features`: (n, dim), of clips; `clips`: the indices of
+    those that each question is about, whose logits are averaged.
+    """
+    inputs = processor(text=questions, return_tensors="pt").to(model.device)
+    of_clip = [i for i, some in enumerate(clips) for _ in some]
+    text_features = model.get_text_features(**inputs).pooler_output[of_clip]
+    logits = model.classifier(text_features, features[[index for some in clips for index in some]])
+    return mean_of_views(logits.cpu(), of_clip)
 
 
 # How a model is evaluated for each task. All take (model, processor, dataset) and the keywords of `ReadingOptions`;

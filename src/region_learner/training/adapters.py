@@ -65,7 +65,7 @@ def with_lora(model: Any, options: dict[str, Any]):
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
     if unknown := set(towers) - set(known):
-        raise ValueError(f"lora: there is no tower {sorted(unknown)}; towers: {', '.join(known)}.")
+        raise ValueError(f"lora: {sorted(unknown)} are not towers of this model (towers: {', '.join(known)}).")
     # (torch's attention, of SigLIP's pooling head, reads the weight of its layer without calling it.)
     is_called = {
         name: not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)

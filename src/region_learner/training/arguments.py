@@ -6,10 +6,11 @@ This module imports neither torch nor transformers, so that `region-learner trai
 # ruff: noqa: RUF009 # `argument` returns a field
 
 import json
-from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import nearest_or_all
 
 # Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
 if TYPE_CHECKING:
@@ -62,17 +63,9 @@ def argument(help: str, default: Any = None, factory: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, and all."""
-    from ..configuration_region_learner import did_you_mean
-
-    known = list(known)
-    return f"{did_you_mean(name, known)} (known: {', '.join(known)})"
-
-
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known{unknown(str(value), choices)}")
+        raise ValueError(f"{name}={value!r} is not known{nearest_or_all(str(value), choices)}")
 
 
 def _check_at_least_1(arguments: Any, *names: str) -> None:
@@ -179,7 +172,7 @@ _CORPUS_KEYS: dict[str, tuple[tuple[type, ...], str, float | None]] = {
 def _check_corpus(entry: dict[str, Any]) -> None:
     for key, value in entry.items():
         if key not in _CORPUS_KEYS:
-            raise ValueError(f"corpora: unknown key {key!r}{unknown(str(key), _CORPUS_KEYS)}")
+            raise ValueError(f"corpora: unknown key {key!r}{nearest_or_all(str(key), _CORPUS_KEYS)}")
         types, words, minimum = _CORPUS_KEYS[key]
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if not fits or (minimum is not None and value is not None and not value >= minimum):
@@ -230,7 +223,7 @@ class DataArguments:
         if not data_dir:
             raise ValueError(f"data_dirs: {corpus!r} is not of the form CORPUS=DIRECTORY, such as webvid=data/WebVid.")
         if corpus not in names:
-            raise ValueError(f"data_dirs: {corpus!r} is not a corpus of this run{unknown(corpus, names)}")
+            raise ValueError(f"data_dirs: {corpus!r} is not a corpus of this run{nearest_or_all(corpus, names)}")
         if corpus == self.corpus:
             self.data_dir = data_dir
         if self.corpora is not None:  # a new list, as other stages of a recipe share the old one

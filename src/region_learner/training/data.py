@@ -299,7 +299,8 @@ def make_train_dataloader(
     parts: Sequence[CorpusPart], args: Any, data_collator: Any, loader_options: dict[str, Any], skip: int = 0
 ) -> DataLoader:
     """
-    The training batches of this process alone: what each process reads is decided here, and not by `accelerate`.
+    Returns the loader of the training batches of this process. What each process reads is decided here, and not by
+    `accelerate`.
 
     Args:
         parts: the corpora.

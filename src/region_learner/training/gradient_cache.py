@@ -60,10 +60,7 @@ def cached_backward(
             with autocast():
                 by_chunk.append(_loss_inputs(model(**part)))
 
-    leaves: dict[str, Any] = {
-        name: (torch.cat([some[name] for some in by_chunk]) if name in _PER_PAIR else value.clone()).requires_grad_()
-        for name, value in by_chunk[0].items()
-    }
+    leaves = _as_leaves(by_chunk)
     loss = contagious(loss_function(RegionLearnerOutput(**leaves))) * scale
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
 
@@ -87,6 +84,13 @@ def cached_backward(
 def _loss_inputs(outputs) -> dict[str, torch.Tensor]:
     """Returns the outputs that the loss is computed from."""
     return {name: outputs[name] for name in (*_PER_PAIR, *_SHARED) if outputs.get(name) is not None}
+
+
+def _as_leaves(by_chunk: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Returns the inputs of the loss of a whole batch, from those of its chunks, as tensors that take gradients."""
+    whole = {name: torch.cat([part[name] for part in by_chunk]) for name in by_chunk[0] if name in _PER_PAIR}
+    shared = {name: value.clone() for name, value in by_chunk[0].items() if name in _SHARED}
+    return {name: value.requires_grad_() for name, value in (whole | shared).items()}
 
 
 def _random_state(devices):

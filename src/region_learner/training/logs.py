@@ -126,14 +126,18 @@ _STEP_FORMATS = {
     "temperature": "temperature {:.4f}",
 }
 _ONLY_IF_ANY = ("skipped_steps", "unreadable_videos")
-_NOT_SHOWN = ("runtime", "per_second", "preparation_time", "epoch", "total_flos")
+# The ends of the names of other values that are not shown.
+_NOT_SHOWN = (
+    "runtime", "per_second", "preparation_time", "epoch", "total_flos", "R@50", "MeanR", "gmean",
+)  # fmt: skip
 
 
 def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
     """
-    Returns what the Trainer logs as one line, such as
+    Returns what the Trainer logs as one line, such as these of a training step and of an evaluation:
 
-        step  120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96 %
+        step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96 %
+        step 120/800  epoch  3.00  eval  loss  1.5012  t2v R@1  40.00  R@5  71.50  R@10  84.00  MedR   2.00
 
     Args:
         logs: names and values; of a training step, of an evaluation, or those at the end.
@@ -150,9 +154,14 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
         shown = {name: value for name, value in logs.items() if not name.endswith(_NOT_SHOWN)}
         if any(name.startswith("eval_") for name in shown):
             parts.append("eval")
+        last_group = ""
         for name, value in shown.items():
-            number = f"{value:.2f}" if isinstance(value, float) else str(value)
-            parts.append(f"{name.removeprefix('eval_')} {number}")
+            # A group of metrics, such as those of "t2v", is named once.
+            group, _, metric = name.removeprefix("eval_").rpartition("_")
+            label = f"{group} {metric}" if group and group != last_group else metric
+            last_group = group
+            number = f"{value:7.4f}" if metric == "loss" else f"{value:6.2f}" if isinstance(value, float) else value
+            parts.append(f"{label} {number}")
     return "  ".join(parts)
 
 

@@ -101,7 +101,7 @@ def _check_keys(name: str, recipe: dict[str, Any]) -> None:
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The arguments that the command line itself gives."""
+    """Returns the arguments that the command line itself gives."""
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_NAMES, unset)))
     return {name: value for name, value in vars(namespace).items() if value is not unset}

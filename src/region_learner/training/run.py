@@ -52,7 +52,7 @@ def train(
     complete_arguments(model_arguments, data_arguments, training_arguments)
     check_arguments(model_arguments, data_arguments, training_arguments)
     set_seed(training_arguments.seed)
-    _warn_if_trained_on(data_arguments)
+    _tell_if_trained_on(data_arguments)
     data = load_data(data_arguments, training_arguments)
     data.check(model_arguments.task, training_arguments.max_steps)
     model, processor = _build(model_arguments, data_arguments, data)
@@ -199,14 +199,18 @@ def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearne
 # Steps of a run
 
 
-def _warn_if_trained_on(arguments: DataArguments) -> None:
-    for name in ("eval_split", "test_split"):
-        if is_trained_on(arguments, split := getattr(arguments, name)):
-            logger.warning(
-                "--%s %s is also the training split: its metrics do not tell how good the model is on new videos.",
-                name.replace("_", "-"),
-                split,
-            )
+def _tell_if_trained_on(arguments: DataArguments) -> None:
+    if is_trained_on(arguments, arguments.eval_split):
+        logger.warning(
+            "--eval-split %s is also the training split: its metrics do not tell how good the model is on new videos.",
+            arguments.eval_split,
+        )
+    if is_trained_on(arguments, arguments.test_split):  # on purpose in `small_from_scratch`, to see what it memorizes
+        logger.info(
+            "Testing on the training split, %s: the metrics show what the model has memorized, not how good it is on "
+            "new videos.",
+            arguments.test_split,
+        )
 
 
 def _build(arguments: ModelArguments, data_arguments: DataArguments, data: RunData) -> tuple[Any, Any]:
@@ -271,7 +275,8 @@ class _RemoveEarlierRun(TrainerCallback):
         (self.output_dir / RESULTS).unlink(missing_ok=True)
         if self.replace:
             (self.output_dir / "unreadable_videos.json").unlink(missing_ok=True)
-            for checkpoint in self.output_dir.glob("checkpoint-*"):
+            for checkpoint in sorted(self.output_dir.glob("checkpoint-*")):
+                logger.info("Removing %s of the earlier run.", checkpoint)
                 shutil.rmtree(checkpoint)
 
 

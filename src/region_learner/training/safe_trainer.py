@@ -1,5 +1,6 @@
 """A Trainer whose checkpoints are complete and finite. It knows nothing of videos."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,12 +10,15 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging as transformers_logging
 
 from ..loading import first_non_finite, refuse_non_finite
 from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .finite import SkipNonFiniteSteps
 from .training_arguments import RegionLearnerTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class SafeTrainer(Trainer):
@@ -53,6 +57,12 @@ class SafeTrainer(Trainer):
     def _run_epoch(self, **kwargs):
         # The Trainer trains one step more when a finished run is resumed.
         if self.state.global_step >= self.state.max_steps:
+            if self.is_world_process_zero():
+                logger.info(
+                    "Training has already finished (step %d of %d): no step is trained again.",
+                    self.state.global_step,
+                    self.state.max_steps,
+                )
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
@@ -115,10 +125,10 @@ class SafeTrainer(Trainer):
 
     def non_finite_weight(self, agreed: bool = True) -> str | None:
         """
-        The name of a weight that is NaN or infinite, or None.
+        Returns the name of a weight that is NaN or infinite; None if all are finite.
 
         Args:
-            agreed: ask all processes, each of which has to call this; else those of this one.
+            agreed: look at the weights of all processes, each of which has to call this, and not of this one alone.
         """
         weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
         names = [first_non_finite(weights)]
@@ -129,13 +139,14 @@ class SafeTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         # A model with adapters is saved as a plain model, and its adapters beside it.
         model = self.model
-        if not has_adapters(model):
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
-        with temporarily(self, model=merged(model)):
-            super()._save(str(folder))
-        save_adapters(model, folder / ADAPTER)
+        with without_progress_bars():
+            if not has_adapters(model):
+                super()._save(output_dir, state_dict)
+                return
+            folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+            with temporarily(self, model=merged(model)):
+                super()._save(str(folder))
+            save_adapters(model, folder / ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # Adapters come from their own directory, and weights that are not finite are refused.
@@ -158,6 +169,19 @@ class SafeTrainer(Trainer):
             return False
         load_adapters(self.model, checkpoint / ADAPTER)
         return True
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Turns off the bars of transformers within a block: those of saving a model would lie between lines of logs."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..configuration_region_learner import did_you_mean
+from ..errors import nearest_or_all
 from ..evaluation.metrics import GREATER_IS_BETTER, compute_retrieval_metrics, greater_is_better
 from ..evaluation.tasks import (
     compute_answer_metrics,
@@ -196,8 +197,7 @@ def _check_accelerator_config(given: Any) -> None:
     known = [item.name for item in fields(AcceleratorConfig)]
     for key in given if isinstance(given, dict) else ():
         if key not in known:
-            near = did_you_mean(str(key), known)
-            raise ValueError(f"accelerator_config: unknown key {key!r}{near} (keys: {', '.join(known)})")
+            raise ValueError(f"accelerator_config: unknown key {key!r}{nearest_or_all(str(key), known)}")
 
 
 def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
@@ -232,8 +232,7 @@ def _check_trackers(names: Sequence[str]) -> None:
     missing = [name for name in names if name not in integration_utils.get_available_reporting_integrations()]
     for name in missing:
         if name not in known:
-            near = did_you_mean(str(name), known)
-            raise ValueError(f"report_to={name!r} is not known{near} (known: none, all, {', '.join(known)})")
+            raise ValueError(f"report_to={name!r} is not known{nearest_or_all(str(name), ['none', 'all', *known])}")
         if name not in _MODULES or find_spec(_MODULES[name]) is None:
             raise ValueError(
                 f"report_to={name!r}: it is not installed. Install it (pip install {_PACKAGES.get(name, name)}), or "
@@ -349,8 +348,8 @@ def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
 
 def set_best_model_metric(args: TrainingArguments, task: str) -> None:
     """
-    Lets accuracy choose the best checkpoint in multiple choice, where transformers, which does not know the task,
-    takes the loss by default: there is none.
+    Lets accuracy choose the best checkpoint in multiple choice, which is evaluated without the loss that transformers
+    takes by default.
     """
     if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
         logger.info("Multiple choice is evaluated without a loss: accuracy chooses the best checkpoint.")
@@ -382,9 +381,7 @@ def check_evaluation(
             "(in Python eval_dataset), or leave out eval_strategy."
         )
     if saves_best and not evaluates:
-        raise ValueError(
-            "save_strategy=best saves after an evaluation, and there is none: give --eval-split and --eval-strategy."
-        )
+        raise ValueError("save_strategy=best saves after an evaluation: give --eval-split and --eval-strategy.")
     if saves_best and name is None:
         raise ValueError(
             f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}."

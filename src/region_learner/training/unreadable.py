@@ -61,7 +61,7 @@ class UnreadableVideos:
             )
 
     def _videos(self, samples_seen: int) -> int:
-        """The number of videos of the corpora, all of which a process may meet; of a stream, of those so far."""
+        """Returns the number of videos of the corpora; of streams, whose length is unknown, of those seen so far."""
         if any(part.streamed for part in self.parts):
             return max(samples_seen, 100)
         if self._number_of_videos is None:

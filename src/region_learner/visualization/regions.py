@@ -241,37 +241,33 @@ def _check_frames(frames: np.ndarray | torch.Tensor) -> np.ndarray:
     return frames
 
 
-def _check_masks(region_masks: torch.Tensor) -> torch.Tensor:
-    if not isinstance(region_masks, torch.Tensor) or not region_masks.is_floating_point():
-        kind = region_masks.dtype if isinstance(region_masks, torch.Tensor) else type(region_masks).__name__
-        raise TypeError(
-            f"region_masks must be a floating-point tensor of shape (T, S, h, w), got {kind}"
-            + ("; a model without regions (num_regions=0) has none." if region_masks is None else ".")
-        )
-    if region_masks.ndim != 4 or 0 in region_masks.shape:
-        raise ValueError(
-            f"region_masks must be those of one clip, (T, S, h, w), got {tuple(region_masks.shape)}"
-            + ("; take one clip out of the batch, region_masks[i]." if region_masks.ndim == 5 else ".")
-        )
-    return region_masks.detach().cpu()
-
-
-def _check_codes(cluster_ids: torch.Tensor) -> torch.Tensor:
-    integer = isinstance(cluster_ids, torch.Tensor) and not (
-        cluster_ids.is_floating_point() or cluster_ids.is_complex() or cluster_ids.dtype == torch.bool
+def _check_masks(region_masks: Any) -> torch.Tensor:
+    return _check_clip(
+        "region_masks", region_masks, "a floating-point", ("T", "S", "h", "w"), "regions (num_regions=0)"
     )
-    if not integer:
-        kind = cluster_ids.dtype if isinstance(cluster_ids, torch.Tensor) else type(cluster_ids).__name__
-        raise TypeError(
-            f"cluster_ids must be an integer tensor of shape (T, h, w), got {kind}"
-            + ("; a model without quantization (codebook_size=0) has none." if cluster_ids is None else ".")
-        )
-    if cluster_ids.ndim != 3 or 0 in cluster_ids.shape:
-        raise ValueError(
-            f"cluster_ids must be those of one clip, (T, h, w), got {tuple(cluster_ids.shape)}"
-            + ("; take one clip out of the batch, cluster_ids[i]." if cluster_ids.ndim == 4 else ".")
-        )
-    return cluster_ids.detach().cpu()
+
+
+def _check_codes(cluster_ids: Any) -> torch.Tensor:
+    return _check_clip("cluster_ids", cluster_ids, "an integer", ("T", "h", "w"), "quantization (codebook_size=0)")
+
+
+def _check_clip(name: str, values: Any, kind: str, dims: Sequence[str], absent: str) -> torch.Tensor:
+    """Checks that `values` are a tensor of one clip, and returns it on the CPU. Without `absent`, models give None."""
+    shape = f"({', '.join(dims)})"
+    found = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+    if not isinstance(found, torch.dtype) or _kind(found) != kind:
+        hint = f"; a model without {absent} has none." if values is None else "."
+        raise TypeError(f"{name} must be {kind} tensor of shape {shape}, got {found}{hint}")
+    if values.ndim != len(dims) or 0 in values.shape:
+        hint = f"; take one clip out of the batch, {name}[i]." if values.ndim == len(dims) + 1 else "."
+        raise ValueError(f"{name} must be those of one clip, {shape}, got {tuple(values.shape)}{hint}")
+    return values.detach().cpu()
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "a floating-point"
+    return "no" if dtype.is_complex or dtype == torch.bool else "an integer"
 
 
 def _check_same_length(frames: np.ndarray, other: torch.Tensor, name: str) -> None:

@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -216,24 +215,22 @@ def make_synthetic(
     """
     wanted = corpus.read_options(options)
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
-    if _is_in_place(corpus, target, wanted, overwrite):
-        message = f"{target} already holds this corpus: nothing to do"
-        logger.info(message)
-        if progress:
-            tqdm.write(message, file=sys.stderr)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.parent, _beside(target, "lock").name, wait=True):
-        for what in ("partial", "old"):  # left by killed runs: a live one would hold the lock
-            shutil.rmtree(_beside(target, what), ignore_errors=True)
-        if not _is_in_place(corpus, target, wanted, overwrite):
-            partial_dir = _beside(target, "partial")
-            try:
-                partial_dir.mkdir()
-                _write_corpus(corpus, partial_dir, wanted, workers, progress)
-                _replace(target, partial_dir)
-            finally:
-                shutil.rmtree(partial_dir, ignore_errors=True)
+    if not _is_in_place(corpus, target, wanted, overwrite):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.parent, _beside(target, "lock").name, wait=True):
+            for what in ("partial", "old"):  # left by killed runs: a live one would hold the lock
+                shutil.rmtree(_beside(target, what), ignore_errors=True)
+            if not _is_in_place(corpus, target, wanted, overwrite):
+                partial_dir = _beside(target, "partial")
+                try:
+                    partial_dir.mkdir()
+                    _write_corpus(corpus, partial_dir, wanted, workers, progress)
+                    _replace(target, partial_dir)
+                finally:
+                    shutil.rmtree(partial_dir, ignore_errors=True)
+                logger.info("Wrote %s", target)
+                return target
+    logger.info("%s already holds this corpus: nothing to do", target)
     return target
 
 
@@ -378,7 +375,7 @@ def load_masks(source: PathLike | Mapping[str, Any]) -> np.ndarray:
     """
     path = Path(source["masks"] if isinstance(source, Mapping) else source)
     if not path.is_file():
-        raise CorpusError(f"no masks at {path}: make the corpus again")
+        raise CorpusError(f"the label maps {path} do not exist: make the corpus again")
     try:
         with zipfile.ZipFile(path) as archive:
             if (size := archive.getinfo("masks.npy").file_size) > _MAX_MASKS:

@@ -49,15 +49,9 @@ GLYPHS: dict[str, tuple[str, ...]] = {
     **{"2": ("2", "two"), "3": ("3", "three"), "4": ("4", "four"), "7": ("7", "seven")},
 }
 COLOURS = {
-    "red": (222, 30, 38),
-    "orange": (252, 140, 20),
-    "yellow": (250, 232, 50),
-    "green": (40, 185, 70),
-    "blue": (40, 90, 235),
-    "pink": (250, 120, 215),
-    "white": (248, 248, 248),
-    "black": (16, 16, 18),
-}
+    "red": (222, 30, 38), "orange": (252, 140, 20), "yellow": (250, 232, 50), "green": (40, 185, 70),
+    "blue": (40, 90, 235), "pink": (250, 120, 215), "white": (248, 248, 248), "black": (16, 16, 18),
+}  # fmt: skip
 # Each phrase as (third person, gerund); {} is what a letter turns into.
 EVENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "stays": (("stays put", "staying put"), ("keeps its place", "keeping its place")),

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...errors import nearest_or_all
 from ...files import near_file
 
 
@@ -27,16 +28,13 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     Reads a recipe: one of the package by its name, or a YAML file.
 
     Raises:
-        ValueError: there is no such recipe, or the file does not hold a mapping.
+        ValueError: the recipe is not known, or the file does not hold a mapping.
     """
     recipes = list_recipes()
     path = recipes.get(name_or_path, Path(name_or_path))
     if not path.is_file():
-        from ...configuration_region_learner import did_you_mean
-
-        near = did_you_mean(name_or_path, recipes)
-        near = near_file(path) or "." if near == "." else near
-        raise ValueError(f"There is no recipe or file {name_or_path!r}{near} (recipes: {', '.join(recipes)})")
+        hint = near_file(path) or nearest_or_all(name_or_path, recipes)
+        raise ValueError(f"{name_or_path!r} is neither a recipe nor a file{hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

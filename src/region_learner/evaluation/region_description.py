@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..inference import evaluation_mode
 from ..region_masks import region_focus
 from ..visualization import draw_clusters, draw_region_grid, draw_regions, frame_strip, frames_of_height
-from .region_quality import tower_with_regions
+from .region_evaluation import tower_with_regions
 
 _CLIPS_AT_ONCE = 16
 
