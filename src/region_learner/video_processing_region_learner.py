@@ -36,7 +36,7 @@ from transformers.utils.type_validators import image_size_validator
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .video_decoding_region_learner import PictureError, Scale, picture_levels, read_clip
+from .video_decoding_region_learner import Scale, picture_levels, read_clip
 
 try:
     import torchvision.transforms.v2.functional as tvf
@@ -640,11 +640,7 @@ def _frame_to_tensor(frame: Any, data_format: Any, do_convert_rgb: bool, do_resc
             f"An opened {frame.format} of {count} frames was given as one frame: give its path to use all of them, or "
             "image.copy() to use the current one."
         )
-    try:
-        levels = picture_levels(frame, do_convert_rgb)
-    except PictureError as error:
-        raise ValueError(f"A frame cannot be read: {error}.") from error
-    return torch.from_numpy(levels).permute(2, 0, 1)
+    return torch.from_numpy(picture_levels(frame, do_convert_rgb)).permute(2, 0, 1)
 
 
 def _array_to_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> torch.Tensor:
