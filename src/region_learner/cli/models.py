@@ -81,7 +81,7 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
     for path in given:
         if not path.exists():
             raise FileNotFoundError(
-                f"There is no {path}{near_file(path)}: `card` takes the files that `region-learner evaluate MODEL "
+                f"There is no {path}{near_file(path)} `card` takes the files that `region-learner evaluate MODEL "
                 "--output FILE` writes, or the checkpoint's directory they are in."
             )
     directories = [path for path in given if path.is_dir()]

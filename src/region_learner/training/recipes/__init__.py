@@ -35,7 +35,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         from ...configuration_region_learner import did_you_mean
 
         near = did_you_mean(name_or_path, recipes)
-        near = near_file(path) or "." if near == "." else near
+        near = near_file(path) if near == "." else near
         raise ValueError(f"There is no recipe or file {name_or_path!r}{near} (recipes: {', '.join(recipes)})")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
