@@ -362,6 +362,13 @@ def test_the_number_of_frames_is_corrected(video, monkeypatch):
     np.testing.assert_array_equal(clip[0], decode_all(video)[29][1])
 
 
+@pytest.mark.parametrize("wrong", [40, -1])
+def test_frames_that_do_not_exist_are_refused(video, wrong):
+    with pytest.raises(ValueError, match=rf"frames \[{wrong}\] were selected from a video of 40 frames") as error:
+        read(video, 3, wrong)
+    assert "plain.mp4" in error.value.__notes__[0]
+
+
 def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
     """Whether each time stamp tells a frame: the packets are looked at one after another."""
     if not is_key[0] or min(times) < times[0] or len(set(times)) < len(times):

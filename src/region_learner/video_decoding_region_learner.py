@@ -505,13 +505,13 @@ def _decode_by_time(
         groups.setdefault(key, {})[at] = position
 
     frames: dict[int, np.ndarray] = {}
-    try:
+    with _capture_errors() as lines, suppress(av.error.FFmpegError):
         for key, group in groups.items():
             start = int(packets.times[key])
             expected = packets.frame_index(start)
             # Containers may call any frame a key frame, and some decoders make up the references that are missing.
             is_entered = key == 0
-            for frame in _decode_from(stream, packets, key, group, deadline):
+            for frame in _decode_from(stream, packets, key, group, lines, deadline):
                 if frame.pts is None:
                     return None
                 if frame.pts < start:
@@ -527,17 +527,15 @@ def _decode_by_time(
                 if frame.pts in group:
                     frames[index] = to_rgb(frame)
                 expected = index + 1
-    except av.error.FFmpegError:
-        return None
     return frames if len(frames) == len(positions) else None
 
 
 def _decode_from(
-    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], deadline: float
+    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], lines: list[Any], deadline: float
 ) -> Iterator[Any]:
     """
     Decodes from the key frame at position `key` until the decoder has returned all wanted frames, which are given as
-    positions by their times, or reports damage.
+    positions by their times, or reports damage in `lines`.
 
     If frames are reordered, some are skipped: those that are neither wanted nor referred to by others, and those that
     would be decoded only to put the wanted ones in order, that is, all after the last wanted packet.
@@ -549,28 +547,27 @@ def _decode_from(
     start = latest = int(packets.times[key])
     last = int(packets.times[max(wanted.values())])
     missing = set(wanted)
-    with _capture_errors() as lines:
-        for packet in packets.read_from(stream, key):
-            if packet is not None:
-                # What is skipped cannot show that it is damaged. So frames in display order are decoded, which are
-                # hardly ever non-reference frames, and those with a run of zeros, which encoders do not write.
-                skip = can_skip and packet.pts < latest and packet.pts not in wanted and bytes(4) not in bytes(packet)
-                context.skip_frame = "NONREF" if skip else "DEFAULT"
-                latest = max(latest, packet.pts)
-            _check_deadline(deadline)
-            frames, damage = _decode(lines, context, packet)
-            if damage and (packet is None or packet.pts >= start):  # others are incomplete without what precedes
+    for packet in packets.read_from(stream, key):
+        if packet is not None:
+            # What is skipped cannot show that it is damaged. So frames in display order are decoded, which are
+            # hardly ever non-reference frames, and those with a run of zeros, which encoders do not write.
+            skip = can_skip and packet.pts < latest and packet.pts not in wanted and bytes(4) not in bytes(packet)
+            context.skip_frame = "NONREF" if skip else "DEFAULT"
+            latest = max(latest, packet.pts)
+        _check_deadline(deadline)
+        frames, damage = _decode(lines, context, packet)
+        if damage and (packet is None or packet.pts >= start):  # others are incomplete without what precedes
+            return
+        is_last = packet is None or (packets.is_reordered and packet.pts == last)
+        if packet is not None and is_last:
+            held_back, damage = _decode(lines, context, None)  # to put frames in order
+            if damage:
                 return
-            is_last = packet is None or (packets.is_reordered and packet.pts == last)
-            if packet is not None and is_last:
-                held_back, damage = _decode(lines, context, None)  # to put frames in order
-                if damage:
-                    return
-                frames += held_back
-            yield from frames
-            missing.difference_update(frame.pts for frame in frames)
-            if is_last or not missing:
-                return
+            frames += held_back
+        yield from frames
+        missing.difference_update(frame.pts for frame in frames)
+        if is_last or not missing:
+            return
 
 
 def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, str | None]]:
