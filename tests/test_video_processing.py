@@ -439,6 +439,12 @@ def test_metadata_of_a_decoded_video(video):
     assert metadata.timestamps == [3 / 25]
 
 
+def test_times_of_all_frames(video):
+    """Including the last ones, which the decoder holds back until the end of the stream."""
+    times = [at for _, at in module.iterate_frames(video)]
+    np.testing.assert_allclose(times, np.arange(40) / 25)
+
+
 def test_still_pictures_are_videos_of_one_frame(folder):
     image = next(pictures(1))
     Image.fromarray(image).save(folder / "still.png")

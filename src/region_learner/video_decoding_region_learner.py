@@ -424,7 +424,8 @@ class _PacketIndex:
             return iter(self.packets[position:])
         time = int(self.times[position])
         stream.container.seek(time, stream=stream)
-        return dropwhile(lambda packet: packet is None or packet.pts != time, _demux(stream))
+        packets = dropwhile(lambda packet: packet.pts != time, _demux(stream))
+        return (packet if packet.size else None for packet in packets)
 
 
 def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
@@ -451,7 +452,7 @@ def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
     size = 0
     codec = stream.codec_context.codec.canonical_name  # whichever decoder
     for packet in _demux(stream):
-        if packet is None:
+        if not packet.size:  # the end of the stream
             continue
         if packet.pts is None or packet.is_corrupt or not _shows_frame(packet, codec):
             return None
@@ -479,10 +480,9 @@ def _shows_frame(packet: Any, codec: str) -> bool:
 
 
 def _demux(stream: Any) -> Iterator[Any]:
-    """Yields the packets of a stream, and None at its end."""
+    """Yields the packets of a stream, and at its end an empty one."""
     try:
-        for packet in stream.container.demux(stream):
-            yield packet if packet.size else None
+        yield from stream.container.demux(stream)
     except IndexError as error:  # raised by PyAV if streams appear later on
         raise VideoDecodeError("damaged: its streams are not those that it begins with") from error
 
@@ -580,7 +580,7 @@ def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, 
         with _capture_errors() as lines:  # for each packet, as others may log while the next frame is awaited
             frames, reported = _decode(lines, stream.codec_context, packet)
         if reported:
-            damage, since = reported, packet and packet.pts
+            damage, since = reported, packet.pts
         for frame in frames:
             if frame.is_corrupt:
                 damage, since = damage or "incomplete", frame.pts
