@@ -61,6 +61,7 @@ _SHOWS_NOTHING = 32
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 # The boxes of MP4 (ISO/IEC 14496-12) that contain the tables of samples.
 _OUTER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 class VideoDecodeError(ValueError):
@@ -820,12 +821,17 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
     Raises:
         VideoDecodeError: for images of 32-bit integers or floats, or other modes whose range is unknown.
     """
-    mode, format = image.mode, image.format
+    mode, format, tags = image.mode, image.format, getattr(image, "tag_v2", {})
     image.load()
     with suppress(Exception):  # damaged metadata does not matter
         image = ImageOps.exif_transpose(image)
     if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):  # 16-bit grey
-        grey = ((np.array(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)[..., None]
+        if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_PHOTOMETRIC, 1) != 1:
+            raise VideoDecodeError("a TIFF picture of fewer than 16 bits, or of white as 0: save it as 8-bit RGB")
+        values = np.array(image).astype(np.int64)
+        levels = (values * 255 + 32767) // 65535
+        levels[values == image.info.get("transparency")] = 0
+        grey = levels.astype(np.uint8)[..., None]
         return grey.repeat(3, axis=-1) if do_convert_rgb else grey
     if mode in ("I", "F"):
         raise VideoDecodeError(
@@ -833,6 +839,10 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
         )
     if not do_convert_rgb and mode in ("L", "LA", "RGB", "RGBA"):
         return np.atleast_3d(np.array(image))
-    if image.has_transparency_data:
-        return _over_black(image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    try:
+        if image.has_transparency_data:
+            image = image.convert("LA") if mode == "La" else image
+            return _over_black(image.convert("RGBA"))
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise VideoDecodeError(f"a PIL image of mode {mode!r}, which Pillow does not convert to RGB") from error

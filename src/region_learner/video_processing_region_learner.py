@@ -291,7 +291,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         Args:
             metadata: its `total_num_frames`, for `fps` its `fps`, and for key frames its `keyframes`, if any.
             num_frames: by default that of the processor.
-            fps: segments per second. If given, `num_frames` is not used.
+            fps: segments per second, instead of `num_frames`.
             training: whether to take a random frame of each segment instead of the middle one.
             generator: for `training`.
             short_clips, sampling: by default those of the processor.
@@ -304,6 +304,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
         if fps is not None:
+            if num_frames is not None:
+                raise ValueError("num_frames and fps exclude each other; give one of them.")
             if metadata.fps is None:
                 raise ValueError(
                     f"Sampling {fps} frames per second needs the frame rate of the video: give `video_metadata` with "
