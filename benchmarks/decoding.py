@@ -244,8 +244,11 @@ def make_clips(directory: Path, height: int, count: int) -> None:
             container.mux(stream.encode())
 
 
-def videos_in(directory: Path) -> list[str]:
-    return sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+def videos_in(directory: Path, at_most: int | None = None) -> list[str]:
+    videos = sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not videos:
+        raise SystemExit(f"no videos in {directory}")
+    return videos[:at_most]
 
 
 def prepare(paths: list[str], directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -347,9 +350,7 @@ def main():
 
 
 def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
-    paths = videos_in(directory)[: options.clips]
-    if not paths:
-        raise SystemExit(f"no videos in {directory}")
+    paths = videos_in(directory, options.clips)
     names = list(OURS) if options.no_rivals else [*NAMES, *OURS[1:]]
     with tempfile.TemporaryDirectory() as shards:
         prepared, summary = prepare(paths, Path(shards))

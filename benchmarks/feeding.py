@@ -41,7 +41,9 @@ from region_learner.training.tokenizer import train_tokenizer
 PASSES = 2
 
 
-def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -> RegionLearnerTrainer:
+def make_trainer(
+    videos: list[Any], workers: int, output_dir: Path, options: argparse.Namespace
+) -> RegionLearnerTrainer:
     rows = [{"video": video, "video_id": str(n), "captions": [f"clip {n}"]} for n, video in enumerate(videos)]
     tokenizer = train_tokenizer([row["captions"][0] for row in rows], 200, 32)
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -50,7 +52,7 @@ def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -
         text_config=DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=len(tokenizer)),
     )
     arguments = RegionLearnerTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(output_dir),
         per_device_train_batch_size=options.batch,
         dataloader_num_workers=workers,
         report_to="none",
@@ -145,13 +147,12 @@ def main():
             directories = [Path(made) / "256p"]
             make_clips(directories[0], 256, 12)
         for directory in directories:
-            paths = videos_in(directory)[: options.clips]
+            paths = videos_in(directory, options.clips)
             videos, _ = prepare(paths, Path(made) / f"prepared-{directory.name}")
             for kind, these in (("originals", paths), ("prepared", list(videos.values()))):
-                # As many as make some batches.
-                these = these * -(-6 * options.batch // len(these))
-                speeds = {n: clips_per_second(make_trainer(these, n, options)) for n in options.workers}
-                parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, options))
+                these = these * -(-6 * options.batch // len(these))  # at least six batches
+                speeds = {n: clips_per_second(make_trainer(these, n, Path(made), options)) for n in options.workers}
+                parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, Path(made), options))
                 print(f"\n{directory.name}, {kind}: {options.frames} frames, clips per second")
                 print(", ".join(f"{speed:.1f} with {n} loader processes" for n, speed in speeds.items()))
                 print("milliseconds per clip, in one process:")
