@@ -47,6 +47,7 @@ bench: $(READY)  ## The benchmarks, as tables
 
 wheel: $(READY)  ## Build the wheel into dist/
 	$(PIP) build
+	rm -rf build/lib  # an earlier build's files would end up in the wheel
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## Remove the virtual environment and what tools left behind

@@ -1,6 +1,6 @@
 """
-Share of a 256-code codebook that held-out clips are assigned to in evaluation mode, after training on the built-in
-corpus: the default ("ema") beside the original's setting ("original": decay 0.1, codes never revived).
+Share of a 256-code codebook that held-out clips use in evaluation mode, after training on the built-in corpus: the
+default ("ema") compared with the reference implementation ("original": EMA decay 0.1, dead codes are not revived).
 
     python benchmarks/codebook.py [--steps 200] [--json FILE]
 """

@@ -1,29 +1,29 @@
 """
-Clips a second from video files, beside what one would use instead: the loader of transformers, decord and torchcodec.
+Clips per second from video files, compared with the alternatives: the loader of transformers, decord and torchcodec.
 
     python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
 
-Of each clip the middle frames of 8 equal segments, resized and cropped to 224 x 224, uint8, as workers of a data
-loader hand them on; the frames that others read by the same code as ours. "scaling" are rivals that are told to scale
-large frames themselves while they decode, to the same size as ours does, which spares them much. Directories hold
-videos; without any, clips are made (H.264 as x264 encodes it by default, 256p and 1080p). Rivals are installed into
-build/rivals. torchcodec needs FFmpeg's shared libraries on the system; a rival that cannot be loaded is named and
-left out.
+Each implementation reads the middle frame of each of 8 equal segments of a clip, resized and cropped to 224 x 224,
+uint8, as loader processes pass them on; frames of the alternatives are resized by the same code as ours. The
+"scaling" variants are told to scale large frames while they decode, to the same size as ours, which saves them much
+work. Directories hold videos; without any, clips are made (H.264 with the defaults of x264, 256p and 1080p). The
+alternatives are installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the system; an
+implementation that cannot be loaded is reported and left out.
 
-Every implementation has a process of its own, all on the same core and with one thread. They take turns clip by clip,
-and only one is at work at a time. Times are those of the processor, of all threads, so that other work on the machine
-matters little; medians over repetitions, summed over clips. Before times are compared,
-frames are: ours with those of decoding the whole file, bit by bit; the rivals' with ours, in levels of 255, since not
-all convert colours alike.
+Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
+and only one works at a time. Times are processor times of all threads, so that other work on the machine matters
+little: medians over repetitions, summed over clips. Before times are compared, frames are: ours with those of
+decoding the whole file, bit by bit, and those of the alternatives with ours, in levels of 255, since not all convert
+colours alike.
 
-"decoded": frames that pass through the decoder. "between" are those from a key frame to a wanted one, which the others
-decode; "needed" those without frames that neither are wanted nor are referred to by any other.
+"frames" counts "all" frames; those "between" a key frame and a wanted frame, which the alternatives decode; those
+"needed", without the ones that are neither wanted nor referenced by another frame; and those "decoded" by ours.
 
-"prepared" is ours on the same clips from shards that `region-learner corpus prepare` has made of them, at most 30
-frames a second with a short side of 256, so not the same frames.
+"prepared" is ours on the same clips from shards made by `region-learner corpus prepare`, with at most 30 frames per
+second and a short side of 256, so not the same frames.
 
-"keyframes" is ours with `sampling="keyframes"`, on random frames as in training; it reads other frames, and by how
-much they are moved is said. It is compared with ours on random frames.
+"keyframes" is ours with `sampling="keyframes"`, compared with ours on random frames as in training. It reads other
+frames, and the output says how far they are from the random ones.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def scaled_size(processor: Any, path: str) -> tuple[int, int] | None:
 
 
 def serve(name: str, frames: int, connection) -> None:
-    """In a process of its own: reads paths, answers with seconds, and with frames where they are asked for."""
+    """Runs in its own process: receives paths, and sends back seconds, with the frames if they are asked for."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import torch
@@ -201,7 +201,7 @@ def whole_file(path: str, frames: int) -> np.ndarray:
 
 
 def moved_by(path: str, frames: int) -> tuple[float, float]:
-    """By how many frames, and which share of a segment, key frames lie from the random ones, in the mean."""
+    """Mean distance of key frames from the random ones, in frames and as a share of a segment."""
     import torch
 
     from region_learner import RegionLearnerVideoProcessor
@@ -220,12 +220,12 @@ def moved_by(path: str, frames: int) -> tuple[float, float]:
 
 
 def make_clips(directory: Path, height: int, count: int) -> None:
-    """Scrolling noise of several scales with things that move, H.264 as x264 encodes it by default, 10 s at 30."""
+    """Scrolling noise of several scales and a moving square: 10 s at 30 fps, H.264 with the defaults of x264."""
     import av
     from PIL import Image
 
     directory.mkdir()
-    width = height * 16 // 9
+    width = height * 8 // 9 * 2
     for number in range(count):
         rng = np.random.default_rng(number)
         wall = sum(
@@ -244,12 +244,15 @@ def make_clips(directory: Path, height: int, count: int) -> None:
             container.mux(stream.encode())
 
 
-def videos_in(directory: Path) -> list[str]:
-    return sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+def videos_in(directory: Path, at_most: int | None = None) -> list[str]:
+    videos = sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not videos:
+        raise SystemExit(f"no videos in {directory}")
+    return videos[:at_most]
 
 
 def prepare(paths: list[str], directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where each clip is in shards made of them all, and what making them came to."""
+    """Prepares the clips as shards. Returns the `video` of each path in them, and the summary of `prepare_corpus`."""
     from datasets import Dataset
 
     from region_learner import load_corpus
@@ -272,7 +275,7 @@ def install_rivals() -> None:
 def measure(
     paths: list[str], prepared: dict[str, Any], names: list[str], frames: int, repeats: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """Seconds of each implementation for each clip (clips, repeats), how far its frames are from ours, and notes."""
+    """Returns the seconds of each implementation (clips, repeats), how far its frames are from ours, and notes."""
     context = get_context("spawn")
     connections, processes = {}, []
     for name in names:
@@ -347,9 +350,7 @@ def main():
 
 
 def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
-    paths = videos_in(directory)[: options.clips]
-    if not paths:
-        raise SystemExit(f"no videos in {directory}")
+    paths = videos_in(directory, options.clips)
     names = list(OURS) if options.no_rivals else [*NAMES, *OURS[1:]]
     with tempfile.TemporaryDirectory() as shards:
         prepared, summary = prepare(paths, Path(shards))
@@ -378,7 +379,7 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     distance, share = (statistics.mean(values) for values in zip(*moved))
     print(
         f'sampling="keyframes": {totals["random"] / totals["keyframes"]:.2f} times as fast as random frames, which '
-        f"move by {distance:.1f} frames, {100 * share:.0f} % of a segment, in the mean"
+        f"move by {distance:.1f} frames, {100 * share:.0f} % of a segment, on average"
     )
     for note in notes:
         print(note)

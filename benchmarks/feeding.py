@@ -1,13 +1,14 @@
 """
-Clips a second from files into the model's inputs, as training reads them, by the number of loader processes; and where
-the time of one process goes.
+Clips per second from files to model inputs, as training reads them, by number of loader processes; and where one
+process spends its time.
 
     python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
 
-Directories hold videos; without any, clips are made (see benchmarks/decoding.py). Each is read as it is and, as
-"prepared", from shards made by `region-learner corpus prepare`. Random frames, crops and flips; batches of uint8 are
-moved to the device and normalised there, by the trainer's own code. The model is not run: what is measured is how fast
-it can be fed. Times by the clock, so other work on the machine counts; of several passes the fastest.
+Directories hold videos; without any, clips are made (see benchmarks/decoding.py). Each directory is read as it is
+and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and flips. Batches
+of uint8 are moved to the device and normalised there by the Trainer's own code. The model does not run: this measures
+how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the machine
+counts.
 """
 
 import argparse
@@ -40,7 +41,9 @@ from region_learner.training.tokenizer import train_tokenizer
 PASSES = 2
 
 
-def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -> RegionLearnerTrainer:
+def make_trainer(
+    videos: list[Any], workers: int, output_dir: Path, options: argparse.Namespace
+) -> RegionLearnerTrainer:
     rows = [{"video": video, "video_id": str(n), "captions": [f"clip {n}"]} for n, video in enumerate(videos)]
     tokenizer = train_tokenizer([row["captions"][0] for row in rows], 200, 32)
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -49,7 +52,7 @@ def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -
         text_config=DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=len(tokenizer)),
     )
     arguments = RegionLearnerTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(output_dir),
         per_device_train_batch_size=options.batch,
         dataloader_num_workers=workers,
         report_to="none",
@@ -65,7 +68,7 @@ def make_trainer(videos: list[Any], workers: int, options: argparse.Namespace) -
 
 
 def clips_per_second(trainer: RegionLearnerTrainer) -> float:
-    """From the first batch on: starting the processes is not counted."""
+    """Measured from the first batch on, so that starting the processes does not count."""
     fastest = 0.0
     for _ in range(PASSES):
         count, start = 0, None
@@ -83,7 +86,7 @@ def clips_per_second(trainer: RegionLearnerTrainer) -> float:
 
 
 def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
-    """Milliseconds a clip in one process, by what is done; nested parts are taken out of what holds them."""
+    """Milliseconds per clip in one process, by activity; each excludes the activities nested in it."""
     seconds: dict[str, float] = defaultdict(float)
     running: list[float] = []
 
@@ -144,16 +147,15 @@ def main():
             directories = [Path(made) / "256p"]
             make_clips(directories[0], 256, 12)
         for directory in directories:
-            paths = videos_in(directory)[: options.clips]
+            paths = videos_in(directory, options.clips)
             videos, _ = prepare(paths, Path(made) / f"prepared-{directory.name}")
             for kind, these in (("originals", paths), ("prepared", list(videos.values()))):
-                # As many as make some batches.
-                these = these * -(-6 * options.batch // len(these))
-                speeds = {n: clips_per_second(make_trainer(these, n, options)) for n in options.workers}
-                parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, options))
-                print(f"\n{directory.name}, {kind}: {options.frames} frames, clips a second")
+                these = these * -(-6 * options.batch // len(these))  # at least six batches
+                speeds = {n: clips_per_second(make_trainer(these, n, Path(made), options)) for n in options.workers}
+                parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, Path(made), options))
+                print(f"\n{directory.name}, {kind}: {options.frames} frames, clips per second")
                 print(", ".join(f"{speed:.1f} with {n} loader processes" for n, speed in speeds.items()))
-                print("milliseconds a clip, in one process:")
+                print("milliseconds per clip, in one process:")
                 for what, value in sorted(parts.items(), key=lambda item: -item[1]):
                     print(f"  {what:34} {value:7.2f}")
                 results.append({"directory": directory.name, "kind": kind, "clips_per_second": speeds, "ms": parts})

@@ -1,14 +1,14 @@
 """
-Seconds and memory of retrieval metrics in both directions, beside plain NumPy with the whole matrix of scores.
+Time and memory of retrieval metrics in both directions, compared with plain NumPy on the whole matrix of scores.
 
     python benchmarks/metrics.py [--large] [--dim 256] [--repeats 3] [--threads N] [--json FILE]
 
 10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos of 1 to 9 captions; `--large` adds 100,000 texts
-with 1,000,000 videos, which nothing but a streaming implementation can do. Each is measured in a process of its own,
-on embeddings of length 1 in float32; all processes have the same. Before times are compared, results are. The plain
-one is what one would write, in float32, where ranks can differ in the last bits of scores, and in float64, where they
-are the same. Times are medians; "CPU s" adds up all threads, and tells what other load on the machine hides. Peak
-memory is that of the whole process, imports and embeddings included, and "added" what the metrics add to it.
+with 1,000,000 videos, whose matrix of scores would take 400 GB. Each case runs in its own process, on the same
+embeddings: float32, L2-normalised. Before times are compared, results are. The plain implementation is what one would
+write, in float32, where ranks can differ because of the last bits of scores, and in float64, where they are equal.
+Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is that of the whole
+process, imports and embeddings included, and "added" is what the metrics add to it.
 """
 
 import argparse

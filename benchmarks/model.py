@@ -1,12 +1,14 @@
 """
-Encoder and region module against a plain PyTorch implementation of the method, in one run and on the same weights.
+Encoder and region module compared with a plain PyTorch implementation of the method, in one run and on the same
+weights.
 
     python benchmarks/model.py [--paper] [--batch 2] [--device cuda] [--dtype bf16] [--json FILE]
 
-The plain one is what one would write from the paper: vectorised, with softmax(QK^T)V written out along each axis,
-quantization by the whole matrix of distances and one-hot assignments, and a loop over regions. Before anything is
-timed, outputs, gradients and updated codebooks of both are compared. Repetitions of both alternate; times are medians.
-Memory is the peak that one training step of the quantizer adds, on CPU that of a process of its own (Linux only).
+The plain implementation is what one would write from the paper: vectorised, with softmax(QK^T)V written out along
+each axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions. Before
+anything is timed, outputs, gradients and updated codebooks of both are compared. Repetitions of both alternate; times
+are medians. Memory is the peak that one training step of the quantizer adds, on CPU that of a separate process (Linux
+only).
 """
 
 import argparse

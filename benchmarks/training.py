@@ -1,13 +1,13 @@
 """
-Seconds a training step takes (forward, loss, backward, codebook, AdamW), and what that means for pre-training.
+Time of a training step (forward, loss, backward, codebook, AdamW), and what it means for pre-training.
 
-    python benchmarks/training.py [--size paper] [--batch 64] [--frames 1 4] [--device cuda] [--dtype bf16]
-                                  [--gpus 16] [--price 2.5] [--ways plain checkpointing cached compiled] [--json FILE]
+    python benchmarks/training.py [--size paper] [--batch 64] [--frames 1 4] [--device cuda] [--dtype bf16] [--gpus 16]
+                                  [--price 2.5] [--methods plain checkpointing cached compiled] [--json FILE]
 
-Clips and captions are random numbers that lie ready: what is measured is the model, not the loading of data, which has
-to keep up (`data_wait` in the log of a run says whether it does). Ways of training alternate in one run; times are
-medians. The estimate is of the paper's pre-training, 50 epochs of 1 million pairs, on `--gpus` of the device measured,
-without the time that processes spend on one another; at `--price` an hour and GPU.
+Clips and captions are random tensors in memory: this measures the model, not data loading, which has to keep up
+(`data_wait` in the log of a run says whether it does). Methods alternate in one run; times are medians. The estimate
+is for the paper's pre-training, 50 epochs of 1 million pairs, on `--gpus` of the measured device, without
+communication between processes; its cost, at `--price` per GPU hour.
 """
 
 import argparse
@@ -36,11 +36,11 @@ SIZES = {
     ),
 }
 PAIRS = 50 * 1_000_000
-WAYS = ("plain", "checkpointing", "cached", "compiled")
+METHODS = ("plain", "checkpointing", "cached", "compiled")
 
 
 class OneProcess:
-    """What `cached_backward` asks of an accelerator, for one process."""
+    """What `cached_backward` needs of an accelerator, for one process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -52,14 +52,14 @@ class OneProcess:
         loss.backward()
 
 
-def make_step(way: str, options: argparse.Namespace, frames: int):
-    """A function that makes one training step in the given way."""
+def make_step(method: str, options: argparse.Namespace, frames: int):
+    """Returns a function that makes one training step with a method."""
     device = torch.device(options.device)
     video, text = SIZES[options.size]
     torch.manual_seed(0)
     config = RegionLearnerConfig(video_config={"num_frames": frames, **video}, text_config=DistilBertConfig(**text))
     model = RegionLearnerModel(config).to(device).train()
-    if way == "checkpointing":
+    if method == "checkpointing":
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
         (enable or model.gradient_checkpointing_enable)()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
@@ -69,7 +69,7 @@ def make_step(way: str, options: argparse.Namespace, frames: int):
         "attention_mask": torch.ones(options.batch, 20, dtype=torch.long, device=device),
         "pixel_values_videos": torch.randn(options.batch, frames, 3, size, size, device=device),
     }
-    called = torch.compile(model) if way == "compiled" else model
+    called = torch.compile(model) if method == "compiled" else model
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16) if options.dtype == "bf16" else nullcontext()
@@ -77,7 +77,7 @@ def make_step(way: str, options: argparse.Namespace, frames: int):
     loss_function = partial(contrastive_loss, config)
 
     def step():
-        if way == "cached":
+        if method == "cached":
             cached_backward(OneProcess(device), called, inputs, max(1, options.batch // 4), autocast, loss_function)
         else:
             with autocast():
@@ -92,34 +92,34 @@ def make_step(way: str, options: argparse.Namespace, frames: int):
 
 
 def measure(options: argparse.Namespace, frames: int) -> list[dict]:
-    steps = {way: make_step(way, options, frames) for way in options.ways}
+    steps = {method: make_step(method, options, frames) for method in options.methods}
     memory = {}
-    for way, step in steps.items():
-        for _ in range(2):  # the first ones compile, and fill the optimiser
+    for method, step in steps.items():
+        for _ in range(2):  # the first steps compile, and allocate the state of the optimizer
             step()
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             step()
-            memory[way] = (torch.cuda.max_memory_allocated() - before) / 2**30
-    times: dict[str, list[float]] = {way: [] for way in steps}
+            memory[method] = (torch.cuda.max_memory_allocated() - before) / 2**30
+    times: dict[str, list[float]] = {method: [] for method in steps}
     for _ in range(options.repeats):
-        for way, step in steps.items():
+        for method, step in steps.items():
             start = time.perf_counter()
             step()
-            times[way].append(time.perf_counter() - start)
+            times[method].append(time.perf_counter() - start)
     rows = []
-    for way in steps:
-        seconds = statistics.median(times[way])
+    for method in steps:
+        seconds = statistics.median(times[method])
         hours = PAIRS / (options.batch / seconds) / 3600 / options.gpus
         rows.append(
             {
-                "way": way,
+                "method": method,
                 "frames": frames,
                 "seconds": round(seconds, 4),
-                "of plain": round(seconds / statistics.median(times[options.ways[0]]), 2),
+                "of plain": round(seconds / statistics.median(times[options.methods[0]]), 2),
                 "pairs/s": round(options.batch / seconds, 2),
-                "activations GiB": round(memory[way], 2) if way in memory else None,
+                "activations GiB": round(memory[method], 2) if method in memory else None,
                 "days": round(hours / 24, 1),
                 "cost": None if options.price is None else round(hours * options.gpus * options.price),
             }
@@ -130,14 +130,14 @@ def measure(options: argparse.Namespace, frames: int) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="paper")
-    parser.add_argument("--batch", type=int, default=2, help="pairs a step")
+    parser.add_argument("--batch", type=int, default=2, help="pairs per step")
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["plain", "checkpointing", "cached"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["plain", "checkpointing", "cached"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--price", type=float, help="of an hour of one GPU")
+    parser.add_argument("--price", type=float, help="per GPU hour")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     on_gpu = options.device == "cuda"

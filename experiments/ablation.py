@@ -78,7 +78,9 @@ def step_times_of(output: Path, name: str, table: str) -> dict[str, float]:
     return read_json(output / "step_times.json").get(name, {}).get(table, {})
 
 
-def measure_step_times(output: Path, name: str, setting: Setting, rows: Sequence[Row], table: str, use_cpu: bool):
+def measure_step_times(
+    output: Path, name: str, setting: Setting, rows: Sequence[Row], table: str, use_cpu: bool
+) -> None:
     """Measures and records the times of training steps, relative to the first of `rows`."""
     path = output / "step_times.json"
     times = relative_step_times(setting, rows, use_cpu=use_cpu)

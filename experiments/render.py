@@ -29,8 +29,13 @@ RUNS = ROOT / "experiments" / "runs"
 # The rows of the main table by how they pool patches and regions.
 _MEANS = ("frozen", "frozen_deeper", "patches", "quantization", "aggregation", "paper", "paper_motion")
 _MAXIMA = (
-    *("patches_max", "patches_max_deeper", "decoupled", "decoupled_1_region", "decoupled_no_codes"),
-    *("decoupled_no_interaction", "decoupled_motion"),
+    "patches_max",
+    "patches_max_deeper",
+    "decoupled",
+    "decoupled_1_region",
+    "decoupled_no_codes",
+    "decoupled_no_interaction",
+    "decoupled_motion",
 )
 
 

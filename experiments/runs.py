@@ -86,8 +86,7 @@ def run_in_processes(
         ChildProcessError: after all others are done, if tasks have failed.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    gpus = [] if use_cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    gpus = gpus if any(gpus) else [] if use_cpu else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    gpus = [] if use_cpu else _visible_gpus()
     free: SimpleQueue[str] = SimpleQueue()
     for number in range(jobs):
         free.put(gpus[number % len(gpus)] if gpus else "")
@@ -117,6 +116,13 @@ def run_in_processes(
             f"{len(failed)} of {len(tasks)} runs failed, the first: {name} ({type(error).__name__}: {error}). Run the "
             "command again to retry."
         )
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _in_process(gpu: str, threads: int, function: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, Any]:

@@ -34,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting, row = SETTINGS[options.setting], rows[options.row]
     try:
         run_missing(
-            *(options.output, options.setting, setting, [row], options.seeds, options.jobs, options.cpu),
+            options.output,
+            options.setting,
+            setting,
+            [row],
+            options.seeds,
+            options.jobs,
+            options.cpu,
             data_seeds=options.seeds,
         )
     except (ValueError, ChildProcessError, BlockingIOError) as error:

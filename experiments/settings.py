@@ -71,7 +71,8 @@ _SIZES: dict[str, Any] = {"codebook_size": 256, "num_regions": 8, "interaction_l
 # As in the paper, except for the codebook, which moves slowly and revives dead codes.
 _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 
-# The default, spelled out: should the default change, recorded runs show that they were of another model.
+# The default form. Its options repeat those of the configuration on purpose: the recorded runs were made with these
+# values. Should a default change there, they must not follow it.
 _DECOUPLED: dict[str, Any] = _SIZES | {
     "region_form": "decoupled",
     "region_options": {

@@ -58,8 +58,3 @@ def large_gif(width: int, height: int) -> bytes:
     screen = struct.pack("<6sHHBBB", b"GIF89a", width, height, 0x80, 0, 0) + bytes([0, 0, 0, 255, 255, 255])
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     return screen + frame + b";"
-
-
-def many_frames_gif(count: int, width: int, height: int) -> bytes:
-    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
-    return large_gif(width, height)[:-1] + frame * (count - 1) + b";"

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from region_learner.video_decoding_region_learner import VideoDecodeError, picture_format, read_clip
+from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
 
 SECONDS = 20  # of the processor, for one case
 STUCK = 300  # seconds, whatever it waits for: other work may keep the processor
@@ -28,6 +28,7 @@ MEMORY = 2**30  # bytes that reading may add to the process
 
 Digest = tuple[tuple[int, ...], str]  # the shape of a frame, and a hash
 
+PICTURES = (".jpg", ".png", ".webp", ".tif", ".avif")
 EXTREMES = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\0\0\0\1", b"\xff\xff\xff\x7f")
 
 
@@ -98,9 +99,7 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
     With `skip` "NONREF", of those alone that others refer to: what is noticed in the rest is not noticed then.
     """
     digests = set()
-    with path.open("rb") as file:
-        is_picture = picture_format(file) is not None
-    if is_picture:
+    if path.suffix in PICTURES:
         try:
             return {digest(np.array(Image.open(path).convert("RGB")))}
         except Exception:  # whatever Pillow makes of it

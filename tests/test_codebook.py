@@ -16,6 +16,7 @@ from region_learner.modeling_region_learner import RegionLearnerQuantizer, _hash
 from region_learner.training.gradient_cache import cached_backward
 
 from .conftest import TINY_VIDEO, RegionLearnerVideoConfig, checkpoint_activations, clips, texts, tiny_model
+from .toy_run import free_port
 
 
 def quantizer(**options) -> RegionLearnerQuantizer:
@@ -563,18 +564,10 @@ def _worker(rank: int, port: int, result_file: str):
     torch.distributed.destroy_process_group()
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
     path = tmp_path_factory.mktemp("codebook") / "result"
-    multiprocessing.spawn(_worker, (_free_port(), str(path)), nprocs=2)
+    multiprocessing.spawn(_worker, (free_port(), str(path)), nprocs=2)
     return [torch.load(f"{path}.{rank}") for rank in range(2)]
 
 

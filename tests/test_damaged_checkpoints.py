@@ -138,6 +138,8 @@ def survey(folder: Path, count: int) -> Counter:
     return classes
 
 
+# `pickletools` warns of invalid escape sequences in damaged strings.
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("count", [250, pytest.param(3000, marks=pytest.mark.slow)])
 def test_mutations(tmp_path, count):
     classes: Counter = Counter()

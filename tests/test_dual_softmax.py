@@ -6,6 +6,8 @@ import torch
 
 from region_learner.evaluation import dual_softmax, dual_softmax_metrics, retrieval_metrics
 
+from .test_metrics import naive_metrics
+
 
 def naive_ranks(scores, relevant):
     ranks = []
@@ -28,11 +30,7 @@ def naive(text, video, owners, ids, temperature):
         weights = np.exp(similarity / temperature)
         scores = similarity * (weights / weights.sum(0)) * len(similarity)
         relevant = [[j for j, other in enumerate(of_gallery) if other == own] for own in of_queries]
-        ranks = naive_ranks(scores, relevant)
-        recall = {k: 100 * np.mean(ranks <= k) for k in (1, 5, 10, 50)}
-        result |= {f"{prefix}_R@{k}": value for k, value in recall.items()}
-        result |= {f"{prefix}_MedR": np.median(ranks), f"{prefix}_MeanR": np.mean(ranks)}
-        result[f"{prefix}_gmean"] = (recall[1] * recall[5] * recall[10]) ** (1 / 3)
+        result |= naive_metrics(prefix, naive_ranks(scores, relevant))
     return result
 
 

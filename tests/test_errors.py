@@ -58,7 +58,7 @@ MISTAKES = [
     (["card", "nofile.json"], "nofile.json does not exist: `card` takes files that `region-learner evaluate MODEL"),
     (["card", "result.json"], "result.json does not exist; did you mean 'results.json'?"),
     (["regions", "model", "videos"], "videos is a directory: name its videos, such as videos/*.mp4."),
-    (["regions", "model", "videos/b.mp4"], "There is no file videos/b.mp4; did you mean 'videos/a.mp4'?"),
+    (["regions", "model", "videos/b.mp4"], "There is no file videos/b.mp4; did you mean 'a.mp4'?"),
     (["regions", "videos/a.mp4", "model"], "videos/a.mp4 is a file, not a checkpoint: the checkpoint comes first"),
     (["convert", "results.json", "new"], "it is a text file that begins with '{}'"),
     ([*TRAIN, "--accelerator_config", '{"x": 1}'], "accelerator_config: unknown key 'x'"),

@@ -27,18 +27,18 @@ def naive_ranks(queries, gallery, relevant):
     return np.array([rankdata(-row, method="average")[list(r)].min() for row, r in zip(scores, relevant)])
 
 
+def naive_metrics(prefix, ranks):
+    recall = {k: 100 * sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10, 50)}
+    metrics = {f"{prefix}_R@{k}": value for k, value in recall.items()}
+    metrics |= {f"{prefix}_MedR": np.median(ranks), f"{prefix}_MeanR": np.mean(ranks)}
+    return metrics | {f"{prefix}_gmean": (recall[1] * recall[5] * recall[10]) ** (1 / 3)}
+
+
 def naive(text, video, owners, ids):
     t2v = naive_ranks(text, video, [[j for j, v in enumerate(ids) if v == o] for o in owners])
     described = [i for i, v in enumerate(ids) if v in owners]
     v2t = naive_ranks(video[described], text, [[j for j, o in enumerate(owners) if o == ids[i]] for i in described])
-    result = {}
-    for prefix, ranks in (("t2v", t2v), ("v2t", v2t)):
-        recall = {k: 100 * sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10, 50)}
-        result |= {f"{prefix}_R@{k}": value for k, value in recall.items()}
-        result[f"{prefix}_MedR"] = np.median(ranks)
-        result[f"{prefix}_MeanR"] = np.mean(ranks)
-        result[f"{prefix}_gmean"] = (recall[1] * recall[5] * recall[10]) ** (1 / 3)
-    return result
+    return naive_metrics("t2v", t2v) | naive_metrics("v2t", v2t)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,6 +1,5 @@
 """Every recipe, run at toy size on stand-ins for its data, and what their headers and wrong keys say."""
 
-import csv
 import itertools
 import json
 import re
@@ -33,6 +32,7 @@ from region_learner.video_processing_region_learner import RegionLearnerVideoPro
 
 from .conftest import ROOT, randomize, tiny_model, tiny_text_config
 from .test_backbones import save_family
+from .test_benchmarks import write_csv
 
 SHAPES = {"train": 6, "val": 0, "test": 3, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
 WORDS = ["a red square moves", "two dogs run", "somebody sings", "cars in the rain", "how to cook", "what is it?"]
@@ -167,14 +167,6 @@ class Media:
 def write(path: Path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def write_csv(path: Path, rows: list[dict]):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def caption(number: int) -> str:

@@ -496,37 +496,72 @@ def test_unknown_normalisation_is_imagenets_with_a_warning(sources, caplog):
     assert list(processor.video_processor.image_std) == [0.229, 0.224, 0.225]
 
 
-# Errors
+# Backbones
 
 
 @pytest.mark.parametrize(
-    ("options", "place"),
+    "options",
     [
-        ({"architecture": "test_convnext"}, "stem"),
-        ({"reg_tokens": 2}, "reg_token"),
-        ({"init_values": 1e-5}, "ls1.gamma"),
-        ({"global_pool": "avg"}, "fc_norm"),
-        ({"qkv_bias": False}, "q_proj.bias"),
-        ({"no_embed_class": True}, "position_embeddings"),
+        {"architecture": "test_convnext"},
+        {"reg_tokens": 2},
+        {"init_values": 1e-5},
+        {"global_pool": "avg"},
+        {"qkv_bias": False},
+        {"no_embed_class": True},
+        {},
     ],
 )
-def test_timm_models_that_are_no_plain_vit(sources, tmp_path, options, place):
-    options = dict(options)
-    architecture = options.pop("architecture", None)
-    if architecture:
-        save_timm(tmp_path, architecture)
+@torch.no_grad()
+def test_timm_models_that_are_no_plain_vit_become_backbones(sources, tmp_path, options):
+    architecture = options.get("architecture", "vit_tiny_patch16_224")
+    of_vit = {} if "architecture" in options else TIMM_SIZES | options
+    original = save_timm(tmp_path, architecture, **of_vit)
+    model = from_pretrained_towers(
+        tmp_path, sources.path["distilbert"], as_backbone=not options, codebook_size=8, interaction_heads=4
+    )
+    size = (160, 160) if "architecture" in options else (32, 32)
+    images = torch.randn(2, 1, 3, *size)
+    expected = original.forward_head(original.forward_features(images[:, 0]))
+    close(model.video_model(images).pooler_output, expected)
+    assert model.config.video_config.backbone_config.architecture == architecture
+    processor = processor_from_towers(tmp_path, sources.path["distilbert"], as_backbone=not options)
+    prepared = processor(videos=[torch.zeros(5, 3, 200, 300, dtype=torch.uint8)])["pixel_values_videos"]
+    assert prepared.shape == (1, 4, 3, *size)
+    black = -torch.tensor(TIMM_NORMALISATION["mean"]) / torch.tensor(TIMM_NORMALISATION["std"])
+    close(prepared, black[:, None, None].expand(1, 4, 3, *size))
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit", "clip_vision"])
+@torch.no_grad()
+def test_transformers_models_as_backbones(sources, tmp_path, name):
+    if name == "dinov2":
+        folder, original = tmp_path, save(tmp_path, Dinov2Model(Dinov2Config(**SIZES, **IMAGE)))
     else:
-        save_timm(tmp_path, "vit_tiny_patch16_224", **TIMM_SIZES, **options)
-    with pytest.raises(ValueError, match=place) as error:
-        from_pretrained_towers(tmp_path, sources.path["distilbert"])
-    assert str(tmp_path) in str(error.value)
+        folder, original = shutil.copytree(sources.path[name], tmp_path / name), sources.model[name]
+    CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    options = {"as_backbone": name != "dinov2"}
+    model = from_pretrained_towers(folder, sources.path["distilbert"], **options, codebook_size=8, interaction_heads=4)
+    images = clips(batch=3, frames=1)
+    outputs = original(images[:, 0])
+    expected = outputs.last_hidden_state[:, 0] if name == "vit" else outputs.pooler_output
+    close(model.video_model(images).pooler_output, expected)
+    video = processor_from_towers(folder, sources.path["distilbert"], **options).video_processor
+    assert dict(video.size)["shortest_edge"] == 40
+    assert video(torch.zeros(4, 3, 50, 60, dtype=torch.uint8))["pixel_values_videos"][0].shape == (4, 3, 32, 32)
 
 
-def test_transformers_models_that_are_no_plain_vit(sources, tmp_path):
-    save(tmp_path / "dinov2", Dinov2Model(Dinov2Config(**SIZES, **IMAGE)))
-    for folder, kind in ((tmp_path / "dinov2", "dinov2"), (sources.path["bert"], "bert")):
-        with pytest.raises(ValueError, match=f"'{kind}' model; the video tower takes 'vit' and 'clip'"):
-            from_pretrained_towers(folder, sources.path["distilbert"])
+# Errors
+
+
+def test_text_models_are_no_image_models(sources):
+    with pytest.raises(ValueError, match="is a 'bert' model, which is not an image model"):
+        from_pretrained_towers(sources.path["bert"], sources.path["distilbert"])
+
+
+def test_an_image_model_without_image_processor(sources, tmp_path):
+    save(tmp_path, Dinov2Model(Dinov2Config(**SIZES, **IMAGE)))
+    with pytest.raises(OSError, match=r"has no image processor \(preprocessor_config\.json\)"):
+        processor_from_towers(tmp_path, sources.path["distilbert"])
 
 
 def test_models_that_are_no_text_encoder(sources, tmp_path):

@@ -475,6 +475,7 @@ def test_bfloat16(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_compiled(tmp_path):
     """(On the CPU this takes a C++ compiler.)"""
     compiled = run(tmp_path / "1", max_steps=2, torch_compile=True)

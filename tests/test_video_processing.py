@@ -6,8 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
-from array import array
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,7 +267,7 @@ def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
     assert decoded.count("B") == 1
     assert decoded.count("P") <= wanted // 3 + 1
     # The frame that is shown last is decoded before those that precede it.
-    monkeypatch.delattr(module, "_count_frames")
+    monkeypatch.delattr(module, "_decode_all")
     following = next(index for index in range(wanted, 60) if kinds[index] == "P")
     assert len(read(path, wanted, following)[0]) == 2
 
@@ -282,7 +282,7 @@ def test_only_the_needed_part_is_decoded(folder, monkeypatch):
             yield frame
 
     monkeypatch.setattr(module, "_decode_from", counted)
-    monkeypatch.delattr(module, "_count_frames")
+    monkeypatch.delattr(module, "_decode_all")
     read(path, 25, 28, 104, 199)
     assert len(decoded) == 9 + 5 + 10
 
@@ -291,7 +291,8 @@ def test_wrong_seeking_is_noticed(video, monkeypatch):
     """Whatever a container makes of a seek, the frames are right or the whole file is decoded."""
     frames = [frame for _, frame in decode_all(video)]
     whole = []
-    monkeypatch.setattr(module, "_count_frames", lambda media, ends_at: whole.append(media) or len(frames))
+    decode_whole = module._decode_all
+    monkeypatch.setattr(module, "_decode_all", lambda *arguments: whole.append(True) or decode_whole(*arguments))
     monkeypatch.setattr(module, "_MAX_KEPT", 0)
     original = module._PacketIndex.read_from
     for wrong in (10, -10):
@@ -303,7 +304,7 @@ def test_wrong_seeking_is_noticed(video, monkeypatch):
             ),
         )
         np.testing.assert_array_equal(read(video, 25)[0][0], frames[25])
-    assert len(whole) == 1  # too late is noticed, too early does no harm
+    assert len(whole) == 2  # to count and to decode; too late is noticed, too early does no harm
 
 
 def test_packets_that_show_nothing_are_not_counted(folder):
@@ -353,11 +354,19 @@ def test_streams_cut_open(folder, name):
 
 def test_the_number_of_frames_is_corrected(video, monkeypatch):
     """Where decoding contradicts the packets, frames are chosen anew."""
+    decode_whole = module._decode_all
     monkeypatch.setattr(module, "_decode_by_time", lambda *args: None)
-    monkeypatch.setattr(module, "_count_frames", lambda media, ends_at: 30)
+    monkeypatch.setattr(module, "_decode_all", lambda *args: islice(decode_whole(*args), 30))
     clip, metadata = read_clip(video, lambda metadata: [metadata.total_num_frames - 1])
     assert metadata.frames_indices == [29]
     np.testing.assert_array_equal(clip[0], decode_all(video)[29][1])
+
+
+@pytest.mark.parametrize("wrong", [40, -1])
+def test_frames_that_do_not_exist_are_refused(video, wrong):
+    with pytest.raises(ValueError, match=rf"frames \[{wrong}\] were selected from a video of 40 frames") as error:
+        read(video, 3, wrong)
+    assert "plain.mp4" in error.value.__notes__[0]
 
 
 def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
@@ -386,9 +395,8 @@ def test_which_time_stamps_identify_frames():
         times = np.arange(count) + rng.uniform(-2, 2, count).round().astype(int)
         is_key = rng.random(count) < 0.4
         is_key[0] |= rng.random() < 0.9
-        arrays = array("q", times.tolist()), bytearray(is_key.tolist()), bytearray([1] * count)
         outcomes.append(identifies_frames(times.tolist(), is_key.tolist()))
-        assert module._PacketIndex(*arrays, None).identifies_frames() == outcomes[-1], (times, is_key)
+        assert module._identifies_frames(times, is_key) == outcomes[-1], (times, is_key)
     assert 500 < sum(outcomes) < 2500
 
 
@@ -429,6 +437,12 @@ def test_metadata_of_a_decoded_video(video):
     assert metadata.duration == pytest.approx(40 / 25)
     assert (metadata.height, metadata.width) == (48, 64)
     assert metadata.timestamps == [3 / 25]
+
+
+def test_times_of_all_frames(video):
+    """Including the last ones, which the decoder holds back until the end of the stream."""
+    times = [at for _, at in module.iterate_frames(video)]
+    np.testing.assert_allclose(times, np.arange(40) / 25)
 
 
 def test_still_pictures_are_videos_of_one_frame(folder):
@@ -681,25 +695,29 @@ def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
         container.mux(stream.encode())
     with av.open(str(path)) as container:
         assert min(packet.size for packet in container.demux(video=0) if packet.size) < 32
-    monkeypatch.setattr(module, "_count_frames", None)
+    monkeypatch.setattr(module, "_decode_all", None)
     check_every_frame(path)
 
 
-@pytest.mark.parametrize(
-    ("data", "length_size", "sound"),
-    [
-        (b"\0\0\0\2ab\0\0\0\1c", 4, True),
-        (b"\0\0\0\2ab\0\0\0\2c", 4, False),  # too short
-        (b"\0\0\0\4a\0\0\0", 4, False),
-        (b"\2ab\4c\0\0\1", 1, True),
-        (b"\0\0\0\1ab\0\0\1c", 0, True),
-        (b"\0\0\0\1ab\0\0\0\2", 0, False),
-        (b"\0\0\1ab\0\0\0\0\1", 0, False),
-        (b"", 0, True),
-    ],
-)
-def test_what_looks_sound(data, length_size, sound):
-    assert module._looks_sound(data, length_size) == sound
+def test_zeroed_packets_are_not_skipped(folder):
+    """They look like frames that no other frame refers to. The frames that do refer to them must not be made up."""
+    path = write_video(folder / "zeroed.mp4", count=25, **ENCODINGS["h264_pyramid.mp4"])
+    frames = [frame for _, frame in decode_all(path)]
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    read_frames = 0
+    for packet in packets[1:]:
+        at = data.index(packet) + 4  # after the length
+        zeroed = data[:at] + bytes(len(packet) - 4) + data[at + len(packet) - 4 :]
+        for index in range(0, 25, 3):
+            try:
+                clip, _ = read(zeroed, index)
+            except VideoDecodeError:
+                continue
+            read_frames += 1
+            np.testing.assert_array_equal(clip[0], frames[index])
+    assert read_frames > 50
 
 
 def test_time_that_begins_anew(folder):

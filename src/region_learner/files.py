@@ -1,6 +1,5 @@
 """Atomic writes, and locks of what one run writes at a time."""
 
-import difflib
 import errno
 import json
 import logging
@@ -35,14 +34,13 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def near_file(path: str | os.PathLike) -> str:
-    """Returns `"; did you mean 'x'?"` with the nearest name in the same directory, or "" if none is near."""
-    path = Path(path)
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    """Returns what `did_you_mean` returns for the names in the same directory."""
+    from .configuration_region_learner import did_you_mean  # imports transformers, which takes seconds
+
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(Path(path).parent)
+    return did_you_mean(Path(path).name, names)
 
 
 def write_text(path: Path, text: str) -> None:

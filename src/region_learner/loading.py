@@ -229,9 +229,9 @@ def check_name(name: str, what: str):
     path = Path(name)
     local = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or name.endswith("/")
     if local and not path.exists():
-        near = near_file(path) or "."
         raise FileNotFoundError(
-            f"There is no directory {name}{near} {what.capitalize()} is a directory, or a Hub name such as owner/name."
+            f"There is no directory {name}{near_file(path)} {what.capitalize()} is a directory, or a Hub name such as "
+            "owner/name."
         )
 
 
@@ -246,7 +246,7 @@ def check_video(name: str):
     if os.path.isdir(name):
         raise IsADirectoryError(f"{name} is a directory: name its videos, such as {os.path.join(name, '*.mp4')}.")
     if "://" not in name and not os.path.exists(name):
-        raise FileNotFoundError(f"There is no file {name}{near_file(name) or '.'}")
+        raise FileNotFoundError(f"There is no file {name}{near_file(name)}")
 
 
 def _has(name: str | os.PathLike, file: str) -> bool:
@@ -317,7 +317,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         if Path(name).exists():
             raise
         raise OSError(
-            f"{name} is not a local directory{near_file(name)}, and downloading it from the Hub failed: {error}"
+            f"{name} is not a local directory{near_file(name)} Downloading it from the Hub failed: {error}"
         ) from error
     is_a = type(model).__name__
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")

@@ -11,21 +11,19 @@ and time are bounded, and what a decoder reports as damaged is an error.
 import dataclasses
 import errno
 import io
-import logging
 import math
 import os
-import re
-import struct
 import threading
 import time
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import dropwhile, islice
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.video_utils import VideoMetadata
 
 try:
@@ -44,13 +42,15 @@ _PACKET = 1500  # bytes that PyAV and FFmpeg use for a packet, beside its data
 _SECONDS = 600  # for one clip: a few bytes can stand for very many frames
 _PICTURE_FPS = 25  # FFmpeg's frame rate for a picture
 
-# The demuxers of FFmpeg that may be used: videos, pictures, and sound, whose pictures are covers. Left out are those
-# that open other files and addresses, run scripts, or draw text.
+# The demuxers of FFmpeg that may be used: videos, pictures that Pillow does not read, and sound, whose pictures are
+# covers. Left out are those that open other files and addresses, run scripts, or draw text.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,ivf,obu,rm,wtv,dv,"
-    "swf,yuv4mpegpipe,h264,hevc,vvc,m4v,h261,h263,vc1,mjpeg,mjpeg_2000,gif,apng,webp,webp_pipe,jpeg_pipe,jpegls_pipe,"
-    "jpegxl_pipe,jpegxl_anim,j2k_pipe,png_pipe,bmp_pipe,tiff_pipe,pbm_pipe,pgm_pipe,ppm_pipe,pam_pipe,mp3,wav,flac,aac"
+    "swf,yuv4mpegpipe,h264,hevc,vvc,m4v,h261,h263,vc1,mjpeg,mjpeg_2000,gif,apng,jpegls_pipe,jpegxl_pipe,jpegxl_anim,"
+    "pam_pipe,mp3,wav,flac,aac"
 )
+# Pillow reads these formats, so that a path and a picture opened by the user give equal pixels.
+_PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "JPEG2000", "BMP", "PPM")
 _HEIF_BRANDS = {"heic", "heix", "heim", "heis", "mif1"}
 # Codecs in which every packet shows a frame, except for some of VP8. In others, such as MPEG-4, a packet smaller than
 # `_SHOWS_NOTHING` bytes may only say that nothing has changed.
@@ -61,27 +61,11 @@ _SHOWS_NOTHING = 32
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 # The boxes of MP4 (ISO/IEC 14496-12) that contain the tables of samples.
 _OUTER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
-
-# Pillow's name of the format of a picture, by its first bytes.
-_PICTURE_HEADS = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "AVIF": rb"....ftyp(....)*avi[fs]",
-    "TIFF": rb"II\*\0|MM\0\*",
-    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
-    "BMP": rb"BM....\0\0\0\0",
-    "PPM": rb"P[1-6]\s",
-}
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 class VideoDecodeError(ValueError):
     """A video, or a selected frame of it, cannot be read. The message says in one line which video, and why."""
-
-
-class PictureError(ValueError):
-    """A picture cannot be read, or its values cannot be interpreted as levels within 0..255."""
 
 
 @dataclasses.dataclass
@@ -151,8 +135,9 @@ def read_clip(
     """
     with _open_source(source) as file:
         deadline = time.monotonic() + _SECONDS
-        if format := picture_format(file):
-            frames, metadata = _read_picture(file, format, sample_indices_fn, scale, deadline)
+        picture, count = _open_picture(file)
+        if picture is not None:
+            frames, metadata = _read_picture(picture, count, sample_indices_fn, scale, deadline)
         else:
             frames, metadata = _read_video(file, sample_indices_fn, scale, exact, deadline)
     return np.stack([frames[index] for index in metadata.frames_indices]), metadata
@@ -175,11 +160,11 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
         ImportError: if PyAV is not installed.
     """
     with _open_source(source) as file:
-        if format := picture_format(file):
-            picture = _Picture(file, format)
-            for index in range(picture.num_frames):
-                image, start, _ = picture.read_frame(index)
-                yield _scale_image(image, scale), start
+        picture, count = _open_picture(file)
+        if picture is not None:
+            for index in range(count):
+                start, _ = _load_picture(picture, index)
+                yield _scale_image(picture_levels(picture), scale), start
             return
         with _open_video(file) as stream:
             to_rgb = _RGBConverter(scale, exact=True)
@@ -202,15 +187,16 @@ def _read_video(
         if packets is not None:
             metadata = _sample(stream, len(packets.shown), sample_indices_fn, packets.keyframes)
             to_rgb = _RGBConverter(scale, exact, metadata)
-            frames = _decode_by_time(stream, packets, set(metadata.frames_indices), to_rgb, deadline)
+            frames = _decode_by_time(stream, packets, metadata.frames_indices, to_rgb, deadline)
             if frames is not None:
                 return frames, metadata
-    num_frames = _count_frames(file, deadline)
+    with _open_video(file) as stream:
+        num_frames = sum(1 for _ in _decode_all(stream, deadline))
     with _open_video(file) as stream:
         if metadata is None or num_frames != metadata.total_num_frames:
             metadata = _sample(stream, num_frames, sample_indices_fn)
         to_rgb = _RGBConverter(scale, exact, metadata)
-        return _decode_by_count(stream, set(metadata.frames_indices), to_rgb, deadline), metadata
+        return _decode_by_count(stream, metadata.frames_indices, to_rgb, deadline), metadata
 
 
 def _sample(
@@ -228,8 +214,14 @@ def _sample(
     else:
         duration = num_frames / fps if fps else None
     metadata = ClipMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav", keyframes=keyframes)
-    metadata.frames_indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
+    _select(metadata, sample_indices_fn)
     return metadata
+
+
+def _select(metadata: ClipMetadata, sample_indices_fn: Callable) -> None:
+    metadata.frames_indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
+    if wrong := [index for index in metadata.frames_indices if not 0 <= index < metadata.total_num_frames]:
+        raise ValueError(f"frames {wrong} were selected from a video of {metadata.total_num_frames} frames")
 
 
 def _check_deadline(deadline: float) -> None:
@@ -237,11 +229,10 @@ def _check_deadline(deadline: float) -> None:
         raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
 
 
-def _check_clip_size(count: int, image: np.ndarray) -> None:
-    if count * image.nbytes > _MAX_CLIP:
+def _check_clip_size(count: int, height: int, width: int) -> None:
+    if 3 * count * height * width > _MAX_CLIP:
         raise VideoDecodeError(
-            f"{count} frames of {image.shape[1]}x{image.shape[0]} pixels take more than {_MAX_CLIP} bytes: ask for "
-            "fewer with num_frames"
+            f"{count} frames of {width}x{height} pixels take more than {_MAX_CLIP} bytes: ask for fewer (num_frames)"
         )
 
 
@@ -271,14 +262,14 @@ def _open_source(source: Any) -> Iterator[BinaryIO]:
     file: BinaryIO | None = None
     try:
         file = _open_content(content)
+        if file.seek(0, io.SEEK_END) == 0:
+            raise VideoDecodeError("empty file")
         yield file
-    except (VideoDecodeError, PictureError) as error:
+    except VideoDecodeError as error:
         raise VideoDecodeError(f"{name}: {error}") from None
     except av.error.FFmpegError as error:
         reason = (file and _describe_text(file)) or error.strerror
-        if error.errno == errno.ENOMEM:  # FFmpeg refuses to allocate more than 2 GiB at once
-            reason = "damaged: it asks for more memory than any video needs"
-        elif error.errno == errno.EINVAL:
+        if error.errno in (errno.EINVAL, errno.ENOMEM):  # FFmpeg refuses to allocate more than 2 GiB at once
             reason = f"damaged, or its frames have more than {_MAX_PIXELS} pixels"
         raise VideoDecodeError(f"{name}: {reason}") from error
     except OSError as error:
@@ -293,13 +284,11 @@ def _open_source(source: Any) -> Iterator[BinaryIO]:
 
 def _name_and_content(source: Any) -> tuple[str, str | bytes | bytearray | memoryview]:
     """Returns the name of a video for messages, and its path, URL or bytes."""
-    name = None
+    name = "<bytes>"
     if isinstance(source, Mapping):
-        name, data = source.get("path"), source.get("bytes")
-        if name is None and data is None:
-            raise TypeError('A video given as a dictionary needs a "path" or "bytes".')
-        source = name if data is None else data
-    if hasattr(source, "read"):
+        name = source.get("path") or name
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    elif hasattr(source, "read"):
         name = getattr(source, "name", "<file>")
         if source.seekable():
             source.seek(0)
@@ -307,9 +296,12 @@ def _name_and_content(source: Any) -> tuple[str, str | bytes | bytearray | memor
         if isinstance(source, str):
             raise TypeError(f"{name} was opened as text: open videos in binary mode, open(path, 'rb').")
     if isinstance(source, bytes | bytearray | memoryview):
-        return str(name or "<bytes>"), source
+        return str(name), source
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"A video file is given as a path, URL, bytes or binary file, not {type(source).__name__}.")
+        raise TypeError(
+            "A video file is given as a path, URL, bytes, binary file, or a dictionary with its path or bytes, not "
+            f"{type(source).__name__}."
+        )
     return os.fspath(source), os.fspath(source)
 
 
@@ -323,15 +315,11 @@ def _open_content(content: str | bytes | bytearray | memoryview) -> BinaryIO:
             )
         content = _url_reader(content)
     if not isinstance(content, str):
-        file: Any = io.BytesIO(content)
-    elif os.path.isfile(content):
-        file = open(content, "rb")  # noqa: SIM115 # closed by the caller
-        del file.raw.name
-    else:
+        return io.BytesIO(content)
+    if not os.path.isfile(content):
         raise VideoDecodeError("not a file" if os.path.exists(content) else "no such file")
-    if file.seek(0, io.SEEK_END) == 0:
-        file.close()
-        raise VideoDecodeError("empty file")
+    file: Any = open(content, "rb")  # noqa: SIM115 # closed by the caller
+    del file.raw.name
     return file
 
 
@@ -404,71 +392,58 @@ def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
 
 class _PacketIndex:
     """
-    The time stamps of a video's packets, in arrays because long recordings have millions of them.
+    The packets of a video, in arrays because long recordings have millions of them. The position of a packet is its
+    place in decoding order; the index of a frame is its place among those that are shown, in display order.
 
     Attributes:
-        times: in decoding order.
-        shown: of the frames that are shown, in display order. Positions in it are the indices of frames.
-        keys: of the key frames, in display order.
+        times: time stamps by position.
+        shown: positions of the frames that are shown, in display order.
+        shown_times: their time stamps.
+        keys: positions of the key frames, in display order.
         keyframes: indices of the key frames that are shown.
         is_reordered: whether display order differs from decoding order.
-        packets: PyAV's packets, or None if they are too large to be kept in memory. Keeping them saves a second read.
+        packets: PyAV's packets, and None for the end, unless they are too large to be kept in memory. Keeping them
+            saves a second read.
     """
 
-    def __init__(self, times: array, is_key: bytearray, is_shown: bytearray, packets: list[Any] | None):
-        self.times, self.packets = np.frombuffer(times, np.int64), packets
-        self._is_key = np.frombuffer(is_key, bool)
-        self._order = np.argsort(self.times, kind="stable")
-        self._sorted = self.times[self._order]
-        self.shown = np.sort(self.times[np.frombuffer(is_shown, bool)])
-        self.keys = np.sort(self.times[self._is_key])
-        self.keyframes: list[int] = np.flatnonzero(np.isin(self.shown, self.keys)).tolist()
-        self.is_reordered = not (np.diff(self._order) > 0).all()
+    def __init__(self, times: np.ndarray, is_key: np.ndarray, is_shown: np.ndarray, packets: list[Any] | None):
+        order = np.argsort(times, kind="stable")
+        self.times, self.packets = times, packets
+        self.shown = order[is_shown[order]]
+        self.shown_times = times[self.shown]
+        self.keys = order[is_key[order]]
+        self.keyframes: list[int] = np.flatnonzero(is_key[self.shown]).tolist()
+        self.is_reordered = bool((np.diff(order) < 0).any())
 
-    def position(self, time: Any) -> int:
-        """Returns the position, in decoding order, of the packet with a time stamp; -1 if there is none."""
-        if time is None:
-            return -1
-        at = self._sorted.searchsorted(time)
-        return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == time else -1
+    def frame_index(self, time: int) -> int:
+        """Returns the index of the frame that is shown at a time, or next after it."""
+        return int(self.shown_times.searchsorted(time))
 
-    def frame_index(self, time: Any) -> int:
-        """Returns the index of the frame that is shown at a time, or next after it; -1 if no packet has this time."""
-        return int(self.shown.searchsorted(time)) if self.position(time) >= 0 else -1
-
-    def identifies_frames(self) -> bool:
-        """
-        Returns whether time stamps are unique and in an order that encoders write.
-
-        A key frame is shown after all frames that precede it in the file. Frames that follow it but are shown before
-        it follow at once. Otherwise time starts again, as in joined recordings. (Decoding time stamps do not help:
-        those of Matroska are guesses.)
-        Frames shown before the first key frame may or may not be decoded, as what they need was cut off.
-        """
-        times, is_key = self.times, self._is_key
-        if not is_key[0] or times[0] > self._sorted[0] or (np.diff(self._sorted) == 0).any():
-            return False
-        if (times[is_key] < np.maximum.accumulate(times)[is_key]).any():
-            return False
-        is_later = times > times[is_key][np.cumsum(is_key) - 1]  # than the last key frame before it in the file
-        return not (is_later[:-1] & ~is_later[1:] & ~is_key[1:]).any()
-
-    def read_from(self, stream: Any, first: int) -> Iterator[Any]:
-        """Yields packets from position `first` on, then None; nothing if the container cannot seek there."""
+    def read_from(self, stream: Any, position: int) -> Iterator[Any]:
+        """Yields packets from a position on, then None; nothing if the container cannot seek there."""
         if self.packets is not None:
-            yield from self.packets[first:]
-            yield None
-            return
-        stream.container.seek(int(self.times[first]), stream=stream)
-        is_reached = False
-        for packet in _demux(stream):
-            here = self.position(packet.pts) if packet.size else -1
-            if not is_reached and here != first:
-                if here > first or (here < 0 and packet.size):
-                    return
-                continue
-            is_reached = True
-            yield packet if packet.size else None
+            return iter(self.packets[position:])
+        time = int(self.times[position])
+        stream.container.seek(time, stream=stream)
+        packets = dropwhile(lambda packet: packet.pts != time, _demux(stream))
+        return (packet if packet.size else None for packet in packets)
+
+
+def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
+    """
+    Returns whether time stamps, in decoding order, are unique and in an order that encoders write.
+
+    A key frame is shown after all frames that precede it in the file. Frames that follow it but are shown before it
+    follow at once. Otherwise time starts again, as in joined recordings. (Decoding time stamps do not help: those of
+    Matroska are guesses.) Frames shown before the first key frame may or may not be decoded, as what they need was cut
+    off.
+    """
+    if not is_key[0] or times[0] > times.min() or len(np.unique(times)) < len(times):
+        return False
+    if (times[is_key] < np.maximum.accumulate(times)[is_key]).any():
+        return False
+    is_later = times > times[is_key][np.cumsum(is_key) - 1]  # than the last key frame before it in the file
+    return not (is_later[:-1] & ~is_later[1:] & ~is_key[1:]).any()
 
 
 def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
@@ -492,10 +467,10 @@ def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
         if len(times) > _MAX_FRAMES:
             raise VideoDecodeError(f"more than {_MAX_FRAMES} frames")
         _check_deadline(deadline)
-    if not times:
+    arrays = np.frombuffer(times, np.int64), np.frombuffer(is_key, bool), np.frombuffer(is_shown, bool)
+    if not times or not _identifies_frames(*arrays[:2]):
         return None
-    index = _PacketIndex(times, is_key, is_shown, packets)
-    return index if index.identifies_frames() else None
+    return _PacketIndex(*arrays, packets and [*packets, None])
 
 
 def _shows_frame(packet: Any, codec: str) -> bool:
@@ -506,6 +481,7 @@ def _shows_frame(packet: Any, codec: str) -> bool:
 
 
 def _demux(stream: Any) -> Iterator[Any]:
+    """Yields the packets of a stream, and at its end an empty one."""
     try:
         yield from stream.container.demux(stream)
     except IndexError as error:  # raised by PyAV if streams appear later on
@@ -516,55 +492,51 @@ def _demux(stream: Any) -> Iterator[Any]:
 
 
 def _decode_by_time(
-    stream: Any, packets: _PacketIndex, wanted: set[int], to_rgb: "_RGBConverter", deadline: float
+    stream: Any, packets: _PacketIndex, wanted: Iterable[int], to_rgb: "_RGBConverter", deadline: float
 ) -> dict[int, np.ndarray] | None:
     """
     Decodes the wanted frames, each from the key frame before it. Returns None if a frame is damaged, or if decoding
     contradicts the packets: it does not begin with a key frame, or a frame is not where its time stamp says.
     """
-    times_by_key: dict[int, set[int]] = {}
-    for index in sorted(wanted):
-        time = int(packets.shown[index])
-        key = int(packets.keys[packets.keys.searchsorted(time, "right") - 1])
-        times_by_key.setdefault(key, set()).add(time)
+    positions = packets.shown[sorted(set(wanted))]
+    times = packets.times[positions]
+    keys = packets.keys[packets.times[packets.keys].searchsorted(times, "right") - 1]
+    groups: dict[int, dict[int, int]] = {}  # for each key frame, the positions of wanted frames by their times
+    for key, at, position in zip(keys.tolist(), times.tolist(), positions.tolist()):
+        groups.setdefault(key, {})[at] = position
 
     frames: dict[int, np.ndarray] = {}
-    try:
-        with _capture_errors() as lines:
-            for key, times in times_by_key.items():
-                expected = packets.frame_index(key)
-                # Containers may call any frame a key frame, and some decoders make up the references that are missing.
-                is_entered = packets.position(key) == 0
-                for frame in _decode_from(stream, packets, key, times, lines, deadline):
-                    if frame.pts is not None and frame.pts < key:
-                        continue  # incomplete without what precedes the key frame
-                    is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
-                    is_entered = is_entered or (frame.pts == key and is_intra)
-                    index = packets.frame_index(frame.pts)
-                    # If time stamps are in decoding order, the container may have made them up (AVI). They are
-                    # believed if the frames come one after another. Those out of order come from the encoder.
-                    is_expected = index >= expected if packets.is_reordered else index == expected
-                    if frame.is_corrupt or not is_entered or not is_expected:
-                        return None
-                    if frame.pts in times:
-                        frames[index] = to_rgb(frame)
-                    expected = index + 1
-    except av.error.FFmpegError:
-        return None
-    return frames if len(frames) == len(wanted) else None
+    with _capture_errors() as lines, suppress(av.error.FFmpegError):
+        for key, group in groups.items():
+            start = int(packets.times[key])
+            expected = packets.frame_index(start)
+            # Containers may call any frame a key frame, and some decoders make up the references that are missing.
+            is_entered = key == 0
+            for frame in _decode_from(stream, packets, key, group, lines, deadline):
+                if frame.pts is None:
+                    return None
+                if frame.pts < start:
+                    continue  # incomplete without what precedes the key frame
+                is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
+                is_entered = is_entered or (frame.pts == start and is_intra)
+                index = packets.frame_index(frame.pts)
+                # If time stamps are in decoding order, the container may have made them up (AVI). They are believed if
+                # the frames come one after another. Those out of order come from the encoder.
+                is_expected = index >= expected if packets.is_reordered else index == expected
+                if frame.is_corrupt or not is_entered or not is_expected:
+                    return None
+                if frame.pts in group:
+                    frames[index] = to_rgb(frame)
+                expected = index + 1
+    return frames if len(frames) == len(positions) else None
 
 
 def _decode_from(
-    stream: Any,
-    packets: _PacketIndex,
-    key: int,
-    wanted: set[int],
-    lines: list[tuple[int, str, str]],
-    deadline: float,
+    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], lines: list[Any], deadline: float
 ) -> Iterator[Any]:
     """
-    Decodes from the key frame at time `key` until the frames of all `wanted` times have come, or the decoder reports
-    damage in `lines`.
+    Decodes from the key frame at position `key` until the decoder has returned all wanted frames, which are given as
+    positions by their times, or reports damage in `lines`.
 
     If frames are reordered, some are skipped: those that are neither wanted nor referred to by others, and those that
     would be decoded only to put the wanted ones in order, that is, all after the last wanted packet.
@@ -573,51 +545,30 @@ def _decode_from(
     if context.is_open:
         context.flush_buffers()
     can_skip = packets.is_reordered and context.name in _SKIPS_NON_REFERENCE
-    length_size = _length_size(context)
-    last = max(wanted, key=packets.position)
-    missing, latest = set(wanted), key
-    for packet in packets.read_from(stream, packets.position(key)):
+    start = latest = int(packets.times[key])
+    last = int(packets.times[max(wanted.values())])
+    missing = set(wanted)
+    for packet in packets.read_from(stream, key):
         if packet is not None:
-            # What is skipped cannot show that it is damaged. So frames in display order are decoded, which are hardly
-            # ever non-reference frames, and those with bytes that encoders do not write.
-            skip = can_skip and packet.pts < latest and packet.pts not in wanted
-            context.skip_frame = "NONREF" if skip and _looks_sound(bytes(packet), length_size) else "DEFAULT"
+            # What is skipped cannot show that it is damaged. So frames in display order are decoded, which are
+            # hardly ever non-reference frames, and those with a run of zeros, which encoders do not write.
+            skip = can_skip and packet.pts < latest and packet.pts not in wanted and bytes(4) not in bytes(packet)
+            context.skip_frame = "NONREF" if skip else "DEFAULT"
             latest = max(latest, packet.pts)
         _check_deadline(deadline)
-        frames, damage = _decode(lines, context.decode, packet)
-        if damage and (packet is None or packet.pts >= key):  # what is shown before the key frame is incomplete anyway
+        frames, damage = _decode(lines, context, packet)
+        if damage and (packet is None or packet.pts >= start):  # others are incomplete without what precedes
             return
         is_last = packet is None or (packets.is_reordered and packet.pts == last)
         if packet is not None and is_last:
-            held_back, damage = _decode(lines, context.decode, None)  # to put frames in order
+            held_back, damage = _decode(lines, context, None)  # to put frames in order
             if damage:
                 return
             frames += held_back
-        for frame in frames:
-            missing.discard(frame.pts)
-            yield frame
+        yield from frames
+        missing.difference_update(frame.pts for frame in frames)
         if is_last or not missing:
             return
-
-
-def _length_size(context: Any) -> int:
-    """Returns how many bytes before each H.264 unit hold its length (ISO/IEC 14496-15), which may be 0."""
-    extradata = context.extradata or b""
-    return (extradata[4] & 3) + 1 if context.name == "h264" and len(extradata) > 4 and extradata[0] == 1 else 0
-
-
-def _looks_sound(data: bytes, length_size: int) -> bool:
-    """
-    Returns whether the lengths of units add up, and three zero bytes occur in lengths and start codes only. Encoders
-    avoid them elsewhere, so that start codes are unique.
-    """
-    start = 0
-    while length_size and start < len(data):
-        end = start + length_size + int.from_bytes(data[start : start + length_size], "big")
-        if end > len(data) or data.find(bytes(3), start + length_size, end) >= 0:
-            return False
-        start = end
-    return bool(length_size) or re.search(rb"\0\0\0(?!\x01)", data) is None
 
 
 def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, str | None]]:
@@ -628,7 +579,7 @@ def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, 
     damage, since = None, None
     for packet in _demux(stream):
         with _capture_errors() as lines:  # for each packet, as others may log while the next frame is awaited
-            frames, reported = _decode(lines, packet.decode)
+            frames, reported = _decode(lines, stream.codec_context, packet)
         if reported:
             damage, since = reported, packet.pts
         for frame in frames:
@@ -641,34 +592,26 @@ def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, 
         _check_deadline(deadline)
 
 
-def _decode_by_count(stream: Any, wanted: set[int], to_rgb: "_RGBConverter", deadline: float) -> dict[int, np.ndarray]:
+def _decode_by_count(
+    stream: Any, wanted: Iterable[int], to_rgb: "_RGBConverter", deadline: float
+) -> dict[int, np.ndarray]:
     """Decodes the wanted frames, and all frames before them."""
     frames: dict[int, np.ndarray] = {}
-    for index, (frame, damage) in enumerate(_decode_all(stream, deadline)):
+    wanted = set(wanted)
+    for index, (frame, damage) in enumerate(islice(_decode_all(stream, deadline), max(wanted) + 1)):
         if index in wanted:
             if damage:
                 raise VideoDecodeError(f"frame {index} is damaged ({damage})")
             frames[index] = to_rgb(frame)
-            if len(frames) == len(wanted):
-                break
-    if missing := sorted(wanted - frames.keys()):
-        raise VideoDecodeError(f"frames {missing} cannot be decoded")
     return frames
 
 
-def _count_frames(file: BinaryIO, deadline: float) -> int:
-    with _open_video(file) as stream:
-        return sum(1 for _ in _decode_all(stream, deadline))
-
-
-def _decode(
-    lines: list[tuple[int, str, str]], decode: Callable[..., list[Any]], *packet: Any
-) -> tuple[list[Any], str | None]:
+def _decode(lines: list[tuple[int, str, str]], context: Any, packet: Any) -> tuple[list[Any], str | None]:
     """Returns the frames of a packet, and the damage that the decoder conceals but logs in `lines`, if any."""
-    before = len(lines)
-    frames = decode(*packet)
-    errors = (line for level, _, line in lines[before:] if level <= av.logging.ERROR)
-    return frames, next((" ".join(line.split()) for line in errors), None)
+    lines.clear()
+    frames = context.decode(packet)
+    errors = [message for level, _, message in lines if level <= av.logging.ERROR]
+    return frames, " ".join(errors[0].split()) if errors else None
 
 
 _log_lock = threading.Lock()
@@ -689,20 +632,15 @@ def _capture_errors() -> Iterator[list[tuple[int, str, str]]]:
             av.logging.set_level(max(_log_before[0] or 0, av.logging.ERROR))
             av.logging.set_skip_repeated(False)
         _log_users += 1
-    lines: list[tuple[int, str, str]] = []
     try:
         with av.logging.Capture(local=True) as lines:
             yield lines
     finally:
         with _log_lock:
             _log_users -= 1
-            level, skip_repeated = _log_before
             if _log_users == 0:
-                av.logging.set_level(level)
-                av.logging.set_skip_repeated(skip_repeated)
-        for its_level, name, message in lines:
-            if level is not None and its_level <= level:  # the application wants to see them
-                logging.getLogger(f"libav.{name}").log(av.logging.adapt_level(its_level), message.strip())
+                av.logging.set_level(_log_before[0])
+                av.logging.set_skip_repeated(_log_before[1])
 
 
 # --- Colours, orientation and size ----------------------------------------------------------------------------------
@@ -727,14 +665,17 @@ class _RGBConverter:
         self.interpolation = flags[self.scale.interpolation] if self.scale else flags.BILINEAR
         if exact:
             self.interpolation |= flags.ACCURATE_RND | flags.FULL_CHR_H_INT
-        self.shape: tuple[int, ...] | None = None
+        self.size: tuple[int, int] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
         is_transposed, flips_rows, flips_columns = _orientation(frame)
-        upright = (frame.width, frame.height) if is_transposed else (frame.height, frame.width)
-        height, width = self.scale.size_for(*upright) if self.scale else upright
-        if is_transposed:
-            height, width = width, height
+        if self.size is None:
+            upright = (frame.width, frame.height) if is_transposed else (frame.height, frame.width)
+            self.size = self.scale.size_for(*upright) if self.scale else upright
+            if self.metadata is not None:
+                self.metadata.height, self.metadata.width = upright
+                _check_clip_size(len(self.metadata.frames_indices), *self.size)
+        height, width = self.size[::-1] if is_transposed else self.size
         has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
         converted = self.converter.reformat(
             frame,
@@ -747,16 +688,7 @@ class _RGBConverter:
         image = converted.to_ndarray()
         image = _over_black(Image.fromarray(image)) if has_alpha else image
         image = image.swapaxes(0, 1) if is_transposed else image
-        image = image[:: -1 if flips_rows else 1, :: -1 if flips_columns else 1]
-        if self.shape is None:
-            self.shape = image.shape
-            if self.metadata is not None:
-                self.metadata.height, self.metadata.width = upright
-                _check_clip_size(len(self.metadata.frames_indices), image)
-        if image.shape != self.shape:
-            height, width = self.shape[:2]
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        return image
+        return image[:: -1 if flips_rows else 1, :: -1 if flips_columns else 1]
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
@@ -766,14 +698,13 @@ def _orientation(frame: Any) -> tuple[bool, bool, bool]:
     except ValueError:  # PyAV does not know all side data, such as EXIF
         quarter_turns = round(frame.rotation / 90) % 4  # to the left
         return quarter_turns % 2 == 1, quarter_turns in (1, 2), quarter_turns in (2, 3)
-    if matrix is not None:
-        # Column p and row q are moved to p' = a p + c q, q' = b p + d q (libavutil/display.h).
-        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-        if min(abs(a), abs(d)) > max(abs(b), abs(c)):
-            return False, d < 0, a < 0
-        if min(abs(b), abs(c)) > max(abs(a), abs(d)):
-            return True, b < 0, c < 0
-    return False, False, False  # also if sheared, or rotated by less than a right angle
+    if matrix is None:
+        return False, False, False
+    # Column p and row q are moved to p' = a p + c q, q' = b p + d q (libavutil/display.h). What is left after these
+    # turns, less than a right angle or shearing, is ignored.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    is_transposed = min(abs(b), abs(c)) > max(abs(a), abs(d))
+    return (True, b < 0, c < 0) if is_transposed else (False, d < 0, a < 0)
 
 
 def _over_black(image: Image.Image) -> np.ndarray:
@@ -788,84 +719,65 @@ def _scale_image(image: np.ndarray, scale: Scale | None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling[scale.interpolation]))
 
 
-# --- Pictures. Pillow reads them, so that a path and a picture opened by the user give equal pixels -----------------
+# --- Pictures -------------------------------------------------------------------------------------------------------
 
 
-def picture_format(file: BinaryIO) -> str | None:
+def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
     """
-    Returns Pillow's name of the format of a picture, by its first bytes; None for files that FFmpeg reads. Those
-    include GIF and animated PNG, which are videos to FFmpeg.
+    Opens a picture, and returns it and the number of its frames, which may be more than 1 for WebP and AVIF. Returns
+    None for files that FFmpeg reads: videos, GIF and animated PNG.
     """
-    file.seek(0)
-    head = file.read(64)
-    for name, pattern in _PICTURE_HEADS.items():
-        if re.match(pattern, head, re.DOTALL):
-            return None if name == "PNG" and _is_animated_png(file) else name
-    return None
+    Image.init()
+    known = [name for name in _PICTURES if name in Image.OPEN]
+    with _pillow_errors():
+        try:
+            image = Image.open(file, formats=known)
+        except UnidentifiedImageError:
+            return None, 0
+        count: int = getattr(image, "n_frames", 1)
+        if image.format == "PNG":
+            if count > 1:
+                return None, 0
+            image.verify()  # decoding ignores the checksums
+            image = Image.open(file, formats=["PNG"])
+    width, height = image.size
+    if width * height > _MAX_PICTURE_PIXELS:
+        raise VideoDecodeError(f"a picture of {width}x{height} pixels, more than {_MAX_PICTURE_PIXELS} pixels")
+    if image.format in ("JPEG", "MPO"):
+        file.seek(0)
+        _check_jpeg(file.read())
+    return image, count if image.format in ("WEBP", "AVIF") else 1
 
 
-def _is_animated_png(file: BinaryIO) -> bool:
-    """Returns whether there is a chunk `acTL`, which comes before the pixels."""
-    file.seek(8)
-    while len(header := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", header)
-        if name in (b"acTL", b"IDAT", b"IEND"):
-            return name == b"acTL"
-        file.seek(length + 4, io.SEEK_CUR)
-    return False
+def _load_picture(image: Image.Image, index: int) -> tuple[float, float]:
+    """Decodes one frame of a picture or animation. Returns its start and end in seconds."""
+    with _pillow_errors():
+        image.seek(index)
+        image.load()
+    start = image.info.get("timestamp", 0) / 1000
+    return start, start + image.info.get("duration", 0) / 1000
 
 
 def _read_picture(
-    file: BinaryIO, format: str, sample_indices_fn: Callable, scale: Scale | None, deadline: float
+    image: Image.Image, count: int, sample_indices_fn: Callable, scale: Scale | None, deadline: float
 ) -> tuple[dict[int, np.ndarray], ClipMetadata]:
     """Returns the selected frames of a picture or animation by their indices, and its metadata."""
-    picture = _Picture(file, format)
-    count, end = picture.num_frames, 1 / _PICTURE_FPS
+    end = 1 / _PICTURE_FPS
     for index in range(count if count > 1 else 0):
-        *_, end = picture.read_frame(index)
+        _, end = _load_picture(image, index)
         _check_deadline(deadline)
     fps = count / end if end else None
     metadata = ClipMetadata(count, fps=fps, duration=end, video_backend="pillow", keyframes=[0])
-    metadata.frames_indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
+    _select(metadata, sample_indices_fn)
     frames: dict[int, np.ndarray] = {}
     for index in sorted(set(metadata.frames_indices)):  # frames of an animation need those before them
-        image = picture.read_frame(index)[0]
-        metadata.height, metadata.width = image.shape[:2]
-        frames[index] = _scale_image(image, scale)
-        _check_clip_size(len(metadata.frames_indices), frames[index])
+        _load_picture(image, index)
+        levels = picture_levels(image)
+        metadata.height, metadata.width = levels.shape[:2]
+        frames[index] = _scale_image(levels, scale)
+        _check_clip_size(len(metadata.frames_indices), *frames[index].shape[:2])
         _check_deadline(deadline)
     return frames, metadata
-
-
-class _Picture:
-    """A picture file, or an animated WebP or AVIF file."""
-
-    def __init__(self, file: BinaryIO, format: str):
-        if format == "AVIF" and not features.check("avif"):
-            raise PictureError("AVIF pictures need Pillow 11.3 or newer: pip install -U pillow")
-        file.seek(0)
-        if format == "JPEG":
-            _check_jpeg(file.read())
-        if format == "PNG":  # decoding ignores the checksums
-            with _pillow_errors(), Image.open(file, formats=["PNG"]) as image:
-                image.verify()
-        file.seek(0)
-        with _pillow_errors():
-            self.image = Image.open(file, formats=[format])
-            width, height = self.image.size
-            if width * height > _MAX_PICTURE_PIXELS:
-                raise PictureError(f"a picture of {width}x{height} pixels, more than {_MAX_PICTURE_PIXELS} pixels")
-            self.num_frames: int = getattr(self.image, "n_frames", 1) if format in ("WEBP", "AVIF") else 1
-
-    def read_frame(self, index: int) -> tuple[np.ndarray, float, float]:
-        """Returns a frame as `picture_levels` does, and its start and end in seconds."""
-        with _pillow_errors():
-            if self.num_frames > 1:
-                self.image.seek(index)
-            self.image.load()
-        start = self.image.info.get("timestamp", 0) / 1000
-        duration = self.image.info.get("duration", 0) / 1000 if self.num_frames > 1 else 1 / _PICTURE_FPS
-        return picture_levels(self.image), start, start + duration
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -879,28 +791,22 @@ def _check_jpeg(data: bytes) -> None:
     try:
         with _capture_errors() as lines:
             for packet in (av.Packet(data), None):
-                if damage := _decode(lines, context.decode, packet)[1]:
-                    raise PictureError(f"damaged ({damage})")
+                if damage := _decode(lines, context, packet)[1]:
+                    raise VideoDecodeError(f"damaged ({damage})")
     except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow knows
         return
 
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Turns whatever Pillow's plugins raise for damaged files into a `PictureError`."""
+    """Turns whatever Pillow's plugins raise for damaged files into a `VideoDecodeError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata, and sizes, which are checked here
             yield
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"more than {_MAX_PICTURE_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise PictureError("damaged: its header cannot be read") from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise PictureError(f"damaged, or of a kind that cannot be read ({reason})") from error
+        raise VideoDecodeError(f"damaged, or of a kind that cannot be read ({reason})") from error
 
 
 def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarray:
@@ -913,31 +819,30 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
             their channels, including alpha.
 
     Raises:
-        PictureError: for images of 32-bit integers or floats, or other modes whose range is unknown.
+        VideoDecodeError: for images of 32-bit integers or floats, or other modes whose range is unknown.
     """
     mode, format, tags = image.mode, image.format, getattr(image, "tag_v2", {})
     image.load()
     with suppress(Exception):  # damaged metadata does not matter
         image = ImageOps.exif_transpose(image)
-    # 16-bit grey, which older versions of Pillow read as 32 bits.
-    if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):
+    if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):  # 16-bit grey
         if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_PHOTOMETRIC, 1) != 1:
-            raise PictureError("a TIFF picture of fewer than 16 bits, or of white as 0: save it as 8-bit RGB")
+            raise VideoDecodeError("a TIFF picture of fewer than 16 bits, or of white as 0: save it as 8-bit RGB")
         values = np.array(image).astype(np.int64)
         levels = (values * 255 + 32767) // 65535
         levels[values == image.info.get("transparency")] = 0
         grey = levels.astype(np.uint8)[..., None]
         return grey.repeat(3, axis=-1) if do_convert_rgb else grey
     if mode in ("I", "F"):
-        raise PictureError(
+        raise VideoDecodeError(
             f"a PIL image of mode {mode!r}, whose range is unknown: scale it to 0..255, convert to uint8"
         )
     if not do_convert_rgb and mode in ("L", "LA", "RGB", "RGBA"):
         return np.atleast_3d(np.array(image))
     try:
-        if mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info:
+        if image.has_transparency_data:
             image = image.convert("LA") if mode == "La" else image
             return _over_black(image.convert("RGBA"))
         return np.array(image.convert("RGB"))
     except ValueError as error:
-        raise PictureError(f"a PIL image of mode {mode!r}, which Pillow does not convert to RGB") from error
+        raise VideoDecodeError(f"a PIL image of mode {mode!r}, which Pillow does not convert to RGB") from error

@@ -36,7 +36,7 @@ from transformers.utils.type_validators import image_size_validator
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .video_decoding_region_learner import PictureError, Scale, picture_levels, read_clip
+from .video_decoding_region_learner import Scale, picture_levels, read_clip
 
 try:
     import torchvision.transforms.v2.functional as tvf
@@ -158,12 +158,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         options = _disable_overridden_defaults(kwargs)
         do_convert_rgb, do_rescale = (bool(self._option(options, name)) for name in ("do_convert_rgb", "do_rescale"))
         scale, data_format = self.scale_while_decoding(options), options.get("input_data_format")
-        clips = [
-            _EncodedClip(clip, scale, do_convert_rgb, do_rescale)
-            if _needs_decoding(clip)
-            else _frames_to_tensor(clip, data_format, do_convert_rgb, do_rescale)
-            for clip in _as_clips(videos)
-        ]
+        clips = [_prepare(clip, scale, data_format, do_convert_rgb, do_rescale) for clip in _as_clips(videos)]
         if not clips:
             raise ValueError("No videos were given.")
         if do_rescale or any(isinstance(clip, _EncodedClip) or clip.dtype == torch.uint8 for clip in clips):
@@ -237,16 +232,11 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         clips = _as_clips([source])
         if len(clips) != 1:
             raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
-        clip, do_convert_rgb = clips[0], bool(self.do_convert_rgb)
-        if _needs_decoding(clip):
-            clip = _EncodedClip(clip, scale, do_convert_rgb, do_rescale=False)
-        else:
-            clip = _frames_to_tensor(clip, None, do_convert_rgb, do_rescale=False)
+        clip = _prepare(clips[0], scale, None, bool(self.do_convert_rgb), do_rescale=False)
+        do_sample_frames = self.do_sample_frames or num_frames is not None or sample_indices_fn is not None
+        choose = partial(self.sample_frames, num_frames=num_frames, training=training, generator=generator)
         (frames,), (metadata,) = self._decode_and_sample_videos(
-            [clip],
-            do_sample_frames=self.do_sample_frames or num_frames is not None or sample_indices_fn is not None,
-            sample_indices_fn=sample_indices_fn
-            or partial(self.sample_frames, num_frames=num_frames, training=training, generator=generator),
+            [clip], do_sample_frames=do_sample_frames, sample_indices_fn=sample_indices_fn or choose
         )
         return frames, metadata
 
@@ -361,13 +351,6 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         ]
         return [clip for clip, _ in read], [metadata for _, metadata in read]
 
-    def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """
-        Converts (..., C, height, width) with C of 1, 3 or 4 to C = 3, transparent parts over black. The alpha of
-        floats must lie within 0..1.
-        """
-        return _to_rgb(video, highest=1)
-
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """As in torchvision and the original implementation; transformers rounds half pixels the other way."""
         return tvf.center_crop(image, [size.height, size.width])
@@ -439,13 +422,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         generator: torch.Generator | None,
         crop_scale: tuple[float, float],
         flip_probability: float,
-        do_convert_rgb: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """Transforms one clip (T, C, height, width)."""
         resize = partial(self.resize, resample=resample, antialias=antialias)
-        if do_convert_rgb:  # transformers < 5.23 leaves it to this method
-            video = self.convert_to_rgb(video)
         if not (antialias and video.dtype == torch.uint8):
             # With channels last, as decoded, floating point takes twice as long.
             video = video.to(torch.float32, memory_format=torch.contiguous_format)
@@ -527,8 +507,11 @@ def _is_frame(item: Any) -> bool:
     return isinstance(item, Image.Image) or (_is_array(item) and item.ndim in (2, 3))
 
 
-def _needs_decoding(clip: Any) -> bool:
-    return _is_encoded(clip) or (isinstance(clip, list) and any(map(_is_encoded, clip)))
+def _prepare(clip: Any, scale: Scale | None, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> Any:
+    """Returns a clip of `_as_clips` as a tensor, or as an `_EncodedClip` if it, or any of its frames, is encoded."""
+    if _is_encoded(clip) or (isinstance(clip, list) and any(map(_is_encoded, clip))):
+        return _EncodedClip(clip, scale, do_convert_rgb, do_rescale)
+    return _frames_to_tensor(clip, data_format, do_convert_rgb, do_rescale)
 
 
 def _as_clips(videos: Any) -> list[Any]:
@@ -640,11 +623,7 @@ def _frame_to_tensor(frame: Any, data_format: Any, do_convert_rgb: bool, do_resc
             f"An opened {frame.format} of {count} frames was given as one frame: give its path to use all of them, or "
             "image.copy() to use the current one."
         )
-    try:
-        levels = picture_levels(frame, do_convert_rgb)
-    except PictureError as error:
-        raise ValueError(f"A frame cannot be read: {error}.") from error
-    return torch.from_numpy(levels).permute(2, 0, 1)
+    return torch.from_numpy(picture_levels(frame, do_convert_rgb)).permute(2, 0, 1)
 
 
 def _array_to_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> torch.Tensor:
@@ -653,11 +632,10 @@ def _array_to_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_resca
     is_float = clip.is_floating_point() if isinstance(clip, torch.Tensor) else clip.dtype.kind == "f"
     name = str(clip.dtype).removeprefix("torch.")
     if not (is_float or name == "uint8"):
-        cure = "frames.astype(np.uint8) * 255" if name == "bool" else "convert frames of 0..255 to uint8"
-        if name in ("uint16", "int16"):
-            cure = "for 16 bits, (frames / 65535).astype(np.float32); for 0..255, frames.astype(np.uint8)"
+        cures = {"bool": "frames.astype(np.uint8) * 255", "uint16": "(frames / 65535).astype(np.float32) for 16 bits"}
         raise ValueError(
-            f"Frames of {name} are ambiguous; expected uint8 within 0..255 or floats within 0..1 ({cure})."
+            f"Frames of {name} are ambiguous; expected uint8 within 0..255 or floats within 0..1 "
+            f"({cures.get(name, 'convert frames of 0..255 to uint8')})."
         )
     if isinstance(clip, np.ndarray):
         # torch refuses negative strides, foreign byte orders and 80-bit floats, and warns about read-only arrays.
@@ -676,26 +654,26 @@ def _array_to_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_resca
 
 
 def _has_channels_first(shape: tuple[int, ...], data_format: Any) -> bool:
-    first, last = shape[1] in (1, 3, 4), shape[-1] in (1, 3, 4)
+    fits = {ChannelDimension.FIRST: shape[1] in (1, 3, 4), ChannelDimension.LAST: shape[-1] in (1, 3, 4)}
     if data_format is not None:
-        is_first = ChannelDimension(data_format) == ChannelDimension.FIRST
-        if not (first if is_first else last):
+        data_format = ChannelDimension(data_format)
+        if not fits[data_format]:
             raise ValueError(
-                f"input_data_format={ChannelDimension(data_format).value!r} does not fit frames of shape {shape[1:]}, "
-                "which would not have 1, 3 or 4 channels."
+                f"input_data_format={data_format.value!r} does not fit frames of shape {shape[1:]}, which would not "
+                "have 1, 3 or 4 channels."
             )
-        return is_first
-    if first and last:
+        return data_format == ChannelDimension.FIRST
+    if all(fits.values()):
         raise ValueError(
             f"Frames of shape {shape[1:]} may have their channels first or last: say which with "
             'input_data_format="channels_first" or "channels_last".'
         )
-    if not first and not last:
+    if not any(fits.values()):
         raise ValueError(
             f"Frames of shape {shape[1:]} have no axis of 1, 3 or 4 channels: expected (height, width, channels) or "
             "(channels, height, width)."
         )
-    return first
+    return fits[ChannelDimension.FIRST]
 
 
 def _to_rgb(clip: torch.Tensor, highest: float) -> torch.Tensor:

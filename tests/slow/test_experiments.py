@@ -8,6 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+
 from experiments import ablation, render, runs, seeds
 from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
@@ -15,8 +17,6 @@ from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
 from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
 from experiments.training import _losses, new_model, train_and_measure
-from scipy import stats
-
 from region_learner import load_corpus
 from region_learner.files import locked
 
@@ -209,6 +209,11 @@ def test_runs_are_recorded_added_to_and_not_repeated(tmp_path, capsys, monkeypat
 
 
 def test_pairs_of_seeds(tmp_path, capsys, monkeypatch):
+    def run_here(function, tasks, keep, *_):  # a process takes several seconds to start
+        for arguments in tasks.values():
+            keep(function(*arguments))
+
+    monkeypatch.setattr(ablation, "run_in_processes", run_here)
     monkeypatch.setitem(SETTINGS, "toy", TOY)
     command = ["--output", str(tmp_path), "--setting", "toy", "--row", "frozen", "--cpu", "--seeds"]
     seeds.main([*command, "0"])
@@ -262,25 +267,17 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert [run["row"] for run in read_runs(tmp_path / "toy.jsonl")] == ["frozen"]
 
 
-def _gpu_and_process() -> dict:
-    return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "process": os.getpid()}
-
-
-def _die() -> dict:
-    os._exit(3)
-
-
 def test_each_run_has_a_process_of_its_own(monkeypatch):
+    """The functions are those of `os`: what else they would import takes each process several seconds."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     kept = []
-    tasks = {"first": (), "second": (), "third": ()}
-    run_in_processes(_gpu_and_process, tasks, kept.append, jobs=1, progress=False)
-    assert {result["gpu"] for result in kept} == {"5"}
-    assert len({result["process"] for result in kept} | {os.getpid()}) == 4
-    run_in_processes(_gpu_and_process, tasks, kept.append, use_cpu=True, progress=False)
-    assert {result["gpu"] for result in kept[3:]} == {""}
-    with pytest.raises(ChildProcessError, match=r"2 of 2 runs failed, the first: .*terminated abruptly"):
-        run_in_processes(_die, {"first": (), "second": ()}, kept.append, progress=False)
+    run_in_processes(os.getpid, {"first": (), "second": ()}, kept.append, progress=False)
+    assert len({*kept, os.getpid()}) == 3
+    for use_cpu in (False, True):
+        run_in_processes(os.getenv, {"gpu": ("CUDA_VISIBLE_DEVICES",)}, kept.append, use_cpu=use_cpu, progress=False)
+    assert kept[2:] == ["5", ""]
+    with pytest.raises(ChildProcessError, match=r"1 of 1 runs failed, the first: dies .*terminated abruptly"):
+        run_in_processes(os._exit, {"dies": (3,)}, kept.append, progress=False)
 
 
 def test_runs_take_the_gpus_that_are_free(monkeypatch):
@@ -297,7 +294,7 @@ def test_runs_take_the_gpus_that_are_free(monkeypatch):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.setattr(runs, "_in_process", fake)
-    run_in_processes(_gpu_and_process, {str(n): (n,) for n in range(5)}, lambda _: None, jobs=2, progress=False)
+    run_in_processes(print, {str(n): (n,) for n in range(5)}, lambda _: None, jobs=2, progress=False)
     assert sorted(taken) == [(0, "5"), *((number, "7") for number in (1, 2, 3, 4))]
 
 

@@ -80,10 +80,12 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
 
     for path in given:
         if not path.exists():
-            hint = near_file(path) or (
-                ": `card` takes files that `region-learner evaluate MODEL --output FILE` writes, or the checkpoint's "
-                "directory that they are in."
-            )
+            hint = near_file(path)
+            if hint == ".":
+                hint = (
+                    ": `card` takes files that `region-learner evaluate MODEL --output FILE` writes, or the "
+                    "checkpoint's directory that they are in."
+                )
             raise FileNotFoundError(f"{path} does not exist{hint}")
     directories = [path for path in given if path.is_dir()]
     if not directories:

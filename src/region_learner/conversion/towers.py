@@ -129,7 +129,13 @@ def _load_timm(name: str, as_backbone: bool) -> _ImageTower:
             '"owner/name" on the Hub, or a directory.)'
         ) from error
     weights = {new: tensor for key, tensor in model.state_dict().items() if (new := rename(key, VIT_NAMES))}
-    if as_backbone or len(weights) < len(model.state_dict()) or not hasattr(model, "blocks"):
+    is_plain = (
+        len(weights) == len(model.state_dict())
+        and hasattr(model, "blocks")
+        and model.blocks[0].attn.qkv.bias is not None
+        and weights["embeddings.position_embeddings"].shape[1] == 1 + model.patch_embed.num_patches
+    )
+    if as_backbone or not is_plain:
         return _timm_backbone(name, model)
     block = model.blocks[0]
     fields = {

@@ -33,7 +33,8 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     recipes = list_recipes()
     path = recipes.get(name_or_path, Path(name_or_path))
     if not path.is_file():
-        hint = near_file(path) or nearest_or_all(name_or_path, recipes)
+        near = near_file(path)
+        hint = nearest_or_all(name_or_path, recipes) if near == "." else near
         raise ValueError(f"{name_or_path!r} is neither a recipe nor a file{hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
