@@ -257,6 +257,8 @@ def test_evaluate_is_zero_shot(checkpoints, corpus, family, tmp_path):
     folder, _ = checkpoints(family)
     output = tmp_path / "results.json"
     arguments = ["--corpus", "folder", "--data-dir", str(corpus), "--split", "test", "--output", str(output)]
+    run("evaluate", str(folder), *arguments, "--num-frames", "16")
+    assert json.loads(output.read_text())["protocol"]["frames"] == 16
     run("evaluate", str(folder), *arguments)
     results = json.loads(output.read_text())
     assert results["protocol"]["frames"] == 12

@@ -20,7 +20,8 @@ _ModelOfFolds = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Checkpoint: a directory or a Hub name. With --all-folds, {fold} is replaced by the fold number.",
+        help="Checkpoint: a directory or a Hub name, also of a CLIP or SigLIP. With --all-folds, {fold} is replaced "
+        "by the fold number.",
     ),
 ]
 _Protocol = Annotated[
@@ -44,6 +45,9 @@ _Workers = Annotated[
 ]
 _MaxUnreadable = Annotated[
     float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable, and are left out.")
+]
+_NumFrames = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Frames per clip; by default those of the checkpoint.")
 ]
 _AllFolds = Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")]
 _Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")]
@@ -80,6 +84,7 @@ def evaluate(
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     max_unreadable: _MaxUnreadable = 1.0,
+    num_frames: _NumFrames = None,
     all_folds: _AllFolds = False,
     clips: _Clips = 1,
     window_stride: _WindowStride = None,
@@ -112,6 +117,7 @@ def evaluate(
             model,
             data_dir,
             options=options_of(chosen.corpus, corpus_options, max_missing),
+            num_frames=num_frames,
             all_folds=all_folds,
             views=Views(clips, window_stride),
             templates=None if prompts is None else read_prompts(prompts),

@@ -28,6 +28,7 @@ def evaluate_checkpoint(
     data_dir: str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
+    num_frames: int | None = None,
     all_folds: bool = False,
     templates: Sequence[str] | None = None,
     dual_softmax: bool = False,
@@ -42,6 +43,7 @@ def evaluate_checkpoint(
         model: directory or Hub name; with `all_folds`, "{fold}" in it stands for the number of the fold.
         data_dir: directory of the corpus.
         options: of the corpus, in addition to those of the protocol.
+        num_frames: frames per clip, by default those of the processor.
         all_folds: whether to average over all folds. A model that was trained on one fold has seen the test videos of
             the others, so each fold needs its own model; a model that was not trained on the corpus may serve all.
         templates: prompts for action recognition by the task "zero_shot".
@@ -62,19 +64,21 @@ def evaluate_checkpoint(
     protocol.check()
     if not 0 <= (share := reading.get("max_unreadable", 1.0)) <= 1:
         raise ValueError(f"max_unreadable={share} must be a share between 0 and 1.")
+    if num_frames is not None and num_frames < 1:
+        raise ValueError(f"num_frames={num_frames} must be at least 1.")
     of_task = _options_of_task(protocol.task, templates, dual_softmax, dual_softmax_temperature)
     corpus = dict(options or {})
     for name, value in protocol.options.items():
         if corpus.setdefault(name, value) != value:
             raise ValueError(f"The protocol {protocol.name} has {name}={value!r}; leave that corpus option out.")
     if not all_folds:
-        return _evaluate(protocol, model, data_dir, corpus, of_task, reading)
+        return _evaluate(protocol, model, data_dir, corpus, num_frames, of_task, reading)
     _check_folds(protocol, model, corpus)
     folds = range(1, protocol.folds + 1)
-    results = [
-        _evaluate(protocol, model.replace("{fold}", str(fold)), data_dir, corpus | {"fold": fold}, of_task, reading)
-        for fold in folds
-    ]
+    results = []
+    for fold in folds:
+        name, of_fold = model.replace("{fold}", str(fold)), corpus | {"fold": fold}
+        results.append(_evaluate(protocol, name, data_dir, of_fold, num_frames, of_task, reading))
     return mean_of_folds(results, folds, model)
 
 
@@ -117,6 +121,7 @@ def _evaluate(
     name: str,
     data_dir: str | Path | None,
     options: dict[str, Any],
+    num_frames: int | None,
     of_task: dict[str, Any],
     reading: ReadingOptions,
 ) -> EvaluationResults:
@@ -128,6 +133,8 @@ def _evaluate(
         options = {"fold": 1} | options  # recorded even if it was not given
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     model, processor = load_checkpoint(name, protocol.task)
+    if num_frames is not None:
+        getattr(processor, "video_processor", processor).num_frames = num_frames
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if "dual_softmax_temperature" in of_task:
         of_task = {"dual_softmax_temperature": of_task["dual_softmax_temperature"] or float(model.temperature)}
