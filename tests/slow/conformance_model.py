@@ -114,6 +114,26 @@ class VideoModelWithLateFusionTest(CommonVideoModelTests, unittest.TestCase):
         self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of a frame
 
 
+class VideoModelWithBackboneTest(CommonVideoModelTests, unittest.TestCase):
+    config = {
+        "backbone_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 37,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester.seq_length = (self.model_tester.image_size // 8) ** 2  # of a frame
+
+
 class TextModelTester:
     num_hidden_layers = 2
     shape = (3, 7)
