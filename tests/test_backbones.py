@@ -760,3 +760,44 @@ def test_features_take_the_place_of_frames(name):
             close(ours, theirs, 1e-4)
     with pytest.raises(ValueError, match=r"Images are clips of one frame|images are clips of one frame"):
         model(pixel_values_videos=clip[:, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_real_clips_through_the_whole_path(checkpoints, shared_data, tmp_path):
+    """Zero-shot, fine-tuned, and with regions: the commands of docs/regions_on_your_data.md."""
+    videos = tmp_path / "videos"
+    (videos / "train").mkdir(parents=True)
+    (videos / "test").mkdir()
+    source = shared_data / "real_clips"
+    rows = [json.loads(line) for line in (source / "metadata.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        split = videos / ("test" if number % 4 == 0 else "train")
+        (split / Path(row["file_name"]).name).symlink_to(source / row["file_name"])
+        with open(split / "metadata.jsonl", "a") as file:
+            file.write(json.dumps({"file_name": Path(row["file_name"]).name, "text": row["text"]}) + "\n")
+    folder, _ = checkpoints("siglip2")
+    test = ["--data-dir", str(videos), "--split", "test", "--output", str(tmp_path / "zero_shot.json")]
+    run("evaluate", str(folder), *test, "--num-frames", "4")
+    zero_shot = json.loads((tmp_path / "zero_shot.json").read_text())
+    assert zero_shot["data"]["videos"] == len(rows[::4])
+    assert zero_shot["data"]["unreadable"] == []
+    for name, options in (
+        ("plain", []),
+        ("regions", ["--region-form=decoupled", "--video_config", json.dumps(REGIONS)]),
+    ):
+        output = tmp_path / name
+        arguments = ["--model", str(folder), "--data-dir", str(videos), "--output-dir", str(output), "--num-frames=4"]
+        training = [argument for argument in TRAINING if not argument.startswith(("--max_steps", "--num_frames"))]
+        more = ["--num-train-epochs=3", "--test-split=test", "--learning-rate=3e-3", "--warmup-steps=5"]
+        run("train", "finetune_folder", *arguments, *training, *more, "--dataloader_num_workers=2", *options)
+        results = json.loads((output / "results.json").read_text())
+        losses = [entry["loss"] for entry in results["log"] if "loss" in entry]
+        assert losses[-1] < losses[0]
+        run("evaluate", str(output), *test[:-1], str(tmp_path / f"{name}.json"))
+        again = json.loads((tmp_path / f"{name}.json").read_text())["metrics"]
+        assert again["t2v_R@1"] == pytest.approx(results["test"]["t2v_R@1"])
+    picture = tmp_path / "regions.png"
+    video = next((videos / "test").glob("*.mp4"))
+    run("regions", str(tmp_path / "regions"), str(video), "--output", str(picture))
+    assert Image.open(picture).width > 100
