@@ -1034,10 +1034,11 @@ def _from_config(config: PreTrainedConfig, pooling_layer: bool) -> PreTrainedMod
 
 class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     """
-    The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`. With a
-    `backbone_config`, an image model encodes each frame instead, and the regions of all frames are what models time:
-    they get temporal positions, interact, and are added to the mean of the frames' own pooled states through a layer
-    that starts as zero.
+    The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`.
+
+    With a `backbone_config`, an image model encodes each frame instead. Its feature of a clip is the mean of the pooled
+    states of the frames, to which regions are added by a layer that starts as zero. Only the regions model time: they
+    get temporal positions, and interact over all frames.
     """
 
     config: RegionLearnerVideoConfig  # type: ignore[assignment]
