@@ -18,7 +18,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
 
@@ -102,6 +102,8 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
     if path.suffix in PICTURES:
         try:
             return {digest(np.array(Image.open(path).convert("RGB")))}
+        except UnidentifiedImageError:  # FFmpeg may read it, with other roundings
+            pass
         except Exception:  # whatever Pillow makes of it
             return digests
     try:

@@ -733,6 +733,9 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
         try:
             image = Image.open(file, formats=known)
         except UnidentifiedImageError:
+            file.seek(0)
+            if _begins_as_picture(file.read(16), known):
+                raise VideoDecodeError("damaged: its header cannot be read") from None
             return None, 0
         count: int = getattr(image, "n_frames", 1)
         if image.format == "PNG":
@@ -747,6 +750,14 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
         file.seek(0)
         _check_jpeg(file.read())
     return image, count if image.format in ("WEBP", "AVIF") else 1
+
+
+def _begins_as_picture(head: bytes, formats: list[str]) -> bool:
+    """Returns whether a file is a picture by its first bytes. FFmpeg might read another picture in a damaged one."""
+    if head[4:8] == b"ftyp":  # Pillow also claims HEIF, which FFmpeg reads
+        return head[8:12] in (b"avif", b"avis")
+    accepts = [accept for _, accept in map(Image.OPEN.__getitem__, formats) if accept is not None]
+    return any(accept(head) for accept in accepts)
 
 
 def _load_picture(image: Image.Image, index: int) -> tuple[float, float]:
@@ -804,6 +815,8 @@ def _pillow_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata, and sizes, which are checked here
             yield
+    except VideoDecodeError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise VideoDecodeError(f"damaged, or of a kind that cannot be read ({reason})") from error
