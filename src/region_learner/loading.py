@@ -305,13 +305,15 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         model, processor = load_checkpoint("CHECKPOINT", "retrieval")
     """
     refuse_bare_adapters(name)
-    if _is_dual_encoder(name):
-        return _load_dual_encoder(name, task)
     heads: dict[str | None, Any] = {
         "question_answering": AutoModelForVisualQuestionAnswering,
         "classification": AutoModelForVideoClassification,
     }
     try:
+        from .conversion.dual_encoders import is_dual_encoder  # which imports this module
+
+        if is_dual_encoder(name):
+            return _load_dual_encoder(name, task)
         model, info = _load(heads.get(task, AutoModel), name, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         if Path(name).exists():
@@ -337,15 +339,6 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         )
     reads_texts = task not in (None, "classification")
     return model, load_processor(name, model.config.text_config if reads_texts else None)
-
-
-def _is_dual_encoder(name: str) -> bool:
-    from .conversion.dual_encoders import is_dual_encoder
-
-    try:
-        return is_dual_encoder(name)
-    except (OSError, ValueError):  # reported by those who load it
-        return False
 
 
 def _load_dual_encoder(name: str, task: str | None) -> tuple[Any, Any]:

@@ -1036,8 +1036,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     """
     The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`.
 
-    With a `backbone_config`, an image model encodes each frame instead. Its feature of a clip is the mean of the pooled
-    states of the frames, to which regions are added by a layer that starts as zero. Only the regions model time: they
+    With a `backbone_config`, an image model encodes each frame instead. The feature of a clip is then the mean of the
+    frames' pooled states, to which regions are added by a layer that starts as zero. Only the regions model time: they
     get temporal positions, and interact over all frames.
     """
 

@@ -27,6 +27,8 @@ def load_config(name: str | os.PathLike) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
+        if os.path.isdir(name):
+            raise
         raise OSError(
             f"{str(name)!r} is not a local directory, and downloading it from the Hub failed: {start_of(error)}"
         ) from error

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, Siglip2Tokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Siglip2Tokenizer
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..modeling_region_learner import RegionLearnerModel
@@ -30,9 +30,10 @@ def is_dual_encoder(name: str | os.PathLike) -> bool:
     Returns whether a directory or Hub name is that of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
 
     Raises:
-        OSError: there is no such checkpoint.
+        OSError: the checkpoint does not exist, or cannot be downloaded.
+        ValueError: transformers does not know its `model_type`.
     """
-    return load_config(name).model_type in DUAL_ENCODERS
+    return AutoConfig.from_pretrained(name).model_type in DUAL_ENCODERS
 
 
 def _wants_regions(video: dict[str, Any]) -> bool:
