@@ -273,6 +273,8 @@ def only_clip(clips: Any) -> Any:
 
 def check_shapes(clips: Sequence[Any]) -> None:
     """Checks that clips have the same shape, so that they can be stacked."""
+    if len({clip.ndim for clip in clips}) > 1:
+        raise ValueError("A batch cannot have both videos and cached features: give them as corpora of their own.")
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from ..corpora import corpus_options, load_corpus
+from ..corpora.features import check_features
 from ..loading import check_checkpoint, load_checkpoint
 from .protocols import PROTOCOLS, Protocol
 from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
@@ -128,6 +129,7 @@ def _evaluate(
         options = {"fold": 1} | options  # recorded even if it was not given
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     model, processor = load_checkpoint(name, protocol.task)
+    check_features(model, processor, [(dataset, None)])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if "dual_softmax_temperature" in of_task:
         of_task = {"dual_softmax_temperature": of_task["dual_softmax_temperature"] or float(model.temperature)}
