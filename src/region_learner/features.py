@@ -83,7 +83,7 @@ def compute_features(
         compute_features("openai/clip-vit-base-patch16", load_corpus("msvd", "data/MSVD"), "data/msvd-clip")
     """
     output = Path(output_dir)
-    if Path(split).name != split or split.startswith("."):
+    if not split or Path(split).name != split or split.startswith("."):
         raise CorpusError(f"split={split!r} must be the name of a directory")
     if (output / split).exists() and not overwrite:
         raise CorpusError(f"{output / split} already exists: choose another --output, or replace it by --overwrite")
@@ -105,8 +105,8 @@ def compute_features(
         written = write_rows(partial / ROWS, dataset, [clip_of[video] for video in rows.owners.tolist()])
         reasons = {rows.ids[video]: reason for video, reason in unreadable.items()}
         write_json(partial / ABOUT, about | {"clips": clips, "rows": written, "unreadable": reasons})
-        (partial / _PROGRESS).unlink(missing_ok=True)
         sync_tree(partial)
+        (partial / _PROGRESS).unlink(missing_ok=True)
         _move(partial, output / split)
     return {"videos": clips, "rows": written, "bytes": clips * clip_bytes(encoder.shape), "unreadable": names}
 
