@@ -1,14 +1,14 @@
 """
 Seconds that a step of training regions and texts takes on a frozen backbone: from videos, and from cached features.
 
-    python benchmarks/features.py [DIRECTORY] [--size base] [--batch 8] [--frames 4] [--steps 5] [--threads 2]
+    python benchmarks/features.py [DIRECTORY] [--size base] [--batch 8] [--frames 4] [--steps 5] [--threads 1]
                                   [--json FILE]
 
-DIRECTORY holds videos; without it, clips of 256p are made (see benchmarks/decoding.py). Weights are random: they do not
-change the time. Features are computed as `region-learner corpus features` does. Then steps of both alternate in one
-process; times are medians. A step reads a batch in the same process (loader processes would hide reading behind the
-model, where cores are idle) and trains by the trainer's own code. `--size base` is a ViT-B/16 at 224 pixels with
-DistilBERT, `small` 6 layers of width 384 at 112 pixels with 2 layers of text.
+DIRECTORY holds videos; without it, clips of 256p are made (see benchmarks/decoding.py). Weights are random, which does
+not change the time. Features are computed as `region-learner corpus features` does. Then steps of both alternate in
+one process; times are medians by the clock. A step reads a batch in the same process (where cores are idle, loader
+processes hide reading behind the model) and trains by the trainer's own code. `--size base` is a ViT-B/16 at 224
+pixels with DistilBERT, `small` 6 layers of width 384 at 112 pixels with 2 layers of text.
 """
 
 import argparse
@@ -119,11 +119,11 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
     parser.add_argument("--frames", type=int, default=4, help="frames per clip")
     parser.add_argument("--steps", type=int, default=5, help="steps measured of each")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {options.threads} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, threads: {options.threads}"
     print(f"{os.cpu_count()} cores {platform.machine()}, {device}, PyTorch {torch.__version__}")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
