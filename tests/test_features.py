@@ -21,6 +21,7 @@ from region_learner.corpora.features import check_features, digest_of_weights, r
 from region_learner.evaluation.retrieval import embed_corpus
 from region_learner.features import compute_features
 from region_learner.loading import load_checkpoint
+from region_learner.training import CorpusPart
 from region_learner.training.collator import RegionLearnerCollator
 
 from .conftest import randomize
@@ -232,6 +233,25 @@ def test_a_trained_backbone_is_refused(root, tmp_path, capsys):
     given = {"train_dataset": videos(root, "train"), "eval_dataset": {"a": cached(root)}}
     with pytest.raises(ValueError, match="this run trains the backbone"):
         RegionLearnerTrainer(model, args, processing_class=processor, **given)
+
+
+def test_other_frames_are_refused_before_training(root, tmp_path, capsys):
+    model, processor = load(root)
+    args = RegionLearnerTrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", freeze=["video_model.backbone"]
+    )
+    with pytest.raises(ValueError, match="but the model reads 2: train with --num-frames 4"):
+        RegionLearnerTrainer(
+            model, args, processing_class=processor, train_dataset=[CorpusPart(cached(root), 4, num_frames=2)]
+        )
+    shutil.copytree(root / "cached" / "train", tmp_path / "cached" / "train")
+    compute_features(str(root / "clip"), videos(root, "test"), tmp_path / "cached", "test", num_frames=1)
+    data = ["--corpus=features", "--data-dir", tmp_path / "cached", "--output-dir", tmp_path / "run"]
+    options = ["--freeze", "video_model.backbone", "--test_split=test", *TRAINING, f"--num_frames={FRAMES}"]
+    code, _, err = command(capsys, "train", "--model", root / "clip", *data, *options)
+    assert code == 2
+    assert "cached/test holds features of 1 frames per clip, but the model reads 4" in last_line(err)
+    assert "step 1" not in err
 
 
 def test_other_models_are_refused(root, tmp_path, capsys):
