@@ -1,7 +1,7 @@
 """Features that a backbone has computed of each video of a corpus once, in place of the videos.
 
 DIR/SPLIT/features.json     what computed them, and their shape (T, 1 + N, D) per clip
-DIR/SPLIT/rows.jsonl        the rows of the corpus, without videos; `clip` is the number of the clip of each
+DIR/SPLIT/rows.jsonl        the rows of the corpus, with the number of the clip as `video`
 DIR/SPLIT/000000.bin ...    the features of `clips_per_shard` clips each, float16 (little-endian), without a header
 """
 
@@ -115,9 +115,9 @@ def _check_size(path: Path, expected: int) -> None:
 
 def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: str) -> Row:
     """Replaces the number of a clip by a reference to its features."""
-    clip, clips, per_shard = row.pop("clip", None), about["clips"], about["clips_per_shard"]
+    clip, clips, per_shard = row.get("video"), about["clips"], about["clips_per_shard"]
     if type(clip) is not int or not 0 <= clip < clips:
-        raise CorpusError(f"{directory / ROWS}, {where}: clip must be a number below {clips}, not {shown(clip)}")
+        raise CorpusError(f"{directory / ROWS}, {where}: video must be a number below {clips}, not {shown(clip)}")
     reference = {
         "path": str(shard_path(directory, clip // per_shard)),
         "offset": clip % per_shard * clip_bytes(about["shape"]),
@@ -158,14 +158,14 @@ def as_stored(features: torch.Tensor) -> np.ndarray:
 
 
 def write_rows(path: Path, rows: Dataset, clips: Sequence[int | None]) -> int:
-    """Writes rows without their videos, each with the number of its clip; those with None are left out.
+    """Writes rows with the numbers of their clips in place of videos; those with None are left out.
 
     Values that JSON does not have, such as dates, become text. Returns the number of rows written.
     """
     with open(path, "w", encoding="utf-8") as file:
         for row, clip in zip(rows.remove_columns("video"), clips):
             if clip is not None:
-                file.write(json.dumps(row | {"clip": clip}, ensure_ascii=False, default=str) + "\n")
+                file.write(json.dumps({"video": clip} | row, ensure_ascii=False, default=str) + "\n")
     return sum(clip is not None for clip in clips)
 
 
