@@ -336,9 +336,14 @@ def change(path: Path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def change_row(path: Path, clip):
+def change_row(path: Path, clip=0, **values):
     first, *others = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps(json.loads(first) | {"video": clip}), *others]))
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"video": clip} | values), *others]))
+
+
+def change_labels(split: Path, label):
+    change(split / "features.json", classes={"label": ["run", "walk"]})
+    change_row(split / "rows.jsonl", label=label)
 
 
 DAMAGE = {
@@ -365,6 +370,12 @@ DAMAGE = {
         "line 1: video must be a number below 8",
     ),
     "a path": (lambda split: change_row(split / "rows.jsonl", "../secret"), "line 1: video must be a number below 8"),
+    "a large number": (lambda split: change_row(split / "rows.jsonl", video_id=2**70), "an integer of more than 64"),
+    "half a character": (lambda split: change_row(split / "rows.jsonl", x="\ud800"), "line 1: a value is half a surr"),
+    "an unknown label": (lambda split: change_labels(split, 2), "label must be the number of one of 2 classes, not 2"),
+    "a label that is text": (lambda split: change_labels(split, "a"), "one of 2 classes, not 'a'"),
+    "no labels": (lambda split: change(split / "features.json", classes={"label": ["a"]}), "line 1: label must be"),
+    "labels for videos": (lambda split: change(split / "features.json", classes={"video": ["a"]}), "video must be"),
     "past the end": (lambda split: change_row(split / "rows.jsonl", 8), "line 1: video must be a number below 8"),
     "before the start": (lambda split: change_row(split / "rows.jsonl", -1), "line 1: video must be a number below 8"),
     "not a number": (lambda split: change_row(split / "rows.jsonl", True), "line 1: video must be a number below 8"),

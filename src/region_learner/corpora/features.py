@@ -18,7 +18,7 @@ import numpy as np
 
 from .base import SPLIT_ALIASES, CorpusError, PathLike, Row, build_dataset, check_data_dir, check_split
 from .readers import parse_json, read_table
-from .rows import shown
+from .rows import shown, unstorable
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,10 @@ def load_features(data_dir: PathLike | None, split: str) -> Dataset:
     rows = [_with_reference(row, directory, about, where) for where, row in read_table(directory / ROWS)]
     if not rows:
         raise CorpusError(f"{directory / ROWS} has no rows")
-    types = {name: ClassLabel(names=names) for name, names in about["classes"].items()}
-    return build_dataset(rows, {"captions": List(Value("string")), **types})
+    types: dict[str, Any] = {name: ClassLabel(names=names) for name, names in about["classes"].items()}
+    if "captions" in rows[0]:  # all of them may be empty
+        types["captions"] = List(Value("string"))
+    return build_dataset(rows, types)
 
 
 def read_about(directory: Path) -> dict[str, Any]:
@@ -114,16 +116,24 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: str) -> Row:
-    """Replaces the number of a clip by a reference to its features."""
+    """Replaces the number of a clip by a reference to its features, after checks of the row."""
+    where = f"{directory / ROWS}, {where}"
     clip, clips, per_shard = row.get("video"), about["clips"], about["clips_per_shard"]
     if type(clip) is not int or not 0 <= clip < clips:
-        raise CorpusError(f"{directory / ROWS}, {where}: video must be a number below {clips}, not {shown(clip)}")
+        raise CorpusError(f"{where}: video must be a number below {clips}, not {shown(clip)}")
     reference = {
         "path": str(shard_path(directory, clip // per_shard)),
         "offset": clip % per_shard * clip_bytes(about["shape"]),
         "shape": about["shape"],
     }
-    return row | {"video": reference}
+    row = row | {"video": reference}
+    if what := unstorable(row):
+        raise CorpusError(f"{where}: a value is {what}, which a data set cannot hold")
+    for name, names in about["classes"].items():
+        label = row.get(name, "missing")
+        if label is not None and (type(label) is not int or not -1 <= label < len(names)):
+            raise CorpusError(f"{where}: {name} must be the number of one of {len(names)} classes, not {shown(label)}")
+    return row
 
 
 def is_features(video: Any) -> TypeGuard[Mapping[str, Any]]:
