@@ -225,7 +225,7 @@ def make_clips(directory: Path, height: int, count: int) -> None:
     from PIL import Image
 
     directory.mkdir()
-    width = height * 8 // 9 * 2  # H.264 needs even sizes
+    width = height * 8 // 9 * 2
     for number in range(count):
         rng = np.random.default_rng(number)
         wall = sum(

@@ -240,7 +240,7 @@ def test_other_frames_are_refused_before_training(root, tmp_path, capsys):
     args = RegionLearnerTrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", freeze=["video_model.backbone"]
     )
-    with pytest.raises(ValueError, match="but the model reads 2: train with --num-frames 4"):
+    with pytest.raises(ValueError, match="but the model reads 2: pass --num-frames 4"):
         RegionLearnerTrainer(
             model, args, processing_class=processor, train_dataset=[CorpusPart(cached(root), 4, num_frames=2)]
         )
@@ -263,7 +263,7 @@ def test_other_models_are_refused(root, tmp_path, capsys):
     dataset = [(cached(root), None)]
     assert check_features(model, processor, dataset)
     assert not check_features(model, processor, [(videos(root, "test"), None), (None, None)])
-    with pytest.raises(ValueError, match="but the model reads 2: train with --num-frames 4"):
+    with pytest.raises(ValueError, match="but the model reads 2: pass --num-frames 4"):
         check_features(model, processor, [(cached(root), 2)])
     processor.video_processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match=r"were prepared differently \(image_mean=\[0.48145466"):

@@ -219,7 +219,7 @@ def check_features(
         if about["shape"][0] != frames:
             raise ValueError(
                 f"{directory} holds features of {about['shape'][0]} frames per clip, but the model reads {frames}: "
-                f"train with --num-frames {about['shape'][0]}, or compute features with --num-frames {frames}."
+                f"pass --num-frames {about['shape'][0]}, or compute features with --num-frames {frames}."
             )
         digest = digest or digest_of_weights(backbone)
         if about["backbone_sha256"] != digest:
