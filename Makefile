@@ -44,6 +44,7 @@ bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/training.py --size small
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/feeding.py
+	$(BIN)/python benchmarks/features.py
 
 wheel: $(READY)  ## Build the wheel into dist/
 	$(PIP) build

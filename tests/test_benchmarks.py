@@ -59,7 +59,7 @@ BENCHMARKS = [
 
 def test_every_benchmark_is_listed():
     corpora = list_corpora()
-    assert {*BENCHMARKS, "folder", "webdataset", "moving_shapes", "drifting_letters"} == set(corpora)
+    assert {*BENCHMARKS, "features", "folder", "webdataset", "moving_shapes", "drifting_letters"} == set(corpora)
     assert all(len(line) > 40 and "\n" not in line for line in corpora.values())
 
 

@@ -13,6 +13,7 @@ from ..test_video_processing import write_video
 SMALLEST = {
     "codebook": ["--steps", "1"],
     "decoding": ["VIDEOS", "--frames", "2", "--repeats", "1", "--no-rivals"],
+    "features": ["VIDEOS", "--frames", "2", "--batch", "2", "--steps", "1"],
     "feeding": ["VIDEOS", "--frames", "2", "--batch", "2", "--workers", "0", "1"],
     "metrics": ["--dim", "8", "--repeats", "1"],
     "model": ["--batch", "1", "--frames", "2", "--image-size", "32", "--codes", "16", "--repetitions", "1"],

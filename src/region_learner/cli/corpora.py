@@ -1,5 +1,6 @@
 """`region-learner corpus COMMAND`: the data."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +11,13 @@ from ..interruption import interruptible
 from .commands import Commands
 from .options import (
     AsJson,
+    BatchSize,
     Corpus,
     CorpusOptions,
     DataDir,
     MaxMissing,
     Memory,
+    Model,
     Split,
     Timeout,
     Workers,
@@ -103,6 +106,55 @@ def prepare(
         raise typer.Exit(1) from None
     print_result(result, as_json)
     print_wrote(output / split)
+
+
+@corpus_app.command()
+def features(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for the features of all splits: DIR/SPLIT is written.")
+    ],
+    corpus: Corpus = "folder",
+    data_dir: DataDir = None,
+    split: Split = "train",
+    corpus_options: CorpusOptions = None,
+    max_missing: MaxMissing = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default those of the model.")
+    ] = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = None,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of videos that may be unreadable.")
+    ] = 0.1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace features in DIR/SPLIT.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Compute the features of a frozen backbone once.
+
+    --corpus features reads them, to train regions and texts without videos; see docs/features.md.
+    The same command resumes an interrupted run.
+    """
+    from ..features import compute_features
+
+    rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
+    with interruptible("The same command resumes with the last unfinished file."):
+        result = compute_features(
+            model,
+            rows,
+            output,
+            split,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            num_workers=workers or os.cpu_count() or 1,
+            max_unreadable=max_unreadable,
+            overwrite=overwrite,
+        )
+    print_result(result, as_json)
+    size = result["bytes"]
+    amount = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+    print_wrote(f"features of {result['videos']} videos, {amount}, to {output / split}")
 
 
 @corpus_app.command()

@@ -12,6 +12,7 @@ from ..configuration_region_learner import did_you_mean
 from .base import CorpusError, PathLike, build_dataset, check_options
 from .cc3m import load_cc3m
 from .didemo import load_didemo
+from .features import load_features
 from .folder import load_folder
 from .hmdb51 import load_hmdb51
 from .lsmdc import load_lsmdc, load_lsmdc_mc
@@ -84,6 +85,7 @@ _CORPORA: dict[str, Corpus] = {
         Corpus("cc3m", load_cc3m),
         Corpus("didemo", load_didemo),
         Corpus("drifting_letters", load_drifting_letters, horizontal_flip=False, synthetic=DRIFTING_LETTERS),
+        Corpus("features", load_features),
         Corpus("folder", load_folder),
         Corpus("hmdb51", load_hmdb51),
         Corpus("lsmdc", load_lsmdc),

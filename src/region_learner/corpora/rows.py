@@ -281,8 +281,10 @@ def check_shapes(clips: Sequence[Any]) -> None:
     Checks that clips can be stacked into a batch.
 
     Raises:
-        ValueError: their shapes differ.
+        ValueError: their shapes differ, or some are videos and others cached features.
     """
+    if len({clip.ndim for clip in clips}) > 1:
+        raise ValueError("A batch cannot have both videos and cached features: give them as corpora of their own.")
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from ..corpora import corpus_options, load_corpus
+from ..corpora.features import check_features
 from ..loading import check_checkpoint, load_checkpoint
 from .protocols import PROTOCOLS, Protocol
 from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
@@ -135,6 +136,7 @@ def _evaluate(
     model, processor = load_checkpoint(name, protocol.task)
     if num_frames is not None:
         getattr(processor, "video_processor", processor).num_frames = num_frames
+    check_features(model, processor, [(dataset, None)])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if "dual_softmax_temperature" in of_task:
         of_task = {"dual_softmax_temperature": of_task["dual_softmax_temperature"] or float(model.temperature)}

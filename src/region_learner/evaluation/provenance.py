@@ -26,7 +26,7 @@ _FILES = (
 _COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
 
 # Corpora whose name does not tell what is in them.
-_ANY_VIDEOS = {"folder", "webdataset"}
+_ANY_VIDEOS = {"features", "folder", "webdataset"}
 
 
 def versions() -> dict[str, str | None]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..corpora import CorpusError
+from ..corpora.features import is_features, read_features
 from ..corpora.rows import check_dataset, check_shapes, only_clip, read_row
 from ..corpora.webdataset import is_reference, video_source
 from ..inference import progress_bar
@@ -31,6 +32,8 @@ class _Videos(Sequence):
         return len(self.indices)
 
     def __getitem__(self, index):
+        if isinstance(index, slice):
+            return _Videos(self.rows, self.indices[index])
         row = self.rows[self.indices[index]]
         return read_row(row, (), f"row {self.indices[index]}")["video"]
 
@@ -164,6 +167,8 @@ class _Clips(torch.utils.data.Dataset):
         self.videos, self.video_processor, self.views = videos, video_processor, views
         if not views.single and video_processor.num_frames is None:
             raise ValueError("Several clips per video need a video processor with num_frames instead of fps.")
+        if not views.single and len(videos) and is_features(videos[0]):
+            raise ValueError("Cached features are of one clip per video: leave out --clips and --window-stride.")
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -171,6 +176,8 @@ class _Clips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
             video = video_source(self.videos[index])
+            if is_features(video):
+                return read_features(video)[None]
             if not self.views.single:
                 return self._views(video)["pixel_values_videos"]
             return only_clip(self.video_processor([video], return_tensors="pt")["pixel_values_videos"])[None]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..corpora import CorpusError
+from ..corpora.features import is_features, read_features
 from ..corpora.rows import check_dataset, check_shapes, only_clip, plain, read_row, shown
 from ..corpora.videos import IMAGE_EXTENSIONS
 from ..corpora.webdataset import video_source
@@ -53,8 +54,8 @@ def stable_id(video_id: str) -> int:
 
 class RegionLearnerCollator:
     """
-    Makes batches from rows of `load_corpus`. All have `pixel_values_videos` (B, T, C, H, W). The task decides on the
-    rest:
+    Makes batches from rows of `load_corpus`. All have `pixel_values_videos`: clips (B, T, C, H, W), or from the corpus
+    `features` what a backbone has computed of them, (B, T, 1 + N, D). The task decides on the rest:
 
     - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`.
     - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
@@ -66,6 +67,8 @@ class RegionLearnerCollator:
     For training, frames, crop and caption are random. For rows of the Trainer they depend on the seed in the column
     `DRAWN`, so a resumed run draws what an uninterrupted one does; otherwise they depend on the generator of torch.
     For evaluation, they are the middle frames, the center crop and the first caption.
+
+    Features are of middle frames and center crops in training, too.
 
     Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are ignored.
 
@@ -176,6 +179,8 @@ class RegionLearnerCollator:
         return self._clip(np.zeros((1, size["height"], size["width"], 3), np.uint8), row, None)
 
     def _clip(self, source: Any, row: dict[str, Any], generator) -> torch.Tensor:
+        if is_features(source):
+            return read_features(source)
         processor = self.processor.video_processor
         num_frames = row.get(DRAWN, _NOT_DRAWN).num_frames
         frames = {} if num_frames is None else {"num_frames": num_frames}

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from ..corpora.features import check_features
 from ..evaluation import EVALUATIONS
 from ..files import write_json
 from .adapters import with_lora
@@ -252,6 +253,7 @@ def _make_trainer(
         label=data.label_function(task, model.config.label2id),
         callbacks=[_RemoveEarlierRun(_output_dir(args), replace), *(callbacks or [])],
     )
+    check_features(model, processor, [(data.test_dataset, None)], trains=True)
     if data.test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             "--test-split is not supported with sharded weights (FSDP, DeepSpeed): give --test-split none, and run "

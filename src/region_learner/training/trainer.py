@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from ..corpora.features import check_features
 from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
 from ..loss_region_learner import classification_loss, contrastive_loss
@@ -123,10 +124,19 @@ class RegionLearnerTrainer(SafeTrainer):
         self.label_names = ["video_ids"] if self.contrastive else ["labels"]
         whole: Any = self.model  # nothing has sharded it yet
         freeze(whole, args.freeze)
+        self._check_features(whole)
         check_for_model(args, whole, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         self.optimization = checkpoints.optimization(whole, args)
         self.progress.codebook_size = getattr(_video_config(whole), "codebook_size", 0)
         print_lines(self)
+
+    def _check_features(self, model: Any):
+        given = self.eval_dataset
+        evaluated = given.values() if isinstance(given, dict) else [given]
+        checked = partial(check_features, model, self.processing_class, trains=True)
+        if checked([(part.dataset, part.num_frames) for part in self.parts]):
+            logger.info("Cached features are of middle frames and center crops: training draws no random ones.")
+        checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         # All parameters have a gradient in every step, except for motion excitation, which needs two frames.
