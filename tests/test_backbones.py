@@ -30,6 +30,7 @@ from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearne
 from region_learner.cli import main
 from region_learner.conversion import from_pretrained_towers, processor_from_towers
 from region_learner.corpora import make_corpus
+from region_learner.evaluation.region_evaluation import region_quality_of_batches
 from region_learner.loading import load_checkpoint
 
 from .conftest import NO_REGIONS, clips, randomize, texts, tiny_text_config
@@ -482,6 +483,18 @@ def test_the_order_of_frames_is_learned_with_regions_alone(regions):
         close(logits[:32], logits[32:], 1e-4)
     else:
         assert (logits.argmax(1) == torch.arange(2).repeat_interleave(32)).float().mean() > 0.95
+
+
+@torch.no_grad()
+def test_regions_of_a_backbone_are_measured():
+    model, size = backbone_model("siglip")
+    randomize(model)
+    labels = torch.zeros(2, 3, *size, dtype=torch.int64)
+    labels[:, :, 8:16, 8:24] = 1
+    quality = region_quality_of_batches(model, [(frames_of(size), labels)])
+    assert quality["objects"] == 6
+    assert {"learned", "kmeans", "grid"} < quality.keys()
+    assert "cls_attention" not in quality
 
 
 @torch.no_grad()

@@ -597,7 +597,15 @@ def test_a_claim_that_cannot_be_checked_is_noted(trained, tmp_path, arguments, r
 def test_recipes_choose_by_validation_or_not_at_all(name):
     model, data, arguments = parse_stages([name, "--model=x", "--data_dir=x"])[-1]
     # Where there is no validation split, the number of epochs is fixed.
-    without = {"finetune_msrvtt", "finetune_msrvtt_12f", "finetune_msrvtt_16f", "finetune_msrvtt_mc", "finetune_hmdb51", "finetune_ucf101", "finetune_folder"}
+    without = {
+        "finetune_msrvtt",
+        "finetune_msrvtt_12f",
+        "finetune_msrvtt_16f",
+        "finetune_msrvtt_mc",
+        "finetune_hmdb51",
+        "finetune_ucf101",
+        "finetune_folder",
+    }
     assert (data.eval_split is None) == (name in without)
     assert data.test_split == (None if name == "finetune_folder" else "test")
     assert data.train_split == "train"

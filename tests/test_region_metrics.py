@@ -23,8 +23,8 @@ from region_learner.evaluation.region_baselines import (
     baseline_masks,
     grid_masks,
     kmeans,
-    last_block,
     moved_masks,
+    record_patches,
 )
 from region_learner.evaluation.region_description import draw_report, mask_report
 from region_learner.evaluation.region_evaluation import _LabelledClips, align_label_maps
@@ -381,15 +381,15 @@ def test_kmeans_gets_better_and_knows_no_other_clip():
 
 
 @pytest.mark.parametrize("fusion", ["attention", "pool"])
-def test_last_block_against_recorded_outputs(fusion):
+def test_baselines_against_recorded_outputs(fusion):
     model = tiny_video_model(temporal_fusion=fusion)
     model.set_attn_implementation("eager")
     videos = clips(2, 3)
     with torch.no_grad():
         model(videos, output_hidden_states=True, output_attentions=True)  # transformers leaves hooks of its own
-    block = model.layers[-1]
-    hooks = len(block._forward_hooks), len(block.space_attention._forward_pre_hooks)
-    with torch.no_grad(), last_block(model) as record:
+    hooked = model.region_module, model.layers[-1].space_attention
+    hooks = [len(module._forward_pre_hooks) for module in hooked]
+    with torch.no_grad(), record_patches(model) as record:
         outputs = model(videos, output_hidden_states=True, output_attentions=True)
         masks = outputs.region_masks
         labels = torch.zeros(2, 3, 32, 32, dtype=torch.int64)
@@ -403,7 +403,7 @@ def test_last_block_against_recorded_outputs(fusion):
         row = attentions[b, head, 0, 1 + 16 * t :] if fusion == "attention" else attentions[3 * b + t, head, 0, 1:]
         torch.testing.assert_close(baselines["cls_attention"][b, t, head], row[:16].view(4, 4))
     assert all(mask.shape[:2] + mask.shape[3:] == (2, 3, 4, 4) for mask in baselines.values())
-    assert (len(block._forward_hooks), len(block.space_attention._forward_pre_hooks)) == hooks
+    assert [len(module._forward_pre_hooks) for module in hooked] == hooks
 
 
 # --- Models and label maps -----------------------------------------------------------------------------------

@@ -100,18 +100,19 @@ def _first_centers(features: torch.Tensor, k: int, seed: int) -> torch.Tensor:
 
 
 @contextmanager
-def last_block(tower) -> Iterator[dict[str, torch.Tensor]]:
+def record_patches(tower) -> Iterator[dict[str, torch.Tensor]]:
     """
-    Records, for each forward pass, the output of the last block as "features" and the input of its spatial attention
-    as "attended". These are the last of `hidden_states`, and what the last of `attentions` is computed from; asking
-    the model for both would keep the hidden states and the whole attention matrices of all blocks.
+    Records, for each forward pass, the patches (B, T, h, w, D) that the regions are made of as "patches". Of the
+    divided space-time ViT, it also records the input of the last block's spatial attention as "attended", from which
+    the last of `attentions` is computed; asking the model for it would keep the whole attention matrices of all blocks.
     """
     record: dict[str, torch.Tensor] = {}
-    block = tower.layers[-1]
     hooks = [
-        block.register_forward_hook(lambda module, inputs, output: record.update(features=output)),
-        block.space_attention.register_forward_pre_hook(lambda module, inputs: record.update(attended=inputs[0])),
+        tower.region_module.register_forward_pre_hook(lambda module, inputs: record.update(patches=inputs[0])),
     ]
+    if tower.backbone is None:
+        attention = tower.layers[-1].space_attention
+        hooks.append(attention.register_forward_pre_hook(lambda module, inputs: record.update(attended=inputs[0])))
     try:
         yield record
     finally:
@@ -135,7 +136,7 @@ def baseline_masks(
     Args:
         name: of `BASELINES`.
         tower: the video tower.
-        record: what [`last_block`] recorded of the forward pass that gave `masks`.
+        record: what [`record_patches`] recorded of the forward pass that gave `masks`.
         masks: the learned ones, (B, T, S, h, w).
         labels: label maps (B, T, H, W).
         first: number of the first clip of the batch, so that results do not depend on how clips are batched.
@@ -149,8 +150,7 @@ def baseline_masks(
         generators = [torch.Generator().manual_seed(first + i) for i in range(batch)]
         return torch.stack([moved_masks(clip, generator) for clip, generator in zip(masks, generators)])
     if name == "kmeans":
-        patches = record["features"][:, 1:].reshape(batch, frames * height * width, -1)  # also of single frames
-        clusters = kmeans(patches, regions).view(batch, frames, 1, height, width)
+        clusters = kmeans(record["patches"].flatten(1, 3), regions).view(batch, frames, 1, height, width)
         return (clusters == torch.arange(regions, device=masks.device)[:, None, None]).float()
     if name == "cls_attention":
         attention = _cls_attention(tower.layers[-1].space_attention, record["attended"])

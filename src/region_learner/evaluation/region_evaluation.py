@@ -13,7 +13,7 @@ from ..corpora.webdataset import video_source
 from ..inference import evaluation_mode
 from ..video_decoding_region_learner import VideoDecodeError
 from .reading import read_items, warn_of_unreadable
-from .region_baselines import BASELINES, baseline_masks, last_block
+from .region_baselines import BASELINES, baseline_masks, record_patches
 from .region_metrics import RegionMetrics
 
 
@@ -41,7 +41,7 @@ def region_quality_of_batches(
         model: any model with a video tower, or the tower alone.
         batches: pairs of `pixel_values_videos` (B, T, C, height, width) and label maps, integers (B, T, H, W), of
             exactly what the model sees; see [`align_label_maps`].
-        baselines: of `BASELINES`.
+        baselines: of `BASELINES`. With a backbone, "cls_attention" is left out.
 
     Returns:
         The numbers of `clips`, `frames` and `objects` (visible ones, summed over frames); and for "learned" and each
@@ -53,10 +53,12 @@ def region_quality_of_batches(
     tower = tower_with_regions(model)
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise ValueError(f"{unknown[0]!r} is not a baseline (baselines: {', '.join(BASELINES)}).")
+    if tower.backbone is not None:  # has an attention of its own, or none
+        baselines = [name for name in baselines if name != "cls_attention"]
     metrics = {"learned": RegionMetrics()}
     # Moved masks are read as the learned ones are. All others are weights, though their mean is not 1.
     metrics |= {name: RegionMetrics(None if name == "random_positions" else False) for name in baselines}
-    with evaluation_mode(model), last_block(tower) as record:
+    with evaluation_mode(model), record_patches(tower) as record:
         for pixel_values, label_maps in batches:
             masks = tower(pixel_values.to(model.device)).region_masks
             labels = torch.as_tensor(label_maps).to(masks.device)
