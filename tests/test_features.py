@@ -402,9 +402,9 @@ def test_files_that_shrink_after_loading(copied, root):
 
 
 def test_names_of_splits(root, tmp_path):
-    with pytest.raises(CorpusError, match=r"no split 'trian' in .*did you mean 'train'"):
+    with pytest.raises(CorpusError, match=r"has no split 'trian' .*did you mean 'train'"):
         cached(root, "trian")
-    with pytest.raises(CorpusError, match=r"no split '\.\./cached/train'"):
+    with pytest.raises(CorpusError, match=r"has no split '\.\./cached/train'"):
         cached(root, "../cached/train")
     with pytest.raises(CorpusError, match="no features in"):
         load_corpus("features", tmp_path)

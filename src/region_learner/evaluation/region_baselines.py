@@ -103,8 +103,8 @@ def _first_centers(features: torch.Tensor, k: int, seed: int) -> torch.Tensor:
 def record_patches(tower) -> Iterator[dict[str, torch.Tensor]]:
     """
     Records, for each forward pass, the patches (B, T, h, w, D) that the regions are made of as "patches". Of the
-    divided space-time ViT, it also records the input of the last block's spatial attention as "attended", from which
-    the last of `attentions` is computed; asking the model for it would keep the whole attention matrices of all blocks.
+    divided space-time ViT, it also records the input of the last block's spatial attention as "attended". The last of
+    `attentions` is computed from it, but asking the model for `attentions` would keep the matrices of all blocks.
     """
     record: dict[str, torch.Tensor] = {}
     hooks = [
