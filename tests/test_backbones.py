@@ -31,6 +31,8 @@ from region_learner.cli import main
 from region_learner.conversion import from_pretrained_towers, processor_from_towers
 from region_learner.corpora import make_corpus
 from region_learner.loading import load_checkpoint
+from region_learner.training.arguments import ModelArguments
+from region_learner.training.model import build_model
 
 from .conftest import NO_REGIONS, clips, randomize, texts, tiny_text_config
 
@@ -112,16 +114,15 @@ def save_family(name: str, folder: Path) -> torch.nn.Module:
     """Saves a random small checkpoint of a family, with its tokenizer and image processor, and returns the model."""
     family = FAMILY[name]
     tokenizer = family.tokenizer()
-    text = SIZES | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 32,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    text = SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
     options = {}
-    if family.model_type.startswith("siglip"):
+    if family.model_type.startswith("siglip"):  # their files name no special tokens
         text |= {"projection_size": SIZES["hidden_size"]}
     else:
-        text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special = ("bos_token_id", "eos_token_id", "pad_token_id")
+        text |= {token: getattr(tokenizer, token) for token in special}
+        if name == "clip":  # as in the files of OpenAI, although its tokenizer has others
+            text |= dict(zip(special, (0, 2, 1)))
         options["projection_dim"] = 24
     config = CONFIG_MAPPING[family.model_type](vision_config=SIZES | family.vision, text_config=text, **options)
     model = randomize(AutoModel.from_config(config)).eval()
@@ -222,6 +223,39 @@ def test_clips_are_the_mean_of_their_frames(checkpoints, family):
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     expected = torch.stack([frames[0, :2].mean(0), frames[1].mean(0)])
     close(model.get_video_features(clip, frame_mask=mask).pooler_output, expected)
+
+
+def test_other_dual_encoders_are_refused(tmp_path):
+    CONFIG_MAPPING["chinese_clip"]().save_pretrained(tmp_path)
+    for load in (from_pretrained_towers, processor_from_towers):
+        with pytest.raises(ValueError, match=r"'chinese_clip' model\. Both towers can be those of clip, metaclip"):
+            load(tmp_path)
+
+
+def test_one_side_of_a_dual_encoder_is_refused(checkpoints, tmp_path):
+    checkpoints("clip")[1].vision_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a RegionLearner model, or one of CLIP, MetaCLIP 2, SigLIP"):
+        load_checkpoint(str(tmp_path), "retrieval")
+    with pytest.raises(ValueError, match="'clip_vision_model' model: expected a RegionLearner checkpoint, or one"):
+        build_model(ModelArguments(model=str(tmp_path)))
+
+
+@torch.no_grad()
+def test_regions_are_added_to_a_saved_model(checkpoints, tmp_path):
+    """The second stage of: fine-tune without regions, and go on with regions."""
+    plain = from_pretrained_towers(checkpoints("clip")[0])
+    plain.save_pretrained(tmp_path)
+    processor_from_towers(checkpoints("clip")[0]).save_pretrained(tmp_path)
+    of_regions = {"codebook_size": 8, "interaction_heads": 4}
+    model, _ = build_model(ModelArguments(model=str(tmp_path), region_form="paper", video_config=of_regions))
+    video = model.config.video_config
+    assert (video.region_form, video.codebook_size, video.num_regions, video.interaction_layers) == ("paper", 8, 8, 1)
+    clip = clips(batch=2, frames=3)
+    outputs = model.eval()(pixel_values_videos=clip)
+    assert outputs.video_model_output.region_masks is not None
+    close(outputs.video_embeds, plain(pixel_values_videos=clip).video_embeds)
+    model, _ = build_model(ModelArguments(model=str(tmp_path)))
+    assert model.config.video_config.num_regions == 0
 
 
 # The commands

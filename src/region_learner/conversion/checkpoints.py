@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Siglip2Tokenizer
 
 from ..loading import check_files, check_name
+from ..text_tower import check_text_tower
 
 
 def start_of(error: Exception) -> str:
@@ -47,6 +48,32 @@ def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {start_of(error)}") from error
     return model, sorted(info["missing_keys"])
+
+
+def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
+    """
+    Returns the tokenizer of a checkpoint. The padding token in the `text_config` of a SigLIP is set to that of the
+    tokenizer: the checkpoints of SigLIP 2 do not name it, and the default of transformers is another token.
+
+    Args:
+        name: a directory or Hub name.
+        text_config: the configuration of its text encoder.
+
+    Raises:
+        OSError: there is no such tokenizer.
+        ImportError: it needs sentencepiece, which is not installed.
+        ValueError: it does not fit the text encoder.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except ImportError as error:
+        raise ImportError(
+            f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'"
+        ) from error
+    if text_config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
+        tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
+    check_text_tower(text_config, tokenizer)
+    return tokenizer
 
 
 def copy_weights(target: Any, source: torch.nn.Module, name: str | os.PathLike):
