@@ -213,6 +213,14 @@ def test_logits_are_those_of_the_original(checkpoints, family):
     close(model(**processor_from_towers(folder)(images=images, text=CAPTIONS)).logits_per_video, expected, 1e-4)
 
 
+def test_rescaling_of_the_image_processor(checkpoints, tmp_path):
+    checkpoints("clip")[1].save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    SiglipImageProcessor(size=SQUARE, do_normalize=False, rescale_factor=1 / 100).save_pretrained(tmp_path)
+    expected = AutoImageProcessor.from_pretrained(tmp_path)(picture(0), return_tensors="pt")["pixel_values"]
+    close(processor_from_towers(tmp_path)(images=[picture(0)])["pixel_values_videos"][0], expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_clips_are_the_mean_of_their_frames(checkpoints, family):
@@ -519,6 +527,29 @@ def test_the_order_of_frames_is_learned_with_regions_alone(regions):
 
 
 @torch.no_grad()
+def test_regions_do_not_depend_on_the_scale_of_features():
+    model, size = backbone_model("clip")
+    randomize(model)
+    features = model.video_model.encode_frames(frames_of(size))
+    expected = model.video_model(features)
+    outputs = model.video_model(5 * features + 1)
+    close(outputs.region_masks, expected.region_masks, 1e-4)
+    assert torch.equal(outputs.cluster_ids, expected.cluster_ids)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2_naflex", "timm_pe_core"])
+@torch.no_grad()
+def test_half_precision(name):
+    model, size = backbone_model(name)
+    model.to(torch.bfloat16)
+    clip = frames_of(size)
+    for inputs in (clip, model.video_model.encode_frames(clip).float()):
+        outputs = model(pixel_values_videos=inputs)
+        assert outputs.video_embeds.isfinite().all()
+        assert outputs.video_model_output.pooler_output.dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_outputs_of_a_backbone():
     model, size = backbone_model("clip")
     clip = frames_of(size)
@@ -684,6 +715,34 @@ def test_layer_decay_of_a_backbone(name, first, last, tmp_path):
 
     assert of(last) == {0.05}
     assert of(first) == {0.025}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_new_projections_have_the_rate_of_new_weights(with_bias, checkpoints, tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    model = backbone_model("clip")[0] if with_bias else from_pretrained_towers(checkpoints("clip")[0])
+    args = RegionLearnerTrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1.0, video_learning_rate=0.1, text_learning_rate=0.2, use_cpu=True
+    )
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(model, args, []) for p in group["params"]}
+    assert rates["video_projection.weight"] == (1.0 if with_bias else 0.1)
+    assert rates["text_projection.weight"] == (1.0 if with_bias else 0.2)
+
+
+def test_positions_and_tokens_of_a_backbone_have_no_weight_decay(tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    args = RegionLearnerTrainingArguments(output_dir=str(tmp_path), weight_decay=0.5, use_cpu=True)
+    for name in ("dinov3", "timm_dinov3", "timm_pe_core"):
+        model, _ = backbone_model(name)
+        names = {id(parameter): key for key, parameter in model.named_parameters()}
+        groups = parameter_groups(model, args, list(names.values()))
+        decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+        assert not [key for key in decayed if key.endswith(("pos_embed", "cls_token", "reg_token", "register_tokens"))]
 
 
 def test_layer_decay_needs_one_sequence_of_blocks(tmp_path):
