@@ -32,6 +32,8 @@ from region_learner.conversion import from_pretrained_towers, processor_from_tow
 from region_learner.corpora import make_corpus
 from region_learner.evaluation.region_evaluation import region_quality_of_batches
 from region_learner.loading import load_checkpoint
+from region_learner.training.arguments import ModelArguments
+from region_learner.training.model import build_model
 
 from .conftest import NO_REGIONS, clips, randomize, texts, tiny_text_config
 
@@ -113,16 +115,15 @@ def save_family(name: str, folder: Path) -> torch.nn.Module:
     """Saves a random small checkpoint of a family, with its tokenizer and image processor, and returns the model."""
     family = FAMILY[name]
     tokenizer = family.tokenizer()
-    text = SIZES | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 32,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    text = SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
     options = {}
-    if family.model_type.startswith("siglip"):
+    if family.model_type.startswith("siglip"):  # their files name no special tokens
         text |= {"projection_size": SIZES["hidden_size"]}
     else:
-        text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special = ("bos_token_id", "eos_token_id", "pad_token_id")
+        text |= {token: getattr(tokenizer, token) for token in special}
+        if name == "clip":  # as in the files of OpenAI, although its tokenizer has others
+            text |= dict(zip(special, (0, 2, 1)))
         options["projection_dim"] = 24
     config = CONFIG_MAPPING[family.model_type](vision_config=SIZES | family.vision, text_config=text, **options)
     model = randomize(AutoModel.from_config(config)).eval()
@@ -213,6 +214,14 @@ def test_logits_are_those_of_the_original(checkpoints, family):
     close(model(**processor_from_towers(folder)(images=images, text=CAPTIONS)).logits_per_video, expected, 1e-4)
 
 
+def test_rescaling_of_the_image_processor(checkpoints, tmp_path):
+    checkpoints("clip")[1].save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    SiglipImageProcessor(size=SQUARE, do_normalize=False, rescale_factor=1 / 100).save_pretrained(tmp_path)
+    expected = AutoImageProcessor.from_pretrained(tmp_path)(picture(0), return_tensors="pt")["pixel_values"]
+    close(processor_from_towers(tmp_path)(images=[picture(0)])["pixel_values_videos"][0], expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_clips_are_the_mean_of_their_frames(checkpoints, family):
@@ -223,6 +232,39 @@ def test_clips_are_the_mean_of_their_frames(checkpoints, family):
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     expected = torch.stack([frames[0, :2].mean(0), frames[1].mean(0)])
     close(model.get_video_features(clip, frame_mask=mask).pooler_output, expected)
+
+
+def test_other_dual_encoders_are_refused(tmp_path):
+    CONFIG_MAPPING["chinese_clip"]().save_pretrained(tmp_path)
+    for load in (from_pretrained_towers, processor_from_towers):
+        with pytest.raises(ValueError, match=r"'chinese_clip' model\. Both towers can be those of clip, metaclip"):
+            load(tmp_path)
+
+
+def test_one_side_of_a_dual_encoder_is_refused(checkpoints, tmp_path):
+    checkpoints("clip")[1].vision_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a RegionLearner model, or one of CLIP, MetaCLIP 2, SigLIP"):
+        load_checkpoint(str(tmp_path), "retrieval")
+    with pytest.raises(ValueError, match="'clip_vision_model' model: expected a RegionLearner checkpoint, or one"):
+        build_model(ModelArguments(model=str(tmp_path)))
+
+
+@torch.no_grad()
+def test_regions_are_added_to_a_saved_model(checkpoints, tmp_path):
+    """The second stage of: fine-tune without regions, and go on with regions."""
+    plain = from_pretrained_towers(checkpoints("clip")[0])
+    plain.save_pretrained(tmp_path)
+    processor_from_towers(checkpoints("clip")[0]).save_pretrained(tmp_path)
+    of_regions = {"codebook_size": 8, "interaction_heads": 4}
+    model, _ = build_model(ModelArguments(model=str(tmp_path), region_form="paper", video_config=of_regions))
+    video = model.config.video_config
+    assert (video.region_form, video.codebook_size, video.num_regions, video.interaction_layers) == ("paper", 8, 8, 1)
+    clip = clips(batch=2, frames=3)
+    outputs = model.eval()(pixel_values_videos=clip)
+    assert outputs.video_model_output.region_masks is not None
+    close(outputs.video_embeds, plain(pixel_values_videos=clip).video_embeds)
+    model, _ = build_model(ModelArguments(model=str(tmp_path)))
+    assert model.config.video_config.num_regions == 0
 
 
 # The commands
@@ -498,6 +540,29 @@ def test_regions_of_a_backbone_are_measured():
 
 
 @torch.no_grad()
+def test_regions_do_not_depend_on_the_scale_of_features():
+    model, size = backbone_model("clip")
+    randomize(model)
+    features = model.video_model.encode_frames(frames_of(size))
+    expected = model.video_model(features)
+    outputs = model.video_model(5 * features + 1)
+    close(outputs.region_masks, expected.region_masks, 1e-4)
+    assert torch.equal(outputs.cluster_ids, expected.cluster_ids)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2_naflex", "timm_pe_core"])
+@torch.no_grad()
+def test_half_precision(name):
+    model, size = backbone_model(name)
+    model.to(torch.bfloat16)
+    clip = frames_of(size)
+    for inputs in (clip, model.video_model.encode_frames(clip).float()):
+        outputs = model(pixel_values_videos=inputs)
+        assert outputs.video_embeds.isfinite().all()
+        assert outputs.video_model_output.pooler_output.dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_outputs_of_a_backbone():
     model, size = backbone_model("clip")
     clip = frames_of(size)
@@ -663,6 +728,34 @@ def test_layer_decay_of_a_backbone(name, first, last, tmp_path):
 
     assert of(last) == {0.05}
     assert of(first) == {0.025}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_new_projections_have_the_rate_of_new_weights(with_bias, checkpoints, tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    model = backbone_model("clip")[0] if with_bias else from_pretrained_towers(checkpoints("clip")[0])
+    args = RegionLearnerTrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1.0, video_learning_rate=0.1, text_learning_rate=0.2, use_cpu=True
+    )
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(model, args, []) for p in group["params"]}
+    assert rates["video_projection.weight"] == (1.0 if with_bias else 0.1)
+    assert rates["text_projection.weight"] == (1.0 if with_bias else 0.2)
+
+
+def test_positions_and_tokens_of_a_backbone_have_no_weight_decay(tmp_path):
+    from region_learner import RegionLearnerTrainingArguments
+    from region_learner.training.optimization import parameter_groups
+
+    args = RegionLearnerTrainingArguments(output_dir=str(tmp_path), weight_decay=0.5, use_cpu=True)
+    for name in ("dinov3", "timm_dinov3", "timm_pe_core"):
+        model, _ = backbone_model(name)
+        names = {id(parameter): key for key, parameter in model.named_parameters()}
+        groups = parameter_groups(model, args, list(names.values()))
+        decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+        assert not [key for key in decayed if key.endswith(("pos_embed", "cls_token", "reg_token", "register_tokens"))]
 
 
 def test_layer_decay_needs_one_sequence_of_blocks(tmp_path):

@@ -373,6 +373,14 @@ def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
         card(MSVD, checkpoint=tmp_path / "none")
 
 
+@pytest.mark.parametrize(("regions", "expected"), [(3, "into a few regions"), (0, "without regions")])
+def test_a_card_of_a_backbone(card, regions, expected):
+    text = card(changed(MSVD, model={"config": {"backbone": "clip_vision_model", "num_regions": regions}}))
+    assert "A video-text dual encoder on an image model (clip_vision_model), which encodes each frame" in text
+    assert expected in text
+    assert "space-time ViT" not in text
+
+
 # --- Text of any origin --------------------------------------------------------------------------------------
 
 NASTY = (

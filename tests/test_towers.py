@@ -564,6 +564,24 @@ def test_an_image_model_without_image_processor(sources, tmp_path):
         processor_from_towers(tmp_path, sources.path["distilbert"])
 
 
+@pytest.mark.parametrize("family", ["metaclip_2", "siglip2"])
+@torch.no_grad()
+def test_text_towers_of_other_families(sources, tmp_path, family):
+    from .test_backbones import CAPTIONS, original_embeddings, picture, save_family
+
+    original = save_family(family, tmp_path)
+    model = from_pretrained_towers(
+        sources.path["vit"], tmp_path, **NO_REGIONS, projection_dim=24, text_projection_relu=False
+    )
+    inputs = processor_from_towers(sources.path["vit"], tmp_path)(text=CAPTIONS)
+    weight = torch.eye(32) if family == "siglip2" else original.text_projection.weight
+    model.text_projection = torch.nn.Linear(32, len(weight), bias=False)
+    model.text_projection.weight = torch.nn.Parameter(weight.clone())
+    _, expected = original_embeddings(tmp_path, original, [picture(0)])
+    ours = torch.nn.functional.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)
+    close(ours, expected)
+
+
 def test_models_that_are_no_text_encoder(sources, tmp_path):
     for name in ("vit", "clip_vision", "timm"):
         with pytest.raises(ValueError, match=f"{name}' is a .* model, which is not a text encoder"):

@@ -325,7 +325,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
     if model.config.model_type not in towers:
         raise ValueError(
-            f"{name} is a {is_a} of the type {model.config.model_type!r}: expected a RegionLearner model."
+            f"{name} is a {is_a} of the type {model.config.model_type!r}: expected a RegionLearner model, or one of "
+            "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 with both sides."
         )
     absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
     needed = "video_model." if task is None and hasattr(model, "video_model") else ""

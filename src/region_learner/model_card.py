@@ -82,6 +82,8 @@ def model_card(
         rows=_model_rows(parts),
         training=_training(checkpoint, parts),
         kind=pipeline,
+        backbone=model["config"].get("backbone"),
+        has_regions=bool(model["config"].get("num_regions")),
         repo=repo or model["name"],
         query=query,
     )

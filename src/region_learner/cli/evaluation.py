@@ -20,8 +20,8 @@ _ModelOfFolds = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Checkpoint: a directory or a Hub name, also of a CLIP or SigLIP. With --all-folds, {fold} is replaced "
-        "by the fold number.",
+        help="Checkpoint of a RegionLearner, CLIP or SigLIP: a directory or a Hub name. With --all-folds, {fold} is "
+        "replaced by the fold number.",
     ),
 ]
 _Protocol = Annotated[

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Siglip2Tokenizer
 
 from ..loading import check_files, check_name
+from ..text_tower import check_text_tower
 
 
 def start_of(error: Exception) -> str:
@@ -51,21 +52,51 @@ def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[
     return model, sorted(info["missing_keys"])
 
 
-def copy_weights(target: Any, source: torch.nn.Module, name: str | os.PathLike):
+def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
     """
-    Copies all weights from a part of a model to a model of this part alone, whose names may have a prefix.
+    Returns the tokenizer of a checkpoint. The padding token in the `text_config` of a SigLIP is set to that of the
+    tokenizer: the checkpoints of SigLIP 2 do not name it, and the default of transformers is another token.
+
+    Args:
+        name: a directory or Hub name.
+        text_config: the configuration of its text encoder.
 
     Raises:
-        ValueError: they do not fit.
+        OSError: there is no such tokenizer.
+        ImportError: it needs sentencepiece, which is not installed.
+        ValueError: it does not fit the text encoder.
     """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except ImportError as error:
+        raise ImportError(
+            f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'"
+        ) from error
+    if text_config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
+        tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
+    check_text_tower(text_config, tokenizer)
+    return tokenizer
+
+
+def rename_weights(target: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the weights of a part of a model by the names of a model of this part alone, which may have a prefix."""
     prefixes = ("vision_model.", "text_model.")
 
     def plain(key: str) -> str:
         return next((key.removeprefix(prefix) for prefix in prefixes if key.startswith(prefix)), key)
 
     own = {plain(key): key for key in target.state_dict()}
-    state = {own.get(plain(key), key): tensor for key, tensor in source.state_dict().items()}
+    return {own.get(plain(key), key): tensor for key, tensor in state.items()}
+
+
+def copy_weights(target: Any, source: torch.nn.Module, name: str | os.PathLike):
+    """
+    Copies all weights from a part of a model to a model of this part alone.
+
+    Raises:
+        ValueError: they do not fit.
+    """
     try:
-        target.load_state_dict(state)
+        target.load_state_dict(rename_weights(target, source.state_dict()))
     except RuntimeError as error:
         raise ValueError(f"The weights of {name} do not fit: {start_of(error)}") from error

@@ -6,13 +6,12 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Siglip2Tokenizer
+from transformers import AutoConfig, AutoModel
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..modeling_region_learner import RegionLearnerModel
 from ..processing_region_learner import RegionLearnerProcessor
-from ..text_tower import check_text_tower
-from .checkpoints import copy_weights, load_config, load_weights
+from .checkpoints import copy_weights, load_config, load_tokenizer, load_weights
 from .image_processors import video_processor_of
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,8 @@ def dual_encoder_config(name: str | os.PathLike, **config_overrides: Any) -> Reg
     if not _wants_regions(overrides.get("video_config") or {}):
         video |= _NO_REGIONS
     is_siglip = original.model_type.startswith("siglip")
+    if is_siglip:
+        load_tokenizer(name, original.text_config)  # which sets the padding token
     found: dict[str, Any] = {
         "video_config": video,
         "text_config": original.text_config,
@@ -122,14 +123,5 @@ def processor_of_dual_encoder(name: str | os.PathLike, num_frames: int | None = 
         ImportError: its tokenizer needs sentencepiece, which is not installed.
         ValueError: the tokenizer does not fit the text encoder.
     """
-    config = load_config(name)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except ImportError as error:
-        raise ImportError(
-            f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'"
-        ) from error
-    if config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
-        tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
-    check_text_tower(config.text_config, tokenizer)
+    tokenizer = load_tokenizer(name, load_config(name).text_config)
     return RegionLearnerProcessor(video_processor_of(name, None, num_frames or NUM_FRAMES), tokenizer)

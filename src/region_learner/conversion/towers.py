@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModel,
-    AutoTokenizer,
     CLIPModel,
     CLIPTextModel,
     CLIPVisionModel,
@@ -24,10 +23,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..modeling_region_learner import RegionLearnerModel
 from ..processing_region_learner import RegionLearnerProcessor
-from ..text_tower import check_text_tower
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
-from .checkpoints import copy_weights, load_config, load_weights, start_of
-from .dual_encoders import is_dual_encoder, load_dual_encoder, processor_of_dual_encoder
+from .checkpoints import copy_weights, load_config, load_tokenizer, load_weights, rename_weights, start_of
+from .dual_encoders import DUAL_ENCODERS, is_dual_encoder, load_dual_encoder, processor_of_dual_encoder
 from .image_processors import video_processor_of
 from .original import VIT_NAMES, rename, split_qkv
 
@@ -102,6 +100,26 @@ def _is_of_timm(name: str | os.PathLike) -> bool:
     if (config := _local_config(name)) is not None:
         return "architecture" in config
     return "/" not in str(name) or str(name).startswith(("timm/", "hf-hub:", "local-dir:"))
+
+
+def _has_both_sides(name: str | os.PathLike) -> bool:
+    """
+    Returns whether both towers come from a checkpoint, given alone.
+
+    Raises:
+        ValueError: it has a text encoder, too, but is of a family that is not supported.
+    """
+    if _is_of_timm(name):
+        return False
+    if is_dual_encoder(name):
+        return True
+    config = load_config(name)
+    if hasattr(config, "text_config"):
+        raise ValueError(
+            f"{name} is a {config.model_type!r} model. Both towers can be those of {', '.join(DUAL_ENCODERS)}; to use "
+            "the image model of another, name a text encoder as well."
+        )
+    return False
 
 
 def _load_image_tower(name: str | os.PathLike, as_backbone: bool) -> _ImageTower:
@@ -258,6 +276,11 @@ def _sizes_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
 def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     _local_config(name)
     config, name = load_config(str(name)), str(name)
+    if config.model_type in DUAL_ENCODERS and config.model_type != "clip":
+        model, missing = load_weights(AutoModel, name)
+        _refuse_missing([key for key in missing if key.startswith("text_model.")], name)
+        load_tokenizer(name, model.config.text_config)  # which sets the padding token
+        return model.config.text_config, model.text_model.state_dict()
     if config.model_type != "clip" and not hasattr(config, "vocab_size"):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not a text encoder.")
     model, missing = load_weights(CLIPTextModel if config.model_type == "clip" else AutoModel, name)
@@ -337,7 +360,7 @@ def from_pretrained_towers(
         model = from_pretrained_towers("google/siglip2-base-patch16-224", region_form="decoupled")
         model = from_pretrained_towers("vit_base_patch16_224.orig_in21k_ft_in1k", "distilbert-base-uncased")
     """
-    if text is None and not _is_of_timm(video) and is_dual_encoder(video):
+    if text is None and _has_both_sides(video):
         return load_dual_encoder(video, **config_overrides)
     text = DEFAULT_TEXT if text is None else text
     overrides = nest_overrides(config_overrides)
@@ -361,6 +384,7 @@ def from_pretrained_towers(
         copy_weights(getattr(own, "timm_model", own), tower.backbone, video)
     else:
         _load_tower(model.video_model, tower.state, allowed_missing=_VIDEO_ONLY, name=video)
+    text_state = rename_weights(model.text_model, text_state)
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
@@ -404,7 +428,7 @@ def processor_from_towers(
         OSError: the model does not exist, or cannot be downloaded.
         ValueError: the tokenizer does not fit the text encoder.
     """
-    if text is None and not _is_of_timm(video) and is_dual_encoder(video):
+    if text is None and _has_both_sides(video):
         return processor_of_dual_encoder(video, num_frames)
     text, num_frames = DEFAULT_TEXT if text is None else text, num_frames or 4
     tower = _load_image_tower(video, as_backbone)
@@ -418,6 +442,6 @@ def processor_from_towers(
         video_processor = RegionLearnerVideoProcessor.for_image_size(
             tower.fields["image_size"], num_frames=num_frames, image_mean=mean, image_std=std
         )
-    tokenizer, text_config = AutoTokenizer.from_pretrained(text), load_config(text)
-    check_text_tower(getattr(text_config, "text_config", text_config), tokenizer)
+    text_config = load_config(text)
+    tokenizer = load_tokenizer(text, getattr(text_config, "text_config", text_config))
     return RegionLearnerProcessor(video_processor, tokenizer)

@@ -123,7 +123,7 @@ class ModelArguments:
         "Fields of the video configuration, as JSON. With --model they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Form of the region module: {' or '.join(FORMS)}. It adds regions to a CLIP or SigLIP given by --model."
+        f"Form of the region module: {' or '.join(FORMS)}. It adds regions to a model without, such as CLIP."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
-from ..configuration_region_learner import RegionLearnerConfig, merge_fields, nest_overrides
+from ..configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig, merge_fields, nest_overrides
 from ..conversion import from_pretrained_towers, processor_from_towers
 from ..conversion.dual_encoders import dual_encoder_config, is_dual_encoder
 from ..loading import (
@@ -117,10 +117,18 @@ def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
     assert arguments.model is not None
     if is_dual_encoder(arguments.model):
         return dual_encoder_config(arguments.model, **_overrides(arguments))
-    config = AutoConfig.from_pretrained(arguments.model, **_overrides(arguments))
+    config: Any = AutoConfig.from_pretrained(arguments.model)
     if not isinstance(config, RegionLearnerConfig):
-        raise ValueError(f"{arguments.model} is a {config.model_type!r} model, and not a RegionLearner checkpoint.")
-    return config
+        raise ValueError(
+            f"{arguments.model} is a {config.model_type!r} model: expected a RegionLearner checkpoint, or one of "
+            "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 with both sides."
+        )
+    overrides, saved = _overrides(arguments), config.video_config
+    if arguments.region_form is not None and not (saved.codebook_size or saved.num_regions):  # it adds regions
+        parts = ("codebook_size", "num_regions", "interaction_layers")
+        added = {name: getattr(RegionLearnerVideoConfig, name) for name in parts}
+        overrides["video_config"] = added | overrides["video_config"]
+    return AutoConfig.from_pretrained(arguments.model, **overrides)
 
 
 def _new_config(arguments: ModelArguments, **text_defaults: Any) -> RegionLearnerConfig:

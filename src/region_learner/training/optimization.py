@@ -97,10 +97,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """
     Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
-    `args.layer_decay` for each block between it and the output of the tower. Of a video tower with a backbone, only
-    the backbone has the rate of the tower, as the region module is new; so have projections without bias, which are
-    those of a CLIP. Weight decay is applied to the names in
-    `decayed`, except for positions, class tokens and scales.
+    `args.layer_decay` for each block between it and the output of the tower. In a video tower with a backbone, only
+    the backbone has the rate of the tower; the rest is new, and has `args.learning_rate`. Beside a backbone, a
+    projection without bias comes from a checkpoint such as CLIP, and has the rate of its tower. Weight decay is
+    applied to the names in `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
     names = {_plain(name) for name, _ in model.named_parameters()}
