@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
+from ..loading import check_files
 from ..modeling_region_learner import RegionLearnerModel
 from ..processing_region_learner import RegionLearnerProcessor
 from .checkpoints import copy_weights, load_config, load_tokenizer, load_weights
@@ -30,8 +31,9 @@ def is_dual_encoder(name: str | os.PathLike) -> bool:
 
     Raises:
         OSError: the checkpoint does not exist, or cannot be downloaded.
-        ValueError: transformers does not know its `model_type`.
+        ValueError: its files are damaged, or transformers does not know its `model_type`.
     """
+    check_files(str(name))
     return AutoConfig.from_pretrained(name).model_type in DUAL_ENCODERS
 
 
