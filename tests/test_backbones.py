@@ -300,7 +300,7 @@ def test_evaluate_is_zero_shot(checkpoints, corpus, family, tmp_path):
     folder, _ = checkpoints(family)
     output = tmp_path / "results.json"
     arguments = ["--corpus", "folder", "--data-dir", str(corpus), "--split", "test", "--output", str(output)]
-    run("evaluate", str(folder), *arguments, "--num-frames", "16")
+    run("evaluate", str(folder), *arguments, "--num-frames", "16")  # more than 12
     assert json.loads(output.read_text())["protocol"]["frames"] == 16
     run("evaluate", str(folder), *arguments)
     results = json.loads(output.read_text())
@@ -640,6 +640,25 @@ def test_more_frames():
     assert more(pixel_values_videos=clip).video_embeds.shape == (2, 16)
     late, _ = backbone_model("clip", num_frames=2, **NO_REGIONS)
     assert late(pixel_values_videos=clip).video_embeds.shape == (2, 16)  # has no positions
+    linear, _ = backbone_model("clip", num_frames=2, temporal_fusion="linear", **NO_REGIONS)
+    assert (late.video_model.max_frames, linear.video_model.max_frames, model.video_model.max_frames) == (None, 2, 2)
+    with pytest.raises(ValueError, match="3 frames, but the model has 2 temporal positions"):
+        linear(pixel_values_videos=clip)
+
+
+def test_frames_per_clip_of_a_run(checkpoints, corpus, tmp_path):
+    """The option sets the temporal positions of a CLIP, too. A checkpoint keeps its own, and says so."""
+    folder, _ = checkpoints("clip")
+    arguments = ["--corpus=folder", "--data-dir", str(corpus), "--region-form=decoupled", "--num-frames", "14"]
+    config = ["--video_config", json.dumps(REGIONS)]
+    training = [argument for argument in TRAINING if not argument.startswith("--num_frames")]
+    run("train", "--model", str(folder), *arguments, *config, *training, "--output-dir", str(tmp_path / "regions"))
+    model, processor = load_checkpoint(str(tmp_path / "regions"), "retrieval")
+    assert model.video_model.max_frames == processor.video_processor.num_frames == 14
+    test = ["--data-dir", str(corpus), "--split", "test", "--num-frames", "15"]
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", str(tmp_path / "regions"), *test])
+    assert exit.value.code == 2
 
 
 # Training

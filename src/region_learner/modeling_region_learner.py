@@ -1069,9 +1069,15 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 self.layernorm = nn.Identity()
         self.region_module = RegionLearnerRegionModule(config)
         self.pooling = config.resolved.video_pooling
-        self.fusion = config.resolved.temporal_fusion
-        self.temporal_fusion = RegionLearnerTemporalFusion(config) if self.fusion != "attention" else None
+        fusion = config.resolved.temporal_fusion
+        self.temporal_fusion = RegionLearnerTemporalFusion(config) if fusion != "attention" else None
         self.post_init()
+
+    @property
+    def max_frames(self) -> int | None:
+        """The number of temporal positions, the most frames of a clip; None if frames are only averaged."""
+        only_averages = self.backbone is not None and self.temporal_embeddings is None
+        return None if only_averages and self.config.resolved.temporal_fusion == "pool" else self.config.num_frames
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding if self.backbone is None else self.backbone.get_input_embeddings()
@@ -1119,11 +1125,10 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 f"pixel_values_videos must be of shape (batch, frames, channels, height, width), not {shape}; "
                 "images are clips of one frame: `pixel_values.unsqueeze(1)`."
             )
-        frames, positions = pixel_values_videos.shape[1], self.config.num_frames
-        is_mean_of_frames = self.embeddings is None and self.temporal_embeddings is None and self.fusion == "pool"
-        if frames > positions and not is_mean_of_frames:
+        frames, most = pixel_values_videos.shape[1], self.max_frames
+        if most is not None and frames > most:
             raise ValueError(
-                f"The clips have {frames} frames, but the model has {positions} temporal positions: sample fewer "
+                f"The clips have {frames} frames, but the model has {most} temporal positions: sample fewer "
                 f"frames, or `model = model.resize_frames({frames})`."
             )
         if frame_mask is not None and frame_mask.shape != pixel_values_videos.shape[:2]:

@@ -135,6 +135,12 @@ def _evaluate(
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     model, processor = load_checkpoint(name, protocol.task)
     if num_frames is not None:
+        most = model.video_model.max_frames
+        if most is not None and num_frames > most:
+            raise ValueError(
+                f"num_frames={num_frames}: {name} has temporal positions for {most} frames per clip. Use fewer, or a "
+                "copy with more, as `model.resize_frames` makes it."
+            )
         getattr(processor, "video_processor", processor).num_frames = num_frames
     check_features(model, processor, [(dataset, None)])
     model.to("cuda" if torch.cuda.is_available() else "cpu")

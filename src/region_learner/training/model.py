@@ -112,11 +112,19 @@ def _overrides(arguments: ModelArguments) -> dict[str, Any]:
     return overrides
 
 
+def _dual_encoder_overrides(arguments: ModelArguments) -> dict[str, Any]:
+    """Returns the overrides of a CLIP or the like, in which `num_frames` is also the number of temporal positions."""
+    overrides = _overrides(arguments)
+    if arguments.num_frames is not None:
+        overrides["video_config"] = {"num_frames": arguments.num_frames} | (overrides.get("video_config") or {})
+    return overrides
+
+
 def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
     """Returns the configuration of the checkpoint `model`, with what the arguments change."""
     assert arguments.model is not None
     if is_dual_encoder(arguments.model):
-        return dual_encoder_config(arguments.model, **_overrides(arguments))
+        return dual_encoder_config(arguments.model, **_dual_encoder_overrides(arguments))
     config: Any = AutoConfig.from_pretrained(arguments.model)
     if not isinstance(config, RegionLearnerConfig):
         raise ValueError(
@@ -173,7 +181,7 @@ def build_model(
 def _from_checkpoint(arguments: ModelArguments, name: str) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
     check_files(name)
     if is_dual_encoder(name):
-        model = from_pretrained_towers(name, **_overrides(arguments))
+        model = from_pretrained_towers(name, **_dual_encoder_overrides(arguments))
         refuse_non_finite(model, name)
         processor: Any = processor_from_towers(name)
     else:

@@ -219,7 +219,8 @@ def _build(arguments: ModelArguments, data_arguments: DataArguments, data: RunDa
     model: Any
     model, processor = build_model(arguments, data.texts(arguments.task))
     most = max(filter(None, [arguments.num_frames, *(part.num_frames for part in data.parts)]), default=0)
-    if most > (positions := model.config.video_config.num_frames):
+    positions = model.video_model.max_frames
+    if positions is not None and most > positions:
         raise ValueError(
             f"num_frames={most}: the model has temporal positions for {positions} frames per clip. Use fewer, or add "
             f"positions by --video-config '{{\"num_frames\": {most}}}'."
