@@ -622,6 +622,10 @@ def test_overrides_of_a_backbone():
     assert changed.video_config.backbone_config.num_hidden_layers == changed.video_config.num_hidden_layers == 1
     assert changed.video_config.backbone_config.hidden_size == 32
     assert changed.video_config.num_regions == 5
+    own = RegionLearnerConfig.from_dict(config.to_dict(), video_config={"intermediate_size": 48})
+    again = RegionLearnerConfig.from_dict(own.to_dict())
+    assert (again.video_config.intermediate_size, again.video_config.backbone_config.intermediate_size) == (48, 64)
+    assert again.video_config.hidden_act == "quick_gelu"  # of CLIP
     wider = RegionLearnerConfig.from_dict(config.to_dict(), video_config={"backbone_config": {"hidden_size": 64}})
     assert wider.video_config.hidden_size == 64
     with pytest.raises(ValueError, match="did you mean 'num_hidden_layers'"):

@@ -129,18 +129,13 @@ _REGION_CHOICES = {
 LOSSES = ["infonce", "sigmoid", "max_margin"]
 
 
-# Fields of the divided space-time ViT. A backbone has its own, which are read from its configuration.
-_VIT_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-)
+# Fields that the configuration of a backbone also has. Its values are the defaults. Those of the second group may be
+# changed, as they are also those of the region module's own layers.
+_BACKBONE_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels",
+    "intermediate_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+_OWN_LAYERS = ("intermediate_size", "hidden_act", "layer_norm_eps")
 
 
 class ResolvedVideoConfig(NamedTuple):
@@ -338,7 +333,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
             interact over all frames in every case.)
         backbone_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): an image model of transformers,
             such as CLIP, SigLIP or DINOv3, or of timm (`"timm_wrapper"`), which encodes each frame instead of the
-            divided space-time ViT. Its sizes replace those of the fields below, and are not saved here. timm's
+            divided space-time ViT. Its sizes replace those of the fields below, and are not saved here. The region
+            module's own layers may have another `intermediate_size`, `hidden_act` or `layer_norm_eps`. timm's
             configurations do not contain sizes: give `hidden_size` and `image_size` beside them.
 
     The other fields are common to all vision transformers. Fields that are None get a default that depends on other
@@ -398,8 +394,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        for name in _sizes_of_backbone(self.backbone_config):
-            values.pop(name, None)
+        for name, value in _sizes_of_backbone(self.backbone_config).items():
+            if values.get(name) == value:
+                del values[name]
         return values
 
     @classmethod
@@ -494,7 +491,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             raise ValueError(f"backbone_config was set to {self.backbone_config!r:.60}: set it to a configuration.")
         for name, value in _sizes_of_backbone(self.backbone_config).items():
-            if getattr(self, name) != value:
+            if name not in _OWN_LAYERS and getattr(self, name) != value:
                 raise ValueError(
                     f"{name}={getattr(self, name)}, but that of the backbone is {value}: leave it out, or change it "
                     "in backbone_config."
@@ -697,7 +694,7 @@ def _sizes_of_backbone(backbone: Any) -> dict[str, Any]:
     """Returns those fields of the video tower that the configuration of an image model specifies; {} for None."""
     if backbone is None:
         return {}
-    found = {name: getattr(backbone, name, None) for name in _VIT_FIELDS}
+    found = {name: getattr(backbone, name, None) for name in _BACKBONE_FIELDS}
     if found["hidden_size"] is None and getattr(backbone, "hidden_sizes", None):  # a pyramid, such as ConvNeXt
         found["hidden_size"] = backbone.hidden_sizes[-1]
     if found["hidden_size"] is not None and found["intermediate_size"] is None:

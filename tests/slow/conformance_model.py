@@ -117,7 +117,7 @@ class VideoModelWithLateFusionTest(CommonVideoModelTests, unittest.TestCase):
 class VideoModelWithBackboneTest(CommonVideoModelTests, unittest.TestCase):
     config = {
         "backbone_config": {
-            "model_type": "siglip_vision_model",
+            "model_type": "dinov3_vit",
             "hidden_size": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
@@ -125,13 +125,11 @@ class VideoModelWithBackboneTest(CommonVideoModelTests, unittest.TestCase):
             "image_size": 16,
             "patch_size": 8,
         },
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
     }
 
     def setUp(self):
         super().setUp()
-        self.model_tester.seq_length = (self.model_tester.image_size // 8) ** 2  # of a frame
+        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of a frame
 
 
 class TextModelTester:
