@@ -13,7 +13,7 @@ implementation that cannot be loaded is reported and left out.
 Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
 and only one works at a time. Times are processor times of all threads, so that other work on the machine matters
 little: medians over repetitions, summed over clips. Before times are compared, frames are: ours with those of
-decoding the whole file, bit by bit, and those of the alternatives with ours, in levels of 255, since not all convert
+decoding the whole file, bit for bit, and those of the alternatives with ours, in levels of 255, since not all convert
 colours alike.
 
 "frames" counts "all" frames; those "between" a key frame and a wanted frame, which the alternatives decode; those

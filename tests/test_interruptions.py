@@ -89,14 +89,14 @@ def test_checkpoints_cut_off_are_passed_over(tmp_path, caplog):
 
 
 def test_what_cannot_be_resumed_from(tmp_path, caplog):
-    with pytest.raises(ValueError, match="There is no checkpoint nowhere"):
+    with pytest.raises(ValueError, match="The checkpoint nowhere does not exist"):
         run(tmp_path, resume="nowhere")
     folder = tmp_path / "checkpoint-2"
     folder.mkdir()
     with pytest.raises(ValueError, match=f"cannot be resumed from: it has no {COMPLETE}"):
         run(tmp_path, resume=str(folder))
     run(tmp_path, resume=True, max_steps=1)
-    assert "There is no complete checkpoint" in caplog.text
+    assert "has no complete checkpoint" in caplog.text
 
 
 def test_old_checkpoints_go_when_the_new_one_is_complete(tmp_path):

@@ -22,7 +22,7 @@ def load_config(name: str | os.PathLike) -> PreTrainedConfig:
     Returns the configuration of a directory or Hub name.
 
     Raises:
-        OSError: there is no such checkpoint.
+        OSError: the checkpoint does not exist, or cannot be downloaded.
     """
     check_name(str(name), "a model")
     try:
@@ -62,7 +62,7 @@ def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
         text_config: the configuration of its text encoder.
 
     Raises:
-        OSError: there is no such tokenizer.
+        OSError: the tokenizer does not exist, or cannot be downloaded.
         ImportError: it needs sentencepiece, which is not installed.
         ValueError: it does not fit the text encoder.
     """

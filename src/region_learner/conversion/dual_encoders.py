@@ -85,7 +85,7 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
         config_overrides: fields of the video configuration, or top-level ones.
 
     Raises:
-        OSError: there is no such checkpoint.
+        OSError: the checkpoint does not exist, or cannot be downloaded.
         ValueError: it is another model, its weights are incomplete, or an override does not fit.
     """
     config = dual_encoder_config(name, **config_overrides)
@@ -121,7 +121,7 @@ def processor_of_dual_encoder(name: str | os.PathLike, num_frames: int | None = 
         num_frames: frames per clip, by default 12.
 
     Raises:
-        OSError: there is no such checkpoint, or it has no image processor or tokenizer.
+        OSError: the checkpoint does not exist, or has no image processor or tokenizer.
         ImportError: its tokenizer needs sentencepiece, which is not installed.
         ValueError: the tokenizer does not fit the text encoder.
     """

@@ -332,7 +332,7 @@ def from_pretrained_towers(
 
     With one name, of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
     temperature come from it. Frames are encoded one by one, and their features averaged; an image has the embedding
-    that it has in that model. There is no region module unless `region_form`, `num_regions` or `codebook_size` are
+    that it has in that model. A region module is only added if `region_form`, `num_regions` or `codebook_size` are
     given; it then starts without influence.
 
     With two names, the region module and the projections are new. A plain ViT or CLIP initializes the divided

@@ -56,7 +56,7 @@ def evaluate_checkpoint(
         ValueError: options do not fit the protocol, or a model was trained on the corpus that it is to be evaluated on
             zero-shot.
         CorpusError: data are missing or damaged.
-        OSError: there is no such checkpoint.
+        OSError: the checkpoint does not exist, or cannot be downloaded.
 
     Example:
 

@@ -250,13 +250,13 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
         for path, problem in problems.items():
             logger.warning("Skipping %s: %s.", path, problem)
         if last is None:
-            logger.warning("There is no complete checkpoint in %s: training starts from the beginning.", output_dir)
+            logger.warning("%s has no complete checkpoint: training starts from the beginning.", output_dir)
             return None
         checkpoint = last
     else:
         checkpoint = str(resume)
         if not os.path.isdir(checkpoint):
-            raise ValueError(f"There is no checkpoint {checkpoint}.")
+            raise ValueError(f"The checkpoint {checkpoint} does not exist.")
         if (fault := incompleteness(checkpoint)) is not None:
             raise ValueError(
                 f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` takes the last "
