@@ -4,11 +4,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback
 
-from region_learner import loader_processes
+from region_learner import interruption, loader_processes
 from region_learner.cli import main
 from region_learner.interruption import interruptible
 from region_learner.training.checkpoints import how_to_resume, incompleteness
@@ -34,6 +36,38 @@ def _interrupted(log: str, output_dir: str, at_fork: bool, options: dict):
         if at_fork:  # Python cannot raise an exception there, and drops it
             os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
         run(output_dir, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 100_000} | options)
+
+
+def test_a_second_interruption_while_the_first_is_raised_again(monkeypatch):
+    started = []
+
+    class Timer:
+        def __init__(self, seconds, function):
+            self.function = function
+
+        def start(self):
+            started.append(self.function)
+            if len(started) < 3:
+                raise KeyboardInterrupt
+
+    def twice_interrupted():
+        with interruptible("The same command starts again."):
+            hook = sys.unraisablehook
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                hook(SimpleNamespace(exc_type=type(error)))  # as Python does with an exception that it ignores
+            assert len(started) == 3
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(interruption.threading, "Timer", Timer)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # both are put back
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as exit:
+        twice_interrupted()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert exit.value.code == 130
 
 
 @pytest.mark.parametrize(

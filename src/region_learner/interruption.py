@@ -61,7 +61,11 @@ class _Interruption:
         if self.number is None:
             self.previous_hook(dropped)
         elif issubclass(dropped.exc_type, KeyboardInterrupt):  # in a callback around a fork, or in `__del__`
-            threading.Timer(0.2, self._raise_again).start()
+            is_started = False
+            while not is_started:
+                with suppress(KeyboardInterrupt):  # of another signal, which Python would ignore here with a traceback
+                    threading.Timer(0.2, self._raise_again).start()
+                    is_started = True
 
     def _raise_again(self):
         if self.number is not None and not self.handled and hasattr(signal, "pthread_kill"):
