@@ -393,7 +393,7 @@ def test_what_is_overwritten_is_not_resumed(tmp_path, stopped_run, caplog):
         "config.json",
     }  # the model stays until there is a new one
     stopped_run("--resume_from_checkpoint=true")
-    assert "There is no complete checkpoint" in caplog.text
+    assert "has no complete checkpoint" in caplog.text
 
 
 def test_a_resumed_run_keeps_its_checkpoints(tmp_path, stopped_run):
