@@ -222,6 +222,19 @@ def test_rescaling_of_the_image_processor(checkpoints, tmp_path):
     close(processor_from_towers(tmp_path)(images=[picture(0)])["pixel_values_videos"][0], expected)
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip2"])
+@torch.no_grad()
+def test_the_same_name_twice_is_one_checkpoint(checkpoints, family):
+    """Neither its projections nor its image processor are replaced."""
+    folder, _ = checkpoints(family)
+    options = {"as_backbone": family == "clip"}
+    twice = from_pretrained_towers(folder, str(folder), **options), processor_from_towers(folder, folder, **options)
+    once = from_pretrained_towers(folder), processor_from_towers(folder)
+    images = [picture(seed) for seed in range(2)]
+    for ours, expected in zip(our_embeddings(*twice, images), our_embeddings(*once, images)):
+        close(ours, expected, 0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_clips_are_the_mean_of_their_frames(checkpoints, family):

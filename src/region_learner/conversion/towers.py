@@ -296,11 +296,14 @@ class _ClipHead:
     weights: dict[str, torch.Tensor]
 
 
+def _is_same(video: str | os.PathLike, text: str | os.PathLike) -> bool:
+    """Returns whether both names are those of the same checkpoint."""
+    return str(video) == str(text) or (Path(video).is_dir() and Path(video).resolve() == Path(text).resolve())
+
+
 def _is_same_clip(video: str | os.PathLike, text: str | os.PathLike) -> bool:
     """Returns whether both names are those of the same CLIP checkpoint."""
-    if str(video) != str(text) and not (Path(video).is_dir() and Path(video).resolve() == Path(text).resolve()):
-        return False
-    return load_config(str(text)).model_type == "clip"
+    return _is_same(video, text) and load_config(text).model_type == "clip"
 
 
 def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
@@ -321,6 +324,15 @@ def _load_clip_head(name: str | os.PathLike) -> _ClipHead:
     return _ClipHead(settings, weights)
 
 
+def _comes_from_one_checkpoint(video: str | os.PathLike, text: str | os.PathLike | None, as_backbone: bool) -> bool:
+    """Returns whether both towers are those of one CLIP-like checkpoint, with its projections."""
+    if text is None:
+        return _has_both_sides(video)
+    if not _is_same(video, text) or not _has_both_sides(video):
+        return False
+    return as_backbone or not _is_same_clip(video, text)
+
+
 def from_pretrained_towers(
     video: str | os.PathLike = DEFAULT_VIDEO,
     text: str | os.PathLike | None = None,
@@ -334,6 +346,9 @@ def from_pretrained_towers(
     temperature come from it. Frames are encoded one by one, and their features averaged; an image has the embedding
     that it has in that model. A region module is only added if `region_form`, `num_regions` or `codebook_size` are
     given; it then starts without influence.
+
+    The same name twice is the same as one name, except for CLIP, which then initializes the divided space-time ViT
+    unless `as_backbone=True`.
 
     With two names, the region module and the projections are new. A plain ViT or CLIP initializes the divided
     space-time ViT, in which the attention over time starts as zero, so that a clip of one frame has the same CLS state
@@ -360,7 +375,7 @@ def from_pretrained_towers(
         model = from_pretrained_towers("google/siglip2-base-patch16-224", region_form="decoupled")
         model = from_pretrained_towers("vit_base_patch16_224.orig_in21k_ft_in1k", "distilbert-base-uncased")
     """
-    if text is None and _has_both_sides(video):
+    if _comes_from_one_checkpoint(video, text, as_backbone):
         return load_dual_encoder(video, **config_overrides)
     text = DEFAULT_TEXT if text is None else text
     overrides = nest_overrides(config_overrides)
@@ -428,7 +443,7 @@ def processor_from_towers(
         OSError: the model does not exist, or cannot be downloaded.
         ValueError: the tokenizer does not fit the text encoder.
     """
-    if text is None and _has_both_sides(video):
+    if _comes_from_one_checkpoint(video, text, as_backbone):
         return processor_of_dual_encoder(video, num_frames)
     text, num_frames = DEFAULT_TEXT if text is None else text, num_frames or 4
     tower = _load_image_tower(video, as_backbone)
