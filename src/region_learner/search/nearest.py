@@ -1,0 +1,163 @@
+"""
+The vectors with the greatest inner products with a query: exact in blocks, and by FAISS above `EXACT_ROWS` rows.
+
+Scores are computed from the stored vectors by one function, so they do not depend on which of the two found a row.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .vectors import Vectors
+
+logger = logging.getLogger(__name__)
+
+# Up to so many rows, exact search takes milliseconds, and nothing has to be trained.
+EXACT_ROWS = 300_000
+# The rows and queries whose inner products are computed at a time: 8 MiB of vectors of 256 dimensions.
+BLOCK_ROWS = 2**13
+BLOCK_QUERIES = 256
+
+# Scores (n,) and row numbers (n,), best first.
+_Found = tuple[np.ndarray, np.ndarray]
+_NONE: _Found = (np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+class NearestRows:
+    """
+    Finds the rows whose vectors have the greatest inner products with queries. The vectors are L2-normalised, so these
+    are cosines. The search is exact for up to `EXACT_ROWS` rows.
+
+    Args:
+        vectors: the vectors.
+        directory: where `update_nearest` writes.
+        rows: number of rows that are complete. Later ones are not read.
+        holes: sorted disjoint ranges [start, stop) of deleted rows, (n, 2).
+
+    Example:
+
+        nearest = NearestRows(vectors, directory, rows=100_000, holes=np.array([[20, 30]]))
+        scores, rows = nearest.search(queries, k=10)
+    """
+
+    def __init__(self, vectors: Vectors, directory: Path, rows: int, holes: np.ndarray):
+        self.vectors, self.rows = vectors, rows
+        self.holes = _as_ranges(holes, rows, "holes")
+        self._live = _without(np.array([[0, rows]]), self.holes)
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Returns the scores (Q, k) and numbers (Q, k) of the best rows of each query, in descending order of scores, and
+        in ascending order of rows where scores are equal. Where there are fewer than `k` rows, scores are -inf and
+        row numbers -1.
+
+        Args:
+            queries: L2-normalised embeddings, (Q, D).
+            k: number of rows per query.
+            allowed: sorted disjoint ranges [start, stop) of rows to search, (n, 2). None searches all.
+
+        Raises:
+            ValueError: the queries have another length or are not finite, `k` is less than 1, or the files of the
+                vectors are incomplete.
+        """
+        queries = _as_queries(queries, self.vectors.dim)
+        if k < 1:
+            raise ValueError(f"k={k} must be at least 1.")
+        ranges = self._live
+        if allowed is not None:
+            ranges = _without(_as_ranges(allowed, self.rows, "allowed"), self.holes)
+        best = [_NONE] * len(queries)
+        self._search_exactly(queries, k, _rows_of(ranges), best)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for query, (found_scores, found_rows) in enumerate(best):
+            scores[query, : len(found_rows)], rows[query, : len(found_rows)] = found_scores, found_rows
+        return scores, rows
+
+    def _search_exactly(self, queries: np.ndarray, k: int, rows: np.ndarray, best: list[_Found]) -> None:
+        """Merges the best of `rows` (n,), sorted, into `best`, the scores and rows found so far of each query."""
+        # Products of matrices round differently by the place in a block: what is so near to the k-th best score that
+        # this could matter is scored again.
+        slack = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1)
+        for numbers, block in self._blocks(rows):
+            for first in range(0, len(queries), BLOCK_QUERIES):
+                products = queries[first : first + BLOCK_QUERIES] @ block.T
+                for query, scores in enumerate(products, first):
+                    at = np.flatnonzero(scores >= _floor(scores, best[query][0], k) - slack[query])
+                    if len(at):
+                        exact = inner_products(block[at], queries[query])
+                        best[query] = _best(*best[query], exact, numbers[at], k)
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(rows), BLOCK_ROWS):
+            numbers = rows[start : start + BLOCK_ROWS]
+            first, last = int(numbers[0]), int(numbers[-1])
+            contiguous = last - first + 1 == len(numbers)
+            yield numbers, self.vectors.read(first, last + 1) if contiguous else self.vectors.take(numbers)
+
+
+def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """
+    Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each depends on its own vector only,
+    to the last bit, which products of matrices do not promise.
+    """
+    return np.einsum("nd,d->n", vectors, query)
+
+
+def _floor(scores: np.ndarray, kept: np.ndarray, k: int) -> float:
+    """Returns the score that a row of a block needs to be among the best `k`, after `kept` scores."""
+    if len(kept) == k:
+        return kept[-1]
+    kth = np.partition(scores, -k)[-k] if k < len(scores) else -np.inf
+    return kth if np.isfinite(kth) else -np.inf
+
+
+def _best(
+    scores: np.ndarray, rows: np.ndarray, more_scores: np.ndarray, more_rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the best `k` of both. Scores that are not finite, of damaged vectors, are left out."""
+    finite = np.isfinite(more_scores)
+    scores, rows = np.append(scores, more_scores[finite]), np.append(rows, more_rows[finite])
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]
+
+
+def _as_queries(queries: np.ndarray, dim: int) -> np.ndarray:
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"queries must have the shape (Q, {dim}), not {queries.shape}.")
+    if not np.isfinite(queries).all():
+        raise ValueError("a query is not finite; the model may have overflowed.")
+    return queries
+
+
+def _as_ranges(ranges: np.ndarray, rows: int, name: str) -> np.ndarray:
+    """Returns sorted disjoint ranges (n, 2) of the first `rows` rows."""
+    ranges = np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
+    edges = ranges.ravel()
+    if (np.diff(edges) < 0).any() or (len(edges) and (edges[0] < 0 or edges[-1] > rows)):
+        raise ValueError(f"{name} must be sorted disjoint ranges of the {rows:,} rows.")
+    return ranges[ranges[:, 0] < ranges[:, 1]]
+
+
+def _within(ranges: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns whether each of `rows` (n,) is in one of the ranges."""
+    # Between the edges of sorted ranges, odd places are inside.
+    return np.searchsorted(ranges.ravel(), rows, side="right") % 2 == 1
+
+
+def _without(ranges: np.ndarray, holes: np.ndarray) -> np.ndarray:
+    """Returns the ranges of what is in `ranges` and not in `holes`."""
+    edges = np.unique(np.concatenate((ranges.ravel(), holes.ravel())))
+    starts, stops = edges[:-1], edges[1:]
+    kept = _within(ranges, starts) & ~_within(holes, starts)
+    return np.stack((starts[kept], stops[kept]), axis=1)
+
+
+def _rows_of(ranges: np.ndarray) -> np.ndarray:
+    """Returns the rows of ranges (n, 2) as sorted numbers."""
+    lengths = ranges[:, 1] - ranges[:, 0]
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(ranges[:, 0] - ends + lengths, lengths)

@@ -1,0 +1,149 @@
+"""The embeddings of an index: float32 vectors in append-only, memory-mapped files."""
+
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..files import naming, sync_directory
+
+# A file of 256 dimensions has 256 MiB.
+ROWS_PER_FILE = 2**18
+
+
+class Vectors:
+    """
+    Float32 vectors of one length, by row number, in files of `ROWS_PER_FILE` rows each: raw, little-endian, without a
+    header. Rows are only appended, so other processes can read the rows that are known to be complete while one
+    process writes.
+
+    Args:
+        directory: directory of the files. Nothing is created before the first write.
+        dim: length of the vectors.
+        prefix: start of the files' names.
+
+    Example:
+
+        vectors = Vectors(Path("my_index"), 256)
+        vectors.write(0, embeddings)
+        vectors.read(0, 10) @ query
+    """
+
+    def __init__(self, directory: Path, dim: int, prefix: str = "vectors"):
+        if dim < 1:
+            raise ValueError(f"dim={dim} must be at least 1.")
+        self.directory, self.dim, self.prefix = Path(directory), dim, prefix
+        self._maps: dict[int, np.ndarray] = {}
+
+    def write(self, row: int, vectors: np.ndarray) -> None:
+        """
+        Writes `vectors` (n, dim) as the rows [row, row + n), over what an interrupted run may have left there, and
+        returns when they are on the disk.
+
+        Raises:
+            ValueError: the vectors have another shape or are not finite, or there are fewer than `row` rows.
+            OSError: a file cannot be written; the message names it.
+        """
+        vectors = np.asarray(vectors, dtype="<f4", order="C")
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"vectors must have the shape (n, {self.dim}), not {vectors.shape}.")
+        if not np.isfinite(vectors).all():
+            bad = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+            raise ValueError(f"vector {bad} of {len(vectors)} is not finite; the model may have overflowed.")
+        self.check(row)
+        for file, first, start, stop in self._pieces(row, row + len(vectors)):
+            path = self._path(file)
+            _check_is_file(path)
+            with naming(path), open(os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666), "r+b") as opened:
+                opened.seek(first * self._row_bytes)
+                opened.write(vectors[start - row : stop - row].data)
+                opened.flush()
+                os.fsync(opened.fileno())
+            if first == 0:
+                sync_directory(self.directory)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """
+        Returns the rows [start, stop), (stop - start, dim). They are a read-only view of a memory-mapped file, or a
+        copy where the rows lie in several files.
+
+        Raises:
+            ValueError: the files hold fewer than `stop` rows.
+        """
+        pieces = [
+            self._map(file, first + end - begin)[first : first + end - begin]
+            for file, first, begin, end in self._pieces(start, stop)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty((0, self.dim), np.float32)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """
+        Returns a copy of the rows with the numbers `rows` (n,), (n, dim).
+
+        Raises:
+            ValueError: the files do not hold a row.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        result = np.empty((len(rows), self.dim), np.float32)
+        files, within = np.divmod(rows, ROWS_PER_FILE)
+        for file in np.unique(files).tolist():
+            here = files == file
+            result[here] = self._map(file, int(within[here].max()) + 1)[within[here]]
+        return result
+
+    def check(self, rows: int) -> None:
+        """
+        Checks that the files hold `rows` rows.
+
+        Raises:
+            ValueError: a file is missing, is not a regular file, or is too short.
+        """
+        for file, first, start, stop in self._pieces(0, rows):
+            path = self._path(file)
+            _check_is_file(path)
+            size = path.stat().st_size if path.exists() else 0
+            if size < (first + stop - start) * self._row_bytes:
+                raise ValueError(
+                    f"{path} holds {size // self._row_bytes:,} vectors, expected {stop - start:,}: it is incomplete. "
+                    "Copy or make the index again."
+                )
+
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * self.dim
+
+    def _path(self, file: int) -> Path:
+        return self.directory / f"{self.prefix}-{file:05d}.f32"
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yields the number of each file of the rows [start, stop), its first row of them, and its start and stop."""
+        while start < stop:
+            file, first = divmod(start, ROWS_PER_FILE)
+            end = min(stop, (file + 1) * ROWS_PER_FILE)
+            yield file, first, start, end
+            start = end
+
+    def _map(self, file: int, rows: int) -> np.ndarray:
+        """Returns the vectors of a file, at least `rows`; it may have grown since it was mapped."""
+        mapped = self._maps.get(file)
+        if mapped is None or len(mapped) < rows:
+            self.check(file * ROWS_PER_FILE + rows)
+            with open(self._path(file), "rb") as opened:
+                size = os.fstat(opened.fileno()).st_size // self._row_bytes * self._row_bytes
+                memory = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+            mapped = self._maps[file] = np.frombuffer(memory, "<f4").reshape(-1, self.dim)
+        return mapped
+
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuses links and devices: an index from a stranger must not lead to other files."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError(f"{path} is not a regular file: links and devices are refused. Put the file itself there.")
