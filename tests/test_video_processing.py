@@ -355,7 +355,12 @@ def test_streams_cut_open(folder, name):
 def test_the_number_of_frames_is_corrected(video, monkeypatch):
     """Where decoding contradicts the packets, frames are chosen anew."""
     decode_whole = module._decode_all
-    monkeypatch.setattr(module, "_decode_by_time", lambda *args: None)
+
+    def contradict(*args):
+        raise module._ContradictionError
+        yield
+
+    monkeypatch.setattr(module, "_decode_by_time", contradict)
     monkeypatch.setattr(module, "_decode_all", lambda *args: islice(decode_whole(*args), 30))
     clip, metadata = read_clip(video, lambda metadata: [metadata.total_num_frames - 1])
     assert metadata.frames_indices == [29]
@@ -366,7 +371,7 @@ def test_the_number_of_frames_is_corrected(video, monkeypatch):
 def test_frames_that_do_not_exist_are_refused(video, wrong):
     with pytest.raises(ValueError, match=rf"frames \[{wrong}\] were selected from a video of 40 frames") as error:
         read(video, 3, wrong)
-    assert "plain.mp4" in error.value.__notes__[0]
+    assert "plain.mp4: " in str(error.value)
 
 
 def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
@@ -992,7 +997,7 @@ def test_short_clips(processor, folder):
     assert not torch.equal(clip[1], clip[2])
     with pytest.raises(ValueError, match=r"3 frames.*num_frames=4") as error:
         processor(path, short_clips="error")
-    assert "short.mp4" in error.value.__notes__[0]
+    assert "short.mp4: " in str(error.value)
 
 
 def test_frames_a_second(processor, video):

@@ -11,15 +11,17 @@ and time are bounded, and what a decoder reports as damaged is an error.
 import dataclasses
 import errno
 import io
-import math
 import os
 import threading
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import dropwhile, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from fractions import Fraction
+from functools import cached_property
+from itertools import dropwhile, groupby, islice
+from operator import itemgetter
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -39,7 +41,7 @@ _MAX_FRAMES = 2**24  # of a video: 38 hours at 120 frames per second
 _MAX_CLIP = 2**31  # bytes of the selected frames
 _MAX_KEPT = 2**25  # bytes of packets that are kept in memory
 _PACKET = 1500  # bytes that PyAV and FFmpeg use for a packet, beside its data
-_SECONDS = 600  # for one clip: a few bytes can stand for very many frames
+_SECONDS = 600  # for one clip, or one part: a few bytes can stand for very many frames
 _PICTURE_FPS = 25  # FFmpeg's frame rate for a picture
 
 # The demuxers of FFmpeg that may be used: videos, pictures that Pillow does not read, and sound, whose pictures are
@@ -75,10 +77,37 @@ class ClipMetadata(VideoMetadata):
 
     Args:
         keyframes: sorted indices of the frames that can be decoded without any other frame; None if unknown.
+        times: when each frame is shown, in seconds from the first frame: float64 of shape (total_num_frames,),
+            increasing from 0. They are those of the file, so that a variable frame rate is respected, or follow from
+            `fps` if the file does not specify them in order. None if both are unknown.
     """
 
     keyframes: list[int] | None = None
     frames_indices: list[int] = dataclasses.field(default_factory=list)
+    times: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def frame_interval(self) -> float | None:
+        """The median time between two frames in seconds; None if `times` is."""
+        if self.times is None:
+            return None
+        if len(self.times) > 1:
+            return float(np.median(np.diff(self.times)))
+        return 1 / self.fps if self.fps else 0.0
+
+    @property
+    def end(self) -> float | None:
+        """
+        The time in seconds until which the last frame is shown, if it is shown for the usual `frame_interval`; None if
+        `times` is. Unlike `duration`, which the file states, it is counted from the first frame, and without sound.
+        """
+        interval = self.frame_interval
+        return None if self.times is None or interval is None else float(self.times[-1]) + interval
+
+    @property
+    def timestamps(self) -> list[float]:
+        """The times of the selected frames in seconds."""
+        return super().timestamps if self.times is None else self.times[self.frames_indices].tolist()
 
 
 class Scale(NamedTuple):
@@ -114,7 +143,7 @@ def read_clip(
         source: a path, the bytes of a file, a binary file object, or a dictionary `{"path": ..., "bytes": ...}` as
             of `datasets.Video(decode=False)`. Also a URL, if `register_url_reader` was called.
         sample_indices_fn: called as `sample_indices_fn(metadata=ClipMetadata)`, returns the indices of the selected
-            frames, in any order and with repetitions. It is called again if decoding finds another number of frames.
+            frames, in any order and with repetitions. It is called again if decoding finds other frames.
         scale: what frames are scaled to while their colours are converted; they keep their size by default.
         exact: whether to convert colours without bias, which is slow. FFmpeg's usual conversion, which all readers of
             videos use, is one level too dark on average. Use it for frames that will be encoded again.
@@ -134,13 +163,54 @@ def read_clip(
     ```
     """
     with _open_source(source) as file:
-        deadline = time.monotonic() + _SECONDS
-        picture, count = _open_picture(file)
-        if picture is not None:
-            frames, metadata = _read_picture(picture, count, sample_indices_fn, scale, deadline)
-        else:
-            frames, metadata = _read_video(file, sample_indices_fn, scale, exact, deadline)
+        ((metadata, frames),) = _read_parts(file, sample_indices_fn, scale, exact, _Clock())
     return np.stack([frames[index] for index in metadata.frames_indices]), metadata
+
+
+def iterate_parts(
+    source: Any, sample_indices_fn: Callable[..., Iterable[int]], scale: Scale | None = None, max_frames: int = 256
+) -> Iterator[tuple[ClipMetadata, np.ndarray, np.ndarray]]:
+    """
+    Decodes selected frames of one video in parts, for selections that are too large to be held in memory.
+
+    The frames are those of `read_clip`, and the file is read in the same way, once and forwards. The limits of time
+    and memory apply to each part, instead of to the whole video. Listing the packets belongs to the first part.
+
+    Args:
+        source, scale: as in `read_clip`.
+        sample_indices_fn: as in `read_clip`; repetitions are ignored.
+        max_frames: the maximum number of frames of a part. Parts of very large frames have fewer.
+
+    Yields:
+        The metadata, the indices of a part, int64 of shape (n,), and its frames, uint8 of shape (n, height, width, 3).
+        Indices ascend over all parts. The metadata is the same object for all of them, unless a later part of the file
+        contradicts its list of packets. Then reading starts over by decoding the whole file, with a **new** metadata
+        object, and what came with an earlier one is void: drop it.
+
+    Raises:
+        VideoDecodeError: if the video, or a selected frame, cannot be read, also after some parts.
+        ImportError: if PyAV is not installed.
+
+    Example:
+
+    ```python
+    >>> def two_per_second(metadata):
+    ...     return metadata.times.searchsorted(np.arange(0, metadata.times[-1], 0.5))
+    >>> current = None
+    >>> for metadata, indices, frames in iterate_parts("lecture.mp4", two_per_second):
+    ...     if metadata is not current:
+    ...         current, features = metadata, {}
+    ...     features.update(zip(indices, embed(frames)))
+    ```
+    """
+    if max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1; got {max_frames}.")
+    with _open_source(source) as file:
+        clock = _Clock()
+        for metadata, part in _read_parts(file, sample_indices_fn, scale, False, clock, max_frames):
+            # Nothing here refers to the frames while the next ones are decoded.
+            yield metadata, np.array(list(part)), np.stack([part.pop(index) for index in list(part)])
+            clock.restart()
 
 
 def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np.ndarray, float | None]]:
@@ -177,32 +247,71 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
                 raise VideoDecodeError("no frames")
 
 
-def _read_video(
-    file: BinaryIO, sample_indices_fn: Callable, scale: Scale | None, exact: bool, deadline: float
-) -> tuple[dict[int, np.ndarray], ClipMetadata]:
-    """Returns the selected frames of a video by their indices, and its metadata."""
-    metadata = None
+class _ContradictionError(Exception):
+    """Decoding contradicts the list of packets, or a frame is damaged: the whole file has to be decoded."""
+
+
+def _read_parts(
+    file: BinaryIO,
+    sample_indices_fn: Callable,
+    scale: Scale | None,
+    exact: bool,
+    clock: "_Clock",
+    max_frames: int | None = None,
+) -> Iterator[tuple[ClipMetadata, dict[int, np.ndarray]]]:
+    """
+    Yields the metadata of a video or picture and the selected frames by their indices, in parts of `max_frames` frames
+    or, by default, in one. With another metadata object, they start over.
+    """
+    picture, count = _open_picture(file)
+    if picture is not None:
+        metadata = _sample_picture(picture, count, sample_indices_fn, clock)
+        for part in _in_parts(_decode_picture(picture, metadata, scale, clock, max_frames), max_frames):
+            yield metadata, part
+        return
+    listed = None
     with _open_video(file) as stream:
-        packets = _index_packets(stream, deadline)
+        packets = _index_packets(stream, clock)
         if packets is not None:
-            metadata = _sample(stream, len(packets.shown), sample_indices_fn, packets.keyframes)
-            to_rgb = _RGBConverter(scale, exact, metadata)
-            frames = _decode_by_time(stream, packets, metadata.frames_indices, to_rgb, deadline)
-            if frames is not None:
-                return frames, metadata
+            listed = _sample(stream, packets.shown_times, sample_indices_fn, packets.keyframes)
+            to_rgb = _RGBConverter(scale, exact, listed, max_frames is not None)
+            frames = _decode_by_time(stream, packets, listed.frames_indices, to_rgb, clock)
+            with suppress(_ContradictionError, av.error.FFmpegError):
+                for part in _in_parts(frames, max_frames, _capture_errors):
+                    yield listed, part
+                return
     with _open_video(file) as stream:
-        num_frames = sum(1 for _ in _decode_all(stream, deadline))
+        stamps = _list_frames(stream, clock)
     with _open_video(file) as stream:
-        if metadata is None or num_frames != metadata.total_num_frames:
-            metadata = _sample(stream, num_frames, sample_indices_fn)
-        to_rgb = _RGBConverter(scale, exact, metadata)
-        return _decode_by_count(stream, metadata.frames_indices, to_rgb, deadline), metadata
+        metadata = _sample_again(stream, stamps, sample_indices_fn, listed)
+        to_rgb = _RGBConverter(scale, exact, metadata, max_frames is not None)
+        for part in _in_parts(_decode_by_count(stream, metadata.frames_indices, to_rgb, clock), max_frames):
+            yield metadata, part
+
+
+def _in_parts(
+    frames: Iterator[tuple[int, np.ndarray]],
+    max_frames: int | None,
+    while_decoding: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[dict[int, np.ndarray]]:
+    """Gathers frames and their indices in parts of `max_frames` frames and `_MAX_CLIP` bytes; None: in one."""
+    while True:
+        part: dict[int, np.ndarray] = {}
+        with while_decoding():
+            for index, frame in frames:
+                part[index] = frame
+                if max_frames and (len(part) == max_frames or (len(part) + 1) * frame.nbytes > _MAX_CLIP):
+                    break
+        if not part:
+            return
+        yield part
 
 
 def _sample(
-    stream: Any, num_frames: int, sample_indices_fn: Callable, keyframes: list[int] | None = None
+    stream: Any, stamps: list[int | None] | np.ndarray, sample_indices_fn: Callable, keyframes: list[int] | None = None
 ) -> ClipMetadata:
-    """Returns the metadata of a stream, with the indices that are selected from it."""
+    """Returns the metadata of a stream whose frames have these time stamps, and the indices selected from them."""
+    num_frames = len(stamps)
     if num_frames == 0:
         raise VideoDecodeError("no frames")
     fps = float(stream.average_rate) if stream.average_rate else None
@@ -214,19 +323,55 @@ def _sample(
     else:
         duration = num_frames / fps if fps else None
     metadata = ClipMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav", keyframes=keyframes)
+    metadata.times = _frame_times(stamps, stream.time_base, fps)
     _select(metadata, sample_indices_fn)
     return metadata
 
 
+def _sample_again(
+    stream: Any, stamps: list[int | None], sample_indices_fn: Callable, listed: ClipMetadata | None
+) -> ClipMetadata:
+    """Returns new metadata of a stream that was decoded, with the same selection if its frames are as listed."""
+    if listed is not None and listed.times is not None:
+        times = _frame_times(stamps, stream.time_base, listed.fps)
+        if times is not None and np.array_equal(times, listed.times):
+            return dataclasses.replace(listed)
+    return _sample(stream, stamps, sample_indices_fn)
+
+
+def _frame_times(
+    stamps: Sequence[int | None] | np.ndarray, time_base: Fraction, fps: float | None
+) -> np.ndarray | None:
+    """Returns the times in seconds of frames with these time stamps, or by their rate; None if both are unknown."""
+    if len(stamps) == 1:
+        return np.zeros(1)
+    stamps = np.asarray(stamps, np.float64)  # None becomes NaN
+    times = (stamps - stamps[0]) * time_base.numerator / time_base.denominator
+    if (np.diff(times) > 0).all():
+        return times
+    return np.arange(len(stamps)) / fps if fps else None
+
+
 def _select(metadata: ClipMetadata, sample_indices_fn: Callable) -> None:
     metadata.frames_indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
+    if not metadata.frames_indices:
+        raise ValueError("no frames were selected")
     if wrong := [index for index in metadata.frames_indices if not 0 <= index < metadata.total_num_frames]:
         raise ValueError(f"frames {wrong} were selected from a video of {metadata.total_num_frames} frames")
 
 
-def _check_deadline(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
+class _Clock:
+    """The time that is left for reading a clip, or a part of it."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.deadline = time.monotonic() + _SECONDS
+
+    def check(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
 
 
 def _check_clip_size(count: int, height: int, width: int) -> None:
@@ -275,6 +420,8 @@ def _open_source(source: Any) -> Iterator[BinaryIO]:
     except OSError as error:
         raise VideoDecodeError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:  # raised by `sample_indices_fn`, which does not know the name
+        if type(error) is ValueError:
+            raise ValueError(f"{name}: {error}") from error
         error.add_note(f"The video is {name}")
         raise
     finally:
@@ -446,7 +593,7 @@ def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
     return not (is_later[:-1] & ~is_later[1:] & ~is_key[1:]).any()
 
 
-def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
+def _index_packets(stream: Any, clock: _Clock) -> _PacketIndex | None:
     """Lists the packets of a stream without decoding them; None if they do not stand for one frame each."""
     times, is_key, is_shown = array("q"), bytearray(), bytearray()
     packets: list[Any] | None = []
@@ -466,7 +613,7 @@ def _index_packets(stream: Any, deadline: float) -> _PacketIndex | None:
             packets = packets if size <= _MAX_KEPT else None
         if len(times) > _MAX_FRAMES:
             raise VideoDecodeError(f"more than {_MAX_FRAMES} frames")
-        _check_deadline(deadline)
+        clock.check()
     arrays = np.frombuffer(times, np.int64), np.frombuffer(is_key, bool), np.frombuffer(is_shown, bool)
     if not times or not _identifies_frames(*arrays[:2]):
         return None
@@ -492,51 +639,53 @@ def _demux(stream: Any) -> Iterator[Any]:
 
 
 def _decode_by_time(
-    stream: Any, packets: _PacketIndex, wanted: Iterable[int], to_rgb: "_RGBConverter", deadline: float
-) -> dict[int, np.ndarray] | None:
+    stream: Any, packets: _PacketIndex, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
+) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Decodes the wanted frames, each from the key frame before it. Returns None if a frame is damaged, or if decoding
-    contradicts the packets: it does not begin with a key frame, or a frame is not where its time stamp says.
+    Decodes the wanted frames, each from the key frame before it, and yields their indices, ascending, and them. Errors
+    must be captured.
+
+    Raises:
+        _ContradictionError: if a frame is damaged, or if decoding contradicts the packets: it does not begin with a
+            key frame, or a frame is not where its time stamp says.
     """
     positions = packets.shown[sorted(set(wanted))]
     times = packets.times[positions]
     keys = packets.keys[packets.times[packets.keys].searchsorted(times, "right") - 1]
-    groups: dict[int, dict[int, int]] = {}  # for each key frame, the positions of wanted frames by their times
-    for key, at, position in zip(keys.tolist(), times.tolist(), positions.tolist()):
-        groups.setdefault(key, {})[at] = position
-
-    frames: dict[int, np.ndarray] = {}
-    with _capture_errors() as lines, suppress(av.error.FFmpegError):
-        for key, group in groups.items():
-            start = int(packets.times[key])
-            expected = packets.frame_index(start)
-            # Containers may call any frame a key frame, and some decoders make up the references that are missing.
-            is_entered = key == 0
-            for frame in _decode_from(stream, packets, key, group, lines, deadline):
-                if frame.pts is None:
-                    return None
-                if frame.pts < start:
-                    continue  # incomplete without what precedes the key frame
-                is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
-                is_entered = is_entered or (frame.pts == start and is_intra)
-                index = packets.frame_index(frame.pts)
-                # If time stamps are in decoding order, the container may have made them up (AVI). They are believed if
-                # the frames come one after another. Those out of order come from the encoder.
-                is_expected = index >= expected if packets.is_reordered else index == expected
-                if frame.is_corrupt or not is_entered or not is_expected:
-                    return None
-                if frame.pts in group:
-                    frames[index] = to_rgb(frame)
-                expected = index + 1
-    return frames if len(frames) == len(positions) else None
+    missing = len(positions)
+    for key, rows in groupby(zip(keys.tolist(), times.tolist(), positions.tolist()), key=itemgetter(0)):
+        group = {at: position for _, at, position in rows}  # the positions of wanted frames by their times
+        start = int(packets.times[key])
+        expected = packets.frame_index(start)
+        # Containers may call any frame a key frame, and some decoders make up the references that are missing.
+        is_entered = key == 0
+        for frame in _decode_from(stream, packets, key, group, clock):
+            if frame.pts is None:
+                raise _ContradictionError
+            if frame.pts < start:
+                continue  # incomplete without what precedes the key frame
+            is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
+            is_entered = is_entered or (frame.pts == start and is_intra)
+            index = packets.frame_index(frame.pts)
+            # If time stamps are in decoding order, the container may have made them up (AVI). They are believed if
+            # the frames come one after another. Those out of order come from the encoder.
+            is_expected = index >= expected if packets.is_reordered else index == expected
+            if frame.is_corrupt or not is_entered or not is_expected:
+                raise _ContradictionError
+            if frame.pts in group:
+                missing -= 1
+                yield index, to_rgb(frame)
+            expected = index + 1
+    if missing:
+        raise _ContradictionError
 
 
 def _decode_from(
-    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], lines: list[Any], deadline: float
+    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], clock: _Clock
 ) -> Iterator[Any]:
     """
     Decodes from the key frame at position `key` until the decoder has returned all wanted frames, which are given as
-    positions by their times, or reports damage in `lines`.
+    positions by their times, or reports damage.
 
     If frames are reordered, some are skipped: those that are neither wanted nor referred to by others, and those that
     would be decoded only to put the wanted ones in order, that is, all after the last wanted packet.
@@ -555,13 +704,13 @@ def _decode_from(
             skip = can_skip and packet.pts < latest and packet.pts not in wanted and bytes(4) not in bytes(packet)
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             latest = max(latest, packet.pts)
-        _check_deadline(deadline)
-        frames, damage = _decode(lines, context, packet)
+        clock.check()
+        frames, damage = _decode(context, packet)
         if damage and (packet is None or packet.pts >= start):  # others are incomplete without what precedes
             return
         is_last = packet is None or (packets.is_reordered and packet.pts == last)
         if packet is not None and is_last:
-            held_back, damage = _decode(lines, context, None)  # to put frames in order
+            held_back, damage = _decode(context, None)  # to put frames in order
             if damage:
                 return
             frames += held_back
@@ -571,15 +720,15 @@ def _decode_from(
             return
 
 
-def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, str | None]]:
+def _decode_all(stream: Any, clock: _Clock | None = None) -> Iterator[tuple[Any, str | None]]:
     """
     Yields all frames, each with the reason if it is damaged, or None. After damage, all frames up to the next key
     frame are damaged.
     """
     damage, since = None, None
     for packet in _demux(stream):
-        with _capture_errors() as lines:  # for each packet, as others may log while the next frame is awaited
-            frames, reported = _decode(lines, stream.codec_context, packet)
+        with _capture_errors():  # for each packet, as others may log while the next frame is awaited
+            frames, reported = _decode(stream.codec_context, packet)
         if reported:
             damage, since = reported, packet.pts
         for frame in frames:
@@ -589,31 +738,45 @@ def _decode_all(stream: Any, deadline: float = math.inf) -> Iterator[tuple[Any, 
                 is_later = not reported if frame.pts is None or since is None else frame.pts > since
                 damage = None if is_later else damage
             yield frame, damage
-        _check_deadline(deadline)
+        if clock is not None:
+            clock.check()
+
+
+def _list_frames(stream: Any, clock: _Clock) -> list[int | None]:
+    """Returns the time stamps of all frames, by decoding them."""
+    stamps: list[int | None] = []
+    for frame, _ in _decode_all(stream, clock):
+        stamps.append(frame.pts)
+        if len(stamps) > _MAX_FRAMES:
+            raise VideoDecodeError(f"more than {_MAX_FRAMES} frames")
+    return stamps
 
 
 def _decode_by_count(
-    stream: Any, wanted: Iterable[int], to_rgb: "_RGBConverter", deadline: float
-) -> dict[int, np.ndarray]:
-    """Decodes the wanted frames, and all frames before them."""
-    frames: dict[int, np.ndarray] = {}
+    stream: Any, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes the wanted frames, and all frames before them. Yields their indices, ascending, and them."""
     wanted = set(wanted)
-    for index, (frame, damage) in enumerate(islice(_decode_all(stream, deadline), max(wanted) + 1)):
+    for index, (frame, damage) in enumerate(islice(_decode_all(stream, clock), max(wanted) + 1)):
         if index in wanted:
             if damage:
                 raise VideoDecodeError(f"frame {index} is damaged ({damage})")
-            frames[index] = to_rgb(frame)
-    return frames
+            yield index, to_rgb(frame)
 
 
-def _decode(lines: list[tuple[int, str, str]], context: Any, packet: Any) -> tuple[list[Any], str | None]:
-    """Returns the frames of a packet, and the damage that the decoder conceals but logs in `lines`, if any."""
+def _decode(context: Any, packet: Any) -> tuple[list[Any], str | None]:
+    """
+    Returns the frames of a packet, and the damage that the decoder conceals but logs, if any. `_capture_errors` must
+    have been entered in this thread.
+    """
+    lines = _captured.lines
     lines.clear()
     frames = context.decode(packet)
     errors = [message for level, _, message in lines if level <= av.logging.ERROR]
     return frames, " ".join(errors[0].split()) if errors else None
 
 
+_captured = threading.local()
 _log_lock = threading.Lock()
 _log_users = 0
 _log_before: tuple[int | None, bool] = (None, True)
@@ -633,9 +796,12 @@ def _capture_errors() -> Iterator[list[tuple[int, str, str]]]:
             av.logging.set_skip_repeated(False)
         _log_users += 1
     try:
+        before = getattr(_captured, "lines", None)
         with av.logging.Capture(local=True) as lines:
+            _captured.lines = lines
             yield lines
     finally:
+        _captured.lines = before
         with _log_lock:
             _log_users -= 1
             if _log_users == 0:
@@ -654,12 +820,19 @@ class _RGBConverter:
     Args:
         scale, exact: see `read_clip`.
         metadata: the metadata of the clip, to which the height and width of the first frame are added.
+        in_parts: whether a single frame has to fit into memory, instead of all that are selected.
     """
 
-    def __init__(self, scale: Scale | None, exact: bool, metadata: ClipMetadata | None = None):
+    def __init__(
+        self,
+        scale: Scale | None,
+        exact: bool,
+        metadata: ClipMetadata | None = None,
+        in_parts: bool = False,
+    ):
         is_picture = metadata is not None and metadata.total_num_frames == 1
         self.scale = None if is_picture and scale is not None and not scale.of_pictures else scale
-        self.metadata = metadata
+        self.metadata, self.in_parts = metadata, in_parts
         self.converter = av.video.reformatter.VideoReformatter()
         flags = av.video.reformatter.Interpolation
         self.interpolation = flags[self.scale.interpolation] if self.scale else flags.BILINEAR
@@ -674,7 +847,7 @@ class _RGBConverter:
             self.size = self.scale.size_for(*upright) if self.scale else upright
             if self.metadata is not None:
                 self.metadata.height, self.metadata.width = upright
-                _check_clip_size(len(self.metadata.frames_indices), *self.size)
+                _check_clip_size(1 if self.in_parts else len(self.metadata.frames_indices), *self.size)
         height, width = self.size[::-1] if is_transposed else self.size
         has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
         converted = self.converter.reformat(
@@ -769,26 +942,33 @@ def _load_picture(image: Image.Image, index: int) -> tuple[float, float]:
     return start, start + image.info.get("duration", 0) / 1000
 
 
-def _read_picture(
-    image: Image.Image, count: int, sample_indices_fn: Callable, scale: Scale | None, deadline: float
-) -> tuple[dict[int, np.ndarray], ClipMetadata]:
-    """Returns the selected frames of a picture or animation by their indices, and its metadata."""
+def _sample_picture(image: Image.Image, count: int, sample_indices_fn: Callable, clock: _Clock) -> ClipMetadata:
+    """Returns the metadata of a picture or animation, with the indices that are selected from it."""
     end = 1 / _PICTURE_FPS
+    stamps = [0] * count  # milliseconds
     for index in range(count if count > 1 else 0):
-        _, end = _load_picture(image, index)
-        _check_deadline(deadline)
+        start, end = _load_picture(image, index)
+        stamps[index] = round(1000 * start)
+        clock.check()
     fps = count / end if end else None
     metadata = ClipMetadata(count, fps=fps, duration=end, video_backend="pillow", keyframes=[0])
+    metadata.times = _frame_times(stamps, Fraction(1, 1000), fps)
     _select(metadata, sample_indices_fn)
-    frames: dict[int, np.ndarray] = {}
+    return metadata
+
+
+def _decode_picture(
+    image: Image.Image, metadata: ClipMetadata, scale: Scale | None, clock: _Clock, max_frames: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the indices, ascending, of the selected frames of a picture or animation, and the frames."""
     for index in sorted(set(metadata.frames_indices)):  # frames of an animation need those before them
         _load_picture(image, index)
         levels = picture_levels(image)
         metadata.height, metadata.width = levels.shape[:2]
-        frames[index] = _scale_image(levels, scale)
-        _check_clip_size(len(metadata.frames_indices), *frames[index].shape[:2])
-        _check_deadline(deadline)
-    return frames, metadata
+        frame = _scale_image(levels, scale)
+        _check_clip_size(1 if max_frames else len(metadata.frames_indices), *frame.shape[:2])
+        clock.check()
+        yield index, frame
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -800,9 +980,9 @@ def _check_jpeg(data: bytes) -> None:
     context.thread_count = 1
     context.options = {"err_detect": "explode", "lowres": "3", "max_pixels": str(2**31 - 1)}
     try:
-        with _capture_errors() as lines:
+        with _capture_errors():
             for packet in (av.Packet(data), None):
-                if damage := _decode(lines, context, packet)[1]:
+                if damage := _decode(context, packet)[1]:
                     raise VideoDecodeError(f"damaged ({damage})")
     except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow knows
         return
