@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         RegionLearnerVideoModel,
     )
     from .processing_region_learner import RegionLearnerProcessor
+    from .search import VideoIndex
     from .training import RegionLearnerTrainer, RegionLearnerTrainingArguments
     from .video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -31,6 +32,7 @@ _NAMES = {
         "RegionLearnerVideoModel",
     ],
     "processing_region_learner": ["RegionLearnerProcessor"],
+    "search": ["VideoIndex"],
     "training": ["RegionLearnerTrainer", "RegionLearnerTrainingArguments"],
     "video_processing_region_learner": ["RegionLearnerVideoProcessor"],
 }
@@ -47,6 +49,7 @@ __all__ = [
     "RegionLearnerVideoConfig",
     "RegionLearnerVideoModel",
     "RegionLearnerVideoProcessor",
+    "VideoIndex",
     "list_corpora",
     "load_corpus",
     "register_corpus",

@@ -136,7 +136,7 @@ class _Pools(Generic[Item, Result]):
     def _new(self, workers: int) -> ProcessPoolExecutor:
         # A fork server keeps the environment variables with which it started; those of this process may be newer.
         arguments = (self.memory, dict(os.environ))
-        pool = ProcessPoolExecutor(workers, self.context, initializer=_initialize, initargs=arguments)
+        pool = ProcessPoolExecutor(workers, self.context, initializer=initialize_process, initargs=arguments)
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -196,7 +196,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _initialize(memory: int, environment: dict[str, str]) -> None:
+def initialize_process(memory: int, environment: dict[str, str]) -> None:
     """Initializes a process of a pool."""
     os.environ.clear()
     os.environ.update(environment)

@@ -14,6 +14,8 @@ from .commands import Commands
 from .corpora import corpus_app
 from .evaluation import evaluate, regions
 from .models import card, convert
+from .search import app as app_command
+from .search import index, search
 from .training import demo, train
 
 # The base of all usage errors, which typer does not export.
@@ -32,6 +34,9 @@ app = typer.Typer(
     },
 )
 app.command(rich_help_panel="First steps")(demo)
+app.command(rich_help_panel="Search")(index)
+app.command(rich_help_panel="Search")(search)
+app.command("app", rich_help_panel="Search")(app_command)
 app.command(
     rich_help_panel="Train and evaluate",
     add_help_option=False,  # lists the options itself, which are not typer's

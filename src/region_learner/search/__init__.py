@@ -1,1 +1,8 @@
-"""Search of one's own videos: the index, its vectors, and what is shown of the hits."""
+"""Searching one's own videos by words, pictures and videos."""
+
+from .index import LIKELY, MODEL, Hit, VideoIndex
+from .sources import find_videos
+from .spans import STRIDE, WINDOW, clock
+from .updating import UpdateReport
+
+__all__ = ["LIKELY", "MODEL", "STRIDE", "WINDOW", "Hit", "UpdateReport", "VideoIndex", "clock", "find_videos"]

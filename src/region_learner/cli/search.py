@@ -1,0 +1,302 @@
+"""Commands that search: `index`, `search` and `app`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..interruption import interruptible
+from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Workers, read_corpus
+from .output import print_json, print_wrote
+
+if TYPE_CHECKING:
+    from ..search import Hit, UpdateReport, VideoIndex
+
+_Index = Annotated[Path, typer.Argument(metavar="INDEX", help="Directory of the index.")]
+_MovedModel = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Where the model of the index is now, if it was moved.")
+]
+
+# --- index ---------------------------------------------------------------------------------------------------
+
+
+def index(
+    videos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="VIDEOS...",
+            help="Folders (searched at any depth), video files, shards (.tar), or lists (.txt, one path per line).",
+        ),
+    ] = None,
+    index: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Checkpoint of a new index: a RegionLearner, CLIP, SigLIP or SigLIP 2, as a directory or a Hub name. "
+            "By default SigLIP 2 base.",
+        ),
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Length of the windows of a new index; by default 10.")
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="From the start of one window to the next; by default half a window."),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Frames per window; by default those of the model.")
+    ] = None,
+    workers: Workers = None,
+    keep_missing: Annotated[
+        bool, typer.Option("--keep-missing", help="Keep videos in the index whose files are gone.")
+    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")] = False,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Index the videos of a corpus instead of VIDEOS.")
+    ] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")] = "train",
+    corpus_options: CorpusOptions = None,
+    max_missing: MaxMissing = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Index videos for `region-learner search`.
+
+    The same command again embeds new and changed videos, and removes those that are gone.
+    It also resumes an interrupted run.
+    """
+    if index is None:
+        raise typer.BadParameter("--index DIR is needed: where the index is, or will be")
+    if bool(videos) == bool(corpus):
+        raise typer.BadParameter("give VIDEOS, or --corpus with --data-dir")
+    from ..search import find_videos
+
+    rows: Any = videos
+    root = ""
+    if corpus:
+        rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
+        root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
+    else:
+        find_videos(rows)  # raises what is wrong with them before the model is loaded
+    with interruptible("The same command resumes with the videos that are not in the index yet."):
+        opened = _open_or_create(index, model, window, stride, num_frames)
+        report = opened.update(
+            rows, not keep_missing, retry=retry, num_workers=workers or os.cpu_count() or 1, root=root
+        )
+    _print_report(opened, report, as_json)
+    if report.unreadable and not len(opened):
+        raise typer.Exit(1)
+
+
+def _open_or_create(
+    directory: Path, model: str | None, window: float | None, stride: float | None, num_frames: int | None
+) -> "VideoIndex":
+    """
+    Opens an index, or creates it.
+
+    Raises:
+        ValueError: the index was made with other options.
+    """
+    from ..search import MODEL, WINDOW, VideoIndex
+
+    if not (directory / "index.sqlite").exists():
+        window = WINDOW if window is None else window
+        stride = window / 2 if stride is None else stride
+        return VideoIndex.create(directory, model or MODEL, window, stride, num_frames)
+    opened = VideoIndex.open(directory, model)
+    made_with = opened.about()
+    for name, value in (("window", window), ("stride", stride), ("num_frames", num_frames)):
+        if value is not None and value != made_with[name]:
+            raise ValueError(
+                f"{directory} was made with --{name.replace('_', '-')} {made_with[name]:g}, not {value:g}: leave the "
+                "option out, or make another index."
+            )
+    if model is not None:
+        _ = opened.embedder  # refuses another model
+    return opened
+
+
+def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) -> None:
+    if as_json:
+        print_json({**vars(report), "videos": len(index), "index": str(index.directory)})
+        return
+    for path, reason in report.unreadable.items():
+        print(f"unreadable: {reason if path in reason else f'{path}: {reason}'}")
+    print(f"{report}.")
+    if report.unreadable:
+        print("Unreadable files are left out until they change; --retry tries them again.", file=sys.stderr)
+    print_wrote(f"{index.directory}: {len(index)} videos. Search them: region-learner search {index.directory} \"words\"")
+
+
+# --- search --------------------------------------------------------------------------------------------------
+
+
+def search(
+    index: _Index,
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="WORDS...", help="What to look for; put each query in quotes.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture as a query; may be repeated.")
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:START-END]", help="A video, or a span of it, as a query; may be repeated."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Hits per query.")] = 10,
+    within: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Only search the videos of this folder, shard or file.")
+    ] = None,
+    min_probability: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out hits that are less likely to be right.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, metavar="S", help="Leave out hits with a lower cosine similarity.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures and players to this file.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Cut the hits out of their videos, into this directory.")
+    ] = None,
+    model: _MovedModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Search an index by words, pictures or videos.
+
+    Prints the probability that a hit is right, its score, its time and its video.
+    """
+    wanted: list[tuple[str, dict[str, Any]]] = [(words, {"text": words}) for words in queries or ()]
+    for path in image or ():
+        _check_file(path)
+        wanted.append((str(path), {"image": str(path)}))
+    for name in video or ():
+        wanted.append((name, {"video": _parse_video(name)}))
+    if not wanted:
+        raise typer.BadParameter('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
+    from ..search import VideoIndex
+
+    opened = VideoIndex.open(index, model)
+    options: dict[str, Any] = {
+        "k": top,
+        "within": within,
+        "min_score": min_score,
+        "min_probability": min_probability,
+        "regions": html is not None,
+    }
+    results = [(name, opened.search(**query, **options)) for name, query in wanted]
+    if as_json:
+        print_json([{"query": name, "hits": [_as_json(hit) for hit in hits]} for name, hits in results])
+    else:
+        for name, hits in results:
+            _print_hits(name, hits, heading=len(results) > 1)
+    if export is not None:
+        _export(opened, results, export)
+    if html is not None:
+        from ..search.page import write_search_page
+
+        print_wrote(write_search_page(html, opened, results))
+
+
+_TIME = r"(?:\d+:){0,2}\d+(?:\.\d+)?"
+
+
+def _parse_video(text: str) -> Any:
+    """
+    Parses FILE or FILE:START-END, with times such as 42, 0:42 or 1:02:03.5.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if os.path.exists(text):
+        return text
+    if match := re.fullmatch(rf"(.+?):({_TIME})-({_TIME})", text):
+        path, start, end = match.groups()
+        _check_file(Path(path))
+        return path, _seconds(start), _seconds(end)
+    _check_file(Path(text))
+    return text
+
+
+def _check_file(path: Path) -> None:
+    from ..files import near_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}{near_file(path)}")
+
+
+def _seconds(text: str) -> float:
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def _as_json(hit: "Hit") -> dict[str, Any]:
+    names = ("path", "start", "end", "score", "probability")
+    return {name: getattr(hit, name) for name in names}
+
+
+def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
+    from ..search import LIKELY, clock
+
+    if heading:
+        print(f"{name}:")
+    if not hits:
+        print("Nothing was found: no video of the index passes the filters.", file=sys.stderr)
+        return
+    if hits[0].probability < LIKELY:
+        print(
+            f"Nothing in the index is likely to match: the best hit is right with a probability of "
+            f"{hits[0].probability:.0%}.",
+            file=sys.stderr,
+        )
+    for hit in hits:
+        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start)}-{clock(hit.end)}  {_printable(hit.path)}")
+
+
+def _printable(path: str) -> str:
+    """Returns a path for a terminal, which must not receive control characters from the name of a file."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
+def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directory: Path) -> None:
+    from ..search import clock
+    from ..search.cut import cut_span
+
+    directory.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for number, (_, hits) in enumerate(results, start=1):
+        for rank, hit in enumerate(hits, start=1):
+            path = Path(hit.path)
+            times = f"{clock(hit.start)}-{clock(hit.end)}".replace(":", ".")
+            prefix = f"{number}-" if len(results) > 1 else ""
+            cut_span(
+                index.source(hit.path), hit.start, hit.end, directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}"
+            )
+            count += 1
+    print_wrote(f"{count} spans to {directory}")
+
+
+# --- app -----------------------------------------------------------------------------------------------------
+
+
+def app(
+    index: _Index,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 7860,
+    model: _MovedModel = None,
+) -> None:
+    """Search an index in a browser."""
+    from ..search import VideoIndex
+    from ..search.app import launch
+
+    launch(VideoIndex.open(index, model), host=host, port=port)

@@ -1,0 +1,267 @@
+"""The SQLite file of an index: what it was made with, its videos, and the rows of their vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .sources import Video
+
+FILE = "index.sqlite"
+FORMAT = 1
+
+# Paths are bytes, as the names of files need not be text.
+_SCHEMA = (
+    "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL,"
+    " shard BLOB, offset INTEGER, sha256 TEXT, duration REAL, spans BLOB, first_row INTEGER, rows INTEGER NOT NULL,"
+    " error TEXT)",
+    "CREATE INDEX videos_by_row ON videos (first_row)",
+    "CREATE INDEX videos_by_size ON videos (size)",
+    "CREATE TABLE holes (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
+)
+
+
+class Record(NamedTuple):
+    """
+    What the index knows about a video.
+
+    Args:
+        video: the file.
+        root: the argument that it came from.
+        sha256: of its content; None if the file could not be read.
+        duration: in seconds.
+        spans: of its windows in seconds, float64 (W, 2).
+        first_row: row of the vector of its first window.
+        error: why it is not searched; None if it is.
+    """
+
+    video: Video
+    root: str
+    sha256: str | None = None
+    duration: float = 0.0
+    spans: np.ndarray = np.empty((0, 2))
+    first_row: int = 0
+    error: str | None = None
+
+
+class Database:
+    """
+    The SQLite file of an index. All changes between two commits become visible, and permanent, at once.
+
+    An index may come from a stranger: its schema must be that of this version, so that nothing but data is in it.
+
+    Args:
+        directory: of the index.
+        writes: whether to open it for changes.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the file is damaged, or of another version.
+    """
+
+    def __init__(self, directory: Path, writes: bool = False):
+        self.path = directory / FILE
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"{directory} is not an index: it has no {FILE}. `region-learner index VIDEOS --index {directory}` "
+                "makes one."
+            )
+        with self._errors():
+            self.connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=60
+            )
+            for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "synchronous=FULL"):
+                self.connection.execute(f"PRAGMA {pragma}")
+            self.connection.execute(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
+            found = self.connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1")
+            if sorted(sql for (sql,) in found) != sorted(_SCHEMA):
+                raise ValueError(f"{self.path} is not an index of this version: index the videos again.")
+        if self.about("format") != FORMAT:
+            raise ValueError(f"{self.path} is an index of format {self.about('format')}, not {FORMAT}: index again.")
+
+    @classmethod
+    def create(cls, directory: Path, about: dict[str, Any]) -> Database:
+        """Creates the file, which appears when it is complete."""
+        partial = directory / f".{FILE}.partial"
+        partial.unlink(missing_ok=True)
+        with closing(sqlite3.connect(partial)) as connection, connection:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            values = {"format": FORMAT, "rows": 0, "vectors": "vectors-0", **about}
+            connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
+        os.replace(partial, directory / FILE)
+        return cls(directory, writes=True)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self.path} cannot be used: {error}.") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is damaged ({error}): make the index again.") from error
+
+    def execute(self, statement: str, parameters: Iterable[Any] = ()) -> list[Any]:
+        with self._errors():
+            return self.connection.execute(statement, tuple(parameters)).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commits all changes of the block at once, or none if it raises an error."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.connection.rollback()
+            raise
+        with self._errors():
+            self.connection.commit()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All reads of the block see one state, whatever another process commits."""
+        self.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.rollback()
+
+    def version(self) -> int:
+        """Returns a number that changes when another process changes the index."""
+        return self.execute("PRAGMA data_version")[0][0]
+
+    # --- What the index was made with, and how many rows it has ---
+
+    def about(self, name: str) -> Any:
+        found = self.execute("SELECT value FROM about WHERE name = ?", [name])
+        try:
+            return json.loads(found[0][0]) if found else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged ({name}): make the index again.") from error
+
+    def set_about(self, name: str, value: Any) -> None:
+        self.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [name, json.dumps(value)])
+
+    def holes(self) -> np.ndarray:
+        """Returns the ranges of rows that no video has, int64 (n, 2), in order."""
+        found = self.execute("SELECT start, stop FROM holes ORDER BY start")
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def _add_hole(self, start: int, stop: int) -> None:
+        """Adds a range of rows, merged with the holes at its ends."""
+        if start == stop:
+            return
+        before = self.execute("SELECT start FROM holes WHERE stop = ?", [start])
+        after = self.execute("SELECT start, stop FROM holes WHERE start = ?", [stop])
+        for (neighbour, *_) in (*before, *after):
+            self.execute("DELETE FROM holes WHERE start = ?", [neighbour])
+        start, stop = before[0][0] if before else start, after[0][1] if after else stop
+        self.execute("INSERT INTO holes VALUES (?, ?)", [start, stop])
+
+    # --- Videos ---
+
+    _COLUMNS = "path, size, modified, offset, shard, root, sha256, duration, spans, first_row, error"
+
+    def _record(self, row: Any) -> Record:
+        path, size, modified, offset, shard, root, sha256, duration, spans, first_row, error = row
+        try:
+            video = Video(os.fsdecode(path), size, modified, offset, None if shard is None else os.fsdecode(shard))
+            times = np.frombuffer(spans or b"", "<f8").reshape(-1, 2)
+            return Record(video, os.fsdecode(root), sha256, duration or 0.0, times, first_row or 0, error)
+        except (TypeError, ValueError) as damage:
+            raise ValueError(f"{self.path} is damaged ({path!r:.80}): make the index again.") from damage
+
+    def record(self, path: str) -> Record | None:
+        found = self.execute(f"SELECT {self._COLUMNS} FROM videos WHERE path = ?", [os.fsencode(path)])
+        return self._record(found[0]) if found else None
+
+    def records(self, where: str = "1", parameters: Iterable[Any] = ()) -> list[Record]:
+        rows = self.execute(f"SELECT {self._COLUMNS} FROM videos WHERE {where} ORDER BY path", parameters)
+        return [self._record(row) for row in rows]
+
+    def owner(self, row: int) -> Record:
+        """Returns the video that has a row."""
+        found = self.execute(
+            f"SELECT {self._COLUMNS} FROM videos WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1", [row]
+        )
+        record = self._record(found[0]) if found else None
+        if record is None or row >= record.first_row + len(record.spans):
+            raise ValueError(f"{self.path} is damaged: row {row} does not belong to a video. Make the index again.")
+        return record
+
+    def stamps(self) -> dict[str, tuple[int, int, int | None, bool, str]]:
+        """Returns size, time, offset, whether there is an error, and the root of each video, by path."""
+        found = self.execute("SELECT path, size, modified, offset, error IS NOT NULL, root FROM videos")
+        return {
+            os.fsdecode(path): (size, modified, offset, bool(error), os.fsdecode(root))
+            for path, size, modified, offset, error, root in found
+        }
+
+    def records_within(self, path: str) -> list[Record]:
+        """Returns the video with a path, or all videos in a folder or shard."""
+        return self.records(_WITHIN, _limits(path))
+
+    def rows_within(self, path: str) -> np.ndarray | None:
+        """Returns the ranges of rows of a video, or of all videos in a folder or shard, int64 (n, 2), in order."""
+        statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY 1"
+        found = self.execute(statement, _limits(path))
+        return _merged(np.array(found, np.int64).reshape(-1, 2)) if found else None
+
+    def put(self, record: Record) -> None:
+        """Adds a video, or replaces it."""
+        self.remove(record.video.path)
+        video, spans = record.video, record.spans
+        shard = None if video.shard is None else os.fsencode(video.shard)
+        values = [
+            os.fsencode(video.path), os.fsencode(record.root), video.size, video.modified, shard, video.offset,
+            record.sha256, record.duration, spans.astype("<f8").tobytes(), record.first_row if len(spans) else None,
+            len(spans), record.error,
+        ]  # fmt: skip
+        self.execute(f"INSERT INTO videos VALUES ({', '.join('?' * len(values))})", values)
+
+    def move(self, path: str, video: Video, root: str) -> None:
+        """Gives a video another path, size, time or place. Its rows stay."""
+        shard = None if video.shard is None else os.fsencode(video.shard)
+        self.execute(
+            "UPDATE videos SET path = ?, size = ?, modified = ?, offset = ?, shard = ?, root = ? WHERE path = ?",
+            [os.fsencode(video.path), video.size, video.modified, video.offset, shard, os.fsencode(root),
+             os.fsencode(path)],
+        )  # fmt: skip
+
+    def remove(self, path: str) -> bool:
+        """Removes a video, whose rows become a hole. Returns whether it was there."""
+        name = os.fsencode(path)
+        for first, rows in self.execute("SELECT first_row, rows FROM videos WHERE path = ?", [name]):
+            if rows:
+                self._add_hole(first, first + rows)
+            self.execute("DELETE FROM videos WHERE path = ?", [name])
+            return True
+        return False
+
+
+_WITHIN = "(path = ? OR (path > ? AND path < ?))"
+
+
+def _limits(path: str) -> list[bytes]:
+    """Returns a path, and the paths between which those are that it contains."""
+    name = os.fsencode(path)
+    begin = name.rstrip(b"/") + b"/"
+    return [name, begin, begin[:-1] + b"0"]  # "0" follows "/"
+
+
+def _merged(ranges: np.ndarray) -> np.ndarray:
+    """Merges adjacent ranges (n, 2)."""
+    is_first = np.append(True, ranges[1:, 0] != ranges[:-1, 1])
+    is_last = np.append(is_first[1:], True)
+    return np.stack([ranges[is_first, 0], ranges[is_last, 1]], axis=1)

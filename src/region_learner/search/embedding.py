@@ -1,0 +1,169 @@
+"""Embeds windows of videos, and queries, with one model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..conversion.checkpoints import load_config
+from ..corpora.features import preprocessing_of
+from ..inference import evaluation_mode
+from ..loading import check_checkpoint, load_checkpoint
+from .reading import Part
+from .spans import Plan
+
+# Batches never mix videos: the embeddings of a video do not depend on which others are new.
+_FRAMES = 32
+_WINDOWS = 8
+
+_SAMPLED = 1024  # values per tensor that the hash of the weights covers
+
+
+class Embedder:
+    """
+    A model and its processor.
+
+    Args:
+        name: a directory or Hub name, of a RegionLearner or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+        num_frames: frames per window; by default those of the processor.
+
+    Raises:
+        ValueError: the checkpoint cannot embed texts and videos, or not of so many frames.
+        OSError: it does not exist.
+    """
+
+    def __init__(self, name: str, num_frames: int | None = None):
+        check_checkpoint(name)
+        self.name = os.path.abspath(name) if Path(name).is_dir() else name
+        self.model, self.processor = load_checkpoint(name, "retrieval")
+        video_processor = self.processor.video_processor
+        if num_frames is not None:
+            video_processor.num_frames, video_processor.fps = num_frames, None
+        if video_processor.num_frames is None:
+            raise ValueError(f"{name} samples frames by their rate: say how many a window has (--num-frames).")
+        most = self.model.video_model.max_frames
+        if most is not None and video_processor.num_frames > most:
+            raise ValueError(f"{name} takes at most {most} frames per window, not {video_processor.num_frames}.")
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def about(self) -> dict[str, Any]:
+        """Returns what an index must agree with, as JSON has it."""
+        return {
+            "model": self.name,
+            "revision": getattr(load_config(self.name), "_commit_hash", None),
+            "weights": _hash_of_weights(self.model),
+            "preprocessing": preprocessing_of(self.processor.video_processor),
+            "num_frames": self.processor.video_processor.num_frames,
+            "dim": self.model.config.projection_dim,
+        }
+
+    @property
+    def logit_scale(self) -> float:
+        with torch.no_grad():
+            return 1 / float(self.model.temperature)
+
+    @property
+    def logit_bias(self) -> float | None:
+        bias = self.model.logit_bias
+        return None if bias is None else float(bias.detach())
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        on_gpu = self.model.device.type == "cuda"
+        with evaluation_mode(self.model), torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+            yield
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns embeddings of texts, float32 (n, D), of length 1."""
+        found = []
+        for start in range(0, len(texts), _FRAMES):
+            inputs = self.processor(text=list(texts[start : start + _FRAMES])).to(self.model.device)
+            with self._running():
+                found.append(_as_array(self.model(**inputs).text_embeds))
+        return np.concatenate(found)
+
+    def clip(self, **given: Any) -> np.ndarray:
+        """Returns the embedding of what the processor is given, one image or video, float32 (D,), of length 1."""
+        inputs = self.processor(**given).to(self.model.device)
+        with self._running():
+            return _as_array(self.model(**inputs).video_embeds)[0]
+
+    def regions(self, source: Any, start: float | None, end: float | None) -> np.ndarray | None:
+        """Returns the masks of the regions of a span, float32 (T, S, h, w); None if the model has no regions."""
+        inputs = self.processor(videos=[source], start=start, end=end).to(self.model.device)
+        with self._running():
+            masks = self.model.video_model(**inputs).region_masks
+        return None if masks is None else masks[0].float().cpu().numpy()
+
+    def encode(self, frames: np.ndarray) -> torch.Tensor:
+        """
+        Returns what windows are put together from: the features of frames (n, 1 + N, D) if the model has a backbone,
+        which sees each frame alone; otherwise their pixels.
+
+        Args:
+            frames: (n, 3, H, W), not normalized.
+        """
+        found = []
+        for part in torch.from_numpy(frames).split(_FRAMES):
+            part = self.processor.video_processor.normalize_clips(part.to(self.model.device))
+            if self.model.video_model.backbone is not None:
+                with self._running():
+                    part = self.model.video_model.encode_frames(part[:, None])[:, 0]
+            found.append(part)
+        return torch.cat(found)
+
+    def join(self, clips: torch.Tensor) -> np.ndarray:
+        """Returns embeddings of clips of frames as `encode` returns them, (B, T, ...): float32 (B, D), of length 1."""
+        with self._running():
+            return _as_array(self.model(pixel_values_videos=clips).video_embeds)
+
+
+def _as_array(embeds: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(embeds.float(), dim=-1).cpu().numpy()
+
+
+def _hash_of_weights(model: torch.nn.Module) -> str:
+    """Returns a hash of the names and shapes of all weights, and of evenly spaced values of each."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.reshape(-1)
+        flat = flat[:: max(1, len(flat) // _SAMPLED)]
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat.cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class WindowEmbeddings:
+    """
+    The embeddings of the windows of one video, whose frames arrive in parts. Each frame is encoded once, and is kept
+    until no window needs it.
+    """
+
+    def __init__(self, embedder: Embedder, plan: Plan):
+        self.embedder, self.plan = embedder, plan
+        self.kept: dict[int, torch.Tensor] = {}
+        self.found: list[np.ndarray] = []
+        self.done = 0
+
+    def add(self, part: Part) -> None:
+        """Adds frames, and embeds the windows that are complete."""
+        self.kept.update(zip(part.indices.tolist(), self.embedder.encode(part.frames)))
+        ready = int(self.plan.frames.max(1).searchsorted(part.indices[-1], "right"))
+        while self.done < ready:
+            windows = self.plan.frames[self.done : min(self.done + _WINDOWS, ready)].tolist()
+            clips = torch.stack([torch.stack([self.kept[index] for index in window]) for window in windows])
+            self.found.append(self.embedder.join(clips))
+            self.done += len(windows)
+        first = self.plan.frames[self.done].min() if self.done < len(self.plan.frames) else np.inf
+        self.kept = {index: frame for index, frame in self.kept.items() if index >= first}
+
+    def vectors(self) -> np.ndarray:
+        """Returns the embeddings of all windows, float32 (W, D)."""
+        return np.concatenate(self.found)

@@ -1,0 +1,231 @@
+"""Reads the frames of many videos in processes, each video once and from its beginning to its end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..corpora import CorpusError
+from ..processes import MEMORY, check_memory, initialize_process
+from ..video_decoding_region_learner import VideoDecodeError, iterate_parts
+from .sources import Video
+from .spans import Plan, plan_windows
+
+PART = 128  # frames that are sent at once: 19 MB in 224 x 224
+_SECONDS = 900  # for one part
+
+
+class Job(NamedTuple):
+    """A video to read, unless the hash of its content is one of `known`."""
+
+    video: Video
+    known: frozenset[str] = frozenset()
+
+
+class Options(NamedTuple):
+    """How videos are read: a `RegionLearnerVideoProcessor`, and the windows in seconds."""
+
+    processor: Any
+    window: float
+    stride: float
+
+
+class Known(NamedTuple):
+    """The content of a video is known: it is not read."""
+
+    sha256: str
+
+
+class Begin(NamedTuple):
+    """The frames of a video follow. A second one for the same video voids what was sent before."""
+
+    sha256: str
+    plan: Plan
+
+
+class Part(NamedTuple):
+    """Some frames of a video in order, (n, 3, H, W), transformed but not normalized; and their indices."""
+
+    indices: np.ndarray
+    frames: np.ndarray
+
+
+class End(NamedTuple):
+    """All frames of a video were sent."""
+
+
+class Failed(NamedTuple):
+    """A video cannot be read."""
+
+    reason: str
+
+
+Event = Known | Begin | Part | End | Failed
+
+
+def read_video(job: Job, options: Options) -> Iterator[Event]:
+    """Reads one video: yields `Known`; or `Begin`, its parts and `End`; or, at any point, `Failed`."""
+    try:
+        yield from _read(job, options)
+    except (VideoDecodeError, CorpusError, OSError) as error:
+        check_memory(error)
+        yield Failed(" ".join(str(error).split()))
+
+
+def _read(job: Job, options: Options) -> Iterator[Event]:
+    video, processor = job.video, options.processor
+    sha256 = video.sha256()
+    if sha256 in job.known:
+        yield Known(sha256)
+        return
+    plans: list[Plan] = []
+
+    def choose(metadata: Any) -> np.ndarray:
+        plans.append(plan_windows(metadata, processor, options.window, options.stride))
+        return np.unique(plans[-1].frames)
+
+    begun = None
+    for metadata, indices, frames in iterate_parts(
+        video.source(), choose, processor.scale_while_decoding({}), max_frames=PART
+    ):
+        if metadata is not begun:
+            begun = metadata
+            yield Begin(sha256, plans[-1])
+        yield Part(np.asarray(indices), _transform(processor, frames))
+    changed = os.stat(video.shard or video.path).st_mtime_ns != video.modified
+    yield Failed(f"{video.path} changed while it was read") if changed else End()
+
+
+def _transform(processor: Any, frames: np.ndarray) -> np.ndarray:
+    """Returns the transformed frames (n, 3, H, W), uint8 unless the processor resizes in floating point."""
+    options: dict[str, Any] = {"do_sample_frames": False, "rescale_factor": 1.0, "do_normalize": False}
+    clips = processor([frames], input_data_format="channels_last", return_tensors="pt", **options)
+    return clips["pixel_values_videos"][0].numpy()
+
+
+# --- In processes --------------------------------------------------------------------------------------------
+
+
+def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Iterator[tuple[Video, Event]]:
+    """
+    Reads videos in processes, so that one that crashes its process, or hangs, is `Failed` like any other that cannot
+    be read. A process waits until what it sent has been taken, so that memory stays bounded.
+
+    Args:
+        jobs: consumed lazily.
+        options: how videos are read.
+        workers: number of processes; 0 to read in this process.
+
+    Yields:
+        Videos with their events. Those of one video are in order; videos that are read at the same time are mixed.
+        Close the generator if you do not consume all of it, so that the processes end.
+
+    Raises:
+        RuntimeError: processes do not start.
+    """
+    if not workers:
+        for job in jobs:
+            for event in read_video(job, options):
+                yield job.video, event
+        return
+    context: Any = multiprocessing.get_context("spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():  # not Windows
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    waiting = iter(jobs)
+    first = deque(job for _, job in zip(range(workers), waiting))
+    readers = [_Reader(context, options) for _ in first]
+    try:
+        while True:
+            for reader in readers:
+                if reader.job is None and (job := first.popleft() if first else next(waiting, None)) is not None:
+                    reader.begin(job)
+            busy = {reader.connection: reader for reader in readers if reader.job is not None}
+            if not busy:
+                return
+            wait(list(busy), timeout=1)
+            for reader in busy.values():
+                video = reader.job.video if reader.job else None
+                if video is not None and (event := reader.event()) is not None:
+                    yield video, event
+    finally:
+        for reader in readers:
+            reader.end()
+
+
+class _Reader:
+    """A process that reads one video at a time."""
+
+    def __init__(self, context: Any, options: Options):
+        self.context, self.options = context, options
+        self.job: Job | None = None
+        self.since = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self.connection, theirs = self.context.Pipe()
+        arguments = (theirs, self.options, MEMORY, dict(os.environ))
+        self.process = self.context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        try:
+            self.connection.recv()
+        except EOFError as error:
+            raise RuntimeError(
+                "processes do not start: in a script, put the call under `if __name__ == '__main__':`"
+            ) from error
+
+    def begin(self, job: Job) -> None:
+        self.job, self.since = job, time.monotonic()
+        with suppress(BrokenPipeError):  # it has crashed, which `event` notices
+            self.connection.send(job)
+
+    def event(self) -> Event | None:
+        """Returns the next event of the video; None if there is none yet."""
+        event: Event | None = None
+        try:
+            if self.connection.poll():
+                event = self.connection.recv()
+                self.since = time.monotonic()
+            elif time.monotonic() - self.since > _SECONDS:
+                event = Failed(f"reading it takes more than {_SECONDS} seconds")
+                self._replace()
+        except (EOFError, ConnectionResetError):
+            event = Failed("reading it crashes the process")
+            self._replace()
+        if isinstance(event, Known | End | Failed):
+            self.job = None
+        return event
+
+    def _replace(self) -> None:
+        self.end()
+        self._start()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, options: Options, memory: int, environment: dict[str, str]) -> None:
+    """Reads the videos that it is sent, until its parent ends."""
+    initialize_process(memory, environment)
+    torch.set_num_threads(1)
+    connection.send(None)
+    while True:
+        job = connection.recv()
+        try:
+            for event in read_video(job, options):
+                connection.send(event)
+        except MemoryError:  # libraries may not release it: this process is replaced
+            connection.send(Failed(f"reading it takes more than {memory / 2**30:g} GiB of memory"))
+            return

@@ -1,0 +1,199 @@
+"""Which videos are meant by what a user gives: folders, files, lists, shards and the rows of a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..corpora.tar import read_at, walk_members
+from ..corpora.videos import VIDEO_EXTENSIONS
+from ..corpora.webdataset import is_reference, read_member
+from ..files import near_file
+
+logger = logging.getLogger(__name__)
+
+_LIST = ".txt"
+_SHARD = ".tar"
+
+
+class Video(NamedTuple):
+    """
+    A video file, or a member of a shard.
+
+    Args:
+        path: absolute path; of a member, that of its shard followed by its own name.
+        size: in bytes.
+        modified: when the file, or the shard, was last changed, in nanoseconds.
+        offset: where a member begins in its shard; None for a file.
+        shard: path of the shard of a member.
+    """
+
+    path: str
+    size: int
+    modified: int
+    offset: int | None = None
+    shard: str | None = None
+
+    def source(self) -> Any:
+        """
+        Returns what a video processor reads: the path, or the name and the bytes of a member.
+
+        Raises:
+            CorpusError: the shard cannot be read, or is shorter than it was.
+        """
+        if self.shard is None:
+            return self.path
+        reference = {"path": self.shard, "offset": self.offset, "size": self.size}
+        return {"path": self.path, "bytes": read_member(reference)}
+
+    def sha256(self) -> str:
+        """
+        Returns the hash of the content.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with open(self.shard or self.path, "rb", buffering=0) as file:
+            if self.shard is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.sha256(read_at(file, self.offset or 0, self.size, self.shard)).hexdigest()
+
+
+@dataclass
+class FoundVideos:
+    """
+    The videos that were found.
+
+    Args:
+        videos: by path, each once.
+        roots: which argument each path came from. A video that its argument no longer has is gone.
+        folders: the folders that were searched.
+        unlisted: folders that could not be listed. Whether their videos are gone is unknown.
+    """
+
+    videos: dict[str, Video] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+
+    def add(self, video: Video, root: str) -> None:
+        if video.path not in self.videos:
+            self.videos[video.path], self.roots[video.path] = video, root
+
+    def lacks(self, path: str, root: str) -> bool:
+        """Returns whether a video that was found earlier, by the argument `root`, is gone."""
+        if path in self.videos or _is_within(path, self.unlisted):
+            return False
+        return root in self.roots.values() or _is_within(path, self.folders)
+
+
+def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
+    """
+    Returns the videos that `paths` stand for.
+
+    Args:
+        paths: a path or several, each a folder, a video, a shard (.tar) or a list (.txt, one path per line, relative
+            to the list); or rows of `load_corpus`. In folders, files with the extension of a video and shards are
+            found at any depth. Names that begin with a dot are skipped there.
+        root: what to call a corpus.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a path does not have any videos, or a row refers to something that is not a file.
+    """
+    found = FoundVideos()
+    if hasattr(paths, "column_names"):
+        for row in paths.select_columns(["video"]):
+            found.add(_video_of_row(row["video"]), root)
+        return found
+    for given in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        path = os.path.abspath(os.path.expanduser(given))
+        before = len(found.videos)
+        repeated = False
+        for video in _expand(path, found):
+            repeated = repeated or video.path in found.videos
+            found.add(video, path)
+        if len(found.videos) == before and not repeated:
+            raise ValueError(
+                f"{given} does not contain any videos (files such as {', '.join(VIDEO_EXTENSIONS[:4])} at any depth, "
+                f"or shards, {_SHARD}): nothing was changed."
+            )
+    return found
+
+
+def _is_within(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(os.path.join(folder, "")) for folder in folders)
+
+
+def _expand(path: str, found: FoundVideos, is_listed: bool = False) -> Iterator[Video]:
+    """Yields the videos of one argument, or of one line of a list."""
+    if os.path.isdir(path):
+        found.folders.append(path)
+        yield from _in_folder(path, found)
+    elif not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file or folder {path}{near_file(path)}")
+    elif path.endswith(_SHARD):
+        yield from _in_shard(path)
+    elif path.endswith(_LIST) and not is_listed:
+        yield from _in_list(path, found)
+    else:
+        yield _video_file(path)
+
+
+def _video_file(path: str) -> Video:
+    status = os.stat(path)
+    return Video(path, status.st_size, status.st_mtime_ns)
+
+
+def _in_folder(folder: str, found: FoundVideos) -> Iterator[Video]:
+    def note(error: OSError) -> None:
+        logger.warning("%s cannot be listed (%s): its videos are left as they are.", error.filename, error.strerror)
+        found.unlisted.append(error.filename)
+
+    for directory, folders, files in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(directory, name)
+            if name.startswith(".") or not os.path.isfile(path):  # such as a link to nothing
+                continue
+            if name.lower().endswith(VIDEO_EXTENSIONS):
+                yield _video_file(path)
+            elif name.endswith(_SHARD):
+                yield from _in_shard(path)
+
+
+def _in_shard(shard: str) -> Iterator[Video]:
+    modified = os.stat(shard).st_mtime_ns
+    with open(shard, "rb", buffering=0) as file:
+        for member in walk_members(file, shard):
+            if member.name.lower().endswith(VIDEO_EXTENSIONS):
+                path = os.path.join(shard, member.name.removeprefix("./"))
+                yield Video(path, member.size, modified, member.offset, shard)
+
+
+def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.strip() for line in file]
+    for line in filter(None, lines):
+        if "://" in line:
+            raise ValueError(f"{path} lists {line}: an index holds files, so download it first.")
+        yield from _expand(os.path.join(os.path.dirname(path), os.path.expanduser(line)), found, is_listed=True)
+
+
+def _video_of_row(video: Any) -> Video:
+    if is_reference(video):
+        path, offset = os.path.abspath(video["path"]), int(video["offset"])
+        name = os.path.join(path, f"byte {offset}")
+        return Video(name, int(video["size"]), os.stat(path).st_mtime_ns, offset, path)
+    if not isinstance(video, str) or "://" in video:
+        kind = video if isinstance(video, str) else type(video).__name__
+        raise ValueError(f"A row has the video {kind}: an index holds files, so use a corpus of video files.")
+    return _video_file(os.path.abspath(video))
+
+
+__all__ = ["FoundVideos", "Video", "find_videos"]

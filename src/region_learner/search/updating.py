@@ -1,0 +1,272 @@
+"""Brings an index up to date with files."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .database import Database, Record
+from .embedding import Embedder, WindowEmbeddings
+from .nearest import update_nearest
+from .reading import Begin, End, Event, Failed, Job, Known, Options, Part, read_video, read_videos
+from .sources import Video, find_videos
+from .vectors import Vectors
+
+logger = logging.getLogger(__name__)
+
+_WINDOWS = 2048  # that are committed at once
+_SECONDS = 10  # after which they are committed anyway: what a killed process loses
+
+
+@dataclass
+class UpdateReport:
+    """
+    What an update has done, as paths.
+
+    Args:
+        new: embedded for the first time.
+        changed: embedded again, as their content had changed.
+        moved: found under another path, and not read again.
+        unchanged: left as they are.
+        removed: no longer there.
+        unreadable: why videos are not searched, by their paths; of this update and of earlier ones.
+    """
+
+    new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(paths)} {name}" for name, paths in vars(self).items() if paths) or "nothing to do"
+
+
+class Updater:
+    """
+    The only writer of an index. Vectors are on the disk before the transaction that makes them part of the index.
+
+    Args:
+        directory: of the index, which the caller has locked.
+        embedder: called when the model is needed.
+    """
+
+    def __init__(self, directory: Path, embedder: Callable[[], Embedder]):
+        self.directory, self.embedder = directory, embedder
+        self.database = Database(directory, writes=True)
+        self.vectors = self._open_vectors()
+        self.report = UpdateReport()
+        self.waiting: list[tuple[Record, np.ndarray]] = []  # to be committed
+        self.since = time.monotonic()
+
+    def __enter__(self) -> Updater:
+        for path in self.directory.glob("vectors-*"):
+            if path.name != self.database.about("vectors"):  # readers that used it have moved on
+                shutil.rmtree(path)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.database.close()
+
+    def _open_vectors(self) -> Vectors:
+        directory = self.directory / self.database.about("vectors")
+        directory.mkdir(exist_ok=True)
+        return Vectors(directory, self.database.about("dim"))
+
+    def update(self, paths: Any, remove_missing: bool, retry: bool, workers: int, root: str) -> UpdateReport:
+        """See [`VideoIndex.update`]."""
+        found = find_videos(paths, root)
+        stamps = self.database.stamps()
+        gone = {path for path, (*_, earlier) in stamps.items() if found.lacks(path, earlier)}
+        jobs = []
+        for path, video in found.videos.items():
+            size, modified, offset, failed, _ = stamps.get(path, (None, None, None, False, ""))
+            if (size, modified, offset) != (video.size, video.modified, video.offset) or (failed and retry):
+                same_size = self.database.records("size = ? AND error IS NULL", [video.size])
+                jobs.append(Job(video, frozenset(record.sha256 for record in same_size if record.sha256)))
+            elif failed:
+                self.report.unreadable[path] = (self.database.record(path) or Record(video, "")).error or ""
+            else:
+                self.report.unchanged.append(path)
+        try:
+            self._read(jobs, found.roots, gone, workers)
+        finally:
+            self._commit()
+        if remove_missing:
+            with self.database.transaction():
+                self.report.removed += sorted(path for path in gone if self.database.remove(path))
+        self._tidy()
+        return self.report
+
+    def remove(self, paths: Sequence[str]) -> int:
+        """See [`VideoIndex.remove`]."""
+        count = 0
+        with self.database.transaction():
+            for path in paths:
+                records = self.database.records_within(path)
+                if not records:
+                    raise KeyError(f"{path} has no videos in the index {self.directory}")
+                count += sum(self.database.remove(record.video.path) for record in records)
+        self._tidy()
+        return count
+
+    # --- Reading ---
+
+    def _read(self, jobs: list[Job], roots: dict[str, str], gone: set[str], workers: int) -> None:
+        if not jobs:
+            return
+        processor = self.embedder().processor.video_processor
+        options = Options(processor, self.database.about("window"), self.database.about("stride"))
+        open_videos: dict[str, tuple[str, WindowEmbeddings]] = {}
+        with (
+            closing(read_videos(jobs, options, min(workers, len(jobs)))) as events,
+            _Progress([job.video for job in jobs]) as progress,
+        ):
+            for video, event in events:
+                self._take(video, event, open_videos, roots, gone, options)
+                if isinstance(event, Known | End | Failed):
+                    progress.advance(video, self.last_duration, self.last_windows)
+
+    def _take(
+        self,
+        video: Video,
+        event: Event,
+        open_videos: dict[str, tuple[str, WindowEmbeddings]],
+        roots: dict[str, str],
+        gone: set[str],
+        options: Options,
+    ) -> None:
+        """Takes one event of a video."""
+        path = video.path
+        self.last_duration, self.last_windows = 0.0, 0
+        if isinstance(event, Begin):
+            open_videos[path] = event.sha256, WindowEmbeddings(self.embedder(), event.plan)
+        elif isinstance(event, Part):
+            open_videos[path][1].add(event)
+        elif isinstance(event, End):
+            sha256, windows = open_videos.pop(path)
+            plan = windows.plan
+            self._put(Record(video, roots[path], sha256, plan.duration, plan.spans), windows.vectors())
+            self.last_duration, self.last_windows = plan.duration, len(plan.spans)
+        elif isinstance(event, Failed):
+            open_videos.pop(path, None)
+            self.report.unreadable[path] = event.reason
+            self._put(Record(video, roots[path], error=event.reason), np.empty((0, self.vectors.dim), np.float32))
+        elif not self._reuse(video, event.sha256, roots[path], gone):
+            # The video with this content was itself replaced in the meantime.
+            for again in read_video(Job(video), options):
+                self._take(video, again, open_videos, roots, gone, options)
+
+    def _reuse(self, video: Video, sha256: str, root: str, gone: set[str]) -> bool:
+        """Takes over the vectors of a video with the same content, if there still is one."""
+        self._commit()
+        same = self.database.records("size = ? AND sha256 = ? AND error IS NULL", [video.size, sha256])
+        by_path = {record.video.path: record for record in same}
+        moved = next((path for path in by_path if path in gone), None)
+        with self.database.transaction():
+            if video.path in by_path:
+                self.database.move(video.path, video, root)
+                self.report.unchanged.append(video.path)
+            elif moved is not None:
+                self.database.remove(video.path)
+                self.database.move(moved, video, root)
+                gone.discard(moved)
+                self.report.moved.append(video.path)
+        if same and moved is None and video.path not in by_path:
+            first = same[0]
+            rows = self.vectors.read(first.first_row, first.first_row + len(first.spans))
+            self._put(first._replace(video=video, root=root), np.array(rows))
+        return bool(same)
+
+    # --- Writing ---
+
+    def _put(self, record: Record, vectors: np.ndarray) -> None:
+        if record.error is None:
+            known = self.database.record(record.video.path) is not None
+            (self.report.changed if known else self.report.new).append(record.video.path)
+        self.waiting.append((record, vectors))
+        if sum(len(rows) for _, rows in self.waiting) >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Makes the videos that wait part of the index."""
+        self.since = time.monotonic()
+        if not self.waiting:
+            return
+        first = self.database.about("rows")
+        self.vectors.write(first, np.concatenate([vectors for _, vectors in self.waiting]))
+        with self.database.transaction():
+            for record, vectors in self.waiting:
+                self.database.put(record._replace(first_row=first))
+                first += len(vectors)
+            self.database.set_about("rows", first)
+        self.waiting = []
+
+    def _tidy(self) -> None:
+        """Leaves out the holes if they are most of the rows, and brings the index of nearest rows up to date."""
+        holes = self.database.holes()
+        rows, lost = self.database.about("rows"), int((holes[:, 1] - holes[:, 0]).sum())
+        if lost > rows / 2:
+            self._compact()
+            rows, holes = self.database.about("rows"), self.database.holes()
+        update_nearest(self.vectors, self.vectors.directory, rows, holes)
+
+    def _compact(self) -> None:
+        """Writes the vectors that are left to a new directory, and then switches to it."""
+        number = int(self.database.about("vectors").removeprefix("vectors-")) + 1
+        directory = self.directory / f"vectors-{number}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        vectors = Vectors(directory, self.vectors.dim)
+        left = self.database.execute("SELECT rowid, first_row, rows FROM videos WHERE rows > 0 ORDER BY first_row")
+        places, first = [], 0
+        for name, start, count in left:
+            vectors.write(first, np.array(self.vectors.read(start, start + count)))
+            places.append((first, name))
+            first += count
+        with self.database.transaction():
+            for place in places:
+                self.database.execute("UPDATE videos SET first_row = ? WHERE rowid = ?", place)
+            self.database.execute("DELETE FROM holes")
+            self.database.set_about("rows", first)
+            self.database.set_about("vectors", directory.name)
+        self.vectors = vectors
+
+
+class _Progress:
+    """A progress bar of videos, with the hours of video that are done and, by the size of the files, to go."""
+
+    def __init__(self, videos: list[Video]):
+        self.bytes_left = sum(video.size for video in videos)
+        self.bytes = self.seconds = self.windows = 0.0
+        self.start = time.monotonic()
+        self.bar = tqdm(total=len(videos), desc="indexing", unit="video", delay=1, disable=None)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+    def advance(self, video: Video, duration: float, windows: int) -> None:
+        self.bytes_left -= video.size
+        self.bytes += video.size
+        self.seconds += duration
+        self.windows += windows
+        to_go = self.seconds * self.bytes_left / self.bytes if self.bytes else 0
+        self.bar.set_postfix_str(
+            f"{self.seconds / 3600:.2f} h of video done, about {to_go / 3600:.2f} h to go, "
+            f"{self.windows / (time.monotonic() - self.start):.1f} windows/s",
+            refresh=False,
+        )
+        self.bar.update()

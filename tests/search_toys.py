@@ -1,0 +1,46 @@
+"""Small checkpoints and videos for tests of the search."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
+from region_learner.corpora.encoding import write_video
+from region_learner.training.tokenizer import train_tokenizer
+
+from .conftest import TINY_VIDEO, randomize, tiny_text_config
+from .test_backbones import save_family
+
+WORDS = "a red blue green square circle moves left right up down slowly quickly".split()
+FPS = 4
+FRAMES = 4
+
+
+def save_checkpoint(kind: str, folder: Path) -> Path:
+    """Saves a random small model: "space_time", the divided ViT with regions; or a family of `test_backbones`."""
+    if kind != "space_time":
+        save_family(kind, folder)
+        return folder
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 20, 99, 16)
+    text = tiny_text_config(vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    randomize(RegionLearnerModel(RegionLearnerConfig(video_config=TINY_VIDEO, text_config=text, projection_dim=16))).save_pretrained(folder)
+    video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=FRAMES)
+    RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def make_video(path: Path, seconds: float, seed: int, size: int = 48) -> Path:
+    """Writes a video whose picture changes every second."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = []
+    for _ in range(round(seconds * FPS)):
+        if len(frames) % FPS == 0:
+            coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+            picture = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+        frames.append(picture)
+    write_video(path, np.stack(frames), FPS)
+    return path

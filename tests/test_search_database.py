@@ -1,0 +1,138 @@
+"""The SQLite file of an index."""
+
+import os
+import random
+import sqlite3
+
+import numpy as np
+import pytest
+
+from region_learner.search.database import FILE, Database, Record
+from region_learner.search.sources import Video
+
+
+@pytest.fixture
+def database(tmp_path):
+    return Database.create(tmp_path, {"dim": 4})
+
+
+def record(name, first_row=0, rows=1, **fields):
+    spans = np.arange(2.0 * rows).reshape(-1, 2)
+    return Record(Video(name, 10, 20), "/root", "hash", 5.0, spans, first_row)._replace(**fields)
+
+
+def test_records_come_back(database, tmp_path):
+    odd = os.fsdecode(b"/v/\xff.mp4")
+    records = [
+        record("/v/a.mp4", 0, 3),
+        record(odd, 3, 1),
+        record("/s.tar/m.mp4", 4, 2, video=Video("/s.tar/m.mp4", 7, 8, 512, "/s.tar")),
+        record("/v/bad.mp4", error="damaged", rows=0, sha256=None),
+    ]
+    with database.transaction():
+        for item in records:
+            database.put(item)
+    reader = Database(tmp_path)
+    for item in records:
+        found = reader.record(item.video.path)
+        assert found.spans.tolist() == item.spans.tolist()
+        assert found._replace(spans=0) == item._replace(spans=0)
+    assert reader.record("/v/none.mp4") is None
+    assert reader.owner(4).video.path == "/s.tar/m.mp4"
+    assert reader.owner(3).video.path == odd
+    with pytest.raises(ValueError, match="row 6 does not belong to a video"):
+        reader.owner(6)
+    assert reader.stamps()["/s.tar/m.mp4"] == (7, 8, 512, False, "/root")
+    assert reader.stamps()["/v/bad.mp4"][3]
+
+
+def test_ranges_of_a_folder(database):
+    rows = {"/v/a.mp4": (0, 2), "/v/b/c.mp4": (2, 1), "/vv/d.mp4": (3, 1), "/v/e.mp4": (5, 2), "/v.mp4": (7, 1)}
+    with database.transaction():
+        for path, (first, count) in rows.items():
+            database.put(record(path, first, count))
+    assert database.rows_within("/v").tolist() == [[0, 3], [5, 7]]
+    assert database.rows_within("/v/").tolist() == [[0, 3], [5, 7]]
+    assert database.rows_within("/v/b/c.mp4").tolist() == [[2, 3]]
+    assert database.rows_within("/").tolist() == [[0, 4], [5, 8]]
+    assert database.rows_within("/x") is None
+
+
+def test_holes_are_what_was_removed(database):
+    rng = random.Random(0)
+    rows, owners = 0, {}
+    for _ in range(80):
+        path = f"/v/{rng.randrange(12)}.mp4"
+        with database.transaction():
+            if rng.random() < 0.4:
+                assert database.remove(path) == (path in owners)
+                owners.pop(path, None)
+            else:
+                count = rng.randrange(4)
+                database.put(record(path, rows, count))
+                owners[path] = set(range(rows, rows + count))
+                rows += count
+        holes = database.holes()
+        lost = {row for start, stop in holes.tolist() for row in range(start, stop)}
+        assert lost == set(range(rows)) - set().union(*owners.values())
+        assert (holes[1:, 0] > holes[:-1, 1]).all()  # merged
+
+
+def test_a_block_that_fails_changes_nothing(database, tmp_path):
+    with pytest.raises(RuntimeError), database.transaction():
+        database.put(record("/v/a.mp4"))
+        raise RuntimeError
+    assert Database(tmp_path).records() == []
+
+
+def test_readers_see_one_state(database, tmp_path):
+    reader = Database(tmp_path)
+    before = reader.version()
+    with database.transaction():
+        database.put(record("/v/a.mp4"))
+    assert reader.version() != before
+    assert len(reader.records()) == 1
+    with pytest.raises(OSError, match="readonly"):
+        reader.put(record("/v/b.mp4"))
+
+
+def test_files_that_are_not_an_index(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not an index: it has no index.sqlite"):
+        Database(tmp_path)
+    (tmp_path / FILE).write_bytes(b"text" * 1000)
+    with pytest.raises(ValueError, match="is damaged"):
+        Database(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON videos BEGIN DELETE FROM videos; END",
+        "CREATE VIEW v AS SELECT * FROM videos",
+        "DROP INDEX videos_by_row",
+        "CREATE TABLE more (x)",
+    ],
+)
+def test_a_schema_with_anything_else_is_refused(database, tmp_path, statement):
+    database.close()
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    with pytest.raises(ValueError, match="not an index of this version"):
+        Database(tmp_path)
+
+
+def test_another_format_is_refused(database, tmp_path):
+    with database.transaction():
+        database.set_about("format", 99)
+    with pytest.raises(ValueError, match="format 99"):
+        Database(tmp_path)
+
+
+def test_crafted_values_are_one_line_errors(database, tmp_path):
+    with database.transaction():
+        database.put(record("/v/a.mp4"))
+        database.execute("UPDATE videos SET spans = 'text', size = 'many'")
+    with pytest.raises(ValueError, match="is damaged"):
+        Database(tmp_path).record("/v/a.mp4")

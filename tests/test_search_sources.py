@@ -1,0 +1,131 @@
+"""What is meant by the paths that an index is given."""
+
+import hashlib
+import os
+import tarfile
+
+import pytest
+from datasets import Dataset
+
+from region_learner.search.sources import find_videos
+
+
+def write(path, content=b"video"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def make_shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, file in members.items():
+            tar.add(file, name)
+    return path
+
+
+def test_finds_videos_in_folders_at_any_depth(tmp_path):
+    wanted = [write(tmp_path / name) for name in ("a.mp4", "b/c.WEBM", "b/d/e.mov", "ü 1.mkv")]
+    for name in ("note.txt", "x.jpg", ".hidden.mp4", ".trash/f.mp4", "._a.mp4"):
+        write(tmp_path / name)
+    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nothing")
+    found = find_videos(tmp_path)
+    assert set(found.videos) == {str(path) for path in wanted}
+    video = found.videos[str(wanted[0])]
+    assert (video.size, video.modified) == (5, os.stat(wanted[0]).st_mtime_ns)
+    assert video.source() == str(wanted[0])
+    assert video.sha256() == hashlib.sha256(b"video").hexdigest()
+
+
+def test_names_that_are_not_text(tmp_path):
+    name = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"\xff.mp4"))
+    with open(name, "wb") as file:
+        file.write(b"video")
+    assert list(find_videos(tmp_path).videos) == [name]
+
+
+def test_members_of_shards(tmp_path):
+    first, second = write(tmp_path / "x" / "1.mp4", b"first"), write(tmp_path / "x" / "2.webm", b"second one")
+    text = write(tmp_path / "x" / "1.txt")
+    shard = make_shard(tmp_path / "s.tar", {"1.mp4": first, "1.txt": text, "./sub/2.webm": second})
+    found = find_videos([shard])
+    assert list(found.videos) == [f"{shard}/1.mp4", f"{shard}/sub/2.webm"]
+    for video, path in zip(found.videos.values(), (first, second)):
+        assert video.source() == {"path": video.path, "bytes": path.read_bytes()}
+        assert video.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert video.size == path.stat().st_size
+    assert set(find_videos(tmp_path).videos) > set(found.videos)  # in a folder, too
+
+
+def test_lists_are_relative_to_themselves(tmp_path):
+    inside, outside = write(tmp_path / "lists" / "v" / "a.mp4"), write(tmp_path / "b.bin")
+    listed = write(tmp_path / "lists" / "l.txt", f"v\n\n  {outside}\n".encode())
+    found = find_videos([str(listed)])
+    assert list(found.videos) == [str(inside), str(outside)]  # any extension if it is named
+    assert set(found.roots.values()) == {str(listed)}
+
+
+def test_rows_of_a_corpus(tmp_path):
+    file = write(tmp_path / "a.mp4")
+    shard = make_shard(tmp_path / "s.tar", {"a.mp4": file})
+    (member,) = find_videos(shard).videos.values()
+    rows = Dataset.from_dict({"video": [str(file)] * 2, "video_id": ["a", "a"]})
+    assert list(find_videos(rows, "folder train").roots.items()) == [(str(file), "folder train")]
+    references = Dataset.from_list([{"video": {"path": str(shard), "offset": member.offset, "size": member.size}}])
+    (video,) = find_videos(references).videos.values()
+    assert video.source()["bytes"] == b"video"
+    with pytest.raises(ValueError, match="https://a/b.mp4: an index holds files"):
+        find_videos(Dataset.from_dict({"video": ["https://a/b.mp4"]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("videoz", "no file or folder .*videoz; did you mean 'videos'"),
+        ("empty", "empty does not contain any videos"),
+        ("urls.txt", "lists https://a/b.mp4: an index holds files, so download it first"),
+        ("none.txt", "none.txt does not contain any videos"),
+        ("missing.txt", "no file or folder .*gone.mp4"),
+    ],
+)
+def test_what_is_refused(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "videos" / "a.mp4")
+    write(tmp_path / "urls.txt", b"https://a/b.mp4\n")
+    write(tmp_path / "none.txt", b"\n")
+    write(tmp_path / "missing.txt", b"gone.mp4\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_videos([tmp_path / "videos", tmp_path / name])
+
+
+def test_what_is_gone(tmp_path):
+    a, b = write(tmp_path / "v" / "a.mp4"), write(tmp_path / "w" / "b.mp4")
+    listed = write(tmp_path / "l.txt", f"{b}\n".encode())
+    found = find_videos([tmp_path / "v", listed])
+    assert not found.lacks(str(a), str(tmp_path / "v"))
+    assert found.lacks(str(tmp_path / "v" / "c.mp4"), str(tmp_path))  # within a folder that was searched
+    assert found.lacks("/elsewhere/c.mp4", str(listed))  # the list does not have it any more
+    assert not found.lacks(str(tmp_path / "w" / "c.mp4"), str(tmp_path / "w"))  # not asked about
+
+
+def test_folders_that_cannot_be_listed_lose_nothing(tmp_path, caplog, monkeypatch):
+    write(tmp_path / "a.mp4")
+    hidden = write(tmp_path / "secret" / "b.mp4")
+    scandir = os.scandir
+
+    def denied(path):
+        if path == str(hidden.parent):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    found = find_videos(tmp_path)
+    assert "secret cannot be listed" in caplog.text
+    assert not found.lacks(str(hidden), str(tmp_path))
+    assert found.lacks(str(tmp_path / "c.mp4"), str(tmp_path))
+
+
+def test_given_twice_is_found_once(tmp_path):
+    file = write(tmp_path / "a.mp4")
+    found = find_videos([tmp_path, file])
+    assert list(found.videos) == [str(file)]
+    assert found.roots[str(file)] == str(tmp_path)

@@ -1,0 +1,421 @@
+"""An index of videos: what it finds, and how it follows the files."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from region_learner import VideoIndex
+from region_learner.files import locked
+from region_learner.loading import load_checkpoint
+from region_learner.search import embedding, updating
+from region_learner.video_decoding_region_learner import read_clip
+
+from .conftest import ROOT
+from .search_toys import FPS, make_video, save_checkpoint
+
+LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}
+WINDOW, STRIDE = 4.0, 2.0
+
+
+@pytest.fixture(scope="module", params=["space_time", "clip"])
+def model(request, tmp_path_factory):
+    return str(save_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    for seed, (name, seconds) in enumerate(LENGTHS.items()):
+        make_video(folder / name, seconds, seed)
+    return folder
+
+
+@pytest.fixture
+def videos(originals, tmp_path):
+    return Path(shutil.copytree(originals, tmp_path / "videos"))
+
+
+@pytest.fixture
+def make_index(model, tmp_path):
+    def make(name="index", **options):
+        options = {"window": WINDOW, "stride": STRIDE, "num_frames": 4} | options
+        return VideoIndex.create(tmp_path / name, model, **options)
+
+    return make
+
+
+def answers(index, base=None):
+    """All that an index answers to some queries, with paths relative to `base`."""
+    texts = ["a red square moves left", "blue circle", "down quickly"]
+    found = index.search(texts, k=50)
+    base = base or index.directory.parent
+    return [[(os.path.relpath(h.path, base), h.start, h.end, h.score, h.probability) for h in hits] for hits in found]
+
+
+def counts(report):
+    return {name: len(paths) for name, paths in vars(report).items() if paths}
+
+
+def test_windows_are_what_the_processor_reads(make_index, videos, model):
+    """Each window against the processor and the model on its span alone."""
+    index = make_index()
+    assert counts(index.update(videos)) == {"new": 5}
+    network, processor = load_checkpoint(model, "retrieval")
+    processor.video_processor.num_frames = 4
+    seen = {}
+    for record in index.database.records():
+        name = os.path.relpath(record.video.path, videos)
+        seen[name] = record.spans.tolist()
+        stored = index._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
+        for vector, (start, end) in zip(stored, record.spans.tolist()):
+            span = {} if len(record.spans) == 1 else {"start": start, "end": start + WINDOW}
+            with torch.no_grad():
+                expected = network(**processor(videos=[record.video.path], **span)).video_embeds[0]
+            np.testing.assert_allclose(vector, expected, atol=2e-6)
+        assert index.duration(record.video.path) == pytest.approx(LENGTHS[name])
+    assert seen["a.mp4"] == [[0, 3]]
+    assert seen["b.mp4"] == [[start, start + 4] for start in range(0, 11, 2)]
+    assert seen["sub/c.mp4"] == [[0, 4], [1, 5]]
+    assert seen["sub/d.mp4"] == [[0, 4], [2, 6], [4, 8], [6, 10], [7, 11.5]]  # frames are a second apart
+    assert len(index) == 5
+
+
+def test_frames_are_decoded_and_encoded_once(make_index, videos, monkeypatch):
+    index = make_index()
+    encoded = []
+    encode = embedding.Embedder.encode
+    monkeypatch.setattr(embedding.Embedder, "encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    index.update(videos / "b.mp4")
+    assert sum(encoded) == 14  # of one frame per second; six windows have 24
+
+
+def test_scores_are_cosines(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    query = index.embedder.texts(["blue circle"])[0]
+    view = index._current_view()
+    best = {}
+    for record in index.database.records():
+        rows = view.vectors.read(record.first_row, record.first_row + len(record.spans))
+        best[record.video.path] = max(float(np.dot(row.astype(np.float64), query)) for row in rows)
+    hits = index.search("blue circle", k=50)
+    first = {}
+    for hit in hits:
+        first.setdefault(hit.path, hit.score)
+        assert 0 <= hit.start < hit.end <= LENGTHS[os.path.relpath(hit.path, videos)] + 1e-6
+        assert 0 <= hit.probability <= 1
+    assert first == pytest.approx(best, abs=1e-6)
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert index.search("blue circle", k=2) == hits[:2]
+
+
+def test_filters(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    hits = index.search("blue circle", k=50)
+    inside = index.search("blue circle", k=50, within=videos / "sub")
+    assert {hit.path for hit in inside} == {str(videos / "sub" / name) for name in ("c.mp4", "d.mp4")}
+    assert [(hit.path, hit.score) for hit in hits if "sub" in hit.path] == [(hit.path, hit.score) for hit in inside]
+    assert index.search("blue circle", k=50, min_score=hits[1].score) == hits[:2]
+    least = sorted(hit.probability for hit in hits)[-1]
+    assert all(hit.probability >= least for hit in index.search("blue circle", min_probability=least))
+    with pytest.raises(KeyError, match="has no videos in the index"):
+        index.search("x", within=videos / "none")
+    for query in ({}, {"text": "x", "image": "y"}, {"text": ""}, {"text": []}, {"text": "x", "k": 0}):
+        with pytest.raises(ValueError, match=r"one query|is empty|k=0"):
+            index.search(**query)
+
+
+def test_queries_by_picture_and_by_video(make_index, videos, tmp_path):
+    index = make_index()
+    index.update(videos)
+    hit = index.search(video=str(videos / "a.mp4"))[0]
+    assert (hit.path, hit.score) == (str(videos / "a.mp4"), pytest.approx(1))
+    hit = index.search(video=(str(videos / "b.mp4"), 4.0, 8.0))[0]
+    assert hit.path == str(videos / "b.mp4")
+    assert hit.score == pytest.approx(1)
+    assert hit.start < 8
+    assert hit.end > 4
+    frames, _ = read_clip(videos / "e.mp4", lambda metadata: [0])
+    picture = Image.fromarray(frames[0])
+    picture.save(tmp_path / "frame.png")
+    by_picture = index.search(image=picture)
+    assert by_picture == index.search(image=str(tmp_path / "frame.png"))
+    network, processor = index.model, index.processor
+    with torch.no_grad():
+        expected = network(**processor(images=[picture])).video_embeds[0].numpy()
+    top = by_picture[0]
+    rows = index._current_view().vectors.read(0, index.database.about("rows"))
+    assert top.score == pytest.approx(float((rows @ expected).max()), abs=1e-5)
+
+
+def test_regions_of_hits(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    hit = index.search("blue circle", k=1, regions=True)[0]
+    if index.model.video_model.backbone is not None:
+        assert hit.regions is None
+    else:
+        assert hit.regions.shape == (4, 3, 4, 4)
+
+
+# --- Following the files -------------------------------------------------------------------------------------
+
+
+def test_follows_changes_without_reading_the_rest(make_index, videos, originals, tmp_path, monkeypatch):
+    index = make_index()
+    assert counts(index.update(videos)) == {"new": 5}
+    read = []
+    monkeypatch.setattr(updating, "read_videos", lambda jobs, *rest: read.append(jobs) or iter(()))
+    assert counts(index.update(videos)) == {"unchanged": 5}
+    assert read == []
+    monkeypatch.undo()
+
+    (videos / "a.mp4").unlink()
+    shutil.copy(originals / "e.mp4", videos / "sub" / "c.mp4")  # changed
+    (videos / "b.mp4").rename(videos / "renamed.mp4")
+    os.utime(videos / "sub" / "d.mp4")  # touched
+    make_video(videos / "f.mp4", 2, seed=9)
+    report = index.update(videos)
+    assert counts(report) == {"new": 1, "changed": 1, "moved": 1, "unchanged": 2, "removed": 1}
+    assert report.moved == [str(videos / "renamed.mp4")]
+    assert str(report) == "1 new, 1 changed, 1 moved, 2 unchanged, 1 removed"
+    anew = make_index("anew")
+    anew.update(videos)
+    assert answers(index) == answers(anew)
+    assert len(index) == len(anew) == 5
+    assert index.paths() == anew.paths()
+
+
+def test_copies_are_not_read_again(make_index, videos, monkeypatch):
+    index = make_index()
+    index.update(videos)
+    shutil.copy(videos / "b.mp4", videos / "copy.mp4")
+    monkeypatch.setattr(embedding.Embedder, "encode", None)  # not called
+    assert counts(index.update(videos)) == {"new": 1, "unchanged": 5}
+    hits = index.search(video=(str(videos / "b.mp4"), 4.0, 8.0), k=2)
+    assert [os.path.basename(hit.path) for hit in hits] == ["b.mp4", "copy.mp4"]
+    assert hits[0].score == hits[1].score
+
+
+def test_missing_files_can_be_kept(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    (videos / "a.mp4").unlink()
+    assert counts(index.update(videos, remove_missing=False)) == {"unchanged": 4}
+    assert len(index) == 5
+    assert counts(index.update([videos / "sub"])) == {"unchanged": 2}  # says nothing about other folders
+    assert len(index) == 5
+    assert counts(index.update(videos)) == {"unchanged": 4, "removed": 1}
+    with pytest.raises(ValueError, match="does not contain any videos"):
+        shutil.rmtree(videos)
+        videos.mkdir()
+        index.update(videos)  # such as a disk that is not mounted
+    assert len(index) == 4
+
+
+def test_unreadable_files_are_kept_in_a_list(make_index, videos):
+    (videos / "bad.mp4").write_bytes(b"\0" * 500)
+    (videos / "text.mp4").write_text("not a video")
+    index = make_index()
+    report = index.update(videos)
+    assert counts(report) == {"new": 5, "unreadable": 2}
+    assert "text, not a video" in report.unreadable[str(videos / "text.mp4")]
+    assert index.unreadable() == report.unreadable
+    again = index.update(videos)
+    assert counts(again) == {"unchanged": 5, "unreadable": 2}
+    assert again.unreadable == report.unreadable
+    shutil.copy(videos / "a.mp4", videos / "bad.mp4")
+    assert counts(index.update(videos)) == {"changed": 1, "unchanged": 5, "unreadable": 1}
+    assert counts(index.update(videos, retry=True)) == {"unchanged": 6, "unreadable": 1}
+    assert len(index) == 6
+
+
+def test_remove(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    assert index.remove(videos / "sub") == 2
+    assert len(index) == 3
+    with pytest.raises(KeyError, match="has no videos"):
+        index.remove([videos / "a.mp4", videos / "sub"])
+    assert len(index) == 3
+    assert all("sub" not in hit.path for hit in index.search("a red", k=50))
+    assert index.remove(videos) == 3
+    assert index.search("a red") == []
+    assert counts(index.update(videos)) == {"new": 5}
+
+
+def test_holes_are_left_out_when_they_are_most_of_the_rows(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    assert index.search("a red")
+    rows = index.database.about("rows")
+    index.remove([videos / "b.mp4", videos / "sub" / "d.mp4"])
+    assert index.database.about("rows") == rows - 6 - 5
+    assert index.database.holes().tolist() == []
+    other = make_index("other")
+    other.update([videos / "a.mp4", videos / "sub" / "c.mp4", videos / "e.mp4"])
+    assert answers(index) == answers(other)
+    index.update(videos)
+    assert [path.name for path in index.directory.glob("vectors-*")] == ["vectors-1"]
+
+
+def test_members_of_shards(make_index, videos, tmp_path):
+    shard = tmp_path / "s.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("a.mp4", "b.mp4"):
+            tar.add(videos / name, name)
+    index = make_index()
+    assert counts(index.update(shard)) == {"new": 2}
+    other = make_index("other")
+    other.update([videos / "a.mp4", videos / "b.mp4"])
+    assert answers(index, shard) == answers(other, videos)
+    assert index.source(f"{shard}/a.mp4")["bytes"] == (videos / "a.mp4").read_bytes()
+    assert {hit.path for hit in index.search("a", within=shard)} == {f"{shard}/a.mp4", f"{shard}/b.mp4"}
+    with pytest.raises(KeyError):
+        index.source("/etc/passwd")
+
+
+def test_search_while_another_process_writes(make_index, videos):
+    index = make_index()
+    index.update(videos / "a.mp4")
+    assert len(index.search("a", k=50)) == 1
+    with locked(index.directory), pytest.raises(BlockingIOError, match="being written to by another run"):
+        index.update(videos)
+    writer = VideoIndex.open(index.directory)
+    writer.update(videos)
+    assert {hit.path for hit in index.search("a", k=50)} == set(index.paths())
+    assert len(index) == 5
+
+
+# --- The model of the index ----------------------------------------------------------------------------------
+
+
+def test_another_model_is_refused(make_index, videos, model, tmp_path):
+    index = make_index()
+    other = shutil.copytree(model, tmp_path / "other")
+    assert VideoIndex.open(index.directory, str(other)).embedder.name == str(other)
+    network, processor = load_checkpoint(str(other), "retrieval")
+    with torch.no_grad():
+        next(network.video_model.parameters()).add_(0.1)
+    network.save_pretrained(other)
+    processor.save_pretrained(other)
+    with pytest.raises(ValueError, match=r"was made with .*, but .*other has other weights"):
+        VideoIndex.open(index.directory, str(other)).search("a")
+    network, processor = load_checkpoint(model, "retrieval")
+    processor.video_processor.image_mean = [0.1, 0.2, 0.3]
+    network.save_pretrained(other)
+    processor.save_pretrained(other)
+    with pytest.raises(ValueError, match=r"has another preprocessing"):
+        VideoIndex.open(index.directory, str(other)).update(videos)
+    assert len(index) == 0
+
+
+def test_create(make_index, model, tmp_path):
+    index = make_index()
+    about = index.about()
+    assert (about["model"], about["window"], about["stride"], about["num_frames"]) == (model, WINDOW, STRIDE, 4)
+    with pytest.raises(FileExistsError, match="is an index already"):
+        make_index()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError, match="has other files"):
+        make_index("full")
+    for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1)):
+        with pytest.raises(ValueError, match="0 < stride <= window"):
+            make_index("new", window=window, stride=stride)
+    with pytest.raises(FileNotFoundError, match="is not an index"):
+        VideoIndex.open(tmp_path / "none")
+    assert index.search("a") == []
+
+
+# --- Processes, and being killed -----------------------------------------------------------------------------
+
+
+def test_processes_read_the_same(make_index, videos):
+    (videos / "bad.mp4").write_bytes(b"\0" * 500)
+    index, other = make_index(), make_index("other")
+    assert counts(index.update(videos, num_workers=2)) == {"new": 5, "unreadable": 1}
+    other.update(videos)
+    assert answers(index) == answers(other)
+
+
+KILLED = """
+import os, sys
+from region_learner.search import VideoIndex, updating
+left = int(sys.argv[3])
+def wrap(owner, name):
+    function = getattr(owner, name)
+    def counted(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        result = function(*args, **kwargs)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return result
+    setattr(owner, name, counted)
+updating._WINDOWS = 3
+wrap(updating.Vectors, "write")
+wrap(updating.Database, "put")
+wrap(updating.Database, "set_about")
+wrap(updating.Database, "remove")
+wrap(updating.WindowEmbeddings, "add")
+VideoIndex.open(sys.argv[1]).update(sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(make_index, videos, originals):
+    index = make_index()
+    index.update(videos)
+    (videos / "a.mp4").unlink()
+    shutil.copy(originals / "e.mp4", videos / "sub" / "c.mp4")
+    shutil.copy(originals / "a.mp4", videos / "b.mp4")
+    make_video(videos / "f.mp4", 9, seed=9)
+    killed = 0
+    for step in (1, 2, 3, 5, 7, 9, 11, 13, 14, 15, 17, 19):
+        command = [sys.executable, "-c", KILLED, str(index.directory), str(videos), str(step)]
+        code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+        killed += code == -signal.SIGKILL
+        reader = VideoIndex.open(index.directory)
+        reader.search("a red", k=50)  # usable at any time
+        rows = [row for record in reader.database.records() for row in range(len(record.spans))]
+        lost = sum(stop - start for start, stop in reader.database.holes().tolist())
+        assert len(rows) + lost == reader.database.about("rows")  # nothing twice, nothing lost
+    assert killed >= 8
+    index = VideoIndex.open(index.directory)
+    index.update(videos)
+    anew = make_index("anew")
+    anew.update(videos)
+    assert answers(index) == answers(anew)
+
+
+def test_an_index_from_a_stranger(make_index, videos):
+    """Damaged files are errors of one line."""
+    index = make_index()
+    index.update(videos)
+    index.database.close()
+    file = index.directory / "vectors-0" / "vectors-00000.f32"
+    os.truncate(file, 100)
+    with pytest.raises(ValueError, match="is incomplete"):
+        VideoIndex.open(index.directory).search("a")
+    content = (index.directory / "index.sqlite").read_bytes()
+    (index.directory / "index.sqlite").write_bytes(content[:5000])
+    with pytest.raises((ValueError, OSError), match=r"index\.sqlite"):
+        VideoIndex.open(index.directory).search("a")
+
+
+assert FPS == 4
