@@ -12,7 +12,8 @@ The probability is the logistic function of a weighted sum of the two. The weigh
 """
 
 import numpy as np
-from scipy.special import expit, logsumexp
+
+from .nearest import inner_products
 
 # Fitted by experiments/calibration.py, which prints them.
 CONTRAST, SHARE, OFFSET = 0.50, 1.30, -2.53
@@ -181,10 +182,10 @@ def hit_probabilities(
     Returns:
         float64 (k,) between 0 and 1; none is higher than the one before.
     """
-    scores = (hits @ query).astype(np.float64)
+    scores = inner_products(hits, query).astype(np.float64)  # do not depend on the number of hits
     contrast = scale * (scores - _best_by_chance(sample, neutral, windows))
     share = _log_share(scores, sample @ query, hits, sample, windows, scale)
-    return np.minimum.accumulate(expit(CONTRAST * contrast + SHARE * share + OFFSET))
+    return np.minimum.accumulate(1 / (1 + np.exp(-(CONTRAST * contrast + SHARE * share + OFFSET))))
 
 
 def _best_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> float:
@@ -211,4 +212,5 @@ def _log_share(
     )
     logits = scale * (np.concatenate([scores, others[below]]) - scores[:, None])
     np.fill_diagonal(rivals, 1)
-    return -logsumexp(logits, axis=1, b=rivals)
+    highest = logits.max(1)
+    return -highest - np.log((rivals * np.exp(logits - highest[:, None])).sum(1))

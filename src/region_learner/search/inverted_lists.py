@@ -251,7 +251,9 @@ class SegmentFile:
         import faiss
 
         kind, metric = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-        index: Any = faiss.IndexIVFScalarQuantizer(quantizer.coarse, self.about.dim, self.about.lists, kind, metric, False)
+        index: Any = faiss.IndexIVFScalarQuantizer(
+            quantizer.coarse, self.about.dim, self.about.lists, kind, metric, False
+        )
         faiss.copy_array_to_vector(quantizer.ranges.ravel(), index.sq.trained)
         index.is_trained, index.ntotal = True, self.segment.entries
         lists = self._mapped_lists() or self._copied_lists()
