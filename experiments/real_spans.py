@@ -66,11 +66,11 @@ def measure(
     index.update([output / f"long-{number}.mp4" for number in range(videos)])
     ious, in_video, chance = [], [], []
     rng = np.random.default_rng(0)
-    for caption, (path, span) in truth.items():
+    for caption, (video, span) in truth.items():
         hit = index.search(caption, k=1)[0]
-        in_video.append(hit.path == path)
-        ious.append(overlap((hit.start, hit.end), span) if hit.path == path else 0.0)
-        start = rng.uniform(0, index.duration(path) - window)
+        in_video.append(hit.path == video)
+        ious.append(overlap((hit.start, hit.end), span) if hit.path == video else 0.0)
+        start = rng.uniform(0, index.duration(video) - window)
         chance.append(overlap((start, start + window), span))
     return {
         "captions": len(truth),

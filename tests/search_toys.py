@@ -23,7 +23,7 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
     if kind != "space_time":
         save_family(kind, folder)
         return folder
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 20, 99, 16)
+    tokenizer = train_tokenizer([WORDS] * 20, 99, 16)
     text = tiny_text_config(vocab_size=len(tokenizer))
     torch.manual_seed(0)
     randomize(

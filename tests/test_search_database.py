@@ -104,9 +104,8 @@ def test_holes_are_what_was_removed(database):
 
 
 def test_a_block_that_fails_changes_nothing(database, tmp_path):
-    with pytest.raises(RuntimeError), database.transaction():
-        database.put(record("/v/a.mp4"))
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), database.transaction():
+        assert database.put(record("/v/a.mp4")) or 1 / 0
     assert Database(tmp_path).records() == []
 
 
@@ -122,7 +121,7 @@ def test_readers_see_one_state(database, tmp_path):
 
 
 def test_files_that_are_not_an_index(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not an index: it has no index.sqlite"):
+    with pytest.raises(FileNotFoundError, match="is not an index: it has no index"):
         Database(tmp_path)
     (tmp_path / FILE).write_bytes(b"text" * 1000)
     with pytest.raises(ValueError, match="is damaged"):

@@ -20,9 +20,9 @@ FORMAT = 1
 # Paths are bytes, as the names of files need not be text.
 _SCHEMA = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL,"
-    " shard BLOB, offset INTEGER, sha256 TEXT, duration REAL, spans BLOB, first_row INTEGER, rows INTEGER NOT NULL,"
-    " error TEXT)",
+    "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,"
+    " modified INTEGER NOT NULL, shard BLOB, offset INTEGER, sha256 TEXT, duration REAL, spans BLOB,"
+    " first_row INTEGER, rows INTEGER NOT NULL, error TEXT)",
     "CREATE INDEX videos_by_row ON videos (first_row)",
     "CREATE INDEX videos_by_size ON videos (size)",
     "CREATE INDEX videos_by_hash ON videos (sha256)",
@@ -226,10 +226,8 @@ class Database:
         videos = self.execute("SELECT COUNT(*) FROM videos WHERE first_row IS NOT NULL")[0][0]
         # The hashes are evenly distributed: so many videos are below this one.
         limit = "g" if videos <= count else f"{count * 2**32 // videos:08x}"
-        found = self.execute(
-            "SELECT first_row, first_row + rows FROM videos WHERE first_row IS NOT NULL AND sha256 < ? ORDER BY sha256",
-            [limit],
-        )
+        condition = "first_row IS NOT NULL AND sha256 < ? ORDER BY sha256"
+        found = self.execute(f"SELECT first_row, first_row + rows FROM videos WHERE {condition}", [limit])
         return evenly_spaced(np.array(found, np.int64).reshape(-1, 2), count)
 
     def put(self, record: Record) -> None:
