@@ -130,9 +130,7 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
     print(f"{report}.")
     if report.unreadable:
         print("Unreadable files are left out until they change; --retry tries them again.", file=sys.stderr)
-    print_wrote(
-        f'{index.directory}: {len(index)} videos. Search them: region-learner search {index.directory} "words"'
-    )
+    print_wrote(f'{index.directory}: {len(index)} videos. Search: region-learner search {index.directory} "words"')
 
 
 # --- search --------------------------------------------------------------------------------------------------
@@ -182,8 +180,11 @@ def search(
         wanted.append((name, {"video": _parse_video(name)}))
     if not wanted:
         raise typer.BadParameter('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
+    from transformers.utils.logging import disable_progress_bar
+
     from ..search import VideoIndex
 
+    disable_progress_bar()
     opened = VideoIndex.open(index, model)
     options: dict[str, Any] = {
         "k": top,
@@ -260,7 +261,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
             file=sys.stderr,
         )
     for hit in hits:
-        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start)}-{clock(hit.end)}  {_printable(hit.path)}")
+        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start, hit.end)}  {_printable(hit.path)}")
 
 
 def _printable(path: str) -> str:
@@ -277,7 +278,7 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
     for number, (_, hits) in enumerate(results, start=1):
         for rank, hit in enumerate(hits, start=1):
             path = Path(hit.path)
-            times = f"{clock(hit.start)}-{clock(hit.end)}".replace(":", ".")
+            times = clock(hit.start, hit.end).replace(":", ".")
             prefix = f"{number}-" if len(results) > 1 else ""
             cut_span(
                 index.source(hit.path),

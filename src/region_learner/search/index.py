@@ -216,7 +216,7 @@ class VideoIndex:
             The number of videos that were removed.
 
         Raises:
-            KeyError: a path has no videos in the index.
+            ValueError: a path has no videos in the index; nothing is removed.
             BlockingIOError: another process is changing the index.
         """
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
@@ -287,8 +287,7 @@ class VideoIndex:
             The hits, best first; for a list of texts a list of them for each.
 
         Raises:
-            ValueError: not exactly one query is given, or `k` is less than 1.
-            KeyError: `within` has no videos in the index.
+            ValueError: not exactly one query is given, `k` is less than 1, or no video of the index is `within`.
             VideoDecodeError: the image or video cannot be read.
         """
         if sum(query is not None for query in (text, image, video)) != 1:
@@ -326,7 +325,7 @@ class VideoIndex:
             if within is not None:
                 ranges = self.database.rows_within(within)
                 if not len(ranges):
-                    raise KeyError(f"{within} has no videos in the index {self.directory}")
+                    raise ValueError(f"The index {self.directory} has no videos within {within}.")
                 view = view.restricted(ranges)
             for query in queries:
                 yield self._hits(view, query, k) if view.count else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,8 +104,12 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
     return found
 
 
-def clock(seconds: float) -> str:
-    """Returns a time as it is shown: "00:42", or "1:02:03" from an hour on."""
-    minutes, second = divmod(int(seconds + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
+def clock(start: float, end: float) -> str:
+    """Returns a span as it is shown, in whole seconds that contain it: "00:42-00:52", or with hours "1:02:03-1:02:13"."""
+
+    def shown(second: int) -> str:
+        hours, rest = divmod(second, 3600)
+        minutes = f"{rest // 60:02}:{rest % 60:02}"
+        return f"{hours}:{minutes}" if hours else minutes
+
+    return f"{shown(math.floor(start + _ROUNDING))}-{shown(math.ceil(end - _ROUNDING))}"

@@ -115,7 +115,7 @@ class Updater:
             for path in paths:
                 records = self.database.records_within(path)
                 if not records:
-                    raise KeyError(f"{path} has no videos in the index {self.directory}")
+                    raise ValueError(f"The index {self.directory} has no videos within {path}: nothing is removed.")
                 count += sum(self.database.remove(record.video.path) for record in records)
         self._tidy()
         return count
