@@ -138,7 +138,7 @@ class PartWriter:
         import pyarrow.parquet as pq
 
         content = {"format": FORMAT, "about": self.about, "created": time.time_ns(), "finished": finished}
-        table = _table(self.waiting, self.about["dim"]).replace_schema_metadata({_KEY: json.dumps(content)})
+        table = table_of(self.waiting, self.about["dim"]).replace_schema_metadata({_KEY: json.dumps(content)})
         path = self.directory / f"part-{self.shard:05}-of-{self.shards:05}-{self.next:04}.parquet"
         partial = partial_of(path)
         try:
@@ -162,7 +162,7 @@ class PartWriter:
         self.waiting, self.since, self.next = [], time.monotonic(), self.next + 1
 
 
-def _table(videos: list[tuple[Record, np.ndarray]], dim: int) -> pa.Table:
+def table_of(videos: list[tuple[Record, np.ndarray]], dim: int) -> pa.Table:
     """Returns a row per window, and then one per unreadable video."""
     import pyarrow as pa
 
@@ -332,7 +332,7 @@ def _video(table: pa.Table, dim: int) -> tuple[Record, np.ndarray]:
     Returns a video and its vectors, (W, D), from its rows.
 
     Raises:
-        ValueError: they are not as `_table` makes them.
+        ValueError: they are not as `table_of` makes them.
     """
     of_window = ["start", "end", "vector"]
     of_video = table.drop_columns(of_window)
