@@ -17,7 +17,7 @@ from .calibration import hit_probabilities, neutral_texts
 from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder
 from .nearest import NearestRows, inner_products
-from .spans import STRIDE, WINDOW, find_spans
+from .spans import STRIDE, WINDOW, check_windows, find_spans
 from .updating import Updater, UpdateReport
 from .vectors import Vectors
 
@@ -109,20 +109,11 @@ class VideoIndex:
             OSError: the model does not exist.
         """
         path = Path(directory)
-        if (path / FILE).exists():
-            raise FileExistsError(f"{path} is an index already: open it, or choose another directory.")
-        if path.exists() and any(path.iterdir()):
-            raise FileExistsError(f"{path} has other files: choose another directory for the index.")
-        if not 0 < stride <= window < float("inf"):
-            raise ValueError(
-                f"window={window} and stride={stride} must be seconds, 0 < stride <= window: with a longer stride, "
-                "parts of the videos would be left out."
-            )
+        check_new(path)
+        check_windows(window, stride)
         embedder = Embedder(model, num_frames)
         path.mkdir(parents=True, exist_ok=True)
-        neutral = embedder.texts(neutral_texts()).astype("<f4").tobytes().hex()
-        about = {**embedder.about(), "window": window, "stride": stride, "neutral": neutral}
-        Database.create(path, about).close()
+        Database.create(path, new_about(embedder, window, stride)).close()
         index = cls(path)
         index._embedder = embedder
         return index
@@ -131,6 +122,31 @@ class VideoIndex:
     def open(cls, directory: str | os.PathLike[str], model: str | None = None) -> VideoIndex:
         """Opens an index; the same as `VideoIndex(directory, model)`."""
         return cls(directory, model)
+
+    @classmethod
+    def from_embeddings(
+        cls, directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ) -> VideoIndex:
+        """
+        Makes an index from the parts of `region-learner embed`, or adds them to an index. Neither the videos nor the
+        model are read.
+
+        Args:
+            directory: an index, or where nothing or an empty directory is.
+            parts: one or several directories of parts, or their files.
+
+        Raises:
+            ValueError: parts are missing, damaged, or of another model, or other windows, than the rest or the index.
+            BlockingIOError: another process is changing the index.
+
+        Example:
+
+            index = VideoIndex.from_embeddings("videos.index", "parts")
+        """
+        from .jobs import join_parts
+
+        join_parts(directory, parts)
+        return cls(directory)
 
     def __len__(self) -> int:
         """Returns the number of videos that are searched."""
@@ -381,6 +397,20 @@ class VideoIndex:
         span = (None, None) if whole else (hit.start, hit.end)
         masks = self.embedder.regions(self.source(hit.path), *span)
         return replace(hit, regions=masks)
+
+
+def check_new(path: Path) -> None:
+    """Raises a `FileExistsError` unless an index can be made in a directory."""
+    if (path / FILE).exists():
+        raise FileExistsError(f"{path} is an index already: open it, or choose another directory.")
+    if path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"{path} has other files: choose another directory for the index.")
+
+
+def new_about(embedder: Embedder, window: float, stride: float) -> dict[str, Any]:
+    """Returns what an index is made with, as JSON has it."""
+    neutral = embedder.texts(neutral_texts()).astype("<f4").tobytes().hex()
+    return {**embedder.about(), "window": window, "stride": stride, "neutral": neutral}
 
 
 class _View:

@@ -28,6 +28,15 @@ class Plan(NamedTuple):
     duration: float
 
 
+def check_windows(window: float, stride: float) -> None:
+    """Raises a `ValueError` unless windows with these seconds cover a video."""
+    if not 0 < stride <= window < float("inf"):
+        raise ValueError(
+            f"window={window} and stride={stride} must be seconds, 0 < stride <= window: with a longer stride, "
+            "parts of the videos would be left out."
+        )
+
+
 def plan_windows(metadata: Any, processor: Any, window: float, stride: float) -> Plan:
     """
     Returns the windows of a video.
