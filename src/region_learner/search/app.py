@@ -1,0 +1,313 @@
+"""
+Searching an index in a browser, on this machine: words, a picture or a clip find spans, and a click plays them.
+
+The browser gets pictures and previews within the answers to its requests, made from videos of the index; it cannot name
+a file of this machine, only the number of a hit. What is dropped in as a query is kept in a temporary directory, which
+is removed when the app ends. Nothing is sent to, or loaded from, anywhere else.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..video_decoding_region_learner import VideoDecodeError, read_clip
+from .guard import MAX_UPLOAD, Guard
+from .page import ShownHit, environment, has_regions, matches, show_hit, span
+
+if TYPE_CHECKING:
+    import gradio
+
+MOST_HITS = 50
+_MOST_LETTERS = 1000  # of a query
+_KEPT = 3600  # seconds until an uploaded file is removed
+_PICTURES_AT_ONCE = 6
+
+
+@dataclass(frozen=True)
+class Query:
+    """
+    What is searched for.
+
+    Args:
+        label: what it is called in the answer.
+        options: the arguments of `VideoIndex.search` for it.
+        itself: the hit that others shall be like; it is not found again.
+    """
+
+    label: str
+    options: dict[str, Any]
+    itself: Any = None
+
+
+def launch(index: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False) -> None:
+    """
+    Serves the app until it is interrupted.
+
+    Args:
+        index: a `VideoIndex`.
+        host: the address to listen on. By default, only this machine can reach the app. There is no password: on
+            "0.0.0.0", everybody in the network can search and watch the videos.
+        port: by default the first free one from 7860 on.
+        open_browser: whether to open it in the browser.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the port is not free.
+
+    Example:
+
+        launch(VideoIndex.open("my-index"))
+    """
+    with serving(index, host, port, open_browser) as address:
+        print(f"The app is at {address}. Ctrl-C ends it.", flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def serving(
+    index: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
+) -> Iterator[str]:
+    """Serves the app, as `launch` does, within a `with` statement, and gives its address."""
+    gr = _gradio()
+    from starlette.middleware import Middleware
+
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="region-learner-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio puts uploads, and by default those of all apps
+        app = None
+        try:
+            app = build_app(index)
+            _, address, _ = app.launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=open_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                run_history=False,
+                num_workers=0,
+                enable_monitoring=False,
+                footer_links=[],
+                max_file_size=MAX_UPLOAD,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                css=str(_parts().style()),
+                app_kwargs={"middleware": [Middleware(Guard, folder=Path(folder), hosts=_names(host))]},
+            )
+            yield address
+        except OSError as error:
+            if port is not None and "empty port" in str(error):
+                raise OSError(f"Port {port} is not free: choose another one with --port.") from None
+            raise
+        finally:
+            if app is not None:
+                app.close(verbose=False)
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def build_app(index: Any) -> "gradio.Blocks":
+    """
+    Returns the app that searches an index; `launch` serves it.
+
+    Args:
+        index: a `VideoIndex`.
+
+    Raises:
+        ImportError: Gradio is not installed.
+    """
+    gr = _gradio()
+    answers, parts = Answers(index), _parts()
+
+    def choose(hits: Sequence[Any], event: gr.EventData) -> Any:
+        return hit_of(hits, event._data)
+
+    with gr.Blocks(title="Video search", analytics_enabled=False, delete_cache=(_KEPT // 4, _KEPT)) as app:
+        query, hits, chosen = gr.State(None), gr.State([]), gr.State(None)
+        gr.HTML(parts.heading(len(index)))
+        with gr.Row(equal_height=True):
+            words = gr.Textbox(
+                label="What happens in the video?",
+                placeholder="a dog runs on the beach",
+                max_length=_MOST_LETTERS,
+                max_lines=1,
+                submit_btn="Search",
+                autofocus=True,
+                scale=3,
+                elem_id="words",
+            )
+            file = gr.File(label="Or a picture or a clip", height=112, min_width=240, scale=1, elem_id="file")
+            _refuse_addresses(file)
+        with gr.Accordion("Filters", open=False), gr.Row():
+            within = gr.Textbox(label="Folder", placeholder="all folders", max_lines=1, max_length=_MOST_LETTERS)
+            least = gr.Slider(0, 95, 0, step=5, label="Minimum probability (percent)")
+            count = gr.Slider(1, MOST_HITS, 12, step=1, label="Maximum number of hits")
+        answer = gr.HTML(parts.answer(None, [], 0))
+        with gr.Row(elem_id="found"):
+            with gr.Column(scale=2, min_width=300, visible=False, elem_id="player") as panel:
+                player = gr.HTML(js_on_load=str(parts.player_script()))
+                with gr.Row():
+                    more = gr.Button("More like this", elem_id="more")
+                    show = gr.Checkbox(label="Show regions", visible=has_regions(index.model), elem_id="regions")
+                regions = gr.HTML()
+            with gr.Column(scale=3, min_width=300):
+                results = gr.HTML(js_on_load=str(parts.results_script()), elem_id="results")
+
+        filters = [within, least, count]
+        found = [query, hits, answer, results, panel, words, file]
+        # One event at a time, as they share the model.
+        event: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "index", "concurrency_limit": 1}
+        slow, quick = event | {"show_progress": "minimal"}, event | {"show_progress": "hidden"}
+        words.submit(answers.to_words, [words, *filters], found, show_progress_on=answer, **slow)
+        file.upload(answers.to_file, [file, *filters], found, show_progress_on=answer, **slow)
+        more.click(answers.to_more, [chosen, *filters], found, show_progress_on=answer, **slow)
+        for changed in (within.submit, least.release, count.release):
+            changed(answers.again, [query, *filters], found, show_progress_on=answer, **slow)
+        played = results.click(choose, [hits], [chosen], **quick)
+        played = played.then(answers.play, [chosen], [panel, player], show_progress_on=answer, **slow)
+        played.then(answers.draw, [chosen, show], [regions], **quick)
+        show.change(answers.draw, [chosen, show], [regions], **slow)
+    return app
+
+
+class Answers:
+    """
+    What the app answers. The methods that start with `to_` search; like `again`, they give values for the components
+    `found` of `build_app`, first with the hits alone, then with pictures.
+
+    Args:
+        index: a `VideoIndex`.
+    """
+
+    def __init__(self, index: Any):
+        self.index, self.parts, self.gr = index, _parts(), _gradio()
+
+    def to_words(self, words: str, *filters: Any) -> Iterator[tuple]:
+        if words.strip():
+            label = f"\N{LEFT DOUBLE QUOTATION MARK}{words.strip()}\N{RIGHT DOUBLE QUOTATION MARK}"
+            yield from self._search(Query(label, {"text": words.strip()}), filters, self.gr.skip(), None)
+
+    def to_file(self, file: str, *filters: Any) -> Iterator[tuple]:
+        try:
+            kind = kind_of(file)
+        except VideoDecodeError as error:
+            yield self._values(None, [], problem=str(error).replace(str(file), Path(file).name), words="")
+            return
+        yield from self._search(Query(f"the {kind} {Path(file).name}", {kind: str(file)}), filters, "", self.gr.skip())
+
+    def to_more(self, hit: Any, *filters: Any) -> Iterator[tuple]:
+        if hit is not None:
+            video = (self.index.source(hit.path), hit.start, hit.end)
+            yield from self._search(Query(f"{span(hit)} of {hit.path}", {"video": video}, hit), filters, "", None)
+
+    def again(self, query: Query | None, *filters: Any) -> Iterator[tuple]:
+        """Repeats a search, with other filters."""
+        if query is not None:
+            yield from self._search(query, filters, self.gr.skip(), self.gr.skip())
+
+    def play(self, hit: Any) -> tuple[Any, str]:
+        """Returns the panel of the player, opened, and the player of a hit."""
+        if hit is None:
+            return self.gr.skip(), self.gr.skip()
+        return self.gr.Column(visible=True), self.parts.player(show_hit(self.index, hit, with_regions=False))
+
+    def draw(self, hit: Any, wanted: bool) -> str:
+        """Returns the frames of a hit with regions over them, or nothing if they are not wanted."""
+        if hit is None or not wanted:
+            return ""
+        return self.parts.regions(show_hit(self.index, hit, with_preview=False))
+
+    def _search(self, query: Query, filters: Sequence[Any], words: Any, file: Any) -> Iterator[tuple]:
+        within, least, count = filters
+        try:
+            self.index.refresh()
+            found = self.index.search(
+                **query.options, k=int(count) + bool(query.itself), within=(within or "").strip() or None
+            )
+        except (ValueError, OSError, KeyError) as error:
+            yield self._values(query, [], problem=" ".join(str(error).split()), words=words, file=file)
+            return
+        hits = [hit for hit in found if 100 * hit.probability >= least and not _overlap(hit, query.itself)][: int(count)]
+        shown = [ShownHit(hit) for hit in hits]
+        yield self._values(query, shown, least, words=words, file=file)
+        for first in range(0, len(hits), _PICTURES_AT_ONCE):
+            some = slice(first, first + _PICTURES_AT_ONCE)
+            shown[some] = [show_hit(self.index, hit, with_preview=False, with_regions=False) for hit in hits[some]]
+            pictures = self.gr.skip()
+            yield (pictures, pictures, pictures, self.parts.results(shown), pictures, pictures, pictures)
+
+    def _values(
+        self,
+        query: Query | None,
+        shown: Sequence[ShownHit],
+        least: float = 0,
+        problem: str = "",
+        words: Any = None,
+        file: Any = None,
+    ) -> tuple:
+        hits = [shown_hit.hit for shown_hit in shown]
+        answer = self.parts.answer(query, hits, least, matches(hits), problem)
+        return query, hits, answer, self.parts.results(shown), self.gr.Column(visible=False), words, file
+
+
+# --- Parts --------------------------------------------------------------------------------------------------------
+
+
+def hit_of(hits: Sequence[Any], data: Any) -> Any:
+    """Returns the hit whose number a browser sent, or None if there is none: whatever it sent, it is not trusted."""
+    number = data.get("hit") if isinstance(data, dict) else None
+    return hits[number] if type(number) is int and 0 <= number < len(hits) else None
+
+
+def _overlap(hit: Any, other: Any) -> bool:
+    return other is not None and hit.path == other.path and hit.start < other.end and other.start < hit.end
+
+
+def kind_of(file: str) -> str:
+    """
+    Returns whether a file is an `image` or a `video`, by its content.
+
+    Raises:
+        VideoDecodeError: it is neither.
+    """
+    _, metadata = read_clip(file, lambda metadata, **_: [0])
+    return "image" if metadata.video_backend == "pillow" and metadata.total_num_frames == 1 else "video"
+
+
+def _parts() -> Any:
+    """The macros of the template."""
+    return environment().get_template("app.html.jinja").module
+
+
+def _refuse_addresses(file: Any) -> None:
+    """Keeps Gradio from fetching an address that a client sends in place of an uploaded file."""
+    move = file.async_move_resource_to_block_cache
+
+    async def move_local(path: Any) -> str | None:
+        if path is not None and not os.path.isabs(path):
+            raise ValueError("Only uploaded files are taken.")
+        return await move(path)
+
+    file.async_move_resource_to_block_cache = move_local
+
+
+def _names(host: str) -> set[str] | None:
+    """The names by which an app that listens on `host` may be addressed; None for any."""
+    local = {"localhost", "127.0.0.1", "::1"}
+    return local | {host} if host in local else None
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("The app needs Gradio: pip install 'region-learner[app]'") from error
+    return gradio
