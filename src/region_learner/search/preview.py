@@ -8,21 +8,25 @@ the frames that are shown are decoded.
 import os
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
 from ..corpora.encoding import add_video_stream
 from ..files import naming, partial_of
-from ..video_decoding_region_learner import Scale, read_clip
+from ..video_decoding_region_learner import Scale, iterate_parts, read_clip
 from ..visualization import frame_strip
 
 LONGEST_PREVIEW = 60.0  # seconds
-_MAX_RATE = 15  # frames per second: enough to see what happens, and a third of the bytes of 50
-_SLOWEST_RATE = Fraction(1, 2)  # so that a slow time-lapse still has frames to start at
-_WIDEST = 4  # times the short side
-_CRF = "27"  # quality of x264: clips of 240 lines and 20 seconds take about 0.3 MB
+_MAX_RATE = 15  # frames per second: enough to see what happens
+_MIN_RATE = Fraction(1, 2)  # so that a slow time-lapse, too, has a frame where the span begins
+_WIDEST = 4  # times the height of a strip, or the short side of a preview
+_CRF = "27"  # with 240 lines, 10 seconds take about 0.15 MB
+_FRAMES_AT_ONCE = 64
+_MICROSECOND = 1e-6
 
 
 def write_preview(
@@ -41,7 +45,7 @@ def write_preview(
 
     Args:
         source: a video as `read_clip` takes it, of any format.
-        start, end: the span in seconds.
+        start, end: the span, in seconds from the first frame.
         output: path of the MP4 file.
         context: seconds that are shown before and after the span, where the video has them.
         short_side: of the frames, in pixels. Smaller videos keep their size.
@@ -58,12 +62,27 @@ def write_preview(
 
         begin = write_preview("holidays.mkv", 42.0, 52.0, "preview.mp4")  # 5.0
     """
-    if not 0 <= start < end:
-        raise ValueError(f"A span begins at 0 or later and ends after it begins, got {start:g}-{end:g} s.")
+    if "libx264" not in av.codecs_available:
+        raise ImportError("Previews need PyAV with x264, as its wheels have it: pip install --force-reinstall av")
     grid = _Grid(start, end, context)
-    frames, _ = read_clip(source, grid.frames, Scale(lambda *size: _preview_size(*size, short_side)), exact=True)
-    with naming(output):
-        _write_mp4(frames, grid.rate, output)
+    partial = partial_of(Path(output))
+    scale = Scale(lambda height, width: _preview_size(height, width, short_side))
+    file, read = None, None
+    try:
+        with naming(output):
+            for metadata, indices, frames in iterate_parts(source, grid.select, scale, _FRAMES_AT_ONCE):
+                if metadata is not read:  # the first part, or reading has started over
+                    if file is not None:
+                        file.close()
+                    file, read = _File(partial, grid.rate, *frames.shape[1:3]), metadata
+                for index, frame in zip(indices.tolist(), frames):
+                    file.add(frame, grid.shown.count(index))
+            file.close()
+            os.replace(partial, output)
+    finally:
+        if file is not None:
+            file.close()
+        partial.unlink(missing_ok=True)
     return start - grid.begin
 
 
@@ -73,7 +92,7 @@ def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int
 
     Args:
         source: a video as `read_clip` takes it.
-        start, end: the span in seconds.
+        start, end: the span, in seconds from the first frame.
         frames: how many.
         height: of the strip in pixels.
 
@@ -81,71 +100,62 @@ def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int
         VideoDecodeError: the video cannot be read.
         ValueError: the span is empty, or begins after the end of the video.
     """
-    clip, _ = read_clip(source, middles_of(start, end, frames), Scale(lambda *size: _strip_size(*size, height)))
-    return frame_strip([_on_black(Image.fromarray(frame), height) for frame in clip], height)
-
-
-def middles_of(start: float, end: float, count: int) -> Callable[..., list[int]]:
-    """
-    Returns a function that selects, as `read_clip` calls it, the frames that are shown in the middle of each of
-    `count` equal parts of a span.
-    """
 
     def select(metadata: Any, **_: Any) -> list[int]:
-        step = (end - start) / count
-        return _frames_at(metadata, start + step * (np.arange(count) + 0.5), start)
+        middles = start + (np.arange(frames) + 0.5) * ((end - start) / frames)
+        return _frames_at(metadata, middles, start)
 
-    return select
+    _check_span(start, end)
+    clip, _ = read_clip(source, select, Scale(lambda *size: _strip_size(*size, height)))
+    return frame_strip([_on_black(Image.fromarray(frame), height) for frame in clip], height)
 
 
 class _Grid:
     """
-    The times of the frames of a preview: evenly spaced, from `context` before the span until `context` after it.
+    The times of the frames of a preview, which are evenly spaced, whatever those of the video are.
 
     Attributes:
-        begin: seconds from the start of the video to the first frame of the preview.
+        begin: seconds from the first frame of the video to that of the preview.
         rate: frames per second.
+        shown: indices of the frames that are shown, one for each time, in order.
     """
 
     def __init__(self, start: float, end: float, context: float):
-        self.start, self.end, self.context = start, end, context
-        self.begin, self.rate = start, Fraction(_MAX_RATE)
+        _check_span(start, end)
+        self.start, self.stop, self.begin = start, end + context, max(0.0, start - context)
+        self.rate, self.shown = Fraction(_MAX_RATE), list[int]()
 
-    def frames(self, metadata: Any, **_: Any) -> list[int]:
-        """Selects the frame that is shown at each time of the grid."""
-        fps = metadata.fps or _MAX_RATE
-        slower = int(np.ceil(fps / _MAX_RATE - 0.01))  # a whole number, so that movements stay smooth
-        self.rate = max(Fraction(fps / max(slower, 1)).limit_denominator(1001), _SLOWEST_RATE)
-        self.begin = max(0.0, self.start - self.context)
-        length = min(self.end + self.context, _duration(metadata)) - self.begin
-        count = max(1, round(min(length, LONGEST_PREVIEW) * self.rate))
-        return _frames_at(metadata, self.begin + np.arange(count) / float(self.rate), self.start)
+    def select(self, metadata: Any, **_: Any) -> list[int]:
+        interval = metadata.frame_interval or 1 / _MAX_RATE
+        one_of = max(1, round(1 / (interval * _MAX_RATE) + 0.49))  # a whole number, so that movements stay smooth
+        self.rate = max(_MIN_RATE, Fraction(1 / (interval * one_of)).limit_denominator(1001))
+        length = min(self.stop, _end(metadata)) - self.begin
+        times = self.begin + np.arange(max(1, round(min(length, LONGEST_PREVIEW) * self.rate))) / float(self.rate)
+        self.shown = _frames_at(metadata, times, self.start)
+        return self.shown
+
+
+def _check_span(start: float, end: float) -> None:
+    if not 0 <= start < end < float("inf"):
+        raise ValueError(f"A span begins at 0 s or later and ends after it begins, got {start:g}-{end:g} s.")
 
 
 def _frames_at(metadata: Any, times: np.ndarray, start: float) -> list[int]:
     """Returns the indices of the frames that are shown at `times`: the last ones with a time stamp at or before."""
-    shown = _times(metadata)
-    if start >= _duration(metadata):
+    if start >= _end(metadata):
         raise ValueError(
-            f"the span begins at {start:g} s, but the video ends at {_duration(metadata):g} s: if the file has "
-            "changed, run `region-learner index` again."
+            f"The span begins at {start:g} s, but the video ends at {_end(metadata):g} s. If the file has changed, "
+            "`region-learner index` brings the index up to date."
         )
-    indices = np.searchsorted(shown, times + 1e-6, side="right") - 1
-    return [int(index) for index in indices.clip(0, len(shown) - 1)]
+    return (_times(metadata).searchsorted(times + _MICROSECOND, "right") - 1).tolist()
 
 
 def _times(metadata: Any) -> np.ndarray:
-    """Time stamps of the frames in seconds."""
-    times = getattr(metadata, "times", None)
-    if times is None:
-        times = np.arange(metadata.total_num_frames) / (metadata.fps or _MAX_RATE)
-    return np.asarray(times)
+    return np.arange(metadata.total_num_frames) / _MAX_RATE if metadata.times is None else metadata.times
 
 
-def _duration(metadata: Any) -> float:
-    """Seconds until the last frame ends. A file may state a duration that its frames do not reach."""
-    last = float(_times(metadata)[-1])
-    return max(last + 1 / (metadata.fps or _MAX_RATE), min(metadata.duration or 0.0, last + 1))
+def _end(metadata: Any) -> float:
+    return float(metadata.end or metadata.total_num_frames / _MAX_RATE)
 
 
 # --- Sizes --------------------------------------------------------------------------------------------------------
@@ -174,24 +184,23 @@ def _on_black(image: Image.Image, height: int) -> Image.Image:
 # --- Files --------------------------------------------------------------------------------------------------------
 
 
-def _write_mp4(frames: np.ndarray, rate: Fraction, output: str | os.PathLike[str]) -> None:
-    """Writes frames, uint8 (T, H, W, 3), with the index in front, so that browsers play before they have it all."""
-    import av
+class _File:
+    """An MP4 file with one H.264 stream, whose tables come first, so that browsers play before they have it all."""
 
-    if "libx264" not in av.codecs_available:
-        raise ImportError("Previews need PyAV with x264, which browsers play: pip install --force-reinstall av")
-    from pathlib import Path
+    def __init__(self, path: Path, rate: Fraction, height: int, width: int):
+        self.container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        options = {"crf": _CRF, "preset": "veryfast", "g": str(max(1, round(2 * rate)))}
+        self.stream = add_video_stream(self.container, "libx264", rate, options)
+        self.stream.height, self.stream.width, self.stream.pix_fmt = height, width, "yuv420p"
+        self.is_open = True
 
-    partial = partial_of(Path(output))
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            options = {"crf": _CRF, "preset": "veryfast", "g": str(max(1, round(2 * rate)))}
-            stream = add_video_stream(container, "libx264", rate, options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    def add(self, frame: np.ndarray, count: int) -> None:
+        """Adds a frame, uint8 (H, W, 3), that is shown for `count` times of the grid."""
+        for _ in range(count):
+            self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.container.mux(self.stream.encode())
+            self.container.close()
