@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,20 +9,11 @@ from typing import Any
 import numpy as np
 
 from region_learner.corpora.encoding import write_video
+from region_learner.search import Hit
 from region_learner.video_decoding_region_learner import read_clip
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 220, 20)}
 FPS = 10
-
-
-@dataclass(frozen=True)
-class Hit:
-    path: str
-    start: float
-    end: float
-    score: float
-    probability: float
-    regions: Any = None
 
 
 def write_colors(path: Path, *names: str, seconds: float = 4.0, size: tuple[int, int] = (48, 64)) -> Path:
@@ -51,38 +41,41 @@ class FakeIndex:
         self.folder, self.spans = Path(folder), dict(spans)
         self.model = model or SimpleNamespace(config=SimpleNamespace(video_config=SimpleNamespace(num_regions=0)))
         self.processor = processor
-        self.refreshed = 0
         self.searches: list[dict] = []
 
     def __len__(self) -> int:
         return len(self.spans)
 
-    def refresh(self) -> None:
-        self.refreshed += 1
+    def paths(self) -> list[str]:
+        return sorted(self.spans)
+
+    def span_of(self, hit: Hit) -> dict:
+        return {"start": hit.start, "end": hit.end}
 
     def source(self, path: str) -> str:
         if path not in self.spans:
             raise KeyError(f"{path} is not in the index.")
         return str(self.folder / path)
 
-    def search(self, text=None, image=None, video=None, k=10, within=None, min_score=None) -> list[Hit]:
+    def search(
+        self, text=None, image=None, video=None, k=10, within=None, min_probability=0.0, regions=False
+    ) -> list[Hit]:
         self.searches.append({"text": text, "image": image, "video": video, "k": k, "within": within})
         if sum(given is not None for given in (text, image, video)) != 1:
             raise ValueError("Give one of text, image and video.")
         if text is not None:
             wanted = np.array(COLORS.get(text, (128, 128, 128)), float)
         else:
-            source, start, end = (image, 0, math.inf) if image is not None else (video + (0, math.inf))[:3] if isinstance(
-                video, tuple
-            ) else (video, 0, math.inf)
-            wanted = self._mean_color(source, start, end)
+            source, *span = video if isinstance(video, tuple) else (image or video,)
+            wanted = self._mean_color(source, *span or (0.0, math.inf))
         hits = []
         for path, spans in self.spans.items():
             if within is not None and not path.startswith(within):
                 continue
             for start, end in spans:
                 nearness = 1 - np.abs(self._mean_color(self.source(path), start, end) - wanted).max() / 255
-                hits.append(Hit(path, start, end, round(nearness, 3), 0.95 if nearness > 0.8 else 0.05))
+                hits.append(Hit(path, start, end, round(float(nearness), 3), 0.95 if nearness > 0.8 else 0.05))
+        hits = [hit for hit in hits if hit.probability >= min_probability]
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
     @staticmethod

@@ -142,12 +142,6 @@ def test_again_repeats_the_query_with_other_filters(index):
     assert list(Answers(index).again(None, *NO_FILTERS)) == []
 
 
-def test_every_search_sees_what_the_index_has_now(index, monkeypatch):
-    before = index.refreshed
-    last(Answers(index).to_words("red", *NO_FILTERS))
-    assert index.refreshed == before + 1
-
-
 def test_errors_are_answers(index, monkeypatch):
     def refuse(**_):
         raise ValueError("no folder <trips>\nin the index")

@@ -9,6 +9,7 @@ is removed when the app ends. Nothing is sent to, or loaded from, anywhere else.
 import os
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..video_decoding_region_learner import VideoDecodeError, read_clip
 from .guard import MAX_UPLOAD, Guard
-from .page import ShownHit, environment, has_regions, matches, show_hit, span
+from .index import LIKELY, Hit, VideoIndex
+from .page import ShownHit, environment, message_of, readable, show_hit, span
 
 if TYPE_CHECKING:
     import gradio
@@ -26,6 +28,9 @@ MOST_HITS = 50
 _MOST_LETTERS = 1000  # of a query
 _KEPT = 3600  # seconds until an uploaded file is removed
 _PICTURES_AT_ONCE = 6
+_MOST_FOLDERS = 500  # to choose from
+# What may happen to a video since it was indexed, or to the index; and wrong queries.
+_UNREADABLE = (ValueError, OSError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,10 @@ class Query:
 
     label: str
     options: dict[str, Any]
-    itself: Any = None
+    itself: Hit | None = None
 
 
-def launch(index: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False) -> None:
+def launch(index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False) -> None:
     """
     Serves the app until it is interrupted.
 
@@ -70,7 +75,7 @@ def launch(index: Any, host: str = "127.0.0.1", port: int | None = None, open_br
 
 @contextmanager
 def serving(
-    index: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
+    index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
 ) -> Iterator[str]:
     """Serves the app, as `launch` does, within a `with` statement, and gives its address."""
     gr = _gradio()
@@ -114,7 +119,7 @@ def serving(
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def build_app(index: Any) -> "gradio.Blocks":
+def build_app(index: VideoIndex) -> "gradio.Blocks":
     """
     Returns the app that searches an index; `launch` serves it.
 
@@ -127,12 +132,12 @@ def build_app(index: Any) -> "gradio.Blocks":
     gr = _gradio()
     answers, parts = Answers(index), _parts()
 
-    def choose(hits: Sequence[Any], event: gr.EventData) -> Any:
+    def choose(hits: Sequence[Hit], event: gr.EventData) -> Any:
         return hit_of(hits, event._data)
 
     with gr.Blocks(title="Video search", analytics_enabled=False, delete_cache=(_KEPT // 4, _KEPT)) as app:
         query, hits, chosen = gr.State(None), gr.State([]), gr.State(None)
-        gr.HTML(parts.heading(len(index)))
+        heading = gr.HTML(answers.heading())
         with gr.Row(equal_height=True):
             words = gr.Textbox(
                 label="What happens in the video?",
@@ -147,16 +152,18 @@ def build_app(index: Any) -> "gradio.Blocks":
             file = gr.File(label="Or a picture or a clip", height=112, min_width=240, scale=1, elem_id="file")
             _refuse_addresses(file)
         with gr.Accordion("Filters", open=False), gr.Row():
-            within = gr.Textbox(label="Folder", placeholder="all folders", max_lines=1, max_length=_MOST_LETTERS)
+            within = gr.Dropdown(
+                folders_of(index), label="Folder or video (all, if empty)", value=None, allow_custom_value=True
+            )
             least = gr.Slider(0, 95, 0, step=5, label="Minimum probability (percent)")
             count = gr.Slider(1, MOST_HITS, 12, step=1, label="Maximum number of hits")
-        answer = gr.HTML(parts.answer(None, [], 0))
+        answer = gr.HTML(parts.answer(None, []))
         with gr.Row(elem_id="found"):
             with gr.Column(scale=2, min_width=300, visible=False, elem_id="player") as panel:
                 player = gr.HTML(js_on_load=str(parts.player_script()))
                 with gr.Row():
                     more = gr.Button("More like this", elem_id="more")
-                    show = gr.Checkbox(label="Show regions", visible=has_regions(index.model), elem_id="regions")
+                    show = gr.Checkbox(label="Show regions", visible=bool(index.model.config.video_config.num_regions), elem_id="regions")
                 regions = gr.HTML()
             with gr.Column(scale=3, min_width=300):
                 results = gr.HTML(js_on_load=str(parts.results_script()), elem_id="results")
@@ -166,10 +173,11 @@ def build_app(index: Any) -> "gradio.Blocks":
         # One event at a time, as they share the model.
         event: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "index", "concurrency_limit": 1}
         slow, quick = event | {"show_progress": "minimal"}, event | {"show_progress": "hidden"}
+        app.load(answers.heading, None, [heading], **quick)  # whenever a browser opens it
         words.submit(answers.to_words, [words, *filters], found, show_progress_on=answer, **slow)
         file.upload(answers.to_file, [file, *filters], found, show_progress_on=answer, **slow)
         more.click(answers.to_more, [chosen, *filters], found, show_progress_on=answer, **slow)
-        for changed in (within.submit, least.release, count.release):
+        for changed in (within.input, least.release, count.release):
             changed(answers.again, [query, *filters], found, show_progress_on=answer, **slow)
         played = results.click(choose, [hits], [chosen], **quick)
         played = played.then(answers.play, [chosen], [panel, player], show_progress_on=answer, **slow)
@@ -187,8 +195,13 @@ class Answers:
         index: a `VideoIndex`.
     """
 
-    def __init__(self, index: Any):
+    def __init__(self, index: VideoIndex):
         self.index, self.parts, self.gr = index, _parts(), _gradio()
+        self.lock = threading.Lock()  # Gradio calls from many threads, and an index serves one at a time
+
+    def heading(self) -> str:
+        with self.lock:
+            return self.parts.heading(len(self.index))
 
     def to_words(self, words: str, *filters: Any) -> Iterator[tuple]:
         if words.strip():
@@ -199,75 +212,90 @@ class Answers:
         try:
             kind = kind_of(file)
         except VideoDecodeError as error:
-            yield self._values(None, [], problem=str(error).replace(str(file), Path(file).name), words="")
+            problem = message_of(error).replace(readable(str(file)), Path(file).name)
+            yield self._values(None, [], problem=problem, words="", file=self.gr.skip())
             return
         yield from self._search(Query(f"the {kind} {Path(file).name}", {kind: str(file)}), filters, "", self.gr.skip())
 
-    def to_more(self, hit: Any, *filters: Any) -> Iterator[tuple]:
-        if hit is not None:
-            video = (self.index.source(hit.path), hit.start, hit.end)
-            yield from self._search(Query(f"{span(hit)} of {hit.path}", {"video": video}, hit), filters, "", None)
+    def to_more(self, hit: Hit | None, *filters: Any) -> Iterator[tuple]:
+        if hit is None:
+            return
+        try:
+            with self.lock:
+                video = (self.index.source(hit.path), *self.index.span_of(hit).values())
+        except _UNREADABLE as error:
+            yield self._values(None, [], problem=message_of(error), words="", file=None)
+            return
+        yield from self._search(Query(f"{span(hit)} of {readable(hit.path)}", {"video": video}, hit), filters, "", None)
 
     def again(self, query: Query | None, *filters: Any) -> Iterator[tuple]:
         """Repeats a search, with other filters."""
         if query is not None:
             yield from self._search(query, filters, self.gr.skip(), self.gr.skip())
 
-    def play(self, hit: Any) -> tuple[Any, str]:
+    def play(self, hit: Hit | None) -> tuple[Any, Any]:
         """Returns the panel of the player, opened, and the player of a hit."""
         if hit is None:
             return self.gr.skip(), self.gr.skip()
-        return self.gr.Column(visible=True), self.parts.player(show_hit(self.index, hit, with_regions=False))
+        with self.lock:
+            return self.gr.Column(visible=True), self.parts.player(show_hit(self.index, hit))
 
-    def draw(self, hit: Any, wanted: bool) -> str:
+    def draw(self, hit: Hit | None, wanted: bool) -> str:
         """Returns the frames of a hit with regions over them, or nothing if they are not wanted."""
         if hit is None or not wanted:
             return ""
-        return self.parts.regions(show_hit(self.index, hit, with_preview=False))
+        with self.lock:
+            try:
+                hit = self.index.with_regions(hit)
+            except _UNREADABLE as error:
+                return self.parts.regions(ShownHit(hit, problem=message_of(error)))
+            return self.parts.regions(show_hit(self.index, hit, with_preview=False))
 
     def _search(self, query: Query, filters: Sequence[Any], words: Any, file: Any) -> Iterator[tuple]:
         within, least, count = filters
+        count = min(max(1, int(count)), MOST_HITS)
+        options = {"k": count + (query.itself is not None), "within": within or None, "min_probability": least / 100}
         try:
-            self.index.refresh()
-            found = self.index.search(
-                **query.options, k=int(count) + bool(query.itself), within=(within or "").strip() or None
-            )
-        except (ValueError, OSError, KeyError) as error:
-            yield self._values(query, [], problem=" ".join(str(error).split()), words=words, file=file)
+            with self.lock:
+                found = self.index.search(**query.options, **options)
+        except _UNREADABLE as error:
+            yield self._values(query, [], problem=message_of(error), words=words, file=file)
             return
-        hits = [hit for hit in found if 100 * hit.probability >= least and not _overlap(hit, query.itself)][: int(count)]
+        hits = [hit for hit in found if not _overlap(hit, query.itself)][:count]
         shown = [ShownHit(hit) for hit in hits]
         yield self._values(query, shown, least, words=words, file=file)
         for first in range(0, len(hits), _PICTURES_AT_ONCE):
             some = slice(first, first + _PICTURES_AT_ONCE)
-            shown[some] = [show_hit(self.index, hit, with_preview=False, with_regions=False) for hit in hits[some]]
-            pictures = self.gr.skip()
-            yield (pictures, pictures, pictures, self.parts.results(shown), pictures, pictures, pictures)
+            with self.lock:
+                shown[some] = [show_hit(self.index, hit, with_preview=False) for hit in hits[some]]
+            same = self.gr.skip()
+            yield same, same, same, self.parts.results(shown), same, same, same
 
     def _values(
-        self,
-        query: Query | None,
-        shown: Sequence[ShownHit],
-        least: float = 0,
-        problem: str = "",
-        words: Any = None,
-        file: Any = None,
+        self, query: Query | None, shown: Sequence[ShownHit], least: float = 0, problem: str = "", **inputs: Any
     ) -> tuple:
-        hits = [shown_hit.hit for shown_hit in shown]
-        answer = self.parts.answer(query, hits, least, matches(hits), problem)
-        return query, hits, answer, self.parts.results(shown), self.gr.Column(visible=False), words, file
+        hits = [one.hit for one in shown]
+        answer = self.parts.answer(query, hits, least, problem, LIKELY)
+        panel = self.gr.Column(visible=False)
+        return query, hits, answer, self.parts.results(shown), panel, inputs["words"], inputs["file"]
 
 
 # --- Parts --------------------------------------------------------------------------------------------------------
 
 
-def hit_of(hits: Sequence[Any], data: Any) -> Any:
+def folders_of(index: VideoIndex) -> list[str]:
+    """Returns the folders and shards of the videos of an index, those with the most videos if there are too many."""
+    counts = Counter(os.path.dirname(path) for path in index.paths())
+    return sorted(readable(folder) for folder, _ in counts.most_common(_MOST_FOLDERS))
+
+
+def hit_of(hits: Sequence[Hit], data: Any) -> Any:
     """Returns the hit whose number a browser sent, or None if there is none: whatever it sent, it is not trusted."""
     number = data.get("hit") if isinstance(data, dict) else None
     return hits[number] if type(number) is int and 0 <= number < len(hits) else None
 
 
-def _overlap(hit: Any, other: Any) -> bool:
+def _overlap(hit: Hit, other: Hit | None) -> bool:
     return other is not None and hit.path == other.path and hit.start < other.end and other.start < hit.end
 
 

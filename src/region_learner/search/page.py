@@ -7,33 +7,28 @@ its hash. Paths and queries may come from strangers; the template escapes all of
 
 import base64
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 
+from ..corpora.base import CorpusError
 from ..files import write_text
-from ..inference import evaluation_mode
-from ..video_decoding_region_learner import Scale, VideoDecodeError, read_clip
-from ..visualization import draw_regions, frame_strip, frames_of_height, region_colors
+from ..video_decoding_region_learner import VideoDecodeError
+from ..visualization import draw_regions, frame_strip, frames_from_pixel_values
 from ..visualization.page import html_environment
-from .preview import middles_of, strip_of, write_preview
+from .index import LIKELY, Hit, VideoIndex
+from .preview import strip_of, write_preview
+from .spans import clock
 
 STRIP_FRAMES = 4
 STRIP_HEIGHT = 112  # pixels
-# Below this probability of the best hit, the answer is that nothing matches.
-NOTHING_MATCHES = 0.3
-_LIKELY = 0.7
-# The most previews of a page, with about 0.2 MB each.
-_PREVIEWS = 100
-# Frames for the model are decoded with at most this short side, as those of a long 4K clip would not fit into memory.
-_SHORT_SIDE = 512
+_PREVIEWS = 100  # of a page, at most; each takes about 0.2 MB
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class ShownHit:
         problem: why something is missing, in one sentence.
     """
 
-    hit: Any
+    hit: Hit
     strip: Image.Image | None = None
     regions: Image.Image | None = None
     preview: str = ""
@@ -58,12 +53,12 @@ class ShownHit:
     problem: str = ""
 
 
-def write_search_page(path: str | os.PathLike[str], index: Any, results: Sequence[tuple[str, Sequence[Any]]]) -> Path:
+def write_search_page(path: str | os.PathLike[str], index: VideoIndex, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
     """
     Writes what queries found as one HTML file, atomically, and returns its path. Missing directories are created.
 
     Every hit has frames of its span, its probability, and a preview that plays the span. Videos that cannot be read
-    any more are named as such. If the model has regions, they are drawn over the frames.
+    any more are named as such. The regions of a hit, if it has any, are drawn over its frames.
 
     Args:
         path: of the HTML file.
@@ -75,43 +70,42 @@ def write_search_page(path: str | os.PathLike[str], index: Any, results: Sequenc
 
     Example:
 
-        write_search_page("found.html", index, [(words, index.search(words)) for words in ("a dog", "rain")])
+        write_search_page("found.html", index, [(words, index.search(words, regions=True)) for words in ("a dog", "rain")])
     """
     path = Path(path)
-    shown: dict[Any, ShownHit] = {}  # a span that several queries find is decoded once
-    queries = []
+    previews: dict[tuple, ShownHit] = {}  # of spans, which several queries may find
+    queries: list[tuple[str, list[ShownHit]]] = []
     for query, hits in results:
+        queries.append((query, []))
         for hit in hits:
-            if hit not in shown:
-                shown[hit] = show_hit(index, hit, with_preview=len(shown) < _PREVIEWS)
-        queries.append((query, [shown[hit] for hit in hits]))
+            key = hit.path, hit.start, hit.end
+            shown = show_hit(index, hit, with_preview=key not in previews and len(previews) < _PREVIEWS)
+            known = previews.setdefault(key, shown) if shown.preview or key in previews else shown
+            queries[-1][1].append(replace(shown, preview=known.preview, begin=known.begin, stop=known.stop))
     text = _render(queries)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
 
 
-def show_hit(index: Any, hit: Any, with_preview: bool = True, with_regions: bool = True) -> ShownHit:
+def show_hit(index: VideoIndex, hit: Hit, with_preview: bool = True) -> ShownHit:
     """
     Decodes what is shown of a hit of an index.
 
     Args:
-        index: a `VideoIndex`.
-        hit: one of its hits.
+        index: the index.
+        hit: one of its hits, with `regions` if they shall be drawn.
         with_preview: whether to encode a preview.
-        with_regions: whether to draw regions, where the model has them.
     """
     try:
         source = index.source(hit.path)
-        strips = region_strips(index, source, hit) if with_regions else None
-        strip, regions = strips or (strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), None)
+        strip, regions = _strips(index, source, hit)
         if not with_preview:
-            return ShownHit(hit, strip, regions, problem=f"Only the first {_PREVIEWS} hits of a page have a preview.")
+            return ShownHit(hit, strip, regions)
         preview, begin = preview_uri(source, hit.start, hit.end)
         return ShownHit(hit, strip, regions, preview, begin, begin + hit.end - hit.start)
-    except (VideoDecodeError, OSError, KeyError, ValueError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        return ShownHit(hit, problem=f"This video cannot be shown: {message}")
+    except (VideoDecodeError, CorpusError, OSError, KeyError, ValueError) as error:
+        return ShownHit(hit, problem=f"This video cannot be shown: {message_of(error)}")
 
 
 def preview_uri(source: Any, start: float, end: float) -> tuple[str, float]:
@@ -122,50 +116,21 @@ def preview_uri(source: Any, start: float, end: float) -> tuple[str, float]:
         return "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode("ascii"), begin
 
 
-def has_regions(model: Any) -> bool:
-    """Returns whether a model has regions that can be drawn."""
-    return bool(getattr(model.config.video_config, "num_regions", 0))
-
-
-def region_strips(index: Any, source: Any, hit: Any) -> tuple[Image.Image, Image.Image] | None:
-    """
-    Returns frames of a hit side by side, and the same ones with all regions of the model over them; None if the model
-    of the index has no regions.
-    """
-    if not has_regions(index.model):
-        return None
-    model, video_processor = index.model, getattr(index.processor, "video_processor", index.processor)
-    count = model.config.video_config.num_frames
-    clip, _ = read_clip(source, middles_of(hit.start, hit.end, count), Scale(_size_for_model))
-    pixel_values = video_processor([list(clip)], return_tensors="pt")["pixel_values_videos"]
-    with evaluation_mode(model):
-        masks = model.video_model(pixel_values.to(model.device)).region_masks[0]
-    frames = frames_of_height(video_processor, list(clip), STRIP_HEIGHT, pixel_values.shape[-2])
-    drawn = draw_regions(frames, masks.float())
-    chosen = [(2 * part + 1) * count // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)]
-    chosen = sorted(set(chosen))
-    return (
-        frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT),
-        frame_strip([drawn[index] for index in chosen], STRIP_HEIGHT),
-    )
-
-
-def _size_for_model(height: int, width: int) -> tuple[int, int]:
-    scale = min(1.0, _SHORT_SIDE / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Image.Image | None]:
+    """Returns frames of a hit side by side, and the same ones with its regions over them, if it has any."""
+    if hit.regions is None:
+        return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), None
+    clip = index.processor(videos=[source], **index.span_of(hit), do_normalize=False)["pixel_values_videos"][0]
+    frames = frames_from_pixel_values(clip, mean=[0, 0, 0], std=[1, 1, 1])
+    chosen = sorted({(2 * part + 1) * len(frames) // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)})
+    drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
+    return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(drawn, STRIP_HEIGHT)
 
 
 # --- Words --------------------------------------------------------------------------------------------------------
 
 
-def clock(seconds: float) -> str:
-    """Returns a time as minutes and seconds, `00:42`, with hours from one hour on, `1:00:42`."""
-    whole = math.floor(seconds + 1e-6)
-    minutes = f"{whole // 60 % 60:02d}:{whole % 60:02d}"
-    return f"{whole // 3600}:{minutes}" if whole >= 3600 else minutes
-
-
-def span(hit: Any) -> str:
+def span(hit: Hit) -> str:
     """Returns the times of a hit, such as `00:42–00:52`."""
     return f"{clock(hit.start)}\N{EN DASH}{clock(hit.end)}"
 
@@ -174,17 +139,23 @@ def percent(probability: float) -> str:
     """Returns a probability in whole percent, and never claims certainty."""
     if probability < 0.01:
         return "under 1%"
-    return "over 99%" if probability > 0.99 else f"{round(100 * probability)}%"
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
 def likelihood(probability: float) -> str:
-    """Returns a probability in words: `likely`, `possible` or `unlikely`."""
-    return "likely" if probability >= _LIKELY else "possible" if probability >= NOTHING_MATCHES else "unlikely"
+    """Returns a probability in a word: `likely` or `unlikely`."""
+    return "likely" if probability >= LIKELY else "unlikely"
 
 
-def matches(hits: Sequence[Any]) -> bool:
-    """Returns whether any hit is at all probable. If not, the answer to the query is that nothing matches."""
-    return any(hit.probability >= NOTHING_MATCHES for hit in hits)
+def readable(path: str) -> str:
+    """Returns a path with escapes in place of characters that are not printable, or that UTF-8 cannot encode."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
+def message_of(error: Exception) -> str:
+    """Returns the message of an error in one line."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error  # `str` would add quotes
+    return readable(" ".join(str(message).split()))
 
 
 # --- HTML ---------------------------------------------------------------------------------------------------------
@@ -193,25 +164,26 @@ def matches(hits: Sequence[Any]) -> bool:
 def environment() -> Any:
     """Returns the Jinja environment of the templates of this package."""
     made = html_environment(__package__)
-    made.filters |= {"span": span, "percent": percent, "likelihood": likelihood, "sha256": _sha256}
-    made.filters |= {"folder": _folder, "name": lambda path: PurePosixPath(path).name}
-    made.tests["matching"] = matches
+    made.filters |= {"span": span, "percent": percent, "likelihood": likelihood, "readable": readable}
+    made.filters |= {"folder": _folder, "name": _name, "sha256": _sha256}
     return made
+
+
+def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
+    template = environment().get_template("search_page.html.jinja")
+    has_regions = any(shown.regions for _, hits in queries for shown in hits)
+    return template.render(queries=queries, has_regions=has_regions, likely=LIKELY, most_previews=_PREVIEWS)
 
 
 def _folder(path: str) -> str:
     """The path up to its last name, with the slash."""
-    return path[: len(path) - len(PurePosixPath(path).name)] if PurePosixPath(path).name else path
+    return readable(path[: path.rfind("/") + 1])
+
+
+def _name(path: str) -> str:
+    return readable(path[path.rfind("/") + 1 :])
 
 
 def _sha256(script: str) -> str:
     """How a content security policy names a script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
-    regions = any(shown.regions for _, hits in queries for shown in hits)
-    return environment().get_template("search_page.html.jinja").render(
-        queries=[(query, hits, matches([shown.hit for shown in hits])) for query, hits in queries],
-        has_regions=regions,
-    )

@@ -5,8 +5,8 @@ A preview is H.264 in an MP4 file, which every browser plays, whatever the forma
 the frames that are shown are decoded.
 """
 
+import math
 import os
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def write_preview(
     file, read = None, None
     try:
         with naming(output):
+            partial.touch()  # unlike those of FFmpeg, errors of Python name the file
             for metadata, indices, frames in iterate_parts(source, grid.select, scale, _FRAMES_AT_ONCE):
                 if metadata is not read:  # the first part, or reading has started over
                     if file is not None:
@@ -127,7 +128,8 @@ class _Grid:
 
     def select(self, metadata: Any, **_: Any) -> list[int]:
         interval = metadata.frame_interval or 1 / _MAX_RATE
-        one_of = max(1, round(1 / (interval * _MAX_RATE) + 0.49))  # a whole number, so that movements stay smooth
+        # Every so many frames, a whole number, so that movements stay smooth. (Time stamps are rounded.)
+        one_of = max(1, math.ceil(1 / (interval * _MAX_RATE) - 0.05))
         self.rate = max(_MIN_RATE, Fraction(1 / (interval * one_of)).limit_denominator(1001))
         length = min(self.stop, _end(metadata)) - self.begin
         times = self.begin + np.arange(max(1, round(min(length, LONGEST_PREVIEW) * self.rate))) / float(self.rate)
@@ -144,7 +146,7 @@ def _frames_at(metadata: Any, times: np.ndarray, start: float) -> list[int]:
     """Returns the indices of the frames that are shown at `times`: the last ones with a time stamp at or before."""
     if start >= _end(metadata):
         raise ValueError(
-            f"The span begins at {start:g} s, but the video ends at {_end(metadata):g} s. If the file has changed, "
+            f"the span begins at {start:g} s, but the video ends at {_end(metadata):g} s. If the file has changed, "
             "`region-learner index` brings the index up to date."
         )
     return (_times(metadata).searchsorted(times + _MICROSECOND, "right") - 1).tolist()
