@@ -37,7 +37,9 @@ class FakeIndex:
         spans: by path within the folder, the spans that can be found.
     """
 
-    def __init__(self, folder: Path, spans: Mapping[str, list[tuple[float, float]]], model: Any = None, processor=None):
+    def __init__(
+        self, folder: Path, spans: Mapping[str, list[tuple[float, float]]], model: Any = None, processor=None
+    ):
         self.folder, self.spans = Path(folder), dict(spans)
         self.model = model or SimpleNamespace(config=SimpleNamespace(video_config=SimpleNamespace(num_regions=0)))
         self.processor = processor

@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,8 +17,8 @@ httpx = pytest.importorskip("httpx")
 from region_learner.search import guard  # noqa: E402
 from region_learner.search.app import Answers, Query, build_app, hit_of, kind_of, serving  # noqa: E402
 
-# Gradio's count of requests, which nothing here reads, uses a deprecated option of pandas.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting:DeprecationWarning")
+# Gradio counts requests, which nothing here reads, with deprecated options of pandas.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
 
 NO_FILTERS = ("", 0, 12)
 
@@ -52,12 +51,12 @@ def last(values) -> tuple:
 
 
 def test_words_find_spans(index):
-    query, hits, answer, results, panel, words, file = last(Answers(index).to_words(" blue ", *NO_FILTERS))
+    query, hits, answer, results, panel, _, file = last(Answers(index).to_words(" blue ", *NO_FILTERS))
     assert query == Query("“blue”", {"text": "blue"})
     assert (hits[0].path, hits[0].start, hits[0].end) == ("trips/red then blue.mp4", 4.0, 8.0)
     assert "3 spans for “blue”" in answer
     assert results.count("<button") == results.count("<img") == 3
-    assert results.index("00:04–00:08") < results.index("00:00–00:04")
+    assert results.index("00:04-00:08") < results.index("00:00-00:04")
     assert "likely, 95%" in results
     assert "unlikely, 5%" in results
     assert not panel.visible
@@ -126,12 +125,12 @@ def test_kind_of(picture, tmp_path):
 def test_more_like_this(index):
     answers = Answers(index)
     hit = last(answers.to_words("red", *NO_FILTERS))[1][0]
-    query, hits, answer, *_ = last(answers.to_more(hit, *NO_FILTERS))
+    _, hits, answer, *_ = last(answers.to_more(hit, *NO_FILTERS))
     assert index.searches[-1]["video"] == (index.source(hit.path), 0.0, 4.0)
     assert index.searches[-1]["k"] == 13
     assert len(hits) == 2
     assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # it is not like itself
-    assert "Nothing in this index matches 00:00–00:04 of trips/red then blue.mp4" in answer
+    assert "Nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
     assert list(answers.to_more(None, *NO_FILTERS)) == []
 
 
@@ -268,7 +267,9 @@ def test_files_of_this_machine_are_not_served(client, index, tmp_path, prefix):
         assert answer.text in ("Not found.", "")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "{video}", "pyproject.toml", "http://127.0.0.1:{port}/", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "{video}", "pyproject.toml", "http://127.0.0.1:{port}/", "file:///etc/passwd"]
+)
 @pytest.mark.parametrize("function", ["to_file"])
 def test_only_uploads_are_queries(client, index, address, path, function):
     searches = len(index.searches)
@@ -350,7 +351,8 @@ def test_temporary_files_are_removed(index, monkeypatch, picture):
 
 def test_a_port_that_is_taken(index, address):
     port = int(address.rpartition(":")[2])
-    with pytest.raises(OSError, match=rf"^Port {port} is not free: choose another one with --port\.$"), serving(
-        index, port=port
+    with (
+        pytest.raises(OSError, match=rf"^Port {port} is not free: choose another one with --port\.$"),
+        serving(index, port=port),
     ):
         pass

@@ -102,7 +102,9 @@ def test_preview_plays_in_browsers(tmp_path):
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
-@pytest.mark.parametrize(("size", "expected"), [((48, 64), (48, 64)), ((32, 1600), (20, 960)), ((16, 2000), (16, 960))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((48, 64), (48, 64)), ((32, 1600), (20, 960)), ((16, 2000), (16, 960))]
+)
 def test_preview_sizes(tmp_path, size, expected):
     output = tmp_path / "preview.mp4"
     write_preview(write_colors(tmp_path / "a.mp4", "red", seconds=0.5, size=size), 0, 0.5, output)
@@ -217,7 +219,12 @@ def test_nothing_is_left_of_a_failure(video, tmp_path):
 def test_strip_has_the_middles_of_equal_parts(video):
     strip = strip_of(video, 2.0, 6.0, frames=4, height=24)
     assert strip.size == (4 * 32 + 3, 24)
-    assert [color_of(np.asarray(strip)[:, left : left + 32]) for left in (0, 33, 66, 99)] == ["red", "red", "blue", "blue"]
+    assert [color_of(np.asarray(strip)[:, left : left + 32]) for left in (0, 33, 66, 99)] == [
+        "red",
+        "red",
+        "blue",
+        "blue",
+    ]
 
 
 def test_strip_of_a_very_wide_video(tmp_path):
@@ -268,12 +275,16 @@ def index(folder) -> FakeIndex:
 
 
 def test_page(index, tmp_path):
-    path = write_search_page(tmp_path / "new/page.html", index, [(name, index.search(name)) for name in ("blue", "fog")])
+    path = write_search_page(
+        tmp_path / "new/page.html", index, [(name, index.search(name)) for name in ("blue", "fog")]
+    )
     page = Page(path)
     assert "“" not in page.text  # quotes come from the style
     assert page.text.count("trips/red then blue.mp4") == 4
-    (first,) = re.finditer(r"00:04–00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
-    assert first.start() < page.text.index("00:00–00:04 unlikely, 5%") < page.text.index("Nothing in this index matches.")
+    (first,) = re.finditer(r"00:04-00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
+    assert (
+        first.start() < page.text.index("00:00-00:04 unlikely, 5%") < page.text.index("Nothing in this index matches.")
+    )
     assert page.text.count("Nothing in this index matches.") == 1
     assert "3 spans, the best first." in page.text
     assert len(page.all("video")) == len(page.all("img")) == len(page.all("details")) == 6
@@ -303,8 +314,7 @@ def test_page_loads_nothing_and_runs_only_its_script(index, tmp_path):
     (script,) = re.findall(r"<script>(.*?)</script>", page.content, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy == (
-        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r'"data:[^"]*"', "", page.content))
     for _, attributes in page.elements:
@@ -315,7 +325,7 @@ def test_page_loads_nothing_and_runs_only_its_script(index, tmp_path):
 
 STRANGE = [
     "<img src=x onerror=alert(1)>.mp4",
-    "a\"' onload=\"alert(1).mp4",
+    'a"\' onload="alert(1).mp4',
     "{{ 7 * 7 }}${7*7}.mp4",
     "</script><script>alert(1)</script>.mp4".replace("/", "\\"),
     "\u202egpj.mp4",
@@ -330,20 +340,26 @@ def test_strange_names_are_text(folder, tmp_path):
     index = FakeIndex(folder, names)
     index.source = lambda path: str(folder / "home/green.mp4")
     hits = [Hit(name, 0.0, 4.0, 0.5, 0.9) for name in STRANGE]
-    page = Page(write_search_page(tmp_path / "page.html", index, [(name, hits) for name in STRANGE]))
+    page = Page(
+        write_search_page(tmp_path / "page.html", index, [(name, hits[:1]) for name in STRANGE] + [("all", hits)])
+    )
     assert len(page.all("script")) == 1
-    assert len(page.all("img")) == len(STRANGE) ** 2
+    assert len(page.all("img")) == 2 * len(STRANGE)
     assert all(set(picture) == {"src", "width", "height", "decoding", "alt"} for picture in page.all("img"))
     shown = [readable(name) for name in STRANGE]
     headings = [" ".join(name.split()) for name in shown]
-    assert all(page.text.count(heading) >= len(STRANGE) + 1 for heading in headings)
+    assert all(page.text.count(heading) >= 2 for heading in headings)  # as a query and as a path
     assert "line\\nbreak.mp4" in page.text
     assert "not utf-8 \\udcff.mp4" in page.text
     assert "\\u202egpj.mp4" in page.text
 
 
 def test_videos_that_are_gone_are_named(index, tmp_path):
-    hits = [Hit("gone.mp4", 0.0, 4.0, 0.5, 0.9), Hit("home/green.mp4", 99.0, 100.0, 0.5, 0.9), *index.search("green", k=1)]
+    hits = [
+        Hit("gone.mp4", 0.0, 4.0, 0.5, 0.9),
+        Hit("home/green.mp4", 99.0, 100.0, 0.5, 0.9),
+        *index.search("green", k=1),
+    ]
     page = Page(write_search_page(tmp_path / "page.html", index, [("green", hits)]))
     assert "This video cannot be shown: gone.mp4 is not in the index." in page.text
     assert "green.mp4: the span begins at 99 s, but the video ends at 4 s." in page.text
@@ -377,7 +393,9 @@ def test_a_span_is_decoded_once_and_previews_are_bounded(index, tmp_path, monkey
 def test_regions_are_drawn_over_the_frames(tmp_path):
     videos = tmp_path / "videos"
     make_video(videos / "a.mp4", 6.0, seed=0)
-    made = VideoIndex.create(tmp_path / "index", str(save_checkpoint("space_time", tmp_path / "model")), window=4.0, stride=2.0)
+    made = VideoIndex.create(
+        tmp_path / "index", str(save_checkpoint("space_time", tmp_path / "model")), window=4.0, stride=2.0
+    )
     made.update(videos)
     hits = made.search("a red square", regions=True)
     page = Page(write_search_page(tmp_path / "page.html", made, [("a red square", hits)]))
@@ -397,11 +415,12 @@ def test_regions_are_drawn_over_the_frames(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("probability", "text"), [(0.0, "under 1%"), (0.0099, "under 1%"), (0.014, "1%"), (0.5, "50%"), (0.995, "over 99%")]
+    ("probability", "text"),
+    [(0.0, "under 1%"), (0.0099, "under 1%"), (0.014, "1%"), (0.5, "50%"), (0.995, "over 99%")],
 )
 def test_percent(probability, text):
     assert percent(probability) == text
 
 
 def test_span():
-    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:42–1:02:05"
+    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:42-1:02:05"

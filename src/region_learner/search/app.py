@@ -1,9 +1,9 @@
 """
 Searching an index in a browser, on this machine: words, a picture or a clip find spans, and a click plays them.
 
-The browser gets pictures and previews within the answers to its requests, made from videos of the index; it cannot name
-a file of this machine, only the number of a hit. What is dropped in as a query is kept in a temporary directory, which
-is removed when the app ends. Nothing is sent to, or loaded from, anywhere else.
+The browser gets pictures and previews within the answers to its requests, made from videos of the index. It cannot
+name a file of this machine, only the number of a hit. What is dropped in as a query is kept in a temporary directory,
+which is removed when the app ends. Nothing is sent to, or loaded from, anywhere else.
 """
 
 import os
@@ -132,7 +132,7 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
     gr = _gradio()
     answers, parts = Answers(index), _parts()
 
-    def choose(hits: Sequence[Hit], event: gr.EventData) -> Any:
+    def choose(hits: Sequence[Hit], event: gr.EventData) -> Any:  # type: ignore[name-defined]
         return hit_of(hits, event._data)
 
     with gr.Blocks(title="Video search", analytics_enabled=False, delete_cache=(_KEPT // 4, _KEPT)) as app:
@@ -163,7 +163,11 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
                 player = gr.HTML(js_on_load=str(parts.player_script()))
                 with gr.Row():
                     more = gr.Button("More like this", elem_id="more")
-                    show = gr.Checkbox(label="Show regions", visible=bool(index.model.config.video_config.num_regions), elem_id="regions")
+                    show = gr.Checkbox(
+                        label="Show regions",
+                        visible=bool(index.model.config.video_config.num_regions),
+                        elem_id="regions",
+                    )
                 regions = gr.HTML()
             with gr.Column(scale=3, min_width=300):
                 results = gr.HTML(js_on_load=str(parts.results_script()), elem_id="results")
@@ -226,7 +230,9 @@ class Answers:
         except _UNREADABLE as error:
             yield self._values(None, [], problem=message_of(error), words="", file=None)
             return
-        yield from self._search(Query(f"{span(hit)} of {readable(hit.path)}", {"video": video}, hit), filters, "", None)
+        yield from self._search(
+            Query(f"{span(hit)} of {readable(hit.path)}", {"video": video}, hit), filters, "", None
+        )
 
     def again(self, query: Query | None, *filters: Any) -> Iterator[tuple]:
         """Repeats a search, with other filters."""

@@ -53,7 +53,9 @@ class ShownHit:
     problem: str = ""
 
 
-def write_search_page(path: str | os.PathLike[str], index: VideoIndex, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
+def write_search_page(
+    path: str | os.PathLike[str], index: VideoIndex, results: Sequence[tuple[str, Sequence[Hit]]]
+) -> Path:
     """
     Writes what queries found as one HTML file, atomically, and returns its path. Missing directories are created.
 
@@ -70,7 +72,8 @@ def write_search_page(path: str | os.PathLike[str], index: VideoIndex, results: 
 
     Example:
 
-        write_search_page("found.html", index, [(words, index.search(words, regions=True)) for words in ("a dog", "rain")])
+        hits = index.search(["a dog", "rain"], regions=True)
+        write_search_page("found.html", index, list(zip(["a dog", "rain"], hits)))
     """
     path = Path(path)
     previews: dict[tuple, ShownHit] = {}  # of spans, which several queries may find
@@ -124,15 +127,17 @@ def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Imag
     frames = frames_from_pixel_values(clip, mean=[0, 0, 0], std=[1, 1, 1])
     chosen = sorted({(2 * part + 1) * len(frames) // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)})
     drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
-    return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(drawn, STRIP_HEIGHT)
+    return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(
+        drawn, STRIP_HEIGHT
+    )
 
 
 # --- Words --------------------------------------------------------------------------------------------------------
 
 
 def span(hit: Hit) -> str:
-    """Returns the times of a hit, such as `00:42–00:52`."""
-    return f"{clock(hit.start)}\N{EN DASH}{clock(hit.end)}"
+    """Returns the times of a hit, such as `00:42-00:52`."""
+    return f"{clock(hit.start)}-{clock(hit.end)}"
 
 
 def percent(probability: float) -> str:

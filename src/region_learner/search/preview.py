@@ -107,7 +107,7 @@ def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int
         return _frames_at(metadata, middles, start)
 
     _check_span(start, end)
-    clip, _ = read_clip(source, select, Scale(lambda *size: _strip_size(*size, height)))
+    clip, _ = read_clip(source, select, Scale(lambda *size: _strip_size(size, height)))
     return frame_strip([_on_black(Image.fromarray(frame), height) for frame in clip], height)
 
 
@@ -169,7 +169,8 @@ def _preview_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(16, round(height * scale / 2) * 2), max(16, round(width * scale / 2) * 2)
 
 
-def _strip_size(height: int, width: int, strip_height: int) -> tuple[int, int]:
+def _strip_size(size: tuple[int, ...], strip_height: int) -> tuple[int, int]:
+    height, width = size
     scale = min(strip_height / height, _WIDEST * strip_height / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
