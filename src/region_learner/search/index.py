@@ -320,7 +320,7 @@ class VideoIndex:
             for hits in self._search(queries, k, None if within is None else _absolute(within))
         ]
         if regions:
-            found = [[self._with_regions(hit) for hit in hits] for hits in found]
+            found = [[self.with_regions(hit) for hit in hits] for hits in found]
         return found if isinstance(text, list) else found[0]
 
     def _embed(self, text: Any, image: Any, video: Any) -> np.ndarray:
@@ -392,11 +392,14 @@ class VideoIndex:
             self._view = _View(self.directory, self.database, version)
         return self._view
 
-    def _with_regions(self, hit: Hit) -> Hit:
+    def with_regions(self, hit: Hit) -> Hit:
+        """Returns a hit with the masks of its regions, if the model has any."""
+        return replace(hit, regions=self.embedder.regions(self.source(hit.path), **self.span_of(hit)))
+
+    def span_of(self, hit: Hit) -> dict[str, float | None]:
+        """Returns the `start` and `end` with which the processor reads a hit: None for all of a video."""
         whole = hit.start == 0 and hit.end >= self.duration(hit.path)
-        span = (None, None) if whole else (hit.start, hit.end)
-        masks = self.embedder.regions(self.source(hit.path), *span)
-        return replace(hit, regions=masks)
+        return {"start": None, "end": None} if whole else {"start": hit.start, "end": hit.end}
 
 
 def check_new(path: Path) -> None:
