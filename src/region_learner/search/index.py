@@ -253,17 +253,22 @@ class VideoIndex:
 
     def source(self, path: str) -> Any:
         """Returns what the processor reads for a video of the index. Raises a `KeyError` for other paths."""
-        return self._record(path).video.source()
+        return self.record(path).video.source()
 
     def duration(self, path: str) -> float:
         """Returns the length of a video of the index in seconds. Raises a `KeyError` for other paths."""
-        return self._record(path).duration
+        return self.record(path).duration
 
-    def _record(self, path: str) -> Record:
+    def record(self, path: str) -> Record:
+        """Returns what the index knows about a video. Raises a `KeyError` for other paths."""
         record = self.database.record(path)
         if record is None:
             raise KeyError(f"{path} is not in the index {self.directory}")
         return record
+
+    def vectors(self, record: Record) -> np.ndarray:
+        """Returns the embeddings of the windows of a video, float32 (W, D), of length 1."""
+        return self._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
 
     # --- Search ---
 
