@@ -418,12 +418,12 @@ def test_parts_start_over_if_decoding_contradicts_the_list(files, monkeypatch, s
     """The third group is sought at a wrong place. Decoding the whole file may find another number of frames."""
     path, _, frames = files("plain.mp4")
     monkeypatch.setattr(module, "_MAX_KEPT", 0)
-    read_from, decode_whole = module._PacketIndex.read_from, module._decode_all
+    read_from, decode_whole = module.PacketList.read_from, module._decode_all
 
     def wrong(self, stream, position):
         return read_from(self, stream, min(position + 10 * (position >= 20), len(self.times) - 1))
 
-    monkeypatch.setattr(module._PacketIndex, "read_from", wrong)
+    monkeypatch.setattr(module.PacketList, "read_from", wrong)
     monkeypatch.setattr(module, "_decode_all", lambda *args: islice(decode_whole(*args), shown))
     runs = []
     for metadata, indices, images in iterate_parts(

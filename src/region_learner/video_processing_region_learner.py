@@ -332,8 +332,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         draw = partial(_draw_frame, keyframes=keyframes or [], generator=generator)
         is_strict = (short_clips or self.short_clips) == "error"
         if start is not None or end is not None:
-            times, start, end = _check_span(metadata, start, end)
-            first, stop = _frames_in_span(times, start, end)
+            times, start, end = check_span(metadata, start, end)
+            first, stop = frames_in_span(times, start, end)
             num_frames = self._count_frames(metadata, num_frames, fps, seconds=end - start)
             if is_strict and num_frames is not None:
                 _check_enough(stop - first, num_frames, f"The span of {start:g}-{end:g} s")
@@ -342,7 +342,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             if not training:
                 return self.span_frames(metadata, start, end, num_frames)
             parts = pairwise(np.linspace(start, end, num_frames + 1).tolist())
-            return np.array([draw(*_frames_in_span(times, *part, begun=True)) for part in parts])
+            return np.array([draw(*frames_in_span(times, *part, begun=True)) for part in parts])
         total = metadata.total_num_frames
         num_frames = self._count_frames(metadata, num_frames, fps)
         if num_frames is None:
@@ -382,10 +382,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         array([56, 68, 81, 93])
         ```
         """
-        times, start, end = _check_span(metadata, start, end)
+        times, start, end = check_span(metadata, start, end)
         num_frames = self._count_frames(metadata, num_frames, None, seconds=end - start)
         if num_frames is None:
-            return np.arange(*_frames_in_span(times, start, end))
+            return np.arange(*frames_in_span(times, start, end))
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1; got {num_frames}.")
         middles = start + (np.arange(num_frames) + 0.5) * ((end - start) / num_frames)
@@ -612,7 +612,7 @@ def _one_per_video(name: str, given: Any, count: int) -> list[Any]:
     return list(given)
 
 
-def _check_span(metadata: VideoMetadata, start: float | None, end: float | None) -> tuple[np.ndarray, float, float]:
+def check_span(metadata: VideoMetadata, start: float | None, end: float | None) -> tuple[np.ndarray, float, float]:
     """Returns the times of all frames of a video, and the start and end of a span that it has, in seconds."""
     start = 0.0 if start is None else _as_seconds("start", start)
     end = None if end is None else _as_seconds("end", end)
@@ -643,7 +643,7 @@ def _as_seconds(name: str, value: Any) -> float:
     return float(number)
 
 
-def _frames_in_span(times: np.ndarray, start: float, end: float, begun: bool = False) -> tuple[int, int]:
+def frames_in_span(times: np.ndarray, start: float, end: float, begun: bool = False) -> tuple[int, int]:
     """
     Returns the first frame that is shown in a span, and the one after the last; with `begun` only those whose time is
     in the span, if there are any.
