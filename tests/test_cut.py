@@ -2,6 +2,7 @@
 
 import io
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -130,6 +131,57 @@ def test_without_limits_the_whole_video_is_copied(files, tmp_path):
     path, frames, metadata = files("variable_rate.mp4")
     check_frames(cut_span(path, None, None, tmp_path / "all"), frames, metadata, 0, metadata.end)
     check_frames(cut_span(path, 2.0, None, tmp_path / "rest"), frames, metadata, 2.0, metadata.end)
+
+
+@pytest.mark.parametrize("name", ["one_key_frame.m4v", "variable_rate.mkv", "hevc.mp4"])
+def test_cuts_of_cuts(files, tmp_path, name):
+    """A cut has frames that its edit list hides, before and after those that are shown."""
+    first = cut_span(files(name)[0], 0.3, 1.3, tmp_path / "first")
+    frames, metadata = whole(first)
+    for start, end in ((0, 0.5), (0.2, 0.6), (0.5, metadata.end)):
+        check_frames(cut_span(first, start, end, tmp_path / "second"), frames, metadata, start, end)
+
+
+def test_copies_hide_no_more_than_a_minute(files, tmp_path, monkeypatch):
+    path, frames, metadata = files("one_key_frame.m4v")
+    monkeypatch.setattr(module, "_LEAD_IN", 0.5)
+    packets = {data for _, data in packets_of(path)}
+    for start, is_copy in ((0.48, True), (0.56, False)):
+        cut = cut_span(path, start, 1.2, tmp_path / "cut")
+        assert ({data for _, data in packets_of(cut)} <= packets) == is_copy
+        check_frames(cut, frames, metadata, start, 1.2, is_copy=is_copy)
+
+
+def test_only_the_part_around_the_span_is_read(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "long.mkv", count=200, options=X264)
+    monkeypatch.setattr(module, "_BEFORE", 1)
+    monkeypatch.setattr(module, "_AFTER", 1)
+    read = []
+
+    def counted(*args, original=module._packets_around):
+        for packet in original(*args):
+            read.append(packet.pts)
+            yield packet
+
+    monkeypatch.setattr(module, "_packets_around", counted)
+    cut = cut_span(path, 4.0, 5.0, tmp_path / "cut")
+    assert len(packets_of(cut)) < len(read) < 100
+    check_frames(cut, *whole(path), 4.0, 5.0)
+
+
+def test_decoding_times():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(rng.integers(1, 12))
+        shown = np.cumsum(rng.integers(1, 50, count))
+        stamps = shown[np.argsort(np.arange(count) + rng.uniform(0, 4, count))]
+        times = module._decoding_times(stamps)
+        assert list(times) == stamps.tolist()
+        decoding = list(times.values())
+        assert all(a < b for a, b in pairwise(decoding))
+        assert all(at <= stamp for stamp, at in times.items())
+        if stamps.tolist() == sorted(stamps.tolist()):
+            assert decoding == stamps.tolist()  # no delay where nothing is reordered
 
 
 def write_with_sound(path, codec, video="libx264", options=X264, rate=16000, shift=0.0):

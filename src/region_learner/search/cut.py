@@ -225,7 +225,7 @@ def _is_entry(stream: Any, packet: Any) -> bool:
     if context.codec.canonical_name != "h264":
         return True
     data, extra = bytes(packet), context.extradata or b""
-    if not extra.startswith(b"\1"):  # start codes, instead of lengths
+    if not extra.startswith(b"\1") or len(extra) < 5:  # start codes, instead of lengths
         return any(part[:1] and part[0] & 31 == 5 for part in data.split(b"\0\0\1")[1:])
     size, at = (extra[4] & 3) + 1, 0
     while at + size < len(data):
@@ -304,7 +304,7 @@ def _find_box(file: BinaryIO, name: bytes, start: int, end: int) -> tuple[int, i
             size, first = int.from_bytes(header[8:16], "big"), 16
         if header[4:8] == name:
             return start + first, start + size
-        start += size
+        start += max(size, first)
     raise _NotCopiedError(f"the file has no box {name.decode()}")
 
 
@@ -318,13 +318,17 @@ def _packets_around(stream: Any, streams: Sequence[Any], first: int, end: Fracti
     before = first - round(_BEFORE / stream.time_base)
     if before > (stream.start_time or 0):
         container.seek(before, stream=stream)
-    for packet in container.demux(streams):
-        if not packet.size:
-            continue
-        yield packet
-        decides = packet.stream == stream or stream not in streams
-        if decides and packet.dts is not None and packet.dts * packet.time_base > end + _AFTER:
-            return
+    try:
+        for packet in container.demux(streams):
+            if not packet.size:
+                continue
+            at = None if packet.dts is None else packet.dts * packet.time_base
+            decides = packet.stream == stream or stream not in streams
+            yield packet
+            if decides and at is not None and at > end + _AFTER:
+                return
+    except IndexError as error:  # raised by PyAV if streams appear later on
+        raise _NotCopiedError("its streams are not those that it begins with") from error
 
 
 def _is_in(packet: Any, start: Fraction, end: Fraction) -> bool:
