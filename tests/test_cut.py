@@ -28,6 +28,7 @@ FILES = {
     "plain.flv": ({"options": X264}, ".mp4", True),
     "one_key_frame.m4v": ({"options": {"g": "250", "bf": "2"}}, ".m4v", True),
     "open_gop.mp4": ({"options": X264 | {"x264-params": "open-gop=1:scenecut=0"}}, ".mp4", False),
+    "open_gop.ts": ({"options": X264 | {"x264-params": "open-gop=1:scenecut=0"}}, ".mp4", False),
     "hevc.mp4": (
         {"codec": "libx265", "options": {"x265-params": "keyint=10:open-gop=1:log-level=none"}},
         ".mp4",
@@ -36,6 +37,7 @@ FILES = {
     "variable_rate.mp4": ({"options": X264, "times": lambda i: i + (i * i) // 7}, ".mp4", True),
     "variable_rate.mkv": ({"options": X264, "times": lambda i: i + 9 * (i > 20)}, ".mp4", True),
     "late_start.mp4": ({"options": X264, "shift": 7}, ".mp4", True),
+    "mpeg2.ts": ({"codec": "mpeg2video", "options": {"g": "10", "bf": "2"}}, ".mp4", True),
     "vp9.webm": ({"codec": "libvpx-vp9", "options": {"g": "10", "lag-in-frames": "16"}}, ".mp4", True),
     "mjpeg.mkv": ({"codec": "mjpeg", "options": {"strict": "unofficial"}}, ".mkv", True),
     "vp8.webm": ({"codec": "libvpx", "options": {"g": "10"}}, ".mp4", False),
@@ -102,6 +104,9 @@ def test_cuts_have_the_frames_of_the_span(files, tmp_path, name):
         if number == 0:
             assert cut == tmp_path / f"0{suffix}"
         check_frames(cut, frames, metadata, start, end, is_copy=is_copy or cut.suffix == ".webm")
+        if is_copy:  # no frame is shown before the key frame, as it would need what is cut off
+            times = [time for time, _ in packets_of(cut)]
+            assert times[0] == min(times)
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
