@@ -4,13 +4,19 @@ The vectors with the greatest inner products with a query: exact in blocks, and 
 Scores are computed from the stored vectors by one function, so they do not depend on which of the two found a row.
 """
 
+import functools
+import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .vectors import Vectors
+
+if TYPE_CHECKING:
+    from .inverted_lists import InvertedLists
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +25,9 @@ EXACT_ROWS = 300_000
 # The rows and queries whose inner products are computed at a time: 8 MiB of vectors of 256 dimensions.
 BLOCK_ROWS = 2**13
 BLOCK_QUERIES = 256
+# The rows whose codes are compared with a query, and for each result of it. If there are fewer, all are searched.
+SCANNED_ROWS = 2**14
+SCANNED_PER_RESULT = 2**6
 
 # Scores (n,) and row numbers (n,), best first.
 _Found = tuple[np.ndarray, np.ndarray]
@@ -46,6 +55,7 @@ class NearestRows:
         self.vectors, self.rows = vectors, rows
         self.holes = _as_ranges(holes, rows, "holes")
         self._live = _without(np.array([[0, rows]]), self.holes)
+        self._lists = _load_lists(directory, vectors, rows) if _count(self._live) > EXACT_ROWS else None
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -68,27 +78,58 @@ class NearestRows:
         ranges = self._live
         if allowed is not None:
             ranges = _without(_as_ranges(allowed, self.rows, "allowed"), self.holes)
-        best = [_NONE] * len(queries)
-        self._search_exactly(queries, k, _rows_of(ranges), best)
+        search = self._search_exactly if self._lists is None else self._search_lists
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        for query, (found_scores, found_rows) in enumerate(best):
+        for query, (found_scores, found_rows) in enumerate(search(queries, k, ranges)):
             scores[query, : len(found_rows)], rows[query, : len(found_rows)] = found_scores, found_rows
         return scores, rows
 
-    def _search_exactly(self, queries: np.ndarray, k: int, rows: np.ndarray, best: list[_Found]) -> None:
-        """Merges the best of `rows` (n,), sorted, into `best`, the scores and rows found so far of each query."""
+    def _search_exactly(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
+        """Returns the best rows in `ranges` (n, 2)."""
+        best = [_NONE] * len(queries)
         # Products of matrices round differently by the place in a block: what is so near to the k-th best score that
         # this could matter is scored again.
         slack = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1)
-        for numbers, block in self._blocks(rows):
+        for numbers, block in self._blocks(_rows_of(ranges)):
             for first in range(0, len(queries), BLOCK_QUERIES):
                 products = queries[first : first + BLOCK_QUERIES] @ block.T
                 for query, scores in enumerate(products, first):
                     at = np.flatnonzero(scores >= _floor(scores, best[query][0], k) - slack[query])
                     if len(at):
                         exact = inner_products(block[at], queries[query])
-                        best[query] = _best(*best[query], exact, numbers[at], k)
+                        best[query] = _best(best[query], (exact, numbers[at]), k)
+        return best
+
+    def _search_lists(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
+        """Returns the best rows in `ranges` (n, 2) that the lists find, and that are not in the lists."""
+        assert self._lists is not None
+        stop = self._lists.about.stop
+        inside = _without(ranges, np.array([[stop, self.rows]]))
+        if _count(inside) <= SCANNED_ROWS + SCANNED_PER_RESULT * k:
+            return self._search_exactly(queries, k, ranges)
+        selected = self._selected(inside) if _count(inside) < self._lists.entries else None
+        tail = self._search_exactly(queries, k, _without(ranges, np.array([[0, stop]])))
+        found = [self._search_query(query, k, inside, selected) for query in queries]
+        return [_best(*both, k) for both in zip(found, tail)]
+
+    def _search_query(self, query: np.ndarray, k: int, ranges: np.ndarray, selected: np.ndarray | None) -> _Found:
+        assert self._lists is not None
+        probes = self._lists.probes(query, SCANNED_ROWS + SCANNED_PER_RESULT * k, selected)
+        candidates = self._lists.candidates(query, k + max(k // 2, 32), probes, selected)
+        # Damaged lists could say anything.
+        rows = np.unique(candidates[_within(ranges, candidates)])
+        if len(rows) < min(k, _count(ranges)):
+            return self._search_exactly(query[None], k, ranges)[0]
+        return _best(_NONE, (inner_products(self.vectors.take(rows), query), rows), k)
+
+    def _selected(self, ranges: np.ndarray) -> np.ndarray:
+        """Returns which of the rows in the lists are in `ranges` (n, 2), (stop,) bool."""
+        assert self._lists is not None
+        selected = np.zeros(self._lists.about.stop, bool)
+        for start, stop in ranges.tolist():
+            selected[start:stop] = True
+        return selected
 
     def _blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(rows), BLOCK_ROWS):
@@ -96,6 +137,52 @@ class NearestRows:
             first, last = int(numbers[0]), int(numbers[-1])
             contiguous = last - first + 1 == len(numbers)
             yield numbers, self.vectors.read(first, last + 1) if contiguous else self.vectors.take(numbers)
+
+
+def update_nearest(vectors: Vectors, directory: Path, rows: int, holes: np.ndarray) -> None:
+    """
+    Brings what `NearestRows` searches by above `EXACT_ROWS` rows up to date with the first `rows` rows, of which
+    `holes` are deleted, (n, 2). Most calls return at once, as a search covers some thousand new rows without it. The
+    first call takes minutes for a million rows, as does one when their number has doubled.
+
+    One process may call it at a time, while others search. If it is killed, they use what was there before.
+
+    Raises:
+        ValueError: the files of the vectors are incomplete.
+        OSError: a file cannot be written; the message names it.
+    """
+    live = _without(np.array([[0, rows]]), _as_ranges(holes, rows, "holes"))
+    if _count(live) > EXACT_ROWS and _has_faiss():
+        from .inverted_lists import update_lists
+
+        update_lists(directory, vectors, rows, _rows_of(live))
+
+
+def _load_lists(directory: Path, vectors: Vectors, rows: int) -> "InvertedLists | None":
+    if not _has_faiss():
+        return None
+    from .inverted_lists import InvertedLists
+
+    for _ in range(2):  # another process may replace the files meanwhile
+        try:
+            return InvertedLists(directory, vectors, rows)
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError) as error:
+            logger.warning("%s All vectors are searched, which is slower, until the index is updated.", error)
+            return None
+    return None
+
+
+@functools.cache  # one warning
+def _has_faiss() -> bool:
+    if importlib.util.find_spec("faiss"):
+        return True
+    logger.warning(
+        "More than %s vectors are searched slowly without FAISS: pip install 'region-learner[search]'",
+        f"{EXACT_ROWS:,}",
+    )
+    return False
 
 
 def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -114,13 +201,11 @@ def _floor(scores: np.ndarray, kept: np.ndarray, k: int) -> float:
     return kth if np.isfinite(kth) else -np.inf
 
 
-def _best(
-    scores: np.ndarray, rows: np.ndarray, more_scores: np.ndarray, more_rows: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _best(found: _Found, more: _Found, k: int) -> _Found:
     """Returns the best `k` of both. Scores that are not finite, of damaged vectors, are left out."""
-    finite = np.isfinite(more_scores)
-    scores, rows = np.append(scores, more_scores[finite]), np.append(rows, more_rows[finite])
-    order = np.lexsort((rows, -scores))[:k]
+    scores, rows = np.append(found[0], more[0]), np.append(found[1], more[1])
+    order = np.lexsort((rows, -scores))
+    order = order[np.isfinite(scores[order])][:k]
     return scores[order], rows[order]
 
 
@@ -154,6 +239,10 @@ def _without(ranges: np.ndarray, holes: np.ndarray) -> np.ndarray:
     starts, stops = edges[:-1], edges[1:]
     kept = _within(ranges, starts) & ~_within(holes, starts)
     return np.stack((starts[kept], stops[kept]), axis=1)
+
+
+def _count(ranges: np.ndarray) -> int:
+    return int((ranges[:, 1] - ranges[:, 0]).sum())
 
 
 def _rows_of(ranges: np.ndarray) -> np.ndarray:

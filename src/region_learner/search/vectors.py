@@ -56,7 +56,7 @@ class Vectors:
         self.check(row)
         for file, first, start, stop in self._pieces(row, row + len(vectors)):
             path = self._path(file)
-            _check_is_file(path)
+            check_is_file(path)
             with naming(path), open(os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666), "r+b") as opened:
                 opened.seek(first * self._row_bytes)
                 opened.write(vectors[start - row : stop - row].data)
@@ -105,7 +105,7 @@ class Vectors:
         """
         for file, first, start, stop in self._pieces(0, rows):
             path = self._path(file)
-            _check_is_file(path)
+            check_is_file(path)
             size = path.stat().st_size if path.exists() else 0
             if size < (first + stop - start) * self._row_bytes:
                 raise ValueError(
@@ -143,7 +143,7 @@ class Vectors:
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
     """Refuses links and devices: an index from a stranger must not lead to other files."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError(f"{path} is not a regular file: links and devices are refused. Put the file itself there.")
