@@ -134,7 +134,12 @@ def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
             continue
         assert [(row["start"], row["end"]) for row in own] == [tuple(span) for span in record.spans.tolist()]
         assert {(row["size"], row["modified"], row["sha256"], row["duration"]) for row in own} == {
-            (os.stat(record.video.path).st_size, os.stat(record.video.path).st_mtime_ns, record.sha256, record.duration)
+            (
+                os.stat(record.video.path).st_size,
+                os.stat(record.video.path).st_mtime_ns,
+                record.sha256,
+                record.duration,
+            )
         }
         vectors = made_at_once._current_view().vectors.read(record.first_row, record.first_row + len(own))
         assert np.array_equal(np.array([row["vector"] for row in own], np.float32), vectors)
@@ -270,7 +275,9 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
 
 def test_another_model_or_other_options(embed, model, videos, tmp_path, made_at_once):
     embed()
-    with pytest.raises(ValueError, match=r"This run has stride=1, but .*part-00000-of-00001-0000\.parquet has stride=2"):
+    with pytest.raises(
+        ValueError, match=r"This run has stride=1, but .*part-00000-of-00001-0000\.parquet has stride=2"
+    ):
         embed(stride=1.0)
     with pytest.raises(ValueError, match="num_frames=2, but"):
         embed(num_frames=2)

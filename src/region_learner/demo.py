@@ -138,8 +138,8 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found, seen = search_captions(index, places)
     found.append(Found(NO_MATCH, index.search(NO_MATCH, k=RESULTS_PER_QUERY)))
     rule = (
-        f"The queries are the shortest captions whose clip is found first: {len(found) - 1} of the {seen} shortest ones. "
-        "The last one describes none of the videos."
+        f"The queries are the shortest captions whose clip is found first: {len(found) - 1} of the {seen} shortest "
+        "ones. The last one describes none of the videos."
     )
     console.print(rule, soft_wrap=True)
     for result in found:
@@ -184,7 +184,9 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
         for row in test.select(range(number * size, min((number + 1) * size, len(test)))):
             clip, metadata = read_clip(row["video"], lambda metadata: range(metadata.total_num_frames))
             span = len(frames) / metadata.fps, (len(frames) + len(clip)) / metadata.fps
-            places |= {caption: (os.path.abspath(path), *span) for caption in row["captions"] if captions[caption] == 1}
+            places |= {
+                caption: (os.path.abspath(path), *span) for caption in row["captions"] if captions[caption] == 1
+            }
             frames += list(clip)
         write_video(path, np.stack(frames), metadata.fps)
     seconds = len(clip) / metadata.fps

@@ -196,7 +196,14 @@ def test_ray(model, videos, at_once, tmp_path):
 
 
 def test_slurm(model, videos, at_once, tmp_path):
-    command = ["bash", str(ROOT / "examples" / "search" / "slurm.sh"), model, str(videos), str(tmp_path / "parts"), "3"]
+    command = [
+        "bash",
+        str(ROOT / "examples" / "search" / "slurm.sh"),
+        model,
+        str(videos),
+        str(tmp_path / "parts"),
+        "3",
+    ]
     for number in range(3):
         environment = ENVIRONMENT | {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_CPUS_PER_TASK": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -77,8 +77,10 @@ def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, np.ndarray]]]:
     vectors = Vectors(index.directory / index.database.about("vectors"), index.database.about("dim"))
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
         records = index.database.records("first_row >= ? AND first_row < ?", [start, start + _ROWS])
-        if videos := [(record, vectors.read(record.first_row, record.first_row + len(record.spans)))
-                      for record in sorted(records, key=lambda record: record.first_row)]:
+        if videos := [
+            (record, vectors.read(record.first_row, record.first_row + len(record.spans)))
+            for record in sorted(records, key=lambda record: record.first_row)
+        ]:
             yield videos
 
 

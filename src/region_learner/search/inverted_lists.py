@@ -86,9 +86,9 @@ class About:
         return self.segments[-1].stop if self.segments else 0
 
 
-def read_about(directory: Path, vectors: Vectors, rows: int) -> About:
+def read_about(directory: Path, vectors: Vectors) -> About:
     """
-    Reads `nearest.json`, which must fit the first `rows` rows of `vectors`.
+    Reads `nearest.json`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -98,9 +98,9 @@ def read_about(directory: Path, vectors: Vectors, rows: int) -> About:
     check_is_file(path)
     try:
         about = _parse_about(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is damaged.") from None
-    if (about.prefix, about.dim) != (vectors.prefix, vectors.dim) or about.stop > rows:
+    if (about.prefix, about.dim) != (vectors.prefix, vectors.dim):
         raise ValueError(f"{path} belongs to other vectors.")
     return about
 
@@ -275,7 +275,8 @@ class SegmentFile:
             return None
         lists = faiss.OnDiskInvertedLists(self.about.lists, self.about.dim, path)
         lists.read_only, lists.prefetch_nthread = True, 0
-        lists.set_all_lists_sizes(faiss.swig_ptr(self.sizes.astype(np.uint64)))
+        sizes = self.sizes.astype(np.uint64)  # a variable, as the pointer does not keep it
+        lists.set_all_lists_sizes(faiss.swig_ptr(sizes))
         lists.totsize = len(self.data)
         lists.do_mmap()
         return lists
@@ -311,17 +312,17 @@ def _write_segment(
 
 class InvertedLists:
     """
-    The inverted lists of a directory, loaded for a search.
+    The inverted lists of a directory, loaded for a search. They may hold rows that were added after the search began.
 
     Raises:
         FileNotFoundError: there are none.
         ValueError: they are damaged, or belong to other vectors.
     """
 
-    def __init__(self, directory: Path, vectors: Vectors, rows: int):
+    def __init__(self, directory: Path, vectors: Vectors):
         import faiss
 
-        self.about = read_about(directory, vectors, rows)
+        self.about = read_about(directory, vectors)
         path = _trained_path(directory, self.about.generation)
         self._quantizer = Quantizer.read(path, self.about.lists, self.about.dim)
         self._files = [SegmentFile(directory, segment, self.about) for segment in self.about.segments]
@@ -371,7 +372,9 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
     little has changed.
     """
     try:
-        lists = InvertedLists(directory, vectors, rows)
+        lists = InvertedLists(directory, vectors)
+        if lists.about.stop > rows:
+            raise ValueError(f"{directory / ABOUT} holds rows that are not in the index.")
     except FileNotFoundError:
         about = None
     except ValueError as error:

@@ -45,6 +45,9 @@ class NearestRows:
         rows: number of rows that are complete. Later ones are not read.
         holes: sorted disjoint ranges [start, stop) of deleted rows, (n, 2).
 
+    Raises:
+        ValueError: the files of the vectors are incomplete, or `holes` are not such ranges.
+
     Example:
 
         nearest = NearestRows(vectors, directory, rows=100_000, holes=np.array([[20, 30]]))
@@ -53,9 +56,10 @@ class NearestRows:
 
     def __init__(self, vectors: Vectors, directory: Path, rows: int, holes: np.ndarray):
         self.vectors, self.rows = vectors, rows
+        vectors.check(rows)
         self.holes = _as_ranges(holes, rows, "holes")
         self._live = _without(np.array([[0, rows]]), self.holes)
-        self._lists = _load_lists(directory, vectors, rows) if _count(self._live) > EXACT_ROWS else None
+        self._lists = _load_lists(directory, vectors) if _count(self._live) > EXACT_ROWS else None
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -104,7 +108,7 @@ class NearestRows:
     def _search_lists(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
         """Returns the best rows in `ranges` (n, 2) that the lists find, and that are not in the lists."""
         assert self._lists is not None
-        stop = self._lists.about.stop
+        stop = min(self._lists.about.stop, self.rows)
         inside = _without(ranges, np.array([[stop, self.rows]]))
         if _count(inside) <= SCANNED_ROWS + SCANNED_PER_RESULT * k:
             return self._search_exactly(queries, k, ranges)
@@ -158,19 +162,22 @@ def update_nearest(vectors: Vectors, directory: Path, rows: int, holes: np.ndarr
         update_lists(directory, vectors, rows, _rows_of(live))
 
 
-def _load_lists(directory: Path, vectors: Vectors, rows: int) -> "InvertedLists | None":
+def _load_lists(directory: Path, vectors: Vectors) -> "InvertedLists | None":
     if not _has_faiss():
         return None
-    from .inverted_lists import InvertedLists
+    from .inverted_lists import ABOUT, InvertedLists
 
     for _ in range(2):  # another process may replace the files meanwhile
         try:
-            return InvertedLists(directory, vectors, rows)
-        except FileNotFoundError:
-            continue
-        except (ValueError, OSError) as error:
-            logger.warning("%s All vectors are searched, which is slower, until the index is updated.", error)
-            return None
+            return InvertedLists(directory, vectors)
+        except FileNotFoundError as error:
+            if Path(error.filename).name == ABOUT:
+                return None
+            problem = f"{error.filename} is missing."
+        except (ValueError, OSError, RuntimeError) as error:
+            problem = str(error)
+            break
+    logger.warning("%s All vectors are searched, which is slower, until the index is updated.", problem)
     return None
 
 
