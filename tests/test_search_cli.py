@@ -83,7 +83,7 @@ def test_several_queries_as_json(run, root):
 
 
 def test_filters_and_nothing_that_matches(run, root):
-    out, err = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
+    out, _ = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
     assert len(out.splitlines()) == 1
     assert "c.mp4" in out
     out, err = run("search", "index", "blue circle", "--min-score", 0.99)

@@ -183,13 +183,14 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
         frames: list[np.ndarray] = []
         for row in test.select(range(number * size, min((number + 1) * size, len(test)))):
             clip, metadata = read_clip(row["video"], lambda metadata: range(metadata.total_num_frames))
-            span = len(frames) / metadata.fps, (len(frames) + len(clip)) / metadata.fps
+            fps = metadata.fps or 1.0
+            span = len(frames) / fps, (len(frames) + len(clip)) / fps
             places |= {
                 caption: (os.path.abspath(path), *span) for caption in row["captions"] if captions[caption] == 1
             }
             frames += list(clip)
-        write_video(path, np.stack(frames), metadata.fps)
-    seconds = len(clip) / metadata.fps
+        write_video(path, np.stack(frames), fps)
+    seconds = len(clip) / fps
     index = VideoIndex.create(output / "videos.index", str(checkpoint), window=seconds, stride=seconds / 2)
     index.update(output / "videos")
     return index, places

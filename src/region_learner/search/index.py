@@ -376,15 +376,15 @@ class VideoIndex:
         """Returns at least `wanted` spans around the `nearest` rows, if there are so many, best first."""
         _, (rows,) = view.nearest.search(query[None], nearest, view.allowed)
         found: list[_Span] = []
-        seen: set[tuple[int, int]] = set()
+        seen: list[range] = []
         for row in rows[rows >= 0].tolist():
+            if any(row in part for part in seen):
+                continue
             record = self.database.owner(row)
             part = (row - record.first_row) // _PART
-            if (record.first_row, part) in seen:
-                continue
-            seen.add((record.first_row, part))
             first = record.first_row + part * _PART
             spans = record.spans[part * _PART : (part + 1) * _PART]
+            seen.append(range(first, first + len(spans)))
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
             if sum(span.score > scores.max() for span in found) >= wanted:
                 break  # all others are below
