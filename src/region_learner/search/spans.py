@@ -13,6 +13,7 @@ WINDOW = 10.0
 STRIDE = 5.0
 
 _ROUNDING = 1e-6  # seconds
+_LEVEL = 0.7  # of 0.4 to 0.9, the one with the best intersection over union with true spans (docs/search.md)
 _MOST = 2**17  # windows of a video: a week, every 5 seconds
 
 
@@ -76,7 +77,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
     Merges the windows of one video into spans.
 
     Time is cut at the borders of all windows, and each piece has the mean score of the windows that cover it. A span
-    is a run of pieces around a peak that are at least halfway between the peak and the median of the video. The span
+    is a run of pieces around a peak that are at least `_LEVEL` of the way from the median to the peak. The span
     of the best window comes first; further ones are of the best windows outside of the earlier spans that are at
     least halfway as well.
 
@@ -108,7 +109,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
             break
         inside = slice(first[best], last[best])
         peak = int(first[best] + pieces[inside].argmax())
-        level = (pieces[peak] + middle) / 2
+        level = middle + _LEVEL * (pieces[peak] - middle)
         start = end = peak
         while start > 0 and pieces[start - 1] >= level:
             start -= 1
