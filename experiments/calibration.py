@@ -38,13 +38,14 @@ NONSENSE = (
 )  # fmt: skip
 
 # The columns of a case: what is known of the best hit of a query.
-COSINE, Z_SCORE, LOG_SIZE, LOGIT, CONTRAST, SHARE = range(6)
+COSINE, LOG_SIZE, Z_SCORE, GAP, LOGIT, CONTRAST, SHARE = range(7)
 
 # The methods that are compared, as the columns that their weights are fitted for.
 METHODS = {
     "cosine": [COSINE],
     "cosine, log of the size": [COSINE, LOG_SIZE],
-    "z-score, log of the size": [Z_SCORE, LOG_SIZE],
+    "z-score above the best of random ones": [Z_SCORE],
+    "gap to the second, log of the size": [GAP, LOG_SIZE],
     "contrast": [CONTRAST],
     "share": [SHARE],
     "contrast and share": [CONTRAST, SHARE],
@@ -126,10 +127,12 @@ def describe(embedded: Embedded, query: np.ndarray, gallery: np.ndarray, sample:
     seen = videos[:sample]  # the gallery is in random order
     chance = score_by_chance(seen, embedded.neutral, len(gallery))
     contrast, share = evidence(query, videos[order], seen, chance, len(gallery), embedded.scale)[0]
-    best = float(scores[order[0]])
-    z_score = (best - scores.mean()) / max(scores.std(), 1e-6)
-    logit = embedded.scale * best + np.nan_to_num(embedded.bias)
-    return int(gallery[order[0]]), [best, z_score, np.log(len(gallery)), logit, contrast, share]
+    best, second = scores[order[:2]].tolist()
+    size = np.log(len(gallery))
+    # The best of n normal scores is about sqrt(2 log n) standard deviations above their mean.
+    z_score = (best - scores.mean()) / max(scores.std(), 1e-6) - np.sqrt(2 * size)
+    logit = embedded.scale * best + embedded.bias
+    return int(gallery[order[0]]), [best, size, z_score, best - second, logit, contrast, share]
 
 
 def draw_cases(embedded: Embedded, size: int, sample: int = 4096, seed: int = 0) -> Cases:
@@ -204,6 +207,9 @@ def compare_methods(drawn: dict[str, Cases], corpus_of: dict[str, str]) -> str:
                 continue
             weights, offset = fit(np.concatenate([x.columns[:, used] for x in others]), Cases.join(others).right)
             lines.append([method, name, *score(expit(cases.columns[:, used] @ weights + offset), cases)])
+    for name, cases in drawn.items():
+        if np.isfinite(cases.columns[:, LOGIT]).all():
+            lines.append(["the sigmoid of the model's own logit", name, *score(expit(cases.columns[:, LOGIT]), cases)])
     return markdown(["method", "tested on", *MEASURES], lines)
 
 
@@ -248,7 +254,9 @@ def measure(paths: Sequence[Path], fit_on: Sequence[str]) -> None:
     for embedded in everything:
         print(f"\n{by_size(embedded, by_sizes[embedded.name])}\n\n{nonsense(embedded)}")
         bins = reliability(as_stated(drawn[embedded.name].columns), drawn[embedded.name].right)
-        print("stated and true: " + ", ".join(f"{stated:.2f} {true:.2f} ({share:.0%})" for share, stated, true in bins))
+        print(
+            "stated and true: " + ", ".join(f"{stated:.2f} {true:.2f} ({share:.0%})" for share, stated, true in bins)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from .conftest import TINY_VIDEO, randomize, tiny_text_config
 from .test_backbones import save_family
 
-WORDS = "a red blue green square circle moves left right up down slowly quickly".split()
+WORDS = ["a", "red", "blue", "green", "square", "circle", "moves", "left", "right", "up", "down", "slowly", "quickly"]
 FPS = 4
 FRAMES = 4
 
@@ -23,10 +23,12 @@ def save_checkpoint(kind: str, folder: Path) -> Path:
     if kind != "space_time":
         save_family(kind, folder)
         return folder
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 20, 99, 16)
+    tokenizer = train_tokenizer([WORDS] * 20, 99, 16)
     text = tiny_text_config(vocab_size=len(tokenizer))
     torch.manual_seed(0)
-    randomize(RegionLearnerModel(RegionLearnerConfig(video_config=TINY_VIDEO, text_config=text, projection_dim=16))).save_pretrained(folder)
+    randomize(
+        RegionLearnerModel(RegionLearnerConfig(video_config=TINY_VIDEO, text_config=text, projection_dim=16))
+    ).save_pretrained(folder)
     video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=FRAMES)
     RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(folder)
     return folder

@@ -57,17 +57,15 @@ def naive_probabilities(query, hits, sample, neutral, windows, scale):
         steps = math.sqrt(math.log(len(sample))) - math.sqrt(math.log(len(sample) / 4))
         more = math.sqrt(math.log(windows)) - math.sqrt(math.log(len(sample)))
         chance += (chance - sum(parts) / 4) * more / steps
-    for i, hit in enumerate(hits):
-        total = 0.0
-        for j, other in enumerate(hits):
-            copies = 1 if i == j else sum(dot(other, third) > 0.99 for third in hits)
-            if i == j or dot(hit, other) <= 0.99:
-                total += math.exp(scale * (dot(query, other) - dot(query, hit))) / copies
-        for window in sample:
-            if dot(query, window) < dot(query, hits[-1]) - 1e-5:
-                weight = max(windows / len(sample), 1)
-                total += weight * math.exp(scale * (dot(query, window) - dot(query, hit)))
-        logit = WEIGHTS[0] * scale * (dot(query, hit) - chance) - WEIGHTS[1] * math.log(total) + OFFSET
+    total = 0.0
+    for hit in hits:
+        total += math.exp(scale * dot(query, hit)) / sum(dot(hit, other) > 0.99 for other in hits)
+    for window in sample:
+        if dot(query, window) < dot(query, hits[-1]) - 1e-6:
+            total += max(windows / len(sample), 1) * math.exp(scale * dot(query, window))
+    for hit in hits:
+        share = scale * dot(query, hit) - math.log(total)
+        logit = WEIGHTS[0] * scale * (dot(query, hit) - chance) + WEIGHTS[1] * share + OFFSET
         found.append(min([1 / (1 + math.exp(-logit)), *found]))
     return found
 
@@ -79,7 +77,7 @@ def test_equals_a_naive_version(rng, seen, windows):
         hits = best_of(index, query, 4)
         if windows > seen:  # the best ones are seldom in the sample
             hits = np.concatenate([near(rng, np.stack([query, query]), 0.5), hits])
-            hits = best_of(hits, query, 4)
+            hits = best_of(np.concatenate([hits, hits[:1]]), query, 5)  # with a copy
         chance = score_by_chance(index, neutral, windows)
         found = hit_probabilities(query, hits, index, chance, windows, scale)
         assert found.dtype == np.float64
@@ -120,14 +118,17 @@ def test_a_share_of_a_sample_is_that_of_the_index(rng):
         whole = evidence(query, hits, windows, 0.0, 20_000, SCALE)
         sampled = evidence(query, hits, windows[rng.permutation(20_000)[:1000]], 0.0, 20_000, SCALE)
         differences.append(sampled[0, 1] - whole[0, 1])
-    assert abs(np.mean(differences)) < 0.05 and np.std(differences) < 0.2
+    assert abs(np.mean(differences)) < 0.05
+    assert np.std(differences) < 0.2
 
 
 def test_no_hit_is_likelier_than_the_one_before(rng):
     for _ in range(20):
         windows, neutral = unit(rng, 60, 6), unit(rng, 5, 6)
         found = probabilities(unit(rng, 6), windows, neutral)
-        assert (np.diff(found) <= 0).all() and (found >= 0).all() and (found <= 1).all()
+        assert (np.diff(found) <= 0).all()
+        assert (found >= 0).all()
+        assert (found <= 1).all()
     # Also of hits that are given in another order, as by an approximate search.
     hits = best_of(windows, windows[0])[[1, 0, 2]]
     assert (np.diff(hit_probabilities(windows[0], hits, windows, 0.0, 60, SCALE)) <= 0).all()
@@ -137,7 +138,8 @@ def test_a_better_match_is_likelier(rng):
     windows, neutral = unit(rng, 100, 16), unit(rng, 20, 16)
     towards = [near(rng, windows[0], noise) for noise in (0.3, 0.6, 1.0)]
     found = [probabilities(query, windows, neutral)[0] for query in towards]
-    assert found == sorted(found, reverse=True) and found[0] > found[-1] + 0.1
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1] + 0.1
 
 
 def test_rivals_and_higher_scores_by_chance_make_it_less_likely(rng):
@@ -163,7 +165,8 @@ def test_irrelevant_windows_never_make_it_likelier(rng):
         more = more[more @ query < lowest]
         before = probabilities(query, windows, neutral)
         after = probabilities(query, np.concatenate([windows, more]), neutral)
-        assert (after <= before + 1e-9).all() and after[0] < before[0]
+        assert (after <= before + 1e-9).all()
+        assert after[0] < before[0]
 
 
 def test_the_order_of_the_sample_does_not_matter(rng):
@@ -202,7 +205,9 @@ def test_probabilities_are_finite_and_bounded(rng, scale):
             for windows in (len(index), 10**7):
                 chance = score_by_chance(index, neutral, windows)
                 found = hit_probabilities(query, best_of(index, query), index, chance, windows, scale)
-                assert np.isfinite(found).all() and (found >= 0).all() and (found <= 1).all()
+                assert np.isfinite(found).all()
+                assert (found >= 0).all()
+                assert (found <= 1).all()
 
 
 def test_a_single_window_is_judged_by_the_neutral_texts(rng):

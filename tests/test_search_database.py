@@ -1,5 +1,6 @@
 """The SQLite file of an index."""
 
+import hashlib
 import os
 import random
 import sqlite3
@@ -7,7 +8,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from region_learner.search.database import FILE, Database, Record
+from region_learner.search.database import FILE, Database, Record, merged
 from region_learner.search.sources import Video
 
 
@@ -51,11 +52,35 @@ def test_ranges_of_a_folder(database):
     with database.transaction():
         for path, (first, count) in rows.items():
             database.put(record(path, first, count))
-    assert database.rows_within("/v").tolist() == [[0, 3], [5, 7]]
-    assert database.rows_within("/v/").tolist() == [[0, 3], [5, 7]]
+    assert merged(database.rows_within("/v")).tolist() == [[0, 3], [5, 7]]
+    assert database.rows_within("/v/").tolist() == [[0, 2], [2, 3], [5, 7]]
     assert database.rows_within("/v/b/c.mp4").tolist() == [[2, 3]]
-    assert database.rows_within("/").tolist() == [[0, 4], [5, 8]]
-    assert database.rows_within("/x") is None
+    assert merged(database.rows_within("/")).tolist() == [[0, 4], [5, 8]]
+    assert len(database.rows_within("/x")) == 0
+
+
+def test_samples_do_not_depend_on_the_order_of_rows(tmp_path):
+    """Of an index of 1,000 videos, and of one with the same videos in another order."""
+    rng = random.Random(0)
+    videos = [(f"/v/{i}.mp4", hashlib.sha256(str(i).encode()).hexdigest(), rng.randrange(1, 5)) for i in range(1000)]
+    sampled = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        database = Database.create(tmp_path / name, {})
+        owner, first = {}, 0
+        with database.transaction():
+            for path, sha256, rows in videos:
+                database.put(record(path, first, rows, sha256=sha256))
+                owner |= {first + i: (path, i) for i in range(rows)}
+                first += rows
+        assert sorted(database.sampled_rows(10**6).tolist()) == list(range(first))
+        for count in (100, 1000):
+            rows = database.sampled_rows(count).tolist()
+            assert count * 0.9 < len(rows) <= count
+            assert len(set(rows)) == len(rows)
+        sampled.append([owner[row] for row in database.sampled_rows(200).tolist()])
+        rng.shuffle(videos)
+    assert sampled[0] == sampled[1]
 
 
 def test_holes_are_what_was_removed(database):
@@ -79,9 +104,8 @@ def test_holes_are_what_was_removed(database):
 
 
 def test_a_block_that_fails_changes_nothing(database, tmp_path):
-    with pytest.raises(RuntimeError), database.transaction():
-        database.put(record("/v/a.mp4"))
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), database.transaction():
+        assert database.put(record("/v/a.mp4")) or 1 / 0
     assert Database(tmp_path).records() == []
 
 
@@ -97,7 +121,7 @@ def test_readers_see_one_state(database, tmp_path):
 
 
 def test_files_that_are_not_an_index(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not an index: it has no index.sqlite"):
+    with pytest.raises(FileNotFoundError, match="is not an index: it has no index"):
         Database(tmp_path)
     (tmp_path / FILE).write_bytes(b"text" * 1000)
     with pytest.raises(ValueError, match="is damaged"):

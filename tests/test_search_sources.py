@@ -73,7 +73,7 @@ def test_rows_of_a_corpus(tmp_path):
     references = Dataset.from_list([{"video": {"path": str(shard), "offset": member.offset, "size": member.size}}])
     (video,) = find_videos(references).videos.values()
     assert video.source()["bytes"] == b"video"
-    with pytest.raises(ValueError, match="https://a/b.mp4: an index holds files"):
+    with pytest.raises(ValueError, match=r"https://a/b\.mp4: an index holds files"):
         find_videos(Dataset.from_dict({"video": ["https://a/b.mp4"]}))
 
 

@@ -294,10 +294,10 @@ def test_wrong_seeking_is_noticed(video, monkeypatch):
     decode_whole = module._decode_all
     monkeypatch.setattr(module, "_decode_all", lambda *arguments: whole.append(True) or decode_whole(*arguments))
     monkeypatch.setattr(module, "_MAX_KEPT", 0)
-    original = module._PacketIndex.read_from
+    original = module.PacketList.read_from
     for wrong in (10, -10):
         monkeypatch.setattr(
-            module._PacketIndex,
+            module.PacketList,
             "read_from",
             lambda self, stream, first, wrong=wrong: original(
                 self, stream, min(max(first + wrong, 0), len(self.times) - 1)

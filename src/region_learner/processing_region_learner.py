@@ -36,6 +36,7 @@ class RegionLearnerProcessor(ProcessorMixin):
     >>> processor = RegionLearnerProcessor.from_pretrained(checkpoint)
     >>> inputs = processor(text=["a dog runs", "a cat sleeps"], videos=["dog.mp4", "cat.mp4"])
     >>> outputs = model(**inputs)
+    >>> spans = processor(videos=["dog.mp4", "cat.mp4"], start=[12.5, 0], end=[20, 7.5])  # seconds
     ```
     """
 
@@ -60,14 +61,16 @@ class RegionLearnerProcessor(ProcessorMixin):
             images: one image or a list of images, each of which becomes a clip of one frame: a PIL image, an array, or
                 an encoded picture or video. Not together with `videos`, as all clips of a batch have the same length.
             kwargs: options of the tokenizer and the video processor, such as `max_length`, `training`, `generator`,
-                `num_frames` or `short_clips`. `return_tensors` is "pt" by default.
+                `num_frames`, `short_clips`, or `start` and `end`, which read a span of each video: seconds, one number
+                for all videos or one per video. `return_tensors` is "pt" by default.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` (B, length) for text, `pixel_values_videos`
             (B, T, 3, height, width) for videos, and T = 1 for images.
 
         Raises:
-            ValueError: if there is no input, if there are both videos and images, or if `max_length` is too large.
+            ValueError: if there is no input, if there are both videos and images, if `max_length` is too large, or if
+                a video does not have the span.
             VideoDecodeError: if a video or an image cannot be read.
         """
         # Not in the signature: generic callers, such as transformers' common tests, give all named inputs in one call.
@@ -78,6 +81,9 @@ class RegionLearnerProcessor(ProcessorMixin):
             raise ValueError(
                 "videos and images cannot be batched, as images are clips of one frame: process them in two calls."
             )
+        spans = {**kwargs.get("videos_kwargs", {}), **kwargs}
+        if videos is None and (spans.get("start") is not None or spans.get("end") is not None):
+            raise ValueError("start and end select a span of videos: give videos, or leave start and end out.")
         # Merging copies its arguments, and a copied generator would give the same numbers in every call.
         generator = kwargs.pop("generator", None) or kwargs.get("videos_kwargs", {}).get("generator")
         merged = self._merge_kwargs(

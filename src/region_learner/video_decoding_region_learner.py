@@ -168,7 +168,11 @@ def read_clip(
 
 
 def iterate_parts(
-    source: Any, sample_indices_fn: Callable[..., Iterable[int]], scale: Scale | None = None, max_frames: int = 256
+    source: Any,
+    sample_indices_fn: Callable[..., Iterable[int]],
+    scale: Scale | None = None,
+    max_frames: int = 256,
+    exact: bool = False,
 ) -> Iterator[tuple[ClipMetadata, np.ndarray, np.ndarray]]:
     """
     Decodes selected frames of one video in parts, for selections that are too large to be held in memory.
@@ -177,7 +181,7 @@ def iterate_parts(
     and memory apply to each part, instead of to the whole video. Listing the packets belongs to the first part.
 
     Args:
-        source, scale: as in `read_clip`.
+        source, scale, exact: as in `read_clip`.
         sample_indices_fn: as in `read_clip`; repetitions are ignored.
         max_frames: the maximum number of frames of a part. Parts of very large frames have fewer.
 
@@ -207,7 +211,7 @@ def iterate_parts(
         raise ValueError(f"max_frames must be at least 1; got {max_frames}.")
     with _open_source(source) as file:
         clock = _Clock()
-        for metadata, part in _read_parts(file, sample_indices_fn, scale, False, clock, max_frames):
+        for metadata, part in _read_parts(file, sample_indices_fn, scale, exact, clock, max_frames):
             # Nothing here refers to the frames while the next ones are decoded.
             yield metadata, np.array(list(part)), np.stack([part.pop(index) for index in list(part)])
             clock.restart()
@@ -245,6 +249,38 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
                 yield to_rgb(frame), frame.time
             if index < 0:
                 raise VideoDecodeError("no frames")
+
+
+@contextmanager
+def open_video(source: Any) -> Iterator[Any]:
+    """
+    Opens a video with the limits of `read_clip`, for copying its packets.
+
+    Args:
+        source: as in `read_clip`; not a picture.
+
+    Yields:
+        The first video stream, an `av.VideoStream`. Within the context, errors of FFmpeg become `VideoDecodeError`s
+        that name the video.
+    """
+    with _open_source(source) as file:
+        if _open_picture(file)[0] is not None:
+            raise VideoDecodeError("a picture, not a video")
+        with _open_video(file) as stream:
+            yield stream
+
+
+def list_packets(stream: Any) -> "tuple[PacketList, ClipMetadata] | None":
+    """
+    Lists the packets of a stream of `open_video`, from its beginning, without decoding them.
+
+    Returns:
+        The list, and the metadata of the video; or None if the packets do not stand for one frame each.
+    """
+    packets = _index_packets(stream, _Clock())
+    if packets is None:
+        return None
+    return packets, _describe(stream, packets.shown_times, packets.keyframes)
 
 
 class _ContradictionError(Exception):
@@ -311,6 +347,13 @@ def _sample(
     stream: Any, stamps: list[int | None] | np.ndarray, sample_indices_fn: Callable, keyframes: list[int] | None = None
 ) -> ClipMetadata:
     """Returns the metadata of a stream whose frames have these time stamps, and the indices selected from them."""
+    metadata = _describe(stream, stamps, keyframes)
+    _select(metadata, sample_indices_fn)
+    return metadata
+
+
+def _describe(stream: Any, stamps: list[int | None] | np.ndarray, keyframes: list[int] | None = None) -> ClipMetadata:
+    """Returns the metadata of a stream whose frames have these time stamps."""
     num_frames = len(stamps)
     if num_frames == 0:
         raise VideoDecodeError("no frames")
@@ -324,7 +367,6 @@ def _sample(
         duration = num_frames / fps if fps else None
     metadata = ClipMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav", keyframes=keyframes)
     metadata.times = _frame_times(stamps, stream.time_base, fps)
-    _select(metadata, sample_indices_fn)
     return metadata
 
 
@@ -537,7 +579,7 @@ def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
 # --- Packets --------------------------------------------------------------------------------------------------------
 
 
-class _PacketIndex:
+class PacketList:
     """
     The packets of a video, in arrays because long recordings have millions of them. The position of a packet is its
     place in decoding order; the index of a frame is its place among those that are shown, in display order.
@@ -593,7 +635,7 @@ def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
     return not (is_later[:-1] & ~is_later[1:] & ~is_key[1:]).any()
 
 
-def _index_packets(stream: Any, clock: _Clock) -> _PacketIndex | None:
+def _index_packets(stream: Any, clock: _Clock) -> PacketList | None:
     """Lists the packets of a stream without decoding them; None if they do not stand for one frame each."""
     times, is_key, is_shown = array("q"), bytearray(), bytearray()
     packets: list[Any] | None = []
@@ -617,7 +659,7 @@ def _index_packets(stream: Any, clock: _Clock) -> _PacketIndex | None:
     arrays = np.frombuffer(times, np.int64), np.frombuffer(is_key, bool), np.frombuffer(is_shown, bool)
     if not times or not _identifies_frames(*arrays[:2]):
         return None
-    return _PacketIndex(*arrays, packets and [*packets, None])
+    return PacketList(*arrays, packets and [*packets, None])
 
 
 def _shows_frame(packet: Any, codec: str) -> bool:
@@ -639,7 +681,7 @@ def _demux(stream: Any) -> Iterator[Any]:
 
 
 def _decode_by_time(
-    stream: Any, packets: _PacketIndex, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
+    stream: Any, packets: PacketList, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
     Decodes the wanted frames, each from the key frame before it, and yields their indices, ascending, and them. Errors
@@ -681,7 +723,7 @@ def _decode_by_time(
 
 
 def _decode_from(
-    stream: Any, packets: _PacketIndex, key: int, wanted: Mapping[int, int], clock: _Clock
+    stream: Any, packets: PacketList, key: int, wanted: Mapping[int, int], clock: _Clock
 ) -> Iterator[Any]:
     """
     Decodes from the key frame at position `key` until the decoder has returned all wanted frames, which are given as

@@ -43,6 +43,7 @@ try:
 except ImportError:
     tvf = None  # type: ignore[assignment]
 
+_MICROSECOND = 1e-6  # how far times may be apart that are equal but for rounding
 _ROUNDING = 1 / 510  # half a level, by which floats may exceed 0 and 1, as after resizing or in half precision
 
 
@@ -67,6 +68,9 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
         Whether to use random frames, crops and flips. Not saved.
     generator (`torch.Generator`, *optional*):
         The source of randomness in training; torch's global generator by default. Not saved.
+    start, end (`float` or `list[float | None]`, *optional*):
+        The span that is read, in seconds from the first frame: one number for all videos, or one per video. `None` is
+        the start or the end of the video. Not saved.
     """
 
     output_size: Annotated[int | list[int] | tuple[int, ...] | dict[str, int] | None, image_size_validator()]
@@ -77,6 +81,8 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
     flip_probability: int | float | None
     training: bool | None
     generator: torch.Generator | None
+    start: Any  # checked with the number of videos, and the length of each
+    end: Any
 
 
 class RegionLearnerVideoProcessor(BaseVideoProcessor):
@@ -85,6 +91,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     Frames: the video is split into `num_frames` equal segments. Evaluation takes the middle frame of each, training a
     random one. With `fps` there are that many segments per second. `do_sample_frames=False` takes all frames.
+    `start=` and `end=` read a span of each video, by the times of its frames; see `span_frames`.
 
     Evaluation resizes the short side to `size`, crops the centre to `crop_size`, resizes to `output_size`, rescales
     and normalises. Training replaces the first three by one random crop, resized to `output_size`, and one random flip
@@ -110,6 +117,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     ```python
     >>> processor = RegionLearnerVideoProcessor(num_frames=4)
     >>> processor(["a.mp4", "b.webm"], return_tensors="pt").pixel_values_videos.shape
+    torch.Size([2, 4, 3, 224, 224])
+    >>> processor(["a.mp4", "b.webm"], start=[12.5, None], end=20, return_tensors="pt").pixel_values_videos.shape
     torch.Size([2, 4, 3, 224, 224])
     ```
     """
@@ -137,6 +146,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     flip_probability = 0.5
     training = False
     generator = None
+    start = None
+    end = None
     valid_kwargs = RegionLearnerVideoProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values_videos"]
 
@@ -152,7 +163,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return cls(size={"shortest_edge": edge}, crop_size=edge, output_size=image_size, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in super().to_dict().items() if key not in ("training", "generator")}
+        of_a_call = ("training", "generator", "start", "end")
+        return {key: value for key, value in super().to_dict().items() if key not in of_a_call}
 
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
         options = _disable_overridden_defaults(kwargs)
@@ -161,8 +173,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         clips = [_prepare(clip, scale, data_format, do_convert_rgb, do_rescale) for clip in _as_clips(videos)]
         if not clips:
             raise ValueError("No videos were given.")
+        spans = _as_spans(options.pop("start", self.start), options.pop("end", self.end), len(clips))
+        if spans and not self._option(options, "do_sample_frames"):
+            raise ValueError("start and end select frames by their times: they need do_sample_frames=True.")
         if do_rescale or any(isinstance(clip, _EncodedClip) or clip.dtype == torch.uint8 for clip in clips):
             self._check_normalization(options)
+        clips = [_Span(*clip_and_span) for clip_and_span in zip(clips, *spans)] if spans else clips
         return super().preprocess(clips, **{**options, "input_data_format": ChannelDimension.FIRST})
 
     def _option(self, kwargs: Mapping[str, Any], name: str) -> Any:
@@ -212,6 +228,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         num_frames: int | None = None,
         sample_indices_fn: Callable[..., np.ndarray] | None = None,
         scale: Scale | None = None,
+        start: float | None = None,
+        end: float | None = None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """
         Reads and samples one video, without transforming it.
@@ -222,6 +240,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             sample_indices_fn: called as `sample_indices_fn(metadata=VideoMetadata)`, returns the indices of the wanted
                 frames instead of `sample_frames`.
             scale: what the frames of encoded videos are scaled to; see `scale_while_decoding`.
+            start, end: the span that is read, in seconds, as in a call of the processor.
 
         Returns:
             Frames (T, 3, height, width), uint8 if the video is encoded, and their metadata.
@@ -233,10 +252,14 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if len(clips) != 1:
             raise ValueError(f"decode() reads one video at a time; got {len(clips)}.")
         clip = _prepare(clips[0], scale, None, bool(self.do_convert_rgb), do_rescale=False)
-        do_sample_frames = self.do_sample_frames or num_frames is not None or sample_indices_fn is not None
+        if spans := _as_spans(start, end, 1):
+            if sample_indices_fn is not None:
+                raise ValueError("start and end, and sample_indices_fn, exclude each other; give one of them.")
+            clip = _Span(clip, start, end)
+        do_sample_frames = self.do_sample_frames or num_frames is not None or sample_indices_fn or spans
         choose = partial(self.sample_frames, num_frames=num_frames, training=training, generator=generator)
         (frames,), (metadata,) = self._decode_and_sample_videos(
-            [clip], do_sample_frames=do_sample_frames, sample_indices_fn=sample_indices_fn or choose
+            [clip], do_sample_frames=bool(do_sample_frames), sample_indices_fn=sample_indices_fn or choose
         )
         return frames, metadata
 
@@ -283,51 +306,110 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         generator: torch.Generator | None = None,
         short_clips: str | None = None,
         sampling: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
         **kwargs,
     ) -> np.ndarray:
         """
-        Returns the indices of `num_frames` frames, one from each of as many equal segments of the video.
+        Returns the indices of `num_frames` frames, one from each of as many equal segments of the video or a span.
 
         Args:
-            metadata: its `total_num_frames`, for `fps` its `fps`, and for key frames its `keyframes`, if any.
+            metadata: its `total_num_frames`, for `fps` its `fps`, and for key frames its `keyframes`, if any. For a
+                span its `times`, or its `fps` if it has none.
             num_frames: by default that of the processor.
             fps: segments per second, instead of `num_frames`.
             training: whether to take a random frame of each segment instead of the middle one.
             generator: for `training`.
             short_clips, sampling: by default those of the processor.
+            start, end: the span in seconds, of which the segments have equal durations; see `span_frames`. If both are
+                None, the segments are those of the whole video, with equal numbers of frames.
 
         Raises:
-            ValueError: if the video has fewer frames than wanted and `short_clips` is "error", or if `fps` is given
-                and the frame rate of the video is unknown or lower.
+            ValueError: if the video has fewer frames than wanted and `short_clips` is "error", if `fps` is given and
+                the frame rate of the video is unknown or lower, or if the video does not have the span.
         """
+        keyframes = getattr(metadata, "keyframes", None) if (sampling or self.sampling) == "keyframes" else None
+        draw = partial(_draw_frame, keyframes=keyframes or [], generator=generator)
+        is_strict = (short_clips or self.short_clips) == "error"
+        if start is not None or end is not None:
+            times, start, end = check_span(metadata, start, end)
+            first, stop = frames_in_span(times, start, end)
+            num_frames = self._count_frames(metadata, num_frames, fps, seconds=end - start)
+            if is_strict and num_frames is not None:
+                _check_enough(stop - first, num_frames, f"The span of {start:g}-{end:g} s")
+            if num_frames is None:
+                return np.arange(first, stop)
+            if not training:
+                return self.span_frames(metadata, start, end, num_frames)
+            parts = pairwise(np.linspace(start, end, num_frames + 1).tolist())
+            return np.array([draw(*frames_in_span(times, *part, begun=True)) for part in parts])
         total = metadata.total_num_frames
-        if num_frames is None and fps is None:
-            num_frames, fps = self.num_frames, self.fps
-        if fps is not None:
-            if num_frames is not None:
-                raise ValueError("num_frames and fps exclude each other; give one of them.")
-            if metadata.fps is None:
-                raise ValueError(
-                    f"Sampling {fps} frames per second needs the frame rate of the video: give `video_metadata` with "
-                    "`fps`, or use `num_frames`."
-                )
-            if fps > metadata.fps:
-                raise ValueError(f"Cannot sample {fps} frames per second from a video of {metadata.fps:g}.")
-            num_frames = max(1, int(total / metadata.fps * fps + 1e-6))  # its own rate gives all frames
+        num_frames = self._count_frames(metadata, num_frames, fps)
         if num_frames is None:
             return np.arange(total)
-        if total < num_frames and (short_clips or self.short_clips) == "error":
-            raise ValueError(
-                f"The video has {total} frames, num_frames={num_frames} are wanted: lower num_frames, or repeat the "
-                'last frame with short_clips="repeat".'
-            )
+        if is_strict:
+            _check_enough(total, num_frames, "The video")
         borders = np.floor(np.linspace(0, total, min(num_frames, total) + 1)).astype(int).tolist()
-        if training:
-            keyframes = getattr(metadata, "keyframes", None) if (sampling or self.sampling) == "keyframes" else None
-            indices = [_draw_frame(start, end, keyframes or [], generator) for start, end in pairwise(borders)]
-        else:
-            indices = [(start + end - 1) // 2 for start, end in pairwise(borders)]
+        indices = [draw(*part) if training else (part[0] + part[1] - 1) // 2 for part in pairwise(borders)]
         return np.array(indices + indices[-1:] * (num_frames - total))
+
+    def span_frames(
+        self, metadata: VideoMetadata, start: float | None, end: float | None, num_frames: int | None = None
+    ) -> np.ndarray:
+        """
+        Returns the indices of the frames that stand for a span in evaluation.
+
+        Frame j of N is the one that is shown at `start + (j + 1/2) * (end - start) / N`: the last one whose time is at
+        or before it, within a microsecond. If frames are rarer than that, one is returned several times.
+
+        Args:
+            metadata: of a video, as from `read_clip` or given to its `sample_indices_fn`; or any with
+                `total_num_frames` and `fps`.
+            start, end: seconds from the first frame; None for the start and the end of the video. `end` may be up to
+                one frame interval after the end of the last frame.
+            num_frames: N, by default that of the processor.
+
+        Returns:
+            int64 of shape (N,), in ascending order.
+
+        Raises:
+            ValueError: if the video does not have the span, or the times of its frames are unknown.
+
+        Example:
+
+        ```python
+        >>> processor.span_frames(VideoMetadata(total_num_frames=250, fps=25), start=2.0, end=4.0, num_frames=4)
+        array([56, 68, 81, 93])
+        ```
+        """
+        times, start, end = check_span(metadata, start, end)
+        num_frames = self._count_frames(metadata, num_frames, None, seconds=end - start)
+        if num_frames is None:
+            return np.arange(*frames_in_span(times, start, end))
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1; got {num_frames}.")
+        middles = start + (np.arange(num_frames) + 0.5) * ((end - start) / num_frames)
+        return times.searchsorted(middles + _MICROSECOND, "right") - 1
+
+    def _count_frames(
+        self, metadata: VideoMetadata, num_frames: int | None, fps: float | None, seconds: float | None = None
+    ) -> int | None:
+        """Returns how many frames are wanted of the video, or of a span of some seconds; None for all."""
+        if num_frames is None and fps is None:
+            num_frames, fps = self.num_frames, self.fps
+        if fps is None:
+            return num_frames
+        if num_frames is not None:
+            raise ValueError("num_frames and fps exclude each other; give one of them.")
+        if metadata.fps is None:
+            raise ValueError(
+                f"Sampling {fps} frames per second needs the frame rate of the video: give `video_metadata` with "
+                "`fps`, or use `num_frames`."
+            )
+        if fps > metadata.fps:
+            raise ValueError(f"Cannot sample {fps} frames per second from a video of {metadata.fps:g}.")
+        seconds = metadata.total_num_frames / metadata.fps if seconds is None else seconds
+        return max(1, int(seconds * fps + 1e-6))  # its own rate gives all frames
 
     def _decode_and_sample_videos(
         self,
@@ -342,13 +424,16 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             given = make_batched_metadata(videos, video_metadata)
             if len(given) != len(videos):
                 raise ValueError(f"{len(videos)} videos came with {len(given)} video_metadata; give one for each.")
-        sample_indices_fn = sample_indices_fn if do_sample_frames else None
-        read = [
-            self.fetch_videos(video.source, sample_indices_fn, video.scale)
-            if isinstance(video, _EncodedClip) and not isinstance(video.source, list)
-            else _sample_given_frames(video, metadata, sample_indices_fn)
-            for video, metadata in zip(videos, given)
-        ]
+        read = []
+        for position, (video, metadata) in enumerate(zip(videos, given)):
+            choose = sample_indices_fn if do_sample_frames else None
+            if isinstance(video, _Span) and sample_indices_fn is not None:
+                choose = partial(video.sample, sample_indices_fn, position)
+                video = video.clip
+            if isinstance(video, _EncodedClip) and not isinstance(video.source, list):
+                read.append(self.fetch_videos(video.source, choose, video.scale))
+            else:
+                read.append(_sample_given_frames(video, metadata, choose))
         return [clip for clip, _ in read], [metadata for _, metadata in read]
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
@@ -479,8 +564,95 @@ def _draw_frame(start: int, end: int, keyframes: list[int], generator: torch.Gen
     return candidates[int(torch.randint(len(candidates), (), generator=generator))]
 
 
+def _check_enough(count: int, num_frames: int, whole: str) -> None:
+    if count < num_frames:
+        raise ValueError(
+            f"{whole} has {count} frames, num_frames={num_frames} are wanted: lower num_frames, or repeat the last "
+            'frame with short_clips="repeat".'
+        )
+
+
 def _all_frames(metadata: VideoMetadata) -> range:
     return range(metadata.total_num_frames)
+
+
+# --- Spans ----------------------------------------------------------------------------------------------------------
+
+
+class _Span(NamedTuple):
+    """A span in seconds of a clip of `_prepare`."""
+
+    clip: Any
+    start: Any
+    end: Any
+
+    def sample(self, sample_indices_fn: Callable, position: int, metadata: VideoMetadata) -> np.ndarray:
+        """Samples the span. Errors name a clip without a name by its position among the videos."""
+        try:
+            return sample_indices_fn(metadata=metadata, start=self.start, end=self.end)
+        except ValueError as error:
+            if isinstance(self.clip, _EncodedClip) and not isinstance(self.clip.source, list):
+                raise
+            raise ValueError(f"videos[{position}]: {error}") from error
+
+
+def _as_spans(start: Any, end: Any, count: int) -> tuple[list[Any], list[Any]] | None:
+    """Returns the starts and ends of spans of `count` videos, or None if all videos are read as a whole."""
+    starts, ends = _one_per_video("start", start, count), _one_per_video("end", end, count)
+    return None if all(value is None for value in starts + ends) else (starts, ends)
+
+
+def _one_per_video(name: str, given: Any, count: int) -> list[Any]:
+    if not (isinstance(given, list | tuple) or (_is_array(given) and given.ndim > 0)):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(
+            f"{len(given)} values of {name} were given for {count} videos: give one number for all, or one per video."
+        )
+    return list(given)
+
+
+def check_span(metadata: VideoMetadata, start: float | None, end: float | None) -> tuple[np.ndarray, float, float]:
+    """Returns the times of all frames of a video, and the start and end of a span that it has, in seconds."""
+    start = 0.0 if start is None else _as_seconds("start", start)
+    end = None if end is None else _as_seconds("end", end)
+    if end is not None and start >= end:
+        raise ValueError(f"start={start:g} must be less than end={end:g}.")
+    times, interval = getattr(metadata, "times", None), getattr(metadata, "frame_interval", None)
+    if times is None or interval is None:
+        if not (metadata.fps and metadata.fps > 0):
+            raise ValueError(
+                "The times of the frames are unknown, which start and end need: give frames, with their frame rate as "
+                "video_metadata=[VideoMetadata(total_num_frames=..., fps=...)]."
+            )
+        times, interval = np.arange(metadata.total_num_frames) / metadata.fps, 1 / metadata.fps
+    length = float(times[-1]) + interval
+    if start >= length or (end is not None and end > length + interval + _MICROSECOND):
+        span = f"{start:g} s to the end" if end is None else f"{start:g}-{end:g} s"
+        raise ValueError(
+            f"The span of {span} is not in the video, which ends at {length:.6g} s: give start and end within it, or "
+            "leave end out to read to its end."
+        )
+    return times, start, length if end is None else end
+
+
+def _as_seconds(name: str, value: Any) -> float:
+    number: Any = value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+        raise ValueError(f"{name}={number!r} must be a number of seconds, finite and not negative.")
+    return float(number)
+
+
+def frames_in_span(times: np.ndarray, start: float, end: float, begun: bool = False) -> tuple[int, int]:
+    """
+    Returns the first frame that is shown in a span, and the one after the last; with `begun` only those whose time is
+    in the span, if there are any.
+    """
+    stop = max(1, int(times.searchsorted(end - _MICROSECOND)))
+    first = (
+        times.searchsorted(start - _MICROSECOND) if begun else times.searchsorted(start + _MICROSECOND, "right") - 1
+    )
+    return min(int(first), stop - 1), stop
 
 
 # --- The forms in which clips are given -----------------------------------------------------------------------------

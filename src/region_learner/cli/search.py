@@ -130,7 +130,9 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
     print(f"{report}.")
     if report.unreadable:
         print("Unreadable files are left out until they change; --retry tries them again.", file=sys.stderr)
-    print_wrote(f"{index.directory}: {len(index)} videos. Search them: region-learner search {index.directory} \"words\"")
+    print_wrote(
+        f'{index.directory}: {len(index)} videos. Search them: region-learner search {index.directory} "words"'
+    )
 
 
 # --- search --------------------------------------------------------------------------------------------------
@@ -278,7 +280,10 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
             times = f"{clock(hit.start)}-{clock(hit.end)}".replace(":", ".")
             prefix = f"{number}-" if len(results) > 1 else ""
             cut_span(
-                index.source(hit.path), hit.start, hit.end, directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}"
+                index.source(hit.path),
+                hit.start,
+                hit.end,
+                directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}",
             )
             count += 1
     print_wrote(f"{count} spans to {directory}")

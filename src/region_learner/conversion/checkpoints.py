@@ -91,12 +91,12 @@ def rename_weights(target: torch.nn.Module, state: dict[str, torch.Tensor]) -> d
 
 def copy_weights(target: Any, source: torch.nn.Module, name: str | os.PathLike):
     """
-    Copies all weights from a part of a model to a model of this part alone.
+    Moves all weights from a part of a model to a model of this part alone.
 
     Raises:
         ValueError: they do not fit.
     """
     try:
-        target.load_state_dict(rename_weights(target, source.state_dict()))
+        target.load_state_dict(rename_weights(target, source.state_dict()), assign=True)  # without copies in memory
     except RuntimeError as error:
         raise ValueError(f"The weights of {name} do not fit: {start_of(error)}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel
+from transformers.initialization import no_init_weights
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..loading import check_files
@@ -96,9 +97,12 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
     state = original.state_dict()
     if "temperature" not in config_overrides:
         config.temperature = math.exp(-state["logit_scale"].item())
-    model = RegionLearnerModel(config)
-    copy_weights(model.video_model.backbone, original.vision_model, name)
-    copy_weights(model.text_model, original.text_model, name)
+    with no_init_weights():  # most weights are copied: drawing random ones first takes most of the time
+        model = RegionLearnerModel(config)
+    for ours, theirs in ((model.video_model.backbone, original.vision_model), (model.text_model, original.text_model)):
+        copy_weights(ours, theirs, name)
+        ours.apply(lambda module: setattr(module, "_is_hf_initialized", True))
+    model.initialize_weights()  # the others: of the projections and regions
     with torch.no_grad():
         if config.projection_dim == _projection_dim(original.config):
             identity = torch.eye(config.projection_dim)

@@ -12,7 +12,8 @@ The probability is the logistic function of a weighted sum of both. The weights 
 """
 
 import numpy as np
-from scipy.special import expit, logsumexp
+
+from .nearest import inner_products
 
 # Printed by experiments/calibration.py.
 WEIGHTS = np.array([0.50, 1.30])  # of contrast and share
@@ -20,9 +21,6 @@ OFFSET = -2.53
 
 # Hits that are more alike than this, by their cosine similarity, are copies of one video, which are all right or none.
 _COPY = 0.99
-
-# Between scores of the same window that were computed in different products.
-_ROUNDING = 1e-5
 
 _NEUTRAL = """
 a person talking to the camera
@@ -186,15 +184,16 @@ def evidence(
     query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
 ) -> np.ndarray:
     """Returns contrast and share of each hit, float64 (k, 2). The arguments are those of [`hit_probabilities`]."""
-    scores, others = (hits @ query).astype(np.float64), (sample @ query).astype(np.float64)
+    # Not products of matrices, so that a hit has the same score as its window in the sample.
+    scores, others = (inner_products(vectors, query).astype(np.float64) for vectors in (hits, sample))
     # The rivals of a hit are the other hits, and all windows below the hits, for which those of the sample stand. What
     # lies between the hits are other windows of the same spans.
-    below = others < scores[-1] - _ROUNDING
-    rivals = np.concatenate([scores, others[below]]) - scores[:, None]  # (k, k + n)
-    copies = hits @ hits.T > _COPY
-    among_hits = np.where(copies, np.eye(len(hits)), 1 / copies.sum(1))
-    of_sample = np.full((len(hits), below.sum()), max(windows / len(sample), 1.0))
-    share = -logsumexp(scale * rivals, axis=1, b=np.concatenate([among_hits, of_sample], axis=1))
+    below = others[others < scores[-1]]
+    copies = np.array([(hits @ hit > _COPY).sum() for hit in hits])
+    highest = scores.max()
+    total = (np.exp(scale * (scores - highest)) / copies).sum()
+    total += np.exp(scale * (below - highest)).sum() * max(windows / len(sample), 1)
+    share = scale * (scores - highest) - np.log(total)
     return np.stack([scale * (scores - chance), share], axis=1)
 
 
@@ -220,4 +219,4 @@ def hit_probabilities(
         hit_probabilities(query, hits, sample, chance, len(index), 1 / float(model.temperature))
     """
     found = evidence(query, hits, sample, chance, windows, scale)
-    return np.minimum.accumulate(expit(found @ WEIGHTS + OFFSET))
+    return np.minimum.accumulate(np.exp(-np.logaddexp(0, -found @ WEIGHTS - OFFSET)))

@@ -20,11 +20,12 @@ FORMAT = 1
 # Paths are bytes, as the names of files need not be text.
 _SCHEMA = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL,"
-    " shard BLOB, offset INTEGER, sha256 TEXT, duration REAL, spans BLOB, first_row INTEGER, rows INTEGER NOT NULL,"
-    " error TEXT)",
+    "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,"
+    " modified INTEGER NOT NULL, shard BLOB, offset INTEGER, sha256 TEXT, duration REAL, spans BLOB,"
+    " first_row INTEGER, rows INTEGER NOT NULL, error TEXT)",
     "CREATE INDEX videos_by_row ON videos (first_row)",
     "CREATE INDEX videos_by_size ON videos (size)",
+    "CREATE INDEX videos_by_hash ON videos (sha256)",
     "CREATE TABLE holes (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
 )
 
@@ -164,7 +165,7 @@ class Database:
             return
         before = self.execute("SELECT start FROM holes WHERE stop = ?", [start])
         after = self.execute("SELECT start, stop FROM holes WHERE start = ?", [stop])
-        for (neighbour, *_) in (*before, *after):
+        for neighbour, *_ in (*before, *after):
             self.execute("DELETE FROM holes WHERE start = ?", [neighbour])
         start, stop = before[0][0] if before else start, after[0][1] if after else stop
         self.execute("INSERT INTO holes VALUES (?, ?)", [start, stop])
@@ -212,11 +213,22 @@ class Database:
         """Returns the video with a path, or all videos in a folder or shard."""
         return self.records(_WITHIN, _limits(path))
 
-    def rows_within(self, path: str) -> np.ndarray | None:
-        """Returns the ranges of rows of a video, or of all videos in a folder or shard, int64 (n, 2), in order."""
-        statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY 1"
-        found = self.execute(statement, _limits(path))
-        return _merged(np.array(found, np.int64).reshape(-1, 2)) if found else None
+    def rows_within(self, path: str) -> np.ndarray:
+        """Returns the range of rows of a video, or of each video in a folder or shard, by path: int64 (n, 2)."""
+        statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY path"
+        return np.array(self.execute(statement, _limits(path)), np.int64).reshape(-1, 2)
+
+    def sampled_rows(self, count: int) -> np.ndarray:
+        """
+        Returns up to `count` rows, as [`evenly_spaced`] does, of all videos, or of some if there are very many. Which
+        rows, and their order, depend on the contents of the videos only.
+        """
+        videos = self.execute("SELECT COUNT(*) FROM videos WHERE first_row IS NOT NULL")[0][0]
+        # The hashes are evenly distributed: so many videos are below this one.
+        limit = "g" if videos <= count else f"{count * 2**32 // videos:08x}"
+        condition = "first_row IS NOT NULL AND sha256 < ? ORDER BY sha256"
+        found = self.execute(f"SELECT first_row, first_row + rows FROM videos WHERE {condition}", [limit])
+        return evenly_spaced(np.array(found, np.int64).reshape(-1, 2), count)
 
     def put(self, record: Record) -> None:
         """Adds a video, or replaces it."""
@@ -260,8 +272,15 @@ def _limits(path: str) -> list[bytes]:
     return [name, begin, begin[:-1] + b"0"]  # "0" follows "/"
 
 
-def _merged(ranges: np.ndarray) -> np.ndarray:
-    """Merges adjacent ranges (n, 2)."""
+def evenly_spaced(ranges: np.ndarray, count: int) -> np.ndarray:
+    """Returns up to `count` of the rows in ranges (n, 2), in their order, int64: all of them if they are no more."""
+    rows = np.concatenate([np.arange(start, stop) for start, stop in ranges.tolist()] or [np.empty(0, np.int64)])
+    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
+
+
+def merged(ranges: np.ndarray) -> np.ndarray:
+    """Returns disjoint ranges (n, 2) in order, with adjacent ones merged."""
+    ranges = ranges[ranges[:, 0].argsort()]
     is_first = np.append(True, ranges[1:, 0] != ranges[:-1, 1])
     is_last = np.append(is_first[1:], True)
     return np.stack([ranges[is_first, 0], ranges[is_last, 1]], axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -12,13 +13,12 @@ from typing import Any, overload
 import numpy as np
 
 from ..files import locked
-from ..inference import progress_bar
 from .calibration import hit_probabilities, neutral_texts
-from .database import FILE, Database, Record
+from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder
 from .nearest import NearestRows, inner_products
 from .spans import STRIDE, WINDOW, find_spans
-from .updating import UpdateReport, Updater
+from .updating import Updater, UpdateReport
 from .vectors import Vectors
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ LIKELY = 0.5
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
 _NEAREST = 200  # windows that are looked at for each query, at least
+_RIVALS = 50  # best spans that are compared with one another, so that a probability does not depend on `k`
 _SAMPLE = 4096  # windows of which the calibration sees the scores
-_RUN = 16  # of them, so many follow one another: reading single rows from a disk is slow
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,13 @@ class VideoIndex:
     # --- Search ---
 
     @overload
-    def search(self, text: str | None = None, image: Any = None, video: Any = None, k: int = 10, **options: Any) -> list[Hit]: ...
+    def search(
+        self, text: str | None = None, image: Any = None, video: Any = None, k: int = 10, **options: Any
+    ) -> list[Hit]: ...
     @overload
-    def search(self, text: list[str], image: None = None, video: None = None, k: int = 10, **options: Any) -> list[list[Hit]]: ...
+    def search(
+        self, text: list[str], image: None = None, video: None = None, k: int = 10, **options: Any
+    ) -> list[list[Hit]]: ...
     def search(
         self,
         text: str | list[str] | None = None,
@@ -296,8 +300,7 @@ class VideoIndex:
             [
                 hit
                 for hit in hits
-                if hit.score >= (-2 if min_score is None else min_score)
-                and hit.probability >= (min_probability or 0)
+                if hit.score >= (-2 if min_score is None else min_score) and hit.probability >= (min_probability or 0)
             ]
             for hits in self._search(queries, k, None if within is None else _absolute(within))
         ]
@@ -320,41 +323,40 @@ class VideoIndex:
     def _search(self, queries: np.ndarray, k: int, within: str | None) -> Iterator[list[Hit]]:
         with self.database.snapshot():
             view = self._current_view()
-            allowed = None
-            if within is not None and (allowed := self.database.rows_within(within)) is None:
-                raise KeyError(f"{within} has no videos in the index {self.directory}")
-            if not view.rows_left:
-                yield from ([] for _ in queries)
-                return
+            if within is not None:
+                ranges = self.database.rows_within(within)
+                if not len(ranges):
+                    raise KeyError(f"{within} has no videos in the index {self.directory}")
+                view = view.restricted(ranges)
             for query in queries:
-                yield self._hits(view, query, k, allowed)
+                yield self._hits(view, query, k) if view.count else []
 
-    def _hits(self, view: _View, query: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Hit]:
+    def _hits(self, view: _View, query: np.ndarray, k: int) -> list[Hit]:
         """Returns the hits of one query."""
-        found = self._spans(view, query, max(_NEAREST, 10 * k), allowed)
-        del found[k:]
+        nearest = max(_NEAREST, 10 * k)
+        while len(found := self._spans(view, query, nearest)) < k and nearest < view.count:
+            nearest *= 4  # one video may have many windows that match
+        del found[max(k, _RIVALS) :]
         probabilities = hit_probabilities(
             query,
             view.vectors.take(np.array([row for *_, row in found], np.int64)),
             view.sample,
             view.neutral,
-            view.rows_left,
+            view.count,
             self.embedder.logit_scale,
             self.embedder.logit_bias,
         )
         return [
             Hit(path, start, end, score, float(probability))
-            for (score, path, start, end, _), probability in zip(found, probabilities)
+            for (score, path, start, end, _), probability in zip(found[:k], probabilities)
         ]
 
-    def _spans(
-        self, view: _View, query: np.ndarray, nearest: int, allowed: np.ndarray | None
-    ) -> list[tuple[float, str, float, float, int]]:
+    def _spans(self, view: _View, query: np.ndarray, nearest: int) -> list[tuple[float, str, float, float, int]]:
         """
         Returns the spans of the videos of the `nearest` rows, best first: score, path, start, end and the row of the
         best window.
         """
-        _, (rows,) = view.nearest.search(query[None], nearest, allowed)
+        _, (rows,) = view.nearest.search(query[None], nearest, view.allowed)
         found = []
         seen: set[int] = set()
         for row in rows[rows >= 0].tolist():
@@ -383,29 +385,33 @@ class VideoIndex:
 
 
 class _View:
-    """The vectors of an index at one time."""
+    """
+    The vectors of an index at one time.
+
+    Attributes:
+        allowed: the ranges of rows that are searched (n, 2); None for all.
+        count: the number of rows that are searched.
+        sample: some of their vectors.
+    """
 
     def __init__(self, directory: Path, database: Database, version: int):
         self.version = version
         rows, dim, holes = database.about("rows"), database.about("dim"), database.holes()
         self.vectors = Vectors(directory / database.about("vectors"), dim)
         self.vectors.check(rows)
-        self.rows_left = rows - int((holes[:, 1] - holes[:, 0]).sum())
         self.nearest = NearestRows(self.vectors, self.vectors.directory, rows, holes)
         self.neutral = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, dim)
-        self.sample = self.vectors.take(_sampled(rows, holes))
+        self.allowed: np.ndarray | None = None
+        self.count = rows - int((holes[:, 1] - holes[:, 0]).sum())
+        self.sample = self.vectors.take(database.sampled_rows(_SAMPLE))
 
-
-def _sampled(rows: int, holes: np.ndarray) -> np.ndarray:
-    """Returns up to `_SAMPLE` rows outside of holes, the same ones each time: all, or short runs at random places."""
-    if rows <= _SAMPLE:
-        chosen = np.arange(rows)
-    else:
-        starts = np.random.default_rng(0).choice(rows // _RUN, _SAMPLE // _RUN, replace=False) * _RUN
-        chosen = (np.sort(starts)[:, None] + np.arange(_RUN)).ravel()
-    hole = holes[:, 0].searchsorted(chosen, "right") - 1
-    is_left = (hole < 0) | (chosen >= holes[hole, 1]) if len(holes) else np.ones(len(chosen), bool)
-    return chosen[is_left]
+    def restricted(self, ranges: np.ndarray) -> _View:
+        """Returns a view of the rows in ranges (n, 2)."""
+        view = copy(self)
+        view.allowed = merged(ranges)
+        view.count = int((ranges[:, 1] - ranges[:, 0]).sum())
+        view.sample = self.vectors.take(evenly_spaced(ranges, _SAMPLE))
+        return view
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

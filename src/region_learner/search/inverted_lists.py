@@ -36,6 +36,7 @@ ABOUT = "nearest.json"
 
 # Vectors per list that k-means is trained on. FAISS advises 39 to 256.
 TRAINED_PER_LIST = 64
+ITERATIONS = 10
 # The lists are trained again when there are so many times as many rows.
 RETRAIN = 2
 # New rows that are searched exactly, in 1 to 3 ms at 256 dimensions, before they are worth a segment.
@@ -45,8 +46,8 @@ TAIL_ROWS = 2**14
 MERGE = 4
 # A segment of which this share is deleted is written again. Until then a search leaves its deleted rows out.
 DELETED = 0.2
-# Rows whose lists or codes are computed at a time.
-_BLOCK_ROWS = 2**13
+# Rows whose lists or codes are computed at a time: with 4,096 lists, 32 MiB of products.
+_BLOCK_ROWS = 2**11
 
 
 @dataclass(frozen=True)
@@ -154,44 +155,42 @@ def _write_new(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 class Quantizer:
     """
-    The centroids (lists, D) that assign a vector to a list, and the ranges (2, D) that turn it into a code of 8 bits
-    per dimension.
+    Assigns vectors to lists by centroids (lists, D), and turns them into codes of 8 bits per dimension by the smallest
+    values and ranges (2, D) of the dimensions, as `QT_8bit` of FAISS does. It is written in NumPy, whose products of
+    matrices are several times as fast as the search for the nearest centroid in FAISS.
     """
 
     def __init__(self, centroids: np.ndarray, ranges: np.ndarray):
-        import faiss
-
         self.centroids, self.ranges = np.ascontiguousarray(centroids), np.ascontiguousarray(ranges)
-        self.coarse = faiss.IndexFlatIP(centroids.shape[1])
-        self.coarse.add(self.centroids)
-        self.codes = faiss.ScalarQuantizer(centroids.shape[1], faiss.ScalarQuantizer.QT_8bit)
-        faiss.copy_array_to_vector(self.ranges.ravel(), self.codes.trained)
 
     @classmethod
     def train(cls, vectors: np.ndarray, lists: int) -> "Quantizer":
-        """Trains on a sample (n, D)."""
-        import faiss
-
-        dim = vectors.shape[1]
-        kmeans: Any = faiss.Kmeans(
-            dim,
-            lists,
-            niter=10,
-            spherical=True,
-            seed=0,
-            min_points_per_centroid=1,
-            max_points_per_centroid=len(vectors),
-        )
-        kmeans.train(vectors)
-        codes = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit)
-        codes.train(vectors)
-        return cls(kmeans.centroids, faiss.vector_to_array(codes.trained).reshape(2, dim))
+        """Trains on a sample (n, D) by spherical k-means."""
+        rng = np.random.default_rng(0)
+        smallest = vectors.min(0)
+        quantizer = cls(vectors[rng.choice(len(vectors), lists, replace=False)], vectors.max(0) - smallest)
+        quantizer.ranges = np.stack((smallest, quantizer.ranges))
+        for _ in range(ITERATIONS):
+            sums = np.zeros_like(quantizer.centroids)
+            for start in range(0, len(vectors), _BLOCK_ROWS):
+                block = vectors[start : start + _BLOCK_ROWS]
+                assigned = quantizer.assign(block)
+                order = np.argsort(assigned)
+                numbers, starts = np.unique(assigned[order], return_index=True)
+                sums[numbers] += np.add.reduceat(block[order], starts)
+            norms = np.linalg.norm(sums, axis=1, keepdims=True)
+            others = vectors[rng.choice(len(vectors), lists, replace=False)]  # for lists that have become empty
+            quantizer.centroids = np.where(norms > 0, sums / np.maximum(norms, 1e-30), others)
+        return quantizer
 
     @classmethod
     def read(cls, path: Path, lists: int, dim: int) -> "Quantizer":
         """
+        Reads what `write` wrote.
+
         Raises:
-            ValueError: the file is not a regular file, or holds something else.
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a regular file, or holds something else.
         """
         check_is_file(path)
         if path.stat().st_size != 4 * (lists + 2) * dim:
@@ -202,11 +201,17 @@ class Quantizer:
         return cls(values[:lists], values[lists:])
 
     def write(self, path: Path) -> None:
-        _write_new(path, lambda file: file.write(np.concatenate((self.centroids, self.ranges)).astype("<f4").data))
+        values = np.concatenate((self.centroids, self.ranges)).astype("<f4")
+        _write_new(path, lambda file: file.write(values.data))
 
     def assign(self, vectors: np.ndarray) -> np.ndarray:
         """Returns the list of each vector (n, D), (n,)."""
-        return self.coarse.search(vectors, 1)[1][:, 0].astype(np.int32)
+        return (vectors @ self.centroids.T).argmax(1)
+
+    def codes(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns the codes (n, D), in uint8, of vectors (n, D)."""
+        smallest, widths = self.ranges
+        return np.clip((vectors - smallest) * (255 / np.maximum(widths, 1e-30)), 0, 255).astype(np.uint8)
 
 
 class SegmentFile:
@@ -246,17 +251,19 @@ class SegmentFile:
             result[rows[(rows >= 0) & (rows < len(result))]] = number
         return result
 
-    def as_faiss(self, quantizer: "Quantizer") -> Any:
-        """Returns an index of FAISS over the file, that reads only the lists that a search probes."""
+    def as_faiss(self, quantizer: Quantizer, coarse: Any) -> Any:
+        """
+        Returns an index of FAISS over the file, which reads only the lists that a search probes. It points to
+        `coarse`, the centroids as an index of FAISS, and to this object.
+        """
         import faiss
 
         kind, metric = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-        index: Any = faiss.IndexIVFScalarQuantizer(quantizer.coarse, self.about.dim, self.about.lists, kind, metric, False)
+        index: Any = faiss.IndexIVFScalarQuantizer(coarse, self.about.dim, self.about.lists, kind, metric, False)
         faiss.copy_array_to_vector(quantizer.ranges.ravel(), index.sq.trained)
         index.is_trained, index.ntotal = True, self.segment.entries
-        lists = self._mapped_lists() or self._copied_lists()
-        index.replace_invlists(lists, False)
-        index.kept = (quantizer, lists)  # FAISS holds pointers to them
+        self._lists = self._mapped_lists() or self._copied_lists()  # kept here, as FAISS only points to them
+        index.replace_invlists(self._lists, False)
         return index
 
     def _mapped_lists(self) -> Any:
@@ -295,7 +302,7 @@ def _write_segment(
         for ids in by_list:
             for start in range(0, len(ids), _BLOCK_ROWS):
                 block = vectors.take(ids[start : start + _BLOCK_ROWS])
-                file.write(quantizer.codes.compute_codes(block).data)
+                file.write(quantizer.codes(block).data)
             file.write(ids.astype("<i8").data)
         file.write(sizes.data)
 
@@ -312,11 +319,15 @@ class InvertedLists:
     """
 
     def __init__(self, directory: Path, vectors: Vectors, rows: int):
+        import faiss
+
         self.about = read_about(directory, vectors, rows)
         path = _trained_path(directory, self.about.generation)
         self._quantizer = Quantizer.read(path, self.about.lists, self.about.dim)
         self._files = [SegmentFile(directory, segment, self.about) for segment in self.about.segments]
-        self._indexes = [file.as_faiss(self._quantizer) for file in self._files]
+        self._coarse = faiss.IndexFlatIP(self.about.dim)
+        self._coarse.add(self._quantizer.centroids)
+        self._indexes = [file.as_faiss(self._quantizer, self._coarse) for file in self._files]
         self._list_of_row: np.ndarray | None = None
 
     @property

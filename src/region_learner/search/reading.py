@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def _transform(processor: Any, frames: np.ndarray) -> np.ndarray:
 # --- In processes --------------------------------------------------------------------------------------------
 
 
-def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Iterator[tuple[Video, Event]]:
+def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Generator[tuple[Video, Event], None, None]:
     """
     Reads videos in processes, so that one that crashes its process, or hangs, is `Failed` like any other that cannot
     be read. A process waits until what it sent has been taken, so that memory stays bounded.
@@ -147,16 +147,18 @@ def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Iter
     try:
         while True:
             for reader in readers:
-                if reader.job is None and (job := first.popleft() if first else next(waiting, None)) is not None:
-                    reader.begin(job)
+                following = first.popleft() if first and reader.job is None else None
+                if reader.job is None and (following := following or next(waiting, None)) is not None:
+                    reader.begin(following)
             busy = {reader.connection: reader for reader in readers if reader.job is not None}
             if not busy:
                 return
             wait(list(busy), timeout=1)
             for reader in busy.values():
                 video = reader.job.video if reader.job else None
-                if video is not None and (event := reader.event()) is not None:
-                    yield video, event
+                arrived = reader.event()
+                if video is not None and arrived is not None:
+                    yield video, arrived
     finally:
         for reader in readers:
             reader.end()

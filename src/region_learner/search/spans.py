@@ -44,10 +44,9 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
     if metadata.times is None or duration <= window + _ROUNDING:
         return Plan(np.array([[0.0, duration]]), processor.sample_frames(metadata)[None], duration)
     step = window / processor.num_frames
-    starts = np.arange(int((duration - window + _ROUNDING) / stride) + 1) * stride
-    last = int((duration - window + _ROUNDING) / step) * step
-    if last > starts[-1] + step / 2:
-        starts = np.append(starts, last)
+    starts = np.arange(int((duration - window + _ROUNDING) / stride) + 1) * float(stride)
+    if duration - window - starts[-1] >= step - _ROUNDING:
+        starts = np.append(starts, int((duration - window + _ROUNDING) / step) * step)
     spans = np.stack([starts, starts + window], axis=1)
     frames = np.stack([processor.span_frames(metadata, start, end) for start, end in spans.tolist()])
     spans[-1, 1] = duration  # less than one distance of frames later
