@@ -1,25 +1,26 @@
 """The probability that a hit is right.
 
-A cosine similarity means nothing by itself: how high it is depends on the model, on the words, and on how many windows
-there are to choose from. Two differences do, both in units of the logits that the model was trained with:
+A cosine similarity by itself does not tell: how high it is depends on the model, on the words, and on how many windows
+there are to choose from. Two numbers do, both in units of the logits that the model was trained with:
 
-- *contrast*: how far the hit is above the best hits of neutral texts, which have nothing to do with the index. More
-  windows raise those, too.
-- *share*: the logarithm of the softmax over the windows of the index, at the hit. It is low if others match as well.
+- *contrast*: how far the hit is above what neutral texts, which were not written for this index, find in it. The more
+  windows there are, the more these find, too.
+- *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if others match as well.
 
-The probability is the logistic function of a weighted sum of the two. The weights were fitted by
-`experiments/calibration.py`; docs/search.md says how far the probabilities can be trusted.
+The probability is the logistic function of a weighted sum of both. The weights are fixed, and were fitted by
+`experiments/calibration.py`; docs/search.md says how far they can be trusted.
 """
 
 import numpy as np
 
 from .nearest import inner_products
 
-# Fitted by experiments/calibration.py, which prints them.
-CONTRAST, SHARE, OFFSET = 0.50, 1.30, -2.53
+# Printed by experiments/calibration.py.
+WEIGHTS = np.array([0.50, 1.30])  # of contrast and share
+OFFSET = -2.53
 
-# Windows whose distance from a hit is less than this share of the median count less as its rivals.
-_ALIKE = 0.25
+# Hits that are more alike than this, by their cosine similarity, are copies of one video, which are all right or none.
+_COPY = 0.99
 
 _NEUTRAL = """
 a person talking to the camera
@@ -154,63 +155,68 @@ a video
 
 
 def neutral_texts() -> tuple[str, ...]:
-    """Returns 128 short descriptions of all kinds of videos, whose best hits tell how high a score gets by chance."""
+    """Returns 128 short descriptions of all kinds of videos, for [`score_by_chance`]."""
     return tuple(_NEUTRAL.strip().splitlines())
 
 
+def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> float:
+    """
+    Returns the score that the best window of an index has for a neutral text, on average.
+
+    Args:
+        sample: embeddings of windows of the index (m, D), m > 0: all, or some thousand random ones. All embeddings
+            have length 1.
+        neutral: of [`neutral_texts`], (P, D).
+        windows: number of windows in the index. If there are more than in the sample, the best score is extrapolated
+            from how it grows between a quarter of the sample and all of it.
+    """
+    scores = sample @ neutral.T  # (m, P)
+    best, m = float(scores.max(0).mean()), len(sample)
+    if windows <= m or m < 8:
+        return best
+    quarters = np.mean([quarter.max(0).mean() for quarter in np.array_split(scores, 4)])
+    # The maximum of n normal numbers is about sqrt(2 log n) standard deviations above their mean.
+    quarter, all_of_it, index = np.sqrt(np.log([m / 4, m, windows]))
+    return float(best + (best - quarters) * (index - all_of_it) / (all_of_it - quarter))
+
+
+def evidence(
+    query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
+) -> np.ndarray:
+    """Returns contrast and share of each hit, float64 (k, 2). The arguments are those of [`hit_probabilities`]."""
+    # Not products of matrices, so that a hit has the same score as its window in the sample.
+    scores, others = (inner_products(vectors, query).astype(np.float64) for vectors in (hits, sample))
+    # The rivals of a hit are the other hits, and all windows below the hits, for which those of the sample stand. What
+    # lies between the hits are other windows of the same spans.
+    below = others[others < scores[-1]]
+    copies = np.array([(hits @ hit > _COPY).sum() for hit in hits])
+    highest = scores.max()
+    total = (np.exp(scale * (scores - highest)) / copies).sum()
+    total += np.exp(scale * (below - highest)).sum() * max(windows / len(sample), 1)
+    share = scale * (scores - highest) - np.log(total)
+    return np.stack([scale * (scores - chance), share], axis=1)
+
+
 def hit_probabilities(
-    query: np.ndarray,
-    hits: np.ndarray,
-    sample: np.ndarray,
-    neutral: np.ndarray,
-    windows: int,
-    scale: float,
-    bias: float | None = None,
+    query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
 ) -> np.ndarray:
     """
     Returns the probability that each hit of a query is right.
 
     Args:
-        query: its embedding (D,). All embeddings have length 1.
-        hits: of the best windows of the hits (k, D), best first.
-        sample: of windows of the index (m, D), m > 0: all, or some thousand random ones.
-        neutral: of [`neutral_texts`] (P, D).
-        windows: number of windows in the index.
+        query: embedding of a text (D,). All embeddings have length 1.
+        hits: of the best window of each hit (k, D), best first; the more, the better, up to about ten.
+        sample, windows: as of [`score_by_chance`].
+        chance: what it returns. It is the same for all queries.
         scale: of the logits of the model, 1 / temperature.
-        bias: of its logits. It is not used.
 
     Returns:
-        float64 (k,) between 0 and 1; none is higher than the one before.
+        float64 (k,), between 0 and 1. None is higher than the one before.
+
+    Example:
+
+        chance = score_by_chance(sample, neutral, len(index))
+        hit_probabilities(query, hits, sample, chance, len(index), 1 / float(model.temperature))
     """
-    scores = inner_products(hits, query).astype(np.float64)  # do not depend on the number of hits
-    contrast = scale * (scores - _best_by_chance(sample, neutral, windows))
-    share = _log_share(scores, sample @ query, hits, sample, windows, scale)
-    return np.minimum.accumulate(1 / (1 + np.exp(-(CONTRAST * contrast + SHARE * share + OFFSET))))
-
-
-def _best_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> float:
-    """Returns the score that the best of all windows has for a neutral text, on average."""
-    scores = sample @ neutral.T  # (m, P)
-    # The maximum of n normal scores is about sqrt(2 log n) standard deviations above their mean.
-    growth = np.sqrt(2 * np.log(max(windows, len(sample)))) - np.sqrt(2 * np.log(len(sample)))
-    return float(np.mean(scores.max(0) + growth * scores.std(0)))
-
-
-def _log_share(
-    scores: np.ndarray, others: np.ndarray, hits: np.ndarray, sample: np.ndarray, windows: int, scale: float
-) -> np.ndarray:
-    """
-    Returns the logarithm of the softmax at each hit over itself and its rivals, (k,). The rivals are the other hits,
-    and all windows below them, for which those of the sample stand.
-    """
-    below = others < scores[-1]
-    distances = 1 - hits @ sample.T  # (k, m)
-    near = np.maximum(_ALIKE * np.median(distances, axis=1, keepdims=True), 1e-6)
-    weight = max(windows, len(sample)) / len(sample)
-    rivals = np.concatenate(
-        [np.clip((1 - hits @ hits.T) / near, 0, 1), np.clip(distances[:, below] / near, 0, 1) * weight], axis=1
-    )
-    logits = scale * (np.concatenate([scores, others[below]]) - scores[:, None])
-    np.fill_diagonal(rivals, 1)
-    highest = logits.max(1)
-    return -highest - np.log((rivals * np.exp(logits - highest[:, None])).sum(1))
+    found = evidence(query, hits, sample, chance, windows, scale)
+    return np.minimum.accumulate(np.exp(-np.logaddexp(0, -found @ WEIGHTS - OFFSET)))
