@@ -199,10 +199,10 @@ def test_strange_names_run_nothing(page, address):
     page.goto(address)
     search(page, "green")
     first = page.locator(".hits button").nth(0)
-    assert STRANGE in first.inner_text().replace("\n", "")
+    assert STRANGE.removeprefix("home/") in first.inner_text()
     first.click()
     page.locator("video").wait_for()
-    assert STRANGE in page.locator(".playing").inner_text()
+    assert STRANGE.removeprefix("home/") in page.locator(".playing").inner_text()
     search(page, "<img src=x onerror=alert(1)>${alert(1)}")
 
 
