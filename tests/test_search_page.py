@@ -424,4 +424,4 @@ def test_percent(probability, text):
 
 
 def test_span():
-    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:42-1:02:05"
+    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:41-1:02:05"

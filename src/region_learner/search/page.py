@@ -138,7 +138,7 @@ def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Imag
 
 def span(hit: Hit) -> str:
     """Returns the times of a hit, such as `00:42-00:52`."""
-    return f"{clock(hit.start)}-{clock(hit.end)}"
+    return clock(hit.start, hit.end)
 
 
 def percent(probability: float) -> str:
