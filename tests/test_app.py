@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from region_learner import VideoIndex
+
 from .fake_index import COLORS, FakeIndex, write_colors
+from .search_toys import make_video, save_checkpoint
 
 gr = pytest.importorskip("gradio", reason="the app needs Gradio")
 httpx = pytest.importorskip("httpx")
@@ -230,6 +233,26 @@ def test_page_is_served_here_only(client, address):
 def test_words_over_http(client):
     answer = ask(client, "to_words", "blue", "", 0, 12)
     assert answer["success"]
+
+
+def test_an_index_that_grows(tmp_path):
+    """Another process may write while the app searches, and threads of the app share the index."""
+    make_video(tmp_path / "videos/a.mp4", 5.0, seed=0)
+    model = str(save_checkpoint("space_time", tmp_path / "model"))
+    made = VideoIndex.create(tmp_path / "index", model, window=4.0, stride=2.0)
+    made.update(tmp_path / "videos")
+    with serving(VideoIndex.open(tmp_path / "index")) as address, httpx.Client(base_url=address) as client:
+        for _ in range(3):
+            answer = ask(client, "to_words", "a red square", None, 0, 12)
+            assert answer["success"]
+        assert "a.mp4" in json.dumps(answer)
+        make_video(tmp_path / "videos/b.mp4", 5.0, seed=1)
+        made.update(tmp_path / "videos")
+        assert "b.mp4" in json.dumps(ask(client, "to_words", "a red square", None, 0, 12))
+        assert "2 videos in the index" in json.dumps(ask(client, "heading"))
+        folder = str(tmp_path / "videos")
+        assert "b.mp4" in json.dumps(ask(client, "to_words", "blue", folder, 0, 12))
+        assert "has no videos within" in json.dumps(ask(client, "to_words", "blue", folder + "/c", 0, 12))
 
 
 def test_uploaded_picture_is_a_query(client, picture, index):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..corpora.base import CorpusError
 from ..files import write_text
+from ..inference import progress_bar
 from ..video_decoding_region_learner import VideoDecodeError
 from ..visualization import draw_regions, frame_strip, frames_from_pixel_values
 from ..visualization.page import html_environment
@@ -80,7 +81,7 @@ def write_search_page(
     queries: list[tuple[str, list[ShownHit]]] = []
     for query, hits in results:
         queries.append((query, []))
-        for hit in hits:
+        for hit in progress_bar(hits, f"Page: {readable(query)[:40]}", unit="hit"):
             key = hit.path, hit.start, hit.end
             shown = show_hit(index, hit, with_preview=key not in previews and len(previews) < _PREVIEWS)
             known = previews.setdefault(key, shown) if shown.preview or key in previews else shown
