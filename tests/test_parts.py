@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from region_learner import VideoIndex
+from region_learner.cli import main
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
 from region_learner.search import embed_videos, embedding, jobs, parts
@@ -344,6 +345,70 @@ def test_several_directories(embed, videos, tmp_path):
     embed(paths=[videos / "sub", videos / "a.mp4"], directory="second")
     index = VideoIndex.from_embeddings(tmp_path / "index", [tmp_path / "first", tmp_path / "second"])
     assert len(index) == 3
+
+
+# --- The command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command with strings and paths, and returns its exit code and what it printed. Starts no processes."""
+    reading = jobs.read_videos
+    monkeypatch.setattr(jobs, "read_videos", lambda jobs, options, workers: reading(jobs, options))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_commands(run, model, videos, tmp_path, made_at_once):
+    options = ["--output", tmp_path / "parts", "--window", "4", "--stride", "2", "--num-frames", "4"]
+    code, printed, closing = run("embed", model, videos, *options, "--shard", "0/2")
+    assert (code, printed.splitlines()[-1]) == (0, "2 new, 1 unreadable.")
+    assert printed.startswith(f"unreadable: {videos}/bad.mp4")
+    assert f"Wrote {tmp_path / 'parts'}: shard 0/2" in closing
+    code, printed, _ = run("embed", model, videos, *options, "--shard", "1/2", "--json")
+    assert code == 0
+    assert len(json.loads(printed)["new"]) == 3
+    for places in ([tmp_path / "one"], ["--index", tmp_path / "two"]):
+        code, printed, closing = run("index", *places, "--from-embeddings", tmp_path / "parts")
+        assert code == 0
+        assert printed.splitlines()[-1] == "5 new, 1 unreadable."
+        assert f"{places[-1]}: 5 videos" in closing
+    assert content(VideoIndex.open(tmp_path / "two")) == content(made_at_once)
+    code, _, closing = run("index", "export", "--index", tmp_path / "two", "--to", "parquet", "--output", tmp_path / "x")
+    assert (code, closing.splitlines()[-1]) == (0, f"Wrote 15 windows to {tmp_path / 'x'}")
+    assert content(VideoIndex.from_embeddings(tmp_path / "again", tmp_path / "x")) == content(made_at_once)
+
+
+def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
+    def message(*arguments):
+        code, _, printed = run(*arguments)
+        assert code == 2
+        return printed
+
+    assert "--output DIR is needed" in message("embed", model, videos)
+    assert "give VIDEOS" in message("embed", model, "--output", "x")
+    for shard in ("4", "4/4", "-1/4", "0/0", "a/b"):
+        assert f"--shard '{shard}' must be I/N" in message("embed", model, videos, "--output", "x", "--shard", shard)
+    assert "takes neither VIDEOS nor" in message("index", videos, "--index", "x", "--from-embeddings", "p")
+    assert "takes neither VIDEOS nor" in message("index", "x", "--from-embeddings", "p", "--window", "4")
+    assert "takes neither VIDEOS nor" in message("index", "--from-embeddings", "p")
+    export = ["index", "export", "--index", made_at_once.directory, "--output", tmp_path / "out", "--to"]
+    assert "--index DIR, --to FORMAT and" in message(*export[:-1])
+    assert "to='lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")
+    assert "files do not have one" in message(*export, "parquet", "--name", "x")
+    for engine, package, module in (("lance", "lancedb", "lancedb"), ("qdrant", "qdrant-client", "qdrant_client")):
+        monkeypatch.setitem(sys.modules, module, None)
+        assert f"needs the package {package}: pip install {package}\n" in message(*export, engine)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    assert "has other files" in message(*export, "parquet")
+    with locked(made_at_once.directory):
+        assert "another run" in message(*export, "parquet")
 
 
 # --- Parts from a stranger -----------------------------------------------------------------------------------

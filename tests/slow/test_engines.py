@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +40,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
-    for seed in range(12):
-        make_video(folder / f"{seed}.mp4", 5 + 4 * seed, seed)
+    for seed in range(8):
+        make_video(folder / f"{seed}.mp4", 5 + 5 * seed, seed)
     (folder / "bad.mp4").write_bytes(b"\0" * 500)
     return folder
 
@@ -155,40 +157,36 @@ def at_once(model, videos, tmp_path_factory):
     return index
 
 
-def kill_a_worker(output: Path, script: subprocess.Popen) -> int:
-    """Kills the first process of Ray that is embedding, and returns its number."""
+def kill_a_worker(output: Path, script: subprocess.Popen) -> None:
+    """Kills the first process that holds the lock of a share, so that it is embedding it."""
     while script.poll() is None:
-        if list(output.glob(".lock-*")):  # the model is loaded
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    title = (process / "cmdline").read_bytes()
-                    is_ours = str(output).encode() in (process / "environ").read_bytes()
-                except OSError:  # it has ended
-                    continue
-                if title.startswith(b"ray::Map") and is_ours:
-                    os.kill(int(process.name), signal.SIGKILL)
-                    return int(process.name)
+        for link in glob("/proc/[0-9]*/fd/*"):
+            with suppress(OSError):  # it is closed, or its process has ended
+                if os.readlink(link).startswith(f"{output}/.lock-"):
+                    os.kill(int(link.split("/")[2]), signal.SIGKILL)
+                    return
         time.sleep(0.01)
     raise AssertionError(script.communicate()[0][-3000:])
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the worker in /proc")
 def test_ray(model, videos, at_once, tmp_path):
     pytest.importorskip("ray")
     output = tmp_path / "parts"
-    output.mkdir()
-    arguments = ["--parts", str(output), "--index", str(tmp_path / "index"), "--shards", "6"]
+    arguments = ["--parts", str(output), "--index", str(tmp_path / "index"), "--shards", "3"]
     script = subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / "search" / "ray_data.py"), model, str(videos), *arguments],
-        env=ENVIRONMENT | {"OF_TEST": str(output), "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    killed = kill_a_worker(output, script)
-    printed, _ = script.communicate(timeout=600)
+    try:
+        kill_a_worker(output, script)
+        printed, _ = script.communicate(timeout=600)
+    finally:
+        script.kill()
     assert script.returncode == 0, printed[-5000:]
-    assert f"pid={killed}" in printed or str(killed) in printed or "crash" in printed.lower() or killed
     assert f"index: {len(at_once)} videos" in printed
     index = VideoIndex.open(tmp_path / "index")
     assert content(index) == content(at_once)

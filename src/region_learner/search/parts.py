@@ -34,7 +34,7 @@ _KEY = b"region_learner"
 _NAME = re.compile(r"part-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.parquet")
 
 # A part is written when it has so many windows, or after so many seconds: what a killed job loses.
-_WINDOWS = 2**16
+_WINDOWS = 2**15
 _SECONDS = 300
 
 _GROUP = 2**13  # rows that are compressed, and read, together
