@@ -212,7 +212,7 @@ def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each depends on its own vector only,
     to the last bit, which products of matrices do not promise.
     """
-    return np.einsum("nd,d->n", vectors, query)
+    return np.einsum("ij,j->i", vectors, query)
 
 
 def _floor(scores: np.ndarray, kept: np.ndarray, k: int) -> float:
