@@ -310,6 +310,20 @@ def _write_segment(
     _write_new(_segment_path(directory, number), write)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """
+    Which rows a search may find.
+
+    Attributes:
+        bits: one bit per row.
+        counts: how many of them each list holds, (lists,); None where these are nearly all of its rows.
+    """
+
+    bits: np.ndarray
+    counts: np.ndarray | None
+
+
 class InvertedLists:
     """
     The inverted lists of a directory, loaded for a search. They may hold rows that were added after the search began.
@@ -336,31 +350,33 @@ class InvertedLists:
         """The number of rows in the lists, deleted ones included."""
         return sum(segment.entries for segment in self.about.segments)
 
-    def probes(self, query: np.ndarray, rows: int, selected: np.ndarray | None) -> int:
-        """Returns how many of the lists nearest to `query` (D,) hold `rows` of the selected rows, (stop,) bool."""
-        if selected is None:
+    def select(self, selected: np.ndarray, few: bool) -> Selection:
+        """Returns the selection of the rows set in `selected`, (stop,) bool. If they may be few, lists are counted."""
+        counts = None
+        if few:
+            if self._list_of_row is None:
+                self._list_of_row = np.concatenate([file.lists() for file in self._files])
+            counts = np.bincount(self._list_of_row[selected] + 1, minlength=self.about.lists + 1)[1:]
+        return Selection(np.packbits(selected, bitorder="little"), counts)
+
+    def probes(self, query: np.ndarray, rows: int, selection: Selection | None) -> int:
+        """Returns how many of the lists nearest to `query` (D,) hold `rows` of the selected rows."""
+        if selection is None or selection.counts is None:
             return -(-rows * self.about.lists // self.entries)
-        if self._list_of_row is None:
-            self._list_of_row = np.concatenate([file.lists() for file in self._files])
-        counts = np.bincount(self._list_of_row[selected] + 1, minlength=self.about.lists + 1)[1:]
         order = np.argsort(self._quantizer.centroids @ -query)
-        return 1 + int((np.cumsum(counts[order]) < rows).sum())
+        return 1 + int((np.cumsum(selection.counts[order]) < rows).sum())
 
-    def candidates(self, query: np.ndarray, k: int, probes: int, selected: np.ndarray | None) -> np.ndarray:
+    def candidates(self, query: np.ndarray, k: int, rows: int, selection: Selection | None) -> np.ndarray:
         """
-        Returns the numbers of rows near `query` (D,), up to `k` per segment. They are what the files say: -1 for none,
-        and anything if these are damaged.
-
-        Args:
-            probes: number of lists to search.
-            selected: which rows may be found, (stop,) bool; None for all.
+        Returns the numbers of up to `k` rows near `query` (D,) from each segment, after comparing about `rows` rows.
+        They are what the files say: -1 for none, and anything if these are damaged.
         """
         import faiss
 
-        options: dict[str, Any] = {"nprobe": min(probes, self.about.lists)}
-        if selected is not None:
+        options: dict[str, Any] = {"nprobe": min(self.probes(query, rows, selection), self.about.lists)}
+        if selection is not None:
             make: Any = faiss.IDSelectorBitmap
-            options["sel"] = make(np.packbits(selected, bitorder="little"))
+            options["sel"] = make(selection.bits)
         parameters = faiss.SearchParametersIVF(**options)
         found = [index.search(query[None], k, params=parameters)[1][0] for index in self._indexes]
         return np.concatenate(found)
