@@ -320,14 +320,14 @@ def test_missing_parts(embed, videos, tmp_path, monkeypatch):
     first.rename(tmp_path / first.name)
     with pytest.raises(ValueError, match=f"parts does not have {first.name}"):
         join()
+    (tmp_path / first.name).rename(first)
+    make_video(videos / "f.mp4", 2, seed=9)
+    embed((2, 4))
     with pytest.raises(ValueError, match="have other lists of videos"):
-        (tmp_path / first.name).rename(first)
-        make_video(videos / "f.mp4", 2, seed=9)
-        embed((2, 4))
         join()
     embed(directory="other")
+    shutil.copy(tmp_path / "other" / "part-00000-of-00001-0000.parquet", tmp_path / "parts")
     with pytest.raises(ValueError, match="shares of different jobs"):
-        shutil.copy(tmp_path / "other" / "part-00000-of-00001-0000.parquet", tmp_path / "parts")
         join()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="does not contain any parts"):
@@ -379,7 +379,9 @@ def test_commands(run, model, videos, tmp_path, made_at_once):
         assert printed.splitlines()[-1] == "5 new, 1 unreadable."
         assert f"{places[-1]}: 5 videos" in closing
     assert content(VideoIndex.open(tmp_path / "two")) == content(made_at_once)
-    code, _, closing = run("index", "export", "--index", tmp_path / "two", "--to", "parquet", "--output", tmp_path / "x")
+    code, _, closing = run(
+        "index", "export", "--index", tmp_path / "two", "--to", "parquet", "--output", tmp_path / "x"
+    )
     assert (code, closing.splitlines()[-1]) == (0, f"Wrote 15 windows to {tmp_path / 'x'}")
     assert content(VideoIndex.from_embeddings(tmp_path / "again", tmp_path / "x")) == content(made_at_once)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -118,11 +119,11 @@ def test_names_damaged_files(tmp_path):
         fresh = Vectors(tmp_path, 3)
         fresh.check(10)
         for use in (
-            lambda: fresh.check(25),
-            lambda: fresh.check(20),
-            lambda: fresh.read(5, 20),
-            lambda: fresh.take(np.array([3, 19])),
-            lambda: fresh.write(25, random_vectors(1)),
+            partial(fresh.check, 25),
+            partial(fresh.check, 20),
+            partial(fresh.read, 5, 20),
+            partial(fresh.take, np.array([3, 19])),
+            partial(fresh.write, 25, random_vectors(1)),
         ):
             with pytest.raises(ValueError, match=f"vectors-00001.f32 holds {held} vectors, expected 10") as error:
                 use()

@@ -111,8 +111,8 @@ def export(
         str | None,
         typer.Option(
             metavar="WHERE",
-            help="Directory of the Parquet files or of the LanceDB database; or the address of a Qdrant server (key in "
-            "QDRANT_API_KEY), or a directory for Qdrant's local mode. Required.",
+            help="Directory of the Parquet files or of the LanceDB database; or the address of a Qdrant server "
+            "(key in QDRANT_API_KEY), or a directory for Qdrant's local mode. Required.",
         ),
     ] = None,
     name: Annotated[

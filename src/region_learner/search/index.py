@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from ..files import locked
-from .calibration import hit_probabilities, neutral_texts
+from .calibration import hit_probabilities, neutral_texts, score_by_chance
 from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder
 from .nearest import NearestRows, inner_products
@@ -358,15 +358,9 @@ class VideoIndex:
         while len(found := self._spans(view, query, nearest, wanted)) < k and nearest < view.count:
             nearest *= 4  # one video may have many windows that match
         del found[wanted:]
-        probabilities = hit_probabilities(
-            query,
-            view.vectors.take(np.array([span.best for span in found], np.int64)),
-            view.sample_without([span.rows for span in found]),
-            view.neutral,
-            view.count,
-            self.embedder.logit_scale,
-            self.embedder.logit_bias,
-        )
+        best = view.vectors.take(np.array([span.best for span in found], np.int64))
+        scale = self.embedder.logit_scale
+        probabilities = hit_probabilities(query, best, view.sample, view.chance, view.count, scale)
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found[:k], probabilities)
@@ -389,9 +383,7 @@ class VideoIndex:
             if sum(span.score > scores.max() for span in found) >= wanted:
                 break  # all others are below
             for start, end, best in find_spans(scores, spans):
-                covered = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > start))
-                around = (first + int(covered[0]), first + int(covered[-1]) + 1)
-                found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best, around))
+                found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
         return sorted(found)
 
     def _current_view(self) -> _View:
@@ -412,14 +404,13 @@ class VideoIndex:
 
 
 class _Span(NamedTuple):
-    """A span that was found, in the order of hits: the row of its best window, and the rows that it overlaps."""
+    """A span that was found, with the row of its best window. Spans sort like hits."""
 
     negative_score: float
     path: str
     start: float
     end: float
     best: int
-    rows: tuple[int, int]
 
     @property
     def score(self) -> float:
@@ -447,7 +438,8 @@ class _View:
     Attributes:
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
-        sample: some of their vectors, of the rows `sample_rows`.
+        sample: some of their vectors.
+        chance: the score that the best of them has for a text that means nothing, on average.
     """
 
     def __init__(self, directory: Path, database: Database, version: int):
@@ -462,14 +454,8 @@ class _View:
         self._set_sample(database.sampled_rows(_SAMPLE))
 
     def _set_sample(self, rows: np.ndarray) -> None:
-        self.sample_rows, self.sample = rows, self.vectors.take(rows)
-
-    def sample_without(self, ranges: list[tuple[int, int]]) -> np.ndarray:
-        """Returns the sample without the rows in ranges, unless it has no others."""
-        inside = np.zeros(len(self.sample_rows), bool)
-        for start, stop in ranges:
-            inside |= (self.sample_rows >= start) & (self.sample_rows < stop)
-        return self.sample if inside.all() else self.sample[~inside]
+        self.sample = self.vectors.take(rows)
+        self.chance = score_by_chance(self.sample, self.neutral, self.count) if len(rows) else 0.0
 
     def restricted(self, ranges: np.ndarray) -> _View:
         """Returns a view of the rows in ranges (n, 2)."""
