@@ -73,7 +73,7 @@ def test_search_and_page(checkpoint, tmp_path):
         ]
     assert page.queries[0].results[0].strip.size == page.queries[0].results[0].regions.size
     text = render_page(page)
-    assert text.index(NO_MATCH) < text.index("Loss during training")
+    assert text.index(NO_MATCH) < text.index('id="metrics"')
     assert "How they were chosen." in text
 
 
