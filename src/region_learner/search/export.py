@@ -118,7 +118,8 @@ def _to_lance(index: VideoIndex, output: str, name: str) -> None:
         try:
             database.create_table(name, pa.RecordBatchReader.from_batches(schema, batches))
         except BaseException:
-            database.drop_table(name, ignore_missing=True)
+            with suppress(ValueError, FileNotFoundError):
+                database.drop_table(name)
             raise
     except RuntimeError as error:
         raise OSError(f"{output} cannot be written: {' '.join(str(error).split())}") from error
