@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import rankdata
 
 from region_learner import RegionLearnerModel, RegionLearnerProcessor, load_corpus
 from region_learner.evaluation.retrieval import embed_corpus, embed_texts
-from region_learner.search.calibration import OFFSET, WEIGHTS, evidence, neutral_texts, score_by_chance
+from region_learner.search.calibration import WEIGHTS, evidence, neutral_texts, score_by_chance
 
 from .tables import markdown
 
-SIZES = (20, 60, 200, 600, 2000)
+SIZES = (20, 100, 500, 2000)
 GALLERIES, QUERIES = 8, 100  # of each size, and in each gallery
 HITS = 10
 
@@ -107,8 +108,8 @@ def embed(model_name: str, corpus: str, data_dir: str, split: str, output: Path)
         owners=np.array([number[video] for video in embedded.text_video_ids]),
         neutral=embed_texts(model, processor, neutral_texts()).numpy(),
         nonsense=embed_texts(model, processor, NONSENSE).numpy(),
-        scale=1 / float(model.temperature),
-        bias=np.nan if model.logit_bias is None else float(model.logit_bias),
+        scale=1 / float(torch.as_tensor(model.temperature).detach()),
+        bias=np.nan if model.logit_bias is None else float(model.logit_bias.detach()),
     )
 
 
@@ -197,12 +198,13 @@ def score(probabilities: np.ndarray, cases: Cases) -> list[str]:
 MEASURES = ["in or out, AUC", "right or wrong, AUC", "calibration error", "Brier score"]
 
 
-def compare_methods(drawn: dict[str, Cases], corpus_of: dict[str, str]) -> str:
+def compare_methods(drawn: dict[str, Cases], corpus_of: dict[str, str], fit_on: Sequence[str]) -> str:
     """Returns a table of all methods, each tested on every corpus with weights that were fitted on the other ones."""
     lines = []
     for method, used in METHODS.items():
-        for name, cases in drawn.items():
-            others = [drawn[other] for other in drawn if corpus_of[other] != corpus_of[name]]
+        for name in fit_on:
+            cases = drawn[name]
+            others = [drawn[other] for other in fit_on if corpus_of[other] != corpus_of[name]]
             if not others:
                 continue
             weights, offset = fit(np.concatenate([x.columns[:, used] for x in others]), Cases.join(others).right)
@@ -227,7 +229,7 @@ def by_size(embedded: Embedded, drawn: dict[int, Cases]) -> str:
 
 def as_stated(columns: np.ndarray) -> np.ndarray:
     """Returns the probabilities that `search` states."""
-    return expit(columns[:, [CONTRAST, SHARE]] @ WEIGHTS + OFFSET)
+    return expit(columns[:, [CONTRAST, SHARE]] @ WEIGHTS)
 
 
 def nonsense(embedded: Embedded) -> str:
@@ -247,10 +249,11 @@ def measure(paths: Sequence[Path], fit_on: Sequence[str]) -> None:
         for embedded in everything
     }
     drawn = {name: Cases.join(list(cases.values())) for name, cases in by_sizes.items()}
-    fitted = [drawn[name] for name in fit_on or drawn]
+    fit_on = fit_on or list(drawn)
+    fitted = [drawn[name] for name in fit_on]
     weights, offset = fit(np.concatenate([x.columns[:, [CONTRAST, SHARE]] for x in fitted]), Cases.join(fitted).right)
     print(f"Fitted on {len(fitted)} files: WEIGHTS = {weights.round(2).tolist()}, OFFSET = {offset:.2f}\n")
-    print(compare_methods({name: drawn[name] for name in fit_on or drawn}, {x.name: x.corpus for x in everything}))
+    print(compare_methods(drawn, {embedded.name: embedded.corpus for embedded in everything}, fit_on))
     for embedded in everything:
         print(f"\n{by_size(embedded, by_sizes[embedded.name])}\n\n{nonsense(embedded)}")
         bins = reliability(as_stated(drawn[embedded.name].columns), drawn[embedded.name].right)
