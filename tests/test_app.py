@@ -92,7 +92,7 @@ def test_filters(index):
 def test_nothing_matches_is_an_answer(index):
     _, hits, answer, *_ = last(Answers(index).to_words("a unicorn", *NO_FILTERS))
     assert len(hits) == 3
-    assert "Nothing in this index matches “a unicorn”." in answer
+    assert "Probably nothing in this index matches “a unicorn”." in answer
 
 
 def test_picture_and_clip_as_query(index, picture, tmp_path):
@@ -133,7 +133,7 @@ def test_more_like_this(index):
     assert index.searches[-1]["k"] == 13
     assert len(hits) == 2
     assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # it is not like itself
-    assert "Nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
+    assert "Probably nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
     assert list(answers.to_more(None, *NO_FILTERS)) == []
 
 
@@ -302,6 +302,20 @@ def test_only_uploads_are_queries(client, index, address, path, function):
         assert not answer["success"], payload
     assert not ask(client, function, {"path": path}, "", 0, 12)["success"]
     assert len(index.searches) == searches
+
+
+def test_addresses_are_not_fetched(client, monkeypatch):
+    """Gradio would, from public ones: the answer must not depend on the network of the test."""
+    fetched = []
+
+    async def fetch(address, **_):
+        fetched.append(address)
+        raise OSError
+
+    monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", fetch)
+    payload = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    assert not ask(client, "to_file", payload, "", 0, 12)["success"]
+    assert fetched == []
 
 
 def test_a_browser_cannot_choose_what_is_played(client, index):

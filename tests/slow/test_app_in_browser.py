@@ -192,7 +192,7 @@ def drop(page, file: Path) -> None:
 def test_nothing_matches_and_filters(page, address):
     page.goto(address)
     search(page, "unicorns")
-    page.get_by_text("Nothing in this index matches “unicorns”.").wait_for()
+    page.get_by_text("Probably nothing in this index matches “unicorns”.").wait_for()
     page.get_by_text("Filters").click()
     number = page.get_by_label("number input for Minimum probability (percent)")
     number.fill("50")
@@ -234,7 +234,7 @@ def test_the_players_of_a_page_jump(page, index, tmp_path, scheme):
     file = write_search_page(tmp_path / "page.html", index, results)
     page.emulate_media(color_scheme=scheme)
     page.goto(file.as_uri())
-    page.get_by_text("Nothing in this index matches.").wait_for()
+    page.get_by_text("Probably nothing in this index matches.").wait_for()
     assert nothing_is_cut_off(page)
     assert page.evaluate("Array.from(document.querySelectorAll('video')).every(video => video.readyState === 0)")
     page.get_by_text("Play 00:08-00:12").first.click()

@@ -103,7 +103,9 @@ def serving(
                 enable_monitoring=False,
                 footer_links=[],
                 max_file_size=MAX_UPLOAD,
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(
+                    primary_hue="cyan", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ),
                 css=str(_parts().style()),
                 app_kwargs={"middleware": [Middleware(Guard, folder=Path(folder), hosts=_names(host))]},
             )
