@@ -283,7 +283,9 @@ def test_page(index, tmp_path):
     assert page.text.count("red then blue.mp4 trips/ 00:") == 4
     (first,) = re.finditer(r"00:04-00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
     assert (
-        first.start() < page.text.index("00:00-00:04 unlikely, 5%") < page.text.index("Probably nothing in this index matches.")
+        first.start()
+        < page.text.index("00:00-00:04 unlikely, 5%")
+        < page.text.index("Probably nothing in this index matches.")
     )
     assert page.text.count("Probably nothing in this index matches.") == 1
     assert "3 spans, the best first." in page.text
