@@ -117,7 +117,14 @@ def test_properties_of_spans():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0, "00:00"), (42.4, "00:42"), (59.6, "01:00"), (3599.5, "1:00:00"), (3723, "1:02:03")]
+    ("start", "end", "shown"),
+    [
+        (0, 0.3, "00:00-00:01"),
+        (42, 52, "00:42-00:52"),
+        (42.4, 59.6, "00:42-01:00"),
+        (3599.9999999, 3723, "1:00:00-1:02:03"),
+        (59.9, 360000, "00:59-100:00:00"),
+    ],
 )
-def test_clock(seconds, shown):
-    assert clock(seconds) == shown
+def test_clock(start, end, shown):
+    assert clock(start, end) == shown

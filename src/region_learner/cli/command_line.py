@@ -14,6 +14,7 @@ from .commands import Commands
 from .corpora import corpus_app
 from .evaluation import evaluate, regions
 from .models import card, convert
+from .scale import embed, export
 from .search import app as app_command
 from .search import index, search
 from .training import demo, train
@@ -37,6 +38,8 @@ app.command(rich_help_panel="First steps")(demo)
 app.command(rich_help_panel="Search")(index)
 app.command(rich_help_panel="Search")(search)
 app.command("app", rich_help_panel="Search")(app_command)
+app.command(rich_help_panel="Search")(embed)
+app.command("index export", rich_help_panel="Search")(export)
 app.command(
     rich_help_panel="Train and evaluate",
     add_help_option=False,  # lists the options itself, which are not typer's

@@ -16,6 +16,8 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
+        if (words := " ".join(args[:2])) in self.commands:  # "index export"; a folder of that name is ./export
+            args = [words, *args[2:]]
         name = args[0].replace("_", "-")
         if not name.startswith("-") and name not in self.commands:
             # (Our `did_you_mean` would import transformers.)

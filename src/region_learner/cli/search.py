@@ -55,6 +55,10 @@ def index(
         bool, typer.Option("--keep-missing", help="Keep videos in the index whose files are gone.")
     ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")] = False,
+    from_embeddings: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PARTS", help="Take the parts of `region-learner embed` instead of VIDEOS."),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option(metavar="NAME", help="Index the videos of a corpus instead of VIDEOS.")
     ] = None,
@@ -70,6 +74,10 @@ def index(
     The same command again embeds new and changed videos, and removes those that are gone.
     It also resumes an interrupted run.
     """
+    if from_embeddings:
+        given = (model, window, stride, num_frames, workers, keep_missing, retry, corpus, data_dir)
+        _index_parts(index, videos, from_embeddings, any(value not in (None, False) for value in given), as_json)
+        return
     if index is None:
         raise typer.BadParameter("--index DIR is needed: where the index is, or will be")
     if bool(videos) == bool(corpus):
@@ -91,6 +99,23 @@ def index(
     _print_report(opened, report, as_json)
     if report.unreadable and not len(opened):
         raise typer.Exit(1)
+
+
+def _index_parts(
+    index: Path | None, videos: list[str] | None, parts: list[Path], has_options: bool, as_json: bool
+) -> None:
+    """Makes an index from parts: `index DIR --from-embeddings PARTS`, or with `--index DIR`."""
+    places = [*(videos or ()), *([] if index is None else [index])]
+    if len(places) != 1 or has_options:
+        raise typer.BadParameter(
+            "--from-embeddings PARTS needs --index DIR, and takes neither VIDEOS nor options other than --json: parts "
+            "say what they were made with"
+        )
+    from ..search import VideoIndex
+    from .scale import index_parts
+
+    report = index_parts(Path(places[0]), parts)
+    _print_report(VideoIndex.open(places[0]), report, as_json)
 
 
 def _open_or_create(
@@ -125,14 +150,16 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
     if as_json:
         print_json({**vars(report), "videos": len(index), "index": str(index.directory)})
         return
+    print_unreadable(report)
+    print(f"{report}.")
+    print_wrote(f'{index.directory}: {len(index)} videos. Search: region-learner search {index.directory} "words"')
+
+
+def print_unreadable(report: "UpdateReport") -> None:
     for path, reason in report.unreadable.items():
         print(f"unreadable: {reason if path in reason else f'{path}: {reason}'}")
-    print(f"{report}.")
     if report.unreadable:
         print("Unreadable files are left out until they change; --retry tries them again.", file=sys.stderr)
-    print_wrote(
-        f'{index.directory}: {len(index)} videos. Search them: region-learner search {index.directory} "words"'
-    )
 
 
 # --- search --------------------------------------------------------------------------------------------------
@@ -182,8 +209,11 @@ def search(
         wanted.append((name, {"video": _parse_video(name)}))
     if not wanted:
         raise typer.BadParameter('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
+    from transformers.utils.logging import disable_progress_bar
+
     from ..search import VideoIndex
 
+    disable_progress_bar()
     opened = VideoIndex.open(index, model)
     options: dict[str, Any] = {
         "k": top,
@@ -260,7 +290,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
             file=sys.stderr,
         )
     for hit in hits:
-        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start)}-{clock(hit.end)}  {_printable(hit.path)}")
+        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start, hit.end)}  {_printable(hit.path)}")
 
 
 def _printable(path: str) -> str:
@@ -277,7 +307,7 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
     for number, (_, hits) in enumerate(results, start=1):
         for rank, hit in enumerate(hits, start=1):
             path = Path(hit.path)
-            times = f"{clock(hit.start)}-{clock(hit.end)}".replace(":", ".")
+            times = clock(hit.start, hit.end).replace(":", ".")
             prefix = f"{number}-" if len(results) > 1 else ""
             cut_span(
                 index.source(hit.path),

@@ -1,8 +1,20 @@
 """Searching one's own videos by words, pictures and videos."""
 
 from .index import LIKELY, MODEL, Hit, VideoIndex
+from .jobs import embed_videos
 from .sources import find_videos
 from .spans import STRIDE, WINDOW, clock
 from .updating import UpdateReport
 
-__all__ = ["LIKELY", "MODEL", "STRIDE", "WINDOW", "Hit", "UpdateReport", "VideoIndex", "clock", "find_videos"]
+__all__ = [
+    "LIKELY",
+    "MODEL",
+    "STRIDE",
+    "WINDOW",
+    "Hit",
+    "UpdateReport",
+    "VideoIndex",
+    "clock",
+    "embed_videos",
+    "find_videos",
+]

@@ -77,7 +77,11 @@ class Database:
             )
         with self._errors():
             self.connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=60
+                f"{self.path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                isolation_level=None,
+                timeout=60,
+                check_same_thread=False,  # threads may take turns, as those of the app do
             )
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "synchronous=FULL"):
                 self.connection.execute(f"PRAGMA {pragma}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from ..conversion.checkpoints import load_config
 from ..corpora.features import preprocessing_of
 from ..inference import evaluation_mode
 from ..loading import check_checkpoint, load_checkpoint
-from .reading import Part
+from .reading import Begin, End, Event, Failed, Known, Part
+from .sources import Video
 from .spans import Plan
 
 # Batches never mix videos: the embeddings of a video do not depend on which others are new.
@@ -68,11 +69,6 @@ class Embedder:
     def logit_scale(self) -> float:
         with torch.no_grad():
             return 1 / float(self.model.temperature)
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = self.model.logit_bias
-        return None if bias is None else float(bias.detach())
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -167,3 +163,29 @@ class WindowEmbeddings:
     def vectors(self) -> np.ndarray:
         """Returns the embeddings of all windows, float32 (W, D)."""
         return np.concatenate(self.found)
+
+
+class Embedded(NamedTuple):
+    """A video that was embedded: the hash of its content, its windows, and their embeddings, float32 (W, D)."""
+
+    sha256: str
+    plan: Plan
+    vectors: np.ndarray
+
+
+def embed_events(
+    events: Iterable[tuple[Video, Event]], embedder: Embedder
+) -> Iterator[tuple[Video, Embedded | Known | Failed]]:
+    """Embeds videos as they are read: yields each with its embeddings, or with why there are none."""
+    open_videos: dict[str, tuple[str, WindowEmbeddings]] = {}
+    for video, event in events:
+        if isinstance(event, Begin):
+            open_videos[video.path] = event.sha256, WindowEmbeddings(embedder, event.plan)
+        elif isinstance(event, Part):
+            open_videos[video.path][1].add(event)
+        elif isinstance(event, End):
+            sha256, windows = open_videos.pop(video.path)
+            yield video, Embedded(sha256, windows.plan, windows.vectors())
+        else:
+            open_videos.pop(video.path, None)
+            yield video, event

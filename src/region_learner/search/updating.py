@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .database import Database, Record
-from .embedding import Embedder, WindowEmbeddings
+from .embedding import Embedded, Embedder, embed_events
 from .nearest import update_nearest
-from .reading import Begin, End, Event, Failed, Job, Known, Options, Part, read_video, read_videos
+from .reading import Failed, Job, Known, Options, read_video, read_videos
 from .sources import Video, find_videos
 from .vectors import Vectors
 
@@ -115,10 +115,27 @@ class Updater:
             for path in paths:
                 records = self.database.records_within(path)
                 if not records:
-                    raise KeyError(f"{path} has no videos in the index {self.directory}")
+                    raise ValueError(f"The index {self.directory} has no videos within {path}: nothing is removed.")
                 count += sum(self.database.remove(record.video.path) for record in records)
         self._tidy()
         return count
+
+    def add(self, videos: Iterable[tuple[Record, np.ndarray]]) -> UpdateReport:
+        """Adds videos that were embedded elsewhere. Those that have not changed are left as they are."""
+        stamps = self.database.stamps()
+        try:
+            for record, vectors in videos:
+                path, size, modified, offset, _ = record.video
+                if record.error is not None:
+                    self.report.unreadable[path] = record.error
+                if stamps.get(path, ())[:4] != (size, modified, offset, record.error is not None):
+                    self._put(record, vectors)
+                elif record.error is None:
+                    self.report.unchanged.append(path)
+        finally:
+            self._commit()
+        self._tidy()
+        return self.report
 
     # --- Reading ---
 
@@ -127,45 +144,28 @@ class Updater:
             return
         processor = self.embedder().processor.video_processor
         options = Options(processor, self.database.about("window"), self.database.about("stride"))
-        open_videos: dict[str, tuple[str, WindowEmbeddings]] = {}
         with (
             closing(read_videos(jobs, options, min(workers, len(jobs)))) as events,
-            _Progress([job.video for job in jobs]) as progress,
+            Progress("indexing", [job.video for job in jobs]) as progress,
         ):
-            for video, event in events:
-                self._take(video, event, open_videos, roots, gone, options)
-                if isinstance(event, Known | End | Failed):
-                    progress.advance(video, self.last_duration, self.last_windows)
+            for video, result in embed_events(events, self.embedder()):
+                self._take(video, result, roots[video.path], gone, options)
+                progress.advance(video, result)
 
     def _take(
-        self,
-        video: Video,
-        event: Event,
-        open_videos: dict[str, tuple[str, WindowEmbeddings]],
-        roots: dict[str, str],
-        gone: set[str],
-        options: Options,
+        self, video: Video, result: Embedded | Known | Failed, root: str, gone: set[str], options: Options
     ) -> None:
-        """Takes one event of a video."""
-        path = video.path
-        self.last_duration, self.last_windows = 0.0, 0
-        if isinstance(event, Begin):
-            open_videos[path] = event.sha256, WindowEmbeddings(self.embedder(), event.plan)
-        elif isinstance(event, Part):
-            open_videos[path][1].add(event)
-        elif isinstance(event, End):
-            sha256, windows = open_videos.pop(path)
-            plan = windows.plan
-            self._put(Record(video, roots[path], sha256, plan.duration, plan.spans), windows.vectors())
-            self.last_duration, self.last_windows = plan.duration, len(plan.spans)
-        elif isinstance(event, Failed):
-            open_videos.pop(path, None)
-            self.report.unreadable[path] = event.reason
-            self._put(Record(video, roots[path], error=event.reason), np.empty((0, self.vectors.dim), np.float32))
-        elif not self._reuse(video, event.sha256, roots[path], gone):
+        if isinstance(result, Embedded):
+            plan = result.plan
+            self._put(Record(video, root, result.sha256, plan.duration, plan.spans), result.vectors)
+        elif isinstance(result, Failed):
+            self.report.unreadable[video.path] = result.reason
+            self._put(Record(video, root, error=result.reason), np.empty((0, self.vectors.dim), np.float32))
+        elif not self._reuse(video, result.sha256, root, gone):
             # The video with this content was itself replaced in the meantime.
-            for again in read_video(Job(video), options):
-                self._take(video, again, open_videos, roots, gone, options)
+            events = ((video, event) for event in read_video(Job(video), options))
+            for _, again in embed_events(events, self.embedder()):
+                self._take(video, again, root, gone, options)
 
     def _reuse(self, video: Video, sha256: str, root: str, gone: set[str]) -> bool:
         """Takes over the vectors of a video with the same content, if there still is one."""
@@ -243,26 +243,27 @@ class Updater:
         self.vectors = vectors
 
 
-class _Progress:
+class Progress:
     """A progress bar of videos, with the hours of video that are done and, by the size of the files, to go."""
 
-    def __init__(self, videos: list[Video]):
+    def __init__(self, description: str, videos: list[Video]):
         self.bytes_left = sum(video.size for video in videos)
         self.bytes = self.seconds = self.windows = 0.0
         self.start = time.monotonic()
-        self.bar = tqdm(total=len(videos), desc="indexing", unit="video", delay=1, disable=None)
+        self.bar = tqdm(total=len(videos), desc=description, unit="video", delay=1, disable=None)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
 
-    def advance(self, video: Video, duration: float, windows: int) -> None:
+    def advance(self, video: Video, result: Embedded | Known | Failed) -> None:
         self.bytes_left -= video.size
         self.bytes += video.size
-        self.seconds += duration
-        self.windows += windows
+        if isinstance(result, Embedded):
+            self.seconds += result.plan.duration
+            self.windows += len(result.vectors)
         to_go = self.seconds * self.bytes_left / self.bytes if self.bytes else 0
         self.bar.set_postfix_str(
             f"{self.seconds / 3600:.2f} h of video done, about {to_go / 3600:.2f} h to go, "

@@ -12,15 +12,17 @@ import math
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from ..files import write_text
 from .regions import region_colors
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Captions of a result that are always visible; the others can be unfolded.
 CAPTIONS_SHOWN = 2
@@ -93,6 +95,7 @@ class Page:
         metrics: the table of results.
         loss: (step, training loss), in any order.
         queries: searches with what they found.
+        queries_note: a sentence about the queries, such as how they were chosen.
         num_regions: number of regions in the pictures, for the legend; 0 leaves it out.
         score_name: what the scores are.
     """
@@ -103,6 +106,7 @@ class Page:
     metrics: Table | None = None
     loss: Sequence[tuple[float, float]] = ()
     queries: Sequence[Query] = ()
+    queries_note: str = ""
     num_regions: int = 0
     score_name: str = "cosine similarity"
 
@@ -151,17 +155,13 @@ def write_page(path: str | os.PathLike[str], page: Page) -> Path:
 
 def render_page(page: Page) -> str:
     """Returns the HTML of `page`; see `write_page`."""
-    from jinja2 import Environment, StrictUndefined
-
     if page.metrics is not None:
         for row in page.metrics.rows:
             if len(row) != len(page.metrics.header):
                 raise ValueError(
                     f"A row of the metrics has {len(row)} cells, their header {len(page.metrics.header)}: {row}."
                 )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": _format_cell, "data_uri": _data_uri, "score": _format_score}
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
+    template = html_environment().get_template("page.html.jinja")
     has_regions = any(result.regions for query in page.queries for result in query.results)
     return template.render(
         page=page,
@@ -169,6 +169,23 @@ def render_page(page: Page) -> str:
         colors=["#" + bytes(color).hex() for color in region_colors(page.num_regions if has_regions else 0)],
         captions_shown=CAPTIONS_SHOWN,
     )
+
+
+def html_environment(package: str | None = None) -> "Environment":
+    """
+    Returns the Jinja environment of all pages. It escapes every value.
+
+    Args:
+        package: where templates are looked for, before this package.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loaders = [PackageLoader(name, "") for name in (package, __package__) if name]
+    environment = Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": _format_cell, "data_uri": data_uri, "score": _format_score}
+    return environment
 
 
 # --- Formats ---------------------------------------------------------------------------------------------------
@@ -182,8 +199,8 @@ def _format_score(value: float) -> str:
     return f"{value:.3f}".replace("-", _MINUS)
 
 
-def _data_uri(image: Image.Image) -> str:
-    """The picture as WebP in a URI; WebP keeps the gaps of a strip transparent."""
+def data_uri(image: Image.Image) -> str:
+    """Returns a picture as WebP in a URI. WebP keeps the gaps of a strip transparent."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

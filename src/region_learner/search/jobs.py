@@ -1,0 +1,256 @@
+"""Jobs on many machines: each embeds a share of the videos, and one joins them into an index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import locked
+from ..inference import progress_bar
+from .database import FILE, Database, Record
+from .embedding import Embedded, Embedder, embed_events
+from .index import check_new, new_about
+from .parts import COMMON, PartFile, PartWriter, as_text, list_parts, open_part, read_part
+from .reading import Failed, Job, Options, read_videos
+from .sources import Video, find_videos
+from .spans import STRIDE, WINDOW, check_windows
+from .updating import Progress, Updater, UpdateReport
+
+# --- Embedding -----------------------------------------------------------------------------------------------
+
+
+def embed_videos(
+    model: str,
+    paths: Any,
+    output_dir: str | os.PathLike[str],
+    shard: tuple[int, int] = (0, 1),
+    *,
+    window: float = WINDOW,
+    stride: float = STRIDE,
+    num_frames: int | None = None,
+    retry: bool = False,
+    num_workers: int = 0,
+    root: str = "rows of a corpus",
+) -> UpdateReport:
+    """
+    Embeds one of n equal shares of videos, and writes the embeddings as Parquet parts. What is in parts already is not
+    read again, so the same call resumes an interrupted one, and adds new and changed videos.
+
+    Args:
+        model: a directory or Hub name, of a RegionLearner or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+        paths: as in [`VideoIndex.update`]: the same for every share.
+        output_dir: directory of the parts, which all jobs may share.
+        shard: (i, n): every n-th video, in the order of the paths, from the i-th on. i counts from 0.
+        window, stride: of the windows, in seconds.
+        num_frames: frames per window; by default those of the model.
+        retry: whether to read files again that could not be read.
+        num_workers: processes that decode; by default 0: the videos are decoded in this process.
+        root: what to call the rows of a corpus.
+
+    Returns:
+        What was done, of this share.
+
+    Raises:
+        ValueError: the directory has parts of another model, other windows or other n; or as `VideoIndex.update`.
+        BlockingIOError: another process is writing the parts of this share.
+
+    Example:
+
+        for i in range(4):  # on as many machines
+            embed_videos("google/siglip2-base-patch16-224", "videos", "parts", shard=(i, 4))
+        index = VideoIndex.from_embeddings("videos.index", "parts")
+    """
+    number, count = shard
+    if not 0 <= number < count < 10**9:
+        raise ValueError(f"shard={shard} must be (i, n) with i from 0 to n - 1.")
+    check_windows(window, stride)
+    found = find_videos(paths, root)
+    names = sorted(found.videos)
+    finished = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    embedder = Embedder(model, num_frames)
+    about = new_about(embedder, window, stride)
+    directory = Path(output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory, f".lock-{number:05}"):
+        parts = list_parts([directory], may_be_empty=True)
+        for part in parts:
+            if part.shards != count:
+                raise ValueError(
+                    f"{directory} has parts of {part.shards} shards, not of {count}: use --shard I/{part.shards}, or "
+                    "another directory."
+                )
+            _check_same(about, "This run", part.about, part.path)
+        videos = [found.videos[name] for name in names[number::count]]
+        with PartWriter(directory, about, number, count, parts) as writer:
+            report = _embed(videos, found.roots, _stamps(parts, videos), embedder, writer, retry, num_workers)
+            writer.finish(finished)
+    return report
+
+
+def _embed(
+    videos: list[Video],
+    roots: dict[str, str],
+    stamps: dict[str, tuple[Any, ...]],
+    embedder: Embedder,
+    writer: PartWriter,
+    retry: bool,
+    workers: int,
+) -> UpdateReport:
+    """Embeds the videos that are not in parts yet."""
+    report = UpdateReport()
+    nothing = np.empty((0, writer.about["dim"]), np.float32)
+    jobs = []
+    for video in videos:
+        *stamp, error = stamps.get(as_text(video.path), (None, None))
+        if tuple(stamp) != (video.size, video.modified, video.offset) or (error is not None and retry):
+            if as_text(video.path) == video.path:
+                jobs.append(Job(video))
+            else:
+                report.unreadable[video.path] = "its name is not UTF-8, which Parquet needs: rename it"
+                writer.put(Record(video, roots[video.path], error=report.unreadable[video.path]), nothing)
+        elif error is not None:
+            report.unreadable[video.path] = error
+        else:
+            report.unchanged.append(video.path)
+    options = Options(embedder.processor.video_processor, writer.about["window"], writer.about["stride"])
+    with (
+        closing(read_videos(jobs, options, min(workers, len(jobs)))) as events,
+        Progress("embedding", [job.video for job in jobs]) as progress,
+    ):
+        for video, result in embed_events(events, embedder):
+            record = Record(video, roots[video.path])
+            if isinstance(result, Embedded):
+                plan = result.plan
+                record = record._replace(sha256=result.sha256, duration=plan.duration, spans=plan.spans)
+                (report.changed if video.path in stamps else report.new).append(video.path)
+                writer.put(record, result.vectors)
+            elif isinstance(result, Failed):
+                report.unreadable[video.path] = result.reason
+                writer.put(record._replace(error=result.reason), nothing)
+            progress.advance(video, result)
+    return report
+
+
+def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tuple[Any, ...]]:
+    """Returns size, time, offset and error of those videos that are in parts, by path; of the part written last."""
+
+    wanted = {as_text(video.path) for video in videos}
+    stamps: dict[str, tuple[Any, ...]] = {}
+    for part in sorted(parts, key=lambda part: part.created):
+        with open_part(part.path) as file:
+            table = file.read(columns=["path", "size", "modified", "offset", "error"]).group_by(
+                ["path", "size", "modified", "offset", "error"]
+            )
+            columns = table.aggregate([]).to_pydict().values()
+            stamps.update({path: tuple(stamp) for path, *stamp in zip(*columns) if path in wanted})
+    return stamps
+
+
+# --- Joining -------------------------------------------------------------------------------------------------
+
+
+def join_parts(
+    directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+) -> UpdateReport:
+    """Makes an index from parts, or adds them to one; see [`VideoIndex.from_embeddings`]."""
+    files = list_parts([parts] if isinstance(parts, str | os.PathLike) else parts)
+    _check_complete(files)
+    path, first = Path(directory), files[0]
+    for file in files[1:]:
+        _check_same(first.about, first.path, file.about, file.path)
+    if (path / FILE).exists():
+        with closing(Database(path)) as database:
+            about = {name: database.about(name) for name in (*COMMON, "model", "neutral")}
+        _check_same(about, path, first.about, first.path)
+    else:
+        check_new(path)
+        path.mkdir(parents=True, exist_ok=True)
+        Database.create(path, first.about).close()
+    with locked(path), Updater(path, _no_model) as updater:
+        return updater.add(_newest(files))
+
+
+def _no_model() -> Embedder:
+    raise AssertionError("joining parts does not need the model")
+
+
+def _newest(files: Sequence[PartFile]) -> Iterator[tuple[Record, np.ndarray]]:
+    """Yields the videos of parts. Of a video that is in several, the one that was written last."""
+    seen: set[str] = set()
+    newest = sorted(files, key=lambda file: (file.created, file.number), reverse=True)
+    for file in progress_bar(newest, "joining", unit="part"):
+        for record, vectors in read_part(file):
+            if record.video.path not in seen:
+                seen.add(record.video.path)
+                yield record, vectors
+
+
+def _check_complete(files: Sequence[PartFile]) -> None:
+    """
+    Checks, for each directory, that all shards are there and have finished the same list of videos.
+
+    Raises:
+        ValueError: they have not; the message names what is missing.
+    """
+    for directory, group in groupby(files, key=lambda file: file.path.parent):
+        parts = list(group)  # sorted by shard and number
+        count = parts[0].shards
+        if other := [part for part in parts if part.shards != count]:
+            raise ValueError(f"{parts[0].path} and {other[0].path} are shares of different jobs: join one of them.")
+        shards = {shard: list(own) for shard, own in groupby(parts, key=lambda part: part.shard)}
+        if missing := [shard for shard in range(count) if shard not in shards]:
+            raise ValueError(
+                f"{directory} does not have the parts of {_shares(missing, count)}: copy them there, or run "
+                f"`region-learner embed` with --shard {missing[0]}/{count}."
+            )
+        for own in shards.values():
+            for number, part in enumerate(own):
+                if part.number != number:
+                    lost = part.path.name.replace(f"{part.number:04}.parquet", f"{number:04}.parquet")
+                    raise ValueError(f"{directory} does not have {lost}: copy it there, or embed its videos again.")
+        if unfinished := [shard for shard, own in shards.items() if own[-1].finished is None]:
+            raise ValueError(
+                f"{directory}: {_shares(unfinished, count)} is not finished: the same `region-learner embed` command "
+                f"with --shard {unfinished[0]}/{count} resumes it."
+            )
+        if other := [own[-1] for own in shards.values() if own[-1].finished != parts[-1].finished]:
+            raise ValueError(
+                f"{directory}: shards {other[0].shard} and {parts[-1].shard} of {count} have other lists of videos: "
+                "run `region-learner embed` with the same VIDEOS for each shard."
+            )
+
+
+def _shares(shards: Sequence[int], count: int) -> str:
+    names = [f"{shard}/{count}" for shard in shards[:10]] + ["..."] * (len(shards) > 10)
+    return f"shard {', '.join(names)}"
+
+
+_DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
+
+
+def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_where: Any) -> None:
+    """
+    Checks that two were made with the same model, preprocessing and windows.
+
+    Raises:
+        ValueError: they were not; the message names the first difference.
+    """
+    cure = "use the same model and options, or another directory."
+    for name in COMMON:
+        if about[name] != other[name]:
+            if name in _DIFFERENT:
+                what = f"{where} ({about['model']}) has {_DIFFERENT[name]} than {other_where} ({other['model']})"
+            else:
+                what = f"{where} has {name}={about[name]:g}, but {other_where} has {name}={other[name]:g}"
+            raise ValueError(f"{what}: {cure}")
+    ours, theirs = (np.frombuffer(bytes.fromhex(each["neutral"]), "<f4") for each in (about, other))
+    # Machines differ in the last digits, on a GPU in more of them.
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=0.05):
+        raise ValueError(f"{where} and {other_where} are of different versions of region-learner: {cure}")

@@ -1,0 +1,196 @@
+"""
+A page of what a search found: one self-contained HTML file, with a player for every hit.
+
+The page loads nothing: frames and previews are inlined, and a content security policy allows only its own script, by
+its hash. Paths and queries may come from strangers; the template escapes all of them.
+"""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..corpora.base import CorpusError
+from ..files import write_text
+from ..inference import progress_bar
+from ..video_decoding_region_learner import VideoDecodeError
+from ..visualization import draw_regions, frame_strip, frames_of_height
+from ..visualization.page import html_environment
+from .index import LIKELY, Hit, VideoIndex
+from .preview import strip_of, write_preview
+from .spans import clock
+
+STRIP_FRAMES = 4
+STRIP_HEIGHT = 112  # pixels
+_PREVIEWS = 100  # of a page, at most; each takes about 0.2 MB
+
+
+@dataclass(frozen=True)
+class ShownHit:
+    """
+    A hit, ready to be shown.
+
+    Args:
+        hit: what was found.
+        strip: frames of the span side by side; None if they cannot be read.
+        regions: the same frames with the regions of the model over them; None without regions.
+        preview: the URI of a video, from `begin` on the span, until `stop` (both in seconds); empty without one.
+        problem: why something is missing, in one sentence.
+    """
+
+    hit: Hit
+    strip: Image.Image | None = None
+    regions: Image.Image | None = None
+    preview: str = ""
+    begin: float = 0.0
+    stop: float = 0.0
+    problem: str = ""
+
+
+def write_search_page(
+    path: str | os.PathLike[str], index: VideoIndex, results: Sequence[tuple[str, Sequence[Hit]]]
+) -> Path:
+    """
+    Writes what queries found as one HTML file, atomically, and returns its path. Missing directories are created.
+
+    Every hit has frames of its span, its probability, and a preview that plays the span. Videos that cannot be read
+    any more are named as such. The regions of a hit, if it has any, are drawn over its frames.
+
+    Args:
+        path: of the HTML file.
+        index: the `VideoIndex` that was searched.
+        results: pairs of a query, as text, and its hits, the best ones first.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+
+        hits = index.search(["a dog", "rain"], regions=True)
+        write_search_page("found.html", index, list(zip(["a dog", "rain"], hits)))
+    """
+    path = Path(path)
+    previews: dict[tuple, ShownHit] = {}  # of spans, which several queries may find
+    queries: list[tuple[str, list[ShownHit]]] = []
+    for query, hits in results:
+        queries.append((query, []))
+        for hit in progress_bar(hits, f"Page: {readable(query)[:40]}", unit="hit"):
+            key = hit.path, hit.start, hit.end
+            shown = show_hit(index, hit, with_preview=key not in previews and len(previews) < _PREVIEWS)
+            known = previews.setdefault(key, shown) if shown.preview or key in previews else shown
+            queries[-1][1].append(replace(shown, preview=known.preview, begin=known.begin, stop=known.stop))
+    text = _render(queries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
+
+
+def show_hit(index: VideoIndex, hit: Hit, with_preview: bool = True) -> ShownHit:
+    """
+    Decodes what is shown of a hit of an index.
+
+    Args:
+        index: the index.
+        hit: one of its hits, with `regions` if they shall be drawn.
+        with_preview: whether to encode a preview.
+    """
+    try:
+        source = index.source(hit.path)
+        strip, regions = _strips(index, source, hit)
+        if not with_preview:
+            return ShownHit(hit, strip, regions)
+        preview, begin = preview_uri(source, hit.start, hit.end)
+        return ShownHit(hit, strip, regions, preview, begin, begin + hit.end - hit.start)
+    except (VideoDecodeError, CorpusError, OSError, KeyError, ValueError) as error:
+        return ShownHit(hit, problem=f"This video cannot be shown: {message_of(error)}")
+
+
+def preview_uri(source: Any, start: float, end: float) -> tuple[str, float]:
+    """Returns a preview of a span as a data URI, and the time in seconds at which the span begins in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "preview.mp4")
+        begin = write_preview(source, start, end, file)
+        return "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode("ascii"), begin
+
+
+def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Image.Image | None]:
+    """Returns frames of a hit side by side, and the same ones with its regions over them, if it has any."""
+    if hit.regions is None:
+        return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), None
+    span = index.span_of(hit)
+    seen = index.processor(videos=[source], **span)["pixel_values_videos"].shape[-2]
+    frames = frames_of_height(index.processor.video_processor, source, STRIP_HEIGHT, seen, **span)
+    chosen = sorted({(2 * part + 1) * len(frames) // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)})
+    drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
+    return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(
+        drawn, STRIP_HEIGHT
+    )
+
+
+# --- Words --------------------------------------------------------------------------------------------------------
+
+
+def span(hit: Hit) -> str:
+    """Returns the times of a hit, such as `00:42-00:52`."""
+    return clock(hit.start, hit.end)
+
+
+def percent(probability: float) -> str:
+    """Returns a probability in whole percent, and never claims certainty."""
+    if probability < 0.01:
+        return "under 1%"
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
+
+
+def likelihood(probability: float) -> str:
+    """Returns a probability in a word: `likely` or `unlikely`."""
+    return "likely" if probability >= LIKELY else "unlikely"
+
+
+def readable(path: str) -> str:
+    """Returns a path with escapes in place of characters that are not printable, or that UTF-8 cannot encode."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
+def message_of(error: Exception) -> str:
+    """Returns the message of an error in one line."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error  # `str` would add quotes
+    return readable(" ".join(str(message).split()))
+
+
+# --- HTML ---------------------------------------------------------------------------------------------------------
+
+
+def environment() -> Any:
+    """Returns the Jinja environment of the templates of this package."""
+    made = html_environment(__package__)
+    made.filters |= {"span": span, "percent": percent, "likelihood": likelihood, "readable": readable}
+    made.filters |= {"folder": _folder, "name": _name, "sha256": _sha256}
+    return made
+
+
+def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
+    template = environment().get_template("search_page.html.jinja")
+    has_regions = any(shown.regions for _, hits in queries for shown in hits)
+    return template.render(queries=queries, has_regions=has_regions, likely=LIKELY, most_previews=_PREVIEWS)
+
+
+def _folder(path: str) -> str:
+    """The path up to its last name, with the slash."""
+    return readable(path[: path.rfind("/") + 1])
+
+
+def _name(path: str) -> str:
+    return readable(path[path.rfind("/") + 1 :])
+
+
+def _sha256(script: str) -> str:
+    """How a content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

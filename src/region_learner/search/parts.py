@@ -1,0 +1,380 @@
+"""
+Embeddings of videos as Parquet parts, which jobs on many machines write, and which are joined into an index.
+
+Job i of n writes `part-i-of-n-0000.parquet` and so on: a row per window, and one for each video that cannot be read.
+The metadata of each part says what made it. The last part of a job also names the list of videos that it has finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..files import naming, near_file, partial_of, sync_directory
+from .database import Record
+from .sources import Video
+from .spans import check_windows
+
+if TYPE_CHECKING:  # takes too long for the commands that do not need it
+    import pyarrow as pa
+
+FORMAT = 1
+
+_KEY = b"region_learner"
+_NAME = re.compile(r"part-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.parquet")
+
+# A part is written when it has so many windows, or after so many seconds: what a killed job loses.
+_WINDOWS = 2**15
+_SECONDS = 300
+
+_GROUP = 2**13  # rows that are compressed, and read, together
+_MOST_PIECES = 128  # of so many rows, of one video: 60 days in steps of 5 s
+_MOST_DIMENSIONS = 2**14
+_ROUNDING = 1e-3
+
+# What the parts of an index have in common. The name of the model may differ, as machines may have it elsewhere.
+COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride")
+
+
+def schema_of(dim: int) -> pa.Schema:
+    """Returns the columns of a part. Those of windows are null for a video that could not be read."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("vector", pa.list_(pa.float32(), dim)),
+            ("duration", pa.float64()),
+            ("sha256", pa.string()),
+            ("size", pa.int64()),
+            ("modified", pa.int64()),
+            ("shard", pa.string()),
+            ("offset", pa.int64()),
+            ("root", pa.string()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """
+    A part that was found.
+
+    Args:
+        path: of the file.
+        shard, shards: job `shard` of `shards`, counted from 0, wrote it.
+        number: counts the parts of the job.
+        about: what an index must agree with, as `VideoIndex.about` has it, and "neutral".
+        created: when it was written, in nanoseconds.
+        finished: hash of the list of videos that the job has finished with this part; None if there is more to come.
+    """
+
+    path: Path
+    shard: int
+    shards: int
+    number: int
+    about: dict[str, Any]
+    created: int
+    finished: str | None
+
+
+# --- Writing -------------------------------------------------------------------------------------------------
+
+
+class PartWriter:
+    """
+    Writes the parts of one job, each atomically. When an error ends the block, what was put is still written.
+
+    Args:
+        directory: of the parts.
+        about: what made the embeddings.
+        shard, shards: the job.
+        parts: those that exist.
+    """
+
+    def __init__(
+        self, directory: Path, about: dict[str, Any], shard: int, shards: int, parts: Sequence[PartFile] = ()
+    ):
+        self.directory, self.about, self.shard, self.shards = directory, about, shard, shards
+        own = sorted((part for part in parts if part.shard == shard), key=lambda part: part.number)
+        self.last = own[-1] if own else None
+        self.next = self.last.number + 1 if self.last else 0
+        self.waiting: list[tuple[Record, np.ndarray]] = []
+        self.since = time.monotonic()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.waiting:
+            self._write(None)
+
+    def put(self, record: Record, vectors: np.ndarray) -> None:
+        """Adds a video with the vectors of its windows, (W, D); an unreadable one has none."""
+        self.waiting.append((record, vectors))
+        windows = sum(max(1, len(vectors)) for _, vectors in self.waiting)
+        if windows >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
+            self._write(None)
+
+    def finish(self, videos: str) -> None:
+        """Writes what is left. `videos` is the hash of the list of videos that is finished."""
+        if self.waiting or self.last is None or self.last.finished != videos:
+            self._write(videos)
+
+    def _write(self, finished: str | None) -> None:
+        import pyarrow.parquet as pq
+
+        content = {"format": FORMAT, "about": self.about, "created": time.time_ns(), "finished": finished}
+        table = table_of(self.waiting, self.about["dim"]).replace_schema_metadata({_KEY: json.dumps(content)})
+        path = self.directory / f"part-{self.shard:05}-of-{self.shards:05}-{self.next:04}.parquet"
+        partial = partial_of(path)
+        try:
+            with naming(path):
+                names = [name for name in table.column_names if name != "vector"]  # whose values repeat
+                with open(partial, "wb") as file:
+                    pq.write_table(
+                        table,
+                        file,
+                        row_group_size=_GROUP,
+                        compression="zstd",
+                        use_dictionary=names,
+                        write_page_checksum=True,
+                    )
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_directory(self.directory)
+        self.waiting, self.since, self.next = [], time.monotonic(), self.next + 1
+
+
+def table_of(videos: list[tuple[Record, np.ndarray]], dim: int) -> pa.Table:
+    """Returns a row per window, and then one per unreadable video."""
+    import pyarrow as pa
+
+    schema = schema_of(dim)
+    readable = [(record, vectors) for record, vectors in videos if record.error is None]
+    unreadable = pa.Table.from_pylist([_row(record) for record, _ in videos if record.error is not None], schema)
+    counts = np.array([len(vectors) for _, vectors in readable], np.int64)
+    table = pa.Table.from_pylist([_row(record) for record, _ in readable], schema)
+    table = table.take(pa.array(np.repeat(np.arange(len(readable)), counts)))
+    spans = np.concatenate([np.empty((0, 2)), *(record.spans for record, _ in readable)])
+    vectors = np.concatenate([np.empty((0, dim), np.float32), *(vectors for _, vectors in readable)])
+    columns = {
+        "start": pa.array(spans[:, 0]),
+        "end": pa.array(spans[:, 1]),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim),
+    }
+    for name, values in columns.items():
+        table = table.set_column(schema.get_field_index(name), schema.field(name), values)
+    return pa.concat_tables([table, unreadable])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    video, readable = record.video, record.error is None
+    return {
+        "path": as_text(video.path),
+        "duration": record.duration if readable else None,
+        "sha256": record.sha256,
+        "size": video.size,
+        "modified": video.modified,
+        "shard": None if video.shard is None else as_text(video.shard),
+        "offset": video.offset,
+        "root": as_text(record.root),
+        "error": record.error,
+    }
+
+
+def as_text(path: str) -> str:
+    """Returns a path as text: Parquet cannot hold names of files that are not UTF-8, whose bytes become escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# --- Reading -------------------------------------------------------------------------------------------------
+
+
+def list_parts(paths: Sequence[str | os.PathLike[str]], may_be_empty: bool = False) -> list[PartFile]:
+    """
+    Returns the parts that `paths` stand for, each a directory of parts or a part, sorted by their names.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there are no parts, or a file is not a part, or is damaged.
+    """
+    files: set[Path] = set()
+    for given in paths:
+        path = Path(given)
+        if not path.is_dir() and not path.exists():
+            raise FileNotFoundError(f"There is no file or folder {path}{near_file(path)}")
+        found = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
+        if not found and not may_be_empty:
+            raise ValueError(f"{path} does not contain any parts: `region-learner embed` writes them.")
+        files.update(file.resolve() for file in found)
+    return [_header(path) for path in sorted(files)]
+
+
+def _header(path: Path) -> PartFile:
+    """Returns what the name and the metadata of a part say."""
+    name = _NAME.fullmatch(path.name)
+    if not name or int(name[1]) >= int(name[2]):
+        raise ValueError(f"{path} does not have the name of a part, such as part-00000-of-00004-0000.parquet.")
+    with open_part(path) as file:
+        try:
+            content = json.loads((file.schema_arrow.metadata or {})[_KEY])
+            about, created, finished = content["about"], content["created"], content["finished"]
+            is_right = content["format"] == FORMAT and type(created) is int and type(finished) in (str, type(None))
+            is_right = is_right and _is_about(about)
+        except (KeyError, TypeError, ValueError, RecursionError):
+            is_right = False
+        if not is_right:
+            raise ValueError(
+                f"{path} is not a part of format {FORMAT}: `region-learner embed` of this version makes them."
+            )
+        if file.schema_arrow.remove_metadata() != schema_of(about["dim"]):
+            raise ValueError(f"{path} is damaged: its columns are not those of a part. Embed the videos again.")
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group)
+            if size.num_rows > _GROUP or size.total_byte_size > _GROUP * (4 * about["dim"] + 2**14):
+                raise ValueError(f"{path} is damaged: row group {group} is larger than those of parts.")
+    return PartFile(path, int(name[1]), int(name[2]), int(name[3]), about, created, finished)
+
+
+def _is_about(about: Any) -> bool:
+    """Returns whether `about` is what an index can be made with."""
+    if set(about) != {*COMMON, "model", "revision", "neutral"} or not isinstance(about["preprocessing"], dict):
+        return False
+    if not all(isinstance(about[name], str) for name in ("model", "weights", "neutral")):
+        return False
+    if about["revision"] is not None and not isinstance(about["revision"], str):
+        return False
+    if not all(type(about[name]) is int and 0 < about[name] <= _MOST_DIMENSIONS for name in ("dim", "num_frames")):
+        return False
+    neutral = np.frombuffer(bytes.fromhex(about["neutral"]), "<f4").reshape(-1, about["dim"])
+    check_windows(about["window"], about["stride"])
+    return _are_units(neutral)
+
+
+def _are_units(vectors: np.ndarray) -> bool:
+    """Returns whether all vectors (n, D) are finite and of length 1."""
+    return bool((np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) < _ROUNDING).all())
+
+
+@contextmanager
+def open_part(path: Path) -> Iterator[Any]:
+    """Opens a Parquet file. It is data only: extension types are not made."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, arrow_extensions_enabled=False, page_checksum_verification=True) as file:
+            yield file
+    except (pa.ArrowException, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): embed its videos again.") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): embed its videos again.") from error
+
+
+def read_part(part: PartFile) -> Iterator[tuple[Record, np.ndarray]]:
+    """
+    Yields the videos of a part, with the vectors of their windows, float32 (W, D). One video at a time is in memory.
+
+    Raises:
+        ValueError: the part is damaged, or is not what `region-learner embed` writes.
+    """
+    import pyarrow as pa
+
+    seen: set[str] = set()
+    with open_part(part.path) as file:
+        batches = file.iter_batches(_GROUP, use_threads=False)
+        runs = (run for batch in batches for run in _runs(pa.Table.from_batches([batch])))
+        for path, tables in groupby(runs, key=lambda table: table["path"][0].as_py()):
+            try:
+                pieces = list(islice(tables, _MOST_PIECES + 1))
+                if len(pieces) > _MOST_PIECES:
+                    raise ValueError("it has too many windows")
+                if path in seen:
+                    raise ValueError("it is in two places")
+                seen.add(path)
+                found = _video(pa.concat_tables(pieces).combine_chunks(), part.about["dim"])
+            except ValueError as error:
+                raise ValueError(
+                    f"{part.path} is damaged ({path!r:.200}: {error}): embed its videos again."
+                ) from error
+            yield found
+
+
+def _runs(table: pa.Table) -> Iterator[pa.Table]:
+    """Yields the successive rows of each video."""
+    paths = table["path"].to_pylist()
+    starts = [row for row, path in enumerate(paths) if not row or path != paths[row - 1]]
+    for start, stop in pairwise([*starts, len(paths)]):
+        yield table.slice(start, stop - start)
+
+
+def _video(table: pa.Table, dim: int) -> tuple[Record, np.ndarray]:
+    """
+    Returns a video and its vectors, (W, D), from its rows.
+
+    Raises:
+        ValueError: they are not as `table_of` makes them.
+    """
+    of_window = ["start", "end", "vector"]
+    of_video = table.drop_columns(of_window)
+    if of_video != of_video.take(np.zeros(len(table), np.int64)):
+        raise ValueError("its rows disagree")
+    record = _record(of_video.slice(0, 1).to_pylist()[0])
+    nulls = {table[name].null_count for name in of_window}
+    if record.error is not None:
+        if len(table) > 1 or nulls != {1}:
+            raise ValueError("it has windows and an error")
+        return record, np.empty((0, dim), np.float32)
+    spans = np.stack([table["start"].to_numpy(), table["end"].to_numpy()], axis=1)
+    vectors = table["vector"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    if nulls != {0} or not _are_units(vectors):
+        raise ValueError("its vectors are not of length 1")
+    times = np.concatenate([[0], spans[:, 0], [record.duration]])
+    is_right = np.isfinite(spans).all() and (np.diff(times) >= 0).all() and (np.diff(spans) >= 0).all()
+    if not is_right or spans.max() > record.duration + _ROUNDING:
+        raise ValueError("its windows are not spans of the video in order")
+    return record._replace(spans=spans), vectors
+
+
+def _record(row: dict[str, Any]) -> Record:
+    """
+    Returns what a row says of its video.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    path, shard, error = row["path"], row["shard"], row["error"]
+    if not path or not os.path.isabs(path) or os.path.normpath(path) != path or "\0" in path:
+        raise ValueError("its path is not an absolute path of this system")
+    if (shard is None) != (row["offset"] is None) or (
+        shard is not None and not path.startswith(os.path.join(shard, ""))
+    ):
+        raise ValueError("it is not a member of its shard")
+    numbers = (row["size"], row["modified"], row["offset"] or 0)
+    if row["root"] is None or None in numbers or min(numbers) < 0:
+        raise ValueError("a value is missing")
+    video = Video(path, row["size"], row["modified"], row["offset"], shard)
+    if error is not None:
+        return Record(video, row["root"], error=error)
+    if not re.fullmatch("[0-9a-f]{64}", row["sha256"] or "") or not 0 <= (row["duration"] or 0) < float("inf"):
+        raise ValueError("its hash or its duration is missing")
+    return Record(video, row["root"], row["sha256"], row["duration"] or 0.0)

@@ -1,0 +1,150 @@
+"""The commands `index` and `search`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from region_learner import VideoIndex
+from region_learner.cli import main
+from region_learner.cli.search import _parse_video
+
+from .search_toys import make_video, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """model, a checkpoint; videos; and index, an index of them."""
+    folder = tmp_path_factory.mktemp("search")
+    save_checkpoint("space_time", folder / "model")
+    for seed, (name, seconds) in enumerate({"a.mp4": 3, "b.mp4": 11, "sub/c.mp4": 2}.items()):
+        make_video(folder / "videos" / name, seconds, seed)
+    index = VideoIndex.create(folder / "index", str(folder / "model"), window=4, stride=2)
+    index.update(folder / "videos")
+    return folder
+
+
+@pytest.fixture
+def run(root, capsys):
+    """Runs a command in the folder of the fixture `root`. Returns its exit code, output and messages."""
+
+    def call(*arguments, code=0):
+        before = os.getcwd()
+        os.chdir(root)
+        try:
+            with pytest.raises(SystemExit) as end:
+                main([str(argument) for argument in arguments])
+        finally:
+            os.chdir(before)
+        printed = capsys.readouterr()
+        assert end.value.code == code, printed
+        return printed.out, printed.err
+
+    return call
+
+
+def test_index_and_search(run, root, tmp_path):
+    index = tmp_path / "new"
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "bad.mp4").write_text("not a video")
+    command = ["index", "videos", tmp_path / "more", "--index", index, "--workers", 1]
+    out, err = run(*command, "--model", "model", "--window", 4)
+    assert "unreadable:" in out
+    assert "text, not a video" in out
+    assert "3 new, 1 unreadable." in out
+    assert f'Wrote {index}: 3 videos. Search: region-learner search {index} "words"' in err
+    assert VideoIndex.open(index).about()["stride"] == 2
+    out, _ = run(*command, "--json")
+    report = json.loads(out)
+    assert len(report["unchanged"]) == 3
+    assert list(report["unreadable"]) == [str(tmp_path / "more" / "bad.mp4")]
+    for option, value in (("--window", 5), ("--num-frames", 3), ("--stride", 1)):
+        _, err = run(*command, option, value, code=2)
+        assert f"was made with {option} " in err
+    expected = VideoIndex.open(index).search("a red square", k=2)
+    out, _ = run("search", index, "a red square", "--top", 2)
+    for line, hit in zip(out.splitlines(), expected, strict=True):
+        assert line.split()[0] == f"{hit.probability:.0%}"
+        assert line.endswith(hit.path)
+    assert f"{expected[0].score:.3f}" in out
+
+
+def test_several_queries_as_json(run, root):
+    video = root / "videos" / "b.mp4"
+    out, _ = run("search", "index", "blue circle", "--video", f"{video}:0:04-0:08", "--video", video, "--json")
+    found = json.loads(out)
+    assert [result["query"] for result in found] == ["blue circle", f"{video}:0:04-0:08", str(video)]
+    assert found[1]["hits"][0]["path"] == str(video)
+    assert found[1]["hits"][0]["score"] == pytest.approx(1)
+    hits = VideoIndex.open(root / "index").search("blue circle")
+    assert [hit["start"] for hit in found[0]["hits"]] == [hit.start for hit in hits]
+
+
+def test_filters_and_nothing_that_matches(run, root):
+    out, _ = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
+    assert len(out.splitlines()) == 1
+    assert "c.mp4" in out
+    out, err = run("search", "index", "blue circle", "--min-score", 0.99)
+    assert out == ""
+    assert "Nothing was found" in err
+    _, err = run("search", "index", "blue circle", "--min-probability", 0)
+    best = VideoIndex.open(root / "index").search("blue circle")[0].probability
+    assert ("Nothing in the index is likely to match" in err) == (best < 0.5)
+
+
+def test_export_and_page(run, root, tmp_path):
+    _, err = run(
+        "search", "index", "blue circle", "--top", 2, "--export", tmp_path / "cut", "--html", tmp_path / "p.html"
+    )
+    assert len(list((tmp_path / "cut").iterdir())) == 2
+    assert f"Wrote 2 spans to {tmp_path / 'cut'}" in err
+    assert "blue circle" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "nowhere", "words"], "nowhere is not an index: it has no index.sqlite"),
+        (["search", "index"], "give words in quotes"),
+        (["search", "index", " "], "A query is empty"),
+        (["search", "index", "--image", "videos/d.mp4"], "There is no file videos/d.mp4"),
+        (["search", "index", "--video", "videos/a.mp4:5-2"], r"start"),
+        (["search", "index", "--video", "videos/a.mp5:1-2"], "There is no file videos/a.mp5; did you mean 'a.mp4'?"),
+        (["search", "index", "words", "--within", "/nowhere"], "has no videos within /nowhere"),
+        (["search", "index", "words", "--model", "none/at/all"], "There is no directory none/at/all"),
+        (["index", "videos"], "--index DIR is needed"),
+        (["index", "--index", "new"], "give VIDEOS, or --corpus with --data-dir"),
+        (["index", "videos", "--index", "new", "--model", "/none"], "There is no directory /none"),
+        (["index", "videoz", "--index", "new", "--model", "model"], "There is no file or folder"),
+        (["index", "videos", "--index", "videos", "--model", "model"], "videos has other files"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, root, arguments, message):
+    _, err = run(*arguments, code=2)
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("region-learner: error: ")
+    assert message in line
+    assert not (root / "new").exists()
+
+
+def test_spans_on_the_command_line(tmp_path):
+    odd = make_video(tmp_path / "clip:1-2.mp4", 1, 0)
+    assert _parse_video(str(odd)) == str(odd)
+    assert _parse_video(f"{odd}:00:42-1:02:03.5") == (str(odd), 42, 3723.5)
+    assert _parse_video(f"{odd}:3-4.25") == (str(odd), 3, 4.25)
+    plain = shutil.copy(odd, tmp_path / "1-2")
+    assert _parse_video(f"{plain}") == str(plain)
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*x\.mp4:1-"):
+        _parse_video(str(Path(tmp_path / "x.mp4:1-")))
+
+
+def test_names_of_files_do_not_control_the_terminal(run, root, tmp_path):
+    shutil.copytree(root / "videos" / "sub", tmp_path / "v")
+    (tmp_path / "v" / "c.mp4").rename(tmp_path / "v" / "\x1b[31mred\n.mp4")
+    index = VideoIndex.create(tmp_path / "i", str(root / "model"))
+    index.update(tmp_path / "v")
+    out, _ = run("search", tmp_path / "i", "words")
+    assert "\\x1b[31mred\\n.mp4" in out
+    assert len(out.splitlines()) == 1
