@@ -134,8 +134,14 @@ def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
             assert [(row["vector"], row["start"], row["error"]) for row in own] == [(None, None, record.error)]
             continue
         assert [(row["start"], row["end"]) for row in own] == [tuple(span) for span in record.spans.tolist()]
+        status = os.stat(record.video.path)
         assert {(row["size"], row["modified"], row["sha256"], row["duration"]) for row in own} == {
-            (os.stat(record.video.path).st_size, os.stat(record.video.path).st_mtime_ns, record.sha256, record.duration)
+            (
+                status.st_size,
+                status.st_mtime_ns,
+                record.sha256,
+                record.duration,
+            )
         }
         vectors = made_at_once._current_view().vectors.read(record.first_row, record.first_row + len(own))
         assert np.array_equal(np.array([row["vector"] for row in own], np.float32), vectors)
@@ -170,6 +176,7 @@ def test_only_what_is_not_in_parts_is_embedded(embed, model, videos, originals, 
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     assert embed() == {"new": 1, "changed": 2, "unchanged": 3}
     assert {os.path.basename(job.video.path) for job in read} == {"c.mp4", "f.mp4", "bad.mp4"}
+    assert embed() == {"unchanged": 6}
     assert counts(join_parts(index.directory, [tmp_path / "parts"])) == {"new": 1, "changed": 2, "unchanged": 4}
     assert counts(join_parts(index.directory, tmp_path / "parts")) == {"unchanged": 7}
     anew = VideoIndex.create(tmp_path / "anew", model, **WINDOWS)
@@ -271,7 +278,9 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
 
 def test_another_model_or_other_options(embed, model, videos, tmp_path, made_at_once):
     embed()
-    with pytest.raises(ValueError, match=r"This run has stride=1, but .*part-00000-of-00001-0000\.parquet has stride=2"):
+    with pytest.raises(
+        ValueError, match=r"This run has stride=1, but .*part-00000-of-00001-0000\.parquet has stride=2"
+    ):
         embed(stride=1.0)
     with pytest.raises(ValueError, match="num_frames=2, but"):
         embed(num_frames=2)
@@ -313,14 +322,14 @@ def test_missing_parts(embed, videos, tmp_path, monkeypatch):
     first.rename(tmp_path / first.name)
     with pytest.raises(ValueError, match=f"parts does not have {first.name}"):
         join()
+    (tmp_path / first.name).rename(first)
+    make_video(videos / "f.mp4", 2, seed=9)
+    embed((2, 4))
     with pytest.raises(ValueError, match="have other lists of videos"):
-        (tmp_path / first.name).rename(first)
-        make_video(videos / "f.mp4", 2, seed=9)
-        embed((2, 4))
         join()
     embed(directory="other")
+    shutil.copy(tmp_path / "other" / "part-00000-of-00001-0000.parquet", tmp_path / "parts")
     with pytest.raises(ValueError, match="shares of different jobs"):
-        shutil.copy(tmp_path / "other" / "part-00000-of-00001-0000.parquet", tmp_path / "parts")
         join()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="does not contain any parts"):
@@ -372,7 +381,9 @@ def test_commands(run, model, videos, tmp_path, made_at_once):
         assert printed.splitlines()[-1] == "5 new, 1 unreadable."
         assert f"{places[-1]}: 5 videos" in closing
     assert content(VideoIndex.open(tmp_path / "two")) == content(made_at_once)
-    code, _, closing = run("index", "export", "--index", tmp_path / "two", "--to", "parquet", "--output", tmp_path / "x")
+    code, _, closing = run(
+        "index", "export", "--index", tmp_path / "two", "--to", "parquet", "--output", tmp_path / "x"
+    )
     assert (code, closing.splitlines()[-1]) == (0, f"Wrote 15 windows to {tmp_path / 'x'}")
     assert content(VideoIndex.from_embeddings(tmp_path / "again", tmp_path / "x")) == content(made_at_once)
 

@@ -77,8 +77,10 @@ def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, np.ndarray]]]:
     vectors = Vectors(index.directory / index.database.about("vectors"), index.database.about("dim"))
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
         records = index.database.records("first_row >= ? AND first_row < ?", [start, start + _ROWS])
-        if videos := [(record, vectors.read(record.first_row, record.first_row + len(record.spans)))
-                      for record in sorted(records, key=lambda record: record.first_row)]:
+        if videos := [
+            (record, vectors.read(record.first_row, record.first_row + len(record.spans)))
+            for record in sorted(records, key=lambda record: record.first_row)
+        ]:
             yield videos
 
 
@@ -116,7 +118,8 @@ def _to_lance(index: VideoIndex, output: str, name: str) -> None:
         try:
             database.create_table(name, pa.RecordBatchReader.from_batches(schema, batches))
         except BaseException:
-            database.drop_table(name, ignore_missing=True)
+            with suppress(ValueError, OSError, RuntimeError):  # nothing was written yet
+                database.drop_table(name)
             raise
     except RuntimeError as error:
         raise OSError(f"{output} cannot be written: {' '.join(str(error).split())}") from error
