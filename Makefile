@@ -25,6 +25,7 @@ test: $(READY)  ## The fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## All tests, with downloads of packages
+	$(PIP) --editable '.[dev,engines]' --constraint constraints.txt
 	$(BIN)/python -m pytest --slow
 
 check: $(READY)  ## Lint, format and types
@@ -45,6 +46,7 @@ bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/feeding.py
 	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/search.py
 
 wheel: $(READY)  ## Build the wheel into dist/
 	$(PIP) build

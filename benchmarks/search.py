@@ -4,13 +4,13 @@ Nearest vectors: ours beside plain FAISS, NumPy and LanceDB, at the sizes of an 
     python benchmarks/search.py [--rows 100000 1000000] [--dim 256] [--queries 200] [--engines ours numpy ...]
                                 [--directory DIR] [--json FILE]
 
-The vectors are like those of windows of videos: L2-normalised, 60 windows per video on average, videos within topics of
-unequal sizes, scenes within videos, a common mean direction, and variances that decrease from one dimension to the next.
-Half of the queries are like texts, in a cone of their own (their best scores are far below 1), and half like other
-windows. Each engine builds its index in one process, and loads and searches it in another, one query at a time, on
-vectors that the system has in its cache. "exact" is recall against all inner products, for 10 and 100 results. Memory is
-what loading and searching add to the process, pages of mapped files included. Engines that are not installed are left
-out by name. At 1,000,000 rows, HNSW and LanceDB take several minutes each.
+The vectors are like those of windows of videos: L2-normalised, 60 windows per video on average, videos within topics
+of unequal sizes, scenes within videos, a common mean direction, and variances that decrease from one dimension to the
+next. Half of the queries are like texts, in a cone of their own (their best scores are far below 1), and half like
+other windows. Each engine builds its index in one process, and loads and searches it in another, one query at a time,
+with the files in the system's cache. "exact" is the recall against all inner products, for 10 and 100 results.
+Memory is what loading and searching add to the process, pages of mapped files included. Engines that are not installed
+are left out by name. At 1,000,000 rows, HNSW and LanceDB take several minutes each.
 """
 
 import argparse

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from region_learner import VideoIndex
+
 from .fake_index import COLORS, FakeIndex, write_colors
+from .search_toys import make_video, save_checkpoint
 
 gr = pytest.importorskip("gradio", reason="the app needs Gradio")
 httpx = pytest.importorskip("httpx")
@@ -89,7 +92,7 @@ def test_filters(index):
 def test_nothing_matches_is_an_answer(index):
     _, hits, answer, *_ = last(Answers(index).to_words("a unicorn", *NO_FILTERS))
     assert len(hits) == 3
-    assert "Nothing in this index matches “a unicorn”." in answer
+    assert "Probably nothing in this index matches “a unicorn”." in answer
 
 
 def test_picture_and_clip_as_query(index, picture, tmp_path):
@@ -130,7 +133,7 @@ def test_more_like_this(index):
     assert index.searches[-1]["k"] == 13
     assert len(hits) == 2
     assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # it is not like itself
-    assert "Nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
+    assert "Probably nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
     assert list(answers.to_more(None, *NO_FILTERS)) == []
 
 
@@ -232,6 +235,26 @@ def test_words_over_http(client):
     assert answer["success"]
 
 
+def test_an_index_that_grows(tmp_path):
+    """Another process may write while the app searches, and threads of the app share the index."""
+    make_video(tmp_path / "videos/a.mp4", 5.0, seed=0)
+    model = str(save_checkpoint("space_time", tmp_path / "model"))
+    made = VideoIndex.create(tmp_path / "index", model, window=4.0, stride=2.0)
+    made.update(tmp_path / "videos")
+    with serving(VideoIndex.open(tmp_path / "index")) as address, httpx.Client(base_url=address) as client:
+        for _ in range(3):
+            answer = ask(client, "to_words", "a red square", None, 0, 12)
+            assert answer["success"]
+        assert "a.mp4" in json.dumps(answer)
+        make_video(tmp_path / "videos/b.mp4", 5.0, seed=1)
+        made.update(tmp_path / "videos")
+        assert "b.mp4" in json.dumps(ask(client, "to_words", "a red square", None, 0, 12))
+        assert "2 videos in the index" in json.dumps(ask(client, "heading"))
+        folder = str(tmp_path / "videos")
+        assert "b.mp4" in json.dumps(ask(client, "to_words", "blue", folder, 0, 12))
+        assert "has no videos within" in json.dumps(ask(client, "to_words", "blue", folder + "/c", 0, 12))
+
+
 def test_uploaded_picture_is_a_query(client, picture, index):
     path = upload(client, "sky.png", picture.read_bytes())
     assert client.get(f"/gradio_api/file={path}").content == picture.read_bytes()
@@ -279,6 +302,20 @@ def test_only_uploads_are_queries(client, index, address, path, function):
         assert not answer["success"], payload
     assert not ask(client, function, {"path": path}, "", 0, 12)["success"]
     assert len(index.searches) == searches
+
+
+def test_addresses_are_not_fetched(client, monkeypatch):
+    """Gradio would, from public ones: the answer must not depend on the network of the test."""
+    fetched = []
+
+    async def fetch(address, **_):
+        fetched.append(address)
+        raise OSError
+
+    monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", fetch)
+    payload = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    assert not ask(client, "to_file", payload, "", 0, 12)["success"]
+    assert fetched == []
 
 
 def test_a_browser_cannot_choose_what_is_played(client, index):

@@ -3,18 +3,31 @@
 import pytest
 
 from region_learner.corpora import load_corpus, make_corpus
-from region_learner.demo import _page, chance, metrics_rows, search_in_fresh_process
-from region_learner.evaluation import embed_corpus, retrieval_accuracy
+from region_learner.demo import (
+    NO_MATCH,
+    Found,
+    _page,
+    chance,
+    check_in_fresh_process,
+    index_videos,
+    metrics_rows,
+    search_captions,
+)
+from region_learner.evaluation import retrieval_accuracy
 from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.search import Hit
 from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_decoding_region_learner import read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 from region_learner.visualization import render_page
 
 from .conftest import tiny_model, tiny_text_config
 
 
-def test_search_without_the_package_and_the_page(tmp_path):
-    sizes = {"train": 0, "val": 0, "test": 6, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A random model in tmp_path/checkpoint. Returns the clips that it may be tested on."""
+    sizes = {"train": 0, "val": 0, "test": 20, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
     corpus = make_corpus("moving_shapes", tmp_path / "corpus", workers=1, progress=False, **sizes)
     test = load_corpus("moving_shapes", corpus, "test")
     tokenizer = train_tokenizer([text for row in test for text in row["captions"]], 200, 32)
@@ -22,38 +35,66 @@ def test_search_without_the_package_and_the_page(tmp_path):
     model = tiny_model(text=tiny_text_config(vocab_size=200))
     for part in (model, processor):
         part.save_pretrained(tmp_path / "checkpoint")
-    found = search_in_fresh_process(tmp_path / "checkpoint", test, tmp_path)
-    embeddings = embed_corpus(model, processor, test, progress=False)
-    texts = [embeddings.text_embeds[embeddings.texts.index(query)] for query in found.queries]
-    for text, wanted, order, scores, query in zip(texts, found.wanted, found.order, found.scores, found.queries):
-        expected = embeddings.video_embeds @ text
-        assert scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-5)
-        assert order.tolist() == expected.argsort(descending=True)[:4].tolist()
-        assert query in test[wanted]["captions"]
+    return test
+
+
+def test_search_and_page(checkpoint, tmp_path):
+    test = checkpoint
+    index, places = index_videos(tmp_path / "checkpoint", test, tmp_path)
+    assert len(index) == 7  # of up to 3 clips
+    captions = [caption for row in test for caption in set(row["captions"])]
+    assert set(places) == {caption for caption in captions if captions.count(caption) == 1}
+    for row in test:
+        for caption in row["captions"]:
+            if caption in places:  # the frames of that span are those of the clip
+                path, start, end = places[caption]
+                frames, metadata = read_clip(row["video"], lambda metadata: range(metadata.total_num_frames))
+                first = round(start * metadata.fps)
+                joined, _ = read_clip(path, lambda metadata: range(first, first + len(frames)))  # noqa: B023
+                assert abs(joined.astype(int) - frames).mean() < 4
+                assert end - start == pytest.approx(len(frames) / metadata.fps)
+    found, seen = search_captions(index, places)
+    assert len(found) == 4 or seen == len(places)
+    lengths = [len(result.query.split()) for result in found]
+    assert lengths == sorted(lengths)
+    for result in found:
+        assert result.is_right(result.hits[0])
+        assert result.hits == index.search(result.query, k=3)
+    found.append(Found(NO_MATCH, index.search(NO_MATCH, k=3)))
+    check_in_fresh_process(index, tmp_path)
+    model, processor = index.model, index.processor
     metrics = retrieval_accuracy(model, processor, test, progress=False)
     results = {"test": metrics, "train": {"videos": 9, "train_runtime": 1.0}, "log": [{"step": 1, "loss": "2.5"}]}
-    page = _page(tmp_path / "checkpoint", test, found, results, seconds=1.0)
-    assert [len(query.results) for query in page.queries] == [4] * 5
+    page = _page(index, found, "How they were chosen.", results, seconds=1.0)
+    for query, result in zip(page.queries, found, strict=True):
+        assert [round(one.score, 6) for one in query.results] == [round(hit.probability, 6) for hit in result.hits]
+        assert [one.correct for one in query.results] == [
+            None if result.wanted is None else result.is_right(hit) for hit in result.hits
+        ]
     assert page.queries[0].results[0].strip.size == page.queries[0].results[0].regions.size
-    right = [result.correct for query in page.queries for result in query.results]
-    assert right.count(True) == sum(wanted in order for wanted, order in zip(found.wanted, found.order.tolist()))
-    assert found.queries[0] in render_page(page)
+    text = render_page(page)
+    assert text.index(NO_MATCH) < text.index('id="metrics"')
+    assert "How they were chosen." in text
 
 
-def test_a_checkpoint_that_does_not_load_without_the_package_is_an_error(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
+def test_right_hits_share_half_of_the_clip():
+    found = Found("words", [], ("a.mp4", 10.0, 12.0))
+    for path, start, end, right in (
+        ("a.mp4", 10, 12, True),
+        ("a.mp4", 9, 12, True),
+        ("a.mp4", 11, 13, True),
+        ("a.mp4", 11.5, 13, False),
+        ("a.mp4", 0, 50, False),
+        ("b.mp4", 10, 12, False),
+    ):
+        assert found.is_right(Hit(path, start, end, 0.5, 0.5)) == right
+
+
+def test_a_checkpoint_that_does_not_load_without_the_package_is_an_error(checkpoint, tmp_path):
+    index, _ = index_videos(tmp_path / "checkpoint", checkpoint, tmp_path)
+    (tmp_path / "checkpoint" / "config.json").unlink()
     with pytest.raises(RuntimeError, match="cannot be loaded without this package"):
-        search_in_fresh_process(tmp_path / "checkpoint", _Rows(), tmp_path)
-
-
-class _Rows(list):
-    """Five rows of a data set, of which columns can be asked for."""
-
-    def __init__(self):
-        super().__init__({"captions": [f"clip {n}"]} for n in range(5))
-
-    def __getitem__(self, index):
-        return ["a.mp4"] * 5 if index == "video" else super().__getitem__(index)
+        check_in_fresh_process(index, tmp_path)
 
 
 def test_chance():

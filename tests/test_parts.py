@@ -269,6 +269,8 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
     with suppress(KeyboardInterrupt):
         embed()
     monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+        VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     report = embed()
     assert (report["new"], report["unchanged"]) == (2, 3)
 

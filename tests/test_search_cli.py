@@ -83,7 +83,7 @@ def test_several_queries_as_json(run, root):
 
 
 def test_filters_and_nothing_that_matches(run, root):
-    out, err = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
+    out, _ = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
     assert len(out.splitlines()) == 1
     assert "c.mp4" in out
     out, err = run("search", "index", "blue circle", "--min-score", 0.99)
@@ -95,7 +95,7 @@ def test_filters_and_nothing_that_matches(run, root):
 
 
 def test_export_and_page(run, root, tmp_path):
-    out, err = run(
+    _, err = run(
         "search", "index", "blue circle", "--top", 2, "--export", tmp_path / "cut", "--html", tmp_path / "p.html"
     )
     assert len(list((tmp_path / "cut").iterdir())) == 2
@@ -122,7 +122,7 @@ def test_export_and_page(run, root, tmp_path):
     ],
 )
 def test_wrong_usage_is_one_line(run, root, arguments, message):
-    out, err = run(*arguments, code=2)
+    _, err = run(*arguments, code=2)
     line = err.strip().splitlines()[-1]
     assert line.startswith("region-learner: error: ")
     assert message in line

@@ -280,14 +280,15 @@ def test_page(index, tmp_path):
     )
     page = Page(path)
     assert "“" not in page.text  # quotes come from the style
-    assert page.text.count("trips/red then blue.mp4") == 4
+    assert page.text.count("red then blue.mp4 trips/ 00:") == 4
     (first,) = re.finditer(r"00:04-00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
     assert (
-        first.start() < page.text.index("00:00-00:04 unlikely, 5%") < page.text.index("Nothing in this index matches.")
+        first.start() < page.text.index("00:00-00:04 unlikely, 5%") < page.text.index("Probably nothing in this index matches.")
     )
-    assert page.text.count("Nothing in this index matches.") == 1
+    assert page.text.count("Probably nothing in this index matches.") == 1
     assert "3 spans, the best first." in page.text
     assert len(page.all("video")) == len(page.all("img")) == len(page.all("details")) == 6
+    assert page.all("img")[0]["alt"] == "Frames of trips/red then blue.mp4 from 00:04-00:08"
     assert all(picture["alt"] for picture in page.all("img"))
     assert all(video["aria-label"] and video["preload"] == "none" for video in page.all("video"))
 
@@ -423,4 +424,4 @@ def test_percent(probability, text):
 
 
 def test_span():
-    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:42-1:02:05"
+    assert span(Hit("a.mp4", 41.6, 3725.0, 0.5, 0.9)) == "00:41-1:02:05"

@@ -371,7 +371,7 @@ def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:
     for owner, names in (
         (updating.Vectors, ["write"]),
         (updating.Database, ["put", "set_about", "remove", "move"]),
-        (updating.WindowEmbeddings, ["add"]),
+        (embedding.WindowEmbeddings, ["add"]),
     ):
         for name in names:
             setattr(owner, name, counting(getattr(owner, name)))

@@ -1,27 +1,33 @@
 """A demonstration of the main job on the built-in corpus, in a few minutes on a CPU."""
 
-import json
 import logging
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table as ConsoleTable
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor
+from safetensors.numpy import load_file
 
 from .corpora import load_corpus, make_corpus
+from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
+from .files import write_json
 from .inference import evaluation_mode
+from .search import LIKELY, Hit, VideoIndex, clock
 from .training import parse_arguments, train
+from .video_decoding_region_learner import read_clip
 from .visualization import (
     Page,
     Query,
@@ -36,22 +42,36 @@ from .visualization import (
 logger = logging.getLogger(__name__)
 
 RECIPE = "moving_shapes"
-NUM_QUERIES = 5
-RESULTS_PER_QUERY = 4
+NUM_VIDEOS = 8
+NUM_QUERIES = 4
+NO_MATCH = "two people shake hands in an office"
+RESULTS_PER_QUERY = 3
+NUM_CHECKED = 16  # windows that are embedded again without this package
 STRIP_HEIGHT = 112  # pixels
 
 
 @dataclass
-class Search:
+class Found:
     """
-    What a process without this package found: for each query the index of the video that it describes, the indices of
-    the best videos, and their scores.
+    What a query has found.
+
+    Args:
+        query: the words.
+        hits: the best spans.
+        wanted: where the clip is that the words describe: path, start and end. None if they describe no clip.
     """
 
-    queries: list[str]
-    wanted: list[int]
-    order: torch.Tensor
-    scores: torch.Tensor
+    query: str
+    hits: list[Hit]
+    wanted: tuple[str, float, float] | None = None
+
+    def is_right(self, hit: Hit) -> bool:
+        """Returns whether at least half of the clip, and of the hit, is in both."""
+        if self.wanted is None or hit.path != self.wanted[0]:
+            return False
+        start, end = self.wanted[1:]
+        shared = min(hit.end, end) - max(hit.start, start)
+        return shared >= max(hit.end - hit.start, end - start) / 2
 
 
 def chance(videos: int) -> dict[str, float]:
@@ -85,8 +105,8 @@ def print_metrics(console: Console, metrics: dict[str, Any]):
 
 def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus_options: dict | None = None) -> Path:
     """
-    Makes the corpus, trains, evaluates and saves a model, loads the checkpoint in a process that cannot import this
-    package, searches by words there, and writes a page of what was found, with regions.
+    Makes the corpus, trains, evaluates and saves a model, indexes videos and searches them by words, loads the
+    checkpoint in a process that cannot import this package, and writes a page of what was found, with regions.
 
     Args:
         output: directory for the corpus, the checkpoint and the page.
@@ -113,18 +133,28 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     results = train(model_arguments, data_arguments, training_arguments)
     checkpoint = output / "checkpoint"
 
-    console.rule(f"3. Retrieval on {len(test)} unseen clips")
+    console.rule("3. Search")
+    index, places = index_videos(checkpoint, test, output)
+    found, seen = search_captions(index, places)
+    found.append(Found(NO_MATCH, index.search(NO_MATCH, k=RESULTS_PER_QUERY)))
+    rule = (
+        f"The queries are the shortest captions whose clip is found first: {len(found) - 1} of the {seen} shortest "
+        "ones. The last one describes none of the videos."
+    )
+    console.print(rule, soft_wrap=True)
+    for result in found:
+        best = result.hits[0]
+        console.print(f"[bold]{result.query}[/bold]\n   {_in_words(best)}", highlight=False, soft_wrap=True)
+
+    console.rule(f"4. Retrieval on {len(test)} unseen clips")
     print_metrics(console, results["test"])
     console.print(f"Text-to-video R@1 is {_times_chance(results['test']):.0f} times chance.")
 
-    console.rule("4. Search with AutoModel, in a process without this package")
-    found = search_in_fresh_process(checkpoint, test, output)
-    for query, order, scores in zip(found.queries, found.order, found.scores):
-        best = ", ".join(f"{test[int(i)]['video_id']} ({score:.2f})" for i, score in zip(order, scores))
-        console.print(f"[bold]{query}[/bold]\n   {best}", highlight=False, soft_wrap=True)
+    console.rule("5. The checkpoint with AutoModel, in a process without this package")
+    check_in_fresh_process(index, output)
 
-    console.rule("5. Page")
-    page = _page(checkpoint, test, found, results, seconds=time.perf_counter() - start)
+    console.rule("6. Page")
+    page = _page(index, found, rule, results, seconds=time.perf_counter() - start)
     path = write_page(output / "index.html", page)
     console.print(
         f"Finished in {time.perf_counter() - start:.0f} s. Open [bold]{path}[/bold] in a browser.", soft_wrap=True
@@ -135,47 +165,109 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     return path
 
 
-def search_in_fresh_process(checkpoint: Path, dataset, output: Path) -> Search:
-    """Runs `demo_standalone.py` on the videos of `dataset` and captions of some of them, evenly spaced."""
-    wanted = [round((i + 0.5) * len(dataset) / NUM_QUERIES) for i in range(NUM_QUERIES)]
-    queries = [dataset[i]["captions"][0] for i in wanted]
-    request, result = output / "search.json", output / "search.safetensors"
-    request.write_text(json.dumps({"videos": list(dataset["video"]), "queries": queries}), encoding="utf-8")
+def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex, dict[str, tuple[str, float, float]]]:
+    """
+    Joins the clips of a corpus into a few longer videos, and indexes them.
+
+    Returns:
+        The index; and for each caption that describes one clip only, where it is: path, start and end in seconds.
+    """
+    for name in ("videos", "videos.index"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / "videos").mkdir()
+    places: dict[str, tuple[str, float, float]] = {}
+    captions = Counter(caption for row in test for caption in set(row["captions"]))
+    size = math.ceil(len(test) / NUM_VIDEOS)
+    for number in range(math.ceil(len(test) / size)):
+        path = output / "videos" / f"video-{number + 1}.mp4"
+        frames: list[np.ndarray] = []
+        for row in test.select(range(number * size, min((number + 1) * size, len(test)))):
+            clip, metadata = read_clip(row["video"], lambda metadata: range(metadata.total_num_frames))
+            fps = metadata.fps or 1.0
+            span = len(frames) / fps, (len(frames) + len(clip)) / fps
+            places |= {
+                caption: (os.path.abspath(path), *span) for caption in row["captions"] if captions[caption] == 1
+            }
+            frames += list(clip)
+        write_video(path, np.stack(frames), fps)
+    seconds = len(clip) / fps
+    index = VideoIndex.create(output / "videos.index", str(checkpoint), window=seconds, stride=seconds / 2)
+    index.update(output / "videos")
+    return index, places
+
+
+def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float]]) -> tuple[list[Found], int]:
+    """
+    Searches captions, the shortest first, until `NUM_QUERIES` have found their clip first.
+
+    Returns:
+        These, and the number of captions that were searched.
+    """
+    captions = sorted(places, key=lambda caption: (len(caption.split()), len(caption), caption))
+    found: list[Found] = []
+    for seen, caption in enumerate(captions, start=1):
+        result = Found(caption, index.search(caption, k=RESULTS_PER_QUERY), places[caption])
+        if result.hits and result.is_right(result.hits[0]):
+            found.append(result)
+        if len(found) == NUM_QUERIES:
+            return found, seen
+    return found, len(captions)
+
+
+def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
+    """
+    Runs `demo_standalone.py` on some windows of the index.
+
+    Raises:
+        RuntimeError: the checkpoint cannot be loaded without this package, or gives other embeddings.
+    """
+    record = index.record(index.paths()[0])
+    request, result = output / "check.json", output / "check.safetensors"
+    windows = record.spans[:NUM_CHECKED].tolist()
+    write_json(request, {"videos": [(record.video.path, start, end) for start, end in windows]})
     script = Path(__file__).with_name("demo_standalone.py")
     # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
-    command = [sys.executable, "-I", str(script), str(checkpoint), str(request), str(result)]
+    command = [sys.executable, "-I", str(script), index.about()["model"], str(request), str(result)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")
-    Console(stderr=True).print(done.stdout.strip(), highlight=False)
-    embeds = load_file(result)
-    scores, order = (embeds["text_embeds"] @ embeds["video_embeds"].T).topk(RESULTS_PER_QUERY)
-    return Search(queries, wanted, order, scores)
+    difference = np.abs(load_file(result)["video_embeds"] - index.vectors(record)[: len(windows)]).max()
+    if not difference < 1e-4:
+        raise RuntimeError(f"Without this package, the checkpoint gives other embeddings (by {difference:.2g}).")
+    message = f"{done.stdout.strip()}: the embeddings of {len(windows)} windows differ by at most {difference:.0e}"
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 
-def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], seconds: float) -> Page:
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    queries = []
-    for text, wanted, order, scores in zip(found.queries, found.wanted, found.order, found.scores):
-        best = [
-            _result(model, processor, test[int(i)], float(score), correct=int(i) == wanted)
-            for i, score in zip(order, scores)
-        ]
-        queries.append(Query(text, best))
+def _in_words(hit: Hit) -> str:
+    name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} ({hit.probability:.0%} likely)"
+    return name if hit.probability >= LIKELY else f"nothing in the index is likely to match; the best hit: {name}"
+
+
+def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, Any], seconds: float) -> Page:
+    queries = [
+        Query(
+            result.query,
+            [_result(index, hit, None if result.wanted is None else result.is_right(hit)) for hit in result.hits],
+            note="" if result.hits[0].probability >= LIKELY else "Nothing in the index is likely to match.",
+        )
+        for result in found
+    ]
     header, rows = metrics_rows(results["test"])
     caption = (
         f"Retrieval on {results['test']['videos']} clips that were not trained on, with all of their "
         f"{results['test']['texts']} captions. R@k: how often the right one is among the first k, in percent. "
         "MedR, MeanR: median and mean of its rank."
     )
-    video = model.config.video_config
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    video = index.model.config.video_config
+    size = sum(parameter.numel() for parameter in index.model.parameters()) / 1e6
+    minutes = sum(index.duration(path) for path in index.paths()) / 60
     return Page(
         title="RegionLearner: moving shapes",
         subtitle="Video search by words, with regions learned without labels",
         facts=[
+            ("Searched", f"{len(index)} videos of {minutes:.0f} minutes in all"),
             ("Model", f"{size:.1f} M parameters, {video.num_regions} regions per frame, {video.codebook_size} codes"),
-            ("Trained on", f"{results['train']['videos']} clips for {results['train']['train_runtime']:.0f} s"),
+            ("Trained on", f"{results['train']['videos']} other clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
             ("Text to video", f"R@1 {_times_chance(results['test']):.0f} times chance"),
@@ -183,21 +275,22 @@ def _page(checkpoint: Path, test, found: Search, results: dict[str, Any], second
         metrics=Table(header, rows, caption=caption, muted={len(rows) - 1}),
         loss=[(entry["step"], float(entry["loss"])) for entry in results["log"] if "loss" in entry],
         queries=queries,
+        queries_note=rule,
         num_regions=video.num_regions,
+        score_name="the probability that a hit is right",
     )
 
 
-def _result(model, processor, row: dict[str, Any], score: float, correct: bool) -> Result:
-    pixel_values = processor(videos=[row["video"]])["pixel_values_videos"]
-    with evaluation_mode(model):
-        region_masks = model.video_model(pixel_values).region_masks[0]
-    frames = frames_of_height(processor.video_processor, row["video"], STRIP_HEIGHT, pixel_values.shape[-2])
-    drawn = draw_regions(frames, region_masks)
+def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
+    video, span = index.source(hit.path), index.span_of(hit)
+    pixel_values = index.processor(videos=[video], **span)["pixel_values_videos"]
+    with evaluation_mode(index.model):
+        region_masks = index.model.video_model(pixel_values.to(index.model.device)).region_masks[0]
+    frames = frames_of_height(index.processor.video_processor, video, STRIP_HEIGHT, pixel_values.shape[-2], **span)
     return Result(
-        title=row["video_id"],
-        score=score,
+        title=f"{Path(hit.path).name}  {clock(hit.start, hit.end)}",
+        score=hit.probability,
         strip=frame_strip([Image.fromarray(frame) for frame in frames], STRIP_HEIGHT),
-        regions=frame_strip(drawn, STRIP_HEIGHT),
-        captions=row["captions"][:2],
+        regions=frame_strip(draw_regions(frames, region_masks), STRIP_HEIGHT),
         correct=correct,
     )

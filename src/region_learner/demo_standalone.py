@@ -1,10 +1,11 @@
 """
-Embeds videos and queries with a checkpoint in a process that cannot import region_learner, as a user who only has
+Embeds spans of videos with a checkpoint in a process that cannot import region_learner, as a user who only has
 transformers would. The demo runs it as a script; it is never imported.
 
     python demo_standalone.py CHECKPOINT REQUEST.json RESULT.safetensors
 
-REQUEST holds `videos` (paths) and `queries`; `video_embeds` and `text_embeds`, of length 1, are written to RESULT.
+REQUEST holds `videos`, each a path with a start and an end in seconds; `video_embeds` (n, D), of length 1, are written
+to RESULT.
 """
 
 import json
@@ -21,14 +22,10 @@ def main(checkpoint: str, request_file: str, result_file: str):
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
     with open(request_file, encoding="utf-8") as file:
-        request = json.load(file)
-    embeds = []
+        videos, starts, ends = (list(column) for column in zip(*json.load(file)["videos"]))
     with torch.inference_mode():
-        text_embeds = model(**processor(text=request["queries"])).text_embeds
-        for start in range(0, len(request["videos"]), 16):
-            videos = processor(videos=request["videos"][start : start + 16])
-            embeds.append(model(**videos).video_embeds)
-    save_file({"video_embeds": torch.cat(embeds), "text_embeds": text_embeds}, result_file)
+        video_embeds = model(**processor(videos=videos, start=starts, end=ends)).video_embeds
+    save_file({"video_embeds": video_embeds}, result_file)
     names = {type(model).__module__.split(".")[0], type(processor).__module__.split(".")[0]}
     print(f"loaded {type(model).__name__} and {type(processor).__name__} from {', '.join(sorted(names))}")
 

@@ -48,7 +48,7 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """
-    Embed videos into Parquet files, on many machines.
+    Embed videos into Parquet files, on as many machines as you like.
 
     `region-learner index DIR --from-embeddings PARTS` joins them into an index.
     The same command again embeds new and changed videos, and resumes an interrupted run.
@@ -111,8 +111,8 @@ def export(
         str | None,
         typer.Option(
             metavar="WHERE",
-            help="Directory of the Parquet files or of the LanceDB database; or the address of a Qdrant server (its "
-            "key in QDRANT_API_KEY), or a directory for Qdrant's local mode. Required.",
+            help="Directory of the Parquet files or of the LanceDB database; or the address of a Qdrant server "
+            "(key in QDRANT_API_KEY), or a directory for Qdrant's local mode. Required.",
         ),
     ] = None,
     name: Annotated[

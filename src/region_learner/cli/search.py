@@ -104,7 +104,7 @@ def index(
 def _index_parts(
     index: Path | None, videos: list[str] | None, parts: list[Path], has_options: bool, as_json: bool
 ) -> None:
-    """Makes an index from parts. Its directory may also be the argument: `index DIR --from-embeddings PARTS`."""
+    """Makes an index from parts: `index DIR --from-embeddings PARTS`, or with `--index DIR`."""
     places = [*(videos or ()), *([] if index is None else [index])]
     if len(places) != 1 or has_options:
         raise typer.BadParameter(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..interruption import interruptible
 from ..video_decoding_region_learner import VideoDecodeError, read_clip
 from .guard import MAX_UPLOAD, Guard
 from .index import LIKELY, Hit, VideoIndex
@@ -68,8 +69,8 @@ def launch(index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, 
 
         launch(VideoIndex.open("my-index"))
     """
-    with serving(index, host, port, open_browser) as address:
-        print(f"The app is at {address}. Ctrl-C ends it.", flush=True)
+    with interruptible("The app has ended."), serving(index, host, port, open_browser) as address:
+        print(f"The app is at {address} until Ctrl-C.", flush=True)
         threading.Event().wait()
 
 
@@ -102,7 +103,9 @@ def serving(
                 enable_monitoring=False,
                 footer_links=[],
                 max_file_size=MAX_UPLOAD,
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(
+                    primary_hue="cyan", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ),
                 css=str(_parts().style()),
                 app_kwargs={"middleware": [Middleware(Guard, folder=Path(folder), hosts=_names(host))]},
             )

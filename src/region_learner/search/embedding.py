@@ -70,11 +70,6 @@ class Embedder:
         with torch.no_grad():
             return 1 / float(self.model.temperature)
 
-    @property
-    def logit_bias(self) -> float | None:
-        bias = self.model.logit_bias
-        return None if bias is None else float(bias.detach())
-
     @contextmanager
     def _running(self) -> Iterator[None]:
         on_gpu = self.model.device.type == "cuda"

@@ -118,7 +118,7 @@ def _to_lance(index: VideoIndex, output: str, name: str) -> None:
         try:
             database.create_table(name, pa.RecordBatchReader.from_batches(schema, batches))
         except BaseException:
-            with suppress(ValueError, OSError, RuntimeError):  # nothing was written yet
+            with suppress(ValueError, FileNotFoundError):
                 database.drop_table(name)
             raise
     except RuntimeError as error:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from ..files import locked
-from .calibration import hit_probabilities, neutral_texts
+from .calibration import hit_probabilities, neutral_texts, score_by_chance
 from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder
 from .nearest import NearestRows, inner_products
@@ -31,7 +31,8 @@ LIKELY = 0.5
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
 _NEAREST = 200  # windows that are looked at for each query, at least
-_RIVALS = 50  # best spans that are compared with one another, so that a probability does not depend on `k`
+_PART = 512  # windows of a long video in which a span is looked for
+_RIVALS = 20  # best spans that are compared with one another, so that a probability does not depend on `k`
 _SAMPLE = 4096  # windows of which the calibration sees the scores
 
 
@@ -253,17 +254,22 @@ class VideoIndex:
 
     def source(self, path: str) -> Any:
         """Returns what the processor reads for a video of the index. Raises a `KeyError` for other paths."""
-        return self._record(path).video.source()
+        return self.record(path).video.source()
 
     def duration(self, path: str) -> float:
         """Returns the length of a video of the index in seconds. Raises a `KeyError` for other paths."""
-        return self._record(path).duration
+        return self.record(path).duration
 
-    def _record(self, path: str) -> Record:
+    def record(self, path: str) -> Record:
+        """Returns what the index knows about a video. Raises a `KeyError` for other paths."""
         record = self.database.record(path)
         if record is None:
             raise KeyError(f"{path} is not in the index {self.directory}")
         return record
+
+    def vectors(self, record: Record) -> np.ndarray:
+        """Returns the embeddings of the windows of a video, float32 (W, D), of length 1."""
+        return self._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
 
     # --- Search ---
 
@@ -348,42 +354,37 @@ class VideoIndex:
 
     def _hits(self, view: _View, query: np.ndarray, k: int) -> list[Hit]:
         """Returns the hits of one query."""
-        nearest = max(_NEAREST, 10 * k)
-        while len(found := self._spans(view, query, nearest)) < k and nearest < view.count:
+        wanted, nearest = max(k, _RIVALS), max(_NEAREST, 10 * k)
+        while len(found := self._spans(view, query, nearest, wanted)) < k and nearest < view.count:
             nearest *= 4  # one video may have many windows that match
-        del found[max(k, _RIVALS) :]
-        probabilities = hit_probabilities(
-            query,
-            view.vectors.take(np.array([row for *_, row in found], np.int64)),
-            view.sample,
-            view.neutral,
-            view.count,
-            self.embedder.logit_scale,
-            self.embedder.logit_bias,
-        )
+        del found[wanted:]
+        best = view.vectors.take(np.array([span.best for span in found], np.int64))
+        scale = self.embedder.logit_scale
+        probabilities = hit_probabilities(query, best, view.sample, view.chance, view.count, scale)
         return [
-            Hit(path, start, end, score, float(probability))
-            for (score, path, start, end, _), probability in zip(found[:k], probabilities)
+            Hit(span.path, span.start, span.end, span.score, float(probability))
+            for span, probability in zip(found[:k], probabilities)
         ]
 
-    def _spans(self, view: _View, query: np.ndarray, nearest: int) -> list[tuple[float, str, float, float, int]]:
-        """
-        Returns the spans of the videos of the `nearest` rows, best first: score, path, start, end and the row of the
-        best window.
-        """
+    def _spans(self, view: _View, query: np.ndarray, nearest: int, wanted: int) -> list[_Span]:
+        """Returns at least `wanted` spans around the `nearest` rows, if there are so many, best first."""
         _, (rows,) = view.nearest.search(query[None], nearest, view.allowed)
-        found = []
-        seen: set[int] = set()
+        found: list[_Span] = []
+        seen: list[range] = []
         for row in rows[rows >= 0].tolist():
-            if row in seen:
+            if any(row in part for part in seen):
                 continue
             record = self.database.owner(row)
-            stop = record.first_row + len(record.spans)
-            seen.update(range(record.first_row, stop))
-            scores = inner_products(view.vectors.read(record.first_row, stop), query)
-            for start, end, best in find_spans(scores, record.spans):
-                found.append((float(scores[best]), record.video.path, start, end, record.first_row + best))
-        return sorted(found, key=lambda hit: (-hit[0], *hit[1:]))
+            part = (row - record.first_row) // _PART
+            first = record.first_row + part * _PART
+            spans = record.spans[part * _PART : (part + 1) * _PART]
+            seen.append(range(first, first + len(spans)))
+            scores = inner_products(view.vectors.read(first, first + len(spans)), query)
+            if sum(span.score > scores.max() for span in found) >= wanted:
+                break  # all others are below
+            for start, end, best in find_spans(scores, spans):
+                found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
+        return sorted(found)
 
     def _current_view(self) -> _View:
         """Returns what is searched, loaded again if another process has changed the index."""
@@ -400,6 +401,20 @@ class VideoIndex:
         """Returns the `start` and `end` with which the processor reads a hit: None for all of a video."""
         whole = hit.start == 0 and hit.end >= self.duration(hit.path)
         return {"start": None, "end": None} if whole else {"start": hit.start, "end": hit.end}
+
+
+class _Span(NamedTuple):
+    """A span that was found, with the row of its best window. Spans sort like hits."""
+
+    negative_score: float
+    path: str
+    start: float
+    end: float
+    best: int
+
+    @property
+    def score(self) -> float:
+        return -self.negative_score
 
 
 def check_new(path: Path) -> None:
@@ -424,6 +439,7 @@ class _View:
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
         sample: some of their vectors.
+        chance: the score that the best of them has for a text that means nothing, on average.
     """
 
     def __init__(self, directory: Path, database: Database, version: int):
@@ -435,14 +451,18 @@ class _View:
         self.neutral = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, dim)
         self.allowed: np.ndarray | None = None
         self.count = rows - int((holes[:, 1] - holes[:, 0]).sum())
-        self.sample = self.vectors.take(database.sampled_rows(_SAMPLE))
+        self._set_sample(database.sampled_rows(_SAMPLE))
+
+    def _set_sample(self, rows: np.ndarray) -> None:
+        self.sample = self.vectors.take(rows)
+        self.chance = score_by_chance(self.sample, self.neutral, self.count) if len(rows) else 0.0
 
     def restricted(self, ranges: np.ndarray) -> _View:
         """Returns a view of the rows in ranges (n, 2)."""
         view = copy(self)
         view.allowed = merged(ranges)
         view.count = int((ranges[:, 1] - ranges[:, 0]).sum())
-        view.sample = self.vectors.take(evenly_spaced(ranges, _SAMPLE))
+        view._set_sample(evenly_spaced(ranges, _SAMPLE))
         return view
 
 

@@ -86,9 +86,9 @@ class About:
         return self.segments[-1].stop if self.segments else 0
 
 
-def read_about(directory: Path, vectors: Vectors, rows: int) -> About:
+def read_about(directory: Path, vectors: Vectors) -> About:
     """
-    Reads `nearest.json`, which must fit the first `rows` rows of `vectors`.
+    Reads `nearest.json`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -98,9 +98,9 @@ def read_about(directory: Path, vectors: Vectors, rows: int) -> About:
     check_is_file(path)
     try:
         about = _parse_about(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is damaged.") from None
-    if (about.prefix, about.dim) != (vectors.prefix, vectors.dim) or about.stop > rows:
+    if (about.prefix, about.dim) != (vectors.prefix, vectors.dim):
         raise ValueError(f"{path} belongs to other vectors.")
     return about
 
@@ -275,7 +275,8 @@ class SegmentFile:
             return None
         lists = faiss.OnDiskInvertedLists(self.about.lists, self.about.dim, path)
         lists.read_only, lists.prefetch_nthread = True, 0
-        lists.set_all_lists_sizes(faiss.swig_ptr(self.sizes.astype(np.uint64)))
+        sizes = self.sizes.astype(np.uint64)  # a variable, as the pointer does not keep it
+        lists.set_all_lists_sizes(faiss.swig_ptr(sizes))
         lists.totsize = len(self.data)
         lists.do_mmap()
         return lists
@@ -309,19 +310,33 @@ def _write_segment(
     _write_new(_segment_path(directory, number), write)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """
+    Which rows a search may find.
+
+    Attributes:
+        bits: one bit per row.
+        counts: how many of them each list holds, (lists,); None where these are nearly all of its rows.
+    """
+
+    bits: np.ndarray
+    counts: np.ndarray | None
+
+
 class InvertedLists:
     """
-    The inverted lists of a directory, loaded for a search.
+    The inverted lists of a directory, loaded for a search. They may hold rows that were added after the search began.
 
     Raises:
         FileNotFoundError: there are none.
         ValueError: they are damaged, or belong to other vectors.
     """
 
-    def __init__(self, directory: Path, vectors: Vectors, rows: int):
+    def __init__(self, directory: Path, vectors: Vectors):
         import faiss
 
-        self.about = read_about(directory, vectors, rows)
+        self.about = read_about(directory, vectors)
         path = _trained_path(directory, self.about.generation)
         self._quantizer = Quantizer.read(path, self.about.lists, self.about.dim)
         self._files = [SegmentFile(directory, segment, self.about) for segment in self.about.segments]
@@ -335,31 +350,33 @@ class InvertedLists:
         """The number of rows in the lists, deleted ones included."""
         return sum(segment.entries for segment in self.about.segments)
 
-    def probes(self, query: np.ndarray, rows: int, selected: np.ndarray | None) -> int:
-        """Returns how many of the lists nearest to `query` (D,) hold `rows` of the selected rows, (stop,) bool."""
-        if selected is None:
+    def select(self, selected: np.ndarray, few: bool) -> Selection:
+        """Returns the selection of the rows set in `selected`, (stop,) bool. If they may be few, lists are counted."""
+        counts = None
+        if few:
+            if self._list_of_row is None:
+                self._list_of_row = np.concatenate([file.lists() for file in self._files])
+            counts = np.bincount(self._list_of_row[selected] + 1, minlength=self.about.lists + 1)[1:]
+        return Selection(np.packbits(selected, bitorder="little"), counts)
+
+    def probes(self, query: np.ndarray, rows: int, selection: Selection | None) -> int:
+        """Returns how many of the lists nearest to `query` (D,) hold `rows` of the selected rows."""
+        if selection is None or selection.counts is None:
             return -(-rows * self.about.lists // self.entries)
-        if self._list_of_row is None:
-            self._list_of_row = np.concatenate([file.lists() for file in self._files])
-        counts = np.bincount(self._list_of_row[selected] + 1, minlength=self.about.lists + 1)[1:]
         order = np.argsort(self._quantizer.centroids @ -query)
-        return 1 + int((np.cumsum(counts[order]) < rows).sum())
+        return 1 + int((np.cumsum(selection.counts[order]) < rows).sum())
 
-    def candidates(self, query: np.ndarray, k: int, probes: int, selected: np.ndarray | None) -> np.ndarray:
+    def candidates(self, query: np.ndarray, k: int, rows: int, selection: Selection | None) -> np.ndarray:
         """
-        Returns the numbers of rows near `query` (D,), up to `k` per segment. They are what the files say: -1 for none,
-        and anything if these are damaged.
-
-        Args:
-            probes: number of lists to search.
-            selected: which rows may be found, (stop,) bool; None for all.
+        Returns the numbers of up to `k` rows near `query` (D,) from each segment, after comparing about `rows` rows.
+        They are what the files say: -1 for none, and anything if these are damaged.
         """
         import faiss
 
-        options: dict[str, Any] = {"nprobe": min(probes, self.about.lists)}
-        if selected is not None:
+        options: dict[str, Any] = {"nprobe": min(self.probes(query, rows, selection), self.about.lists)}
+        if selection is not None:
             make: Any = faiss.IDSelectorBitmap
-            options["sel"] = make(np.packbits(selected, bitorder="little"))
+            options["sel"] = make(selection.bits)
         parameters = faiss.SearchParametersIVF(**options)
         found = [index.search(query[None], k, params=parameters)[1][0] for index in self._indexes]
         return np.concatenate(found)
@@ -371,7 +388,9 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
     little has changed.
     """
     try:
-        lists = InvertedLists(directory, vectors, rows)
+        lists = InvertedLists(directory, vectors)
+        if lists.about.stop > rows:
+            raise ValueError(f"{directory / ABOUT} holds rows that are not in the index.")
     except FileNotFoundError:
         about = None
     except ValueError as error:

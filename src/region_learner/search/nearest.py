@@ -16,18 +16,19 @@ import numpy as np
 from .vectors import Vectors
 
 if TYPE_CHECKING:
-    from .inverted_lists import InvertedLists
+    from .inverted_lists import InvertedLists, Selection
 
 logger = logging.getLogger(__name__)
 
 # Up to so many rows, exact search takes milliseconds, and nothing has to be trained.
 EXACT_ROWS = 300_000
-# The rows and queries whose inner products are computed at a time: 8 MiB of vectors of 256 dimensions.
-BLOCK_ROWS = 2**13
-BLOCK_QUERIES = 256
-# The rows whose codes are compared with a query, and for each result of it. If there are fewer, all are searched.
-SCANNED_ROWS = 2**14
-SCANNED_PER_RESULT = 2**6
+# The rows and queries whose inner products are computed at a time: 32 MiB of vectors of 256 dimensions.
+BLOCK_ROWS = 2**15
+BLOCK_QUERIES = 128
+# Of n rows in the lists, the codes of SCANNED * n ** 0.5 are compared with a query, and of some more for each result.
+# `benchmarks/search.py` measures the recall. If so few rows are allowed, all of them are searched.
+SCANNED = 64
+SCANNED_PER_RESULT = 64
 
 # Scores (n,) and row numbers (n,), best first.
 _Found = tuple[np.ndarray, np.ndarray]
@@ -45,6 +46,9 @@ class NearestRows:
         rows: number of rows that are complete. Later ones are not read.
         holes: sorted disjoint ranges [start, stop) of deleted rows, (n, 2).
 
+    Raises:
+        ValueError: the files of the vectors are incomplete, or `holes` are not such ranges.
+
     Example:
 
         nearest = NearestRows(vectors, directory, rows=100_000, holes=np.array([[20, 30]]))
@@ -53,9 +57,10 @@ class NearestRows:
 
     def __init__(self, vectors: Vectors, directory: Path, rows: int, holes: np.ndarray):
         self.vectors, self.rows = vectors, rows
+        vectors.check(rows)
         self.holes = _as_ranges(holes, rows, "holes")
         self._live = _without(np.array([[0, rows]]), self.holes)
-        self._lists = _load_lists(directory, vectors, rows) if _count(self._live) > EXACT_ROWS else None
+        self._lists = _load_lists(directory, vectors) if _count(self._live) > EXACT_ROWS else None
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -104,24 +109,34 @@ class NearestRows:
     def _search_lists(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
         """Returns the best rows in `ranges` (n, 2) that the lists find, and that are not in the lists."""
         assert self._lists is not None
-        stop = self._lists.about.stop
+        stop = min(self._lists.about.stop, self.rows)
         inside = _without(ranges, np.array([[stop, self.rows]]))
-        if _count(inside) <= SCANNED_ROWS + SCANNED_PER_RESULT * k:
+        if _count(inside) <= self._scanned(k):
             return self._search_exactly(queries, k, ranges)
-        selected = self._selected(inside) if _count(inside) < self._lists.entries else None
+        selection = None
+        if ranges is self._live:
+            selection = self._live_selection
+        elif _count(inside) < self._lists.entries:
+            selection = self._lists.select(self._selected(inside), few=True)
         tail = self._search_exactly(queries, k, _without(ranges, np.array([[0, stop]])))
-        found = [self._search_query(query, k, inside, selected) for query in queries]
+        found = [self._search_query(query, k, inside, selection) for query in queries]
         return [_best(*both, k) for both in zip(found, tail)]
 
-    def _search_query(self, query: np.ndarray, k: int, ranges: np.ndarray, selected: np.ndarray | None) -> _Found:
+    def _search_query(self, query: np.ndarray, k: int, ranges: np.ndarray, selection: "Selection | None") -> _Found:
         assert self._lists is not None
-        probes = self._lists.probes(query, SCANNED_ROWS + SCANNED_PER_RESULT * k, selected)
-        candidates = self._lists.candidates(query, k + max(k // 2, 32), probes, selected)
+        candidates = self._lists.candidates(query, k + max(k // 2, 32), self._scanned(k), selection)
         # Damaged lists could say anything.
         rows = np.unique(candidates[_within(ranges, candidates)])
         if len(rows) < min(k, _count(ranges)):
             return self._search_exactly(query[None], k, ranges)[0]
         return _best(_NONE, (inner_products(self.vectors.take(rows), query), rows), k)
+
+    @functools.cached_property
+    def _live_selection(self) -> "Selection | None":
+        """The rows that are not deleted, None if the lists hold no others."""
+        assert self._lists is not None
+        selected = self._selected(self._live)
+        return self._lists.select(selected, few=False) if selected.sum() < self._lists.entries else None
 
     def _selected(self, ranges: np.ndarray) -> np.ndarray:
         """Returns which of the rows in the lists are in `ranges` (n, 2), (stop,) bool."""
@@ -130,6 +145,10 @@ class NearestRows:
         for start, stop in ranges.tolist():
             selected[start:stop] = True
         return selected
+
+    def _scanned(self, k: int) -> int:
+        assert self._lists is not None
+        return int(SCANNED * self._lists.entries**0.5) + SCANNED_PER_RESULT * k
 
     def _blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(rows), BLOCK_ROWS):
@@ -158,19 +177,22 @@ def update_nearest(vectors: Vectors, directory: Path, rows: int, holes: np.ndarr
         update_lists(directory, vectors, rows, _rows_of(live))
 
 
-def _load_lists(directory: Path, vectors: Vectors, rows: int) -> "InvertedLists | None":
+def _load_lists(directory: Path, vectors: Vectors) -> "InvertedLists | None":
     if not _has_faiss():
         return None
-    from .inverted_lists import InvertedLists
+    from .inverted_lists import ABOUT, InvertedLists
 
     for _ in range(2):  # another process may replace the files meanwhile
         try:
-            return InvertedLists(directory, vectors, rows)
-        except FileNotFoundError:
-            continue
-        except (ValueError, OSError) as error:
-            logger.warning("%s All vectors are searched, which is slower, until the index is updated.", error)
-            return None
+            return InvertedLists(directory, vectors)
+        except FileNotFoundError as error:
+            if Path(error.filename).name == ABOUT:
+                return None
+            problem = f"{error.filename} is missing."
+        except (ValueError, OSError, RuntimeError) as error:
+            problem = str(error)
+            break
+    logger.warning("%s All vectors are searched, which is slower, until the index is updated.", problem)
     return None
 
 
@@ -190,7 +212,7 @@ def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each depends on its own vector only,
     to the last bit, which products of matrices do not promise.
     """
-    return np.einsum("nd,d->n", vectors, query)
+    return np.einsum("ij,j->i", vectors, query)
 
 
 def _floor(scores: np.ndarray, kept: np.ndarray, k: int) -> float:

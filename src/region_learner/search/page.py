@@ -19,8 +19,9 @@ from PIL import Image
 
 from ..corpora.base import CorpusError
 from ..files import write_text
+from ..inference import progress_bar
 from ..video_decoding_region_learner import VideoDecodeError
-from ..visualization import draw_regions, frame_strip, frames_from_pixel_values
+from ..visualization import draw_regions, frame_strip, frames_of_height
 from ..visualization.page import html_environment
 from .index import LIKELY, Hit, VideoIndex
 from .preview import strip_of, write_preview
@@ -80,7 +81,7 @@ def write_search_page(
     queries: list[tuple[str, list[ShownHit]]] = []
     for query, hits in results:
         queries.append((query, []))
-        for hit in hits:
+        for hit in progress_bar(hits, f"Page: {readable(query)[:40]}", unit="hit"):
             key = hit.path, hit.start, hit.end
             shown = show_hit(index, hit, with_preview=key not in previews and len(previews) < _PREVIEWS)
             known = previews.setdefault(key, shown) if shown.preview or key in previews else shown
@@ -123,8 +124,9 @@ def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Imag
     """Returns frames of a hit side by side, and the same ones with its regions over them, if it has any."""
     if hit.regions is None:
         return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), None
-    clip = index.processor(videos=[source], **index.span_of(hit), do_normalize=False)["pixel_values_videos"][0]
-    frames = frames_from_pixel_values(clip, mean=[0, 0, 0], std=[1, 1, 1])
+    span = index.span_of(hit)
+    seen = index.processor(videos=[source], **span)["pixel_values_videos"].shape[-2]
+    frames = frames_of_height(index.processor.video_processor, source, STRIP_HEIGHT, seen, **span)
     chosen = sorted({(2 * part + 1) * len(frames) // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)})
     drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
     return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(

@@ -95,6 +95,7 @@ class Page:
         metrics: the table of results.
         loss: (step, training loss), in any order.
         queries: searches with what they found.
+        queries_note: a sentence about the queries, such as how they were chosen.
         num_regions: number of regions in the pictures, for the legend; 0 leaves it out.
         score_name: what the scores are.
     """
@@ -105,6 +106,7 @@ class Page:
     metrics: Table | None = None
     loss: Sequence[tuple[float, float]] = ()
     queries: Sequence[Query] = ()
+    queries_note: str = ""
     num_regions: int = 0
     score_name: str = "cosine similarity"
 

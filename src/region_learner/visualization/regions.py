@@ -85,7 +85,9 @@ def frames_from_pixel_values(pixel_values: torch.Tensor, mean: Sequence[float], 
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def frames_of_height(video_processor, video: Any, height: int, seen: int) -> np.ndarray:
+def frames_of_height(
+    video_processor, video: Any, height: int, seen: int, start: float | None = None, end: float | None = None
+) -> np.ndarray:
     """
     Returns the frames that a video processor takes of a video, in more, or fewer, pixels than the model sees.
 
@@ -94,6 +96,7 @@ def frames_of_height(video_processor, video: Any, height: int, seen: int) -> np.
         video: what it takes.
         height: of the frames, about, in pixels.
         seen: the height of the frames that the model sees.
+        start, end: a span of the video in seconds.
 
     Returns:
         The same part of the same frames, uint8 (T, H, W, 3).
@@ -104,7 +107,8 @@ def frames_of_height(video_processor, video: Any, height: int, seen: int) -> np.
         for name, size in sizes.items()
         if size is not None and video_processor.do_resize
     }
-    clip = video_processor([video], return_tensors="pt", do_normalize=False, **scaled)["pixel_values_videos"][0]
+    options = {"start": start, "end": end, "do_normalize": False, **scaled}
+    clip = video_processor([video], return_tensors="pt", **options)["pixel_values_videos"][0]
     return frames_from_pixel_values(clip, mean=[0, 0, 0], std=[1, 1, 1])
 
 
