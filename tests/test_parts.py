@@ -116,6 +116,7 @@ def test_members_of_shards(embed, model, videos, tmp_path):
         for name in ("a.mp4", "b.mp4"):
             tar.add(videos / name, name)
     assert embed(paths=tmp_path / "s.tar") == {"new": 2}
+    assert embed(paths=tmp_path / "s.tar") == {"unchanged": 2}
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     other = VideoIndex.create(tmp_path / "other", model, **WINDOWS)
     other.update(tmp_path / "s.tar")
