@@ -116,6 +116,7 @@ def test_members_of_shards(embed, model, videos, tmp_path):
         for name in ("a.mp4", "b.mp4"):
             tar.add(videos / name, name)
     assert embed(paths=tmp_path / "s.tar") == {"new": 2}
+    assert embed(paths=tmp_path / "s.tar") == {"unchanged": 2}
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     other = VideoIndex.create(tmp_path / "other", model, **WINDOWS)
     other.update(tmp_path / "s.tar")
@@ -134,10 +135,11 @@ def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
             assert [(row["vector"], row["start"], row["error"]) for row in own] == [(None, None, record.error)]
             continue
         assert [(row["start"], row["end"]) for row in own] == [tuple(span) for span in record.spans.tolist()]
+        status = os.stat(record.video.path)
         assert {(row["size"], row["modified"], row["sha256"], row["duration"]) for row in own} == {
             (
-                os.stat(record.video.path).st_size,
-                os.stat(record.video.path).st_mtime_ns,
+                status.st_size,
+                status.st_mtime_ns,
                 record.sha256,
                 record.duration,
             )
@@ -175,6 +177,7 @@ def test_only_what_is_not_in_parts_is_embedded(embed, model, videos, originals, 
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     assert embed() == {"new": 1, "changed": 2, "unchanged": 3}
     assert {os.path.basename(job.video.path) for job in read} == {"c.mp4", "f.mp4", "bad.mp4"}
+    assert embed() == {"unchanged": 6}
     assert counts(join_parts(index.directory, [tmp_path / "parts"])) == {"new": 1, "changed": 2, "unchanged": 4}
     assert counts(join_parts(index.directory, tmp_path / "parts")) == {"unchanged": 7}
     anew = VideoIndex.create(tmp_path / "anew", model, **WINDOWS)
@@ -267,6 +270,8 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
     with suppress(KeyboardInterrupt):
         embed()
     monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+        VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     report = embed()
     assert (report["new"], report["unchanged"]) == (2, 3)
 

@@ -194,19 +194,34 @@ def test_ray(model, videos, at_once, tmp_path):
 
 
 def test_slurm(model, videos, at_once, tmp_path):
-    command = [
-        "bash",
-        str(ROOT / "examples" / "search" / "slurm.sh"),
-        model,
-        str(videos),
-        str(tmp_path / "parts"),
-        "3",
-    ]
-    for number in range(3):
-        environment = ENVIRONMENT | {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_CPUS_PER_TASK": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert f"shard {number}/3" in done.stderr
+    """An array of two jobs, the first of which is preempted once."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    output = tmp_path / "parts"
+
+    def start(number):
+        return subprocess.Popen(
+            ["bash", str(ROOT / "examples" / "search" / "slurm.sh"), model, str(videos), str(output), "2"],
+            env=ENVIRONMENT
+            | {"PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+            | {"SLURM_ARRAY_TASK_ID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    job = start(0)
+    while job.poll() is None and not (output / ".lock-00000").exists():
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    _, printed = job.communicate(timeout=300)
+    assert job.returncode == 143, printed
+    assert "The same command resumes" in printed
+    assert (tmp_path / "requeued").read_text() == "requeue 7_0\n"
+    for number in range(2):
+        job = start(number)
+        _, printed = job.communicate(timeout=300)
+        assert job.returncode == 0, printed
+        assert f"shard {number}/2" in printed
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     assert content(index) == content(at_once)
     assert answers(index) == answers(at_once)

@@ -140,16 +140,13 @@ def _embed(
 
 def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tuple[Any, ...]]:
     """Returns size, time, offset and error of those videos that are in parts, by path; of the part written last."""
-
+    columns = ["path", "size", "modified", "offset", "error"]
     wanted = {as_text(video.path) for video in videos}
     stamps: dict[str, tuple[Any, ...]] = {}
     for part in sorted(parts, key=lambda part: part.created):
         with open_part(part.path) as file:
-            table = file.read(columns=["path", "size", "modified", "offset", "error"]).group_by(
-                ["path", "size", "modified", "offset", "error"]
-            )
-            columns = table.aggregate([]).to_pydict().values()
-            stamps.update({path: tuple(stamp) for path, *stamp in zip(*columns) if path in wanted})
+            found = file.read(columns=columns).group_by(columns).aggregate([]).to_pydict()
+        stamps.update({path: tuple(stamp) for path, *stamp in zip(*found.values()) if path in wanted})
     return stamps
 
 
