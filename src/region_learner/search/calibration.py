@@ -7,7 +7,7 @@ there are to choose from. Two numbers do, both in units of the logits that the m
   there are, the better that one is.
 - *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if others match as well.
 
-The probability is the logistic function of a weighted sum of both. The weights are fixed, and were fitted by
+The probability is the logistic function of a weighted sum of both, whose weights were fitted by
 `experiments/calibration.py`; docs/search.md says how far it can be trusted.
 """
 
