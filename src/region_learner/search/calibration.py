@@ -7,13 +7,8 @@ there are to choose from. Two numbers do, both in units of the logits that the m
   there are, the better that one is.
 - *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if others match as well.
 
-<<<<<<< HEAD
-The probability is the logistic function of a weighted sum of both. The weights are fixed, and were fitted by
-`experiments/calibration.py`; docs/calibration.md says how far it can be trusted.
-=======
 The probability is the logistic function of a weighted sum of both, whose weights were fitted by
-`experiments/calibration.py`; docs/search.md says how far it can be trusted.
->>>>>>> d-C
+`experiments/calibration.py`; docs/calibration.md says how far it can be trusted.
 """
 
 import numpy as np
