@@ -4,6 +4,7 @@ repository.
 
     python -m experiments.ablation   trains and compares small models with and without each part of the method
     python -m experiments.seeds      tells the seed of the weights from the seed of the data
+    python -m experiments.calibration fits and measures the probabilities of search
     python -m experiments.render     writes the tables and figures of docs/evidence.md from the recorded runs
 
 `runs/` holds the recorded runs: one JSON Lines file per setting, one line per run.

@@ -21,8 +21,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from region_learner import RegionLearnerModel, RegionLearnerProcessor, load_corpus
+from region_learner import load_corpus
 from region_learner.evaluation.retrieval import embed_corpus, embed_texts
+from region_learner.loading import load_checkpoint
 from region_learner.search.calibration import WEIGHTS, evidence, neutral_texts, score_by_chance
 
 from .tables import markdown
@@ -95,8 +96,7 @@ class Cases:
 
 def embed(model_name: str, corpus: str, data_dir: str, split: str, output: Path) -> None:
     """Writes the embeddings of a corpus by a model."""
-    model = RegionLearnerModel.from_pretrained(model_name)
-    processor = RegionLearnerProcessor.from_pretrained(model_name)
+    model, processor = load_checkpoint(model_name, "retrieval")
     embedded = embed_corpus(model, processor, load_corpus(corpus, data_dir, split=split), batch_size=64)
     number = {video: index for index, video in enumerate(embedded.video_ids)}
     np.savez(

@@ -7,6 +7,7 @@ import pytest
 
 from region_learner.search.calibration import (
     WEIGHTS,
+    clip_score_by_chance,
     evidence,
     hit_probabilities,
     neutral_texts,
@@ -88,6 +89,7 @@ def test_equals_a_naive_version(rng, seen, windows):
 def test_neutral_texts_are_many_different_ones():
     texts = neutral_texts()
     assert len(set(texts)) == len(texts) == 128
+    assert {"a penguin ironing a shirt", "a penguin selling ice cream in a library"} <= set(texts)
     assert all(text == text.strip() and text and len(text.split()) <= 12 for text in texts)
 
 
@@ -204,7 +206,9 @@ def test_probabilities_are_finite_and_bounded(rng, scale):
         for index in (one, np.repeat(one, 30, axis=0), unit(rng, 2, 8), unit(rng, 9, 8)):
             for windows in (len(index), 10**7):
                 chance = score_by_chance(index, neutral, windows)
-                found = hit_probabilities(query, best_of(index, query), index, chance, windows, scale)
+                hits = best_of(index, query)
+                assert np.isfinite(evidence(query, hits, index, chance, windows, scale)).all()
+                found = hit_probabilities(query, hits, index, chance, windows, scale)
                 assert np.isfinite(found).all()
                 assert (found >= 0).all()
                 assert (found <= 1).all()
@@ -214,6 +218,15 @@ def test_a_single_window_is_judged_by_the_neutral_texts(rng):
     window, neutral = unit(rng, 1, 64), unit(rng, 50, 64)
     assert probabilities(near(rng, window[0], 0.3), window, neutral)[0] > 0.9
     assert probabilities(unit(rng, 64), window, neutral)[0] < 0.5
+
+
+def test_the_score_by_chance_of_clips_compares_two_parts_of_the_index(rng):
+    windows = unit(rng, 600, 16)
+    best = max(float(a @ b) for a in windows[300:] for b in windows[0:300:2])
+    assert clip_score_by_chance(windows, 300) == pytest.approx(best, rel=1e-6)
+    assert clip_score_by_chance(windows, 6000) > best
+    assert clip_score_by_chance(windows[:1], 1) == 1.0
+    assert clip_score_by_chance(windows[:3], 3) == pytest.approx(max(windows[0] @ windows[i] for i in (1, 2)))
 
 
 def test_inputs_may_have_half_precision(rng):

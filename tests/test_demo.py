@@ -4,7 +4,7 @@ import pytest
 
 from region_learner.corpora import load_corpus, make_corpus
 from region_learner.demo import (
-    NO_MATCH,
+    ABSENT,
     Found,
     _page,
     chance,
@@ -60,20 +60,20 @@ def test_search_and_page(checkpoint, tmp_path):
     for result in found:
         assert result.is_right(result.hits[0])
         assert result.hits == index.search(result.query, k=3)
-    found.append(Found(NO_MATCH, index.search(NO_MATCH, k=3)))
+    found.append(Found(ABSENT, index.search(ABSENT, k=3)))
     check_in_fresh_process(index, tmp_path)
     model, processor = index.model, index.processor
     metrics = retrieval_accuracy(model, processor, test, progress=False)
     results = {"test": metrics, "train": {"videos": 9, "train_runtime": 1.0}, "log": [{"step": 1, "loss": "2.5"}]}
     page = _page(index, found, "How they were chosen.", results, seconds=1.0)
     for query, result in zip(page.queries, found, strict=True):
-        assert [round(one.score, 6) for one in query.results] == [round(hit.probability, 6) for hit in result.hits]
+        assert [one.score for one in query.results] == [f"{hit.probability:.0%}" for hit in result.hits]
         assert [one.correct for one in query.results] == [
             None if result.wanted is None else result.is_right(hit) for hit in result.hits
         ]
     assert page.queries[0].results[0].strip.size == page.queries[0].results[0].regions.size
     text = render_page(page)
-    assert text.index(NO_MATCH) < text.index('id="metrics"')
+    assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text
 
 

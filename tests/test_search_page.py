@@ -227,6 +227,11 @@ def test_strip_has_the_middles_of_equal_parts(video):
     ]
 
 
+def test_strip_does_not_begin_with_the_span(video):
+    strip = np.asarray(strip_of(video, 3.2, 7.2, frames=2, height=24))
+    assert [color_of(strip[:, :32]), color_of(strip[:, 33:])] == ["blue", "blue"]
+
+
 def test_strip_of_a_very_wide_video(tmp_path):
     source = write_colors(tmp_path / "a.mp4", "red", seconds=0.5, size=(16, 1600))
     strip = strip_of(source, 0, 0.5, frames=2, height=40)
@@ -283,7 +288,9 @@ def test_page(index, tmp_path):
     assert page.text.count("red then blue.mp4 trips/ 00:") == 4
     (first,) = re.finditer(r"00:04-00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
     assert (
-        first.start() < page.text.index("00:00-00:04 unlikely, 5%") < page.text.index("Probably nothing in this index matches.")
+        first.start()
+        < page.text.index("00:00-00:04 unlikely, 5%")
+        < page.text.index("Probably nothing in this index matches.")
     )
     assert page.text.count("Probably nothing in this index matches.") == 1
     assert "3 spans, the best first." in page.text

@@ -25,7 +25,7 @@ from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
 from .files import write_json
 from .inference import evaluation_mode
-from .search import LIKELY, Hit, VideoIndex, clock
+from .search import NO_MATCH, Hit, VideoIndex, clock
 from .training import parse_arguments, train
 from .video_decoding_region_learner import read_clip
 from .visualization import (
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 RECIPE = "moving_shapes"
 NUM_VIDEOS = 8
 NUM_QUERIES = 4
-NO_MATCH = "two people shake hands in an office"
+ABSENT = "two people shake hands in an office"
 RESULTS_PER_QUERY = 3
 NUM_CHECKED = 16  # windows that are embedded again without this package
 STRIP_HEIGHT = 112  # pixels
@@ -136,7 +136,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     console.rule("3. Search")
     index, places = index_videos(checkpoint, test, output)
     found, seen = search_captions(index, places)
-    found.append(Found(NO_MATCH, index.search(NO_MATCH, k=RESULTS_PER_QUERY)))
+    found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY)))
     rule = (
         f"The queries are the shortest captions whose clip is found first: {len(found) - 1} of the {seen} shortest "
         "ones. The last one describes none of the videos."
@@ -239,8 +239,8 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
 
 
 def _in_words(hit: Hit) -> str:
-    name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} ({hit.probability:.0%} likely)"
-    return name if hit.probability >= LIKELY else f"nothing in the index is likely to match; the best hit: {name}"
+    name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} (probability {hit.probability:.0%})"
+    return name if hit.probability >= NO_MATCH else f"Probably nothing in this index matches; the best hit: {name}"
 
 
 def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, Any], seconds: float) -> Page:
@@ -248,7 +248,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
         Query(
             result.query,
             [_result(index, hit, None if result.wanted is None else result.is_right(hit)) for hit in result.hits],
-            note="" if result.hits[0].probability >= LIKELY else "Nothing in the index is likely to match.",
+            note="" if result.hits[0].probability >= NO_MATCH else "Probably nothing in this index matches.",
         )
         for result in found
     ]
@@ -277,7 +277,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
         queries=queries,
         queries_note=rule,
         num_regions=video.num_regions,
-        score_name="the probability that a hit is right",
+        score_name="probabilities that a hit is right",
     )
 
 
@@ -289,7 +289,7 @@ def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
     frames = frames_of_height(index.processor.video_processor, video, STRIP_HEIGHT, pixel_values.shape[-2], **span)
     return Result(
         title=f"{Path(hit.path).name}  {clock(hit.start, hit.end)}",
-        score=hit.probability,
+        score=f"{hit.probability:.0%}",
         strip=frame_strip([Image.fromarray(frame) for frame in frames], STRIP_HEIGHT),
         regions=frame_strip(draw_regions(frames, region_masks), STRIP_HEIGHT),
         correct=correct,

@@ -276,16 +276,16 @@ def _as_json(hit: "Hit") -> dict[str, Any]:
 
 
 def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
-    from ..search import LIKELY, clock
+    from ..search import NO_MATCH, clock
 
     if heading:
         print(f"{name}:")
     if not hits:
         print("Nothing was found: no video of the index passes the filters.", file=sys.stderr)
         return
-    if hits[0].probability < LIKELY:
+    if hits[0].probability < NO_MATCH:
         print(
-            f"Nothing in the index is likely to match: the best hit is right with a probability of "
+            f"Probably nothing in this index matches: the best hit is right with a probability of "
             f"{hits[0].probability:.0%}.",
             file=sys.stderr,
         )

@@ -1,6 +1,6 @@
 """Searching one's own videos by words, pictures and videos."""
 
-from .index import LIKELY, MODEL, Hit, VideoIndex
+from .index import LIKELY, MODEL, NO_MATCH, Hit, VideoIndex
 from .jobs import embed_videos
 from .sources import find_videos
 from .spans import STRIDE, WINDOW, clock
@@ -9,6 +9,7 @@ from .updating import UpdateReport
 __all__ = [
     "LIKELY",
     "MODEL",
+    "NO_MATCH",
     "STRIDE",
     "WINDOW",
     "Hit",

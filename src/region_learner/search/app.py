@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..interruption import interruptible
 from ..video_decoding_region_learner import VideoDecodeError, read_clip
 from .guard import MAX_UPLOAD, Guard
-from .index import LIKELY, Hit, VideoIndex
+from .index import NO_MATCH, Hit, VideoIndex
 from .page import ShownHit, environment, message_of, readable, show_hit, span
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class Answers:
         self, query: Query | None, shown: Sequence[ShownHit], least: float = 0, problem: str = "", **inputs: Any
     ) -> tuple:
         hits = [one.hit for one in shown]
-        answer = self.parts.answer(query, hits, least, problem, LIKELY)
+        answer = self.parts.answer(query, hits, least, problem, NO_MATCH)
         panel = self.gr.Column(visible=False)
         return query, hits, answer, self.parts.results(shown), panel, inputs["words"], inputs["file"]
 

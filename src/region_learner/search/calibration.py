@@ -8,7 +8,7 @@ there are to choose from. Two numbers do, both in units of the logits that the m
 - *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if others match as well.
 
 The probability is the logistic function of a weighted sum of both. The weights are fixed, and were fitted by
-`experiments/calibration.py`; docs/search.md says how far they can be trusted.
+`experiments/calibration.py`; docs/calibration.md says how far it can be trusted.
 """
 
 import numpy as np
@@ -72,6 +72,21 @@ def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> fl
     return float(highest + (highest - quarters) * (index - all_of_it) / (all_of_it - quarter))
 
 
+def clip_score_by_chance(sample: np.ndarray, windows: int) -> float:
+    """
+    Returns the highest score that a window of an index has for a window of another part of it: [`score_by_chance`] for
+    images and videos as queries, which are nearer to all windows than texts are.
+
+    Args:
+        sample: as of [`score_by_chance`], in the order of the index.
+        windows: number of windows in the index.
+    """
+    half = len(sample) // 2
+    if not half:
+        return 1.0  # nothing to compare with: the highest score there is
+    return score_by_chance(sample[half:], sample[: half : max(half // 128, 1)], windows)
+
+
 def evidence(
     query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
 ) -> np.ndarray:
@@ -96,10 +111,10 @@ def hit_probabilities(
     Returns the probability that each hit of a query is right.
 
     Args:
-        query: embedding of a text (D,). All embeddings have length 1.
+        query: its embedding (D,). All embeddings have length 1.
         hits: of the best window of each hit (k, D), best first; the more, the better, up to about ten.
         sample, windows: as of [`score_by_chance`].
-        chance: what it returns. It is the same for all queries.
+        chance: what it returns, for images and videos [`clip_score_by_chance`]. It is the same for all queries.
         scale: of the logits of the model, 1 / temperature.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from ..files import locked
-from .calibration import hit_probabilities, neutral_texts, score_by_chance
+from .calibration import clip_score_by_chance, hit_probabilities, neutral_texts, score_by_chance
 from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder
 from .nearest import NearestRows, inner_products
@@ -25,14 +25,15 @@ logger = logging.getLogger(__name__)
 
 MODEL = "google/siglip2-base-patch16-224"
 
-# A best hit of less than this probability means: nothing in the index matches.
+# The probability from which on a hit is likely to be right, and below which probably nothing in the index matches.
 LIKELY = 0.5
+NO_MATCH = 0.1
 
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
 _NEAREST = 200  # windows that are looked at for each query, at least
 _PART = 512  # windows of a long video in which a span is looked for
-_RIVALS = 20  # best spans that are compared with one another, so that a probability does not depend on `k`
+_RIVALS = 10  # best spans that are compared with one another, so that a probability does not depend on `k`
 _SAMPLE = 4096  # windows of which the calibration sees the scores
 
 
@@ -323,7 +324,7 @@ class VideoIndex:
                 for hit in hits
                 if hit.score >= (-2 if min_score is None else min_score) and hit.probability >= (min_probability or 0)
             ]
-            for hits in self._search(queries, k, None if within is None else _absolute(within))
+            for hits in self._search(queries, k, None if within is None else _absolute(within), text is not None)
         ]
         if regions:
             found = [[self.with_regions(hit) for hit in hits] for hits in found]
@@ -341,7 +342,7 @@ class VideoIndex:
         start, end = span or (None, None)
         return self.embedder.clip(videos=[video], start=start, end=end)[None]
 
-    def _search(self, queries: np.ndarray, k: int, within: str | None) -> Iterator[list[Hit]]:
+    def _search(self, queries: np.ndarray, k: int, within: str | None, is_text: bool) -> Iterator[list[Hit]]:
         with self.database.snapshot():
             view = self._current_view()
             if within is not None:
@@ -350,9 +351,9 @@ class VideoIndex:
                     raise ValueError(f"The index {self.directory} has no videos within {within}.")
                 view = view.restricted(ranges)
             for query in queries:
-                yield self._hits(view, query, k) if view.count else []
+                yield self._hits(view, query, k, is_text) if view.count else []
 
-    def _hits(self, view: _View, query: np.ndarray, k: int) -> list[Hit]:
+    def _hits(self, view: _View, query: np.ndarray, k: int, is_text: bool) -> list[Hit]:
         """Returns the hits of one query."""
         wanted, nearest = max(k, _RIVALS), max(_NEAREST, 10 * k)
         while len(found := self._spans(view, query, nearest, wanted)) < k and nearest < view.count:
@@ -360,7 +361,8 @@ class VideoIndex:
         del found[wanted:]
         best = view.vectors.take(np.array([span.best for span in found], np.int64))
         scale = self.embedder.logit_scale
-        probabilities = hit_probabilities(query, best, view.sample, view.chance, view.count, scale)
+        chance = view.text_chance if is_text else view.clip_chance
+        probabilities = hit_probabilities(query, best, view.sample, chance, view.count, scale)
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found[:k], probabilities)
@@ -439,7 +441,7 @@ class _View:
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
         sample: some of their vectors.
-        chance: the score that the best of them has for a text that means nothing, on average.
+        text_chance, clip_chance: scores that the best window has for texts, and for clips, that it does not show.
     """
 
     def __init__(self, directory: Path, database: Database, version: int):
@@ -455,7 +457,9 @@ class _View:
 
     def _set_sample(self, rows: np.ndarray) -> None:
         self.sample = self.vectors.take(rows)
-        self.chance = score_by_chance(self.sample, self.neutral, self.count) if len(rows) else 0.0
+        if len(rows):
+            self.text_chance = score_by_chance(self.sample, self.neutral, self.count)
+            self.clip_chance = clip_score_by_chance(self.sample, self.count)
 
     def restricted(self, ranges: np.ndarray) -> _View:
         """Returns a view of the rows in ranges (n, 2)."""

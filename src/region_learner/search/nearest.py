@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Up to so many rows, exact search takes milliseconds, and nothing has to be trained.
 EXACT_ROWS = 300_000
-# The rows and queries whose inner products are computed at a time: 32 MiB of vectors of 256 dimensions.
-BLOCK_ROWS = 2**15
+# The rows and queries whose inner products are computed at a time: 64 MiB of vectors of 256 dimensions.
+BLOCK_ROWS = 2**16
 BLOCK_QUERIES = 128
 # Of n rows in the lists, the codes of SCANNED * n ** 0.5 are compared with a query, and of some more for each result.
 # `benchmarks/search.py` measures the recall. If so few rows are allowed, all of them are searched.

@@ -23,7 +23,7 @@ from ..inference import progress_bar
 from ..video_decoding_region_learner import VideoDecodeError
 from ..visualization import draw_regions, frame_strip, frames_of_height
 from ..visualization.page import html_environment
-from .index import LIKELY, Hit, VideoIndex
+from .index import LIKELY, NO_MATCH, Hit, VideoIndex
 from .preview import strip_of, write_preview
 from .spans import clock
 
@@ -150,8 +150,8 @@ def percent(probability: float) -> str:
 
 
 def likelihood(probability: float) -> str:
-    """Returns a probability in a word: `likely` or `unlikely`."""
-    return "likely" if probability >= LIKELY else "unlikely"
+    """Returns a probability in a word: `likely`, `possible` or `unlikely`."""
+    return "likely" if probability >= LIKELY else "possible" if probability >= NO_MATCH else "unlikely"
 
 
 def readable(path: str) -> str:
@@ -179,7 +179,7 @@ def environment() -> Any:
 def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
     template = environment().get_template("search_page.html.jinja")
     has_regions = any(shown.regions for _, hits in queries for shown in hits)
-    return template.render(queries=queries, has_regions=has_regions, likely=LIKELY, most_previews=_PREVIEWS)
+    return template.render(queries=queries, has_regions=has_regions, likely=NO_MATCH, most_previews=_PREVIEWS)
 
 
 def _folder(path: str) -> str:

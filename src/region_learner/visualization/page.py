@@ -40,7 +40,7 @@ class Result:
 
     Args:
         title: name of the clip, for example its id or path.
-        score: similarity of clip and query, see `Page.score_name`.
+        score: similarity of clip and query, see `Page.score_name`; a string is shown as it is.
         strip: its frames side by side, see `frame_strip`.
         regions: the same frames with regions drawn over them, of the same size.
         captions: captions that the clip has in its corpus.
@@ -49,7 +49,7 @@ class Result:
     """
 
     title: str
-    score: float
+    score: float | str
     strip: Image.Image | None = None
     regions: Image.Image | None = None
     captions: Sequence[str] = ()
@@ -195,7 +195,9 @@ def _format_cell(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.1f}".replace("-", _MINUS)
 
 
-def _format_score(value: float) -> str:
+def _format_score(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:.3f}".replace("-", _MINUS)
 
 
