@@ -24,9 +24,7 @@ from region_learner.visualization import render_page
 from .conftest import tiny_model, tiny_text_config
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A random model in tmp_path/checkpoint. Returns the clips that it may be tested on."""
+def test_search_and_page(tmp_path):
     sizes = {"train": 0, "val": 0, "test": 20, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
     corpus = make_corpus("moving_shapes", tmp_path / "corpus", workers=1, progress=False, **sizes)
     test = load_corpus("moving_shapes", corpus, "test")
@@ -35,11 +33,6 @@ def checkpoint(tmp_path):
     model = tiny_model(text=tiny_text_config(vocab_size=200))
     for part in (model, processor):
         part.save_pretrained(tmp_path / "checkpoint")
-    return test
-
-
-def test_search_and_page(checkpoint, tmp_path):
-    test = checkpoint
     index, places = index_videos(tmp_path / "checkpoint", test, tmp_path)
     assert len(index) == 7  # of up to 3 clips
     captions = [caption for row in test for caption in set(row["captions"])]
@@ -75,6 +68,9 @@ def test_search_and_page(checkpoint, tmp_path):
     text = render_page(page)
     assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text
+    (tmp_path / "checkpoint" / "config.json").unlink()
+    with pytest.raises(RuntimeError, match="cannot be loaded without this package"):
+        check_in_fresh_process(index, tmp_path)
 
 
 def test_right_hits_share_half_of_the_clip():
@@ -88,13 +84,6 @@ def test_right_hits_share_half_of_the_clip():
         ("b.mp4", 10, 12, False),
     ):
         assert found.is_right(Hit(path, start, end, 0.5, 0.5)) == right
-
-
-def test_a_checkpoint_that_does_not_load_without_the_package_is_an_error(checkpoint, tmp_path):
-    index, _ = index_videos(tmp_path / "checkpoint", checkpoint, tmp_path)
-    (tmp_path / "checkpoint" / "config.json").unlink()
-    with pytest.raises(RuntimeError, match="cannot be loaded without this package"):
-        check_in_fresh_process(index, tmp_path)
 
 
 def test_chance():

@@ -24,7 +24,7 @@ from .training import demo, train
 
 app = typer.Typer(
     cls=Commands,
-    help="Video-text dual encoders that learn regions by themselves.",
+    help="Search videos by words; train, evaluate and publish the models that do it.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -48,7 +48,7 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """
-    Embed videos into Parquet files, on as many machines as you like.
+    Embed a share of many videos into Parquet files.
 
     `region-learner index DIR --from-embeddings PARTS` joins them into an index.
     The same command again embeds new and changed videos, and resumes an interrupted run.
