@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -417,6 +418,17 @@ def test_regions_are_drawn_over_the_frames(tmp_path):
     assert plain.shape == drawn.shape
     assert 5 < np.abs(plain - drawn).mean() < 100
     assert np.corrcoef(plain.ravel(), drawn.ravel())[0, 1] > 0.5  # the same frames
+    masks = np.zeros_like(hits[0].regions)  # (T, S, h, w), of one position each: top left in the first frame,
+    masks[0, :, 0, 0] = masks[1:, :, -1, -1] = masks[0, 0].size  # and bottom right in the others
+    page = Page(write_search_page(tmp_path / "page.html", made, [("first frame", [replace(hits[0], regions=masks)])]))
+    plain, drawn = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).convert("RGB"), float)
+        for image in page.all("img")
+    )
+    half = len(plain) // 2
+    parts = np.array_split((plain - drawn)[:half], len(masks), axis=1)
+    changed = [np.abs(part[:, 4 : half - 4]).mean() for part in parts]  # top left
+    assert changed[0] > 2 * max(changed[1:])  # what is left is due to compression
     without = made.search("a red square")
     page = Page(write_search_page(tmp_path / "page.html", made, [("a red square", without)]))
     assert len(page.all("img")) == len(without)

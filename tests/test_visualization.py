@@ -547,7 +547,7 @@ def test_sections_without_content_are_left_out():
     ]
 
     text = PageReader(render_page(a_page(loss=[], metrics=None, facts=[]))).all_text()
-    assert "Clips found" in text
+    assert "Found" in text
     assert "Loss" not in text
     assert "Results" not in text
 
