@@ -554,7 +554,7 @@ def test_sections_without_content_are_left_out():
     text = PageReader(render_page(a_page(queries=[]))).all_text()
     assert "Loss" in text
     assert "Results" in text
-    assert "Clips found" not in text
+    assert "Found" not in text
     assert "Region 1" not in text
 
     plain = [Query("words", [Result("clip", 0.5)]), Query("nothing")]

@@ -327,7 +327,9 @@ def app(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 7860,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port; by default the first free one from 7860.")
+    ] = None,
     model: _MovedModel = None,
 ) -> None:
     """Search an index in a browser."""
