@@ -110,7 +110,7 @@ class NumPy:
 
 
 class Ours:
-    name, needs = "ours", "faiss"
+    name, needs = "ours", "region_learner.search.nearest"
 
     def build(self, vectors: np.ndarray, directory: Path) -> None:
         from region_learner.search.nearest import update_nearest
@@ -162,6 +162,7 @@ class LanceDB:
     def build(self, vectors: np.ndarray, directory: Path) -> None:
         import lancedb
         import pyarrow as pa
+        from lancedb.index import IvfRq
 
         def batches():
             for start in range(0, len(vectors), BLOCK):
@@ -174,7 +175,7 @@ class LanceDB:
         table = lancedb.connect(directory).create_table(
             "windows", pa.RecordBatchReader.from_batches(schema, batches())
         )
-        table.create_index(metric="dot", vector_column_name="vector", index_type="IVF_RQ")
+        table.create_index("vector", config=IvfRq(distance_type="dot"))
 
     def load(self, dim: int, directory: Path):
         import lancedb
