@@ -154,9 +154,43 @@ def test_another_format_is_refused(database, tmp_path):
         Database(tmp_path)
 
 
-def test_crafted_values_are_one_line_errors(database, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "spans = 'text'",
+        "size = 'many'",
+        "spans = x'00'",
+        "first_row = -1",
+        "modified = 1.5",
+        "shard = 7",
+        "spans = x'000000000000f87f000000000000f87f'",  # NaN
+        "spans = x'0000000000000040000000000000f03f'",  # from 2 to 1
+        "spans = x'000000000000f03f0000000000000040000000000000000000000000000040'",
+        "spans = x'0000000000000000000000000000f07f'",  # to infinity
+    ],
+)
+def test_crafted_values_are_one_line_errors(database, tmp_path, change):
     with database.transaction():
         database.put(record("/v/a.mp4"))
-        database.execute("UPDATE videos SET spans = 'text', size = 'many'")
+    assert Database(tmp_path).record("/v/a.mp4") is not None
+    database.execute(f"UPDATE videos SET {change}")
     with pytest.raises(ValueError, match="is damaged"):
         Database(tmp_path).record("/v/a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("vectors", "../../elsewhere"), ("vectors", None), ("rows", -1), ("rows", "1")]
+)
+def test_crafted_descriptions_are_one_line_errors(database, tmp_path, name, value):
+    with database.transaction():
+        database.set_about(name, value)
+    with pytest.raises(ValueError, match="is damaged"):
+        Database(tmp_path)
+
+
+def test_links_are_refused(database, tmp_path):
+    database.close()
+    (tmp_path / FILE).rename(tmp_path / "other")
+    (tmp_path / FILE).symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="not a regular file"):
+        Database(tmp_path)

@@ -16,6 +16,7 @@ from region_learner import VideoIndex
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
 from region_learner.search import embedding, updating
+from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
 from .search_toys import make_video, save_checkpoint
@@ -319,6 +320,19 @@ def test_another_model_is_refused(make_index, videos, model, tmp_path):
     assert len(index) == 0
 
 
+def test_a_model_that_was_moved(make_index, videos, model, tmp_path):
+    first = shutil.copytree(model, tmp_path / "first")
+    index = VideoIndex.create(tmp_path / "moved", str(first), window=WINDOW, stride=STRIDE, num_frames=4)
+    index.update(videos)
+    expected = index.search("a red")
+    second = first.rename(tmp_path / "second")
+    with pytest.raises(OSError, match=r"There is no directory .*first.* if it was moved, pass its place as model"):
+        VideoIndex.open(tmp_path / "moved").search("a red")
+    assert VideoIndex.open(tmp_path / "moved", str(second)).search("a red") == expected
+    (tmp_path / "moved").rename(tmp_path / "elsewhere")
+    assert VideoIndex.open(tmp_path / "elsewhere", str(second)).search("a red") == expected
+
+
 def test_create(make_index, model, tmp_path):
     index = make_index()
     about = index.about()
@@ -410,6 +424,24 @@ def test_an_index_from_a_stranger(make_index, videos):
     """Damaged files are errors of one line."""
     index = make_index()
     index.update(videos)
+    for name, value in (
+        ("dim", "x"),
+        ("dim", 0),
+        ("window", None),
+        ("stride", -1),
+        ("model", 5),
+        ("neutral", "zz"),
+        ("neutral", "00"),
+    ):
+        good = index.database.about(name)
+        for changed in (value, good):
+            writer = Database(index.directory, writes=True)
+            with writer.transaction():
+                writer.set_about(name, changed)
+            writer.close()
+            if changed is value:
+                with pytest.raises(ValueError, match="is damaged"):
+                    VideoIndex.open(index.directory)
     index.database.close()
     file = index.directory / "vectors-0" / "vectors-00000.f32"
     os.truncate(file, 100)

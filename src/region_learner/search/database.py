@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .sources import Video
+from .vectors import check_is_file
 
 FILE = "index.sqlite"
 FORMAT = 1
@@ -75,6 +77,7 @@ class Database:
                 f"{directory} is not an index: it has no {FILE}. `region-learner index VIDEOS --index {directory}` "
                 "makes one."
             )
+        check_is_file(self.path)
         with self._errors():
             self.connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=rw",
@@ -91,6 +94,9 @@ class Database:
                 raise ValueError(f"{self.path} is not an index of this version: index the videos again.")
         if self.about("format") != FORMAT:
             raise ValueError(f"{self.path} is an index of format {self.about('format')}, not {FORMAT}: index again.")
+        rows, vectors = self.about("rows"), self.about("vectors")
+        if type(rows) is not int or rows < 0 or not re.fullmatch(r"vectors-\d{1,9}", str(vectors)):
+            raise ValueError(f"{self.path} is damaged (rows {rows!r:.40}, {vectors!r:.40}): make the index again.")
 
     @classmethod
     def create(cls, directory: Path, about: dict[str, Any]) -> Database:
@@ -183,6 +189,9 @@ class Database:
         try:
             video = Video(os.fsdecode(path), size, modified, offset, None if shard is None else os.fsdecode(shard))
             times = np.frombuffer(spans or b"", "<f8").reshape(-1, 2)
+            numbers = (size, modified, first_row or 0, offset or 0)
+            if not all(type(number) is int and number >= 0 for number in numbers) or not _are_spans(times):
+                raise ValueError("numbers out of range")
             return Record(video, os.fsdecode(root), sha256, duration or 0.0, times, first_row or 0, error)
         except (TypeError, ValueError) as damage:
             raise ValueError(f"{self.path} is damaged ({path!r:.80}): make the index again.") from damage
@@ -264,6 +273,12 @@ class Database:
             self.execute("DELETE FROM videos WHERE path = ?", [name])
             return True
         return False
+
+
+def _are_spans(times: np.ndarray) -> bool:
+    """Returns whether times (n, 2) are starts and ends in order, within a thousand years."""
+    starts, ends = times.T
+    return bool(((starts >= 0) & (starts <= ends) & (ends < 2**35)).all() and (np.diff(starts) >= 0).all())
 
 
 _WITHIN = "(path = ? OR (path > ? AND path < ?))"

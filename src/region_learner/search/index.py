@@ -82,6 +82,7 @@ class VideoIndex:
     def __init__(self, directory: str | os.PathLike[str], model: str | None = None):
         self.directory = Path(directory)
         self.database = Database(self.directory)
+        _check_about(self.database)
         self._given_model = model
         self._embedder: Embedder | None = None
         self._view: _View | None = None
@@ -172,7 +173,14 @@ class VideoIndex:
         if self._embedder is None:
             made_with = self.database.about("model")
             name = self._given_model or made_with
-            embedder = Embedder(name, self.database.about("num_frames"))
+            try:
+                embedder = Embedder(name, self.database.about("num_frames"))
+            except OSError as error:
+                if self._given_model:
+                    raise
+                raise OSError(
+                    f"{error} {self.directory} was made with it: if it was moved, pass its place as model."
+                ) from error
             found = embedder.about()
             for what in ("weights", "preprocessing", "dim"):
                 if found[what] != self.database.about(what):
@@ -433,6 +441,27 @@ def new_about(embedder: Embedder, window: float, stride: float) -> dict[str, Any
     return {**embedder.about(), "window": window, "stride": stride, "neutral": neutral}
 
 
+def _check_about(database: Database) -> None:
+    """Raises a `ValueError` unless an index, which may come from a stranger, says what it was made with."""
+    numbers = {name: database.about(name) for name in ("dim", "num_frames", "window", "stride")}
+    if not isinstance(database.about("model"), str) or not all(
+        type(number) in (int, float) and 0 < number < 2**31 for number in numbers.values()
+    ):
+        raise ValueError(f"{database.path} is damaged ({numbers!r:.100}): make the index again.")
+    _neutral(database)
+
+
+def _neutral(database: Database) -> np.ndarray:
+    """Returns the embeddings of the neutral texts, float32 (P, D)."""
+    try:
+        found = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, database.about("dim"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{database.path} is damaged (neutral texts): make the index again.") from error
+    if not len(found) or not np.isfinite(found).all():
+        raise ValueError(f"{database.path} is damaged (neutral texts): make the index again.")
+    return found
+
+
 class _View:
     """
     The vectors of an index at one time.
@@ -450,7 +479,7 @@ class _View:
         self.vectors = Vectors(directory / database.about("vectors"), dim)
         self.vectors.check(rows)
         self.nearest = NearestRows(self.vectors, self.vectors.directory, rows, holes)
-        self.neutral = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, dim)
+        self.neutral = _neutral(database)
         self.allowed: np.ndarray | None = None
         self.count = rows - int((holes[:, 1] - holes[:, 0]).sum())
         self._set_sample(database.sampled_rows(_SAMPLE))

@@ -27,7 +27,7 @@ BLOCK_ROWS = 2**16
 BLOCK_QUERIES = 128
 # Of n rows in the lists, the codes of SCANNED * n ** 0.5 are compared with a query, and of some more for each result.
 # `benchmarks/search.py` measures the recall. If so few rows are allowed, all of them are searched.
-SCANNED = 64
+SCANNED = 44
 SCANNED_PER_RESULT = 64
 
 # Scores (n,) and row numbers (n,), best first.
