@@ -290,7 +290,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
             file=sys.stderr,
         )
     for hit in hits:
-        print(f"{hit.probability:4.0%}  {hit.score:.3f}  {clock(hit.start, hit.end)}  {_printable(hit.path)}")
+        print(f"{hit.probability:4.0%} {hit.score:6.3f}  {clock(hit.start, hit.end)}  {_printable(hit.path)}")
 
 
 def _printable(path: str) -> str:
