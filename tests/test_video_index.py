@@ -207,6 +207,15 @@ def test_copies_are_not_read_again(make_index, videos, monkeypatch):
     assert hits[0].score == hits[1].score
 
 
+def test_a_folder_that_was_moved(make_index, videos, monkeypatch):
+    index = make_index()
+    index.update(videos)
+    place = videos.rename(videos.with_name("elsewhere"))
+    monkeypatch.setattr(embedding.Embedder, "encode", None)  # not called
+    assert counts(index.update(place)) == {"moved": 5}
+    assert index.paths() == sorted(str(path) for path in place.rglob("*.mp4"))
+
+
 def test_missing_files_can_be_kept(make_index, videos):
     index = make_index()
     index.update(videos)

@@ -41,6 +41,13 @@ def print_table(table: Any) -> None:
     Console().print(table)
 
 
+def hide_loading_bars() -> None:
+    """Turns off the bars that transformers shows for each checkpoint, which takes less time than reading them."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def print_wrote(path: Path | str) -> None:
     """The closing line of a command that has written something."""
     print(f"Wrote {path}", file=sys.stderr)

@@ -9,7 +9,7 @@ import typer
 
 from ..interruption import interruptible
 from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Model, Workers, read_corpus
-from .output import print_json, print_wrote
+from .output import hide_loading_bars, print_json, print_wrote
 from .search import print_unreadable
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def embed(
     The same command again embeds new and changed videos, and resumes an interrupted run.
     """
     if output is None:
-        raise typer.BadParameter("--output DIR is needed: where the parts are written")
+        raise ValueError("--output DIR is needed: where the parts are written")
     if bool(videos) == bool(corpus):
-        raise typer.BadParameter("give VIDEOS, or --corpus with --data-dir")
+        raise ValueError("give VIDEOS, or --corpus with --data-dir")
     share = _parse_shard(shard)
     from ..search import WINDOW, embed_videos
 
@@ -66,6 +66,7 @@ def embed(
         rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
         root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
     window = WINDOW if window is None else window
+    hide_loading_bars()
     with interruptible("The same command resumes with the videos that are not in parts yet."):
         report = embed_videos(
             model,
@@ -90,7 +91,7 @@ def embed(
 def _parse_shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
-        raise typer.BadParameter(f"--shard {text!r} must be I/N with I from 0 to N - 1, such as 0/4")
+        raise ValueError(f"--shard {text!r} must be I/N with I from 0 to N - 1, such as 0/4")
     return int(found[1]), int(found[2])
 
 
@@ -125,7 +126,7 @@ def export(
     Each window becomes a row with its vector, path, start and end.
     """
     if index is None or to is None or output is None:
-        raise typer.BadParameter("--index DIR, --to FORMAT and --output WHERE are needed")
+        raise ValueError("--index DIR, --to FORMAT and --output WHERE are needed")
     from ..search import VideoIndex
     from ..search.export import export_index
 

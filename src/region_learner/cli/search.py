@@ -10,7 +10,7 @@ import typer
 
 from ..interruption import interruptible
 from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Workers, read_corpus
-from .output import print_json, print_wrote
+from .output import hide_loading_bars, print_json, print_wrote
 
 if TYPE_CHECKING:
     from ..search import Hit, UpdateReport, VideoIndex
@@ -79,9 +79,9 @@ def index(
         _index_parts(index, videos, from_embeddings, any(value not in (None, False) for value in given), as_json)
         return
     if index is None:
-        raise typer.BadParameter("--index DIR is needed: where the index is, or will be")
+        raise ValueError("--index DIR is needed: where the index is, or will be")
     if bool(videos) == bool(corpus):
-        raise typer.BadParameter("give VIDEOS, or --corpus with --data-dir")
+        raise ValueError("give VIDEOS, or --corpus with --data-dir")
     from ..search import find_videos
 
     rows: Any = videos
@@ -91,6 +91,7 @@ def index(
         root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
     else:
         find_videos(rows)  # raises what is wrong with them before the model is loaded
+    hide_loading_bars()
     with interruptible("The same command resumes with the videos that are not in the index yet."):
         opened = _open_or_create(index, model, window, stride, num_frames)
         report = opened.update(
@@ -107,7 +108,7 @@ def _index_parts(
     """Makes an index from parts: `index DIR --from-embeddings PARTS`, or with `--index DIR`."""
     places = [*(videos or ()), *([] if index is None else [index])]
     if len(places) != 1 or has_options:
-        raise typer.BadParameter(
+        raise ValueError(
             "--from-embeddings PARTS needs --index DIR, and takes neither VIDEOS nor options other than --json: parts "
             "say what they were made with"
         )
@@ -208,12 +209,10 @@ def search(
     for name in video or ():
         wanted.append((name, {"video": _parse_video(name)}))
     if not wanted:
-        raise typer.BadParameter('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
-    from transformers.utils.logging import disable_progress_bar
-
+        raise ValueError('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
     from ..search import VideoIndex
 
-    disable_progress_bar()
+    hide_loading_bars()
     opened = VideoIndex.open(index, model)
     options: dict[str, Any] = {
         "k": top,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -172,7 +173,8 @@ class Updater:
         self._commit()
         same = self.database.records("size = ? AND sha256 = ? AND error IS NULL", [video.size, sha256])
         by_path = {record.video.path: record for record in same}
-        moved = next((path for path in by_path if path in gone), None)
+        files = {path: record.video.shard or path for path, record in by_path.items()}
+        moved = next((path for path in by_path if path in gone or not os.path.exists(files[path])), None)
         with self.database.transaction():
             if video.path in by_path:
                 self.database.move(video.path, video, root)
