@@ -71,7 +71,7 @@ def index(
     """
     Index videos for `region-learner search`.
 
-    The same command again embeds new and changed videos, and removes those that are gone.
+    Run the same command again to embed new and changed videos and to remove those that are gone.
     It also resumes an interrupted run.
     """
     if from_embeddings:
