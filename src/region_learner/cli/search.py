@@ -280,12 +280,12 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
     if heading:
         print(f"{name}:")
     if not hits:
-        print("Nothing was found: no video of the index passes the filters.", file=sys.stderr)
+        print("Nothing was found: no hit passes the filters, or the index is empty.", file=sys.stderr)
         return
     if hits[0].probability < NO_MATCH:
         print(
             f"Probably nothing in this index matches: the best hit is right with a probability of "
-            f"{hits[0].probability:.0%}.",
+            f"{hits[0].probability:.1%}.",
             file=sys.stderr,
         )
     for hit in hits:
