@@ -117,7 +117,8 @@ class Database:
             check_is_file(self.path.with_name(FILE + suffix))
         # A journal that ends like this names another journal, which SQLite deletes. Ours never do.
         with suppress(FileNotFoundError), open(self.path.with_name(f"{FILE}-journal"), "rb") as journal:
-            if journal.read()[-8:] == _NAMES_ANOTHER:
+            journal.seek(max(0, os.fstat(journal.fileno()).st_size - 8))
+            if journal.read(8) == _NAMES_ANOTHER:
                 raise ValueError(f"{journal.name} names another file, as no journal of an index does: remove it.")
 
     def close(self) -> None:
