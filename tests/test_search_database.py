@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import sqlite3
+import struct
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from region_learner.search.sources import Video
 
 @pytest.fixture
 def database(tmp_path):
-    return Database.create(tmp_path, {"dim": 4})
+    return Database.create(tmp_path, {"dim": 4, "rows": 10_000})
 
 
 def record(name, first_row=0, rows=1, **fields):
@@ -66,7 +67,7 @@ def test_samples_do_not_depend_on_the_order_of_rows(tmp_path):
     sampled = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        database = Database.create(tmp_path / name, {})
+        database = Database.create(tmp_path / name, {"rows": 10_000})
         owner, first = {}, 0
         with database.transaction():
             for path, sha256, rows in videos:
@@ -188,9 +189,56 @@ def test_crafted_descriptions_are_one_line_errors(database, tmp_path, name, valu
         Database(tmp_path)
 
 
-def test_links_are_refused(database, tmp_path):
+def test_names_of_vectors_stay_in_the_index(database, tmp_path):
+    for name in ("../../x", "vectors", "vectors-0/../..", "/tmp", 7, None):
+        database.set_about("vectors", name)
+        with pytest.raises(ValueError, match=r"damaged \(vectors\)"):
+            database.vectors_directory()
+    database.set_about("vectors", "vectors-0")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "vectors-0").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="is a link"):
+        database.vectors_directory()
+
+
+def test_a_journal_that_names_another_file_deletes_nothing(database, tmp_path):
     database.close()
-    (tmp_path / FILE).rename(tmp_path / "other")
-    (tmp_path / FILE).symlink_to(tmp_path / "other")
-    with pytest.raises(ValueError, match="not a regular file"):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    name, size = os.fsencode(victim), (tmp_path / FILE).stat().st_size
+    magic = bytes.fromhex("d9d505f920a163d7")
+    header = magic + struct.pack(">5I", 0, 0, size // 4096, 512, 4096)
+    ending = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+    (tmp_path / f"{FILE}-journal").write_bytes(header.ljust(512, b"\0") + ending)
+    with pytest.raises(ValueError, match="names another file"):
         Database(tmp_path)
+    assert victim.exists()
+
+
+def test_an_index_that_is_a_link_is_refused(database, tmp_path):
+    database.close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FILE).symlink_to(tmp_path / FILE)
+    with pytest.raises(ValueError, match="links and devices are refused"):
+        Database(tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", ["rows = 1000000000000", "first_row = -1", "first_row = 0"])
+def test_rows_out_of_range_are_refused(database, change):
+    with database.transaction():
+        database.put(record("/v/a.mp4", sha256="0a"))
+        database.put(record("/v/b.mp4", 1, sha256="0b"))
+        database.set_about("rows", 2)
+        database.execute(f"UPDATE videos SET {change} WHERE path = ?", [b"/v/b.mp4"])
+    for ranges in (lambda: database.rows_within("/v"), lambda: database.sampled_rows(10)):
+        with pytest.raises(ValueError, match="is damaged"):
+            ranges()
+
+
+@pytest.mark.parametrize("change", ["path = CAST('http://x/b.mp4' AS BLOB)", "first_row = -1"])
+def test_records_that_lead_elsewhere_are_refused(database, change):
+    with database.transaction():
+        database.put(record("/v/a.mp4"))
+        database.execute(f"UPDATE videos SET {change}")
+    with pytest.raises(ValueError, match="is damaged"):
+        database.records()

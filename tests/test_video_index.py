@@ -460,3 +460,11 @@ def test_an_index_from_a_stranger(make_index, videos):
     (index.directory / "index.sqlite").write_bytes(content[:5000])
     with pytest.raises((ValueError, OSError), match=r"index\.sqlite"):
         VideoIndex.open(index.directory).search("a")
+
+
+def test_the_working_directory_may_change(make_index, videos, tmp_path, monkeypatch):
+    make_index().update(videos)
+    monkeypatch.chdir(tmp_path)
+    index = VideoIndex.open("index")
+    monkeypatch.chdir(videos)
+    assert index.search("a red square")

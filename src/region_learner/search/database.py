@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ _SCHEMA = (
     "CREATE INDEX videos_by_hash ON videos (sha256)",
     "CREATE TABLE holes (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
 )
+
+
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
 
 
 class Record(NamedTuple):
@@ -77,7 +80,7 @@ class Database:
                 f"{directory} is not an index: it has no {FILE}. `region-learner index VIDEOS --index {directory}` "
                 "makes one."
             )
-        check_is_file(self.path)
+        self._check_files()
         with self._errors():
             self.connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=rw",
@@ -110,6 +113,16 @@ class Database:
             connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
         os.replace(partial, directory / FILE)
         return cls(directory, writes=True)
+
+    def _check_files(self) -> None:
+        """Refuses files with which SQLite would reach others, before it sees them."""
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            check_is_file(self.path.with_name(FILE + suffix))
+        # A journal that ends like this names another journal, which SQLite deletes. Ours never do.
+        with suppress(FileNotFoundError), open(self.path.with_name(f"{FILE}-journal"), "rb") as journal:
+            journal.seek(max(0, os.fstat(journal.fileno()).st_size - 8))
+            if journal.read(8) == _NAMES_ANOTHER:
+                raise ValueError(f"{journal.name} names another file, as no journal of an index does: remove it.")
 
     def close(self) -> None:
         self.connection.close()
@@ -161,6 +174,27 @@ class Database:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged ({name}): make the index again.") from error
 
+    def vectors_directory(self) -> Path:
+        """Returns the directory of the vectors. Raises a `ValueError` for one outside of the index."""
+        name = self.about("vectors")
+        if not isinstance(name, str) or not re.fullmatch(r"vectors-[0-9]{1,18}", name):
+            raise ValueError(f"{self.path} is damaged (vectors): make the index again.")
+        directory = self.path.parent / name
+        if directory.is_symlink():
+            raise ValueError(f"{directory} is a link, which is refused: put the directory itself there.")
+        return directory
+
+    def _ranges(self, found: list[Any]) -> np.ndarray:
+        """Returns ranges of rows as int64 (n, 2), all within the rows of the index and disjoint."""
+        try:
+            ranges = np.array(found, np.int64).reshape(-1, 2)
+            edges = ranges[ranges[:, 0].argsort()].ravel()
+            if len(edges) and (edges[0] < 0 or edges[-1] > self.about("rows") or (np.diff(edges) < 0).any()):
+                raise ValueError("they overlap, or are out of range")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path} is damaged (rows): make the index again.") from error
+        return ranges
+
     def set_about(self, name: str, value: Any) -> None:
         self.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [name, json.dumps(value)])
 
@@ -192,6 +226,8 @@ class Database:
             numbers = (size, modified, first_row or 0, offset or 0)
             if not all(type(number) is int and number >= 0 for number in numbers) or not _are_spans(times):
                 raise ValueError("numbers out of range")
+            if not os.path.isabs(video.path) or not os.path.isabs(video.shard or video.path):
+                raise ValueError("its path is not absolute")  # such as an address, which a reader may fetch
             return Record(video, os.fsdecode(root), sha256, duration or 0.0, times, first_row or 0, error)
         except (TypeError, ValueError) as damage:
             raise ValueError(f"{self.path} is damaged ({path!r:.80}): make the index again.") from damage
@@ -229,7 +265,7 @@ class Database:
     def rows_within(self, path: str) -> np.ndarray:
         """Returns the range of rows of a video, or of each video in a folder or shard, by path: int64 (n, 2)."""
         statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY path"
-        return np.array(self.execute(statement, _limits(path)), np.int64).reshape(-1, 2)
+        return self._ranges(self.execute(statement, _limits(path)))
 
     def sampled_rows(self, count: int) -> np.ndarray:
         """
@@ -241,7 +277,7 @@ class Database:
         limit = "g" if videos <= count else f"{count * 2**32 // videos:08x}"
         condition = "first_row IS NOT NULL AND sha256 < ? ORDER BY sha256"
         found = self.execute(f"SELECT first_row, first_row + rows FROM videos WHERE {condition}", [limit])
-        return evenly_spaced(np.array(found, np.int64).reshape(-1, 2), count)
+        return evenly_spaced(self._ranges(found), count)
 
     def put(self, record: Record) -> None:
         """Adds a video, or replaces it."""

@@ -74,7 +74,7 @@ def _tables(index: VideoIndex) -> Iterator[pa.Table]:
 
 def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, np.ndarray]]]:
     """Yields videos that are searched with their vectors, in the order of their rows."""
-    vectors = Vectors(index.directory / index.database.about("vectors"), index.database.about("dim"))
+    vectors = Vectors(index.database.vectors_directory(), index.database.about("dim"))
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
         records = index.database.records("first_row >= ? AND first_row < ?", [start, start + _ROWS])
         if videos := [

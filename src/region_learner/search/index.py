@@ -80,7 +80,7 @@ class VideoIndex:
     """
 
     def __init__(self, directory: str | os.PathLike[str], model: str | None = None):
-        self.directory = Path(directory)
+        self.directory = Path(os.path.abspath(directory))  # the working directory may change
         self.database = Database(self.directory)
         _check_about(self.database)
         self._given_model = model
@@ -476,7 +476,7 @@ class _View:
     def __init__(self, directory: Path, database: Database, version: int):
         self.version = version
         rows, dim, holes = database.about("rows"), database.about("dim"), database.holes()
-        self.vectors = Vectors(directory / database.about("vectors"), dim)
+        self.vectors = Vectors(database.vectors_directory(), dim)
         self.vectors.check(rows)
         self.nearest = NearestRows(self.vectors, self.vectors.directory, rows, holes)
         self.neutral = _neutral(database)

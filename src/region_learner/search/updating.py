@@ -80,7 +80,7 @@ class Updater:
         self.database.close()
 
     def _open_vectors(self) -> Vectors:
-        directory = self.directory / self.database.about("vectors")
+        directory = self.database.vectors_directory()
         directory.mkdir(exist_ok=True)
         return Vectors(directory, self.database.about("dim"))
 
