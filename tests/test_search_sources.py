@@ -124,6 +124,19 @@ def test_folders_that_cannot_be_listed_lose_nothing(tmp_path, caplog, monkeypatc
     assert found.lacks(str(tmp_path / "c.mp4"), str(tmp_path))
 
 
+def test_a_damaged_shard_does_not_hide_other_videos(tmp_path):
+    good = write(tmp_path / "a.mp4")
+    large = write(tmp_path / "x" / "1.mp4", b"v" * 3000)
+    shard = make_shard(tmp_path / "b.tar", {"1.mp4": good, "2.mp4": large, "3.mp4": large})
+    os.truncate(shard, 5000)
+    found = find_videos(tmp_path)
+    assert {str(good), f"{shard}/1.mp4"} <= set(found.videos)
+    assert list(found.unreadable) == [str(shard)]
+    assert not found.lacks(f"{shard}/3.mp4", str(tmp_path))  # whether it is gone is unknown
+    with pytest.raises(ValueError, match=r"b\.tar"):
+        find_videos(shard)
+
+
 def test_given_twice_is_found_once(tmp_path):
     file = write(tmp_path / "a.mp4")
     found = find_videos([tmp_path, file])

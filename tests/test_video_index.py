@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,24 @@ def test_members_of_shards(make_index, videos, tmp_path):
     assert {hit.path for hit in index.search("a", within=shard)} == {f"{shard}/a.mp4", f"{shard}/b.mp4"}
     with pytest.raises(KeyError):
         index.source("/etc/passwd")
+
+
+def test_a_damaged_shard_is_named(make_index, videos):
+    with tarfile.open(videos / "s.tar", "w") as tar:
+        tar.add(videos / "a.mp4", "a.mp4")
+    os.truncate(videos / "s.tar", 1000)
+    index = make_index()
+    report = index.update(videos)
+    assert len(report.new) == 5
+    assert list(report.unreadable) == [str(videos / "s.tar")]
+
+
+def test_threads_take_turns(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    expected = index.search("a red", k=50)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: index.search("a red", k=50), range(32))) == [expected] * 32
 
 
 def test_search_while_another_process_writes(make_index, videos):

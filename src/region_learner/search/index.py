@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,7 @@ class VideoIndex:
         self._given_model = model
         self._embedder: Embedder | None = None
         self._view: _View | None = None
+        self._lock = threading.Lock()  # threads take turns
 
     @classmethod
     def create(
@@ -326,14 +328,10 @@ class VideoIndex:
         if k < 1:
             raise ValueError(f"k={k} must be at least 1.")
         queries = self._embed(text, image, video)
-        found = [
-            [
-                hit
-                for hit in hits
-                if hit.score >= (-2 if min_score is None else min_score) and hit.probability >= (min_probability or 0)
-            ]
-            for hits in self._search(queries, k, None if within is None else _absolute(within), text is not None)
-        ]
+        with self._lock:
+            all_hits = list(self._search(queries, k, None if within is None else _absolute(within), text is not None))
+        lowest, least = -2 if min_score is None else min_score, min_probability or 0
+        found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least] for hits in all_hits]
         if regions:
             found = [[self.with_regions(hit) for hit in hits] for hits in found]
         return found if isinstance(text, list) else found[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..corpora import CorpusError
 from ..corpora.tar import read_at, walk_members
 from ..corpora.videos import VIDEO_EXTENSIONS
 from ..corpora.webdataset import is_reference, read_member
@@ -72,13 +73,15 @@ class FoundVideos:
         videos: by path, each once.
         roots: which argument each path came from. A video that its argument no longer has is gone.
         folders: the folders that were searched.
-        unlisted: folders that could not be listed. Whether their videos are gone is unknown.
+        unlisted: folders and shards that could not be listed. Whether their videos are gone is unknown.
+        unreadable: why shards in folders could not be read to their end, by their paths.
     """
 
     videos: dict[str, Video] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, video: Video, root: str) -> None:
         if video.path not in self.videos:
@@ -160,10 +163,16 @@ def _in_folder(folder: str, found: FoundVideos) -> Iterator[Video]:
             path = os.path.join(directory, name)
             if name.startswith(".") or not os.path.isfile(path):  # such as a link to nothing
                 continue
-            if name.lower().endswith(VIDEO_EXTENSIONS):
-                yield _video_file(path)
-            elif name.endswith(_SHARD):
-                yield from _in_shard(path)
+            try:
+                if name.lower().endswith(VIDEO_EXTENSIONS):
+                    yield _video_file(path)
+                elif name.endswith(_SHARD):
+                    yield from _in_shard(path)
+            except FileNotFoundError:  # deleted in the meantime
+                continue
+            except (OSError, CorpusError) as error:  # the videos before the damage are indexed
+                found.unlisted.append(path)
+                found.unreadable[path] = " ".join(str(error).split())
 
 
 def _in_shard(shard: str) -> Iterator[Video]:

@@ -87,6 +87,7 @@ class Updater:
     def update(self, paths: Any, remove_missing: bool, retry: bool, workers: int, root: str) -> UpdateReport:
         """See [`VideoIndex.update`]."""
         found = find_videos(paths, root)
+        self.report.unreadable |= found.unreadable
         stamps = self.database.stamps()
         gone = {path for path, (*_, earlier) in stamps.items() if found.lacks(path, earlier)}
         jobs = []
@@ -203,16 +204,16 @@ class Updater:
     def _commit(self) -> None:
         """Makes the videos that wait part of the index."""
         self.since = time.monotonic()
-        if not self.waiting:
+        waiting, self.waiting = self.waiting, []  # what cannot be written is not tried again
+        if not waiting:
             return
         first = self.database.about("rows")
-        self.vectors.write(first, np.concatenate([vectors for _, vectors in self.waiting]))
+        self.vectors.write(first, np.concatenate([vectors for _, vectors in waiting]))
         with self.database.transaction():
-            for record, vectors in self.waiting:
+            for record, vectors in waiting:
                 self.database.put(record._replace(first_row=first))
                 first += len(vectors)
             self.database.set_about("rows", first)
-        self.waiting = []
 
     def _tidy(self) -> None:
         """Leaves out the holes if they are most of the rows, and brings the index of nearest rows up to date."""
@@ -231,11 +232,17 @@ class Updater:
         directory.mkdir()
         vectors = Vectors(directory, self.vectors.dim)
         left = self.database.execute("SELECT rowid, first_row, rows FROM videos WHERE rows > 0 ORDER BY first_row")
-        places, first = [], 0
+        places, first, waiting = [], 0, 0
+        kept: list[np.ndarray] = []
         for name, start, count in left:
-            vectors.write(first, np.array(self.vectors.read(start, start + count)))
+            kept.append(self.vectors.read(start, start + count))
             places.append((first, name))
-            first += count
+            first, waiting = first + count, waiting + count
+            if waiting >= _WINDOWS:
+                vectors.write(first - waiting, np.concatenate(kept))
+                kept, waiting = [], 0
+        if waiting:
+            vectors.write(first - waiting, np.concatenate(kept))
         with self.database.transaction():
             for place in places:
                 self.database.execute("UPDATE videos SET first_row = ? WHERE rowid = ?", place)
