@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,18 @@ def print_table(table: Any) -> None:
     Console().print(table)
 
 
-def hide_loading_bars() -> None:
-    """Turns off the bars that transformers shows for each checkpoint, which takes less time than reading them."""
-    from transformers.utils.logging import disable_progress_bar
+@contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Hides the bars that transformers shows for each checkpoint, as loading takes less time than reading them."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+    were_shown = is_progress_bar_enabled()
     disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            enable_progress_bar()
 
 
 def print_wrote(path: Path | str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ..interruption import interruptible
 from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Model, Workers, read_corpus
-from .output import hide_loading_bars, print_json, print_wrote
+from .output import print_json, print_wrote
 from .search import print_unreadable
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def embed(
         rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
         root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
     window = WINDOW if window is None else window
-    hide_loading_bars()
     with interruptible("The same command resumes with the videos that are not in parts yet."):
         report = embed_videos(
             model,

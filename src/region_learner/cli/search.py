@@ -10,7 +10,7 @@ import typer
 
 from ..interruption import interruptible
 from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Workers, read_corpus
-from .output import hide_loading_bars, print_json, print_wrote
+from .output import print_json, print_wrote, without_loading_bars
 
 if TYPE_CHECKING:
     from ..search import Hit, UpdateReport, VideoIndex
@@ -91,7 +91,6 @@ def index(
         root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
     else:
         find_videos(rows)  # raises what is wrong with them before the model is loaded
-    hide_loading_bars()
     with interruptible("The same command resumes with the videos that are not in the index yet."):
         opened = _open_or_create(index, model, window, stride, num_frames)
         report = opened.update(
@@ -212,7 +211,6 @@ def search(
         raise ValueError('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
     from ..search import VideoIndex
 
-    hide_loading_bars()
     opened = VideoIndex.open(index, model)
     options: dict[str, Any] = {
         "k": top,
@@ -221,7 +219,8 @@ def search(
         "min_probability": min_probability,
         "regions": html is not None,
     }
-    results = [(name, opened.search(**query, **options)) for name, query in wanted]
+    with without_loading_bars():
+        results = [(name, opened.search(**query, **options)) for name, query in wanted]
     if as_json:
         print_json([{"query": name, "hits": [_as_json(hit) for hit in hits]} for name, hits in results])
     else:
