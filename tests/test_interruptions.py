@@ -55,15 +55,15 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "options", "kill"),
     [
-        (1, {}, {"kill_at": 1}),  # before the first checkpoint
+        pytest.param(1, {}, {"kill_at": 1}, marks=pytest.mark.slow),  # before the first checkpoint
         (1, {}, {"kill_at": 3}),  # between two checkpoints
-        (1, {}, {"kill_at": 7}),  # in the second epoch
+        pytest.param(1, {}, {"kill_at": 7}, marks=pytest.mark.slow),  # in the second epoch
         (1, {}, {"kill_while_saving": 4}),  # the checkpoint before has to do
         (1, {"dataloader_num_workers": 2, "image_rows": 30, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
         (1, {"shards": 4, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
         (1, {"gradient_cache_chunk": 2}, {"kill_at": 3}),
         (2, {}, {"kill_at": 5}),
-        (2, {}, {"kill_while_saving": 6}),
+        pytest.param(2, {}, {"kill_while_saving": 6}, marks=pytest.mark.slow),
         (2, {"shards": 4}, {"kill_at": 5}),
     ],
 )

@@ -88,6 +88,7 @@ def test_question_answering(make, tmp_path):
     assert set(model.config.label2id) == set(rows["answer"])
 
 
+@pytest.mark.slow
 def test_action_recognition(make, tmp_path, capsys):
     corpus = make(64)
     results = run(corpus, tmp_path, "classification", "action_recognition", 150)["test"]
@@ -108,6 +109,7 @@ def test_action_recognition(make, tmp_path, capsys):
     assert [model.config.id2label[i] for i in range(len(model.config.id2label))] == rows.features["label"].names
 
 
+@pytest.mark.slow
 def test_multiple_choice(make, tmp_path):
     results = run(make(64), tmp_path, "multiple_choice", "multiple_choice", 80)["test"]
     assert results["accuracy"] > 50  # chance: 20
