@@ -24,7 +24,8 @@ from region_learner.visualization import render_page
 from .conftest import tiny_model, tiny_text_config
 
 
-def test_search_and_page(tmp_path):
+def test_search_and_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("region_learner.demo.NO_MATCH", 0.0)  # the model is not trained
     sizes = {"train": 0, "val": 0, "test": 20, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
     corpus = make_corpus("moving_shapes", tmp_path / "corpus", workers=1, progress=False, **sizes)
     test = load_corpus("moving_shapes", corpus, "test")

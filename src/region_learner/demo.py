@@ -138,8 +138,8 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found, seen = search_captions(index, places)
     found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY)))
     rule = (
-        f"The queries are the shortest captions whose clip is found first: {len(found) - 1} of the {seen} shortest "
-        "ones. The last one describes none of the videos."
+        f"The queries are the shortest captions whose clip is found first, with a probability of {NO_MATCH:.0%} or "
+        f"more: {len(found) - 1} of the {seen} shortest ones. The last one describes none of the videos."
     )
     console.print(rule, soft_wrap=True)
     for result in found:
@@ -198,7 +198,7 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
 
 def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float]]) -> tuple[list[Found], int]:
     """
-    Searches captions, the shortest first, until `NUM_QUERIES` have found their clip first.
+    Searches captions, the shortest first, until `NUM_QUERIES` have found their clip first, and not as an unlikely hit.
 
     Returns:
         These, and the number of captions that were searched.
@@ -207,7 +207,7 @@ def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float
     found: list[Found] = []
     for seen, caption in enumerate(captions, start=1):
         result = Found(caption, index.search(caption, k=RESULTS_PER_QUERY), places[caption])
-        if result.hits and result.is_right(result.hits[0]):
+        if result.hits and result.is_right(result.hits[0]) and result.hits[0].probability >= NO_MATCH:
             found.append(result)
         if len(found) == NUM_QUERIES:
             return found, seen
