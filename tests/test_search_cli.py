@@ -115,6 +115,12 @@ def test_export_and_page(run, root, tmp_path):
         (["search", "index", "words", "--within", "/nowhere"], "has no videos within /nowhere"),
         (["search", "index", "words", "--model", "none/at/all"], "There is no directory none/at/all"),
         (["index", "videos"], "--index DIR is needed"),
+        (
+            ["index", "videos", "--index", "new", "--data-dir", "videos"],
+            "--data-dir is of a corpus: add --corpus",
+        ),
+        (["index", "videos", "--index", "new", "--split", "test"], "--split is of a corpus: add --corpus NAME"),
+        (["embed", "model", "videos", "--output", "new", "--max-missing", "1"], "--max-missing is of a corpus"),
         (["index", "--index", "new"], "give VIDEOS, or --corpus with --data-dir"),
         (["index", "videos", "--index", "new", "--model", "/none"], "There is no directory /none"),
         (["index", "videoz", "--index", "new", "--model", "model"], "There is no file or folder"),

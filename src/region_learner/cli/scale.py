@@ -3,14 +3,14 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..interruption import interruptible
-from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Model, Workers, read_corpus
+from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Model, Workers
 from .output import print_json, print_wrote
-from .search import print_unreadable
+from .search import given_videos, print_unreadable
 
 if TYPE_CHECKING:
     from ..search import UpdateReport
@@ -42,7 +42,7 @@ def embed(
         str | None, typer.Option(metavar="NAME", help="Embed the videos of a corpus instead of VIDEOS.")
     ] = None,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")] = "train",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default train.")] = None,
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     as_json: AsJson = False,
@@ -55,16 +55,10 @@ def embed(
     """
     if output is None:
         raise ValueError("--output DIR is needed: where the parts are written")
-    if bool(videos) == bool(corpus):
-        raise ValueError("give VIDEOS, or --corpus with --data-dir")
     share = _parse_shard(shard)
+    rows, root = given_videos(videos, corpus, data_dir, split, corpus_options, max_missing)
     from ..search import WINDOW, embed_videos
 
-    rows: Any = videos
-    root = ""
-    if corpus:
-        rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-        root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
     window = WINDOW if window is None else window
     with interruptible("The same command resumes with the videos that are not in parts yet."):
         report = embed_videos(

@@ -63,7 +63,7 @@ def index(
         str | None, typer.Option(metavar="NAME", help="Index the videos of a corpus instead of VIDEOS.")
     ] = None,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")] = "train",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default train.")] = None,
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     as_json: AsJson = False,
@@ -75,21 +75,28 @@ def index(
     It also resumes an interrupted run.
     """
     if from_embeddings:
-        given = (model, window, stride, num_frames, workers, keep_missing, retry, corpus, data_dir)
+        given = (
+            model,
+            window,
+            stride,
+            num_frames,
+            workers,
+            keep_missing,
+            retry,
+            corpus,
+            data_dir,
+            split,
+            corpus_options,
+            max_missing,
+        )
         _index_parts(index, videos, from_embeddings, any(value not in (None, False) for value in given), as_json)
         return
     if index is None:
         raise ValueError("--index DIR is needed: where the index is, or will be")
-    if bool(videos) == bool(corpus):
-        raise ValueError("give VIDEOS, or --corpus with --data-dir")
-    from ..search import find_videos
+    rows, root = given_videos(videos, corpus, data_dir, split, corpus_options, max_missing)
+    if not corpus:
+        from ..search import find_videos
 
-    rows: Any = videos
-    root = ""
-    if corpus:
-        rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-        root = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
-    else:
         find_videos(rows)  # raises what is wrong with them before the model is loaded
     with interruptible("The same command resumes with the videos that are not in the index yet."):
         opened = _open_or_create(index, model, window, stride, num_frames)
@@ -99,6 +106,32 @@ def index(
     _print_report(opened, report, as_json)
     if report.unreadable and not len(opened):
         raise typer.Exit(1)
+
+
+def given_videos(
+    videos: list[str] | None,
+    corpus: str | None,
+    data_dir: Path | None,
+    split: str | None,
+    corpus_options: str | None,
+    max_missing: float | None,
+) -> tuple[Any, str]:
+    """
+    Returns what to index, paths or the rows of a corpus, and what to call the corpus.
+
+    Raises:
+        ValueError: both are given, or neither, or options of a corpus without one.
+    """
+    if bool(videos) == bool(corpus):
+        raise ValueError("give VIDEOS, or --corpus with --data-dir")
+    if corpus:
+        split = split or "train"
+        name = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
+        return read_corpus(corpus, data_dir, split, corpus_options, max_missing), name
+    options = {"data-dir": data_dir, "split": split, "corpus-options": corpus_options, "max-missing": max_missing}
+    if unused := [f"--{name}" for name, value in options.items() if value is not None]:
+        raise ValueError(f"{', '.join(unused)} is of a corpus: add --corpus NAME, or leave it out")
+    return videos, ""
 
 
 def _index_parts(

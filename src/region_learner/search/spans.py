@@ -47,7 +47,7 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
 
     A window begins at each multiple of `stride`, and has `processor.num_frames` frames at equal distances. The last
     one begins as late as fits, at a multiple of that distance, so that it shares frames with the one before. A video
-    that is no longer than a window is one window, sampled as a whole.
+    that is not longer than a window is one window, sampled as a whole.
 
     Args:
         metadata: a `ClipMetadata`, of the whole video.
