@@ -134,6 +134,8 @@ def test_filters(make_index, videos):
     for query in ({}, {"text": "x", "image": "y"}, {"text": ""}, {"text": []}, {"text": "x", "k": 0}):
         with pytest.raises(ValueError, match=r"one query|is empty|k=0"):
             index.search(**query)
+    with pytest.raises(ValueError, match=r"given as \(video, start, end\)"):
+        index.search(video=(str(videos / "a.mp4"), 1.0))
 
 
 def test_queries_by_picture_and_by_video(make_index, videos, tmp_path):

@@ -345,6 +345,8 @@ class VideoIndex:
         if image is not None:
             return self.embedder.clip(images=[image])[None]
         video, *span = video if isinstance(video, tuple) else (video,)
+        if len(span) not in (0, 2):
+            raise ValueError("A span of a video is given as (video, start, end).")
         start, end = span or (None, None)
         return self.embedder.clip(videos=[video], start=start, end=end)[None]
 
