@@ -65,12 +65,14 @@ def moved(result: dict, start: dict):
         ({}, {"gradient_cache_chunk": 2}),
         ({"loss": "sigmoid"}, {}),
         ({"image_rows": 16, "video": {"motion_excitation": True, "codebook_revival_after": 0}}, {}),
+        ({"token_dim": 8}, {"gradient_cache_chunk": 2}),
     ],
-    ids=["plain", "checkpointing", "cached", "sigmoid", "images and videos"],
+    ids=["plain", "checkpointing", "cached", "sigmoid", "images and videos", "cached with tokens"],
 )
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path, both, of_two):
     both = dict(both)
     both["model"] = {"learn_temperature": True, "loss": both.pop("loss", "infonce")}
+    both["model"]["token_dim"] = both.pop("token_dim", 0)
     pair = launch(tmp_path / "two", 2, per_device_train_batch_size=4, **SGD | both | of_two)
     whole = run(tmp_path / "one", per_device_train_batch_size=8, **SGD | both)
     start = run(tmp_path / "start", per_device_train_batch_size=8, **SGD | both | {"learning_rate": 0.0})
@@ -97,6 +99,17 @@ def test_cached_gradients_are_those_of_the_batch(tmp_path, chunk, loss):
     model = {"loss": loss, "learn_temperature": loss != "max_margin"}
     options = SGD | {"per_device_train_batch_size": 8, "model": model}
     close(run(tmp_path / "cached", gradient_cache_chunk=chunk, **options), run(tmp_path / "whole", **options))
+
+
+def test_cached_gradients_of_words_and_regions(tmp_path):
+    model = {"token_dim": 8, "token_temperature": 0.1, "token_loss_weight": 2.0, "learn_temperature": True}
+    options = SGD | {"per_device_train_batch_size": 8, "model": model}
+    whole = run(tmp_path / "whole", **options)
+    close(run(tmp_path / "cached", gradient_cache_chunk=3, **options), whole)
+    assert all(
+        any(name.endswith(part) and gradient.norm() > 0 for name, gradient in whole["gradients"][0].items())
+        for part in ("video_tokens.embed.weight", "text_tokens.weigh.weight", "token_logit_scale")
+    )
 
 
 def test_cached_gradients_with_accumulation_and_without_codebook(tmp_path):

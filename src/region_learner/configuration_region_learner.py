@@ -551,6 +551,12 @@ class RegionLearnerConfig(_StrictConfig):
             GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
+        token_dim (`int`, defaults to 0): size of the embeddings of single words and of the tokens of a video (its
+            regions, or its patches without regions), which are compared by `word_region_similarity`. 0: there are
+            none.
+        token_temperature (`float`, defaults to 0.05): similarities of words and tokens are divided by it. With
+            `learn_temperature`, a parameter that starts there.
+        token_loss_weight (`float`, defaults to 1.0): weight of the contrastive loss of these similarities.
 
     Example:
 
@@ -572,6 +578,12 @@ class RegionLearnerConfig(_StrictConfig):
         "temperature",
         "logit_bias",
         "region_loss",
+        "text_token_embeds",
+        "text_token_weights",
+        "video_token_embeds",
+        "video_token_weights",
+        "token_logits_per_text",
+        "token_temperature",
     ]
 
     video_config: dict | PreTrainedConfig | None = None
@@ -585,6 +597,9 @@ class RegionLearnerConfig(_StrictConfig):
     text_pooling: str | None = None
     text_projection_relu: bool = True
     projection_bias: bool = True
+    token_dim: int = 0
+    token_temperature: float | int = 0.05
+    token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
@@ -658,6 +673,9 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("projection_dim", self.projection_dim, at_least=1)
         _check_number("temperature", self.temperature, above=0)
         _check_number("margin", self.margin, above=0)
+        _check_number("token_dim", self.token_dim, at_least=0)
+        _check_number("token_temperature", self.token_temperature, above=0)
+        _check_number("token_loss_weight", self.token_loss_weight, above=0)
         _check_number("sigmoid_bias", self.sigmoid_bias)
         _check_number("initializer_range", self.initializer_range, above=0)
         if self.loss not in LOSSES:

@@ -13,7 +13,7 @@ their gradients, which DDP and FSDP compute, equals the loss and the gradients o
 Batches may differ in size between processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,58 @@ def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a @ b.T
 
 
+def word_region_similarity(
+    text_token_embeds: torch.Tensor,
+    text_token_weights: torch.Tensor,
+    video_token_embeds: torch.Tensor,
+    video_token_weights: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Returns the similarity of each text and each video, (texts, videos), by their tokens: each word of a text is
+    compared with the token of the video that is most similar to it, and each token of the video with the most similar
+    word. The result is the mean of both weighted sums of cosines, the weighted token-wise interaction of DRL (arXiv
+    2203.07111). Tokens of weight 0, such as padding, are left out.
+
+    Args:
+        text_token_embeds (`torch.FloatTensor` of shape `(texts, L, token_dim)`): L2-normalized.
+        text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): the sum over the tokens of a text is 1.
+        video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized.
+        video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): the sum over the tokens of a video is 1.
+
+    Example:
+
+    ```python
+    >>> texts, videos = model(**processor(text=["a cat", "a dog"])), model(**processor(videos=["clip.mp4"]))
+    >>> word_region_similarity(
+    ...     texts.text_token_embeds, texts.text_token_weights, videos.video_token_embeds, videos.video_token_weights
+    ... ).shape
+    torch.Size([2, 1])
+    ```
+    """
+    with torch.autocast(text_token_embeds.device.type, enabled=False):
+        # Two more channels lower all cosines with a token of weight 0 by 4, so that it is never the most similar one.
+        absent_words, absent_tokens = (
+            -4.0 * (weights == 0).to(embeds).unsqueeze(-1)
+            for weights, embeds in (
+                (text_token_weights, text_token_embeds),
+                (video_token_weights, video_token_embeds),
+            )
+        )
+        words = torch.cat([text_token_embeds, absent_words, torch.ones_like(absent_words)], dim=-1)
+        tokens = torch.cat([video_token_embeds, torch.ones_like(absent_tokens), absent_tokens], dim=-1)
+        cosines = (words.flatten(0, 1) @ tokens.flatten(0, 1).T).view(*words.shape[:2], *tokens.shape[:2])
+        of_words, of_tokens = cosines.max(3).values, cosines.max(1).values  # (texts, L, videos), (texts, videos, n)
+        by_words = torch.einsum("tlv,tl->tv", of_words, text_token_weights)
+        by_tokens = torch.einsum("tvn,vn->tv", of_tokens, video_token_weights)
+        return (by_words + by_tokens) / 2
+
+
 def contrastive_loss(
     config: Any, outputs: Any, video_ids: torch.Tensor | None = None, gather: bool = False
 ) -> torch.Tensor:
     """
-    Returns the contrastive loss that the configuration names, plus the weighted loss of the region masks.
+    Returns the contrastive loss that the configuration names, plus the weighted losses of the region masks and of the
+    tokens.
 
     Args:
         config (`RegionLearnerConfig`): the configuration of the model.
@@ -84,6 +131,9 @@ def contrastive_loss(
         loss = sigmoid_loss(text_embeds, video_embeds, temperature, outputs.logit_bias, video_ids, gather)
     else:
         loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather)
+    if outputs.text_token_embeds is not None:
+        temperature = config.token_temperature if outputs.token_temperature is None else outputs.token_temperature
+        loss = loss + config.token_loss_weight * word_region_loss(outputs, temperature, video_ids, gather)
     return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)
 
 
@@ -154,14 +204,31 @@ def infonce_loss(
     [`contrastive_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
-    total = pairs.texts.new_zeros(())
-    for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
-        logits = cosine_similarity(rows, others) / temperature
-        if video_ids is not None:  # padding is compared only with itself, which gives a loss of 0
-            own = pairs.labels[:, None] == torch.arange(len(others), device=others.device)
-            logits = logits.masked_fill(~(pairs.negatives | own), torch.finfo(logits.dtype).min)
-        total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
-    return _mean(total, pairs.real.sum(), gather)
+    rows = ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts))
+    return _cross_entropy(pairs, [cosine_similarity(own, others) / temperature for own, others in rows])
+
+
+def word_region_loss(
+    outputs: Any,
+    temperature: torch.Tensor | float,
+    video_ids: torch.Tensor | None = None,
+    gather: bool = False,
+) -> torch.Tensor:
+    """
+    Returns the loss of [`infonce_loss`] with [`word_region_similarity`] in place of cosine similarities. `outputs` are
+    those of a model with `token_dim`; for the other arguments see [`contrastive_loss`].
+    """
+    pairs = _Pairs.of(outputs.text_embeds, outputs.video_embeds, video_ids, gather)
+    texts = outputs.text_token_embeds, outputs.text_token_weights
+    videos = outputs.video_token_embeds, outputs.video_token_weights
+    if len(pairs.sizes) == 1:
+        logits = outputs.token_logits_per_text
+        if logits is None:  # with cached gradients
+            logits = word_region_similarity(*texts, *videos) / temperature
+        return _cross_entropy(pairs, [logits, logits.T])
+    all_texts, all_videos = pairs.gather_tokens(texts), pairs.gather_tokens(videos)
+    similarities = word_region_similarity(*texts, *all_videos), word_region_similarity(*all_texts, *videos).T
+    return _cross_entropy(pairs, [similarity / temperature for similarity in similarities])
 
 
 def sigmoid_loss(
@@ -227,6 +294,16 @@ def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tenso
     return total / count.clamp(min=1)
 
 
+def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the sum of the mean cross-entropies of both logits (b, n): texts to videos, and videos to texts."""
+    total = pairs.texts.new_zeros(())
+    for logits in both:
+        if pairs.excluded is not None:  # padding is compared only with itself, which gives a loss of 0
+            logits = logits.masked_fill(pairs.excluded, torch.finfo(logits.dtype).min)
+        total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
+    return _mean(total, pairs.real.sum(), len(pairs.sizes) > 1)
+
+
 @dataclass
 class _Pairs:
     """The b pairs of this process, and all n pairs to compare them with (without gathering, the same)."""
@@ -238,6 +315,9 @@ class _Pairs:
     labels: torch.Tensor  # (b,), index of each pair among all pairs
     real: torch.Tensor  # (b,), False for padding
     negatives: torch.Tensor  # (b, n)
+    excluded: torch.Tensor | None  # (b, n), neither negatives nor the pair itself; None if there are no others
+    rank: int
+    sizes: list[int]  # number of pairs of each process
 
     @classmethod
     def of(
@@ -251,17 +331,29 @@ class _Pairs:
         sizes = _check_sizes(texts, videos, video_ids, processes)
         assert texts is not None and videos is not None  # noqa: PT018 # or the sizes would not pair
         labels = torch.arange(len(texts), device=texts.device) + sum(sizes[:rank])
+        own = labels[:, None] == torch.arange(sum(sizes), device=labels.device)
         all_texts, all_videos, all_ids = texts, videos, video_ids
         if processes > 1:
             all_texts, all_videos = (_GatherWithGradient.apply(x, rank, sizes) for x in (texts, videos))
             all_ids = None if video_ids is None else _all_gather(video_ids, sizes)
         if video_ids is None or all_ids is None:
-            real = torch.ones_like(labels, dtype=torch.bool)
-            negatives = labels[:, None] != torch.arange(sum(sizes), device=labels.device)
+            real, negatives, excluded = torch.ones_like(labels, dtype=torch.bool), ~own, None
         else:
             real = video_ids >= 0
             negatives = (video_ids[:, None] != all_ids) & real[:, None] & (all_ids >= 0)
-        return cls(texts, videos, all_texts, all_videos, labels, real, negatives)
+            excluded = ~(negatives | own)
+        return cls(texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes)
+
+    def gather_tokens(self, tokens: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """
+        Returns `tokens` of this process, tensors (b, length, ...), concatenated over processes: (n, longest, ...).
+        Shorter ones are padded with zeros, which for the weights means absent tokens.
+        """
+        length = torch.tensor(tokens[0].shape[1], device=tokens[0].device)
+        torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)
+        missing = int(length) - tokens[0].shape[1]
+        padded = [F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) for x in tokens]
+        return [_GatherWithGradient.apply(x, self.rank, self.sizes) for x in padded]
 
 
 def _check_sizes(

@@ -34,7 +34,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_region_learner import CLIP_TEXT_ENCODERS, RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
-from .loss_region_learner import classification_loss, contrastive_loss, cosine_similarity, world
+from .loss_region_learner import (
+    classification_loss,
+    contrastive_loss,
+    cosine_similarity,
+    word_region_similarity,
+    world,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -87,7 +93,8 @@ class RegionLearnerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`):
-            The contrastive loss of this batch plus the weighted loss of the masks (region option `mask_loss_weight`).
+            The contrastive loss of this batch plus the weighted losses of the masks (region option
+            `mask_loss_weight`) and of the tokens (`token_loss_weight`).
         logits_per_video (`torch.FloatTensor` of shape `(videos, texts)`):
             Cosine similarities divided by the temperature; with the "sigmoid" loss, plus the learned bias.
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): the transpose of `logits_per_video`.
@@ -98,6 +105,16 @@ class RegionLearnerOutput(ModelOutput):
         temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature; None if it is fixed.
         logit_bias (`torch.FloatTensor` of shape `(1,)`): the learned bias of the "sigmoid" loss; None for others.
         region_loss (`torch.FloatTensor` of shape `(videos,)`): as in [`RegionLearnerVideoOutput`].
+        text_token_embeds (`torch.FloatTensor` of shape `(texts, L, token_dim)`): L2-normalized embeddings of the
+            tokens of a text. This and what follows is None without `token_dim`.
+        text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): their weights, 0 for padding; the sum is 1.
+        video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized embeddings of the
+            n = T * S regions of a clip, or of its n = T * N patches without aggregation.
+        video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): their weights, 0 in masked frames; the sum
+            is 1.
+        token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
+            [`word_region_similarity`], divided by the temperature of the tokens.
+        token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
     """
 
     loss: torch.Tensor | None = None
@@ -110,6 +127,12 @@ class RegionLearnerOutput(ModelOutput):
     temperature: torch.Tensor | None = None
     logit_bias: torch.Tensor | None = None
     region_loss: torch.Tensor | None = None
+    text_token_embeds: torch.Tensor | None = None
+    text_token_weights: torch.Tensor | None = None
+    video_token_embeds: torch.Tensor | None = None
+    video_token_weights: torch.Tensor | None = None
+    token_logits_per_text: torch.Tensor | None = None
+    token_temperature: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
@@ -999,6 +1022,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
                 init.constant_(module.logit_scale, -math.log(module.config.temperature))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, float(module.config.sigmoid_bias))
+            if module.token_logit_scale is not None:
+                init.constant_(module.token_logit_scale, -math.log(module.config.token_temperature))
 
 
 def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
@@ -1530,8 +1555,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         named["inputs_embeds"] = inputs_embeds
         inputs = {name: x for name, x in named.items() if x is not None}
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
-        if full_length and attention_mask is None:  # their tokenizers do not return one
-            attention_mask = (inputs["input_ids"] != text_config.pad_token_id).long()
+        attention_mask = self._text_mask(input_ids, attention_mask)
         start, length = None, 0
         if attention_mask is not None and attention_mask.ndim == 2:
             # Padding moves to the right, so that the positions of a text do not depend on the rest of the batch.
@@ -1553,6 +1577,13 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
             attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
         )
+
+    def _text_mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns `attention_mask`, or the one that tokenizers of encoders of full-length texts do not return."""
+        text_config: Any = self.config.text_config
+        if attention_mask is not None or text_config.model_type not in FULL_LENGTH_TEXT_TOWERS:
+            return attention_mask
+        return (input_ids != text_config.pad_token_id).long()
 
     def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Returns one state per text, (B, width), of the `outputs` for texts with padding on the right."""
@@ -1576,6 +1607,27 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         return states[torch.arange(len(states), device=states.device), position]
 
 
+class RegionLearnerTokenProjection(nn.Module):
+    """Projects the states of tokens, and weighs them. Not in the original; DRL's weights (arXiv 2203.07111) are MLPs."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.embed = nn.Linear(width, dim)
+        self.weigh = nn.Linear(width, 1, bias=False)  # a softmax cancels a bias
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns L2-normalized embeddings (B, n, dim) of `states` (B, n, width), and weights (B, n): a softmax over the
+        tokens of `mask` (B, n), 0 for the others.
+        """
+        scores = _upcast(self.weigh(states)).squeeze(-1)
+        if mask is None:
+            return _unit(self.embed(states)), scores.softmax(-1)
+        mask = mask.bool()
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+        return _unit(self.embed(states)), weights * mask
+
+
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
     """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
 
@@ -1588,6 +1640,12 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         self.logit_bias = (
             nn.Parameter(torch.tensor([float(config.sigmoid_bias)])) if config.loss == "sigmoid" else None
         )
+        self.video_tokens = self.text_tokens = self.token_logit_scale = None
+        if config.token_dim:
+            self.video_tokens = RegionLearnerTokenProjection(config.video_config.hidden_size, config.token_dim)
+            self.text_tokens = RegionLearnerTokenProjection(config.text_config.hidden_size, config.token_dim)
+            if config.learn_temperature:
+                self.token_logit_scale = nn.Parameter(-torch.tensor([config.token_temperature]).log())
         self.post_init()
 
     @property
@@ -1595,12 +1653,26 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """The temperature, learned or fixed: cosine similarities are divided by it."""
         return self.config.temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
 
+    @property
+    def token_temperature(self) -> torch.Tensor | float:
+        """The temperature of the tokens, learned or fixed: similarities of words and regions are divided by it."""
+        return self.config.token_temperature if self.token_logit_scale is None else torch.exp(-self.token_logit_scale)
+
     def _logits(self, video_embeds: torch.Tensor | None, text_embeds: torch.Tensor | None) -> torch.Tensor | None:
         """Returns the logits (videos, texts) of normalized embeddings; None if either side is None."""
         if video_embeds is None or text_embeds is None:
             return None
         logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+    def _embed_regions(
+        self, last_hidden_state: torch.Tensor, frames: int, frame_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or without aggregation of patches."""
+        states = last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
+        if frame_mask is not None:
+            frame_mask = frame_mask.repeat_interleave(states.shape[1] // frames, 1)
+        return self.video_tokens(states, frame_mask)  # type: ignore[misc]
 
     @can_return_tuple
     def forward(
@@ -1650,12 +1722,20 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         if input_ids is None and pixel_values_videos is None:
             raise ValueError("Give input_ids, pixel_values_videos, or both.")
         text_outputs = video_outputs = text_embeds = video_embeds = None
+        words: Any = (None, None)
+        regions: Any = (None, None)
         if input_ids is not None:
             text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
             text_embeds = _unit(text_outputs.pooler_output)
+            if self.text_tokens is not None:
+                words = self.text_tokens(text_outputs.last_hidden_state, self._text_mask(input_ids, attention_mask))
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
+            if self.video_tokens is not None:
+                regions = self._embed_regions(
+                    video_outputs.last_hidden_state, pixel_values_videos.shape[1], frame_mask
+                )
 
         logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
@@ -1669,7 +1749,15 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             temperature=None if self.logit_scale is None else self.temperature,  # type: ignore[arg-type]
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
             region_loss=None if video_outputs is None else video_outputs.region_loss,
+            text_token_embeds=words[0],
+            text_token_weights=words[1],
+            video_token_embeds=regions[0],
+            video_token_weights=regions[1],
+            token_temperature=None if self.token_logit_scale is None else self.token_temperature,  # type: ignore[arg-type]
         )
+        if words[0] is not None and regions[0] is not None:
+            similarity = word_region_similarity(*words, *regions)
+            outputs.token_logits_per_text = similarity / self.token_temperature
         if not return_loss:
             return outputs
         return RegionLearnerOutput(loss=contrastive_loss(self.config, outputs, video_ids), **outputs)

@@ -13,8 +13,9 @@ from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
 # The outputs that the loss is computed from: those with one row per pair, and those that all pairs share.
-_PER_PAIR = ("text_embeds", "video_embeds", "region_loss")
-_SHARED = ("temperature", "logit_bias")
+_TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
+_PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS)
+_SHARED = ("temperature", "logit_bias", "token_temperature")
 
 
 def cached_backward(
