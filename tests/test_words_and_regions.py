@@ -27,7 +27,7 @@ def literal_similarity(words, word_weights, tokens, token_weights) -> torch.Tens
 
 
 def some_tokens(batch: int, length: int, absent: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random unit vectors and weights; the last `absent` of the first row have weight 0, and all point the same way."""
+    """Random unit vectors and weights; the last `absent` ones of the first row have weight 0."""
     generator = torch.Generator().manual_seed(seed)
     embeds = torch.randn(batch, length, 6, generator=generator, dtype=torch.float64)
     weights = torch.rand(batch, length, generator=generator, dtype=torch.float64)

@@ -1608,7 +1608,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
 
 
 class RegionLearnerTokenProjection(nn.Module):
-    """Projects the states of tokens, and weighs them. Not in the original; DRL's weights (arXiv 2203.07111) are MLPs."""
+    """Projects the states of tokens, and weighs them, as in DRL (arXiv 2203.07111). Not in the original."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
