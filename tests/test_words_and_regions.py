@@ -80,8 +80,37 @@ def test_outputs(options):
     )
     torch.testing.assert_close(outputs.token_logits_per_text, expected / 0.2)
     # Tokens are the last states of the video tower, after those of CLS.
-    states = outputs.video_model_output.last_hidden_state[:, -n:]
+    states = model.video_tokens.norm(outputs.video_model_output.last_hidden_state[:, -n:])
     torch.testing.assert_close(outputs.video_token_embeds, F.normalize(model.video_tokens.embed(states), dim=-1))
+
+
+@pytest.mark.parametrize("fusion", ["attention", "pool"])
+def test_tokens_of_an_earlier_layer(fusion):
+    model = tiny_model(token_dim=8, video_token_layer=1, text_token_layer=0, phrase_window=5, temporal_fusion=fusion)
+    given = texts(2)
+    given["attention_mask"][0, 4:] = 0
+    with torch.no_grad():
+        outputs = model(pixel_values_videos=clips(2), **given, output_hidden_states=True)
+    states = outputs.video_model_output.hidden_states[1][:, 1:].reshape(2, 64, 32)
+    expected = F.normalize(model.video_tokens.embed(model.video_tokens.norm(states)), dim=-1)
+    torch.testing.assert_close(outputs.video_token_embeds, expected)
+
+    # The convolution, one word at a time.
+    weight, bias = model.phrases.conv.weight, model.phrases.conv.bias
+    for row, length in ((0, 4), (1, 7)):
+        words = model.text_model.embeddings(given["input_ids"])[row, :length]
+        for at in range(length):
+            near = [(words[at + step], step + 2) for step in range(-2, 3) if 0 <= at + step < length]
+            phrase = words[at] + F.gelu(sum(weight[:, :, tap] @ word for word, tap in near) + bias)
+            expected = F.normalize(model.text_tokens.embed(model.text_tokens.norm(phrase)), dim=-1)
+            torch.testing.assert_close(outputs.text_token_embeds[row, at], expected)
+
+
+def test_hidden_states_are_returned_only_if_asked_for():
+    model = tiny_model(token_dim=8, video_token_layer=1, text_token_layer=0)
+    outputs = model(pixel_values_videos=clips(2), **texts(2))
+    assert outputs.video_model_output.hidden_states is None
+    assert outputs.text_model_output.hidden_states is None
 
 
 def test_without_token_dim_there_is_nothing():
@@ -158,7 +187,10 @@ def test_checkpoints(tmp_path):
     tiny_model(learn_temperature=True).save_pretrained(tmp_path / "without")
     config = {"token_dim": 8, "token_temperature": 0.02}
     model, info = RegionLearnerModel.from_pretrained(tmp_path / "without", **config, output_loading_info=True)
-    new = {"text_tokens.embed.bias", "text_tokens.embed.weight", "text_tokens.weigh.weight", "token_logit_scale"}
+    new = {
+        f"text_tokens.{name}" for name in ("embed.bias", "embed.weight", "weigh.weight", "norm.weight", "norm.bias")
+    }
+    new.add("token_logit_scale")
     assert set(info["missing_keys"]) == new | {
         name.replace("text", "video") for name in new if name.startswith("text_")
     }

@@ -551,9 +551,15 @@ class RegionLearnerConfig(_StrictConfig):
             GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
-        token_dim (`int`, defaults to 0): size of the embeddings of single words and of the tokens of a video (its
-            regions, or its patches without regions), which are compared by `word_region_similarity`. 0: there are
-            none.
+        token_dim (`int`, defaults to 0): size of the embeddings of single words and of the tokens of a video, which
+            are compared by `word_region_similarity`. 0: there are none.
+        video_token_layer (`int`, *optional*): the tokens of a video are its patches after this many blocks of the
+            encoder, which have seen less of the rest of the clip than the last ones. By default they are the regions,
+            or without regions the patches after the last block. Not with a backbone.
+        text_token_layer (`int`, *optional*): words are compared as they are after this many blocks of the text
+            encoder; 0 are its embeddings. By default after the last block.
+        phrase_window (`int`, defaults to 0): a convolution over this many words, an odd number, adds to each word what
+            is said next to it. 0: none.
         token_temperature (`float`, defaults to 0.05): similarities of words and tokens are divided by it. With
             `learn_temperature`, a parameter that starts there.
         token_loss_weight (`float`, defaults to 1.0): weight of the contrastive loss of these similarities.
@@ -598,6 +604,9 @@ class RegionLearnerConfig(_StrictConfig):
     text_projection_relu: bool = True
     projection_bias: bool = True
     token_dim: int = 0
+    video_token_layer: int | None = None
+    text_token_layer: int | None = None
+    phrase_window: int = 0
     token_temperature: float | int = 0.05
     token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
@@ -673,9 +682,7 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("projection_dim", self.projection_dim, at_least=1)
         _check_number("temperature", self.temperature, above=0)
         _check_number("margin", self.margin, above=0)
-        _check_number("token_dim", self.token_dim, at_least=0)
-        _check_number("token_temperature", self.token_temperature, above=0)
-        _check_number("token_loss_weight", self.token_loss_weight, above=0)
+        self._check_tokens()
         _check_number("sigmoid_bias", self.sigmoid_bias)
         _check_number("initializer_range", self.initializer_range, above=0)
         if self.loss not in LOSSES:
@@ -688,6 +695,26 @@ class RegionLearnerConfig(_StrictConfig):
             raise ValueError(
                 "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
             )
+
+    def _check_tokens(self):
+        _check_number("token_dim", self.token_dim, at_least=0)
+        _check_number("token_temperature", self.token_temperature, above=0)
+        _check_number("token_loss_weight", self.token_loss_weight, above=0)
+        _check_number("phrase_window", self.phrase_window, at_least=0)
+        if self.phrase_window and self.phrase_window % 2 == 0:
+            raise ValueError(f"phrase_window={self.phrase_window} must be an odd number of words, or 0.")
+        for name, tower in (("video_token_layer", self.video_config), ("text_token_layer", self.text_config)):
+            layer, layers = getattr(self, name), getattr(tower, "num_hidden_layers", 0)
+            if layer is not None and not 0 <= layer <= layers:
+                raise ValueError(
+                    f"{name}={layer} must be between 0 and the number of blocks of the encoder, {layers}."
+                )
+        if self.video_token_layer is not None and self.video_config.backbone_config is not None:
+            raise ValueError("video_token_layer is for the divided space-time ViT: leave it out with a backbone.")
+        chosen = [name for name in ("video_token_layer", "text_token_layer") if getattr(self, name) is not None]
+        chosen += ["phrase_window"] if self.phrase_window else []
+        if chosen and not self.token_dim:
+            raise ValueError(f"{chosen[0]} is for the tokens of words and regions: set token_dim, or leave it out.")
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

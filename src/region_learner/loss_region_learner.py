@@ -226,7 +226,7 @@ def word_region_loss(
         if logits is None:  # with cached gradients
             logits = word_region_similarity(*texts, *videos) / temperature
         return _cross_entropy(pairs, [logits, logits.T])
-    all_texts, all_videos = pairs.gather_tokens(texts), pairs.gather_tokens(videos)
+    all_texts, all_videos = pairs.gather_tokens(*texts), pairs.gather_tokens(*videos)
     similarities = word_region_similarity(*texts, *all_videos), word_region_similarity(*all_texts, *videos).T
     return _cross_entropy(pairs, [similarity / temperature for similarity in similarities])
 
@@ -344,16 +344,17 @@ class _Pairs:
             excluded = ~(negatives | own)
         return cls(texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes)
 
-    def gather_tokens(self, tokens: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gather_tokens(self, embeds: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Returns `tokens` of this process, tensors (b, length, ...), concatenated over processes: (n, longest, ...).
-        Shorter ones are padded with zeros, which for the weights means absent tokens.
+        Returns `embeds` (b, length, dim) and `weights` (b, length) of tokens, concatenated over processes: (n, longest,
+        dim) and (n, longest). Fewer tokens than in other processes are padded with tokens of weight 0.
         """
-        length = torch.tensor(tokens[0].shape[1], device=tokens[0].device)
+        length = torch.tensor(weights.shape[1], device=weights.device)
         torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)
-        missing = int(length) - tokens[0].shape[1]
-        padded = [F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) for x in tokens]
-        return [_GatherWithGradient.apply(x, self.rank, self.sizes) for x in padded]
+        missing = int(length) - weights.shape[1]
+        embeds, weights = F.pad(embeds, (0, 0, 0, missing)), F.pad(weights, (0, missing))
+        gathered = [_GatherWithGradient.apply(x, self.rank, self.sizes) for x in (embeds, weights)]
+        return gathered[0], gathered[1]
 
 
 def _check_sizes(

@@ -1612,6 +1612,7 @@ class RegionLearnerTokenProjection(nn.Module):
 
     def __init__(self, width: int, dim: int):
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.embed = nn.Linear(width, dim)
         self.weigh = nn.Linear(width, 1, bias=False)  # a softmax cancels a bias
 
@@ -1620,12 +1621,25 @@ class RegionLearnerTokenProjection(nn.Module):
         Returns L2-normalized embeddings (B, n, dim) of `states` (B, n, width), and weights (B, n): a softmax over the
         tokens of `mask` (B, n), 0 for the others.
         """
+        states = self.norm(states)
         scores = _upcast(self.weigh(states)).squeeze(-1)
         if mask is None:
             return _unit(self.embed(states)), scores.softmax(-1)
-        mask = mask.bool()
         weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
         return _unit(self.embed(states)), weights * mask
+
+
+class RegionLearnerPhrases(nn.Module):
+    """Adds to the state of each word what the words next to it say: a convolution over a window of words."""
+
+    def __init__(self, width: int, window: int):
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, kernel_size=window, padding=window // 2)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`states` and the output: (B, L, width); `mask`: (B, L), False for padding."""
+        states = states * mask.unsqueeze(-1)
+        return states + F.gelu(self.conv(states.transpose(1, 2)).transpose(1, 2))
 
 
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
@@ -1640,10 +1654,12 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         self.logit_bias = (
             nn.Parameter(torch.tensor([float(config.sigmoid_bias)])) if config.loss == "sigmoid" else None
         )
-        self.video_tokens = self.text_tokens = self.token_logit_scale = None
+        self.video_tokens = self.text_tokens = self.phrases = self.token_logit_scale = None
         if config.token_dim:
+            width = config.text_config.hidden_size
             self.video_tokens = RegionLearnerTokenProjection(config.video_config.hidden_size, config.token_dim)
-            self.text_tokens = RegionLearnerTokenProjection(config.text_config.hidden_size, config.token_dim)
+            self.text_tokens = RegionLearnerTokenProjection(width, config.token_dim)
+            self.phrases = RegionLearnerPhrases(width, config.phrase_window) if config.phrase_window else None
             if config.learn_temperature:
                 self.token_logit_scale = nn.Parameter(-torch.tensor([config.token_temperature]).log())
         self.post_init()
@@ -1665,13 +1681,34 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
         return logits if self.logit_bias is None else logits + self.logit_bias
 
+    def _with_hidden_states(self, layer: int | None, kwargs: Any) -> Any:
+        """Returns `kwargs`, and if `layer` is one that the towers do not return on their own, a request for all."""
+        if layer is None or kwargs.get("output_hidden_states", self.config.output_hidden_states):
+            return kwargs
+        return {**kwargs, "output_hidden_states": True}
+
+    def _embed_words(self, outputs: Any, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns embeddings (B, L, token_dim) and weights (B, L) of the words of texts."""
+        layer, states = self.config.text_token_layer, outputs.last_hidden_state
+        if layer is not None:
+            states = outputs.hidden_states[layer]
+        mask = torch.ones_like(states[..., 0]) if attention_mask is None else attention_mask
+        if self.phrases is not None:
+            states = self.phrases(states, mask.bool())
+        return self.text_tokens(states, mask.bool())  # type: ignore[misc]
+
     def _embed_regions(
-        self, last_hidden_state: torch.Tensor, frames: int, frame_mask: torch.Tensor | None
+        self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or without aggregation of patches."""
-        states = last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
+        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or of patches."""
+        layer, late = self.config.video_token_layer, self.video_model.temporal_fusion is not None
+        if layer is None:
+            states = outputs.last_hidden_state[:, frames if late else 1 :]
+        else:
+            states = outputs.hidden_states[layer][:, 1:]  # in late fusion, (B * T, N, D)
+            states = states.reshape(len(outputs.last_hidden_state), -1, states.shape[-1])
         if frame_mask is not None:
-            frame_mask = frame_mask.repeat_interleave(states.shape[1] // frames, 1)
+            frame_mask = frame_mask.bool().repeat_interleave(states.shape[1] // frames, 1)
         return self.video_tokens(states, frame_mask)  # type: ignore[misc]
 
     @can_return_tuple
@@ -1725,17 +1762,23 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         words: Any = (None, None)
         regions: Any = (None, None)
         if input_ids is not None:
-            text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+            with_layers = self._with_hidden_states(self.config.text_token_layer, kwargs)
+            text_outputs = self.get_text_features(
+                input_ids, attention_mask, token_type_ids, position_ids, **with_layers
+            )
             text_embeds = _unit(text_outputs.pooler_output)
             if self.text_tokens is not None:
-                words = self.text_tokens(text_outputs.last_hidden_state, self._text_mask(input_ids, attention_mask))
+                words = self._embed_words(text_outputs, self._text_mask(input_ids, attention_mask))
+            if with_layers is not kwargs:
+                text_outputs.hidden_states = None
         if pixel_values_videos is not None:
-            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+            with_layers = self._with_hidden_states(self.config.video_token_layer, kwargs)
+            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **with_layers)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
             if self.video_tokens is not None:
-                regions = self._embed_regions(
-                    video_outputs.last_hidden_state, pixel_values_videos.shape[1], frame_mask
-                )
+                regions = self._embed_regions(video_outputs, pixel_values_videos.shape[1], frame_mask)
+            if with_layers is not kwargs:
+                video_outputs.hidden_states = None
 
         logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
