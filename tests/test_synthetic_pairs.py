@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_phrases_are_those_of_the_generator(made, monkeypatch):
         expected = [part.split(">")[0] for part in caption.split("<")[1:]]
         spans = object_phrases(row)
         assert [row["captions"][0][start:end] for start, end in spans] == expected
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert len(spans) == len(row["objects"])
 
 
@@ -127,7 +128,7 @@ def test_rows_without_phrases(made):
     ]:
         with pytest.raises(CorpusError, match=message):
             object_phrases(row | changed)
-    with pytest.raises(CorpusError, match="needs the columns 'objects' and 'captions', not empty; it has video$"):
+    with pytest.raises(CorpusError, match=r"needs the columns 'objects' and 'captions', not empty; it has video$"):
         object_phrases({"video": "a.mp4"})
 
 
@@ -135,7 +136,7 @@ def test_rows_without_phrases(made):
 
 
 def test_pairs_differ_by_one_exchange(made):
-    """The right caption is the stored one. The wrong one has its words, and says that two objects have each other's."""
+    """The right caption is the stored one. The wrong one has the same words, two of them in each other's place."""
     clips = {row["video_id"]: row for row in made.rows}
     for row in made.pairs:
         right, wrong = row["options"][row["answer"]], row["options"][1 - row["answer"]]

@@ -137,7 +137,5 @@ def compositional_rows(
             f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
         )
     if len(new_rows) < len(rows):
-        logger.info(
-            "%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows)
-        )
+        logger.info("%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows))
     return new_rows

@@ -84,13 +84,17 @@ def load_moving_shapes(
         data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val", "test" or "test_unseen".
-        task: "retrieval", or one of these tasks on the same clips: "question_answering" (columns `question` and
-            `answer`, both str; one row per question, several per clip; no captions), "multiple_choice" (`options`,
-            five captions that differ in single attributes, and `answer`, the index of the only true one),
-            "compositional" (multiple choice between the first caption of a clip and the same with an attribute of two
-            objects exchanged, and the column `aspect`: "colour", "texture" or "motion"; clips in which nothing can be
-            exchanged are left out) and "action_recognition" (`label`: how the largest object moves; clips without a single largest object are
-            left out, `objects=1` keeps them all).
+        task: "retrieval", or one of these tasks on the same clips:
+
+            - "question_answering": columns `question` and `answer`, both str; one row per question, several per clip;
+              no captions.
+            - "multiple_choice": `options`, five captions that differ in single attributes, and `answer`, the index of
+              the only true one.
+            - "compositional": the same with two options, the first caption of the clip and this caption with an
+              attribute of two objects exchanged, and the column `aspect`: "colour", "texture" or "motion". Clips in
+              which nothing can be exchanged are left out.
+            - "action_recognition": `label`, how the largest object moves; clips without a single largest object are
+              left out, `objects=1` keeps them all.
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
