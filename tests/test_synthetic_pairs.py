@@ -1,6 +1,7 @@
 """Compositional pairs and phrases of objects: exact, against the generators and against parsers of our own."""
 
 import dataclasses
+import re
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -125,6 +126,10 @@ def test_rows_without_phrases(made):
         ({"objects": objects[:-1]}, "does not tell all about the objects"),
         ({"objects": objects[::-1]}, "does not tell all about the objects"),
         ({"objects": [{"name": "cat"}]}, "are neither shapes nor letters: name"),
+        (
+            {"captions": [re.sub(r"(small|little|tiny|large|big|huge|red|green|blue|pink|white) ", "", caption)]},
+            "not tell",
+        ),
     ]:
         with pytest.raises(CorpusError, match=message):
             object_phrases(row | changed)

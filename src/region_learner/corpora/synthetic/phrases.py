@@ -31,7 +31,7 @@ def object_phrases(row: Mapping[str, Any]) -> list[Span]:
     Example:
         >>> row = load_corpus("moving_shapes")[0]
         >>> [row["captions"][0][start:end] for start, end in object_phrases(row)]
-        ['a tiny red striped star rising', 'a big plain blue ring getting smaller']
+        ['a large spotted white star drifting to the right', 'a big red dotted triangle resting in place', ...]
     """
     objects, captions = row.get("objects"), row.get("captions")
     if not objects or not captions:
