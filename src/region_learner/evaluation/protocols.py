@@ -155,6 +155,11 @@ _FINE_TUNED = [
         source="LSMDC 2016, movie multiple choice (Torabi et al., arXiv 1609.08124)",
     ),
     Protocol(
+        name="vitatecs", corpus="vitatecs", task="multiple_choice",
+        captions="2 options per question, which differ in one of six aspects of time", sizes={"questions": 13_838},
+        source="Li et al., arXiv 2311.17404, repository lscpku/VITATECS",
+    ),
+    Protocol(
         name="msrvtt_qa", corpus="msrvtt_qa", task="question_answering",
         captions="questions with open answers, from the vocabulary of the model", sizes={"questions": 72_821},
         source="Xu et al., ACM Multimedia 2017",
@@ -189,11 +194,6 @@ _FINE_TUNED = [
     Protocol(
         name="drifting_letters_compositional", corpus="drifting_letters", task="multiple_choice",
         options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
-    ),
-    Protocol(
-        name="vitatecs", corpus="vitatecs", task="multiple_choice",
-        captions="2 options per question, which differ in one of six aspects of time", sizes={"questions": 13_838},
-        source="Li et al., arXiv 2311.17404, repository lscpku/VITATECS",
     ),
 ]  # fmt: skip
 
