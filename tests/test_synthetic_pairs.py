@@ -28,7 +28,7 @@ from region_learner.corpora.synthetic.shapes_scenes import HELD_OUT_PAIRS
 
 from . import test_synthetic_letters, test_synthetic_shapes
 
-SCENES = 900
+SCENES = 700
 
 
 def tell_letters(scene, _, rng):
@@ -117,7 +117,9 @@ def test_phrases_are_those_of_the_generator(made, monkeypatch):
 
 
 def test_rows_without_phrases(made):
-    row = next(row for row in made.rows if len(row["objects"]) > 1)
+    # What captions of other kinds leave out: the size of a shape, the colour of a letter.
+    words = test_synthetic_letters.COLOUR if made.corpus is DRIFTING_LETTERS else "small|little|tiny|large|big|huge"
+    row = next(row for row in made.rows if len(row["objects"]) > 1 and re.search(rf" ({words}) ", row["captions"][0]))
     caption, objects = row["captions"][0], row["objects"]
     for changed, message in [
         ({"captions": []}, "needs the columns 'objects' and 'captions'"),
@@ -126,10 +128,7 @@ def test_rows_without_phrases(made):
         ({"objects": objects[:-1]}, "does not tell all about the objects"),
         ({"objects": objects[::-1]}, "does not tell all about the objects"),
         ({"objects": [{"name": "cat"}]}, "are neither shapes nor letters: name"),
-        (
-            {"captions": [re.sub(r"(small|little|tiny|large|big|huge|red|green|blue|pink|white) ", "", caption)]},
-            "not tell",
-        ),
+        ({"captions": [re.sub(rf" ({words}) ", " ", caption, count=1)]}, "does not tell all about the objects"),
     ]:
         with pytest.raises(CorpusError, match=message):
             object_phrases(row | changed)
