@@ -53,7 +53,7 @@ def copy(source, target, *names):
 
 BENCHMARKS = [
     *("webvid", "cc3m", "msrvtt", "msvd", "didemo", "lsmdc"),
-    *("msrvtt_qa", "msvd_qa", "msrvtt_mc", "lsmdc_mc", "hmdb51", "ucf101"),
+    *("msrvtt_qa", "msvd_qa", "msrvtt_mc", "lsmdc_mc", "vitatecs", "hmdb51", "ucf101"),
 ]
 
 
@@ -65,7 +65,7 @@ def test_every_benchmark_is_listed():
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_nothing_there(name, tmp_path):
-    split = "test" if name == "msrvtt_mc" else "train"
+    split = "test" if name in ("msrvtt_mc", "vitatecs") else "train"
     with pytest.raises(CorpusError, match=f"corpus '?{name}.* needs data_dir="):
         load_corpus(name, split=split)
     with pytest.raises(CorpusError, match=r"nowhere is not a directory: check data_dir="):
@@ -634,6 +634,101 @@ def test_lsmdc_mc(tmp_path):
     write(tmp_path / "LSMDC16_multiple_choice_valid.csv", lsmdc_line(CLIPS[0], *OPTIONS))
     (row,) = load_corpus("lsmdc_mc", tmp_path, "val")
     assert (row["answer"], row["captions"]) == (0, ["a"])
+
+
+ASPECTS = ("Direction", "Intensity", "Sequence", "Localization", "Compositionality", "Type")
+# One pair of each aspect, as the authors' README describes the fields.
+PAIRS = {
+    aspect: {
+        "src_dataset": ("MSRVTT", "VATEX")[number % 2],
+        "video_name": (f"video{7010 + number}.mp4", f"a-B_{number}_000027_000037.mp4")[number % 2],
+        "caption": f"a person puts {number} things down",
+        "counterfactual": f"a person picks {number} things up",
+        "aspect": aspect,
+    }
+    for number, aspect in enumerate(ASPECTS)
+}
+
+
+@pytest.fixture
+def vitatecs(tmp_path):
+    """The six files as in the repository, with a pair each, and empty videos."""
+    root = tmp_path / "vitatecs"
+    for aspect, pair in PAIRS.items():
+        write(root / "data" / f"{aspect}.jsonl", json.dumps(pair) + "\n")
+    touch(root / "videos", [f"{pair['src_dataset']}/{pair['video_name']}" for pair in PAIRS.values()])
+    return root
+
+
+def test_vitatecs(vitatecs, caplog):
+    dataset = load_corpus("vitatecs", vitatecs, "test")
+    assert dataset.column_names == [*COMMON, "options", "answer", "aspect"]
+    for row, (aspect, pair) in zip(dataset, PAIRS.items(), strict=True):
+        assert row["video"] == str(vitatecs / "videos" / pair["src_dataset"] / pair["video_name"])
+        assert row["video_id"] == pair["video_name"].removesuffix(".mp4")
+        assert row["captions"] == [pair["caption"]] == [row["options"][row["answer"]]]
+        assert row["options"][1 - row["answer"]] == pair["counterfactual"]
+        assert row["aspect"] == aspect.lower()
+    assert f"pairs of VITATECS: expected 13,838, found 6 in {vitatecs / 'data'}" in caplog.text
+    # Files of the first release do not name the aspect.
+    lines = [{**PAIRS["Type"], "caption": f"caption {number}"} for number in range(300)]
+    write(vitatecs / "data" / "Type.jsonl", "\n".join(json.dumps({**one, "aspect": "Type"}) for one in lines))
+    with_aspect = load_corpus("vitatecs", vitatecs, "test").to_list()
+    for one in lines:
+        del one["aspect"]
+    write(vitatecs / "data" / "Type.jsonl", "\n".join(map(json.dumps, lines)))
+    rows = load_corpus("vitatecs", vitatecs, "test").to_list()
+    assert rows == with_aspect
+    assert Counter(row["aspect"] for row in rows)["type"] == 300
+    assert 110 < sum(row["answer"] for row in rows) < 190  # either position, by chance
+
+
+@pytest.mark.parametrize(
+    ("msrvtt", "vatex"),
+    [
+        ("videos/all", "VATEX"),
+        ("MSRVTT/videos/all", "VATEX/videos"),
+        ("MSRVTT", "VATEX"),
+        ("TestVideo", "videos"),
+        ("", ""),
+    ],
+)
+def test_vitatecs_finds_the_videos_of_its_sources(vitatecs, msrvtt, vatex):
+    shutil.rmtree(vitatecs / "videos")
+    places = {"MSRVTT": msrvtt, "VATEX": vatex}
+    files = [f"{places[pair['src_dataset']]}/{pair['video_name']}".lstrip("/") for pair in PAIRS.values()]
+    touch(vitatecs, [name.replace(".mp4", ".webm") for name in files])
+    dataset = load_corpus("vitatecs", vitatecs, "test")
+    assert dataset["video"][:] == [str(vitatecs / name.replace(".mp4", ".webm")) for name in files]
+
+
+def test_vitatecs_without_some_videos(vitatecs, tmp_path, caplog):
+    shutil.rmtree(vitatecs / "videos" / "VATEX")
+    with pytest.raises(CorpusError, match=r"3 of 6 video files .* missing .*: videos/VATEX/a-B_1_000027_000037.mp4"):
+        load_corpus("vitatecs", vitatecs, "test")
+    dataset = load_corpus("vitatecs", vitatecs, "test", max_missing=0.5, missing_list=tmp_path / "missing.txt")
+    assert dataset["aspect"][:] == ["direction", "sequence", "compositionality"]
+    assert len(lines(tmp_path / "missing.txt")) == 3
+    touch(tmp_path / "elsewhere", [f"{pair['src_dataset']}/{pair['video_name']}" for pair in PAIRS.values()])
+    assert len(load_corpus("vitatecs", vitatecs, "test", video_dir=tmp_path / "elsewhere")) == 6
+
+
+def test_vitatecs_that_is_damaged(vitatecs):
+    for name, value, message in [
+        ("src_dataset", "msvd", "line 1: 'src_dataset' must be MSRVTT or VATEX, not 'msvd'"),
+        ("video_name", " ", "line 1: 'video_name' must be a string that is not blank"),
+        ("video_name", "/etc/passwd", "line 1: video '/etc/passwd' leads outside"),
+        ("video_name", "../../x.mp4", "line 1: video '.*' leads outside"),
+        ("caption", "", "line 1: 'caption' must be a string that is not blank"),
+        ("counterfactual", None, "line 1: 'counterfactual' must be a string that is not blank"),
+        ("aspect", "Direction", "line 1: 'aspect' is 'Direction' in the file of Type"),
+    ]:
+        write(vitatecs / "data" / "Type.jsonl", json.dumps({**PAIRS["Type"], name: value}))
+        with pytest.raises(CorpusError, match=rf"Type.jsonl, {message}"):
+            load_corpus("vitatecs", vitatecs, "test")
+    (vitatecs / "data" / "Type.jsonl").unlink()
+    with pytest.raises(CorpusError, match=r"no pairs of VITATECS for Type in .*: looked for Type.jsonl there and in"):
+        load_corpus("vitatecs", vitatecs, "test")
 
 
 # --- Actions -------------------------------------------------------------------------------------------------

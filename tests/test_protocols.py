@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,6 +21,8 @@ from region_learner.corpora.msrvtt import _LISTS
 from region_learner.corpora.msvd import _QUESTIONS
 from region_learner.corpora.msvd import _SIZES as _MSVD_SIZES
 from region_learner.corpora.ucf101 import SIZES as _UCF101_SIZES
+from region_learner.corpora.vitatecs import ASPECTS
+from region_learner.corpora.vitatecs import SIZE as VITATECS_SIZE
 from region_learner.evaluation import (
     EVALUATIONS,
     Protocol,
@@ -95,10 +98,22 @@ def command(capsys, *argv) -> dict:
 
 
 def test_the_table():
-    wanted = {"msrvtt_1ka", "msrvtt_1kb", "msrvtt_full", "msvd", "didemo", "lsmdc", "msrvtt_mc", "lsmdc_mc"}
+    wanted = {
+        "msrvtt_1ka",
+        "msrvtt_1kb",
+        "msrvtt_full",
+        "msvd",
+        "didemo",
+        "lsmdc",
+        "msrvtt_mc",
+        "lsmdc_mc",
+        "vitatecs",
+    }
     zero_shot = {f"{name}_zero_shot" for name in wanted} | {"hmdb51_zero_shot", "ucf101_zero_shot"}
     wanted |= {"msrvtt_qa", "msvd_qa", "hmdb51", "ucf101", "hmdb51_prompts", "ucf101_prompts"}
-    assert set(PROTOCOLS) == wanted | zero_shot | {"moving_shapes", "moving_shapes_unseen", "drifting_letters"}
+    built_in = {"moving_shapes", "moving_shapes_unseen", "drifting_letters"}
+    built_in |= {"moving_shapes_compositional", "drifting_letters_compositional"}
+    assert set(PROTOCOLS) == wanted | zero_shot | built_in
     assert set(PRIMARY_METRIC) == set(EVALUATIONS)
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
@@ -118,6 +133,7 @@ def test_sizes_are_those_that_the_corpora_check():
             "didemo": lambda _: {"videos": _DIDEMO_SIZES["test"][0]},
             "lsmdc": lambda _: {"videos": _RETRIEVAL["test"][1]},
             "lsmdc_mc": lambda _: {"questions": _CHOICE["test"][1]},
+            "vitatecs": lambda _: {"questions": VITATECS_SIZE},
             "msvd_qa": lambda _: {"questions": _QUESTIONS["test"]},
             "hmdb51": lambda _: {"videos": _HMDB51_SIZES["test"]},
             "ucf101": lambda _: {"videos": _UCF101_SIZES["test"]},
@@ -225,6 +241,58 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
     assert found.notes[0] in caplog.text
     assert str(places.root) not in (tmp_path / "evaluation.json").read_text()
     assert found.model["name"] == "model"
+
+
+def make_vitatecs(root, media):
+    """A pair or two of each aspect, in which the wrong caption is the right one of another pair."""
+    for number, aspect in enumerate(ASPECTS):
+        names = [f"MSRVTT/video{number}.mp4", f"VATEX/a_{number}_000000_000010.mp4"][: 1 + number % 2]
+        media.link(root / "videos", names)
+        pairs = [
+            {
+                "src_dataset": name.split("/")[0],
+                "video_name": name.split("/")[1],
+                "caption": caption(2 * number + place),
+                "counterfactual": caption(2 * number + place + 1),
+                "aspect": aspect,
+            }
+            for place, name in enumerate(names)
+        ]
+        write(root / "data" / f"{aspect}.jsonl", "\n".join(map(json.dumps, pairs)))
+
+
+PAIRED = {
+    "vitatecs": {aspect.lower() for aspect in ASPECTS},
+    "moving_shapes_compositional": {"colour", "texture", "motion"},
+    "drifting_letters_compositional": {"colour", "event"},
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_pairs_from_the_command_line(name, places, tmp_path, capsys):
+    protocol = get_protocol(name)
+    if name == "vitatecs":
+        make_vitatecs(tmp_path / "data", Media(tmp_path / "media"))
+    else:
+        sizes = {"train": 0, "val": 0, "test": 10, "size": 48, "frames": 4}
+        sizes |= {"test_unseen": 0} if protocol.corpus == "moving_shapes" else {}
+        make_corpus(protocol.corpus, tmp_path / "data", workers=1, progress=False, **sizes)
+    argv = ["evaluate", places.model, "--protocol", name, "--data-dir", tmp_path / "data"]
+    printed = command(capsys, *argv, "--output", tmp_path / "evaluation.json")
+    found = read_results(tmp_path / "evaluation.json")
+    assert found.metrics.items() <= printed.items()
+    assert found.metrics.keys() == {"accuracy", *(f"accuracy_{aspect}" for aspect in PAIRED[name])}
+    assert found.primary == ("accuracy", found.metrics["accuracy"])
+    rows = load_corpus(protocol.corpus, tmp_path / "data", "test", **protocol.options)
+    shares = Counter(rows["aspect"])
+    mean = sum(found.metrics[f"accuracy_{aspect}"] * count for aspect, count in shares.items()) / len(rows)
+    assert found.metrics["accuracy"] == pytest.approx(mean)
+    assert found.data["questions"] == len(rows)
+    assert found.data["sha256"] == digest_of_rows(rows)
+    assert found.data["sha256"] != digest_of_rows(rows.remove_columns("aspect"))
+    assert bool(found.notes) == (name == "vitatecs")  # nine pairs instead of 13,838
+    card = model_card([tmp_path / "evaluation.json"])
+    assert all(f"accuracy_{aspect}" in card for aspect in PAIRED[name])
 
 
 def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
@@ -549,6 +617,8 @@ def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
         trained("msvd_zero_shot", folder, corpus="msvd")
     with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])
+    with pytest.raises(ValueError, match=r"not trained on vitatecs, .* use vitatecs\."):  # some of its videos
+        trained("vitatecs_zero_shot", folder, corpus="msrvtt")
     with pytest.raises(ValueError, match=r"use hmdb51 or hmdb51_prompts\."):
         trained("hmdb51_zero_shot", folder, corpus="hmdb51")
     # Of several corpora, `corpus` is that of the validation.

@@ -393,7 +393,9 @@ def test_options_that_cannot_be_met(tmp_path):
 def test_other_corpora_are_left_alone(directory, tmp_path):
     with pytest.raises(CorpusError, match=r"other options \(size is 64, not 48\)"):
         load_corpus("drifting_letters", directory, size=48)
-    with pytest.raises(CorpusError, match=r"unknown option 'task'"):
+    with pytest.raises(
+        CorpusError, match=r"task 'multiple_choice' of drifting_letters \(tasks: retrieval, compositional\)"
+    ):
         load_corpus("drifting_letters", directory, task="multiple_choice")
     with pytest.raises(CorpusError, match=r"drifting_letters has no split 'test_unseen' \(splits: train, val, test\)"):
         load_corpus("drifting_letters", directory, split="test_unseen")

@@ -209,6 +209,41 @@ def test_multiple_choice_embeds_each_video_once(model, processor, tables, monkey
     assert result["accuracy"] == pytest.approx(100 * np.mean(right))
 
 
+def test_multiple_choice_by_aspect_against_a_naive_loop(model, processor, directory, tmp_path):
+    rows = load_corpus("moving_shapes", directory, task="compositional").to_list()
+    rows += [row | {"aspect": None} for row in rows[:1]] + [
+        row | {"options": row["options"][:1] * 2} for row in rows[1:2]
+    ]
+    rows += [{name: value for name, value in rows[2].items() if name != "aspect"}]
+    right: dict = {}
+    for row in rows:
+        first, second = (cosine(model, processor, row["video"], option) for option in row["options"])
+        hit = 0.5 if row["options"][0] == row["options"][1] else float((second > first) == row["answer"])
+        for aspect in (None, row.get("aspect")) if row.get("aspect") else (None,):
+            right.setdefault(aspect, []).append(hit)
+    expected = {f"accuracy_{aspect}": 100 * np.mean(hits) for aspect, hits in right.items() if aspect}
+    assert set(expected) == {"accuracy_colour", "accuracy_motion", "accuracy_texture"}
+    expected = {"accuracy": 100 * np.mean(right[None])} | expected
+    result = multiple_choice_accuracy(model, processor, rows, batch_size=4, progress=False)
+    assert {name: result.pop(name) for name in expected} == pytest.approx(expected)
+    assert result == {"questions": len(rows), "unreadable": []}
+    # An unreadable video takes its questions out of each share.
+    lost = rows[0]["video_id"]
+    table = damage(Dataset.from_list(rows[:-3]), tmp_path, [lost])
+    result = multiple_choice_accuracy(model, processor, table, progress=False)
+    kept = multiple_choice_accuracy(
+        model, processor, [row for row in rows[:-3] if row["video_id"] != lost], progress=False
+    )
+    assert result == kept | {"unreadable": [lost]}
+
+
+def test_aspects_are_words(model, processor, directory):
+    rows = load_corpus("moving_shapes", directory, task="compositional").to_list()
+    for aspect in (3, " ", ["colour"]):
+        with pytest.raises(ValueError, match=r"row 1 \(video_id .*\): aspect must be a string that is not blank"):
+            multiple_choice_accuracy(model, processor, [rows[0], rows[1] | {"aspect": aspect}])
+
+
 def test_multiple_choice_ties_count_in_part(model, processor, tables):
     row = tables["multiple_choice"][0]
     for answer in (0, 3):

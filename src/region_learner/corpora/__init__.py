@@ -19,7 +19,7 @@ from .registry import (
     make_corpus,
     register_corpus,
 )
-from .synthetic import load_masks
+from .synthetic import load_masks, object_phrases
 
 __all__ = [
     "Corpus",
@@ -34,6 +34,7 @@ __all__ = [
     "load_corpus",
     "load_masks",
     "make_corpus",
+    "object_phrases",
     "prepare_corpus",
     "register_corpus",
 ]

@@ -52,7 +52,7 @@ _ANNOTATION_DIRS = (
     "MSRVTT-QA",
 )
 
-_VIDEO_DIRS = (
+VIDEO_DIRS = (
     "videos/all", "videos", "TrainValVideo", "TestVideo", "MSRVTT_Videos", "train-video", "test-video", "video", "all",
     "MSRVTT/videos/all", "MSRVTT/videos", "videos/train", "videos/val", "videos/test",
 )  # fmt: skip
@@ -91,7 +91,7 @@ def load_msrvtt(
             f"unknown protocol {protocol!r} (protocols: {', '.join(names)}){did_you_mean(str(protocol), names)}"
         )
     directory, split = open_benchmark(f"msrvtt (protocol {name})", data_dir, split, list(_LISTS[name]))
-    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
+    videos = VideoFiles(directory, video_dir, VIDEO_DIRS)
     if (name, split) == ("1k-A", "test"):
         rows, source = _test_pairs(directory, videos)
     else:
@@ -122,7 +122,7 @@ def load_msrvtt_qa(
     directory, split = open_benchmark("msrvtt_qa", data_dir, split, list(sizes))
     names = (f"{split}_qa.json", f"msrvtt_qa_{split}.jsonl", f"{split}.jsonl")
     path = find_annotation(directory, names, f"questions of MSRVTT-QA for split {split!r}", _ANNOTATION_DIRS)
-    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
+    videos = VideoFiles(directory, video_dir, VIDEO_DIRS)
     rows = question_rows(path, None, "video", videos)
     check_count(len(rows), sizes[split], f"questions of MSRVTT-QA {split}", path)
     return build_benchmark(rows, videos, path, split, max_missing, missing_list, captioned=False)
@@ -149,7 +149,7 @@ def load_msrvtt_mc(
     directory, split = open_benchmark("msrvtt_mc", data_dir, split, ["test"])
     names = ("mc_test.jsonl", "msrvtt_mc_test.jsonl", "test.jsonl")
     path = find_annotation(directory, names, "multiple-choice questions of MSR-VTT", _ANNOTATION_DIRS)
-    videos = VideoFiles(directory, video_dir, _VIDEO_DIRS)
+    videos = VideoFiles(directory, video_dir, VIDEO_DIRS)
     rows = []
     for where, entry in read_entries(path):
         clip = text_field(entry, "clip_name", where)

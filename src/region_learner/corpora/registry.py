@@ -28,6 +28,7 @@ from .synthetic import (
     make_synthetic,
 )
 from .ucf101 import load_ucf101
+from .vitatecs import load_vitatecs
 from .webdataset import load_webdataset
 from .webvid import load_webvid
 
@@ -97,6 +98,7 @@ _CORPORA: dict[str, Corpus] = {
         Corpus("msvd", load_msvd),
         Corpus("msvd_qa", load_msvd_qa),
         Corpus("ucf101", load_ucf101),
+        Corpus("vitatecs", load_vitatecs),
         Corpus("webdataset", load_webdataset),
         Corpus("webvid", load_webvid),
     )
@@ -184,7 +186,8 @@ def load_corpus(
 
     The columns of every corpus are `video` (the path of a file; from shards its bytes, or a reference to them),
     `video_id` (str) and `captions` (list of str, empty for questions). Corpora for other tasks also have `question`
-    and `answer` (str), `options` (list of str) and `answer` (int), or `label` (a `ClassLabel`).
+    and `answer` (str), `options` (list of str) and `answer` (int), some of them with `aspect` (str, what the question
+    is about), or `label` (a `ClassLabel`).
 
     Args:
         name: a name from `list_corpora`.

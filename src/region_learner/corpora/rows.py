@@ -156,6 +156,11 @@ def read_label(value: Any) -> int | str:
     return int(value)
 
 
+def read_aspect(value: Any) -> str | None:
+    """Returns what a question is about, or None."""
+    return None if is_missing(value) else read_text(value)
+
+
 def _is_text(value: str) -> bool:
     if value.isascii():
         return True
@@ -235,7 +240,12 @@ def check_ids(dataset: Any, name: str) -> None:
 
 
 def read_row(
-    row: Any, columns: Sequence[str], where: str, bare: bool = False, with_video: bool = True
+    row: Any,
+    columns: Sequence[str],
+    where: str,
+    bare: bool = False,
+    with_video: bool = True,
+    optional: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns a row with normalized values: an id as a string, captions as a list.
 
@@ -244,11 +254,12 @@ def read_row(
         where: which row it is, for messages.
         bare: whether the row may have no captions.
         with_video: whether the row must have a video.
+        optional: further columns, which are None if the row does not have them.
     """
     if not isinstance(row, Mapping):
         raise CorpusError(f"{where} must be a mapping of columns such as 'video' and 'video_id', not {shown(row)}")
-    result = dict(row)
-    for name in ("video_id", *["video"] * with_video, *columns):
+    result = dict.fromkeys(optional) | dict(row)
+    for name in ("video_id", *["video"] * with_video, *columns, *optional):
         if name not in result:
             raise CorpusError(f"{where} has no column {name!r} (columns: {', '.join(sorted(map(str, row)))})")
         try:
@@ -324,4 +335,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "answer": read_text,
     "options": read_options,
     "label": read_label,
+    "aspect": read_aspect,
 }

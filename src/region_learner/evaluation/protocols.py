@@ -111,6 +111,7 @@ class Protocol:
 
 _ALL = "all captions of a video, each a query of its own"
 _ONE = "one caption per video"
+_EXCHANGED = "2 options per question: the full caption, and the same with an attribute of two objects exchanged"
 
 _FINE_TUNED = [
     Protocol(
@@ -154,6 +155,11 @@ _FINE_TUNED = [
         source="LSMDC 2016, movie multiple choice (Torabi et al., arXiv 1609.08124)",
     ),
     Protocol(
+        name="vitatecs", corpus="vitatecs", task="multiple_choice",
+        captions="2 options per question, which differ in one of six aspects of time", sizes={"questions": 13_838},
+        source="Li et al., arXiv 2311.17404, repository lscpku/VITATECS",
+    ),
+    Protocol(
         name="msrvtt_qa", corpus="msrvtt_qa", task="question_answering",
         captions="questions with open answers, from the vocabulary of the model", sizes={"questions": 72_821},
         source="Xu et al., ACM Multimedia 2017",
@@ -180,6 +186,14 @@ _FINE_TUNED = [
     ),
     Protocol(
         name="drifting_letters", corpus="drifting_letters", captions=_ALL, source="a built-in corpus",
+    ),
+    Protocol(
+        name="moving_shapes_compositional", corpus="moving_shapes", task="multiple_choice",
+        options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
+    ),
+    Protocol(
+        name="drifting_letters_compositional", corpus="drifting_letters", task="multiple_choice",
+        options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
     ),
 ]  # fmt: skip
 

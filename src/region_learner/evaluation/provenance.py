@@ -23,7 +23,7 @@ _FILES = (
 )  # fmt: skip
 
 # The columns of a corpus that are evaluated.
-_COLUMNS = ("video_id", "captions", "question", "options", "answer", "label")
+_COLUMNS = ("video_id", "captions", "question", "options", "answer", "aspect", "label")
 
 # Corpora whose name does not tell what is in them.
 _ANY_VIDEOS = {"features", "folder", "webdataset"}
@@ -135,8 +135,8 @@ def _sha256(path: Path) -> str:
 
 
 def videos_of(corpus: str) -> str:
-    """Returns the corpus that the videos of a corpus come from: "msrvtt" for "msrvtt_qa"."""
-    return corpus.removesuffix("_qa").removesuffix("_mc")
+    """Returns the corpus that the videos of a corpus come from: "msrvtt" for "msrvtt_qa" and, in part, "vitatecs"."""
+    return "msrvtt" if corpus == "vitatecs" else corpus.removesuffix("_qa").removesuffix("_mc")
 
 
 class TrainingCorpus(NamedTuple):

@@ -42,6 +42,11 @@ class CorpusRows:
     """
     The rows of a corpus.
 
+    Args:
+        dataset: the rows.
+        columns: the columns that are needed beside `video` and `video_id`.
+        optional: further columns, None in rows that do not have them.
+
     Attributes:
         columns: for each row, the columns asked for, without its video.
         videos: each video once, by its id.
@@ -52,20 +57,21 @@ class CorpusRows:
         ValueError: there are no rows, a column is missing, or a row is wrong.
     """
 
-    def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str]):
+    def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str], optional: Sequence[str] = ()):
         check_dataset(dataset, columns, "the data set", first_rows=0)
         rows: Any = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
         if not len(rows):
             raise ValueError("The data set has no rows.")
         without_videos = rows
         if hasattr(rows, "select_columns"):  # of a `datasets.Dataset`, without the column that may be large
-            without_videos = rows.select_columns(["video_id", *columns])
+            given = [name for name in optional if name in rows.column_names]
+            without_videos = rows.select_columns(["video_id", *columns, *given])
         self.columns: list[dict[str, Any]] = []
         owners: list[int] = []
         first: dict[Any, tuple[int, int]] = {}  # number and first row of each video
         for i, row in enumerate(without_videos):
-            row = read_row(row, columns, f"row {i}", bare=True, with_video=without_videos is rows)
-            self.columns.append({name: row[name] for name in columns})
+            row = read_row(row, columns, f"row {i}", bare=True, with_video=without_videos is rows, optional=optional)
+            self.columns.append({name: row[name] for name in (*columns, *optional)})
             number, _ = first.setdefault(row["video_id"], (len(first), i))
             owners.append(number)
         self.ids: list[Any] = list(first)

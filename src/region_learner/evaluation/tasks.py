@@ -165,30 +165,50 @@ def multiple_choice_accuracy(
     Args:
         model: the dual encoder.
         processor: its processor.
-        dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one).
-            Each video, by its id, is embedded once.
+        dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one),
+            and optionally `aspect`, what the question is about (str or None). Each video, by its id, is embedded once.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
-        `accuracy`, `questions` (the number of answered ones), `unreadable` (ids of videos).
+        `accuracy`, `accuracy_ASPECT` of the questions about each aspect, `questions` (the number of answered ones),
+        `unreadable` (ids of videos).
 
     Raises:
         ValueError: there are no rows, a column is missing, an answer is not the index of an option, or too many videos
             cannot be read.
     """
-    questions = CorpusRows(dataset, ("options", "answer"))
-    options, answers = questions.column("options"), questions.column("answer")
+    questions = CorpusRows(dataset, ("options", "answer"), optional=("aspect",))
+    scores, failures = _score_options(model, processor, questions, **reading)
+    unreadable = warn_of_unreadable(failures, questions.ids)
+    right = [
+        top_k(some, torch.tensor([answer]), 1)
+        for some, answer in zip(scores, questions.column("answer"))
+        if some is not None
+    ]
+    aspects = [aspect for some, aspect in zip(scores, questions.column("aspect")) if some is not None]
+    metrics = {"accuracy": _percent(torch.cat(right))}
+    for aspect in sorted(set(aspects) - {None}):
+        metrics[f"accuracy_{aspect}"] = _percent(torch.cat([one for one, of in zip(right, aspects) if of == aspect]))
+    return {**metrics, "questions": len(right), "unreadable": unreadable}
+
+
+def _score_options(
+    model, processor, questions: CorpusRows, **reading: Unpack[ReadingOptions]
+) -> tuple[list[torch.Tensor | None], dict[int, str]]:
+    """
+    How well each option of a row fits its video: scores (1, options), or None if the video cannot be read. Also the
+    error messages of unreadable videos by their indices. This is the only place where options are scored.
+    """
+    options = questions.column("options")
     # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
     embeds, failures = embed_videos(model, processor, questions.videos, **reading)
     text_embeds = embed_texts(model, processor, list(texts), progress=reading.get("progress", True))
-    unreadable = warn_of_unreadable(failures, questions.ids)
-    right = []
-    for some, answer, owner in zip(options, answers, questions.owners.tolist()):
-        if owner not in failures:
-            scores = _cosines(embeds[[owner]], text_embeds[[texts[text] for text in some]])
-            right.append(top_k(scores, torch.tensor([answer]), 1))
-    return {"accuracy": _percent(torch.cat(right)), "questions": len(right), "unreadable": unreadable}
+    scores = [
+        None if owner in failures else _cosines(embeds[[owner]], text_embeds[[texts[text] for text in some]])
+        for some, owner in zip(options, questions.owners.tolist())
+    ]
+    return scores, failures
 
 
 def zero_shot_accuracy(

@@ -2,6 +2,7 @@
 
 from .base import SyntheticCorpus, load_masks, make_synthetic
 from .letters import DRIFTING_LETTERS, DriftingLettersOptions, load_drifting_letters
+from .phrases import object_phrases
 from .shapes import MOVING_SHAPES, MovingShapesOptions, load_moving_shapes
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "load_masks",
     "load_moving_shapes",
     "make_synthetic",
+    "object_phrases",
 ]

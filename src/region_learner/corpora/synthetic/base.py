@@ -36,6 +36,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...configuration_region_learner import did_you_mean
 from ...files import locked
 from ..base import CorpusError, PathLike, Row, check_options, check_split
 from ..encoding import available_codec, write_video
@@ -140,6 +141,14 @@ class SyntheticCorpus:
         """Returns an instance of `options`."""
         check_options(self.name, options, self.option_names)
         return self.options(**options)
+
+
+def check_task(corpus: SyntheticCorpus, task: str, tasks: Sequence[str]) -> None:
+    """Checks that `task` is one of the tasks of a corpus."""
+    if task not in tasks:
+        raise CorpusError(
+            f"unknown task {task!r} of {corpus.name} (tasks: {', '.join(tasks)}){did_you_mean(str(task), tasks)}"
+        )
 
 
 # --- Scenes and captions -------------------------------------------------------------------------------------

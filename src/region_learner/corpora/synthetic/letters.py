@@ -28,10 +28,12 @@ from .base import (
     Clip,
     SyntheticCorpus,
     SyntheticOptions,
+    check_task,
     different_captions,
     load_synthetic_rows,
     pick,
 )
+from .compositional import Wording, any_of, compositional_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 # Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
 FORMAT = 1
+
+TASKS = ("retrieval", "compositional")
 
 # --- Vocabulary ----------------------------------------------------------------------------------------------
 
@@ -250,6 +254,39 @@ def _article(word: str) -> str:
     return "an" if word in (*"EHLMR", "orange") else "a"
 
 
+# --- Full captions, to be read again -------------------------------------------------------------------------
+
+
+def _phrases(letter: Letter, aspect: str) -> Sequence[str]:
+    if aspect == "colour":
+        return [letter.colour]
+    into = [letter.into]
+    if letter.event == "becomes":
+        into = [f"{_article(name)} {name}" for name in GLYPHS[letter.into]]
+    return [form.format(new) for phrase in EVENTS[letter.event] for form in phrase for new in into]
+
+
+def _clause(letter: Letter) -> str:
+    name, event = any_of(GLYPHS[letter.glyph]), any_of(_phrases(letter, "event"))
+    return f"(?:an? )?{letter.colour} {name} {event}"
+
+
+LETTERS_WORDING = Wording(
+    thing=Letter,
+    aspects={"colour": ("colour",), "event": ("event", "into")},
+    phrases=_phrases,
+    clause=_clause,
+    opening="|".join(opening for form in ("list", "clauses") for opening in FORMS[form][0]),
+    link="|".join(link for form in ("list", "clauses") for link in FORMS[form][1]),
+    article=_article,
+)
+
+
+def _is_possible(scene: Scene) -> bool:
+    """Whether a scene could have been drawn: no letter changes to the colour that it has."""
+    return not any(letter.event == "recolours" and letter.into == letter.colour for letter in scene)
+
+
 # --- Drawing letters -----------------------------------------------------------------------------------------
 
 # Lengths here are in ems, the size of the font.
@@ -404,6 +441,7 @@ def load_drifting_letters(
     data_dir: PathLike | None,
     split: str,
     *,
+    task: str = "retrieval",
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -417,8 +455,14 @@ def load_drifting_letters(
         data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val" or "test".
+        task: "retrieval", or "compositional": multiple choice between the first caption of a clip and the same with
+            the colours or the events of two letters exchanged (columns `options`, `answer`, the index of the true one,
+            and `aspect`: "colour" or "event"). Clips in which nothing can be exchanged are left out.
         workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
+    check_task(DRIFTING_LETTERS, task, TASKS)
     rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
+    if task == "compositional":
+        rows = compositional_rows(rows, LETTERS_WORDING, _is_possible, split)
     return build_dataset(rows)

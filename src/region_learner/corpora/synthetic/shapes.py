@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ...configuration_region_learner import did_you_mean
-from ..base import CorpusError, PathLike, build_dataset
-from .base import Clip, SyntheticCorpus, SyntheticOptions, load_synthetic_rows
+from ..base import PathLike, build_dataset
+from .base import Clip, SyntheticCorpus, SyntheticOptions, check_task, load_synthetic_rows
 from .shapes_captions import write_captions
 from .shapes_drawing import draw
 from .shapes_scenes import HELD_OUT_PAIRS, Scene, draw_scene, lay_out
@@ -85,18 +84,21 @@ def load_moving_shapes(
         data_dir: a directory written by `make_corpus`. Without one, the corpus is made on first use in the
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val", "test" or "test_unseen".
-        task: "retrieval", or one of these tasks on the same clips: "question_answering" (columns `question` and
-            `answer`, both str; one row per question, several per clip; no captions), "multiple_choice" (`options`,
-            five captions that differ in single attributes, and `answer`, the index of the only true one) and
-            "action_recognition" (`label`: how the largest object moves; clips without a single largest object are
-            left out, `objects=1` keeps them all).
+        task: "retrieval", or one of these tasks on the same clips:
+
+            - "question_answering": columns `question` and `answer`, both str; one row per question, several per clip;
+              no captions.
+            - "multiple_choice": `options`, five captions that differ in single attributes, and `answer`, the index of
+              the only true one.
+            - "compositional": the same with two options, the first caption of the clip and this caption with an
+              attribute of two objects exchanged, and the column `aspect`: "colour", "texture" or "motion". Clips in
+              which nothing can be exchanged are left out.
+            - "action_recognition": `label`, how the largest object moves; clips without a single largest object are
+              left out, `objects=1` keeps them all.
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
-    if task not in TASKS:
-        raise CorpusError(
-            f"unknown task {task!r} of moving_shapes (tasks: {', '.join(TASKS)}){did_you_mean(str(task), TASKS)}"
-        )
+    check_task(MOVING_SHAPES, task, TASKS)
     rows = load_synthetic_rows(MOVING_SHAPES, data_dir, split, options, workers=workers, progress=progress)
     rows, features = rows_of_task(rows, task, split)
     return build_dataset(rows, features)

@@ -8,7 +8,10 @@ from functools import partial
 import numpy as np
 
 from .base import different_captions, pick
+from .compositional import Wording, any_of
 from .shapes_scenes import COLOURS, MOTIONS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene, ShapeObject, Track
+
+_OPENINGS = ("", "", "a video of ", "we see ")
 
 
 def write_captions(scene: Scene, tracks: Sequence[Track], count: int, rng: np.random.Generator) -> list[str]:
@@ -57,7 +60,7 @@ def _true_relations(tracks: Sequence[Track], clearance: float = 0.12) -> list[tu
 
 
 def _tell(objects: Sequence[ShapeObject], extras: tuple[str, ...], rng: np.random.Generator) -> str:
-    opening = pick(rng, ("", "", "a video of ", "we see "))
+    opening = pick(rng, _OPENINGS)
     form = 1 if opening else 0  # "a star spins", but "we see a star spinning"
     clauses = [
         f"{_noun_phrase(shape_object, extras, rng)} {pick(rng, MOTIONS[shape_object.motion])[form]}"
@@ -77,4 +80,35 @@ def _noun_phrase(shape_object: ShapeObject, extras: tuple[str, ...], rng: np.ran
         if rng.random() < 0.5:
             look.reverse()
     phrase = " ".join([*words, *look, pick(rng, SHAPES[shape_object.shape])])
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    return f"{_article(phrase)} {phrase}"
+
+
+def _article(phrase: str) -> str:
+    return "an" if phrase[0] in "aeiou" else "a"
+
+
+# --- Full captions, to be read again -------------------------------------------------------------------------
+
+
+def _phrases(shape_object: ShapeObject, aspect: str) -> Sequence[str]:
+    if aspect == "motion":
+        return [form for phrase in MOTIONS[shape_object.motion] for form in phrase]
+    return COLOURS[shape_object.colour] if aspect == "colour" else TEXTURES[shape_object.texture]
+
+
+def _clause(shape_object: ShapeObject) -> str:
+    colour, texture, motion = (any_of(_phrases(shape_object, aspect)) for aspect in ("colour", "texture", "motion"))
+    size = f"{any_of(SIZES[shape_object.size])} " if SIZES[shape_object.size] else ""
+    look = f"(?:{colour} {texture}|{texture} {colour})"
+    return f"an? {size}{look} {any_of(SHAPES[shape_object.shape])} {motion}"
+
+
+SHAPES_WORDING = Wording(
+    thing=ShapeObject,
+    aspects={"colour": ("colour",), "texture": ("texture",), "motion": ("motion",)},
+    phrases=_phrases,
+    clause=_clause,
+    opening="|".join(_OPENINGS),
+    link=", | and | while ",
+    article=_article,
+)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -13,7 +11,8 @@ import numpy as np
 
 from ..base import CorpusError, Row
 from .base import pick
-from .shapes_captions import tell_everything
+from .compositional import compositional_rows, task_rng
+from .shapes_captions import SHAPES_WORDING, tell_everything
 from .shapes_scenes import (
     COLOURS,
     HELD_OUT_PAIRS,
@@ -29,7 +28,7 @@ from .shapes_scenes import (
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("retrieval", "question_answering", "multiple_choice", "action_recognition")
+TASKS = ("retrieval", "question_answering", "multiple_choice", "compositional", "action_recognition")
 
 # Class names of action recognition.
 ACTIONS = tuple(phrases[0][0] for phrases in MOTIONS.values())
@@ -46,11 +45,11 @@ def rows_of_task(rows: Sequence[Row], task: str, split: str) -> tuple[list[Row],
     """
     from datasets import ClassLabel, List, Value
 
+    if task == "compositional":
+        return compositional_rows(rows, SHAPES_WORDING, lambda scene: _is_possible(scene, split), split), {}
     new_rows: list[Row] = []
     for row in rows:
-        scene = tuple(ShapeObject(**attributes) for attributes in row["objects"])
-        seed = json.dumps([task, row["video_id"], row["objects"]])
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
+        scene, rng = SHAPES_WORDING.scene(row), task_rng(task, row)
         match task:
             case "question_answering":
                 for question, answer in _ask(scene, rng):

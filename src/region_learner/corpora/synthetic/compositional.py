@@ -1,0 +1,141 @@
+"""Compositional pairs: the full caption of a clip, and the same caption with an attribute of two objects exchanged.
+
+The stored caption is read instead of being written anew: the words of the two objects change places, so both captions
+have the same words, but for "a" and "an". Only which words belong together tells them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ..base import CorpusError, Row
+from .base import pick
+
+logger = logging.getLogger(__name__)
+
+Span = tuple[int, int]  # the first character, and the one after the last
+
+
+def any_of(phrases: Iterable[str]) -> str:
+    """Returns a regular expression of any of some phrases."""
+    return f"(?:{'|'.join(map(re.escape, phrases))})"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the first caption of a clip is worded. It tells all about each object, in the order of the scene.
+
+    Args:
+        thing: the dataclass of an object.
+        aspects: what can be exchanged between objects, each with the attributes that belong to it.
+        phrases: an object and an aspect -> all phrases for it.
+        clause: an object -> a regular expression of all that a caption may say of it.
+        opening, link: regular expressions of what is before the first clause and between two of them.
+        article: a word -> "a" or "an".
+    """
+
+    thing: type[Any]
+    aspects: Mapping[str, tuple[str, ...]]
+    phrases: Callable[[Any, str], Sequence[str]]
+    clause: Callable[[Any], str]
+    opening: str
+    link: str
+    article: Callable[[str], str]
+
+    def scene(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Returns the objects of a row."""
+        return tuple(self.thing(**attributes) for attributes in row["objects"])
+
+    def clauses(self, scene: Sequence[Any], caption: str) -> list[Span]:
+        """Returns where the caption speaks of each object.
+
+        Raises:
+            CorpusError: it is not a full caption of the scene.
+        """
+        pattern = f"(?:{self.opening}){f'(?:{self.link})'.join(f'({self.clause(thing)})' for thing in scene)}"
+        match = re.fullmatch(pattern, caption)
+        if match is None:
+            raise CorpusError(f"the caption {caption!r} does not tell all about the objects of the clip")
+        return [match.span(number) for number in range(1, len(scene) + 1)]
+
+    def exchange_words(self, scene: Sequence[Any], caption: str, aspect: str, pair: tuple[int, int]) -> str:
+        """Returns the caption with the words for an aspect of two objects exchanged."""
+        spans = self.clauses(scene, caption)
+        (start, end), (other_start, other_end) = (
+            self._find(caption, spans[number], self.phrases(scene[number], aspect)) for number in sorted(pair)
+        )
+        exchanged = (
+            caption[:start]
+            + caption[other_start:other_end]
+            + caption[end:other_start]
+            + caption[start:end]
+            + caption[other_end:]
+        )
+        return re.sub(r"\ban? (?=(\w+))", lambda match: f"{self.article(match[1])} ", exchanged)
+
+    def _find(self, caption: str, clause: Span, phrases: Sequence[str]) -> Span:
+        (match,) = re.compile(rf"\b{any_of(phrases)}\b").finditer(caption, *clause)
+        return match.span()
+
+    def exchanges(
+        self, scene: tuple[Any, ...], is_possible: Callable[[tuple[Any, ...]], bool]
+    ) -> dict[str, list[tuple[int, int]]]:
+        """Returns the pairs of objects whose exchange gives another scene that is possible, by aspect."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for aspect, names in self.aspects.items():
+            for i, j in combinations(range(len(scene)), 2):
+                other = list(scene)
+                for here, there in ((i, j), (j, i)):
+                    other[here] = dataclasses.replace(
+                        scene[here], **{name: getattr(scene[there], name) for name in names}
+                    )
+                # Objects that are otherwise alike only change places.
+                if sorted(other) != sorted(scene) and is_possible(tuple(other)):
+                    found.setdefault(aspect, []).append((i, j))
+        return found
+
+
+def task_rng(task: str, row: Mapping[str, Any]) -> np.random.Generator:
+    """Returns the random numbers of a task on a clip. They depend on its description, not on the corpus it is in."""
+    seed = json.dumps([task, row["video_id"], row["objects"]])
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
+
+
+def compositional_rows(
+    rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool], split: str
+) -> list[Row]:
+    """Returns a question of two options for each clip in which an attribute can be exchanged.
+
+    The columns are those of multiple choice, `options` and `answer`, and `aspect`, which says what was exchanged. Each
+    aspect that is possible is equally likely, and so is each position of the right caption.
+
+    Raises:
+        CorpusError: nothing can be exchanged in any clip.
+    """
+    new_rows = []
+    for row in rows:
+        scene, rng = wording.scene(row), task_rng("compositional", row)
+        exchanges = wording.exchanges(scene, is_possible)
+        if exchanges:
+            aspect, right = pick(rng, sorted(exchanges)), row["captions"][0]
+            options = [right, wording.exchange_words(scene, right, aspect, pick(rng, exchanges[aspect]))]
+            answer = int(rng.integers(2))
+            options = options[::-1] if answer else options
+            new_rows.append({**row, "captions": [right], "options": options, "answer": answer, "aspect": aspect})
+    if not new_rows:
+        raise CorpusError(
+            f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
+        )
+    if len(new_rows) < len(rows):
+        logger.info("%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows))
+    return new_rows
