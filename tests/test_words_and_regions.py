@@ -4,11 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from region_learner import RegionLearnerConfig, RegionLearnerModel
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerModel,
+    RegionLearnerVideoConfig,
+    RegionLearnerVideoModel,
+)
 from region_learner.loss_region_learner import contrastive_loss, word_region_loss
 from region_learner.modeling_region_learner import word_region_similarity
+from region_learner.region_masks import are_normalized
 
-from .conftest import NO_REGIONS, clips, texts, tiny_model
+from .conftest import NO_REGIONS, clips, randomize, texts, tiny_model, tiny_video_model
 
 
 def literal_similarity(words, word_weights, tokens, token_weights) -> torch.Tensor:
@@ -84,33 +90,117 @@ def test_outputs(options):
     torch.testing.assert_close(outputs.video_token_embeds, F.normalize(model.video_tokens.embed(states), dim=-1))
 
 
-@pytest.mark.parametrize("fusion", ["attention", "pool"])
-def test_tokens_of_an_earlier_layer(fusion):
-    model = tiny_model(token_dim=8, video_token_layer=1, text_token_layer=0, phrase_window=5, temporal_fusion=fusion)
+def literal_phrases(module, words: torch.Tensor) -> torch.Tensor:
+    """The convolution one word and one tap at a time, for `words` (L, width) without padding."""
+    weight, bias, reach = module.conv.weight, module.conv.bias, module.conv.kernel_size[0] // 2
+    rows = []
+    for at in range(len(words)):
+        near = [(step, words[at + step]) for step in range(-reach, reach + 1) if 0 <= at + step < len(words)]
+        rows.append(words[at] + F.gelu(sum(weight[:, :, step + reach] @ word for step, word in near) + bias))
+    phrases = torch.stack(rows)
+    return phrases + module.fc2(F.gelu(module.fc1(module.norm(phrases))))
+
+
+def test_phrases_of_a_text():
+    model, without = tiny_model(token_dim=8, phrase_window=5), tiny_model(token_dim=8)
+    without.load_state_dict({k: v for k, v in model.state_dict().items() if "phrase" not in k})
     given = texts(2)
     given["attention_mask"][0, 4:] = 0
     with torch.no_grad():
-        outputs = model(pixel_values_videos=clips(2), **given, output_hidden_states=True)
-    states = outputs.video_model_output.hidden_states[1][:, 1:].reshape(2, 64, 32)
-    expected = F.normalize(model.video_tokens.embed(model.video_tokens.norm(states)), dim=-1)
-    torch.testing.assert_close(outputs.video_token_embeds, expected)
-
-    # The convolution, one word at a time.
-    weight, bias = model.phrases.conv.weight, model.phrases.conv.bias
-    for row, length in ((0, 4), (1, 7)):
-        words = model.text_model.embeddings(given["input_ids"])[row, :length]
-        for at in range(length):
-            near = [(words[at + step], step + 2) for step in range(-2, 3) if 0 <= at + step < length]
-            phrase = words[at] + F.gelu(sum(weight[:, :, tap] @ word for word, tap in near) + bias)
-            expected = F.normalize(model.text_tokens.embed(model.text_tokens.norm(phrase)), dim=-1)
-            torch.testing.assert_close(outputs.text_token_embeds[row, at], expected)
+        outputs, plain = model.get_text_features(**given), without.get_text_features(**given)
+        tokens = model(**given).text_token_embeds
+        for row, length in ((0, 4), (1, 7)):
+            words = model.text_model.embeddings(given["input_ids"])[row, :length]
+            expected = literal_phrases(model.phrases, words)
+            torch.testing.assert_close(outputs.phrase_states[row, :length], expected, rtol=1e-4, atol=1e-5)
+            highest = model.phrase_norm(expected).amax(0)
+            added = outputs.pooler_output[row] - plain.pooler_output[row]
+            torch.testing.assert_close(added, model.phrase_projection(highest), rtol=1e-4, atol=1e-5)
+            embeds = F.normalize(model.text_tokens.embed(model.text_tokens.norm(expected)), dim=-1)
+            torch.testing.assert_close(tokens[row, :length], embeds, rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_states_are_returned_only_if_asked_for():
-    model = tiny_model(token_dim=8, video_token_layer=1, text_token_layer=0)
-    outputs = model(pixel_values_videos=clips(2), **texts(2))
-    assert outputs.video_model_output.hidden_states is None
-    assert outputs.text_model_output.hidden_states is None
+    model = tiny_model(phrase_window=5)
+    assert model(**texts(2)).text_model_output.hidden_states is None
+    assert model.get_text_features(**texts(2)).hidden_states is None
+    assert len(model(**texts(2), output_hidden_states=True).text_model_output.hidden_states) == 3
+
+
+def literal_queries(module, patches: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regions (S, D) and attention (S, n) of one clip's `patches` (n, D): one query and one head at a time."""
+    regions, attention = [], []
+    for query in module.queries[0]:
+        gathered, weights = [], []
+        for q, k, v in zip(
+            module.q_proj(module.query_norm(query)).chunk(heads),
+            module.k_proj(module.key_norm(patches)).chunk(heads, dim=-1),
+            module.v_proj(module.value_norm(patches)).chunk(heads, dim=-1),
+        ):
+            weights.append(((k @ q) / len(q) ** 0.5).softmax(0))
+            gathered.append(weights[-1] @ v)
+        region = query + module.out_proj(torch.cat(gathered))
+        regions.append(region + module.mlp(module.mlp_norm(region)))
+        attention.append(torch.stack(weights).mean(0))
+    return torch.stack(regions), torch.stack(attention)
+
+
+QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}
+
+
+@pytest.mark.parametrize("layer", [0, 1, None])
+def test_regions_of_queries(layer):
+    model = tiny_model(token_dim=8, region_layer=layer, **QUERIES)
+    with torch.no_grad():
+        outputs = model(pixel_values_videos=clips(2), output_hidden_states=True).video_model_output
+        for row in range(2):
+            patches = outputs.hidden_states[2 if layer is None else layer][row, 1:]
+            regions, attention = literal_queries(model.video_model.region_module.aggregation, patches, heads=4)
+            torch.testing.assert_close(outputs.region_states[row], regions, rtol=1e-4, atol=1e-4)
+            masks = (attention * 64).view(5, 4, 4, 4).transpose(0, 1)
+            torch.testing.assert_close(outputs.region_masks[row], masks, rtol=1e-4, atol=1e-4)
+        # The clip is the last CLS state and the maximum of the regions.
+        states = model.video_model.layernorm(torch.cat([outputs.hidden_states[-1][:, :1], outputs.region_states], 1))
+        torch.testing.assert_close(outputs.last_hidden_state, states)
+        torch.testing.assert_close(outputs.pooler_output, states[:, 0] + states[:, 1:].amax(1))
+    assert are_normalized(outputs.region_masks)
+
+
+def test_queries_over_codes_gather_features():
+    """Keys are quantized, values are not."""
+    model = tiny_video_model(**QUERIES | {"codebook_size": 16})
+    record = {}
+    module = model.region_module
+    module.aggregation.register_forward_pre_hook(lambda module, inputs: record.update(inputs=inputs))
+    with torch.no_grad():
+        outputs = model(clips(2), output_hidden_states=True)
+    patches = outputs.hidden_states[-1][:, 1:].unflatten(1, (4, 4, 4))
+    keys, values = record["inputs"][:2]
+    torch.testing.assert_close(values, patches)
+    torch.testing.assert_close(keys, F.embedding(outputs.cluster_ids, module.quantizer.embed))
+
+
+@pytest.mark.parametrize("fusion", ["attention", "pool", "linear"])
+def test_masked_frames_do_not_change_queries(fusion):
+    model = tiny_video_model(**QUERIES, temporal_fusion=fusion).double()
+    videos = clips(2).double()
+    alone = model(videos[:, :3])
+    masked = model(videos, frame_mask=torch.tensor([[1, 1, 1, 0]] * 2))
+    torch.testing.assert_close(masked.pooler_output, alone.pooler_output)
+    torch.testing.assert_close(masked.region_states, alone.region_states)
+    assert (masked.region_masks[:, 3] == 0).all()
+
+
+def test_queries_of_a_backbone_know_the_order_of_frames():
+    backbone = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    backbone |= {"intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = RegionLearnerVideoConfig(backbone_config=backbone, num_frames=4, interaction_heads=4, **QUERIES)
+    torch.manual_seed(0)
+    model = randomize(RegionLearnerVideoModel(config)).eval()
+    videos = clips(1)
+    with torch.no_grad():
+        forward, backward = (model(x).region_states for x in (videos, videos.flip(1)))
+    assert (forward - backward).abs().max() > 0.01
 
 
 def test_without_token_dim_there_is_nothing():
@@ -126,14 +216,16 @@ def test_one_side_alone():
     assert outputs.token_logits_per_text is None
 
 
-def test_padding_of_a_text_changes_nothing():
-    model = tiny_model(token_dim=8).double()
+@pytest.mark.parametrize("window", [0, 5])
+def test_padding_of_a_text_changes_nothing(window):
+    model = tiny_model(token_dim=8, phrase_window=window).double()
     videos, given = clips(2).double(), texts(2)
     alone = model(pixel_values_videos=videos, **given)
     for side in ((3, 0), (0, 3)):
         padded = {name: F.pad(x, side) for name, x in given.items()}
         outputs = model(pixel_values_videos=videos, **padded)
         torch.testing.assert_close(outputs.token_logits_per_text, alone.token_logits_per_text)
+        torch.testing.assert_close(outputs.text_embeds, alone.text_embeds)
         absent = padded["attention_mask"] == 0
         assert (outputs.text_token_weights[absent] == 0).all()
 
@@ -197,7 +289,25 @@ def test_checkpoints(tmp_path):
     assert model.token_temperature.item() == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize(("field", "value"), [("token_dim", -1), ("token_temperature", 0), ("token_loss_weight", 0)])
-def test_values_that_cannot_be(field, value):
-    with pytest.raises(ValueError, match=field):
-        RegionLearnerConfig(**{field: value})
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"token_dim": -1}, "token_dim"),
+        ({"token_temperature": 0}, "token_temperature"),
+        ({"token_loss_weight": 0}, "token_loss_weight"),
+        ({"phrase_window": 4}, "odd number of words"),
+        ({"video_config": {"region_layer": 13}}, "at most num_hidden_layers=12"),
+        (
+            {"video_config": {"region_form": "queries", "interaction_layers": 0, "interaction_heads": 5}},
+            "not a multiple",
+        ),
+        (
+            {"video_config": {"region_layer": 1, "backbone_config": {"model_type": "vit"}}},
+            "leave it out with a backbone",
+        ),
+        ({"video_config": {"region_options": {"pooling": "attention"}}}, "leave both to region_form='queries'"),
+    ],
+)
+def test_values_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        RegionLearnerConfig(**values)

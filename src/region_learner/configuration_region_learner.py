@@ -69,7 +69,8 @@ class RegionOptions(NamedTuple):
         pooling: how the values under a mask become one region. "softmax": in each channel, a mean over positions
             weighted by mask * exp(pooling_sharpness * value), so that large values under the mask count most. "max":
             in each channel, the maximum over positions of value + log(mask). "mean": the mean over positions of
-            mask * value. "softmax" and "max" need normalized masks.
+            mask * value. "softmax" and "max" need normalized masks. "attention": learned queries attend to the patches
+            of all frames; a region is what a query gathers from the clip, and its masks are the attention.
         pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
             0 is the same as "mean".
         values: what is pooled: the "features" before quantization, or the "quantized" features, which the masks are
@@ -116,11 +117,21 @@ REGION_FORMS: dict[str, dict[str, Any]] = {
         "interaction_norm": False,
         "interaction_mlp": False,
     },
+    "queries": {
+        "mask_normalization": "positions",
+        "pooling": "attention",
+        "pooling_sharpness": 3.0,
+        "values": "features",
+        "detach_masks": False,
+        "interaction_residual": True,
+        "interaction_norm": True,
+        "interaction_mlp": True,
+    },
 }
 
 _REGION_CHOICES = {
     "mask_normalization": ("none", "positions", "regions"),
-    "pooling": ("mean", "softmax", "max"),
+    "pooling": ("mean", "softmax", "max", "attention"),
     "values": ("quantized", "features"),
 }
 
@@ -314,11 +325,14 @@ class RegionLearnerVideoConfig(_StrictConfig):
         codebook_revival_after (`int`, defaults to 100): a code unused for the last K times this many features
             is revived near a current feature ("ema" only). 0 never revives codes.
         num_regions (`int`, defaults to 8): number of regions per frame, S.
+        region_layer (`int`, *optional*): the regions are made of the patches after this many blocks. By default after
+            the last one, in which every patch has seen the whole clip. Not with a backbone.
         interaction_layers (`int`, defaults to 1): number of interaction layers.
         interaction_heads (`int`, defaults to 8): number of attention heads in each of them.
-        region_form (`str`, defaults to `"decoupled"`): "decoupled", as above, or "paper", as in the paper and the
+        region_form (`str`, defaults to `"decoupled"`): "decoupled", as above. "paper", as in the paper and the
             reference implementation: the masks have any sign, and the regions are means over positions of mask *
-            quantized feature, which interact in a single attention layer.
+            quantized feature, which interact in a single attention layer. "queries": learned queries attend to the
+            patches of all frames, so that there are S regions per clip instead of per frame.
         region_options (`dict`, defaults to `{}`): overrides single options of the form; see [`RegionOptions`].
         motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
             the quantized ones.
@@ -372,6 +386,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     codebook_decay: float | int | None = None
     codebook_revival_after: int = 100
     num_regions: int = 8
+    region_layer: int | None = None
     interaction_layers: int = 1
     interaction_heads: int = 8
     region_form: str = "decoupled"
@@ -458,6 +473,14 @@ class RegionLearnerVideoConfig(_StrictConfig):
         counts = ("num_hidden_layers", "codebook_size", "codebook_revival_after", "num_regions", "interaction_layers")
         for name in (*counts, "layer_norm_eps"):
             _check_number(name, getattr(self, name), at_least=0)
+        if self.region_layer is not None:
+            if self.backbone_config is not None:
+                raise ValueError("region_layer is for the divided space-time ViT: leave it out with a backbone.")
+            if not 0 <= self.region_layer <= self.num_hidden_layers:
+                raise ValueError(
+                    f"region_layer={self.region_layer} must be at least 0 and at most num_hidden_layers="
+                    f"{self.num_hidden_layers}."
+                )
         _check_number("initializer_range", self.initializer_range, above=0)
         _check_choice("hidden_act", self.hidden_act, sorted(ACT2FN))
         _check_choice("codebook_mode", self.codebook_mode, ("ema", "original"))
@@ -468,7 +491,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
         _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
-        pairs = [("hidden_size", "interaction_heads")] if self.interaction_layers else []
+        has_queries = self.num_regions and resolved.region_options.pooling == "attention"
+        pairs = [("hidden_size", "interaction_heads")] if self.interaction_layers or has_queries else []
         if self.backbone_config is None:
             pairs += [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
         for whole, part in pairs:
@@ -519,6 +543,11 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 f"region_options: pooling={options.pooling!r} needs positive masks, but {masks} gives masks of any "
                 "sign: set mask_normalization to 'positions' or 'regions', or pooling to 'mean'."
             )
+        if options.pooling == "attention" and options.mask_normalization != "positions":
+            raise ValueError(
+                f"region_options: pooling='attention' has masks that are normalized over positions, but {masks}: set "
+                "mask_normalization to 'positions', or leave both to region_form='queries'."
+            )
         if options.mask_loss_weight and options.mask_normalization != "regions":
             raise ValueError(
                 f"region_options: mask_loss_weight={options.mask_loss_weight} needs masks that compete for positions, "
@@ -551,15 +580,11 @@ class RegionLearnerConfig(_StrictConfig):
             GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
-        token_dim (`int`, defaults to 0): size of the embeddings of single words and of the tokens of a video, which
-            are compared by `word_region_similarity`. 0: there are none.
-        video_token_layer (`int`, *optional*): the tokens of a video are its patches after this many blocks of the
-            encoder, which have seen less of the rest of the clip than the last ones. By default they are the regions,
-            or without regions the patches after the last block. Not with a backbone.
-        text_token_layer (`int`, *optional*): words are compared as they are after this many blocks of the text
-            encoder; 0 are its embeddings. By default after the last block.
-        phrase_window (`int`, defaults to 0): a convolution over this many words, an odd number, adds to each word what
-            is said next to it. 0: none.
+        phrase_window (`int`, defaults to 0): how many words, an odd number, a phrase has. The embedding of a text then
+            also says which phrases are in it: the maximum over them in each channel is projected and added. 0: none.
+        token_dim (`int`, defaults to 0): size of the embeddings of single tokens, which `word_region_similarity`
+            compares: the phrases of a text (without `phrase_window` its words), and the regions of a video (without
+            regions its patches). 0: there are none.
         token_temperature (`float`, defaults to 0.05): similarities of words and tokens are divided by it. With
             `learn_temperature`, a parameter that starts there.
         token_loss_weight (`float`, defaults to 1.0): weight of the contrastive loss of these similarities.
@@ -603,10 +628,8 @@ class RegionLearnerConfig(_StrictConfig):
     text_pooling: str | None = None
     text_projection_relu: bool = True
     projection_bias: bool = True
-    token_dim: int = 0
-    video_token_layer: int | None = None
-    text_token_layer: int | None = None
     phrase_window: int = 0
+    token_dim: int = 0
     token_temperature: float | int = 0.05
     token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
@@ -703,18 +726,6 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("phrase_window", self.phrase_window, at_least=0)
         if self.phrase_window and self.phrase_window % 2 == 0:
             raise ValueError(f"phrase_window={self.phrase_window} must be an odd number of words, or 0.")
-        for name, tower in (("video_token_layer", self.video_config), ("text_token_layer", self.text_config)):
-            layer, layers = getattr(self, name), getattr(tower, "num_hidden_layers", 0)
-            if layer is not None and not 0 <= layer <= layers:
-                raise ValueError(
-                    f"{name}={layer} must be between 0 and the number of blocks of the encoder, {layers}."
-                )
-        if self.video_token_layer is not None and self.video_config.backbone_config is not None:
-            raise ValueError("video_token_layer is for the divided space-time ViT: leave it out with a backbone.")
-        chosen = [name for name in ("video_token_layer", "text_token_layer") if getattr(self, name) is not None]
-        chosen += ["phrase_window"] if self.phrase_window else []
-        if chosen and not self.token_dim:
-            raise ValueError(f"{chosen[0]} is for the tokens of words and regions: set token_dim, or leave it out.")
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

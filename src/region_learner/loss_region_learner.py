@@ -346,8 +346,8 @@ class _Pairs:
 
     def gather_tokens(self, embeds: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Returns `embeds` (b, length, dim) and `weights` (b, length) of tokens, concatenated over processes: (n, longest,
-        dim) and (n, longest). Fewer tokens than in other processes are padded with tokens of weight 0.
+        Returns `embeds` (b, length, dim) and `weights` (b, length) of tokens, concatenated over processes:
+        (n, longest, dim) and (n, longest). Fewer tokens than in other processes are padded with tokens of weight 0.
         """
         length = torch.tensor(weights.shape[1], device=weights.device)
         torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)

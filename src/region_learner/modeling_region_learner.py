@@ -792,6 +792,54 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
             return (total - between.sum(1)).clamp(min=0) / total.clamp(min=1e-6)
 
 
+class RegionLearnerQueries(GradientCheckpointingLayer):
+    """
+    Gathers a clip into S regions: learned queries attend to the patches of all frames, as in DETR or a Perceiver. Each
+    follows something through the clip. Not in the original.
+    """
+
+    def __init__(self, config: RegionLearnerVideoConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.interaction_heads
+        self.queries = nn.Parameter(torch.zeros(1, config.num_regions, width))
+        self.query_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.key_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.value_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = RegionLearnerMLP(config)
+
+    def forward(
+        self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """
+        The queries look for `features` (B, T, h, w, D) and gather `values` (B, T, h, w, D). `frame_mask`: (B, T).
+        Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
+        mean of 1 over the clip; and no loss.
+        """
+        frames, height, width = features.shape[1:4]
+        query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
+        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
+        value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3))))
+        scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
+        if frame_mask is not None:
+            scores = scores + _additive(frame_mask, scores.dtype).repeat_interleave(height * width, 1)[:, None, None]
+        weights = scores.softmax(-1)  # (B, H, S, T * h * w)
+        gathered = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (B, S, D)
+        regions = self.queries + self.out_proj(gathered)
+        regions = regions + self.mlp(self.mlp_norm(regions))
+        masks = weights.mean(1).unflatten(2, (frames, height, width)).transpose(1, 2)
+        return regions, masks * (frames * height * width), None
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """Splits the last axis of `x` (B, n, D) into heads: (B, H, n, D / H)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
 class RegionLearnerInteractionLayer(nn.Module):
     """
     Self-attention over all regions of a clip, the original's `Interaction`. Beyond the original: several layers (which
@@ -832,7 +880,10 @@ class RegionLearnerRegionModule(nn.Module):
         self.detach_masks = options.detach_masks
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
-        self.aggregation = RegionLearnerAggregation(config) if config.num_regions else None
+        # Whether a region is of the whole clip, not of a frame.
+        self.gathers_clips = bool(config.num_regions) and options.pooling == "attention"
+        aggregation = RegionLearnerQueries if self.gathers_clips else RegionLearnerAggregation
+        self.aggregation = aggregation(config) if config.num_regions else None
         self.interaction = nn.ModuleList(
             [RegionLearnerInteractionLayer(config) for _ in range(config.interaction_layers)]
         )
@@ -858,20 +909,21 @@ class RegionLearnerRegionModule(nn.Module):
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask)
             states, values = states + motion, values + motion
+        positions = None if temporal_embeddings is None else temporal_embeddings[:, : features.shape[1]]  # (1, T, D)
+        if self.gathers_clips and positions is not None:
+            states, values = states + positions[:, :, None, None], values + positions[:, :, None, None]
         if self.aggregation is None:
             states = states.flatten(1, 3)
         else:
             states, masks, loss = self.aggregation(
                 states.detach() if self.detach_masks else states, values, frame_mask
             )
-        if temporal_embeddings is not None:
-            frames = features.shape[1]
-            positions = temporal_embeddings[:, :frames, None]  # (1, T, 1, D)
-            states = (states.unflatten(1, (frames, -1)) + positions).flatten(1, 2)
+        if not self.gathers_clips and positions is not None:
+            states = (states.unflatten(1, (features.shape[1], -1)) + positions[:, :, None]).flatten(1, 2)
         if masks is None:
             return states, masks, cluster_ids, loss
         attention_mask = None
-        if frame_mask is not None:
+        if frame_mask is not None and not self.gathers_clips:
             attention_mask = _additive(frame_mask.repeat_interleave(masks.shape[2], 1), states.dtype)[:, None, None]
         for layer in self.interaction:
             states = layer(states, attention_mask)
@@ -999,6 +1051,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.temporal_embeddings)
         elif isinstance(module, RegionLearnerZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, RegionLearnerQueries):
+            init.normal_(module.queries, std=0.5)
         elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
             # Regions have a variance of about 1. With the usual 0.02, the order of frames is learned half as fast.
             init.normal_(module.temporal_embeddings, std=0.2)
@@ -1113,15 +1167,20 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         else:
             self.backbone.set_input_embeddings(value)
 
-    def _pool(self, cls: torch.Tensor, tokens: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool(
+        self, cls: torch.Tensor, tokens: torch.Tensor, frames: int, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """
         Returns the video feature (B, D) of the CLS states (B, 1, D), in late fusion (B, T, D), and the states
-        `tokens` (B, T, n, D) of regions or patches.
+        `tokens` (B, n, D) of regions or patches.
         """
+        if self.region_module.gathers_clips:
+            fused = cls.squeeze(1) if self.temporal_fusion is None else self.temporal_fusion(cls, frame_mask)
+            return self._pool_tokens(fused, tokens)
         if self.temporal_fusion is not None:
-            return self.temporal_fusion(self._pool_tokens(cls, tokens), frame_mask)
-        real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[2], 1)  # (B, T * n)
-        return self._pool_tokens(cls.squeeze(1), tokens.flatten(1, 2), real)
+            return self.temporal_fusion(self._pool_tokens(cls, tokens.unflatten(1, (frames, -1))), frame_mask)
+        real = None if frame_mask is None else frame_mask.repeat_interleave(tokens.shape[1] // frames, 1)  # (B, n)
+        return self._pool_tokens(cls.squeeze(1), tokens, real)
 
     def _pool_tokens(self, cls: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Returns one feature (..., D) of the CLS state (..., D) and those `tokens` (..., n, D) that are `real`."""
@@ -1177,16 +1236,20 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Runs the divided space-time ViT. Returns the CLS states, (B, 1, D) or with late fusion (B, T, D), as
-        `pooler_output`, and the patches (B, T, h, w, D) as `last_hidden_state`.
+        `pooler_output`, and the patches (B, T, h, w, D) after `region_layer` blocks as `last_hidden_state`.
         """
         hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
         hidden_states = self.pre_layernorm(hidden_states)
         attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
-        for layer in self.layers:
+        region_layer = len(self.layers) if self.config.region_layer is None else self.config.region_layer
+        patches = hidden_states
+        for number, layer in enumerate(self.layers, start=1):
             hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
+            if number <= region_layer:
+                patches = hidden_states
         batch, frames = pixel_values_videos.shape[:2]
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states[:, 1:].reshape(batch, frames, *grid[1:], -1),
+            last_hidden_state=patches[:, 1:].reshape(batch, frames, *grid[1:], -1),
             pooler_output=hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1]),
         )
 
@@ -1291,7 +1354,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=self._pool(cls, tokens.unflatten(1, (patches.shape[1], -1)), frame_mask),
+            pooler_output=self._pool(cls, tokens, patches.shape[1], frame_mask),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             region_states=None if region_masks is None else states,
@@ -1486,6 +1549,45 @@ def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config
     return torch.where(is_end.any(1), is_end.int().argmax(1), last)
 
 
+@dataclass
+class RegionLearnerTextOutput(BaseModelOutputWithPooling):
+    """
+    Output of `get_text_features`.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, L, width)`): the output of the text encoder.
+        pooler_output (`torch.FloatTensor` of shape `(B, projection_dim)`): the embedding, before normalization.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the text encoder, if asked for.
+        phrase_states (`torch.FloatTensor` of shape `(B, L, width)`): what is said around each word. None without
+            `phrase_window`.
+    """
+
+    phrase_states: torch.Tensor | None = None
+
+
+class RegionLearnerPhrases(nn.Module):
+    """
+    What is said around each word: the embedding of the word, to which a convolution over a window of words and an MLP
+    are added. Not in the original.
+
+    The states of a text encoder that is trained from scratch soon mix the whole text. "A red square and a blue circle"
+    then looks the same as "a blue square and a red circle", and nothing in a batch of random pairs tells them apart.
+    """
+
+    def __init__(self, width: int, window: int):
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, kernel_size=window, padding=window // 2)
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`words` and the output: (B, L, width); `mask`: (B, L), False for padding, which has no influence."""
+        words = words * mask.unsqueeze(-1)
+        phrases = words + F.gelu(self.conv(words.transpose(1, 2)).transpose(1, 2))
+        return phrases + self.fc2(F.gelu(self.fc1(self.norm(phrases))))
+
+
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     """
     Video tower, text encoder and their projections, which the dual encoder and the question answering model share:
@@ -1503,6 +1605,12 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(_text_width(config), dim, bias=bias)
+        self.phrases = self.phrase_norm = self.phrase_projection = None
+        if config.phrase_window:
+            width = config.text_config.hidden_size
+            self.phrases = RegionLearnerPhrases(width, config.phrase_window)
+            self.phrase_norm = nn.LayerNorm(width)
+            self.phrase_projection = nn.Linear(width, dim, bias=bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1566,16 +1674,27 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             assert attention_mask is not None
             inputs["input_ids"], attention_mask = _pad_to_full_length(inputs["input_ids"], attention_mask, text_config)
         # Encoders of full-length texts attend to the padding, too.
-        outputs = self.text_model(**inputs, attention_mask=None if full_length else attention_mask, **kwargs)
+        wanted = {**kwargs, "output_hidden_states": True} if self.phrases is not None else kwargs
+        outputs = self.text_model(**inputs, attention_mask=None if full_length else attention_mask, **wanted)
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-        hidden_states, attentions = outputs.hidden_states, outputs.attentions
-        return BaseModelOutputWithPooling(  # with the tokens in the order of the input
+        embedding, phrases = self.text_projection(pooled), None
+        if self.phrases is not None:
+            words = outputs.hidden_states[0]  # the embeddings of the words
+            mask = torch.ones_like(words[..., 0]) if attention_mask is None else attention_mask
+            phrases = self.phrases(words, mask.bool())
+            highest = self.phrase_norm(phrases).masked_fill(~mask.bool().unsqueeze(-1), -math.inf).amax(1)
+            embedding = embedding + self.phrase_projection(highest)
+        returns_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        hidden_states = outputs.hidden_states if returns_states else None
+        attentions = outputs.attentions
+        return RegionLearnerTextOutput(  # with the tokens in the order of the input
             last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
-            pooler_output=self.text_projection(pooled),
+            pooler_output=embedding,
             hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
             attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
+            phrase_states=_roll_back(phrases, start, length, 1),
         )
 
     def _text_mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -1629,19 +1748,6 @@ class RegionLearnerTokenProjection(nn.Module):
         return _unit(self.embed(states)), weights * mask
 
 
-class RegionLearnerPhrases(nn.Module):
-    """Adds to the state of each word what the words next to it say: a convolution over a window of words."""
-
-    def __init__(self, width: int, window: int):
-        super().__init__()
-        self.conv = nn.Conv1d(width, width, kernel_size=window, padding=window // 2)
-
-    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`states` and the output: (B, L, width); `mask`: (B, L), False for padding."""
-        states = states * mask.unsqueeze(-1)
-        return states + F.gelu(self.conv(states.transpose(1, 2)).transpose(1, 2))
-
-
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
     """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
 
@@ -1654,12 +1760,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         self.logit_bias = (
             nn.Parameter(torch.tensor([float(config.sigmoid_bias)])) if config.loss == "sigmoid" else None
         )
-        self.video_tokens = self.text_tokens = self.phrases = self.token_logit_scale = None
+        self.video_tokens = self.text_tokens = self.token_logit_scale = None
         if config.token_dim:
-            width = config.text_config.hidden_size
             self.video_tokens = RegionLearnerTokenProjection(config.video_config.hidden_size, config.token_dim)
-            self.text_tokens = RegionLearnerTokenProjection(width, config.token_dim)
-            self.phrases = RegionLearnerPhrases(width, config.phrase_window) if config.phrase_window else None
+            self.text_tokens = RegionLearnerTokenProjection(config.text_config.hidden_size, config.token_dim)
             if config.learn_temperature:
                 self.token_logit_scale = nn.Parameter(-torch.tensor([config.token_temperature]).log())
         self.post_init()
@@ -1681,33 +1785,19 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
         return logits if self.logit_bias is None else logits + self.logit_bias
 
-    def _with_hidden_states(self, layer: int | None, kwargs: Any) -> Any:
-        """Returns `kwargs`, and if `layer` is one that the towers do not return on their own, a request for all."""
-        if layer is None or kwargs.get("output_hidden_states", self.config.output_hidden_states):
-            return kwargs
-        return {**kwargs, "output_hidden_states": True}
-
     def _embed_words(self, outputs: Any, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings (B, L, token_dim) and weights (B, L) of the words of texts."""
-        layer, states = self.config.text_token_layer, outputs.last_hidden_state
-        if layer is not None:
-            states = outputs.hidden_states[layer]
-        mask = torch.ones_like(states[..., 0]) if attention_mask is None else attention_mask
-        if self.phrases is not None:
-            states = self.phrases(states, mask.bool())
-        return self.text_tokens(states, mask.bool())  # type: ignore[misc]
+        """Returns embeddings (B, L, token_dim) and weights (B, L) of phrases, or without phrases of words."""
+        states = outputs.last_hidden_state if outputs.phrase_states is None else outputs.phrase_states
+        return self.text_tokens(states, None if attention_mask is None else attention_mask.bool())  # type: ignore[misc]
 
     def _embed_regions(
         self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or of patches."""
-        layer, late = self.config.video_token_layer, self.video_model.temporal_fusion is not None
-        if layer is None:
-            states = outputs.last_hidden_state[:, frames if late else 1 :]
-        else:
-            states = outputs.hidden_states[layer][:, 1:]  # in late fusion, (B * T, N, D)
-            states = states.reshape(len(outputs.last_hidden_state), -1, states.shape[-1])
-        if frame_mask is not None:
+        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or without regions of patches."""
+        states = outputs.last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
+        if self.video_model.region_module.gathers_clips:
+            frame_mask = None  # no region belongs to one frame
+        elif frame_mask is not None:
             frame_mask = frame_mask.bool().repeat_interleave(states.shape[1] // frames, 1)
         return self.video_tokens(states, frame_mask)  # type: ignore[misc]
 
@@ -1762,23 +1852,15 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         words: Any = (None, None)
         regions: Any = (None, None)
         if input_ids is not None:
-            with_layers = self._with_hidden_states(self.config.text_token_layer, kwargs)
-            text_outputs = self.get_text_features(
-                input_ids, attention_mask, token_type_ids, position_ids, **with_layers
-            )
+            text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
             text_embeds = _unit(text_outputs.pooler_output)
             if self.text_tokens is not None:
                 words = self._embed_words(text_outputs, self._text_mask(input_ids, attention_mask))
-            if with_layers is not kwargs:
-                text_outputs.hidden_states = None
         if pixel_values_videos is not None:
-            with_layers = self._with_hidden_states(self.config.video_token_layer, kwargs)
-            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **with_layers)
+            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
             if self.video_tokens is not None:
                 regions = self._embed_regions(video_outputs, pixel_values_videos.shape[1], frame_mask)
-            if with_layers is not kwargs:
-                video_outputs.hidden_states = None
 
         logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
