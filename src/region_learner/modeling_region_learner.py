@@ -821,19 +821,23 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
         mean of 1 over the clip; and no loss.
         """
-        frames, height, width = features.shape[1:4]
-        query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
-        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
-        value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3))))
-        scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
-        if frame_mask is not None:
-            scores = scores + _additive(frame_mask, scores.dtype).repeat_interleave(height * width, 1)[:, None, None]
-        weights = scores.softmax(-1)  # (B, H, S, T * h * w)
+        weights = self.attend(features, frame_mask)
+        value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3))))  # (B, H, T * h * w, D / H)
         gathered = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (B, S, D)
         regions = self.queries + self.out_proj(gathered)
         regions = regions + self.mlp(self.mlp_norm(regions))
-        masks = weights.mean(1).unflatten(2, (frames, height, width)).transpose(1, 2)
-        return regions, masks * (frames * height * width), None
+        masks = weights.mean(1).unflatten(2, features.shape[1:4]).transpose(1, 2)  # (B, T, S, h, w)
+        return regions, masks * features.shape[1:4].numel(), None
+
+    def attend(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the weight of each patch for each query, (B, H, S, T * h * w), 0 in masked frames; the sum is 1."""
+        query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
+        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
+        scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
+        if frame_mask is not None:
+            patches = features.shape[2] * features.shape[3]
+            scores = scores + _additive(frame_mask, scores.dtype).repeat_interleave(patches, 1)[:, None, None]
+        return scores.softmax(-1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """Splits the last axis of `x` (B, n, D) into heads: (B, H, n, D / H)."""
