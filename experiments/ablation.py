@@ -56,13 +56,16 @@ def run_missing(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         recorded = {(run["row"], run["seed"], run.get("data_seed")) for run in runs_of(path, setting, rows)}
-        corpus = output / "corpus" / name
+        corpus = output / "corpus" / setting.corpus  # settings of a corpus share its clips
         tasks = {}
         for seed, row, data_seed in product(seeds, rows, data_seeds or (None,)):
             if (row.name, seed, data_seed) not in recorded:
                 masks_to = output / "masks" / name / f"{row.name}.npz" if seed == 0 and data_seed is None else None
                 label = f"{row.name}, seed {seed}" + ("" if data_seed is None else f", data {data_seed}")
-                tasks[label] = (setting, row, seed, corpus, use_cpu, masks_to, data_seed)
+                weights_to = (
+                    output / "weights" / name / f"{row.name}-{seed}.safetensors" if data_seed is None else None
+                )
+                tasks[label] = (setting, row, seed, corpus, use_cpu, masks_to, data_seed, weights_to)
         if tasks:
             prepare(setting, corpus)
             run_in_processes(train_and_measure, tasks, lambda run: add_run(path, run), jobs, use_cpu, progress)

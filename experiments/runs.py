@@ -55,10 +55,14 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     wanted = {row.name: row for row in rows}
     runs = [run for run in read_runs(path) if run["row"] in wanted]
     for run in runs:
-        now = json.loads(json.dumps({"setting": vars(setting), "video_config": wanted[run["row"]].video_config}))
+        row = wanted[run["row"]]
+        now = json.loads(
+            json.dumps({"setting": vars(setting), "video_config": row.video_config, "config": row.config})
+        )
         for name, value in now.items():
-            if run[name] != value:
-                fields = sorted(key for key in value | run[name] if run[name].get(key) != value.get(key))
+            recorded = run.get(name, {})
+            if recorded != value:
+                fields = sorted(key for key in value | recorded if recorded.get(key) != value.get(key))
                 raise ValueError(
                     f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({', '.join(fields)}): "
                     "choose another output, or remove the line."

@@ -47,12 +47,16 @@ class Row:
         label: how tables and figures call it.
         video_config: what it adds to the video configuration of the setting.
         baseline: name of the row that it is compared with.
+        config: what it adds to the configuration of the dual encoder.
+        gathering: what takes the place of learned queries, a key of `GATHERINGS`.
     """
 
     name: str
     label: str
     video_config: dict[str, Any] = field(default_factory=dict)
     baseline: str = "frozen"
+    config: dict[str, Any] = field(default_factory=dict)
+    gathering: str | None = None
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -147,8 +151,81 @@ def _decoupled(name: str, change: str, region_options: dict[str, Any] | None = N
     return Row(f"decoupled_{name}", f"decoupled: {change}", model, baseline="decoupled")
 
 
+# Words and regions.
+_TOKENS: dict[str, Any] = {"token_dim": 64}
+_PHRASES: dict[str, Any] = {"phrase_window": 7}
+_QUERIES: dict[str, Any] = {
+    "region_form": "queries",
+    "codebook_size": 0,
+    "num_regions": 12,
+    "region_layer": 1,
+    "interaction_layers": 0,
+    "interaction_heads": 4,
+}
+
+
+def _gathered(gathering: str, label: str, base: str = "queries") -> Row:
+    return Row(gathering, label, _QUERIES, base, _TOKENS | _PHRASES, gathering)
+
+
+_WORDS = [
+    *[row for row in _MAIN if row.name == "decoupled"],
+    Row("words", "decoupled, with the loss of words and regions", _DECOUPLED, "decoupled", _TOKENS),
+    Row(
+        "words_1_region",
+        "the same, one region per frame",
+        _with(_DECOUPLED, {"mask_loss_weight": 0.0}, num_regions=1),
+        "decoupled",
+        _TOKENS,
+    ),
+    Row("phrases", "decoupled, with phrases", _DECOUPLED, "decoupled", _PHRASES),
+    Row("phrases_words", "decoupled, with phrases and the loss", _DECOUPLED, "decoupled", _TOKENS | _PHRASES),
+    Row(
+        "patches_max_phrases",
+        "no regions, maximum of all patches, with phrases",
+        _with(_NONE, video_pooling="cls_max"),
+        "decoupled",
+        _PHRASES,
+    ),
+    Row("queries", "queries, with phrases and the loss", _QUERIES, "decoupled", _TOKENS | _PHRASES),
+    Row("queries_no_loss", "queries, with phrases", _QUERIES, "decoupled", _PHRASES),
+    Row("queries_no_phrases", "queries, with the loss", _QUERIES, "decoupled", _TOKENS),
+    Row(
+        "queries_late", "queries on the last block", _with(_QUERIES, region_layer=None), "queries", _TOKENS | _PHRASES
+    ),
+    Row(
+        "queries_interact",
+        "queries that interact",
+        _with(_QUERIES, interaction_layers=1),
+        "queries",
+        _TOKENS | _PHRASES,
+    ),
+    Row("queries_1", "a single query", _with(_QUERIES, num_regions=1), "queries", _TOKENS | _PHRASES),
+    Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
+    Row(
+        "queries_codes",
+        "queries that look at codes",
+        _with(_QUERIES, codebook_size=256),
+        "queries",
+        _TOKENS | _PHRASES,
+    ),
+    Row(
+        "all_patches",
+        "all patches",
+        _with(_QUERIES, num_regions=0, video_pooling="cls_max"),
+        "queries",
+        _TOKENS | _PHRASES,
+    ),
+    _gathered("cells", "12 cells of a grid, 4 per frame"),
+    _gathered("random_patches", "12 random patches"),
+    _gathered("clusters", "12 clusters (k-means)"),
+    _gathered("convolution", "12 masks by a convolution"),
+    _gathered("slots", "12 slots"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "main": _MAIN,
+    "words": _WORDS,
     "first_form": [
         *_main("frozen", "patches_max", "decoupled"),
         Row("maxima", "first form", _FIRST_FORM),
@@ -244,6 +321,9 @@ _SHAPES: dict[str, Any] = _CLIPS | {"test_unseen": 0, "fps": 4, "objects": 4, "d
 SETTINGS: dict[str, Setting] = {
     "shapes": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS),
     "letters": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS),
+    # Half of the training, as the best models leave little to be told apart after all of it.
+    "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
+    "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
     # Shows how much of the differences between seeds comes from the optimisation.
     "shapes_unclipped": Setting(
         corpus="moving_shapes", options=_SHAPES, **_ENCODERS, warmup_steps=50, max_grad_norm=0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
@@ -22,6 +23,7 @@ from region_learner.training.arguments import ModelArguments
 from region_learner.training.model import build_model
 
 from .clips import SPLITS, ClipsInMemory, CollatorInMemory, Split
+from .gatherings import GATHERINGS
 from .settings import Row, Setting
 
 _BATCH_SIZE = 100  # of the evaluation
@@ -33,11 +35,15 @@ def new_model(setting: Setting, row: Row, captions: Sequence[str]):
     arguments = ModelArguments(
         video_config=setting.video_config | row.video_config,
         text_config=dict(setting.text_config),
-        config=dict(setting.config),
+        config=setting.config | row.config,
         tokenizer="train",
         vocab_size=setting.vocab_size,
     )
-    return build_model(arguments, captions)
+    model, processor = build_model(arguments, captions)
+    if row.gathering is not None:
+        config: Any = model.config.video_config
+        model.video_model.region_module.aggregation = GATHERINGS[row.gathering](config).apply(model._init_weights)
+    return model, processor
 
 
 def train_and_measure(
@@ -48,6 +54,7 @@ def train_and_measure(
     use_cpu: bool = False,
     masks_to: Path | None = None,
     data_seed: int | None = None,
+    weights_to: Path | None = None,
 ) -> dict[str, Any]:
     """
     Trains the model of a row from one seed, and measures it after the last step.
@@ -58,6 +65,7 @@ def train_and_measure(
         use_cpu: whether to leave a GPU unused.
         masks_to: an .npz file to write: region masks of a few clips during training.
         data_seed: another seed for the order and sampling of the data.
+        weights_to: a .safetensors file to write: the weights after the last step.
 
     Returns:
         What was run and what was measured. `val` and `test`: retrieval metrics; `curve`: validation R@1 during
@@ -89,6 +97,8 @@ def train_and_measure(
         **({} if data_seed is None else {"data_seed": data_seed}),
         "setting": asdict(setting),
         "video_config": row.video_config,
+        **({"config": row.config} if row.config else {}),
+        **({"gathering": row.gathering} if row.gathering else {}),
         "val": _retrieval(model, processor, val),
         "test": _retrieval(model, processor, test),
         "curve": watch.curve,
@@ -100,6 +110,9 @@ def train_and_measure(
         "machine": _machine(model.device),
         "versions": {name: version(name) for name in ("region-learner", "torch", "transformers")},
     }
+    if weights_to is not None:
+        weights_to.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(weights_to))
     if masks_to is not None and watch.masks:
         masks_to.parent.mkdir(parents=True, exist_ok=True)
         clip = ClipsInMemory(processor.video_processor)
