@@ -98,18 +98,19 @@ def _options_of_task(
     Returns the arguments that only the evaluation of this task has. A temperature of None stands for the model's.
 
     Raises:
-        ValueError: the temperature is not above 0, or an option does not fit the task.
+        ValueError: a number is out of range, or an option does not fit the task.
     """
     dual_softmax = dual_softmax or temperature is not None
     if dual_softmax and task != "retrieval":
         raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {task!r}.")
     if temperature is not None and not temperature > 0:
         raise ValueError(f"dual_softmax_temperature={temperature} must be above 0.")
+    reranking = _rerank_of_task(task, rerank)
     if task == "zero_shot":
         return {"templates": list(TEMPLATES if templates is None else templates)}
     if templates is not None:
         raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
-    return ({"dual_softmax_temperature": temperature} if dual_softmax else {}) | _rerank_of_task(task, rerank)
+    return ({"dual_softmax_temperature": temperature} if dual_softmax else {}) | reranking
 
 
 def _rerank_of_task(task: str, rerank: int | None) -> dict[str, Any]:

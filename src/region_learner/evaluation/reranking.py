@@ -106,6 +106,12 @@ def number_to_rerank(model: Any, rerank: int | None, views: Views) -> int:
     return rerank
 
 
+def temperatures_of(model: Any) -> dict[str, float]:
+    """Returns the temperatures of a model with tokens, learned or fixed, as [`reranked_metrics`] takes them."""
+    with torch.no_grad():
+        return {name: float(getattr(model, name)) for name in ("temperature", "token_temperature")}
+
+
 def candidate_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
     """
     Returns the similarity (K,) of one text and its own K videos, or of one video and its own K texts: that of

@@ -11,7 +11,7 @@ from ..inference import evaluation_mode, progress_bar
 from .dual_softmax import dual_softmax_metrics
 from .metrics import retrieval_metrics
 from .reading import ONE_VIEW, CorpusRows, ReadingOptions, mean_of_views, read_clips, warn_of_unreadable
-from .reranking import CANDIDATES, Tokens, check_tokens, number_to_rerank, reranked_metrics
+from .reranking import CANDIDATES, Tokens, check_tokens, number_to_rerank, reranked_metrics, temperatures_of
 
 
 @dataclass
@@ -235,6 +235,5 @@ def retrieval_accuracy(
     if dual_softmax_temperature is not None:
         result["rescored"] = embeddings.rescored_metrics(dual_softmax_temperature)
     if candidates:
-        temperatures = float(model.temperature), float(model.token_temperature)
-        result["reranked"] = embeddings.reranked_metrics(*temperatures, candidates)
+        result["reranked"] = embeddings.reranked_metrics(**temperatures_of(model), candidates=candidates)
     return result

@@ -24,7 +24,7 @@ from .reading import (
     read_clips,
     warn_of_unreadable,
 )
-from .reranking import Tokens, exact_similarity, number_to_rerank
+from .reranking import Tokens, exact_similarity, number_to_rerank, temperatures_of
 from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
 
@@ -246,7 +246,7 @@ def _score_options(
     words, regions = Tokens.concatenate(of_texts), Tokens.concatenate(of_videos)
     readable = [index for index in range(len(questions.videos)) if index not in failures]
     place = {index: number for number, index in enumerate(readable)}
-    temperature, token_temperature = float(model.temperature), float(model.token_temperature)
+    temperature, token_temperature = temperatures_of(model).values()
     sums = [
         None
         if of_row is None
