@@ -191,11 +191,15 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool) -> None:
     if results.rescored:
         print("Re-scored by dual softmax, with all queries at once:")
         print_result(results.rescored)
-    if results.reranked:
-        candidates = results.protocol.get("rerank")
-        which = f"the best {candidates} of each query" if candidates else "all options"
-        print(f"Re-ranked by words and regions, {which}:")
-        print_result(results.reranked)
+    candidates = results.protocol.get("rerank")
+    print_reranked(results.reranked, f", the best {candidates} of each query" if candidates else ", all options")
+
+
+def print_reranked(metrics: dict[str, Any] | None, which: str = "") -> None:
+    """Prints metrics after re-ranking, if there are some, apart from the others."""
+    if metrics:
+        print(f"Re-ranked by words and regions{which}:")
+        print_result(metrics)
 
 
 def heading(corpus: str, split: str, trained_on: bool) -> str:
