@@ -52,7 +52,7 @@ def some_tokens(rng, n: int, length: int, padded: bool, values: int | None = Non
 
 
 def unit(rng, n: int, ties: bool) -> torch.Tensor:
-    embeds = rng.integers(0, 2, (n, 3)) + [0.0, 0.0, 1.0] if ties else rng.normal(size=(n, 4))
+    embeds = np.add(rng.integers(0, 2, (n, 3)), [0.0, 0.0, 1.0]) if ties else rng.normal(size=(n, 4))
     return F.normalize(torch.tensor(embeds), dim=-1)
 
 

@@ -1,14 +1,18 @@
 """A model with tokens of words and regions wherever models go: training, heads of other tasks, precision, frames."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from region_learner import RegionLearnerModel
+from region_learner import RegionLearnerModel, RegionLearnerProcessor
 from region_learner.conversion import from_pretrained_towers
 from region_learner.evaluation import embed_corpus
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_arguments, train
 from region_learner.training.adapters import with_lora
+from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import checkpoint_activations, clips, texts, tiny_model
 from .test_training import TINY, corpus, rows  # noqa: F401
@@ -20,8 +24,6 @@ FORMS = pytest.mark.parametrize("options", [{"token_dim": 8}, LEARNED], ids=["re
 
 def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys):  # noqa: F811
     """Every option of tokens reaches the configuration, and evaluation while training is by single vectors."""
-    import json
-
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'run'}",
         "--config", json.dumps(LEARNED), "--per_device_train_batch_size=6", "--num_train_epochs=2",
@@ -32,9 +34,8 @@ def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys): 
     model = RegionLearnerModel.from_pretrained(tmp_path / "run")
     for name, value in LEARNED.items():
         assert getattr(model.config, name) == value
-    evaluated = [entry for entry in results["log"] if "eval_t2v_MeanR" in entry] if "log" in results else []
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
-    evaluated = evaluated or [entry for entry in state["log_history"] if "eval_t2v_MeanR" in entry]
+    evaluated = [entry for entry in state["log_history"] if "eval_t2v_MeanR" in entry]
     assert len(evaluated) == 2
     assert not any("rr_" in name for entry in evaluated for name in entry)
     assert state["best_metric"] == min(entry["eval_t2v_MeanR"] for entry in evaluated)
@@ -45,9 +46,6 @@ def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys): 
 
 
 def test_predictions_of_the_trainer_are_the_single_vectors(rows, tmp_path):  # noqa: F811
-    from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor
-    from region_learner.training.tokenizer import train_tokenizer
-
     tokenizer = train_tokenizer([text for some in rows["captions"] for text in some], 99, 32)
     processor = RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=2), tokenizer)
     model = tiny_model(**LEARNED)
@@ -67,9 +65,10 @@ def test_predictions_of_the_trainer_are_the_single_vectors(rows, tmp_path):  # n
 def test_resized_frames(options):
     model = tiny_model(**options)
     more = model.resize_frames(8)
-    assert more(pixel_values_videos=clips(frames=8)).video_token_embeds.shape[1] == 2 * model(
-        pixel_values_videos=clips()
-    ).video_token_embeds.shape[1]
+    assert (
+        more(pixel_values_videos=clips(frames=8)).video_token_embeds.shape[1]
+        == 2 * model(pixel_values_videos=clips()).video_token_embeds.shape[1]
+    )
     again = more.resize_frames(4)
     inputs = {**texts(), "pixel_values_videos": clips()}
     torch.testing.assert_close(again(**inputs).token_logits_per_text, model(**inputs).token_logits_per_text)
