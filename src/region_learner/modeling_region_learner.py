@@ -1928,6 +1928,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         return RegionLearnerOutput(loss=contrastive_loss(self.config, outputs, video_ids), **outputs)
 
 
+# Weights of a dual encoder that models with a head do not have.
+_OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\.", r"^phrases\."]
+
+
 def _num_labels(config: RegionLearnerConfig) -> int:
     if not config.num_labels:
         raise ValueError("The configuration has no classes: set num_labels or id2label.")
@@ -1961,7 +1965,11 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
 
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|video)_projection\.", r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^(text|video)_projection\.",
+        *_OF_SIMILARITIES,
+    ]
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
@@ -2081,12 +2089,12 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` of a dual encoder loads all of its weights but the temperature; only the classifier is new. A
-    saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a
-    vocabulary; `AutoModel` would load it as a dual encoder.
+    `from_pretrained` of a dual encoder loads all of its weights but the temperature and those of tokens; only the
+    classifier is new. A saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that
+    choose from a vocabulary; `AutoModel` would load it as a dual encoder.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
