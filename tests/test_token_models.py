@@ -17,9 +17,9 @@ from region_learner.video_processing_region_learner import RegionLearnerVideoPro
 from .conftest import checkpoint_activations, clips, texts, tiny_model
 from .test_training import TINY, corpus, rows  # noqa: F401
 
-OF_LAYERS = {"token_dim": 8, "video_token_layer": 1, "text_token_layer": 0, "phrase_window": 3}
-LEARNED = OF_LAYERS | {"learn_temperature": True, "token_temperature": 0.07, "token_loss_weight": 0.5}
-FORMS = pytest.mark.parametrize("options", [{"token_dim": 8}, LEARNED], ids=["regions", "layers"])
+WITH_PHRASES = {"token_dim": 8, "phrase_window": 3}
+LEARNED = WITH_PHRASES | {"learn_temperature": True, "token_temperature": 0.07, "token_loss_weight": 0.5}
+FORMS = pytest.mark.parametrize("options", [{"token_dim": 8}, LEARNED], ids=["regions", "phrases"])
 
 
 def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys):  # noqa: F811
@@ -127,5 +127,5 @@ def test_towers_with_tokens(tmp_path):
     model = from_pretrained_towers(str(tmp_path / "vit"), str(tmp_path / "text"), video_config=video, **LEARNED).eval()
     outputs = model(pixel_values_videos=clips(), **texts(), return_loss=True)
     assert outputs.loss.isfinite()
-    assert outputs.video_token_embeds.shape == (2, 64, 8)
+    assert outputs.video_token_embeds.shape == (2, 12, 8)  # 4 frames of 3 regions
     assert model.token_temperature.item() == pytest.approx(0.07)
