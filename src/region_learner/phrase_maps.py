@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]  # the first character, and the one after the last
 
+# A word may have a hyphen or an apostrophe within, straight or curved.
+_WORD = re.compile("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\\w+)*")
+
 # Words with less than this share of the mean weight of a word are not shown by themselves.
 _LEAST_WEIGHT = 0.2
 
@@ -218,7 +221,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         ValueError: as [`find_phrases`].
     """
     pairs = embed_pairs(model, processor, _one_clip(pixel_values_videos), [text])
-    spans = [word.span() for word in re.finditer("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\\w+)*", text)]
+    spans = [word.span() for word in _WORD.finditer(text)]
     found = pairs.find(0, spans)
     words = [word for word in found if word.region is not None]
     if not words:
