@@ -210,8 +210,8 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
 
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:
     """
-    Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words that find the same
-    region, or patches that touch. Words of next to no weight are left out. A warning tells which words the
+    Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words, without punctuation
+    between them, that find the same region, or patches that touch. Words of next to no weight are left out. A warning tells which words the
     model does not read, as the text is too long.
 
     Args:
@@ -239,7 +239,8 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         if word.weight < least:
             before = None
             continue
-        if before is not None and pairs.are_near(before, word.region):
+        is_next = before is not None and not text[phrases[-1][1] : word.span[0]].strip()  # only spaces in between
+        if is_next and pairs.are_near(before, word.region):
             phrases[-1] = (phrases[-1][0], word.span[1])
         else:
             phrases.append(word.span)
