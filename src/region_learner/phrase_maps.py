@@ -149,12 +149,14 @@ class EmbeddedPairs:
             matches.append(PhraseMatch(text[slice(*span)], span, weight, similarity, best, heat.cpu()))
         return matches
 
-    def are_near(self, region: int, other: int) -> bool:
+    def are_near(self, region: int | None, other: int | None) -> bool:
         """Returns whether two regions are the same one, or two patches the same one or next to each other."""
+        if region is None or other is None:
+            return False
         if self.outputs.video_model_output.region_masks is not None:
             return region == other
         places = np.array(np.unravel_index([region, other], self.grid()))  # frames, rows and columns, (3, 2)
-        frames, *distances = np.abs(places[:, 0] - places[:, 1])
+        frames, *distances = np.abs(places[:, 0] - places[:, 1]).tolist()
         return frames == 0 and max(distances) <= 1
 
     def grid(self) -> tuple[int, int, int]:
@@ -211,8 +213,8 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:
     """
     Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words, without punctuation
-    between them, that find the same region, or patches that touch. Words of next to no weight are left out. A warning tells which words the
-    model does not read, as the text is too long.
+    between them, that find the same region, or patches that touch. Words of next to no weight are left out. A warning
+    tells which words the model does not read, as the text is too long.
 
     Args:
         model, processor, pixel_values_videos, text: as in [`find_phrases`].
@@ -239,8 +241,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         if word.weight < least:
             before = None
             continue
-        is_next = before is not None and not text[phrases[-1][1] : word.span[0]].strip()  # only spaces in between
-        if is_next and pairs.are_near(before, word.region):
+        if pairs.are_near(before, word.region) and not text[phrases[-1][1] : word.span[0]].strip():
             phrases[-1] = (phrases[-1][0], word.span[1])
         else:
             phrases.append(word.span)
