@@ -138,14 +138,14 @@ class EmbeddedPairs:
         for span in spans:
             tokens = self._tokens(row, span)
             weight = float(weights[tokens].sum())
+            best: int | None = None
+            similarity, heat = 0.0, torch.zeros(self.grid())
             if tokens:
                 shares = weights[tokens] + torch.finfo(weights.dtype).tiny  # they may all be 0
                 similarities = (shares / shares.sum()) @ cosines[tokens]
                 best = int(similarities.argmax())
                 similarity = float(similarities[best])
                 heat = similarities.clamp(min=0).view(self.grid()) if maps is None else maps[best]
-            else:
-                best, similarity, heat = None, 0.0, torch.zeros(self.grid())
             matches.append(PhraseMatch(text[slice(*span)], span, weight, similarity, best, heat.cpu()))
         return matches
 
