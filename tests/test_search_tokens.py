@@ -20,6 +20,7 @@ from region_learner.search import index as index_module
 from region_learner.search.database import Database
 from region_learner.search.export import export_index
 from region_learner.search.jobs import join_parts
+from region_learner.search.page import _with_peak, write_search_page
 from region_learner.search.windows import MOST_TOKENS, are_tokens, pack_tokens
 
 from .search_toys import make_video, save_checkpoint
@@ -311,6 +312,11 @@ def test_damaged_files(copied, tmp_path):
     with pytest.raises(ValueError, match=r"is damaged \(tokens\)"):
         VideoIndex.open(copied).search("a")
     with writer.transaction():
+        writer.set_about("tokens", [N - 2, DIM])
+    make_video(tmp_path / "new.mp4", 2, seed=9)
+    with pytest.raises(ValueError, match=r"is damaged \(number of tokens\)"):
+        VideoIndex.open(copied).update(tmp_path / "new.mp4")
+    with writer.transaction():
         writer.set_about("tokens", [N, DIM])
     writer.close()
     file = copied / "vectors-0" / "tokens-00000.f16"
@@ -367,3 +373,68 @@ def test_damaged_parts(made, tmp_path):
     assert "its columns are not" in refused(whole, lambda about: about | {"tokens": [N, DIM + 1]})
     for shape in ([0, 8], "x", [1], [5, 8.0]):
         assert "is not a part of format" in refused(whole, lambda about, shape=shape: about | {"tokens": shape})
+
+
+# --- Where the words are -------------------------------------------------------------------------------------
+
+
+def test_regions_of_a_text(made, videos):
+    """The heat maps of hits, against the masks of the model."""
+    index, without = made
+    text = "a red square moves left"
+    with torch.no_grad():
+        for hit in index.search(text, k=3, regions=True):
+            clip = index.processor(videos=[hit.path], **index.span_of(hit))
+            outputs = index.model(**clip, **index.processor(text=[text]))
+            masks = outputs.video_model_output.region_masks[0]
+            assert hit.phrases[0] == text
+            assert all(phrase in text for phrase in hit.phrases)
+            assert hit.regions.shape == (len(masks), len(hit.phrases), *masks.shape[2:])
+            assert hit.regions.dtype == np.float32
+            cosines = outputs.text_token_embeds[0] @ outputs.video_token_embeds[0].T
+            weights = outputs.text_token_weights[0].clone()
+            weights[[0, -1]] = 0  # the tokens that begin and end a text are not words
+            best = int((weights @ cosines).argmax())
+            assert hit.regions[:, 0].argmax() == masks[:, best].flatten().argmax()
+    both = index.search([text, "blue"], k=1, regions=True)
+    assert [hit.phrases[0] for (hit,) in both] == [text, "blue"]
+    assert index.search("?", k=1, regions=True)[0].phrases == ("?",)
+    (by_video,) = index.search(video=str(videos / "e.mp4"), k=1, regions=True)
+    assert (by_video.phrases, by_video.regions.shape[1]) == ((), N)
+    assert without.search(text, k=1, regions=True)[0].phrases  # the model tells, not the index
+    assert index.search(text, k=1)[0].regions is None
+
+
+def test_the_page_shows_where_words_are(made, videos, tmp_path):
+    index, _ = made
+    hits = index.search("a <red> square moves left", k=2, regions=True)
+    page = write_search_page(tmp_path / "page.html", index, [("a <red> square", hits)]).read_text()
+    assert "orange shows where the model finds the query" in page
+    assert "do not depend on the query" not in page
+    assert page.count('alt="Frames of the span with a heat map of ') == sum(len(hit.phrases) for hit in hits)
+    assert 'heat map of a &lt;red&gt; square moves left"' in page
+    page = write_search_page(
+        tmp_path / "page.html", index, [("a video", index.search(video=str(videos / "e.mp4"), k=2, regions=True))]
+    ).read_text()
+    assert "do not depend on the query" in page
+    assert "heat map" not in page
+
+
+def test_frames_with_the_peak_are_shown():
+    heat = torch.zeros(12, 4, 4)
+    heat[5, 1, 2] = 1
+    assert _with_peak([1, 4, 7, 10], heat) == [1, 5, 7, 10]
+    assert _with_peak([0], heat) == [5]
+
+
+def test_the_app_shows_where_words_are(made):
+    pytest.importorskip("gradio")
+    from region_learner.search.app import Answers, Query
+
+    index, _ = made
+    (hit,) = index.search("blue circle", k=1)
+    answers = Answers(index)
+    assert "heat map of blue circle" in answers.draw(hit, True, Query("words", {"text": "blue circle"}))
+    for query in (None, Query("a video", {"video": "x"})):
+        assert "They do not depend on the query" in answers.draw(hit, True, query)
+    assert answers.draw(hit, False, None) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..conversion.checkpoints import load_config
 from ..corpora.features import preprocessing_of
 from ..inference import evaluation_mode
 from ..loading import check_checkpoint, load_checkpoint
+from ..phrase_maps import find_phrases, find_words
 from .reading import Begin, End, Event, Failed, Known, Part
 from .sources import Video
 from .spans import Plan
@@ -102,7 +104,7 @@ class Embedder:
             ValueError: they are wanted, and the model does not have any; or they are too long.
         """
         dim = self.model.config.token_dim
-        if wanted and not dim:
+        if wanted and not self.has_tokens:
             raise ValueError(
                 f"{self.name} does not have tokens of words and regions (token_dim=0): leave out --tokens, or use a "
                 "model that was trained with token_dim."
@@ -156,6 +158,22 @@ class Embedder:
         with self._running():
             masks = self.model.video_model(**inputs).region_masks
         return None if masks is None else masks[0].float().cpu().numpy()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the model compares words with regions."""
+        return bool(self.model.config.token_dim)
+
+    def phrases(
+        self, source: Any, text: str, start: float | None, end: float | None
+    ) -> tuple[tuple[str, ...], np.ndarray]:
+        """Returns a text and its phrases, P in all, and where a span shows each of them, float32 (T, P, h, w)."""
+        clip = self.processor(videos=[source], start=start, end=end)["pixel_values_videos"]
+        find = find_words if re.search(r"\w", text) else find_phrases
+        whole, *parts = find(self.model, self.processor, clip, text)
+        found = [whole, *(part for part in parts if part.text != text.strip())]
+        heat_maps = torch.stack([match.heat_map for match in found], 1)
+        return tuple(match.text for match in found), heat_maps.float().numpy()
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """

@@ -51,9 +51,11 @@ class Hit:
         path: of the video; of a member of a shard, the path of the shard followed by the name of the member.
         start, end: in seconds from the first frame.
         score: cosine similarity of the query and the best window of the span.
-        probability: that this is what the query means, from 0 to 1; see docs/search.md for how far it can be trusted.
-        regions: masks of the regions of a clip of the span, float32 (T, S, h, w), if they were asked for and the
-            model has regions.
+        probability: that this is what the query means, from 0 to 1; see docs/calibration.md for how far it can be
+            trusted.
+        regions: of a clip of the span, float32 (T, S, h, w), if they were asked for and the model has any: for texts
+            and a model with tokens a heat map of each of `phrases`, otherwise the masks of all regions.
+        phrases: what each of `regions` shows: the query as a whole, and then phrases of it; empty for all regions.
     """
 
     path: str
@@ -62,6 +64,7 @@ class Hit:
     score: float
     probability: float
     regions: np.ndarray | None = field(default=None, compare=False, repr=False)
+    phrases: tuple[str, ...] = field(default=(), compare=False)
 
 
 class VideoIndex:
@@ -339,7 +342,8 @@ class VideoIndex:
             within: a folder, shard or video of the index: only its videos are searched.
             min_score: the lowest cosine similarity of a hit.
             min_probability: the lowest probability of a hit.
-            regions: whether to run the model on the hits, for the masks of their regions.
+            regions: whether to run the model on the hits, to tell where in their frames the words are, or for the
+                masks of all regions where it cannot tell.
 
         Returns:
             The hits, best first; for a list of texts a list of them for each.
@@ -358,7 +362,8 @@ class VideoIndex:
         lowest, least = -2 if min_score is None else min_score, min_probability or 0
         found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least] for hits in all_hits]
         if regions:
-            found = [[self.with_regions(hit) for hit in hits] for hits in found]
+            texts = text if isinstance(text, list) else [text]
+            found = [[self.with_regions(hit, words) for hit in hits] for hits, words in zip(found, texts)]
         return found if isinstance(text, list) else found[0]
 
     def _embed(self, text: Any, image: Any, video: Any) -> list[Query]:
@@ -442,9 +447,13 @@ class VideoIndex:
             self._view = _View(self.directory, self.database, version)
         return self._view
 
-    def with_regions(self, hit: Hit) -> Hit:
-        """Returns a hit with the masks of its regions, if the model has any."""
-        return replace(hit, regions=self.embedder.regions(self.source(hit.path), **self.span_of(hit)))
+    def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
+        """Returns a hit with the regions where a text is, or without a text, or tokens, with all of the model's."""
+        source, span = self.source(hit.path), self.span_of(hit)
+        if text is None or not self.embedder.has_tokens:
+            return replace(hit, regions=self.embedder.regions(source, **span), phrases=())
+        phrases, heat_maps = self.embedder.phrases(source, text, **span)
+        return replace(hit, regions=heat_maps, phrases=phrases)
 
     def span_of(self, hit: Hit) -> dict[str, float | None]:
         """Returns the `start` and `end` with which the processor reads a hit: None for all of a video."""

@@ -112,7 +112,8 @@ class WindowStore:
         """Writes windows as the rows from `row` on; see [`Vectors.write`]. Tokens that are not kept are left out."""
         self.vectors.write(row, windows.vectors)
         if self.tokens is not None:
-            assert windows.tokens is not None
+            if windows.tokens is None or windows.tokens.shape[1:] != self._shape:
+                raise ValueError(f"{self.directory} is damaged (number of tokens): make the index again.")
             self.tokens.write(row, windows.tokens.reshape(-1, math.prod(self._shape)))
 
     def read(self, start: int, stop: int) -> Windows:
