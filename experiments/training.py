@@ -162,11 +162,11 @@ class _Watch(TrainerCallback):
         self.curve.append({"epoch": epoch, "t2v_R@1": metrics["t2v_R@1"]})
         if self.with_masks:
             with evaluation_mode(self.model):
-                clips = next(_batches(self.model, self.processor, self.val, _DRAWN))
+                clips = next(batches(self.model, self.processor, self.val, _DRAWN))
                 self.masks[f"epoch_{epoch}"] = self.model.video_model(clips).region_masks.float().cpu().numpy()
 
 
-def _batches(model, processor, split: Split, count: int | None = None) -> Iterator[torch.Tensor]:
+def batches(model, processor, split: Split, count: int | None = None) -> Iterator[torch.Tensor]:
     """Yields the first `count` clips of a split, (B, T, 3, height, width), on the device of the model."""
     clip = ClipsInMemory(processor.video_processor)
     frames = split.frames[:count]
@@ -177,7 +177,7 @@ def _batches(model, processor, split: Split, count: int | None = None) -> Iterat
 def _retrieval(model, processor, split: Split) -> dict[str, float]:
     with evaluation_mode(model):
         videos = torch.cat(
-            [model(pixel_values_videos=some).video_embeds.cpu() for some in _batches(model, processor, split)]
+            [model(pixel_values_videos=some).video_embeds.cpu() for some in batches(model, processor, split)]
         )
     owners, captions = zip(*split.captions())
     texts = embed_texts(model, processor, captions)
@@ -198,13 +198,12 @@ def _codes_and_regions(model, processor, test: Split, count: int) -> dict[str, A
     """Measures the codes in use and the region masks, as far as the model has them, on the first `count` clips."""
     found: dict[str, Any] = {}
     if model.config.video_config.codebook_size:
-        found["codes_in_use"] = codebook_use(model, _batches(model, processor, test, count))
+        found["codes_in_use"] = codebook_use(model, batches(model, processor, test, count))
     if model.config.video_config.num_regions:
         indices = ClipsInMemory(processor.video_processor).indices(test.frames[0])
         labels = [load_masks(path)[indices] for path in test.rows["masks"][:count]]
         labels = [np.stack(labels[start : start + _BATCH_SIZE]) for start in range(0, len(labels), _BATCH_SIZE)]
-        batches = zip(_batches(model, processor, test, count), labels)
-        found["regions"] = region_quality_of_batches(model, batches)
+        found["regions"] = region_quality_of_batches(model, zip(batches(model, processor, test, count), labels))
     return found
 
 

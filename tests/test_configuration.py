@@ -51,6 +51,7 @@ VIDEO_FIELDS = {
     "codebook_decay": 0.5,
     "codebook_revival_after": 7,
     "num_regions": 1,
+    "region_layer": 1,
     "interaction_layers": 0,
     "interaction_heads": 2,
     "region_form": "paper",
@@ -80,6 +81,10 @@ TOP_FIELDS = {
     "text_pooling": "mean",
     "text_projection_relu": False,
     "projection_bias": False,
+    "phrase_window": 3,
+    "token_dim": 8,
+    "token_temperature": 0.2,
+    "token_loss_weight": 0.5,
     "initializer_range": 0.01,
 }
 CHANGES = [

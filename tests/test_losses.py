@@ -163,6 +163,7 @@ def _classifier() -> RegionLearnerForVideoClassification:
 
 MODELS = {name: lambda options=options: tiny_model(codebook_size=0, **options) for name, options in OPTIONS.items()}
 MODELS["classes"] = _classifier
+MODELS["words and regions"] = lambda: tiny_model(codebook_size=0, token_dim=8, phrase_window=3, learn_temperature=True)
 
 
 def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -177,7 +178,10 @@ def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Te
         outputs, labels = called(**inputs), torch.tensor([0, -1, -100, 2])[rows]
         loss = classification_loss(model.config, outputs, labels, gather=parallel)
     else:
-        outputs = called(**inputs, **{key: value[rows] for key, value in texts(4).items()})
+        # The texts of the second process are padded: it has more tokens.
+        padding = (0, 2) if parallel and rows.start else (0, 0)
+        given = {key: F.pad(value[rows], padding) for key, value in texts(4).items()}
+        outputs = called(**inputs, **given)
         loss = contrastive_loss(model.config, outputs, torch.tensor([5, 6, 5, -1])[rows], gather=parallel)
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -199,7 +203,8 @@ def test_the_models_loss_is_that_of_the_functions():
                 outputs = model(**inputs, **texts(4), video_ids=ids, return_loss=True)
                 expected = contrastive_loss(model.config, outputs, ids)
                 assert (outputs.temperature is not None, outputs.logit_bias is not None) == {
-                    "infonce": (True, False), "sigmoid": (True, True), "max_margin": (False, False)
+                    "infonce": (True, False), "sigmoid": (True, True), "max_margin": (False, False),
+                    "words and regions": (True, False),
                 }[name]  # fmt: skip
         torch.testing.assert_close(outputs.loss, expected)
 

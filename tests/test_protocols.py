@@ -113,6 +113,7 @@ def test_the_table():
     wanted |= {"msrvtt_qa", "msvd_qa", "hmdb51", "ucf101", "hmdb51_prompts", "ucf101_prompts"}
     built_in = {"moving_shapes", "moving_shapes_unseen", "drifting_letters"}
     built_in |= {"moving_shapes_compositional", "drifting_letters_compositional"}
+    built_in |= {"moving_shapes_grounding", "drifting_letters_grounding"}
     assert set(PROTOCOLS) == wanted | zero_shot | built_in
     assert set(PRIMARY_METRIC) == set(EVALUATIONS)
     for name, protocol in PROTOCOLS.items():

@@ -140,9 +140,25 @@ def literal_queries(module, patches: torch.Tensor, heads: int) -> tuple[torch.Te
             weights.append(((k @ q) / len(q) ** 0.5).softmax(0))
             gathered.append(weights[-1] @ v)
         region = query + module.out_proj(torch.cat(gathered))
-        regions.append(region + module.mlp(module.mlp_norm(region)))
+        regions.append(region + module.fc2(F.gelu(module.fc1(module.mlp_norm(region)))))
         attention.append(torch.stack(weights).mean(0))
     return torch.stack(regions), torch.stack(attention)
+
+
+def test_phrases_and_queries_start_at_the_scale_of_their_width():
+    model = RegionLearnerModel(tiny_model(token_dim=8, phrase_window=5, **QUERIES).config)
+    queries = model.video_model.region_module.aggregation
+    layers = {
+        32: [queries.q_proj, queries.out_proj, queries.fc1, model.phrases.fc1, model.text_tokens.embed],
+        64: [queries.fc2],
+        128: [model.phrases.fc2],
+        160: [model.phrases.conv],
+    }
+    for inputs, some in layers.items():
+        for layer in some:
+            assert layer.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.15)
+    assert queries.queries.std().item() == pytest.approx(0.5, rel=0.2)
+    assert model.video_model.layers[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}

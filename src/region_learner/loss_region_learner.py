@@ -131,7 +131,7 @@ def contrastive_loss(
         loss = sigmoid_loss(text_embeds, video_embeds, temperature, outputs.logit_bias, video_ids, gather)
     else:
         loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather)
-    if outputs.text_token_embeds is not None:
+    if getattr(outputs, "text_token_embeds", None) is not None:
         temperature = config.token_temperature if outputs.token_temperature is None else outputs.token_temperature
         loss = loss + config.token_loss_weight * word_region_loss(outputs, temperature, video_ids, gather)
     return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)

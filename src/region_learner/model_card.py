@@ -241,9 +241,13 @@ def _claim(one: EvaluationResults) -> str:
 
 
 def _counts(data: dict[str, Any]) -> str:
-    counts = [f"{data[key]:,} {key}" for key in ("videos", "texts", "questions", "classes") if data.get(key)]
+    counts = [
+        f"{data[key]:,} {key}" for key in ("videos", "texts", "questions", "classes", "objects") if data.get(key)
+    ]
     if data.get("out_of_vocabulary"):
         counts.append(f"{data['out_of_vocabulary']:,} answers outside of the vocabulary")
+    if data.get("cut_off"):
+        counts.append(f"{data['cut_off']:,} objects named beyond the length that the model reads")
     if data.get("unreadable"):
         counts.append(f"{len(data['unreadable']):,} unreadable and left out")
     return ", ".join(counts)

@@ -289,6 +289,18 @@ class RegionLearnerZeroLinear(nn.Linear):
     """
 
 
+class RegionLearnerLinear(nn.Linear):
+    """
+    A linear layer that is initialized by the number of its inputs, as torch does it. The standard deviation of 0.02
+    that transformers uses suits a width of 768; much narrower layers then start nearly linear. Phrases and queries
+    have to be nonlinear from the beginning to learn which properties belong together.
+    """
+
+
+class RegionLearnerConv1d(nn.Conv1d):
+    """A convolution that is initialized like [`RegionLearnerLinear`]."""
+
+
 class RegionLearnerDividedAttention(RegionLearnerAttention):
     """
     Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token, a patch
@@ -806,12 +818,14 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         self.query_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.key_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.value_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = RegionLearnerLinear(width, width, bias=False)
+        self.k_proj = RegionLearnerLinear(width, width, bias=False)
+        self.v_proj = RegionLearnerLinear(width, width, bias=False)
+        self.out_proj = RegionLearnerLinear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.mlp = RegionLearnerMLP(config)
+        self.fc1 = RegionLearnerLinear(width, config.intermediate_size)
+        self.fc2 = RegionLearnerLinear(config.intermediate_size, width)
+        self.activation = ACT2FN[config.hidden_act]
 
     def forward(
         self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
@@ -825,7 +839,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3))))  # (B, H, T * h * w, D / H)
         gathered = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (B, S, D)
         regions = self.queries + self.out_proj(gathered)
-        regions = regions + self.mlp(self.mlp_norm(regions))
+        regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
         masks = weights.mean(1).unflatten(2, features.shape[1:4]).transpose(1, 2)  # (B, T, S, h, w)
         return regions, masks * features.shape[1:4].numel(), None
 
@@ -1055,6 +1069,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.temporal_embeddings)
         elif isinstance(module, RegionLearnerZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, (RegionLearnerLinear, RegionLearnerConv1d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, RegionLearnerQueries):
             init.normal_(module.queries, std=0.5)
         elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
@@ -1580,10 +1596,10 @@ class RegionLearnerPhrases(nn.Module):
 
     def __init__(self, width: int, window: int):
         super().__init__()
-        self.conv = nn.Conv1d(width, width, kernel_size=window, padding=window // 2)
+        self.conv = RegionLearnerConv1d(width, width, kernel_size=window, padding=window // 2)
         self.norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = RegionLearnerLinear(width, 4 * width)
+        self.fc2 = RegionLearnerLinear(4 * width, width)
 
     def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`words` and the output: (B, L, width); `mask`: (B, L), False for padding, which has no influence."""
@@ -1614,7 +1630,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             width = config.text_config.hidden_size
             self.phrases = RegionLearnerPhrases(width, config.phrase_window)
             self.phrase_norm = nn.LayerNorm(width)
-            self.phrase_projection = nn.Linear(width, dim, bias=bias)
+            self.phrase_projection = RegionLearnerLinear(width, dim, bias=bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1736,8 +1752,8 @@ class RegionLearnerTokenProjection(nn.Module):
     def __init__(self, width: int, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.embed = nn.Linear(width, dim)
-        self.weigh = nn.Linear(width, 1, bias=False)  # a softmax cancels a bias
+        self.embed = RegionLearnerLinear(width, dim)
+        self.weigh = RegionLearnerLinear(width, 1, bias=False)  # a softmax cancels a bias
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """

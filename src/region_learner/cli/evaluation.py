@@ -13,6 +13,7 @@ from .output import print_json, print_result, print_rows, print_table, print_wro
 if TYPE_CHECKING:
     from ..evaluation import Protocol
     from ..evaluation.results import EvaluationResults
+    from ..phrase_maps import PhraseMatch
 
 # --- evaluate ------------------------------------------------------------------------------------------------
 
@@ -34,7 +35,7 @@ _Task = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="retrieval (the default), multiple_choice, question_answering, classification or zero_shot.",
+        help="retrieval (the default), multiple_choice, question_answering, classification, zero_shot or grounding.",
     ),
 ]
 _ResultsFile = Annotated[
@@ -95,8 +96,9 @@ def evaluate(
     """
     Measure a checkpoint on a benchmark or on your own videos.
 
-    Retrieval in both directions (every video once, with all of its captions), multiple choice, question answering, or
-    action recognition by a classifier (classification) or by prompts (zero_shot). See docs/evaluation.md.
+    Retrieval in both directions (every video once, with all of its captions), multiple choice, question answering,
+    action recognition by a classifier (classification) or by prompts (zero_shot), or where phrases are in the frames
+    (grounding). See docs/evaluation.md.
     """
     if list_protocols:
         _print_protocols(as_json)
@@ -206,7 +208,16 @@ def _print_protocols(as_json: bool) -> None:
 
 _Videos = Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="VIDEO")]
 _Picture = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Also draw regions, codes and masks into this picture.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Also draw a picture: of regions, codes and masks, or of what --query finds where."
+    ),
+]
+_Query = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Where in the videos each phrase of this text is; needs a model with token_dim."
+    ),
 ]
 _CorpusOfObjects = Annotated[
     str | None,
@@ -223,6 +234,7 @@ _CorpusWorkers = Annotated[
 def regions(
     model: Model,
     videos: _Videos = None,
+    query: _Query = None,
     output: _Picture = None,
     as_json: AsJson = False,
     corpus: _CorpusOfObjects = None,
@@ -236,8 +248,9 @@ def regions(
     Show and measure what the regions of a model are.
 
     For videos: how much of a frame each region covers, how much regions overlap, how sharp, distinct and stable they
-    are, and how many codes are used. With --corpus: how well they land on the objects, compared with other masks.
-    Shares are in percent, averaged over the videos. See docs/evaluation.md.
+    are, and how many codes are used. With --query: which region each phrase of a text finds. With --corpus: how well
+    they land on the objects, compared with other masks. Shares are in percent, averaged over the videos. See
+    docs/evaluation.md.
     """
     from ..loading import check_checkpoint, check_video
 
@@ -248,8 +261,9 @@ def regions(
     if bool(videos) == (corpus is not None):
         raise ValueError("Give either videos or --corpus.")
     if corpus is not None:
-        if output is not None:
-            raise ValueError("--output draws videos that are given by name: leave it out with --corpus.")
+        for option, value in {"--output": output, "--query": query}.items():
+            if value is not None:
+                raise ValueError(f"{option} is for videos that are given by name: leave it out with --corpus.")
         dataset = read_corpus(corpus, data_dir, split or "test", corpus_options, None)
         _print_quality(model, dataset, batch_size or 16, workers or 0, as_json)
         return
@@ -262,15 +276,28 @@ def regions(
     }
     if given := [name for name, value in of_corpus.items() if value is not None]:
         raise ValueError(f"{given[0]} needs --corpus.")
-    _print_regions(model, videos, output, as_json)
+    if output is not None:
+        _check_picture(output)
+    if query is None:
+        _print_regions(model, videos, output, as_json)
+    else:
+        _print_phrases(model, videos, query, output, as_json)
 
 
-def _load(model: str) -> tuple[Any, Any]:
+def _check_picture(output: Path) -> None:
+    from PIL import Image
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {str(output)!r} is not a picture: give it the extension .png.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _load(model: str, task: str | None = None) -> tuple[Any, Any]:
     import torch
 
     from ..loading import load_checkpoint
 
-    encoder, processor = load_checkpoint(model, None)
+    encoder, processor = load_checkpoint(model, task)
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
@@ -289,15 +316,9 @@ def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_j
 
 def _print_regions(model: str, videos: list[str], output: Path | None, as_json: bool) -> None:
     """What regions are in videos, and a picture of them."""
-    from PIL import Image
-
     from ..evaluation import draw_report, region_report
     from ..files import naming
 
-    if output is not None:
-        if output.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"--output {str(output)!r} is not a picture: give it the extension .png.")
-        output.parent.mkdir(parents=True, exist_ok=True)
     encoder, processor = _load(model)
     report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
     if output is not None:
@@ -311,3 +332,44 @@ def _print_regions(model: str, videos: list[str], output: Path | None, as_json: 
         print_result(report)
     if output is not None:
         print_wrote(output)
+
+
+def _print_phrases(model: str, videos: list[str], query: str, output: Path | None, as_json: bool) -> None:
+    """Where the phrases of a text are in videos, and a picture of that."""
+    from ..evaluation import draw_phrases
+    from ..files import naming
+    from ..phrase_maps import find_words
+
+    encoder, processor = _load(model, "grounding")
+    found = {
+        video: find_words(
+            encoder, processor, processor(videos=[video], return_tensors="pt")["pixel_values_videos"], query
+        )
+        for video in videos
+    }
+    if output is not None:
+        with naming(output):
+            draw_phrases(encoder, processor, videos, query).save(output)
+    rows = {video: [_phrase_row(match) for match in matches] for video, matches in found.items()}
+    if as_json:
+        print_json(rows)
+    else:
+        for video, of_video in rows.items():
+            print(f"{video}:")
+            print_rows("phrase", {f"{number} {row.pop('text')}": row for number, row in enumerate(of_video)})
+    if output is not None:
+        print_wrote(output)
+
+
+def _phrase_row(match: "PhraseMatch") -> dict[str, Any]:
+    """What is told of a phrase. Frames and regions are counted from 1."""
+    peak = match.peak
+    return {
+        "text": match.text,
+        "weight": match.weight,
+        "similarity": match.similarity,
+        "region": None if match.region is None else match.region + 1,
+        "frame": None if peak is None else peak[0] + 1,
+        "x": None if peak is None else 100 * peak[1],
+        "y": None if peak is None else 100 * peak[2],
+    }

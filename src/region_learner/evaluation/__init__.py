@@ -2,11 +2,12 @@
 
 from .checkpoints import evaluate_checkpoint
 from .dual_softmax import dual_softmax_metrics
+from .grounding import grounding_accuracy
 from .metrics import compute_retrieval_metrics, retrieval_metrics
 from .modules import list_metrics, load_metric
 from .protocols import PROTOCOLS, Protocol, get_protocol, register_protocol
 from .reading import ReadingOptions, Views
-from .region_description import codebook_use, draw_report, region_report
+from .region_description import codebook_use, draw_phrases, draw_report, region_report
 from .region_evaluation import align_label_maps, region_quality, region_quality_of_batches
 from .region_metrics import RegionMetrics
 from .results import EvaluationResults, read_results, write_results
@@ -39,12 +40,14 @@ __all__ = [
     "compute_classification_metrics",
     "compute_multiple_choice_metrics",
     "compute_retrieval_metrics",
+    "draw_phrases",
     "draw_report",
     "dual_softmax_metrics",
     "embed_corpus",
     "embed_texts",
     "evaluate_checkpoint",
     "get_protocol",
+    "grounding_accuracy",
     "list_metrics",
     "load_metric",
     "multiple_choice_accuracy",

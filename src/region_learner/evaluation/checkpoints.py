@@ -20,7 +20,7 @@ from .tasks import EVALUATIONS, TEMPLATES
 logger = logging.getLogger(__name__)
 
 # What an evaluation returns beside metrics.
-_COUNTS = ("videos", "texts", "questions", "classes", "out_of_vocabulary")
+_COUNTS = ("videos", "texts", "questions", "classes", "objects", "out_of_vocabulary", "cut_off")
 
 
 def evaluate_checkpoint(

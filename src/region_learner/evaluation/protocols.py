@@ -20,6 +20,7 @@ PRIMARY_METRIC = {
     "question_answering": "accuracy",
     "classification": "top1",
     "zero_shot": "top1",
+    "grounding": "pointing",
 }
 
 # What can be counted of each task, to be compared with published numbers.
@@ -29,6 +30,7 @@ _COUNTS = {
     "question_answering": ("questions",),
     "classification": ("videos",),
     "zero_shot": ("videos", "classes"),
+    "grounding": ("videos", "objects"),
 }
 
 
@@ -111,6 +113,7 @@ class Protocol:
 
 _ALL = "all captions of a video, each a query of its own"
 _ONE = "one caption per video"
+_CLAUSES = "the first caption of a video, of which each clause is about one object"
 _EXCHANGED = "2 options per question: the full caption, and the same with an attribute of two objects exchanged"
 
 _FINE_TUNED = [
@@ -194,6 +197,14 @@ _FINE_TUNED = [
     Protocol(
         name="drifting_letters_compositional", corpus="drifting_letters", task="multiple_choice",
         options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
+    ),
+    Protocol(
+        name="moving_shapes_grounding", corpus="moving_shapes", task="grounding", captions=_CLAUSES,
+        source="a built-in corpus",
+    ),
+    Protocol(
+        name="drifting_letters_grounding", corpus="drifting_letters", task="grounding", captions=_CLAUSES,
+        source="a built-in corpus",
     ),
 ]  # fmt: skip
 

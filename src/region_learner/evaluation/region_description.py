@@ -9,11 +9,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..inference import evaluation_mode
+from ..phrase_maps import PhraseMatch, find_words
 from ..region_masks import region_focus
-from ..visualization import draw_clusters, draw_region_grid, draw_regions, frame_strip, frames_of_height
+from ..visualization import (
+    draw_clusters,
+    draw_heat_maps,
+    draw_region_grid,
+    draw_regions,
+    frame_strip,
+    frames_of_height,
+)
 from .region_evaluation import tower_with_regions
 
 _CLIPS_AT_ONCE = 16
+_LABEL = 60  # the most characters of a phrase in a picture
 
 
 def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None) -> dict[str, Any]:
@@ -181,6 +190,40 @@ def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> I
             )
         blocks.append(("The mask of every region", draw_region_grid(frames, masks[0], height=height)))
     return _stack(blocks, text=max(11, height // 8))
+
+
+def draw_phrases(model, processor, videos: Sequence[Any], text: str, height: int = 160) -> Image.Image:
+    """
+    Draws where videos show a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture: for
+    each video its frames, then one row for each phrase with its heat map over them.
+
+    Args:
+        model: a dual encoder with `token_dim`.
+        processor: its processor.
+        videos: a list of clips that the processor takes.
+        text: the text.
+        height: of one frame in pixels.
+
+    Raises:
+        VideoDecodeError: a video cannot be read.
+        ValueError: the model does not compare words with regions, or the text has no words.
+    """
+    blocks: list[tuple[str, Image.Image]] = []
+    for video in videos:
+        seen = processor(videos=[video], return_tensors="pt")["pixel_values_videos"]
+        frames = frames_of_height(processor.video_processor, video, height, seen.shape[-2])
+        name = os.path.basename(video) if isinstance(video, str | os.PathLike) else "Frames"
+        blocks.append((name, frame_strip([Image.fromarray(frame) for frame in frames], height)))
+        matches = find_words(model, processor, seen, text)
+        rows = draw_heat_maps(frames, torch.stack([match.heat_map for match in matches]), height=height)
+        blocks += [(_label(match), frame_strip(row, height)) for match, row in zip(matches, rows)]
+    return _stack(blocks, text=max(11, height // 10))
+
+
+def _label(match: PhraseMatch) -> str:
+    frame = "" if match.peak is None else f", frame {match.peak[0] + 1}"
+    text = match.text if len(match.text) <= _LABEL else f"{match.text[: _LABEL - 1]}…"
+    return f"“{text}”  {match.similarity:.2f}{frame}"
 
 
 def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:

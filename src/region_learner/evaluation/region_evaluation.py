@@ -1,6 +1,6 @@
 """How well the regions of a model land on the objects of a corpus, and what other masks reach on the same clips."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,25 +172,55 @@ def region_quality(
             video can be read, or no object is visible.
     """
     tower_with_regions(model)
-    checked = (read_row(row, (), f"row {number}") for number, row in enumerate(dataset))
-    rows = {row["video_id"]: row for row in checked}
-    if not rows:
-        raise ValueError("The data set has no rows.")
-    if "masks" not in next(iter(rows.values())):
-        raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
-    ids = list(rows)
-    clips = _LabelledClips(list(rows.values()), getattr(processor, "video_processor", processor))
+    rows = rows_with_masks(dataset)
     unreadable: dict[int, str] = {}
-    batches = read_items(
-        clips,
-        lambda index: f"video {ids[index]!r}",
+    batches = read_labelled_clips(
+        processor,
+        rows,
         unreadable,
         "measuring regions",
         batch_size=batch_size,
         num_workers=num_workers,
         progress=progress,
     )
-    pairs = ((torch.stack(clips), torch.stack(labels)) for clips, labels in (zip(*items) for _, items in batches))
-    result = region_quality_of_batches(model, pairs, baselines)
-    warn_of_unreadable(unreadable, ids)
-    return result | {"unreadable": [ids[i] for i in unreadable]}
+    result = region_quality_of_batches(model, ((clips, labels) for _, clips, labels in batches), baselines)
+    ids = [row["video_id"] for row in rows]
+    return result | {"unreadable": warn_of_unreadable(unreadable, ids)}
+
+
+def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Returns the rows of a corpus with label maps, one for each video by its id.
+
+    Raises:
+        ValueError: there are no rows, or the column `masks` is missing.
+    """
+    checked = (read_row(row, (), f"row {number}") for number, row in enumerate(dataset))
+    rows = {row["video_id"]: row for row in checked}
+    if not rows:
+        raise ValueError("The data set has no rows.")
+    if "masks" not in next(iter(rows.values())):
+        raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
+    return list(rows.values())
+
+
+def read_labelled_clips(
+    processor, rows: Sequence[Mapping[str, Any]], unreadable: dict[int, str], description: str, **options: Any
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """
+    Yields batches of the readable videos of rows: their indices, the clips (B, T, C, height, width), and the label
+    maps (B, T, height, width) of exactly what these show.
+
+    Args:
+        processor: a processor, or its video processor.
+        rows: of [`rows_with_masks`].
+        unreadable, description, options: as in `read_items`.
+
+    Raises:
+        ValueError: label maps do not fit their video, or too many videos cannot be read.
+    """
+    clips = _LabelledClips(rows, getattr(processor, "video_processor", processor))
+    batches = read_items(clips, lambda index: f"video {rows[index]['video_id']!r}", unreadable, description, **options)
+    for indices, items in batches:
+        pixel_values, labels = zip(*items)
+        yield indices, torch.stack(pixel_values), torch.stack(labels)

@@ -83,8 +83,8 @@ class RegionMetrics:
 
     def _count(self, focus: RegionFocus, labels: torch.Tensor, objects: int, clips: tuple[int, int]) -> None:
         """Adds what `focus` (F, S, h, w) and `labels` (F, H, W) of (clips, frames) give for O = `objects` objects."""
-        hit, has_peak = _peaks(focus, labels, objects)  # (F, S, O), (F, S)
-        labels = _thin(labels, focus.values.shape[-2:])
+        hit, has_peak = peaks_on_objects(focus, labels, objects)  # (F, S, O), (F, S)
+        labels = thin_out(labels, focus.values.shape[-2:])
         of_object = one_hot(labels, objects, focus.values.dtype).flatten(2).mT  # (F, H * W, O)
         weights = focus.weights(labels.shape[-2:])  # (F, S, H, W)
         inside = (weights > focus.threshold).to(weights.dtype).flatten(2)  # (F, S, H * W)
@@ -161,10 +161,10 @@ def _percent(part: float, whole: float) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def _peaks(focus: RegionFocus, labels: torch.Tensor, objects: int) -> tuple[torch.Tensor, torch.Tensor]:
+def peaks_on_objects(focus: RegionFocus, labels: torch.Tensor, objects: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The chance that the peak of each region is on each object, (F, S, O), and which regions have a peak, (F, S), for
-    `labels` (F, H, W).
+    Returns the chance that the peak of each region is on each object, (F, S, O), and which regions have a peak,
+    (F, S), for `labels` (F, H, W).
     """
     weights = focus.weights()
     centers = one_hot(_around_centers(labels, weights.shape[-2:]), objects, weights.dtype)
@@ -177,8 +177,8 @@ def _peaks(focus: RegionFocus, labels: torch.Tensor, objects: int) -> tuple[torc
     return hit / count.clamp(min=1)[..., None], count > 0
 
 
-def _thin(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-    """Label maps (F, H, W) with at most `_POINTS` rows and columns per position of a grid (h, w)."""
+def thin_out(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """Returns label maps (F, H, W) with at most `_POINTS` rows and columns per position of a grid (h, w)."""
     for axis, cells in enumerate(grid, start=1):
         side = labels.shape[axis]
         points = min(side, _POINTS * cells)

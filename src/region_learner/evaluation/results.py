@@ -58,6 +58,8 @@ class DataRecord(TypedDict):
     questions: NotRequired[int | None]
     classes: NotRequired[int | None]
     out_of_vocabulary: NotRequired[int | None]
+    objects: NotRequired[int | None]
+    cut_off: NotRequired[int | None]
     unreadable: NotRequired[list | None]  # ids of videos that were left out
 
 

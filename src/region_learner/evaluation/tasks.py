@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ..inference import evaluation_mode
 from ..labels import IGNORED_LABEL, MISSING_OPTION_SCORE, UNKNOWN_LABEL
+from .grounding import grounding_accuracy
 from .reading import BATCH_SIZE, CorpusRows, ReadingOptions, mean_of_views, read_clips, warn_of_unreadable
 from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
@@ -415,6 +416,7 @@ EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": answer_accuracy,
     "classification": classification_accuracy,
     "zero_shot": zero_shot_accuracy,
+    "grounding": grounding_accuracy,
 }
 
 

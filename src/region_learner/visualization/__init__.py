@@ -3,6 +3,7 @@
 from .page import Page, Query, Result, Table, frame_strip, render_page, write_page
 from .regions import (
     draw_clusters,
+    draw_heat_maps,
     draw_region_grid,
     draw_regions,
     frames_from_pixel_values,
@@ -16,6 +17,7 @@ __all__ = [
     "Result",
     "Table",
     "draw_clusters",
+    "draw_heat_maps",
     "draw_region_grid",
     "draw_regions",
     "frame_strip",

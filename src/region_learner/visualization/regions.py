@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from ..phrase_maps import phrase_focus
 from ..region_masks import RegionFocus, region_focus
 
 Color = tuple[int, int, int]
@@ -201,6 +202,34 @@ def draw_region_grid(
         [_draw_heat(*cell) for cell in zip(frames, heat[:, s], inside[:, s])] for s in range(region_masks.shape[1])
     ]
     return _contact_sheet(rows, focus.signed)
+
+
+def draw_heat_maps(
+    frames: np.ndarray | torch.Tensor, heat_maps: torch.Tensor, *, height: int | None = None
+) -> list[list[Image.Image]]:
+    """
+    Draws where a clip shows what phrases say: each heat map over the dimmed frames, in orange by its value, compared
+    with its largest value in the clip. A white line bounds what it points at.
+
+    Args:
+        frames: what the model saw, uint8 (T, H, W, 3).
+        heat_maps: (P, T, h, w), at least 0, as in [`~region_learner.phrase_maps.PhraseMatch`].
+        height: of the pictures in pixels; by default that of the frames.
+
+    Returns:
+        For each heat map one RGB picture per frame.
+
+    Raises:
+        TypeError, ValueError: types or shapes do not fit, or heat maps are negative or not finite.
+    """
+    frames = _check_frames(frames)
+    heat_maps = _check_clip("heat_maps", heat_maps, "a floating-point", ("P", "T", "h", "w"), "token_dim")
+    _check_same_length(frames, heat_maps[0], "a heat map")
+    frames = _resize(frames, height)
+    focus = phrase_focus(heat_maps)
+    size = [_SUPERSAMPLING * side for side in frames.shape[1:3]]
+    heat, inside = focus.enlarged(size), focus.areas(size)
+    return [[_draw_heat(*cell) for cell in zip(frames, *maps)] for maps in zip(heat, inside)]
 
 
 def draw_clusters(
