@@ -192,6 +192,15 @@ def test_order_equals_a_literal_reading(made, monkeypatch, most):
     assert index.search(QUERIES[0], k=50, min_probability=least) == hits[:3]
 
 
+def test_the_order_does_not_depend_on_how_many_are_wanted(made, monkeypatch):
+    for name in ("_NEAREST", "_RIVALS"):
+        monkeypatch.setattr(index_module, name, 1)
+    for text in QUERIES:
+        hits = made[0].search(text, k=50)
+        for k in range(1, len(hits)):
+            assert places(made[0].search(text, k=k)) == places(hits[:k])
+
+
 def test_tokens_of_weight_zero_are_absent(made, copied):
     """Of each window a token that would match best, but is not there."""
     index = VideoIndex.open(copied)

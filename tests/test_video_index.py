@@ -172,7 +172,7 @@ def test_regions_of_hits(make_index, videos):
     if index.model.video_model.backbone is not None:
         assert hit.regions is None
     else:
-        assert hit.regions.shape == (4, 3, 4, 4)
+        assert hit.regions.shape == (4, len(hit.phrases), 4, 4)
 
 
 # --- Following the files -------------------------------------------------------------------------------------

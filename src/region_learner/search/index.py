@@ -434,7 +434,8 @@ class VideoIndex:
             spans = record.spans[part * _PART : (part + 1) * _PART]
             seen.append(range(first, first + len(spans)))
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
-            if sum(span.score > scores.max() for span in found) >= wanted:
+            highest = scores.max()
+            if sum(span.score > highest for span in found) >= wanted:
                 break  # all others are below
             for start, end, best in find_spans(scores, spans):
                 found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
