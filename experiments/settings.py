@@ -161,6 +161,7 @@ _QUERIES: dict[str, Any] = {
     "region_layer": 1,
     "interaction_layers": 0,
     "interaction_heads": 4,
+    "video_pooling": "cls_mlp",
 }
 
 
@@ -212,7 +213,7 @@ _WORDS = [
     Row(
         "all_patches",
         "all patches",
-        _with(_QUERIES, num_regions=0, video_pooling="cls_max"),
+        _with(_QUERIES, num_regions=0),
         "queries",
         _TOKENS | _PHRASES,
     ),

@@ -93,6 +93,7 @@ CHANGES = [
     *({name: value} for name, value in TOP_FIELDS.items()),
     {"video_config": NO_REGIONS},
     {"video_config": NO_REGIONS | {"video_pooling": "cls_max"}},
+    {"video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_mlp"}},
     {"video_config": {"region_form": "paper", "region_options": {"interaction_residual": True}}},
 ]
 

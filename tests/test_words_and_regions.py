@@ -97,8 +97,14 @@ def literal_phrases(module, words: torch.Tensor) -> torch.Tensor:
     for at in range(len(words)):
         near = [(step, words[at + step]) for step in range(-reach, reach + 1) if 0 <= at + step < len(words)]
         rows.append(words[at] + F.gelu(sum(weight[:, :, step + reach] @ word for step, word in near) + bias))
-    phrases = torch.stack(rows)
-    return phrases + module.fc2(F.gelu(module.fc1(module.norm(phrases))))
+    return torch.stack(rows)
+
+
+def literal_max_mlp(module, tokens: torch.Tensor) -> torch.Tensor:
+    """Of `tokens` (n, width): one at a time."""
+    hidden = [F.gelu(module.fc1.weight @ module.norm(token) + module.fc1.bias) for token in tokens]
+    highest = torch.tensor([max(values) for values in zip(*[row.tolist() for row in hidden])])
+    return module.fc2.weight @ highest + module.fc2.bias
 
 
 def test_phrases_of_a_text():
@@ -113,9 +119,9 @@ def test_phrases_of_a_text():
             words = model.text_model.embeddings(given["input_ids"])[row, :length]
             expected = literal_phrases(model.phrases, words)
             torch.testing.assert_close(outputs.phrase_states[row, :length], expected, rtol=1e-4, atol=1e-5)
-            highest = model.phrase_norm(expected).amax(0)
             added = outputs.pooler_output[row] - plain.pooler_output[row]
-            torch.testing.assert_close(added, model.phrase_projection(highest), rtol=1e-4, atol=1e-5)
+            pooled = literal_max_mlp(model.phrase_mlp, expected)
+            torch.testing.assert_close(added, model.text_projection.weight @ pooled, rtol=1e-4, atol=1e-4)
             embeds = F.normalize(model.text_tokens.embed(model.text_tokens.norm(expected)), dim=-1)
             torch.testing.assert_close(tokens[row, :length], embeds, rtol=1e-4, atol=1e-5)
 
@@ -149,9 +155,9 @@ def test_phrases_and_queries_start_at_the_scale_of_their_width():
     model = RegionLearnerModel(tiny_model(token_dim=8, phrase_window=5, **QUERIES).config)
     queries = model.video_model.region_module.aggregation
     layers = {
-        32: [queries.q_proj, queries.out_proj, queries.fc1, model.phrases.fc1, model.text_tokens.embed],
+        32: [queries.q_proj, queries.out_proj, queries.fc1, model.phrase_mlp.fc1, model.text_tokens.embed],
         64: [queries.fc2],
-        128: [model.phrases.fc2],
+        128: [model.phrase_mlp.fc2],
         160: [model.phrases.conv],
     }
     for inputs, some in layers.items():
@@ -159,6 +165,24 @@ def test_phrases_and_queries_start_at_the_scale_of_their_width():
             assert layer.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.15)
     assert queries.queries.std().item() == pytest.approx(0.5, rel=0.2)
     assert model.video_model.layers[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, NO_REGIONS, {"temporal_fusion": "pool"}], ids=["regions", "patches", "late"])
+def test_the_maximum_of_a_hidden_layer(options):
+    model = tiny_video_model(**options, video_pooling="cls_mlp")
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])
+    with torch.no_grad():
+        outputs = model(clips(2), frame_mask=mask)
+        late = "temporal_fusion" in options
+        cls, tokens = outputs.last_hidden_state.tensor_split([4 if late else 1], dim=1)
+        tokens = tokens.unflatten(1, (4, -1))
+        for row, frames in ((0, [0, 1, 2, 3]), (1, [0, 1, 3])):
+            if late:
+                pooled = [cls[row, frame] + literal_max_mlp(model.max_mlp, tokens[row, frame]) for frame in frames]
+                expected = torch.stack(pooled).mean(0)
+            else:
+                expected = cls[row, 0] + literal_max_mlp(model.max_mlp, tokens[row, frames].flatten(0, 1))
+            torch.testing.assert_close(outputs.pooler_output[row], expected, rtol=1e-4, atol=1e-4)
 
 
 QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}

@@ -298,6 +298,8 @@ def _shown(one: EvaluationResults) -> dict[str, Any]:
         "rows": rows,
         "rescored": ", ".join(f"{metric} {value:.1f}" for metric, value in (one.rescored or {}).items()),
         "temperature": one.protocol.get("dual_softmax_temperature"),
+        "reranked": ", ".join(f"{metric} {value:.1f}" for metric, value in (one.reranked or {}).items()),
+        "candidates": f"the best {k} of each query" if (k := one.protocol.get("rerank")) else "all options",
         "notes": one.notes,
         "measured": _measured(one),
     }

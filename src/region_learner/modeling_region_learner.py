@@ -301,6 +301,23 @@ class RegionLearnerConv1d(nn.Conv1d):
     """A convolution that is initialized like [`RegionLearnerLinear`]."""
 
 
+class RegionLearnerMaxMLP(nn.Module):
+    """
+    Makes a set of tokens one vector: an MLP whose hidden layer, in each channel, is the maximum over the tokens. Each
+    channel of the hidden layer, of which there are many, can say that there is a token with certain properties.
+    """
+
+    def __init__(self, width: int, out_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = RegionLearnerLinear(width, 4 * width)
+        self.fc2 = RegionLearnerLinear(4 * width, out_width)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns (..., out_width) of those `tokens` (..., n, width) that are in `mask` (..., n)."""
+        return self.fc2(_masked_max(F.gelu(self.fc1(self.norm(tokens))), mask))
+
+
 class RegionLearnerDividedAttention(RegionLearnerAttention):
     """
     Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token, a patch
@@ -685,6 +702,14 @@ def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
         return states.mean(-2)
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+
+
+def _masked_max(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Returns the maximum (..., D) of `states` (..., n, D) over the positions of `mask` (..., n); 0 without any."""
+    if mask is None:
+        return states.amax(-2)
+    highest = states.masked_fill(~mask[..., None], -math.inf).amax(-2)
+    return torch.where(mask.any(-1, keepdim=True), highest, 0)
 
 
 class RegionLearnerMotionExcitation(nn.Module):
@@ -1168,6 +1193,9 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 self.layernorm = nn.Identity()
         self.region_module = RegionLearnerRegionModule(config)
         self.pooling = config.resolved.video_pooling
+        self.max_mlp = (
+            RegionLearnerMaxMLP(config.hidden_size, config.hidden_size) if self.pooling == "cls_mlp" else None
+        )
         fusion = config.resolved.temporal_fusion
         self.temporal_fusion = RegionLearnerTemporalFusion(config) if fusion != "attention" else None
         self.post_init()
@@ -1208,11 +1236,10 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             return cls
         if self.pooling == "cls_mean":
             pooled = _masked_mean(tokens, real)
-        elif real is None:
-            pooled = tokens.amax(-2)
+        elif self.max_mlp is not None:
+            pooled = self.max_mlp(tokens, real)
         else:
-            highest = tokens.masked_fill(~real[..., None], -math.inf).amax(-2)
-            pooled = torch.where(real.any(-1, keepdim=True), highest, 0)
+            pooled = _masked_max(tokens, real)
         return cls + (pooled if self.region_projection is None else self.region_projection(pooled))
 
     def _check_inputs(self, pixel_values_videos: torch.Tensor | None, frame_mask: torch.Tensor | None):
@@ -1587,8 +1614,8 @@ class RegionLearnerTextOutput(BaseModelOutputWithPooling):
 
 class RegionLearnerPhrases(nn.Module):
     """
-    What is said around each word: the embedding of the word, to which a convolution over a window of words and an MLP
-    are added. Not in the original.
+    What is said around each word: its embedding, to which a convolution over a window of words is added. Not in the
+    original.
 
     The states of a text encoder that is trained from scratch soon mix the whole text. "A red square and a blue circle"
     then looks the same as "a blue square and a red circle", and nothing in a batch of random pairs tells them apart.
@@ -1597,15 +1624,11 @@ class RegionLearnerPhrases(nn.Module):
     def __init__(self, width: int, window: int):
         super().__init__()
         self.conv = RegionLearnerConv1d(width, width, kernel_size=window, padding=window // 2)
-        self.norm = nn.LayerNorm(width)
-        self.fc1 = RegionLearnerLinear(width, 4 * width)
-        self.fc2 = RegionLearnerLinear(4 * width, width)
 
     def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`words` and the output: (B, L, width); `mask`: (B, L), False for padding, which has no influence."""
         words = words * mask.unsqueeze(-1)
-        phrases = words + F.gelu(self.conv(words.transpose(1, 2)).transpose(1, 2))
-        return phrases + self.fc2(F.gelu(self.fc1(self.norm(phrases))))
+        return words + F.gelu(self.conv(words.transpose(1, 2)).transpose(1, 2))
 
 
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
@@ -1625,12 +1648,10 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(_text_width(config), dim, bias=bias)
-        self.phrases = self.phrase_norm = self.phrase_projection = None
+        self.phrases = self.phrase_mlp = None
         if config.phrase_window:
-            width = config.text_config.hidden_size
-            self.phrases = RegionLearnerPhrases(width, config.phrase_window)
-            self.phrase_norm = nn.LayerNorm(width)
-            self.phrase_projection = RegionLearnerLinear(width, dim, bias=bias)
+            self.phrases = RegionLearnerPhrases(config.text_config.hidden_size, config.phrase_window)
+            self.phrase_mlp = RegionLearnerMaxMLP(config.text_config.hidden_size, _text_width(config))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1699,19 +1720,18 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-        embedding, phrases = self.text_projection(pooled), None
+        phrases = None
         if self.phrases is not None:
             words = outputs.hidden_states[0]  # the embeddings of the words
-            mask = torch.ones_like(words[..., 0]) if attention_mask is None else attention_mask
-            phrases = self.phrases(words, mask.bool())
-            highest = self.phrase_norm(phrases).masked_fill(~mask.bool().unsqueeze(-1), -math.inf).amax(1)
-            embedding = embedding + self.phrase_projection(highest)
+            mask = (torch.ones_like(words[..., 0]) if attention_mask is None else attention_mask).bool()
+            phrases = self.phrases(words, mask)
+            pooled = pooled + self.phrase_mlp(phrases, mask)
         returns_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         hidden_states = outputs.hidden_states if returns_states else None
         attentions = outputs.attentions
         return RegionLearnerTextOutput(  # with the tokens in the order of the input
             last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
-            pooler_output=embedding,
+            pooler_output=self.text_projection(pooled),
             hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
             attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
             phrase_states=_roll_back(phrases, start, length, 1),
@@ -1908,6 +1928,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         return RegionLearnerOutput(loss=contrastive_loss(self.config, outputs, video_ids), **outputs)
 
 
+# Weights of a dual encoder that models with a head do not have.
+_OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\.", r"^phrases\."]
+
+
 def _num_labels(config: RegionLearnerConfig) -> int:
     if not config.num_labels:
         raise ValueError("The configuration has no classes: set num_labels or id2label.")
@@ -1941,7 +1965,11 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
 
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|video)_projection\.", r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^(text|video)_projection\.",
+        *_OF_SIMILARITIES,
+    ]
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
@@ -2061,12 +2089,12 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` of a dual encoder loads all of its weights but the temperature; only the classifier is new. A
-    saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a
-    vocabulary; `AutoModel` would load it as a dual encoder.
+    `from_pretrained` of a dual encoder loads all of its weights but the temperature and those of tokens; only the
+    classifier is new. A saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that
+    choose from a vocabulary; `AutoModel` would load it as a dual encoder.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)

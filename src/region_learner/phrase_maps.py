@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]  # the first character, and the one after the last
 
+# A word may have a hyphen or an apostrophe within, straight or curved.
+_WORD = re.compile("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\\w+)*")
+
 # Words with less than this share of the mean weight of a word are not shown by themselves.
 _LEAST_WEIGHT = 0.2
 
@@ -135,23 +138,25 @@ class EmbeddedPairs:
         for span in spans:
             tokens = self._tokens(row, span)
             weight = float(weights[tokens].sum())
+            best: int | None = None
+            similarity, heat = 0.0, torch.zeros(self.grid())
             if tokens:
                 shares = weights[tokens] + torch.finfo(weights.dtype).tiny  # they may all be 0
                 similarities = (shares / shares.sum()) @ cosines[tokens]
                 best = int(similarities.argmax())
                 similarity = float(similarities[best])
                 heat = similarities.clamp(min=0).view(self.grid()) if maps is None else maps[best]
-            else:
-                best, similarity, heat = None, 0.0, torch.zeros(self.grid())
             matches.append(PhraseMatch(text[slice(*span)], span, weight, similarity, best, heat.cpu()))
         return matches
 
-    def are_near(self, region: int, other: int) -> bool:
+    def are_near(self, region: int | None, other: int | None) -> bool:
         """Returns whether two regions are the same one, or two patches the same one or next to each other."""
+        if region is None or other is None:
+            return False
         if self.outputs.video_model_output.region_masks is not None:
             return region == other
         places = np.array(np.unravel_index([region, other], self.grid()))  # frames, rows and columns, (3, 2)
-        frames, *distances = np.abs(places[:, 0] - places[:, 1])
+        frames, *distances = np.abs(places[:, 0] - places[:, 1]).tolist()
         return frames == 0 and max(distances) <= 1
 
     def grid(self) -> tuple[int, int, int]:
@@ -207,9 +212,9 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
 
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:
     """
-    Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words that find the same
-    region, or patches that touch. Words of next to no weight are left out. A warning tells which words the
-    model does not read, as the text is too long.
+    Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words, without punctuation
+    between them, that find the same region, or patches that touch. Words of next to no weight are left out. A warning
+    tells which words the model does not read, as the text is too long.
 
     Args:
         model, processor, pixel_values_videos, text: as in [`find_phrases`].
@@ -218,7 +223,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         ValueError: as [`find_phrases`].
     """
     pairs = embed_pairs(model, processor, _one_clip(pixel_values_videos), [text])
-    spans = [word.span() for word in re.finditer("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\\w+)*", text)]
+    spans = [word.span() for word in _WORD.finditer(text)]
     found = pairs.find(0, spans)
     words = [word for word in found if word.region is not None]
     if not words:
@@ -236,7 +241,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         if word.weight < least:
             before = None
             continue
-        if before is not None and pairs.are_near(before, word.region):
+        if pairs.are_near(before, word.region) and not text[phrases[-1][1] : word.span[0]].strip():
             phrases[-1] = (phrases[-1][0], word.span[1])
         else:
             phrases.append(word.span)

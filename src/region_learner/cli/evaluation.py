@@ -68,6 +68,15 @@ _DualSoftmax = Annotated[
 _DualSoftmaxTemperature = Annotated[
     float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax; by default that of the model.")
 ]
+_Rerank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="K",
+        help="For a model with tokens of words and regions: also report metrics of the best K re-ranked by them, "
+        "separately; 0: do not. By default 100.",
+    ),
+]
 
 
 def evaluate(
@@ -92,6 +101,7 @@ def evaluate(
     prompts: _Prompts = None,
     dual_softmax: _DualSoftmax = False,
     dual_softmax_temperature: _DualSoftmaxTemperature = None,
+    rerank: _Rerank = None,
 ) -> None:
     """
     Measure a checkpoint on a benchmark or on your own videos.
@@ -125,6 +135,7 @@ def evaluate(
             templates=None if prompts is None else read_prompts(prompts),
             dual_softmax=dual_softmax,
             dual_softmax_temperature=dual_softmax_temperature,
+            rerank=rerank,
             batch_size=batch_size,
             num_workers=workers,
             max_unreadable=max_unreadable,
@@ -167,6 +178,7 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool) -> None:
             "trained_on": results.trained_on,
             "folds": results.folds,
             "rescored": results.rescored,
+            "reranked": results.reranked,
             "notes": results.notes,
         }
         print_json(shown(results.metrics, data) | {name: value for name, value in apart.items() if value})
@@ -181,6 +193,15 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool) -> None:
     if results.rescored:
         print("Re-scored by dual softmax, with all queries at once:")
         print_result(results.rescored)
+    candidates = results.protocol.get("rerank")
+    print_reranked(results.reranked, f", the best {candidates} of each query" if candidates else ", all options")
+
+
+def print_reranked(metrics: dict[str, Any] | None, which: str = "") -> None:
+    """Prints metrics after re-ranking, if there are some, apart from the others."""
+    if metrics:
+        print(f"Re-ranked by words and regions{which}:")
+        print_result(metrics)
 
 
 def heading(corpus: str, split: str, trained_on: bool) -> str:

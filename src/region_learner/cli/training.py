@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..interruption import interruptible
-from .evaluation import heading
+from .evaluation import heading, print_reranked
 from .output import print_json, print_result, print_wrote
 from .train_help import SHORT_NAMES, train_help
 
@@ -82,4 +82,5 @@ def _print_training(results: dict[str, Any], as_json: bool) -> None:
         return
     print_result(trained)
     print(heading(where["corpus"], where["split"], where["trained_on"]))
-    print_result(tested)
+    print_result({name: value for name, value in tested.items() if name != "reranked"})
+    print_reranked(tested.get("reranked"))

@@ -10,6 +10,7 @@ from .reading import ReadingOptions, Views
 from .region_description import codebook_use, draw_phrases, draw_report, region_report
 from .region_evaluation import align_label_maps, region_quality, region_quality_of_batches
 from .region_metrics import RegionMetrics
+from .reranking import Tokens, candidate_similarity, reranked_metrics
 from .results import EvaluationResults, read_results, write_results
 from .retrieval import Embeddings, embed_corpus, embed_texts, retrieval_accuracy
 from .tasks import (
@@ -31,9 +32,11 @@ __all__ = [
     "Protocol",
     "ReadingOptions",
     "RegionMetrics",
+    "Tokens",
     "Views",
     "align_label_maps",
     "answer_accuracy",
+    "candidate_similarity",
     "classification_accuracy",
     "codebook_use",
     "compute_answer_metrics",
@@ -56,6 +59,7 @@ __all__ = [
     "region_quality_of_batches",
     "region_report",
     "register_protocol",
+    "reranked_metrics",
     "retrieval_accuracy",
     "retrieval_metrics",
     "write_results",

@@ -14,6 +14,7 @@ from ..loading import check_checkpoint, load_checkpoint
 from .protocols import PROTOCOLS, Protocol
 from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
 from .reading import ONE_VIEW, ReadingOptions, Views
+from .reranking import CANDIDATES, has_tokens
 from .results import EvaluationResults, mean_of_folds
 from .tasks import EVALUATIONS, TEMPLATES
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 # What an evaluation returns beside metrics.
 _COUNTS = ("videos", "texts", "questions", "classes", "objects", "out_of_vocabulary", "cut_off")
+
+
+_RANKING = ("retrieval", "multiple_choice")  # the tasks that can be re-ranked by words and regions
 
 
 def evaluate_checkpoint(
@@ -34,6 +38,7 @@ def evaluate_checkpoint(
     templates: Sequence[str] | None = None,
     dual_softmax: bool = False,
     dual_softmax_temperature: float | None = None,
+    rerank: int | None = None,
     **reading: Unpack[ReadingOptions],
 ) -> EvaluationResults:
     """
@@ -50,6 +55,9 @@ def evaluate_checkpoint(
         templates: prompts for action recognition by the task "zero_shot".
         dual_softmax: whether to add re-scored metrics of retrieval.
         dual_softmax_temperature: implies `dual_softmax`; by default the temperature of the model.
+        rerank: for retrieval and multiple choice by a model with `token_dim`: the number of best entries of each query
+            that are re-ranked by words and regions, by default 100; 0 for none. Of multiple choice, all options are
+            re-ranked.
         reading: see [`ReadingOptions`].
 
     Raises:
@@ -67,7 +75,7 @@ def evaluate_checkpoint(
         raise ValueError(f"max_unreadable={share} must be a share between 0 and 1.")
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1.")
-    of_task = _options_of_task(protocol.task, templates, dual_softmax, dual_softmax_temperature)
+    of_task = _options_of_task(protocol.task, templates, dual_softmax, dual_softmax_temperature, rerank)
     corpus = dict(options or {})
     for name, value in protocol.options.items():
         if corpus.setdefault(name, value) != value:
@@ -84,24 +92,45 @@ def evaluate_checkpoint(
 
 
 def _options_of_task(
-    task: str, templates: Sequence[str] | None, dual_softmax: bool, temperature: float | None
+    task: str, templates: Sequence[str] | None, dual_softmax: bool, temperature: float | None, rerank: int | None
 ) -> dict[str, Any]:
     """
     Returns the arguments that only the evaluation of this task has. A temperature of None stands for the model's.
 
     Raises:
-        ValueError: the temperature is not above 0, or an option does not fit the task.
+        ValueError: a number is out of range, or an option does not fit the task.
     """
     dual_softmax = dual_softmax or temperature is not None
     if dual_softmax and task != "retrieval":
         raise ValueError(f"Dual-softmax re-scoring is for retrieval, not for the task {task!r}.")
     if temperature is not None and not temperature > 0:
         raise ValueError(f"dual_softmax_temperature={temperature} must be above 0.")
+    reranking = _rerank_of_task(task, rerank)
     if task == "zero_shot":
         return {"templates": list(TEMPLATES if templates is None else templates)}
     if templates is not None:
         raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
-    return {"dual_softmax_temperature": temperature} if dual_softmax else {}
+    return ({"dual_softmax_temperature": temperature} if dual_softmax else {}) | reranking
+
+
+def _rerank_of_task(task: str, rerank: int | None) -> dict[str, Any]:
+    """
+    Returns the argument of re-ranking, if it is not the default.
+
+    Raises:
+        ValueError: the task does not rank, or the number does not fit it.
+    """
+    if rerank is None:
+        return {}
+    if task not in _RANKING:
+        raise ValueError(f"Re-ranking is for retrieval and multiple choice, not for the task {task!r}.")
+    if rerank < 0:
+        raise ValueError(f"rerank={rerank} must be at least 0.")
+    if task == "retrieval":
+        return {"rerank": rerank}
+    if rerank:
+        raise ValueError(f"rerank={rerank}: multiple choice re-ranks all options. Leave it out, or set it to 0.")
+    return {"rerank": False}
 
 
 def _check_folds(protocol: Protocol, model: str, options: Mapping[str, Any]) -> None:
@@ -144,10 +173,17 @@ def _evaluate(
         getattr(processor, "video_processor", processor).num_frames = num_frames
     check_features(model, processor, [(dataset, None)])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    of_task = dict(of_task)
     if "dual_softmax_temperature" in of_task:
-        of_task = {"dual_softmax_temperature": of_task["dual_softmax_temperature"] or float(model.temperature)}
+        of_task["dual_softmax_temperature"] = of_task["dual_softmax_temperature"] or float(model.temperature)
     metrics = EVALUATIONS[protocol.task](model, processor, dataset, **reading, **of_task)
     unreadable, rescored = metrics.pop("unreadable"), metrics.pop("rescored", None)
+    reranked = metrics.pop("reranked", None)
+    asked = of_task.pop("rerank", None)
+    if reranked and protocol.task == "retrieval":
+        of_task["rerank"] = asked or CANDIDATES
+    elif asked is None and protocol.task in _RANKING and has_tokens(model) and not reranked:
+        notes.append("Not re-ranked by words and regions, which needs one clip per video.")
     counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
     trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
     notes = [*protocol.size_notes(counts, options.get("fold", 1)), *notes]
@@ -170,6 +206,7 @@ def _evaluate(
         protocol=_protocol_record(protocol, processor, reading.get("views", ONE_VIEW)) | of_task,
         metrics=metrics,
         rescored=rescored,
+        reranked=reranked,
         notes=notes,
         dtype=str(model.dtype).removeprefix("torch."),
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",

@@ -57,21 +57,27 @@ def dual_softmax_metrics(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0.")
-    texts, videos = _matrix("text_embeds", text_embeds), _matrix("video_embeds", video_embeds)
+    texts, videos = matrix("text_embeds", text_embeds), matrix("video_embeds", video_embeds)
     owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
     # Scores of at most 1, for which the bounds on rounding below hold. Ranks do not depend on the scale.
     for embeds in (texts, videos):
         longest = float(embeds.norm(dim=1).max()) or 1.0
         embeds /= longest
         temperature /= longest
-    texts_of, videos_of = _places(owners), _places(ids)
+    texts_of, videos_of = places(owners), places(ids)
     described = [i for i, video_id in enumerate(ids) if video_id in texts_of]
     t2v = _best_ranks(texts, videos, [videos_of[video_id] for video_id in owners], temperature)
     v2t = _best_ranks(videos[described], texts, [texts_of[ids[i]] for i in described], temperature)
     return summary("dsl_t2v", t2v) | summary("dsl_v2t", v2t)
 
 
-def _matrix(name: str, embeds: Any) -> torch.Tensor:
+def matrix(name: str, embeds: Any) -> torch.Tensor:
+    """
+    Returns a copy of embeddings (n, dim) in float64.
+
+    Raises:
+        ValueError: they are of another shape, or hold values that are not finite.
+    """
     embeds = torch.as_tensor(embeds).detach().cpu().to(torch.float64, copy=True)
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
@@ -80,14 +86,15 @@ def _matrix(name: str, embeds: Any) -> torch.Tensor:
     return embeds
 
 
-def _places(ids: Sequence[Any]) -> dict[Any, list[int]]:
+def places(ids: Sequence[Any]) -> dict[Any, list[int]]:
+    """Returns the indices of each id."""
     places: dict[Any, list[int]] = {}
     for i, video_id in enumerate(ids):
         places.setdefault(video_id, []).append(i)
     return places
 
 
-def _tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+def tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yields some queries at a time, and their scores with the whole gallery."""
     step = max(1, _SCORES_AT_ONCE // len(gallery))
     for start in range(0, len(queries), step):
@@ -102,14 +109,14 @@ def _best_ranks(
 ) -> np.ndarray:
     """The rank of the best-ranked of the `relevant` entries of each query, (queries,)."""
     normalizer = torch.full((len(gallery),), -torch.inf, dtype=torch.float64)  # log of the sum over all queries
-    for _, scores in _tiles(queries, gallery):
+    for _, scores in tiles(queries, gallery):
         normalizer = torch.logaddexp(normalizer, scores.div_(temperature).logsumexp(0))
     ranks = torch.zeros(len(queries), dtype=torch.float64)
     # Most weights are close to 0 and would underflow, so logarithms are compared instead, with the sign of the score.
     # `enough` makes them positive: scores are rounded to 1e-10 and at most 1.
     enough = 24 + 2 / temperature + math.log(len(queries))
     margin = TIED * enough
-    for part, scores in _tiles(queries, gallery):
+    for part, scores in tiles(queries, gallery):
         logarithms = scores.abs().clamp_(min=1e-11).log_().add_(scores / temperature).sub_(normalizer)
         scores = scores.sign() * (logarithms + enough)
         best = torch.stack([row[list(own)].max() for row, own in zip(scores, relevant[part])])

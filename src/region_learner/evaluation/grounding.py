@@ -9,7 +9,7 @@ from ..corpora import object_phrases
 from ..inference import evaluation_mode
 from ..phrase_maps import EmbeddedPairs, check_tokens, embed_pairs, phrase_focus
 from ..region_masks import region_focus
-from .reading import ONE_VIEW, ReadingOptions, warn_of_unreadable
+from .reading import BATCH_SIZE, ONE_VIEW, ReadingOptions, warn_of_unreadable
 from .region_baselines import baseline_masks, record_patches
 from .region_evaluation import read_labelled_clips, rows_with_masks
 from .region_metrics import one_hot, peaks_on_objects, thin_out
@@ -96,7 +96,7 @@ def grounding_accuracy(
     rows = rows_with_masks(dataset)
     spans = [object_phrases(row) for row in rows]
     unreadable: dict[int, str] = {}
-    options = {"batch_size": 16, "num_workers": 0, "progress": True} | reading
+    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0, "progress": True, **reading}
     means, cut_off = _Means(), 0
     with evaluation_mode(model), record_patches(model.video_model) as record:
         for indices, clips, labels in read_labelled_clips(processor, rows, unreadable, "finding phrases", **options):

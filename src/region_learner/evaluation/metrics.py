@@ -101,7 +101,7 @@ def _true_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(tasks: int) -> Iterator[Callable[..., Iterable]]:
+def parallel_map(tasks: int) -> Iterator[Callable[..., Iterable]]:
     """
     A `map` over as many threads as torch has, each of which computes alone.
 
@@ -174,7 +174,7 @@ class _Counter:
     def run(self, dims: Sequence[int]) -> None:
         """`dims`: along which the gallery lies: 1 where the left side is the queries, 0 where it is the right one."""
         row_starts = range(0, len(self.left), _ROWS)
-        with _threads(len(row_starts)) as map_in_threads:
+        with parallel_map(len(row_starts)) as map_in_threads:
             # The right side is read once, from disk if it is there.
             for start in progress_bar(range(0, len(self.right), _COLUMNS), "ranking", unit="tile"):
                 columns = slice(start, start + _COLUMNS)

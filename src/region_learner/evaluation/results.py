@@ -77,6 +77,7 @@ class ProtocolRecord(TypedDict):
     window_stride: int | None
     templates: NotRequired[list | None]  # prompts
     dual_softmax_temperature: NotRequired[int | float | None]
+    rerank: NotRequired[int | None]  # candidates of each query of retrieval
 
 
 class FoldRecord(TypedDict):
@@ -111,6 +112,8 @@ class EvaluationResults:
         metrics: the plain ones: in percent, or ranks from 1. Of several folds, their means.
         rescored: metrics after dual-softmax re-scoring, with the prefix `dsl_`, or None. Not comparable with the
             others: re-scoring uses all queries at once.
+        reranked: metrics after re-ranking by words and regions, with the prefix `rr_`, or None. Not comparable with
+            those of embeddings alone.
         notes: what a reader has to know, above all if the gallery is not of the published size.
         folds: a [`FoldRecord`] for each fold, where several were evaluated; else None.
         dtype, device: of the evaluation.
@@ -124,6 +127,7 @@ class EvaluationResults:
     protocol: dict[str, Any]
     metrics: Metrics
     rescored: Metrics | None = None
+    reranked: Metrics | None = None
     notes: list[str] = field(default_factory=list)
     folds: list[dict[str, Any]] | None = None
     dtype: str = "float32"
@@ -164,6 +168,7 @@ class EvaluationResults:
         _check_record("model", _NamedRecord if self.folds else ModelRecord, self.model)
         _check_finite("metrics", self.metrics)
         _check_finite("rescored", self.rescored or {})
+        _check_finite("reranked", self.reranked or {})
         if self.protocol["primary_metric"] not in self.metrics:
             raise ValueError(f"metrics: the primary metric, {self.protocol['primary_metric']!r}, is missing")
         for number, fold in enumerate(self.folds or []):
@@ -301,6 +306,7 @@ def _parse(content: Any) -> EvaluationResults:
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError("'schema' is missing")
     content.pop("seed", None)  # earlier versions wrote one, though nothing was drawn at random
+    content.setdefault("reranked", None)  # earlier versions did not re-rank
     if (schema := content.pop("schema")) != SCHEMA:
         raise ValueError(f"the schema is {schema!r:.80}, expected {SCHEMA}: read it with the version that wrote it")
     names = {item.name for item in dataclasses.fields(EvaluationResults)}
@@ -349,6 +355,7 @@ def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], na
         | {"options": {key: value for key, value in first.data["options"].items() if key != "fold"}},
         metrics=_mean([one.metrics for one in results]),
         rescored=None if first.rescored is None else _mean([one.rescored or {} for one in results]),
+        reranked=None if first.reranked is None else _mean([one.reranked or {} for one in results]),
         notes=[f"fold{'s' * (len(those) > 1)} {', '.join(those)}: {note}" for note, those in noted.items()],
         folds=parts,
         date=results[-1].date,

@@ -11,6 +11,7 @@ from ..inference import evaluation_mode, progress_bar
 from .dual_softmax import dual_softmax_metrics
 from .metrics import retrieval_metrics
 from .reading import ONE_VIEW, CorpusRows, ReadingOptions, mean_of_views, read_clips, warn_of_unreadable
+from .reranking import CANDIDATES, Tokens, check_tokens, number_to_rerank, reranked_metrics, temperatures_of
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Embeddings:
         text_embeds: (texts, dim).
         text_video_ids: id of the video that each text describes.
         unreadable: error messages by id, of videos that could not be read and are in none of the above.
+        video_tokens, text_tokens: embeddings of regions and of words, if they were asked for.
     """
 
     video_ids: list[str]
@@ -33,6 +35,8 @@ class Embeddings:
     text_embeds: torch.Tensor
     text_video_ids: list[str]
     unreadable: dict[str, str] = field(default_factory=dict)
+    video_tokens: Tokens | None = None
+    text_tokens: Tokens | None = None
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of [`retrieval_metrics`]."""
@@ -44,21 +48,63 @@ class Embeddings:
             self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids, temperature
         )
 
+    def reranked_metrics(
+        self, temperature: float, token_temperature: float, candidates: int = CANDIDATES
+    ) -> dict[str, float]:
+        """
+        Returns the metrics of [`reranked_metrics`] at the temperatures of the model.
+
+        Raises:
+            ValueError: there are no tokens: call `embed_corpus` with `tokens=True`.
+        """
+        if self.text_tokens is None or self.video_tokens is None:
+            raise ValueError("Re-ranking needs embeddings of words and regions: call embed_corpus with tokens=True.")
+        return reranked_metrics(
+            self.text_embeds,
+            self.video_embeds,
+            self.text_tokens,
+            self.video_tokens,
+            self.text_video_ids,
+            self.video_ids,
+            temperature=temperature,
+            token_temperature=token_temperature,
+            candidates=candidates,
+        )
+
 
 def embed_texts(
-    model, processor, texts: Sequence[str], *, batch_size: int = 256, progress: bool = True
+    model,
+    processor,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    progress: bool = True,
+    tokens: list[Tokens] | None = None,
 ) -> torch.Tensor:
-    """Returns embeddings of length 1 of `texts`, (texts, dim), on the CPU."""
+    """
+    Returns embeddings of length 1 of `texts`, (texts, dim), on the CPU. If `tokens` is a list, the embeddings of their
+    words are appended to it, batch by batch.
+    """
     embeds = []
     with evaluation_mode(model):
         for start in progress_bar(range(0, len(texts), batch_size), "embedding texts", show=progress):
             inputs = processor(text=list(texts[start : start + batch_size]), return_tensors="pt").to(model.device)
-            embeds.append(F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1).cpu())
+            if tokens is None:
+                features = model.get_text_features(**inputs).pooler_output
+            else:
+                outputs = model(**inputs)
+                features = outputs.text_embeds
+                tokens.append(_on_cpu(outputs.text_token_embeds, outputs.text_token_weights))
+            embeds.append(F.normalize(features.float(), dim=-1).cpu())
     return torch.cat(embeds)
 
 
+def _on_cpu(embeds: torch.Tensor, weights: torch.Tensor) -> Tokens:
+    return Tokens(embeds.float().cpu(), weights.float().cpu())
+
+
 def embed_videos(
-    model, processor, videos: Sequence[Any], **reading: Unpack[ReadingOptions]
+    model, processor, videos: Sequence[Any], tokens: list[Tokens] | None = None, **reading: Unpack[ReadingOptions]
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """
     Returns embeddings of length 1 of `videos`, (videos, dim), on the CPU, and the error message of each unreadable
@@ -68,6 +114,8 @@ def embed_videos(
     Args:
         model: the dual encoder.
         processor, videos: as in [`read_clips`].
+        tokens: if it is a list, the embeddings of the regions of each clip that can be read are appended to it, batch
+            by batch.
         reading: see [`ReadingOptions`].
     """
     found: list[torch.Tensor] = []
@@ -77,7 +125,12 @@ def embed_videos(
         for indices, parts in read_clips(processor, videos, unreadable, **reading):
             owners += indices
             for clips in parts:
-                features = model.get_video_features(clips.to(model.device)).pooler_output
+                if tokens is None:
+                    features = model.get_video_features(clips.to(model.device)).pooler_output
+                else:
+                    outputs = model(pixel_values_videos=clips.to(model.device))
+                    features = outputs.video_embeds
+                    tokens.append(_on_cpu(outputs.video_token_embeds, outputs.video_token_weights))
                 found.append(F.normalize(features.float(), dim=-1).cpu())
     readable = torch.cat(found)
     if not reading.get("views", ONE_VIEW).single:
@@ -87,7 +140,9 @@ def embed_videos(
     return embeds, unreadable
 
 
-def embed_corpus(model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]) -> Embeddings:
+def embed_corpus(
+    model, processor, dataset: Iterable[dict[str, Any]], *, tokens: bool = False, **reading: Unpack[ReadingOptions]
+) -> Embeddings:
     """
     Embeds the videos of a corpus, each once, and all of their captions. Videos that cannot be read are left out, named
     in a warning and listed in `unreadable`. Rows with the same `video_id` hold captions of one video.
@@ -96,11 +151,13 @@ def embed_corpus(model, processor, dataset: Iterable[dict[str, Any]], **reading:
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id` and `captions`, as of `load_corpus`.
+        tokens: whether to keep the embeddings of words and regions, too, of a model with `token_dim`. They need one
+            clip per video.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Raises:
         ValueError: the rows are empty or without captions, a column is missing, too many videos cannot be read, or
-            none can.
+            none can; or tokens are asked for that do not exist.
 
     Example:
 
@@ -110,7 +167,11 @@ def embed_corpus(model, processor, dataset: Iterable[dict[str, Any]], **reading:
     ids, captions = rows.ids, rows.column("captions")
     if not any(captions):
         raise ValueError("No row has a caption, so nothing can be retrieved. Is the corpus for another task?")
-    video_embeds, failures = embed_videos(model, processor, rows.videos, **reading)
+    if tokens:
+        check_tokens(model, reading.get("views", ONE_VIEW))
+    of_videos: list[Tokens] = []
+    of_texts: list[Tokens] = []
+    video_embeds, failures = embed_videos(model, processor, rows.videos, of_videos if tokens else None, **reading)
     pairs = [
         (caption, ids[owner])
         for owner, some in zip(rows.owners.tolist(), captions)
@@ -120,7 +181,9 @@ def embed_corpus(model, processor, dataset: Iterable[dict[str, Any]], **reading:
     if not pairs:
         raise ValueError("No video with a caption can be read.")
     texts = [caption for caption, _ in pairs]
-    text_embeds = embed_texts(model, processor, texts, progress=reading.get("progress", True))
+    text_embeds = embed_texts(
+        model, processor, texts, progress=reading.get("progress", True), tokens=of_texts if tokens else None
+    )
     warn_of_unreadable(failures, ids)
     readable = [i for i in range(len(ids)) if i not in failures]
     return Embeddings(
@@ -130,6 +193,8 @@ def embed_corpus(model, processor, dataset: Iterable[dict[str, Any]], **reading:
         text_embeds=text_embeds,
         text_video_ids=[video_id for _, video_id in pairs],
         unreadable={ids[i]: message for i, message in failures.items()},
+        video_tokens=Tokens.concatenate(of_videos) if tokens else None,
+        text_tokens=Tokens.concatenate(of_texts) if tokens else None,
     )
 
 
@@ -139,6 +204,7 @@ def retrieval_accuracy(
     dataset: Iterable[dict[str, Any]],
     *,
     dual_softmax_temperature: float | None = None,
+    rerank: int | None = None,
     **reading: Unpack[ReadingOptions],
 ) -> dict[str, Any]:
     """
@@ -147,12 +213,19 @@ def retrieval_accuracy(
     Args:
         model, processor, dataset, reading: as in [`embed_corpus`].
         dual_softmax_temperature: if given, the metrics of dual-softmax re-scoring at this temperature are added.
+        rerank: the number of best entries of each query that are re-ranked by words and regions, 0 for none. By
+            default 100 if the model has `token_dim` and each video is one clip, and none otherwise.
 
     Returns:
         The metrics of [`retrieval_metrics`], `videos` and `texts` (their numbers), `unreadable` (ids of videos), and
-        with a temperature `rescored`, a dict of the metrics of [`dual_softmax_metrics`].
+        with a temperature `rescored`, a dict of the metrics of [`dual_softmax_metrics`], and with re-ranking
+        `reranked`, a dict of the metrics of [`reranked_metrics`].
+
+    Raises:
+        ValueError: as in [`embed_corpus`], or re-ranking was asked for and is not possible.
     """
-    embeddings = embed_corpus(model, processor, dataset, **reading)
+    candidates = number_to_rerank(model, rerank, reading.get("views", ONE_VIEW))
+    embeddings = embed_corpus(model, processor, dataset, tokens=candidates > 0, **reading)
     result: dict[str, Any] = {
         **embeddings.metrics(),
         "videos": len(embeddings.video_ids),
@@ -161,4 +234,6 @@ def retrieval_accuracy(
     }
     if dual_softmax_temperature is not None:
         result["rescored"] = embeddings.rescored_metrics(dual_softmax_temperature)
+    if candidates:
+        result["reranked"] = embeddings.reranked_metrics(**temperatures_of(model), candidates=candidates)
     return result

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from ..inference import evaluation_mode
 from ..labels import IGNORED_LABEL, MISSING_OPTION_SCORE, UNKNOWN_LABEL
 from .grounding import grounding_accuracy
-from .reading import BATCH_SIZE, CorpusRows, ReadingOptions, mean_of_views, read_clips, warn_of_unreadable
+from .reading import (
+    BATCH_SIZE,
+    ONE_VIEW,
+    CorpusRows,
+    ReadingOptions,
+    mean_of_views,
+    read_clips,
+    warn_of_unreadable,
+)
+from .reranking import Tokens, exact_similarity, number_to_rerank, temperatures_of
 from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
 
@@ -158,7 +167,12 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
 
 
 def multiple_choice_accuracy(
-    model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
+    model,
+    processor,
+    dataset: Iterable[dict[str, Any]],
+    *,
+    rerank: bool | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> dict[str, Any]:
     """
     Evaluates multiple choice by retrieval: the option with the highest cosine similarity to the video is chosen.
@@ -168,48 +182,79 @@ def multiple_choice_accuracy(
         processor: its processor.
         dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one),
             and optionally `aspect`, what the question is about (str or None). Each video, by its id, is embedded once.
+        rerank: whether to also choose by words and regions. By default, if the model has `token_dim` and each video is
+            one clip.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
         `accuracy`, `accuracy_ASPECT` of the questions about each aspect, `questions` (the number of answered ones),
-        `unreadable` (ids of videos).
+        `unreadable` (ids of videos), and with re-ranking `reranked`, a dict of `rr_accuracy` and
+        `rr_accuracy_ASPECT`, by the sum of the model's logits of embeddings and of tokens.
 
     Raises:
-        ValueError: there are no rows, a column is missing, an answer is not the index of an option, or too many videos
-            cannot be read.
+        ValueError: there are no rows, a column is missing, an answer is not the index of an option, too many videos
+            cannot be read, or re-ranking was asked for and is not possible.
     """
     questions = CorpusRows(dataset, ("options", "answer"), optional=("aspect",))
-    scores, failures = _score_options(model, processor, questions, **reading)
+    views = reading.get("views", ONE_VIEW)
+    with_tokens = bool(number_to_rerank(model, None if rerank is None else int(rerank), views))
+    scores, reranked, failures = _score_options(model, processor, questions, with_tokens, **reading)
     unreadable = warn_of_unreadable(failures, questions.ids)
+    counts = {"questions": sum(some is not None for some in scores), "unreadable": unreadable}
+    result: dict[str, Any] = _choice_metrics(scores, questions, "accuracy") | counts
+    return result | {"reranked": _choice_metrics(reranked, questions, "rr_accuracy")} if with_tokens else result
+
+
+def _choice_metrics(scores: Sequence[torch.Tensor | None], questions: CorpusRows, name: str) -> dict[str, float]:
+    """The accuracy, under `name`, and that of each aspect, by the scores of [`_score_options`]."""
     right = [
         top_k(some, torch.tensor([answer]), 1)
         for some, answer in zip(scores, questions.column("answer"))
         if some is not None
     ]
     aspects = [aspect for some, aspect in zip(scores, questions.column("aspect")) if some is not None]
-    metrics = {"accuracy": _percent(torch.cat(right))}
+    metrics = {name: _percent(torch.cat(right))}
     for aspect in sorted(set(aspects) - {None}):
-        metrics[f"accuracy_{aspect}"] = _percent(torch.cat([one for one, of in zip(right, aspects) if of == aspect]))
-    return {**metrics, "questions": len(right), "unreadable": unreadable}
+        metrics[f"{name}_{aspect}"] = _percent(torch.cat([one for one, of in zip(right, aspects) if of == aspect]))
+    return metrics
 
 
 def _score_options(
-    model, processor, questions: CorpusRows, **reading: Unpack[ReadingOptions]
-) -> tuple[list[torch.Tensor | None], dict[int, str]]:
+    model, processor, questions: CorpusRows, with_tokens: bool, **reading: Unpack[ReadingOptions]
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], dict[int, str]]:
     """
-    How well each option of a row fits its video: scores (1, options), or None if the video cannot be read. Also the
-    error messages of unreadable videos by their indices. This is the only place where options are scored.
+    How well each option of a row fits its video: scores (1, options), or None if the video cannot be read. First those
+    of embeddings, then with tokens the sums of both logits. Also the error messages of unreadable videos by their
+    indices. This is the only place where options are scored.
     """
     options = questions.column("options")
     # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
-    embeds, failures = embed_videos(model, processor, questions.videos, **reading)
-    text_embeds = embed_texts(model, processor, list(texts), progress=reading.get("progress", True))
+    of_videos: list[Tokens] = []
+    of_texts: list[Tokens] = []
+    embeds, failures = embed_videos(model, processor, questions.videos, of_videos if with_tokens else None, **reading)
+    text_embeds = embed_texts(
+        model, processor, list(texts), progress=reading.get("progress", True), tokens=of_texts if with_tokens else None
+    )
+    owners = questions.owners.tolist()
+    chosen = [[texts[text] for text in some] for some in options]
     scores = [
-        None if owner in failures else _cosines(embeds[[owner]], text_embeds[[texts[text] for text in some]])
-        for some, owner in zip(options, questions.owners.tolist())
+        None if owner in failures else _cosines(embeds[[owner]], text_embeds[some])
+        for some, owner in zip(chosen, owners)
     ]
-    return scores, failures
+    if not with_tokens:
+        return scores, [], failures
+    words, regions = Tokens.concatenate(of_texts), Tokens.concatenate(of_videos)
+    readable = [index for index in range(len(questions.videos)) if index not in failures]
+    place = {index: number for number, index in enumerate(readable)}
+    temperature, token_temperature = temperatures_of(model).values()
+    sums = [
+        None
+        if of_row is None
+        else of_row / temperature + exact_similarity(regions[place[owner]], words[some])[None] / token_temperature
+        for of_row, some, owner in zip(scores, chosen, owners)
+    ]
+    return scores, sums, failures
 
 
 def zero_shot_accuracy(
@@ -408,8 +453,8 @@ def _answer_logits(
 
 
 # How a model is evaluated for each task. All take (model, processor, dataset) and the keywords of `ReadingOptions`;
-# "retrieval" also takes dual_softmax_temperature, "zero_shot" also templates. All return metrics, the numbers of
-# what was evaluated, and `unreadable`, the ids of videos.
+# "retrieval" also takes dual_softmax_temperature and rerank, "multiple_choice" rerank, "zero_shot" templates. All
+# return metrics, the numbers of what was evaluated, and `unreadable`, the ids of videos.
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "retrieval": retrieval_accuracy,
     "multiple_choice": multiple_choice_accuracy,

@@ -102,15 +102,21 @@ class Progress(TrainerCallback):
         return result
 
 
-def temperature_of(model: Any) -> dict[str, float]:
-    """Returns the temperature of a contrastive model by its name in logs; nothing for other models."""
-    temperature = getattr(model, "temperature", None)
-    if temperature is None:
+def temperatures_of(model: Any) -> dict[str, float]:
+    """
+    Returns the temperature of a contrastive model by its name in logs, with tokens of words and regions also theirs;
+    nothing for other models.
+    """
+    if not hasattr(model, "temperature"):
         return {}
-    temperature = torch.as_tensor(temperature).detach()
-    if hasattr(temperature, "full_tensor"):  # of a sharded model
-        temperature = temperature.full_tensor()
-    return {"temperature": float(temperature)}
+    names = ["temperature", *(["token_temperature"] if model.config.token_dim else [])]
+    found = {}
+    for name in names:
+        temperature = torch.as_tensor(getattr(model, name)).detach()
+        if hasattr(temperature, "full_tensor"):  # of a sharded model
+            temperature = temperature.full_tensor()
+        found[name] = float(temperature)
+    return found
 
 
 # Lines
@@ -124,6 +130,7 @@ _STEP_FORMATS = {
     "data_wait": "waiting {:3.0%}",
     "codebook_use": "codes {:3.0f} %",
     "temperature": "temperature {:.4f}",
+    "token_temperature": "of tokens {:.4f}",
 }
 _ONLY_IF_ANY = ("skipped_steps", "unreadable_videos")
 # The ends of the names of other values that are not shown.

@@ -24,7 +24,7 @@ from .collator import RegionLearnerCollator, check_given
 from .data import TrainingRows, TrainingStream, as_parts, make_train_dataloader
 from .finite import contagious
 from .gradient_cache import cached_backward
-from .logs import Progress, print_lines, temperature_of
+from .logs import Progress, print_lines, temperatures_of
 from .optimization import freeze, milestones, optimizer_with_groups, parameter_groups
 from .safe_trainer import SafeTrainer, temporarily
 from .training_arguments import (
@@ -295,7 +295,7 @@ class RegionLearnerTrainer(SafeTrainer):
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
-            logs |= temperature_of(self.accelerator.unwrap_model(self.model))
+            logs |= temperatures_of(self.accelerator.unwrap_model(self.model))
         super().log(logs, start_time)
 
     # Training, resuming, evaluation

@@ -1,0 +1,238 @@
+"""
+Retrieval in two stages: all entries are ranked by the single vector, and the best of them once more by words and
+regions.
+
+Metrics of this second ranking have names of their own and are reported separately: a score that compares every word
+with every region is not that of a dual encoder, whose embeddings can be searched by an index.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..inference import progress_bar
+from .dual_softmax import matrix, places, tiles
+from .metrics import match_ids, parallel_map, summary
+from .reading import Views
+from .ties import count_ties, mean_rank
+
+CANDIDATES = 100  # of each query, by default
+
+# Float32 may take similarities, of at most 1, for equal or not that differ by less: they are computed in float64.
+_UNSURE = 2.0**-13
+
+_NUMBERS_AT_ONCE = 2**20  # 4 MiB of float32
+
+
+@dataclass
+class Tokens:
+    """
+    Embeddings of the words of texts, or of the regions of videos.
+
+    They are kept in float32, as the model returns them, so that scores are those of the model. float16 would halve
+    the memory, but the CPU would convert it for each product.
+
+    Args:
+        embeds: (n, length, dim), of length 1.
+        weights: (n, length); 0 for padding, and those of each text or video sum to 1.
+    """
+
+    embeds: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def __getitem__(self, index: Any) -> "Tokens":
+        """Returns the tokens of one text or video, or of several."""
+        return Tokens(self.embeds[index], self.weights[index])
+
+    def double(self) -> "Tokens":
+        """Returns a copy in float64."""
+        return Tokens(self.embeds.double(), self.weights.double())
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Tokens"]) -> "Tokens":
+        """Returns all of `parts`, padded to the longest."""
+        longest = max(part.weights.shape[1] for part in parts)
+        missing = [longest - part.weights.shape[1] for part in parts]
+        return cls(
+            torch.cat([F.pad(part.embeds, (0, 0, 0, more)) for part, more in zip(parts, missing)]),
+            torch.cat([F.pad(part.weights, (0, more)) for part, more in zip(parts, missing)]),
+        )
+
+
+def has_tokens(model: Any) -> bool:
+    """Returns whether a model has embeddings of words and regions."""
+    return bool(getattr(getattr(model, "config", None), "token_dim", 0))
+
+
+def check_tokens(model: Any, views: Views) -> None:
+    """
+    Raises:
+        ValueError: a model has no embeddings of words and regions, or a video has several clips. (A video would have
+            as many times more regions, and the windows of videos of different lengths could not be compared.)
+    """
+    if not has_tokens(model):
+        raise ValueError("Re-ranking needs a model with embeddings of words and regions (token_dim): leave it out.")
+    if not views.single:
+        raise ValueError("Re-ranking needs one clip per video: leave out --clips and --window-stride, or --rerank.")
+
+
+def number_to_rerank(model: Any, rerank: int | None, views: Views) -> int:
+    """
+    Returns how many of the best entries of each query are ranked once more; 0: none.
+
+    Args:
+        model: the dual encoder.
+        rerank: what was asked for. None stands for `CANDIDATES` if the model has tokens of words and regions and each
+            video is one clip, and for 0 otherwise.
+        views: the clips of each video.
+
+    Raises:
+        ValueError: re-ranking was asked for and is not possible, or the number is negative.
+    """
+    if rerank is None:
+        return CANDIDATES if has_tokens(model) and views.single else 0
+    if rerank < 0:
+        raise ValueError(f"rerank={rerank} must be at least 0.")
+    if rerank:
+        check_tokens(model, views)
+    return rerank
+
+
+def temperatures_of(model: Any) -> dict[str, float]:
+    """Returns the temperatures of a model with tokens, learned or fixed, as [`reranked_metrics`] takes them."""
+    with torch.no_grad():
+        return {name: float(getattr(model, name)) for name in ("temperature", "token_temperature")}
+
+
+def candidate_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
+    """
+    Returns the similarity (K,) of one text and its own K videos, or of one video and its own K texts: that of
+    [`~region_learner.modeling_region_learner.word_region_similarity`], which does not depend on which side is which.
+
+    Args:
+        query: of one text or video: `embeds` (L, dim), `weights` (L,).
+        candidates: `embeds` (K, n, dim), `weights` (K, n).
+    """
+    present = query.weights > 0
+    embeds, weights = query.embeds[present], query.weights[present]
+    cosines = (embeds @ candidates.embeds.flatten(0, 1).T).unflatten(1, candidates.weights.shape)  # (L, K, n)
+    by_candidates = (cosines.amax(0) * candidates.weights).sum(1)
+    absent = candidates.weights == 0
+    if absent.any():
+        cosines = cosines.masked_fill_(absent, -torch.inf)
+    return (weights @ cosines.amax(2) + by_candidates) / 2
+
+
+def exact_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
+    """
+    Returns [`candidate_similarity`] in float64, rounded: matrix products sum in another order at the edges of a
+    matrix, which could break ties of equal tokens.
+    """
+    return candidate_similarity(query.double(), candidates.double()).round(decimals=10)
+
+
+def _of_candidates(
+    similarity: Callable[[Tokens, Tokens], torch.Tensor], query: Tokens, gallery: Tokens, candidates: torch.Tensor
+) -> torch.Tensor:
+    """The similarities (K,), float64, of a query and the entries `candidates` (K,) of a gallery."""
+    step = max(1, _NUMBERS_AT_ONCE // gallery.embeds[0].numel())
+    return torch.cat([similarity(query, gallery[part]) for part in candidates.split(step)]).double()
+
+
+def reranked_metrics(
+    text_embeds: Any,
+    video_embeds: Any,
+    text_tokens: Tokens,
+    video_tokens: Tokens,
+    text_video_ids: Sequence[Any] | None = None,
+    video_ids: Sequence[Any] | None = None,
+    *,
+    temperature: float,
+    token_temperature: float,
+    candidates: int = CANDIDATES,
+) -> dict[str, float]:
+    """
+    Returns retrieval metrics after re-ranking: of each query, the entries with the highest cosines are sorted by
+    `cosine / temperature + similarity / token_temperature`, the sum of the model's `logits_per_text` and
+    `token_logits_per_text`. All others keep their places behind them.
+
+    Entries that are tied with the last of the candidates are candidates, too, so that the result does not depend on
+    the order of the gallery. Similarities are computed for one query and its candidates at a time.
+
+    Args:
+        text_embeds (array of shape `(texts, dim)`): of length 1.
+        video_embeds (array of shape `(videos, dim)`): likewise.
+        text_tokens, video_tokens: those of the same texts and videos.
+        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
+            text i describes the i-th video.
+        video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
+        temperature, token_temperature: those of the model.
+        candidates: the number of entries per query that are sorted.
+
+    Returns:
+        `rr_t2v_R@1` and so on, as [`retrieval_metrics`], with the same rules for ties and for several texts per
+        video.
+
+    Raises:
+        ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or there is not at
+            least one candidate.
+    """
+    if candidates < 1:
+        raise ValueError(f"candidates={candidates} must be at least 1.")
+    texts, videos = matrix("text_embeds", text_embeds), matrix("video_embeds", video_embeds)
+    owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
+    for name, embeds, tokens in (("text", texts, text_tokens), ("video", videos, video_tokens)):
+        if len(tokens) != len(embeds):
+            raise ValueError(f"{name}_tokens has {len(tokens)} entries for {len(embeds)} embeddings.")
+        if not (torch.isfinite(tokens.embeds).all() and torch.isfinite(tokens.weights).all()):
+            raise ValueError(f"{name}_tokens holds values that are not finite.")
+    texts_of, videos_of = places(owners), places(ids)
+    of_texts = {i: videos_of[video_id] for i, video_id in enumerate(owners)}
+    of_videos = {i: texts_of[video_id] for i, video_id in enumerate(ids) if video_id in texts_of}
+    ranks = partial(_best_ranks, temperature=temperature, token_temperature=token_temperature, candidates=candidates)
+    t2v = ranks((texts, text_tokens), (videos, video_tokens), of_texts)
+    v2t = ranks((videos, video_tokens), (texts, text_tokens), of_videos)
+    return summary("rr_t2v", t2v) | summary("rr_v2t", v2t)
+
+
+def _best_ranks(
+    queries: tuple[torch.Tensor, Tokens],
+    gallery: tuple[torch.Tensor, Tokens],
+    relevant: Mapping[int, Sequence[int]],
+    *,
+    temperature: float,
+    token_temperature: float,
+    candidates: int,
+) -> np.ndarray:
+    """The rank of the best-ranked of the `relevant` entries of each query that has some, (queries,)."""
+
+    def rank(i: int, cosines: torch.Tensor) -> torch.Tensor:
+        own = torch.tensor(relevant[i])
+        last = cosines.topk(min(candidates, len(cosines))).values[-1]
+        if (best := cosines[own].max()) < last:  # it keeps its place
+            return mean_rank(*count_ties(cosines[None], best[None]))
+        chosen = (cosines >= last).nonzero()[:, 0]
+        logits, is_own = cosines[chosen] / temperature, torch.isin(chosen, own)
+        query = queries[1][i]
+        scores = logits + _of_candidates(candidate_similarity, query, gallery[1], chosen) / token_temperature
+        unsure = (scores - scores[is_own].max()).abs() <= _UNSURE / token_temperature
+        exact = _of_candidates(exact_similarity, query, gallery[1], chosen[unsure])
+        scores[unsure] = logits[unsure] + exact / token_temperature
+        return mean_rank(*count_ties(scores[None], scores[is_own].max()[None]))
+
+    numbers = list(relevant)
+    with parallel_map(len(numbers)) as map_in_threads:
+        ranks = (
+            one
+            for part, scores in tiles(queries[0][numbers], gallery[0])
+            for one in map_in_threads(rank, numbers[part], scores)
+        )
+        return torch.cat(list(progress_bar(ranks, "re-ranking", len(numbers), unit="query"))).double().numpy()
