@@ -69,7 +69,7 @@ def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
             elif isinstance(event, Part):
                 embeddings.add(event)
                 frames += len(event.frames)
-        windows += len(embeddings.vectors())
+        windows += len(embeddings.windows())
         duration += embeddings.plan.duration
         seconds["model"] += time.perf_counter() - start
     seconds["decode"] -= seconds["hash"]  # which reading does, too

@@ -41,7 +41,9 @@ class FakeIndex:
         self, folder: Path, spans: Mapping[str, list[tuple[float, float]]], model: Any = None, processor=None
     ):
         self.folder, self.spans = Path(folder), dict(spans)
-        self.model = model or SimpleNamespace(config=SimpleNamespace(video_config=SimpleNamespace(num_regions=0)))
+        self.model = model or SimpleNamespace(
+            config=SimpleNamespace(video_config=SimpleNamespace(num_regions=0), token_dim=0)
+        )
         self.processor = processor
         self.searches: list[dict] = []
 

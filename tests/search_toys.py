@@ -10,25 +10,33 @@ from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearne
 from region_learner.corpora.encoding import write_video
 from region_learner.training.tokenizer import train_tokenizer
 
-from .conftest import TINY_VIDEO, randomize, tiny_text_config
+from .conftest import NO_REGIONS, TINY_VIDEO, randomize, tiny_text_config
 from .test_backbones import save_family
 
 WORDS = ["a", "red", "blue", "green", "square", "circle", "moves", "left", "right", "up", "down", "slowly", "quickly"]
 FPS = 4
 FRAMES = 4
+_QUERIES = {"region_form": "queries", "num_regions": 5, "region_layer": 1, "codebook_size": 0, "interaction_layers": 0}
+_TOKENS = {"token_dim": 8, "phrase_window": 3, "token_temperature": 0.02}
+_OPTIONS: dict[str, tuple[dict, dict]] = {
+    "space_time": ({}, {}), "words": (_QUERIES, _TOKENS), "patches": (NO_REGIONS, _TOKENS)
+}  # fmt: skip
 
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
-    """Saves a random small model: "space_time", the divided ViT with regions; or a family of `test_backbones`."""
-    if kind != "space_time":
+    """
+    Saves a random small model: "space_time", the divided ViT with regions; "words", with tokens as well, which are
+    those of regions that gather whole clips; "patches", with tokens of patches; or a family of `test_backbones`.
+    """
+    if kind not in _OPTIONS:
         save_family(kind, folder)
         return folder
+    video, tokens = _OPTIONS[kind]
     tokenizer = train_tokenizer([WORDS] * 20, 99, 16)
     text = tiny_text_config(vocab_size=len(tokenizer))
     torch.manual_seed(0)
-    randomize(
-        RegionLearnerModel(RegionLearnerConfig(video_config=TINY_VIDEO, text_config=text, projection_dim=16))
-    ).save_pretrained(folder)
+    config = RegionLearnerConfig(video_config=TINY_VIDEO | video, text_config=text, projection_dim=16, **tokens)
+    randomize(RegionLearnerModel(config)).save_pretrained(folder)
     video_processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=FRAMES)
     RegionLearnerProcessor(video_processor, tokenizer).save_pretrained(folder)
     return folder

@@ -25,6 +25,7 @@ from region_learner.search.database import Record
 from region_learner.search.jobs import join_parts
 from region_learner.search.parts import PartWriter, list_parts, read_part
 from region_learner.search.sources import Video
+from region_learner.search.windows import Windows
 
 from .conftest import ROOT
 from .search_toys import make_video, save_checkpoint
@@ -420,7 +421,7 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
 
 ABOUT = {
     "model": "m", "revision": None, "weights": "0" * 64, "preprocessing": {}, "num_frames": 4, "dim": 4,
-    "window": 4.0, "stride": 2.0, "neutral": np.eye(4, dtype="<f4").tobytes().hex(),
+    "window": 4.0, "stride": 2.0, "tokens": None, "neutral": np.eye(4, dtype="<f4").tobytes().hex(),
 }  # fmt: skip
 
 
@@ -429,11 +430,11 @@ def written(tmp_path):
     """A part with a video of three windows and an unreadable one, and a function that writes it with changes."""
     video = Video(str(tmp_path / "v.mp4"), 10, 20)
     spans = np.array([[0, 4], [2, 6], [3, 7.5]])
-    vectors = np.eye(4, dtype=np.float32)[:3]
+    windows = Windows(np.eye(4, dtype=np.float32)[:3])
     with PartWriter(tmp_path / "made", ABOUT, 0, 1) as writer:
         (tmp_path / "made").mkdir()
-        writer.put(Record(video, "root", "a" * 64, 7.5, spans), vectors)
-        writer.put(Record(video._replace(path=str(tmp_path / "w.mp4")), "root", error="why"), vectors[:0])
+        writer.put(Record(video, "root", "a" * 64, 7.5, spans), windows)
+        writer.put(Record(video._replace(path=str(tmp_path / "w.mp4")), "root", error="why"), Windows.empty(ABOUT))
         writer.finish("list")
     path = tmp_path / "made" / "part-00000-of-00001-0000.parquet"
     table = pq.read_table(path)

@@ -16,7 +16,7 @@ from PIL import Image
 from region_learner import VideoIndex
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
-from region_learner.search import embedding, updating
+from region_learner.search import embedding, updating, vectors
 from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
@@ -26,7 +26,7 @@ LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 
 WINDOW, STRIDE = 4.0, 2.0
 
 
-@pytest.fixture(scope="module", params=["space_time", "clip"])
+@pytest.fixture(scope="module", params=["words", "clip"])
 def model(request, tmp_path_factory):
     return str(save_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
 
@@ -114,8 +114,9 @@ def test_scores_are_cosines(make_index, videos):
         assert 0 <= hit.start < hit.end <= LENGTHS[os.path.relpath(hit.path, videos)] + 1e-6
         assert 0 <= hit.probability <= 1
     assert first == pytest.approx(best, abs=1e-6)
-    scores = [hit.score for hit in hits]
-    assert scores == sorted(scores, reverse=True)
+    if index.about()["tokens"] is None:  # otherwise see test_search_tokens.py
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
     assert index.search("blue circle", k=2) == hits[:2]
 
 
@@ -126,7 +127,10 @@ def test_filters(make_index, videos):
     inside = index.search("blue circle", k=50, within=videos / "sub")
     assert {hit.path for hit in inside} == {str(videos / "sub" / name) for name in ("c.mp4", "d.mp4")}
     assert [(hit.path, hit.score) for hit in hits if "sub" in hit.path] == [(hit.path, hit.score) for hit in inside]
-    assert index.search("blue circle", k=50, min_score=hits[1].score) == hits[:2]
+    second = sorted(hit.score for hit in hits)[-2]
+    found = index.search("blue circle", k=50, min_score=second)
+    assert found == [hit for hit in hits if hit.score >= second]
+    assert len(found) == 2
     least = sorted(hit.probability for hit in hits)[-1]
     assert all(hit.probability >= least for hit in index.search("blue circle", min_probability=least))
     with pytest.raises(ValueError, match="has no videos within"):
@@ -168,7 +172,7 @@ def test_regions_of_hits(make_index, videos):
     if index.model.video_model.backbone is not None:
         assert hit.regions is None
     else:
-        assert hit.regions.shape == (4, 3, 4, 4)
+        assert hit.regions.shape == (4, len(hit.phrases), 4, 4)
 
 
 # --- Following the files -------------------------------------------------------------------------------------
@@ -413,7 +417,7 @@ def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:
 
     updating._WINDOWS = 3
     for owner, names in (
-        (updating.Vectors, ["write"]),
+        (vectors.Vectors, ["write"]),
         (updating.Database, ["put", "set_about", "remove", "move"]),
         (embedding.WindowEmbeddings, ["add"]),
     ):

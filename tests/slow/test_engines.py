@@ -123,6 +123,52 @@ def test_qdrant(index, best_rows, tmp_path):
         export_index(index, "qdrant", "http://localhost:1")
 
 
+@pytest.fixture(scope="module")
+def with_tokens(videos, tmp_path_factory):
+    """An index with tokens; and for each query its words times their weights, and the mean over words by windows."""
+    model = str(save_checkpoint("words", tmp_path_factory.mktemp("words")))
+    index = VideoIndex.create(tmp_path_factory.mktemp("indexes") / "words", model)
+    index.update(videos)
+    windows = index._current_view().windows.read(0, index.database.about("rows"))
+    expected = []
+    for query in index.embedder.queries(QUERIES):
+        words, weights = (part[0].numpy() for part in query.words)
+        words = [weight * word for word, weight in zip(words, weights) if weight > 0]
+        sums = [sum(max(word @ token for token in tokens[:, 1:].astype("f4")) for word in words)
+                for tokens in windows.tokens]  # fmt: skip
+        expected.append((query.vector, words, np.array(sums)))
+    return index, windows, expected
+
+
+def test_lance_with_tokens(with_tokens, tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    index, windows, _ = with_tokens
+    assert export_index(index, "lance", str(tmp_path / "lance")) == len(windows)
+    table = lancedb.connect(str(tmp_path / "lance")).open_table("videos").to_arrow().sort_by("id")
+    assert np.array_equal(np.array(table["tokens"].to_pylist(), np.float16), windows.tokens[..., 1:])
+    assert np.array_equal(np.array(table["token_weights"].to_pylist(), np.float16), windows.tokens[..., 0])
+
+
+def test_qdrant_with_tokens(with_tokens, tmp_path):
+    qdrant = pytest.importorskip("qdrant_client")
+    index, windows, expected = with_tokens
+    assert export_index(index, "qdrant", str(tmp_path / "qdrant")) == len(windows)
+    client = qdrant.QdrantClient(path=str(tmp_path / "qdrant"))
+    for vector, words, sums in expected:
+        best = client.query_points("videos", query=vector.tolist(), using="vector", limit=5).points
+        scores = windows.vectors @ vector
+        assert [point.id for point in best] == np.argsort(-scores)[:5].tolist()
+        prefetch = qdrant.models.Prefetch(query=vector.tolist(), using="vector", limit=20)
+        query = [word.tolist() for word in words]
+        points = client.query_points("videos", prefetch=prefetch, query=query, using="tokens", limit=20).points
+        near = np.argsort(-scores)[:20]
+        assert [point.score for point in points] == pytest.approx(np.sort(sums[near])[::-1].tolist(), abs=2e-3)
+        for point in points:
+            assert point.score == pytest.approx(sums[point.id], abs=2e-3)
+            assert point.payload["token_weights"] == windows.tokens[point.id, :, 0].tolist()
+    client.close()
+
+
 def test_what_fails_leaves_nothing(index, tmp_path, monkeypatch):
     """An export that breaks off can be repeated under the same name."""
     lancedb, qdrant = pytest.importorskip("lancedb"), pytest.importorskip("qdrant_client")

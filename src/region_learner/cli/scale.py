@@ -36,6 +36,14 @@ def embed(
     num_frames: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Frames per window; by default those of the model.")
     ] = None,
+    tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--tokens/--no-tokens",
+            help="Whether to keep the tokens of each window. By default, they are kept if the model has any "
+            "(token_dim).",
+        ),
+    ] = None,
     workers: Workers = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")] = False,
     corpus: Annotated[
@@ -69,6 +77,7 @@ def embed(
             window=window,
             stride=window / 2 if stride is None else stride,
             num_frames=num_frames,
+            tokens=tokens,
             retry=retry,
             num_workers=workers or os.cpu_count() or 1,
             root=root,

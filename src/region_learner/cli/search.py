@@ -50,6 +50,14 @@ def index(
     num_frames: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Frames per window; by default those of the model.")
     ] = None,
+    tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--tokens/--no-tokens",
+            help="Whether a new index keeps the tokens of each window, by which the best hits are ranked once more. "
+            "By default, it does if the model has any (token_dim).",
+        ),
+    ] = None,
     workers: Workers = None,
     keep_missing: Annotated[
         bool, typer.Option("--keep-missing", help="Keep videos in the index whose files are gone.")
@@ -80,6 +88,7 @@ def index(
             window,
             stride,
             num_frames,
+            None if tokens is None else "tokens",  # False was given, too
             workers,
             keep_missing,
             retry,
@@ -99,7 +108,7 @@ def index(
 
         find_videos(rows)  # raises what is wrong with them before the model is loaded
     with interruptible("The same command resumes with the videos that are not in the index yet."):
-        opened = _open_or_create(index, model, window, stride, num_frames)
+        opened = _open_or_create(index, model, window, stride, num_frames, tokens)
         report = opened.update(
             rows, not keep_missing, retry=retry, num_workers=workers or os.cpu_count() or 1, root=root
         )
@@ -152,7 +161,12 @@ def _index_parts(
 
 
 def _open_or_create(
-    directory: Path, model: str | None, window: float | None, stride: float | None, num_frames: int | None
+    directory: Path,
+    model: str | None,
+    window: float | None,
+    stride: float | None,
+    num_frames: int | None,
+    tokens: bool | None,
 ) -> "VideoIndex":
     """
     Opens an index, or creates it.
@@ -165,7 +179,7 @@ def _open_or_create(
     if not (directory / "index.sqlite").exists():
         window = WINDOW if window is None else window
         stride = window / 2 if stride is None else stride
-        return VideoIndex.create(directory, model or MODEL, window, stride, num_frames)
+        return VideoIndex.create(directory, model or MODEL, window, stride, num_frames, tokens)
     opened = VideoIndex.open(directory, model)
     made_with = opened.about()
     for name, value in (("window", window), ("stride", stride), ("num_frames", num_frames)):
@@ -174,6 +188,12 @@ def _open_or_create(
                 f"{directory} was made with --{name.replace('_', '-')} {made_with[name]:g}, not {value:g}: leave the "
                 "option out, or make another index."
             )
+    keeps = made_with["tokens"] is not None
+    if tokens is not None and tokens != keeps:
+        raise ValueError(
+            f"{directory} was made {'with' if keeps else 'without'} tokens: leave the option out, or make another "
+            "index."
+        )
     if model is not None:
         _ = opened.embedder  # refuses another model
     return opened
@@ -185,7 +205,10 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
         return
     print_unreadable(report)
     print(f"{report}.")
-    print_wrote(f'{index.directory}: {len(index)} videos. Search: region-learner search {index.directory} "words"')
+    size = index.token_bytes_per_hour()
+    tokens = f" Tokens take {size / 1e6:.2f} MB per hour of video." if size else ""
+    search = f'region-learner search {index.directory} "words"'
+    print_wrote(f"{index.directory}: {len(index)} videos.{tokens} Search: {search}")
 
 
 def print_unreadable(report: "UpdateReport") -> None:

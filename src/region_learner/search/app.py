@@ -168,7 +168,7 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
                     more = gr.Button("More like this", elem_id="more")
                     show = gr.Checkbox(
                         label="Show regions",
-                        visible=bool(index.model.config.video_config.num_regions),
+                        visible=bool(index.model.config.video_config.num_regions or index.model.config.token_dim),
                         elem_id="regions",
                     )
                 regions = gr.HTML()
@@ -188,8 +188,8 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
             changed(answers.again, [query, *filters], found, show_progress_on=answer, **slow)
         played = results.click(choose, [hits], [chosen], **quick)
         played = played.then(answers.play, [chosen], [panel, player], show_progress_on=answer, **slow)
-        played.then(answers.draw, [chosen, show], [regions], **quick)
-        show.change(answers.draw, [chosen, show], [regions], **slow)
+        played.then(answers.draw, [chosen, show, query], [regions], **quick)
+        show.change(answers.draw, [chosen, show, query], [regions], **slow)
     return app
 
 
@@ -249,13 +249,13 @@ class Answers:
         with self.lock:
             return self.gr.Column(visible=True), self.parts.player(show_hit(self.index, hit))
 
-    def draw(self, hit: Hit | None, wanted: bool) -> str:
-        """Returns the frames of a hit with regions over them, or nothing if they are not wanted."""
+    def draw(self, hit: Hit | None, wanted: bool, query: Query | None = None) -> str:
+        """Returns the frames of a hit with the regions of the query over them, or nothing if they are not wanted."""
         if hit is None or not wanted:
             return ""
         with self.lock:
             try:
-                hit = self.index.with_regions(hit)
+                hit = self.index.with_regions(hit, query.options.get("text") if query else None)
             except _UNREADABLE as error:
                 return self.parts.regions(ShownHit(hit, problem=message_of(error)))
             return self.parts.regions(show_hit(self.index, hit, with_preview=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,15 +17,31 @@ from ..conversion.checkpoints import load_config
 from ..corpora.features import preprocessing_of
 from ..inference import evaluation_mode
 from ..loading import check_checkpoint, load_checkpoint
+from ..phrase_maps import find_phrases, find_words
 from .reading import Begin, End, Event, Failed, Known, Part
 from .sources import Video
 from .spans import Plan
+from .windows import MOST_TOKENS, Windows, is_token_shape, pack_tokens
 
 # Batches never mix videos: the embeddings of a video do not depend on which others are new.
 _FRAMES = 32
 _WINDOWS = 8
 
 _SAMPLED = 1024  # values per tensor that the hash of the weights covers
+
+
+class Query(NamedTuple):
+    """
+    The embeddings of what is searched for.
+
+    Args:
+        vector: float32 (D,), of length 1.
+        words: of the tokens of a text, float32 (1, L, d), of length 1, and their weights, (1, L); None for images,
+            videos, and models without tokens.
+    """
+
+    vector: np.ndarray
+    words: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Embedder:
@@ -70,6 +87,40 @@ class Embedder:
         with torch.no_grad():
             return 1 / float(self.model.temperature)
 
+    @property
+    def token_logit_scale(self) -> float:
+        with torch.no_grad():
+            return 1 / float(self.model.token_temperature)
+
+    def token_shape(self, wanted: bool | None) -> list[int] | None:
+        """
+        Returns the number and the length of the tokens of a window, which is the same for all windows, as they have
+        the same number of frames; None if they are not to be kept.
+
+        Args:
+            wanted: whether to keep them; None: if the model has any.
+
+        Raises:
+            ValueError: they are wanted, and the model does not have any; or they are too long.
+        """
+        dim = self.model.config.token_dim
+        if wanted and not self.has_tokens:
+            raise ValueError(
+                f"{self.name} does not have tokens of words and regions (token_dim=0): leave out --tokens, or use a "
+                "model that was trained with token_dim."
+            )
+        if not dim or wanted is False:
+            return None
+        side = self.processor.video_processor.crop_size or self.processor.video_processor.output_size
+        black = np.zeros((side["height"], side["width"], 3), np.uint8)
+        frames = [black] * self.processor.video_processor.num_frames
+        with self._running():
+            found = self.model(**self.processor(videos=[frames]).to(self.model.device)).video_token_embeds
+        shape = [min(found.shape[1], MOST_TOKENS), dim]
+        if not is_token_shape(shape):
+            raise ValueError(f"{self.name} has token_dim={dim}, too many for an index: leave the tokens out.")
+        return shape
+
     @contextmanager
     def _running(self) -> Iterator[None]:
         on_gpu = self.model.device.type == "cuda"
@@ -78,12 +129,22 @@ class Embedder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns embeddings of texts, float32 (n, D), of length 1."""
+        return np.stack([query.vector for query in self.queries(texts)])
+
+    def queries(self, texts: Sequence[str]) -> list[Query]:
+        """Returns the embeddings of texts, and of their words if the model has them."""
         found = []
         for start in range(0, len(texts), _FRAMES):
             inputs = self.processor(text=list(texts[start : start + _FRAMES])).to(self.model.device)
             with self._running():
-                found.append(_as_array(self.model(**inputs).text_embeds))
-        return np.concatenate(found)
+                outputs = self.model(**inputs)
+            vectors = _as_array(outputs.text_embeds)
+            if outputs.text_token_embeds is None:
+                found += [Query(vector) for vector in vectors]
+            else:
+                words, weights = outputs.text_token_embeds.float().cpu(), outputs.text_token_weights.float().cpu()
+                found += [Query(vector, pair) for vector, pair in zip(vectors, zip(words.split(1), weights.split(1)))]
+        return found
 
     def clip(self, **given: Any) -> np.ndarray:
         """Returns the embedding of what the processor is given, one image or video, float32 (D,), of length 1."""
@@ -97,6 +158,22 @@ class Embedder:
         with self._running():
             masks = self.model.video_model(**inputs).region_masks
         return None if masks is None else masks[0].float().cpu().numpy()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the model compares words with regions."""
+        return bool(self.model.config.token_dim)
+
+    def phrases(
+        self, source: Any, text: str, start: float | None, end: float | None
+    ) -> tuple[tuple[str, ...], np.ndarray]:
+        """Returns a text and its phrases, P in all, and where a span shows each of them, float32 (T, P, h, w)."""
+        clip = self.processor(videos=[source], start=start, end=end)["pixel_values_videos"]
+        find = find_words if re.search(r"\w", text) else find_phrases
+        whole, *parts = find(self.model, self.processor, clip, text)
+        found = [whole, *(part for part in parts if part.text != text.strip())]
+        heat_maps = torch.stack([match.heat_map for match in found], 1)
+        return tuple(match.text for match in found), heat_maps.float().numpy()
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """
@@ -115,10 +192,14 @@ class Embedder:
             found.append(part)
         return torch.cat(found)
 
-    def join(self, clips: torch.Tensor) -> np.ndarray:
-        """Returns embeddings of clips of frames as `encode` returns them, (B, T, ...): float32 (B, D), of length 1."""
+    def join(self, clips: torch.Tensor) -> Windows:
+        """Returns the embeddings of clips of frames as `encode` returns them, (B, T, ...)."""
         with self._running():
-            return _as_array(self.model(pixel_values_videos=clips).video_embeds)
+            outputs = self.model(pixel_values_videos=clips)
+        tokens = None
+        if outputs.video_token_embeds is not None:
+            tokens = pack_tokens(outputs.video_token_embeds, outputs.video_token_weights)
+        return Windows(_as_array(outputs.video_embeds), tokens)
 
 
 def _as_array(embeds: torch.Tensor) -> np.ndarray:
@@ -145,7 +226,7 @@ class WindowEmbeddings:
     def __init__(self, embedder: Embedder, plan: Plan):
         self.embedder, self.plan = embedder, plan
         self.kept: dict[int, torch.Tensor] = {}
-        self.found: list[np.ndarray] = []
+        self.found: list[Windows] = []
         self.done = 0
 
     def add(self, part: Part) -> None:
@@ -160,17 +241,17 @@ class WindowEmbeddings:
         first = self.plan.frames[self.done].min() if self.done < len(self.plan.frames) else np.inf
         self.kept = {index: frame for index, frame in self.kept.items() if index >= first}
 
-    def vectors(self) -> np.ndarray:
-        """Returns the embeddings of all windows, float32 (W, D)."""
-        return np.concatenate(self.found)
+    def windows(self) -> Windows:
+        """Returns the embeddings of all windows."""
+        return Windows.concatenate(self.found)
 
 
 class Embedded(NamedTuple):
-    """A video that was embedded: the hash of its content, its windows, and their embeddings, float32 (W, D)."""
+    """A video that was embedded: the hash of its content, its windows, and their embeddings."""
 
     sha256: str
     plan: Plan
-    vectors: np.ndarray
+    windows: Windows
 
 
 def embed_events(
@@ -185,7 +266,7 @@ def embed_events(
             open_videos[video.path][1].add(event)
         elif isinstance(event, End):
             sha256, windows = open_videos.pop(video.path)
-            yield video, Embedded(sha256, windows.plan, windows.vectors())
+            yield video, Embedded(sha256, windows.plan, windows.windows())
         else:
             open_videos.pop(video.path, None)
             yield video, event

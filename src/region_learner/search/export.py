@@ -16,7 +16,7 @@ from ..inference import progress_bar
 from .database import Record
 from .index import VideoIndex
 from .parts import PartWriter, schema_of, table_of
-from .vectors import Vectors
+from .windows import Windows, WindowStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,12 +29,14 @@ _POINTS = 256  # of one request
 
 def export_index(index: VideoIndex, to: str, output: str, name: str | None = None) -> int:
     """
-    Copies the windows of an index, each with its vector, path, start and end in seconds.
+    Copies the windows of an index, each with its vector, path, start and end in seconds, and its tokens if the index
+    keeps them.
 
     Args:
         index: stays as it is. It cannot be changed while it is exported.
         to: "parquet", for parts as `embed_videos` writes them; "lance", for a table of LanceDB; or "qdrant", for a
-            collection of Qdrant that compares vectors by their cosine.
+            collection of Qdrant that compares vectors by their cosine. With tokens, its vectors are called "vector"
+            and "tokens"; the latter is a multivector, which is compared by the sum of the highest inner products.
         output: of "parquet", a directory that is empty or does not exist; of "lance", the directory or address of a
             database; of "qdrant", the address of a server (`http://...`, with the key in QDRANT_API_KEY if it needs
             one), or a directory for Qdrant's local mode.
@@ -65,20 +67,25 @@ def _tables(index: VideoIndex) -> Iterator[pa.Table]:
     """Yields the windows with their rows in the index as "id", a bounded number at a time."""
     import pyarrow as pa
 
-    dim = index.database.about("dim")
     for videos in _batches(index):
-        ids = [np.arange(len(vectors)) + record.first_row for record, vectors in videos]
-        table = table_of(videos, dim).select(["path", "start", "end", "vector"])
+        ids = [np.arange(len(windows)) + record.first_row for record, windows in videos]
+        table = table_of(videos, index.about()).select(_columns(index))
         yield table.add_column(0, "id", pa.array(np.concatenate(ids)))
 
 
-def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, np.ndarray]]]:
-    """Yields videos that are searched with their vectors, in the order of their rows."""
-    vectors = Vectors(index.database.vectors_directory(), index.database.about("dim"))
+def _columns(index: VideoIndex) -> list[str]:
+    tokens = [] if index.database.about("tokens") is None else ["tokens", "token_weights"]
+    return ["path", "start", "end", "vector", *tokens]
+
+
+def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, Windows]]]:
+    """Yields videos that are searched with their windows, in the order of their rows."""
+    about = index.about()
+    windows = WindowStore(index.database.vectors_directory(), about["dim"], about["tokens"])
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
         records = index.database.records("first_row >= ? AND first_row < ?", [start, start + _ROWS])
         if videos := [
-            (record, vectors.read(record.first_row, record.first_row + len(record.spans)))
+            (record, windows.read(record.first_row, record.first_row + len(record.spans)))
             for record in sorted(records, key=lambda record: record.first_row)
         ]:
             yield videos
@@ -94,10 +101,10 @@ def _to_parquet(index: VideoIndex, output: str, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with PartWriter(directory, index.about() | {"neutral": index.database.about("neutral")}, 0, 1) as writer:
         for record in index.database.records("error IS NOT NULL"):
-            writer.put(record, np.empty((0, writer.about["dim"]), np.float32))
+            writer.put(record, Windows.empty(writer.about))
         for videos in _batches(index):
-            for record, vectors in videos:
-                writer.put(record, vectors)
+            for record, windows in videos:
+                writer.put(record, windows)
         writer.finish("an index")
 
 
@@ -108,7 +115,8 @@ def _to_lance(index: VideoIndex, output: str, name: str) -> None:
         import lancedb
     except ImportError as error:
         raise ImportError("--to lance needs the package lancedb: pip install lancedb") from error
-    schema = pa.schema([("id", pa.int64()), *list(schema_of(index.database.about("dim")))[:4]])
+    columns = [schema_of(index.about()).field(name) for name in _columns(index)]
+    schema = pa.schema([("id", pa.int64()), *columns])
     batches = (batch for table in _tables(index) for batch in table.to_batches())
     try:
         database = lancedb.connect(output)
@@ -140,8 +148,7 @@ def _to_qdrant(index: VideoIndex, output: str, name: str) -> None:
                 raise FileExistsError(
                     f"{output} has a collection {name} already: choose another --name, or delete it first."
                 )
-            size = index.database.about("dim")
-            client.create_collection(name, models.VectorParams(size=size, distance=models.Distance.COSINE))
+            client.create_collection(name, _qdrant_vectors(models, index.about()))
             try:
                 for table in _tables(index):
                     _upload(client, models, name, table)
@@ -152,11 +159,31 @@ def _to_qdrant(index: VideoIndex, output: str, name: str) -> None:
         raise OSError(f"{output} does not take the export: {' '.join(str(error).split())}") from error
 
 
+def _qdrant_vectors(models: Any, about: dict[str, Any]) -> Any:
+    """Returns how Qdrant compares vectors, and tokens if there are any."""
+    vector = models.VectorParams(size=about["dim"], distance=models.Distance.COSINE)
+    if about["tokens"] is None:
+        return vector
+    tokens = models.VectorParams(
+        size=about["tokens"][1],
+        distance=models.Distance.DOT,  # so that a query may weigh its words by their lengths
+        multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+        hnsw_config=models.HnswConfigDiff(m=0),  # only what "vector" has found is ranked by tokens
+        datatype=models.Datatype.FLOAT16,
+    )
+    return {"vector": vector, "tokens": tokens}
+
+
 def _upload(client: Any, models: Any, name: str, table: pa.Table) -> None:
     for start in range(0, len(table), _POINTS):
         rows = table.slice(start, _POINTS)
-        payloads = rows.select(["path", "start", "end"]).to_pylist()
-        points = models.Batch(ids=rows["id"].to_pylist(), vectors=rows["vector"].to_pylist(), payloads=payloads)
+        payload = ["path", "start", "end"]
+        vectors: Any = rows["vector"].to_pylist()
+        if "tokens" in rows.column_names:
+            vectors = {"vector": vectors, "tokens": rows["tokens"].to_pylist()}
+            payload.append("token_weights")
+        payloads = rows.select(payload).to_pylist()
+        points = models.Batch(ids=rows["id"].to_pylist(), vectors=vectors, payloads=payloads)
         client.upsert(name, points, wait=True)
 
 

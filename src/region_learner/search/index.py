@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
+import torch
 
 from ..files import locked
+from ..modeling_region_learner import word_region_similarity
 from .calibration import clip_score_by_chance, hit_probabilities, neutral_texts, score_by_chance
 from .database import FILE, Database, Record, evenly_spaced, merged
-from .embedding import Embedder
+from .embedding import Embedder, Query
 from .nearest import NearestRows, inner_products
 from .spans import STRIDE, WINDOW, check_windows, find_spans
 from .updating import Updater, UpdateReport
-from .vectors import Vectors
+from .windows import WindowStore, is_token_shape
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessin
 
 _NEAREST = 200  # windows that are looked at for each query, at least
 _PART = 512  # windows of a long video in which a span is looked for
+# Spans that are ranked once more by words and regions.
+_RERANKED = 50
 _RIVALS = 10  # best spans that are compared with one another, so that a probability does not depend on `k`
 _SAMPLE = 4096  # windows of which the calibration sees the scores
 
@@ -47,9 +51,11 @@ class Hit:
         path: of the video; of a member of a shard, the path of the shard followed by the name of the member.
         start, end: in seconds from the first frame.
         score: cosine similarity of the query and the best window of the span.
-        probability: that this is what the query means, from 0 to 1; see docs/search.md for how far it can be trusted.
-        regions: masks of the regions of a clip of the span, float32 (T, S, h, w), if they were asked for and the
-            model has regions.
+        probability: that this is what the query means, from 0 to 1; see docs/calibration.md for how far it can be
+            trusted.
+        regions: of a clip of the span, float32 (T, S, h, w), if they were asked for and the model has any: for texts
+            and a model with tokens a heat map of each of `phrases`, otherwise the masks of all regions.
+        phrases: what each of `regions` shows: the query as a whole, and then phrases of it; empty for all regions.
     """
 
     path: str
@@ -58,6 +64,7 @@ class Hit:
     score: float
     probability: float
     regions: np.ndarray | None = field(default=None, compare=False, repr=False)
+    phrases: tuple[str, ...] = field(default=(), compare=False)
 
 
 class VideoIndex:
@@ -97,6 +104,7 @@ class VideoIndex:
         window: float = WINDOW,
         stride: float = STRIDE,
         num_frames: int | None = None,
+        tokens: bool | None = None,
     ) -> VideoIndex:
         """
         Makes an empty index.
@@ -107,18 +115,22 @@ class VideoIndex:
             window: length of a window in seconds.
             stride: seconds from the start of one window to that of the next.
             num_frames: frames per window; by default those of the model.
+            tokens: whether to keep the tokens of each window beside its vector, with which texts are searched better;
+                by default, if the model has any (`token_dim`).
 
         Raises:
             FileExistsError: the directory is an index, or has other files.
-            ValueError: `window` and `stride` do not fit, or the model cannot embed texts and videos.
+            ValueError: `window` and `stride` do not fit, the model cannot embed texts and videos, or `tokens` is True
+                and the model does not have any.
             OSError: the model does not exist.
         """
         path = Path(directory)
         check_new(path)
         check_windows(window, stride)
         embedder = Embedder(model, num_frames)
+        about = new_about(embedder, window, stride, tokens)
         path.mkdir(parents=True, exist_ok=True)
-        Database.create(path, new_about(embedder, window, stride)).close()
+        Database.create(path, about).close()
         index = cls(path)
         index._embedder = embedder
         return index
@@ -158,8 +170,11 @@ class VideoIndex:
         return self.database.execute("SELECT COUNT(*) FROM videos WHERE error IS NULL")[0][0]
 
     def about(self) -> dict[str, Any]:
-        """Returns what the index was made with: model, revision, hash of weights, preprocessing, window, stride."""
-        names = ("model", "revision", "weights", "preprocessing", "num_frames", "dim", "window", "stride")
+        """
+        Returns what the index was made with: model, revision, hash of weights, preprocessing, window, stride, and the
+        number and length of the tokens of a window (None without tokens).
+        """
+        names = ("model", "revision", "weights", "preprocessing", "num_frames", "dim", "window", "stride", "tokens")
         return {name: self.database.about(name) for name in names}
 
     # --- The model ---
@@ -183,7 +198,10 @@ class VideoIndex:
                 raise OSError(
                     f"{error} {self.directory} was made with it: if it was moved, pass its place as model."
                 ) from error
+            shape = self.database.about("tokens")
             found = embedder.about()
+            if shape is not None and shape[1] != embedder.model.config.token_dim:
+                raise ValueError(f"{self.database.path} is damaged (tokens): make the index again.")
             for what in ("weights", "preprocessing", "dim"):
                 if found[what] != self.database.about(what):
                     raise ValueError(
@@ -278,6 +296,12 @@ class VideoIndex:
             raise KeyError(f"{path} is not in the index {self.directory}")
         return record
 
+    def token_bytes_per_hour(self) -> float:
+        """Returns how many bytes the tokens take per hour of video; 0 if the index does not keep them, or is empty."""
+        number, dim = self.database.about("tokens") or (0, 0)
+        windows, seconds = self.database.execute("SELECT SUM(rows), SUM(duration) FROM videos")[0]
+        return 2 * number * (1 + dim) * windows * 3600 / seconds if seconds else 0.0
+
     def vectors(self, record: Record) -> np.ndarray:
         """Returns the embeddings of the windows of a video, float32 (W, D), of length 1."""
         return self._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
@@ -306,6 +330,10 @@ class VideoIndex:
         """
         Returns the spans of videos that match a query best.
 
+        If the index keeps tokens, the best spans for a text are ranked once more, by their words and regions too. This
+        changes the order of the hits only: `score` stays the cosine similarity, and `probability` what the single
+        vector says about the hit of this rank.
+
         Args:
             text: words; or a list of texts, each of which is a query.
             image: a picture: a path, a PIL image or an array.
@@ -314,7 +342,8 @@ class VideoIndex:
             within: a folder, shard or video of the index: only its videos are searched.
             min_score: the lowest cosine similarity of a hit.
             min_probability: the lowest probability of a hit.
-            regions: whether to run the model on the hits, for the masks of their regions.
+            regions: whether to run the model on the hits, to tell where in their frames the words are, or for the
+                masks of all regions where it cannot tell.
 
         Returns:
             The hits, best first; for a list of texts a list of them for each.
@@ -333,24 +362,25 @@ class VideoIndex:
         lowest, least = -2 if min_score is None else min_score, min_probability or 0
         found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least] for hits in all_hits]
         if regions:
-            found = [[self.with_regions(hit) for hit in hits] for hits in found]
+            texts = text if isinstance(text, list) else [text]
+            found = [[self.with_regions(hit, words) for hit in hits] for hits, words in zip(found, texts)]
         return found if isinstance(text, list) else found[0]
 
-    def _embed(self, text: Any, image: Any, video: Any) -> np.ndarray:
+    def _embed(self, text: Any, image: Any, video: Any) -> list[Query]:
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if not texts or not all(isinstance(item, str) and item.strip() for item in texts):
                 raise ValueError("A query is empty: expected words.")
-            return self.embedder.texts(texts)
+            return self.embedder.queries(texts)
         if image is not None:
-            return self.embedder.clip(images=[image])[None]
+            return [Query(self.embedder.clip(images=[image]))]
         video, *span = video if isinstance(video, tuple) else (video,)
         if len(span) not in (0, 2):
             raise ValueError("A span of a video is given as (video, start, end).")
         start, end = span or (None, None)
-        return self.embedder.clip(videos=[video], start=start, end=end)[None]
+        return [Query(self.embedder.clip(videos=[video], start=start, end=end))]
 
-    def _search(self, queries: np.ndarray, k: int, within: str | None, is_text: bool) -> Iterator[list[Hit]]:
+    def _search(self, queries: list[Query], k: int, within: str | None, is_text: bool) -> Iterator[list[Hit]]:
         with self.database.snapshot():
             view = self._current_view()
             if within is not None:
@@ -361,20 +391,34 @@ class VideoIndex:
             for query in queries:
                 yield self._hits(view, query, k, is_text) if view.count else []
 
-    def _hits(self, view: _View, query: np.ndarray, k: int, is_text: bool) -> list[Hit]:
+    def _hits(self, view: _View, query: Query, k: int, is_text: bool) -> list[Hit]:
         """Returns the hits of one query."""
-        wanted, nearest = max(k, _RIVALS), max(_NEAREST, 10 * k)
-        while len(found := self._spans(view, query, nearest, wanted)) < k and nearest < view.count:
+        reranks = query.words is not None and view.windows.tokens is not None
+        least = max(k, _RERANKED) if reranks else k
+        wanted, nearest = max(least, _RIVALS), max(_NEAREST, 10 * least)
+        while len(found := self._spans(view, query.vector, nearest, wanted)) < least and nearest < view.count:
             nearest *= 4  # one video may have many windows that match
-        del found[wanted:]
-        best = view.vectors.take(np.array([span.best for span in found], np.int64))
+        rivals = np.array([span.best for span in found[: max(k, _RIVALS)]], np.int64)
         scale = self.embedder.logit_scale
         chance = view.text_chance if is_text else view.clip_chance
-        probabilities = hit_probabilities(query, best, view.sample, chance, view.count, scale)
+        best = view.vectors.take(rivals)
+        probabilities = hit_probabilities(query.vector, best, view.sample, chance, view.count, scale)
+        if reranks:
+            found[:_RERANKED] = self._reranked(view, query, found[:_RERANKED])
+        # The probabilities are those of the ranks. More of the first hits are right once they are ranked by words.
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found[:k], probabilities)
         ]
+
+    def _reranked(self, view: _View, query: Query, spans: list[_Span]) -> list[_Span]:
+        """Returns spans in the order of the sum of both logits of the model, for the best window of each."""
+        assert query.words is not None
+        tokens = torch.from_numpy(view.windows.take_tokens(np.array([span.best for span in spans], np.int64))).float()
+        similarities = word_region_similarity(*query.words, tokens[..., 1:], tokens[..., 0])[0]
+        scores = torch.tensor([span.score for span in spans], dtype=torch.float64)
+        logits = scores * self.embedder.logit_scale + similarities * self.embedder.token_logit_scale
+        return [spans[place] for place in logits.argsort(descending=True, stable=True).tolist()]
 
     def _spans(self, view: _View, query: np.ndarray, nearest: int, wanted: int) -> list[_Span]:
         """Returns at least `wanted` spans around the `nearest` rows, if there are so many, best first."""
@@ -390,7 +434,8 @@ class VideoIndex:
             spans = record.spans[part * _PART : (part + 1) * _PART]
             seen.append(range(first, first + len(spans)))
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
-            if sum(span.score > scores.max() for span in found) >= wanted:
+            highest = scores.max()
+            if sum(span.score > highest for span in found) >= wanted:
                 break  # all others are below
             for start, end, best in find_spans(scores, spans):
                 found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
@@ -403,9 +448,13 @@ class VideoIndex:
             self._view = _View(self.directory, self.database, version)
         return self._view
 
-    def with_regions(self, hit: Hit) -> Hit:
-        """Returns a hit with the masks of its regions, if the model has any."""
-        return replace(hit, regions=self.embedder.regions(self.source(hit.path), **self.span_of(hit)))
+    def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
+        """Returns a hit with the regions where a text is, or without a text, or tokens, with all of the model's."""
+        source, span = self.source(hit.path), self.span_of(hit)
+        if text is None or not self.embedder.has_tokens:
+            return replace(hit, regions=self.embedder.regions(source, **span), phrases=())
+        phrases, heat_maps = self.embedder.phrases(source, text, **span)
+        return replace(hit, regions=heat_maps, phrases=phrases)
 
     def span_of(self, hit: Hit) -> dict[str, float | None]:
         """Returns the `start` and `end` with which the processor reads a hit: None for all of a video."""
@@ -435,10 +484,16 @@ def check_new(path: Path) -> None:
         raise FileExistsError(f"{path} has other files: choose another directory for the index.")
 
 
-def new_about(embedder: Embedder, window: float, stride: float) -> dict[str, Any]:
-    """Returns what an index is made with, as JSON has it."""
+def new_about(embedder: Embedder, window: float, stride: float, tokens: bool | None) -> dict[str, Any]:
+    """
+    Returns what an index is made with, as JSON has it.
+
+    Raises:
+        ValueError: `tokens` are to be kept, and the model does not have any.
+    """
+    shape = embedder.token_shape(tokens)
     neutral = embedder.texts(neutral_texts()).astype("<f4").tobytes().hex()
-    return {**embedder.about(), "window": window, "stride": stride, "neutral": neutral}
+    return {**embedder.about(), "window": window, "stride": stride, "tokens": shape, "neutral": neutral}
 
 
 def _check_about(database: Database) -> None:
@@ -448,6 +503,8 @@ def _check_about(database: Database) -> None:
         type(number) in (int, float) and 0 < number < 2**31 for number in numbers.values()
     ):
         raise ValueError(f"{database.path} is damaged ({numbers!r:.100}): make the index again.")
+    if not is_token_shape(database.about("tokens")):  # indexes of earlier versions have none
+        raise ValueError(f"{database.path} is damaged (tokens): make the index again.")
     _neutral(database)
 
 
@@ -464,9 +521,10 @@ def _neutral(database: Database) -> np.ndarray:
 
 class _View:
     """
-    The vectors of an index at one time.
+    The windows of an index at one time.
 
     Attributes:
+        windows: their vectors and tokens.
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
         sample: some of their vectors.
@@ -476,8 +534,9 @@ class _View:
     def __init__(self, directory: Path, database: Database, version: int):
         self.version = version
         rows, dim, holes = database.about("rows"), database.about("dim"), database.holes()
-        self.vectors = Vectors(database.vectors_directory(), dim)
-        self.vectors.check(rows)
+        self.windows = WindowStore(database.vectors_directory(), dim, database.about("tokens"))
+        self.windows.check(rows)
+        self.vectors = self.windows.vectors
         self.nearest = NearestRows(self.vectors, self.vectors.directory, rows, holes)
         self.neutral = _neutral(database)
         self.allowed: np.ndarray | None = None

@@ -22,6 +22,7 @@ from .reading import Failed, Job, Options, read_videos
 from .sources import Video, find_videos
 from .spans import STRIDE, WINDOW, check_windows
 from .updating import Progress, Updater, UpdateReport
+from .windows import Windows
 
 # --- Embedding -----------------------------------------------------------------------------------------------
 
@@ -35,6 +36,7 @@ def embed_videos(
     window: float = WINDOW,
     stride: float = STRIDE,
     num_frames: int | None = None,
+    tokens: bool | None = None,
     retry: bool = False,
     num_workers: int = 0,
     root: str = "rows of a corpus",
@@ -50,6 +52,7 @@ def embed_videos(
         shard: (i, n): every n-th video, in the order of the paths, from the i-th on. i counts from 0.
         window, stride: of the windows, in seconds.
         num_frames: frames per window; by default those of the model.
+        tokens: whether to keep the tokens of each window; by default, if the model has any.
         retry: whether to read files again that could not be read.
         num_workers: processes that decode; by default 0: the videos are decoded in this process.
         root: what to call the rows of a corpus.
@@ -75,7 +78,7 @@ def embed_videos(
     names = sorted(found.videos)
     finished = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     embedder = Embedder(model, num_frames)
-    about = new_about(embedder, window, stride)
+    about = new_about(embedder, window, stride, tokens)
     directory = Path(output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory, f".lock-{number:05}"):
@@ -105,7 +108,7 @@ def _embed(
 ) -> UpdateReport:
     """Embeds the videos that are not in parts yet."""
     report = UpdateReport()
-    nothing = np.empty((0, writer.about["dim"]), np.float32)
+    nothing = Windows.empty(writer.about)
     jobs = []
     for video in videos:
         *stamp, error = stamps.get(as_text(video.path), (None, None))
@@ -130,7 +133,7 @@ def _embed(
                 plan = result.plan
                 record = record._replace(sha256=result.sha256, duration=plan.duration, spans=plan.spans)
                 (report.changed if video.path in stamps else report.new).append(video.path)
-                writer.put(record, result.vectors)
+                writer.put(record, result.windows)
             elif isinstance(result, Failed):
                 report.unreadable[video.path] = result.reason
                 writer.put(record._replace(error=result.reason), nothing)
@@ -178,15 +181,15 @@ def _no_model() -> Embedder:
     raise AssertionError("joining parts does not need the model")
 
 
-def _newest(files: Sequence[PartFile]) -> Iterator[tuple[Record, np.ndarray]]:
+def _newest(files: Sequence[PartFile]) -> Iterator[tuple[Record, Windows]]:
     """Yields the videos of parts. Of a video that is in several, the one that was written last."""
     seen: set[str] = set()
     newest = sorted(files, key=lambda file: (file.created, file.number), reverse=True)
     for file in progress_bar(newest, "joining", unit="part"):
-        for record, vectors in read_part(file):
+        for record, windows in read_part(file):
             if record.video.path not in seen:
                 seen.add(record.video.path)
-                yield record, vectors
+                yield record, windows
 
 
 def _check_complete(files: Sequence[PartFile]) -> None:
@@ -232,6 +235,10 @@ def _shares(shards: Sequence[int], count: int) -> str:
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
 
+def _tokens(about: dict[str, Any]) -> str:
+    return "no tokens" if about["tokens"] is None else "{} tokens of length {} per window".format(*about["tokens"])
+
+
 def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_where: Any) -> None:
     """
     Checks that two were made with the same model, preprocessing and windows.
@@ -244,6 +251,8 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
         if about[name] != other[name]:
             if name in _DIFFERENT:
                 what = f"{where} ({about['model']}) has {_DIFFERENT[name]} than {other_where} ({other['model']})"
+            elif name == "tokens":
+                what = f"{where} has {_tokens(about)}, but {other_where} has {_tokens(other)}"
             else:
                 what = f"{where} has {name}={about[name]:g}, but {other_where} has {name}={other[name]:g}"
             raise ValueError(f"{what}: {cure}")

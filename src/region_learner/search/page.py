@@ -21,7 +21,7 @@ from ..corpora.base import CorpusError
 from ..files import write_text
 from ..inference import progress_bar
 from ..video_decoding_region_learner import VideoDecodeError
-from ..visualization import draw_regions, frame_strip, frames_of_height
+from ..visualization import draw_heat_maps, draw_regions, frame_strip, frames_of_height
 from ..visualization.page import html_environment
 from .index import LIKELY, NO_MATCH, Hit, VideoIndex
 from .preview import strip_of, write_preview
@@ -40,14 +40,15 @@ class ShownHit:
     Args:
         hit: what was found.
         strip: frames of the span side by side; None if they cannot be read.
-        regions: the same frames with the regions of the model over them; None without regions.
+        regions: pictures of frames side by side, each with what it shows: a phrase of the query, where it is over the
+            frames; or nothing, for the frames of `strip` with all regions of the model over them.
         preview: the URI of a video, from `begin` on the span, until `stop` (both in seconds); empty without one.
         problem: why something is missing, in one sentence.
     """
 
     hit: Hit
     strip: Image.Image | None = None
-    regions: Image.Image | None = None
+    regions: tuple[tuple[str, Image.Image], ...] = ()
     preview: str = ""
     begin: float = 0.0
     stop: float = 0.0
@@ -120,18 +121,30 @@ def preview_uri(source: Any, start: float, end: float) -> tuple[str, float]:
         return "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode("ascii"), begin
 
 
-def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, Image.Image | None]:
-    """Returns frames of a hit side by side, and the same ones with its regions over them, if it has any."""
+def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, tuple[tuple[str, Image.Image], ...]]:
+    """Returns frames of a hit side by side, and with its regions over them, if it has any, as `ShownHit` has them."""
     if hit.regions is None:
-        return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), None
+        return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), ()
     span = index.span_of(hit)
     seen = index.processor(videos=[source], **span)["pixel_values_videos"].shape[-2]
     frames = frames_of_height(index.processor.video_processor, source, STRIP_HEIGHT, seen, **span)
     chosen = sorted({(2 * part + 1) * len(frames) // (2 * STRIP_FRAMES) for part in range(STRIP_FRAMES)})
-    drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
-    return frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT), frame_strip(
-        drawn, STRIP_HEIGHT
+    strip = frame_strip([Image.fromarray(frames[index]) for index in chosen], STRIP_HEIGHT)
+    if not hit.phrases:
+        drawn = draw_regions(frames[chosen], torch.from_numpy(hit.regions[chosen]), height=STRIP_HEIGHT)
+        return strip, (("", frame_strip(drawn, STRIP_HEIGHT)),)
+    maps = torch.from_numpy(hit.regions).transpose(0, 1)  # (P, T, h, w)
+    return strip, tuple(
+        (phrase, frame_strip([drawn[index] for index in _with_peak(chosen, heat)], STRIP_HEIGHT))
+        for phrase, heat, drawn in zip(hit.phrases, maps, draw_heat_maps(frames, maps, height=STRIP_HEIGHT))
     )
+
+
+def _with_peak(chosen: list[int], heat: torch.Tensor) -> list[int]:
+    """Returns the chosen frames, the nearest one replaced by that with the peak of a heat map (T, h, w)."""
+    peak = int(heat.flatten(1).amax(1).argmax())
+    nearest = min(chosen, key=lambda frame: abs(frame - peak))
+    return [peak if frame == nearest else frame for frame in chosen]
 
 
 # --- Words --------------------------------------------------------------------------------------------------------
@@ -178,8 +191,9 @@ def environment() -> Any:
 
 def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
     template = environment().get_template("search_page.html.jinja")
-    has_regions = any(shown.regions for _, hits in queries for shown in hits)
-    return template.render(queries=queries, has_regions=has_regions, likely=NO_MATCH, most_previews=_PREVIEWS)
+    labels = {label for _, hits in queries for shown in hits for label, _ in shown.regions}
+    has = {"has_phrases": bool(labels - {""}), "has_regions": "" in labels}
+    return template.render(queries=queries, **has, likely=NO_MATCH, most_previews=_PREVIEWS)
 
 
 def _folder(path: str) -> str:

@@ -24,6 +24,7 @@ from ..files import naming, near_file, partial_of, sync_directory
 from .database import Record
 from .sources import Video
 from .spans import check_windows
+from .windows import Windows, are_tokens, is_token_shape
 
 if TYPE_CHECKING:  # takes too long for the commands that do not need it
     import pyarrow as pa
@@ -40,22 +41,28 @@ _SECONDS = 300
 _GROUP = 2**13  # rows that are compressed, and read, together
 _MOST_PIECES = 128  # of so many rows, of one video: 60 days in steps of 5 s
 _MOST_DIMENSIONS = 2**14
+_EMBEDDINGS = ("vector", "tokens", "token_weights")
 _ROUNDING = 1e-3
 
 # What the parts of an index have in common. The name of the model may differ, as machines may have it elsewhere.
-COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride")
+COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride", "tokens")
 
 
-def schema_of(dim: int) -> pa.Schema:
+def schema_of(about: dict[str, Any]) -> pa.Schema:
     """Returns the columns of a part. Those of windows are null for a video that could not be read."""
     import pyarrow as pa
 
+    tokens = []
+    if about["tokens"] is not None:
+        of_token = pa.list_(pa.float16(), about["tokens"][1])
+        tokens = [("tokens", pa.list_(of_token)), ("token_weights", pa.list_(pa.float16()))]
     return pa.schema(
         [
             ("path", pa.string()),
             ("start", pa.float64()),
             ("end", pa.float64()),
-            ("vector", pa.list_(pa.float32(), dim)),
+            ("vector", pa.list_(pa.float32(), about["dim"])),
+            *tokens,
             ("duration", pa.float64()),
             ("sha256", pa.string()),
             ("size", pa.int64()),
@@ -112,7 +119,7 @@ class PartWriter:
         own = sorted((part for part in parts if part.shard == shard), key=lambda part: part.number)
         self.last = own[-1] if own else None
         self.next = self.last.number + 1 if self.last else 0
-        self.waiting: list[tuple[Record, np.ndarray]] = []
+        self.waiting: list[tuple[Record, Windows]] = []
         self.since = time.monotonic()
 
     def __enter__(self) -> PartWriter:
@@ -122,11 +129,11 @@ class PartWriter:
         if self.waiting:
             self._write(None)
 
-    def put(self, record: Record, vectors: np.ndarray) -> None:
-        """Adds a video with the vectors of its windows, (W, D); an unreadable one has none."""
-        self.waiting.append((record, vectors))
-        windows = sum(max(1, len(vectors)) for _, vectors in self.waiting)
-        if windows >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
+    def put(self, record: Record, windows: Windows) -> None:
+        """Adds a video with its windows; an unreadable one has none."""
+        self.waiting.append((record, windows))
+        rows = sum(max(1, len(windows)) for _, windows in self.waiting)
+        if rows >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
             self._write(None)
 
     def finish(self, videos: str) -> None:
@@ -138,12 +145,12 @@ class PartWriter:
         import pyarrow.parquet as pq
 
         content = {"format": FORMAT, "about": self.about, "created": time.time_ns(), "finished": finished}
-        table = table_of(self.waiting, self.about["dim"]).replace_schema_metadata({_KEY: json.dumps(content)})
+        table = table_of(self.waiting, self.about).replace_schema_metadata({_KEY: json.dumps(content)})
         path = self.directory / f"part-{self.shard:05}-of-{self.shards:05}-{self.next:04}.parquet"
         partial = partial_of(path)
         try:
             with naming(path):
-                names = [name for name in table.column_names if name != "vector"]  # whose values repeat
+                names = [name for name in table.column_names if name not in _EMBEDDINGS]  # whose values repeat
                 with open(partial, "wb") as file:
                     pq.write_table(
                         table,
@@ -162,26 +169,42 @@ class PartWriter:
         self.waiting, self.since, self.next = [], time.monotonic(), self.next + 1
 
 
-def table_of(videos: list[tuple[Record, np.ndarray]], dim: int) -> pa.Table:
+def table_of(videos: list[tuple[Record, Windows]], about: dict[str, Any]) -> pa.Table:
     """Returns a row per window, and then one per unreadable video."""
     import pyarrow as pa
 
-    schema = schema_of(dim)
-    readable = [(record, vectors) for record, vectors in videos if record.error is None]
+    schema = schema_of(about)
+    readable = [(record, windows) for record, windows in videos if record.error is None]
     unreadable = pa.Table.from_pylist([_row(record) for record, _ in videos if record.error is not None], schema)
-    counts = np.array([len(vectors) for _, vectors in readable], np.int64)
+    counts = np.array([len(windows) for _, windows in readable], np.int64)
     table = pa.Table.from_pylist([_row(record) for record, _ in readable], schema)
     table = table.take(pa.array(np.repeat(np.arange(len(readable)), counts)))
     spans = np.concatenate([np.empty((0, 2)), *(record.spans for record, _ in readable)])
-    vectors = np.concatenate([np.empty((0, dim), np.float32), *(vectors for _, vectors in readable)])
+    windows = Windows.concatenate([Windows.empty(about), *(windows for _, windows in readable)])
     columns = {
         "start": pa.array(spans[:, 0]),
         "end": pa.array(spans[:, 1]),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(windows.vectors.reshape(-1)), about["dim"]),
     }
+    if about["tokens"] is not None:
+        columns |= _token_columns(windows.tokens)
     for name, values in columns.items():
         table = table.set_column(schema.get_field_index(name), schema.field(name), values)
     return pa.concat_tables([table, unreadable])
+
+
+def _token_columns(tokens: np.ndarray | None) -> dict[str, pa.Array]:
+    """Returns the columns of tokens (W, n, 1 + d)."""
+    import pyarrow as pa
+
+    assert tokens is not None
+    count, number, width = tokens.shape
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * number)
+    embeds = pa.FixedSizeListArray.from_arrays(pa.array(tokens[..., 1:].reshape(-1)), width - 1)
+    return {
+        "tokens": pa.ListArray.from_arrays(offsets, embeds),
+        "token_weights": pa.ListArray.from_arrays(offsets, pa.array(tokens[..., 0].reshape(-1))),
+    }
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -235,7 +258,8 @@ def _header(path: Path) -> PartFile:
     with open_part(path) as file:
         try:
             content = json.loads((file.schema_arrow.metadata or {})[_KEY])
-            about, created, finished = content["about"], content["created"], content["finished"]
+            about = {"tokens": None} | content["about"]  # earlier versions did not have any
+            created, finished = content["created"], content["finished"]
             is_right = content["format"] == FORMAT and type(created) is int and type(finished) in (str, type(None))
             is_right = is_right and _is_about(about)
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -244,18 +268,26 @@ def _header(path: Path) -> PartFile:
             raise ValueError(
                 f"{path} is not a part of format {FORMAT}: `region-learner embed` of this version makes them."
             )
-        if file.schema_arrow.remove_metadata() != schema_of(about["dim"]):
+        if file.schema_arrow.remove_metadata() != schema_of(about):
             raise ValueError(f"{path} is damaged: its columns are not those of a part. Embed the videos again.")
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group)
-            if size.num_rows > _GROUP or size.total_byte_size > _GROUP * (4 * about["dim"] + 2**14):
+            if size.num_rows > _GROUP or size.total_byte_size > _GROUP * _most_bytes(about):
                 raise ValueError(f"{path} is damaged: row group {group} is larger than those of parts.")
     return PartFile(path, int(name[1]), int(name[2]), int(name[3]), about, created, finished)
+
+
+def _most_bytes(about: dict[str, Any]) -> int:
+    """Returns how many bytes a row may have: its numbers, and the rest."""
+    number, dim = about["tokens"] or (0, 0)
+    return 4 * about["dim"] + 4 * number * (1 + dim) + 2**14
 
 
 def _is_about(about: Any) -> bool:
     """Returns whether `about` is what an index can be made with."""
     if set(about) != {*COMMON, "model", "revision", "neutral"} or not isinstance(about["preprocessing"], dict):
+        return False
+    if not is_token_shape(about["tokens"]):
         return False
     if not all(isinstance(about[name], str) for name in ("model", "weights", "neutral")):
         return False
@@ -290,9 +322,9 @@ def open_part(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): embed its videos again.") from error
 
 
-def read_part(part: PartFile) -> Iterator[tuple[Record, np.ndarray]]:
+def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
     """
-    Yields the videos of a part, with the vectors of their windows, float32 (W, D). One video at a time is in memory.
+    Yields the videos of a part with their windows. One video at a time is in memory.
 
     Raises:
         ValueError: the part is damaged, or is not what `region-learner embed` writes.
@@ -311,7 +343,7 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, np.ndarray]]:
                 if path in seen:
                     raise ValueError("it is in two places")
                 seen.add(path)
-                found = _video(pa.concat_tables(pieces).combine_chunks(), part.about["dim"])
+                found = _video(pa.concat_tables(pieces).combine_chunks(), part.about)
             except ValueError as error:
                 raise ValueError(
                     f"{part.path} is damaged ({path!r:.200}: {error}): embed its videos again."
@@ -327,14 +359,14 @@ def _runs(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, stop - start)
 
 
-def _video(table: pa.Table, dim: int) -> tuple[Record, np.ndarray]:
+def _video(table: pa.Table, about: dict[str, Any]) -> tuple[Record, Windows]:
     """
-    Returns a video and its vectors, (W, D), from its rows.
+    Returns a video and its windows from its rows.
 
     Raises:
         ValueError: they are not as `table_of` makes them.
     """
-    of_window = ["start", "end", "vector"]
+    of_window = ["start", "end", *(name for name in _EMBEDDINGS if name in table.column_names)]
     of_video = table.drop_columns(of_window)
     if of_video != of_video.take(np.zeros(len(table), np.int64)):
         raise ValueError("its rows disagree")
@@ -343,16 +375,39 @@ def _video(table: pa.Table, dim: int) -> tuple[Record, np.ndarray]:
     if record.error is not None:
         if len(table) > 1 or nulls != {1}:
             raise ValueError("it has windows and an error")
-        return record, np.empty((0, dim), np.float32)
+        return record, Windows.empty(about)
     spans = np.stack([table["start"].to_numpy(), table["end"].to_numpy()], axis=1)
-    vectors = table["vector"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    vectors = table["vector"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, about["dim"])
     if nulls != {0} or not _are_units(vectors):
         raise ValueError("its vectors are not of length 1")
     times = np.concatenate([[0], spans[:, 0], [record.duration]])
     is_right = np.isfinite(spans).all() and (np.diff(times) >= 0).all() and (np.diff(spans) >= 0).all()
     if not is_right or spans.max() > record.duration + _ROUNDING:
         raise ValueError("its windows are not spans of the video in order")
-    return record._replace(spans=spans), vectors
+    return record._replace(spans=spans), Windows(vectors, _tokens(table, about["tokens"]))
+
+
+def _tokens(table: pa.Table, shape: list[int] | None) -> np.ndarray | None:
+    """
+    Returns the tokens of windows (W, n, 1 + d) from their rows.
+
+    Raises:
+        ValueError: they are not as `table_of` makes them.
+    """
+    if shape is None:
+        return None
+    number, dim = shape
+    weights, embeds = (table[name].chunk(0) for name in ("token_weights", "tokens"))
+    if {*weights.value_lengths().to_pylist(), *embeds.value_lengths().to_pylist()} != {number}:
+        raise ValueError(f"its windows do not have {number} tokens")
+    flat = embeds.flatten().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != len(table) * number * dim:  # a token is null
+        raise ValueError("its tokens are not of length 1")
+    weights = weights.flatten().to_numpy(zero_copy_only=False)
+    tokens = np.concatenate([weights.reshape(-1, number, 1), flat.reshape(-1, number, dim)], 2)
+    if not are_tokens(tokens):
+        raise ValueError("its tokens are not of length 1, or their weights do not sum to 1")
+    return tokens
 
 
 def _record(row: dict[str, Any]) -> Record:

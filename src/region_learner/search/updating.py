@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from .database import Database, Record
@@ -20,7 +19,7 @@ from .embedding import Embedded, Embedder, embed_events
 from .nearest import update_nearest
 from .reading import Failed, Job, Known, Options, read_video, read_videos
 from .sources import Video, find_videos
-from .vectors import Vectors
+from .windows import Windows, WindowStore
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class UpdateReport:
 
 class Updater:
     """
-    The only writer of an index. Vectors are on the disk before the transaction that makes them part of the index.
+    The only writer of an index. Windows are on the disk before the transaction that makes them part of the index.
 
     Args:
         directory: of the index, which the caller has locked.
@@ -65,9 +64,10 @@ class Updater:
     def __init__(self, directory: Path, embedder: Callable[[], Embedder]):
         self.directory, self.embedder = directory, embedder
         self.database = Database(directory, writes=True)
-        self.vectors = self._open_vectors()
+        self.about = {name: self.database.about(name) for name in ("dim", "tokens")}
+        self.windows = self._open_windows(self.database.vectors_directory())
         self.report = UpdateReport()
-        self.waiting: list[tuple[Record, np.ndarray]] = []  # to be committed
+        self.waiting: list[tuple[Record, Windows]] = []  # to be committed
         self.since = time.monotonic()
 
     def __enter__(self) -> Updater:
@@ -79,10 +79,9 @@ class Updater:
     def __exit__(self, *_: Any) -> None:
         self.database.close()
 
-    def _open_vectors(self) -> Vectors:
-        directory = self.database.vectors_directory()
+    def _open_windows(self, directory: Path) -> WindowStore:
         directory.mkdir(exist_ok=True)
-        return Vectors(directory, self.database.about("dim"))
+        return WindowStore(directory, self.about["dim"], self.about["tokens"])
 
     def update(self, paths: Any, remove_missing: bool, retry: bool, workers: int, root: str) -> UpdateReport:
         """See [`VideoIndex.update`]."""
@@ -122,16 +121,16 @@ class Updater:
         self._tidy()
         return count
 
-    def add(self, videos: Iterable[tuple[Record, np.ndarray]]) -> UpdateReport:
+    def add(self, videos: Iterable[tuple[Record, Windows]]) -> UpdateReport:
         """Adds videos that were embedded elsewhere. Those that have not changed are left as they are."""
         stamps = self.database.stamps()
         try:
-            for record, vectors in videos:
+            for record, windows in videos:
                 path, size, modified, offset, _ = record.video
                 if record.error is not None:
                     self.report.unreadable[path] = record.error
                 if stamps.get(path, ())[:4] != (size, modified, offset, record.error is not None):
-                    self._put(record, vectors)
+                    self._put(record, windows)
                 elif record.error is None:
                     self.report.unchanged.append(path)
         finally:
@@ -159,10 +158,10 @@ class Updater:
     ) -> None:
         if isinstance(result, Embedded):
             plan = result.plan
-            self._put(Record(video, root, result.sha256, plan.duration, plan.spans), result.vectors)
+            self._put(Record(video, root, result.sha256, plan.duration, plan.spans), result.windows)
         elif isinstance(result, Failed):
             self.report.unreadable[video.path] = result.reason
-            self._put(Record(video, root, error=result.reason), np.empty((0, self.vectors.dim), np.float32))
+            self._put(Record(video, root, error=result.reason), Windows.empty(self.about))
         elif not self._reuse(video, result.sha256, root, gone):
             # The video with this content was itself replaced in the meantime.
             events = ((video, event) for event in read_video(Job(video), options))
@@ -170,7 +169,7 @@ class Updater:
                 self._take(video, again, root, gone, options)
 
     def _reuse(self, video: Video, sha256: str, root: str, gone: set[str]) -> bool:
-        """Takes over the vectors of a video with the same content, if there still is one."""
+        """Takes over the windows of a video with the same content, if there still is one."""
         self._commit()
         same = self.database.records("size = ? AND sha256 = ? AND error IS NULL", [video.size, sha256])
         by_path = {record.video.path: record for record in same}
@@ -187,17 +186,17 @@ class Updater:
                 self.report.moved.append(video.path)
         if same and moved is None and video.path not in by_path:
             first = same[0]
-            rows = self.vectors.read(first.first_row, first.first_row + len(first.spans))
-            self._put(first._replace(video=video, root=root), np.array(rows))
+            rows = self.windows.read(first.first_row, first.first_row + len(first.spans))
+            self._put(first._replace(video=video, root=root), rows)
         return bool(same)
 
     # --- Writing ---
 
-    def _put(self, record: Record, vectors: np.ndarray) -> None:
+    def _put(self, record: Record, windows: Windows) -> None:
         if record.error is None:
             known = self.database.record(record.video.path) is not None
             (self.report.changed if known else self.report.new).append(record.video.path)
-        self.waiting.append((record, vectors))
+        self.waiting.append((record, windows))
         if sum(len(rows) for _, rows in self.waiting) >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
             self._commit()
 
@@ -208,11 +207,11 @@ class Updater:
         if not waiting:
             return
         first = self.database.about("rows")
-        self.vectors.write(first, np.concatenate([vectors for _, vectors in waiting]))
+        self.windows.write(first, Windows.concatenate([windows for _, windows in waiting]))
         with self.database.transaction():
-            for record, vectors in waiting:
+            for record, windows in waiting:
                 self.database.put(record._replace(first_row=first))
-                first += len(vectors)
+                first += len(windows)
             self.database.set_about("rows", first)
 
     def _tidy(self) -> None:
@@ -222,34 +221,33 @@ class Updater:
         if lost > rows / 2:
             self._compact()
             rows, holes = self.database.about("rows"), self.database.holes()
-        update_nearest(self.vectors, self.vectors.directory, rows, holes)
+        update_nearest(self.windows.vectors, self.windows.directory, rows, holes)
 
     def _compact(self) -> None:
-        """Writes the vectors that are left to a new directory, and then switches to it."""
+        """Writes the windows that are left to a new directory, and then switches to it."""
         number = int(self.database.about("vectors").removeprefix("vectors-")) + 1
         directory = self.directory / f"vectors-{number}"
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        vectors = Vectors(directory, self.vectors.dim)
+        windows = self._open_windows(directory)
         left = self.database.execute("SELECT rowid, first_row, rows FROM videos WHERE rows > 0 ORDER BY first_row")
         places, first, waiting = [], 0, 0
-        kept: list[np.ndarray] = []
+        kept: list[Windows] = []
         for name, start, count in left:
-            kept.append(self.vectors.read(start, start + count))
+            kept.append(self.windows.read(start, start + count))
             places.append((first, name))
             first, waiting = first + count, waiting + count
             if waiting >= _WINDOWS:
-                vectors.write(first - waiting, np.concatenate(kept))
+                windows.write(first - waiting, Windows.concatenate(kept))
                 kept, waiting = [], 0
         if waiting:
-            vectors.write(first - waiting, np.concatenate(kept))
+            windows.write(first - waiting, Windows.concatenate(kept))
         with self.database.transaction():
             for place in places:
                 self.database.execute("UPDATE videos SET first_row = ? WHERE rowid = ?", place)
             self.database.execute("DELETE FROM holes")
             self.database.set_about("rows", first)
             self.database.set_about("vectors", directory.name)
-        self.vectors = vectors
+        self.windows = windows
 
 
 class Progress:
@@ -272,7 +270,7 @@ class Progress:
         self.bytes += video.size
         if isinstance(result, Embedded):
             self.seconds += result.plan.duration
-            self.windows += len(result.vectors)
+            self.windows += len(result.windows)
         to_go = self.seconds * self.bytes_left / self.bytes if self.bytes else 0
         self.bar.set_postfix_str(
             f"{self.seconds / 3600:.2f} h of video done, about {to_go / 3600:.2f} h to go, "

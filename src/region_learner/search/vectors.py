@@ -1,4 +1,4 @@
-"""The embeddings of an index: float32 vectors in append-only, memory-mapped files."""
+"""The embeddings of an index: vectors in append-only, memory-mapped files."""
 
 import mmap
 import os
@@ -16,14 +16,15 @@ ROWS_PER_FILE = 2**18
 
 class Vectors:
     """
-    Float32 vectors of one length, by row number, in files of `ROWS_PER_FILE` rows each: raw, little-endian, without a
-    header. Rows are only appended, so other processes can read the rows that are known to be complete while one
-    process writes.
+    Vectors of one length, by row number, in files of `ROWS_PER_FILE` rows each: raw, little-endian, without a header.
+    Rows are only appended, so other processes can read the rows that are known to be complete while one process
+    writes.
 
     Args:
         directory: directory of the files. Nothing is created before the first write.
         dim: length of the vectors.
         prefix: start of the files' names.
+        dtype: of the numbers, "<f4" or "<f2".
 
     Example:
 
@@ -32,10 +33,10 @@ class Vectors:
         vectors.read(0, 10) @ query
     """
 
-    def __init__(self, directory: Path, dim: int, prefix: str = "vectors"):
+    def __init__(self, directory: Path, dim: int, prefix: str = "vectors", dtype: str = "<f4"):
         if dim < 1:
             raise ValueError(f"dim={dim} must be at least 1.")
-        self.directory, self.dim, self.prefix = Path(directory), dim, prefix
+        self.directory, self.dim, self.prefix, self.dtype = Path(directory), dim, prefix, np.dtype(dtype)
         self._maps: dict[int, np.ndarray] = {}
 
     def write(self, row: int, vectors: np.ndarray) -> None:
@@ -47,7 +48,7 @@ class Vectors:
             ValueError: the vectors have another shape or are not finite, or there are fewer than `row` rows.
             OSError: a file cannot be written; the message names it.
         """
-        vectors = np.asarray(vectors, dtype="<f4", order="C")
+        vectors = np.asarray(vectors, dtype=self.dtype, order="C")
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"vectors must have the shape (n, {self.dim}), not {vectors.shape}.")
         if not np.isfinite(vectors).all():
@@ -79,7 +80,7 @@ class Vectors:
         ]
         if len(pieces) == 1:
             return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty((0, self.dim), np.float32)
+        return np.concatenate(pieces) if pieces else np.empty((0, self.dim), self.dtype)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """
@@ -89,7 +90,7 @@ class Vectors:
             ValueError: the files do not hold a row.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        result = np.empty((len(rows), self.dim), np.float32)
+        result = np.empty((len(rows), self.dim), self.dtype)
         files, within = np.divmod(rows, ROWS_PER_FILE)
         for file in np.unique(files).tolist():
             here = files == file
@@ -115,10 +116,10 @@ class Vectors:
 
     @property
     def _row_bytes(self) -> int:
-        return 4 * self.dim
+        return self.dtype.itemsize * self.dim
 
     def _path(self, file: int) -> Path:
-        return self.directory / f"{self.prefix}-{file:05d}.f32"
+        return self.directory / f"{self.prefix}-{file:05d}.f{8 * self.dtype.itemsize}"
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Yields the number of each file of the rows [start, stop), its first row of them, and its start and stop."""
@@ -136,7 +137,7 @@ class Vectors:
             with open(self._path(file), "rb") as opened:
                 size = os.fstat(opened.fileno()).st_size // self._row_bytes * self._row_bytes
                 memory = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
-            mapped = self._maps[file] = np.frombuffer(memory, "<f4").reshape(-1, self.dim)
+            mapped = self._maps[file] = np.frombuffer(memory, self.dtype).reshape(-1, self.dim)
         return mapped
 
 

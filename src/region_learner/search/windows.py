@@ -1,0 +1,141 @@
+"""What an index keeps of each window: its vector, and the tokens that the words of a query are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .vectors import Vectors
+
+# Tokens per window, at most: those with the greatest weights. Models with regions have fewer; with patches they have
+# hundreds, of which nearly all are never the best match of a word.
+MOST_TOKENS = 32
+_MOST_TOKEN_DIMENSIONS = 2**10  # so that files of strangers take bounded memory
+
+_ROUNDING = 1e-2  # of numbers in float16, and of sums of them
+
+
+@dataclass(frozen=True)
+class Windows:
+    """
+    The embeddings of some windows.
+
+    Args:
+        vectors: float32 (W, D), of length 1.
+        tokens: float16 (W, n, 1 + d): the weight of each token, and its embedding, of length 1. The weights of a
+            window sum to 1, and a token of weight 0 is absent. None if the model, or the index, does not have any.
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @classmethod
+    def empty(cls, about: dict[str, Any]) -> Windows:
+        """Returns no windows, of the shapes that an index with this `about` has."""
+        tokens = about["tokens"]
+        none = None if tokens is None else np.empty((0, tokens[0], 1 + tokens[1]), np.float16)
+        return cls(np.empty((0, about["dim"]), np.float32), none)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Windows]) -> Windows:
+        """Returns the windows of all parts, at least one. Without tokens if any of them has none."""
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        return cls(
+            np.concatenate([part.vectors for part in parts]),
+            np.concatenate(tokens) if len(tokens) == len(parts) else None,
+        )
+
+
+def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
+    """
+    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d): in their order those with the greatest
+    weights, at most `MOST_TOKENS`, whose weights sum to 1 again.
+
+    Args:
+        embeds: (B, tokens, d), of length 1.
+        weights: (B, tokens), which sum to 1.
+    """
+    embeds, weights = torch.nn.functional.normalize(embeds.float(), dim=-1), weights.float()
+    if weights.shape[1] > MOST_TOKENS:
+        kept = weights.argsort(dim=1, descending=True, stable=True)[:, :MOST_TOKENS].sort(1).values
+        weights = weights.gather(1, kept)
+        weights = weights / weights.sum(1, keepdim=True)
+        embeds = embeds.gather(1, kept[..., None].expand(-1, -1, embeds.shape[2]))
+    return torch.cat([weights[..., None], embeds], -1).half().cpu().numpy()
+
+
+def are_tokens(tokens: np.ndarray) -> bool:
+    """Returns whether tokens (W, n, 1 + d) are as `pack_tokens` makes them."""
+    weights, embeds = tokens[..., 0].astype(np.float32), tokens[..., 1:].astype(np.float32)
+    lengths = np.linalg.norm(embeds, axis=-1)
+    is_unit = (np.abs(lengths - 1) < _ROUNDING) | ((weights == 0) & (lengths == 0))
+    return bool(is_unit.all() and (weights >= 0).all() and (np.abs(weights.sum(1) - 1) < _ROUNDING).all())
+
+
+def is_token_shape(shape: Any) -> bool:
+    """Returns whether a value, which may come from a stranger, is the [n, d] of tokens, or None."""
+    return shape is None or (
+        isinstance(shape, list)
+        and [type(number) for number in shape] == [int, int]
+        and 0 < shape[0] <= MOST_TOKENS
+        and 0 < shape[1] <= _MOST_TOKEN_DIMENSIONS
+    )
+
+
+class WindowStore:
+    """
+    The windows of an index on disk, by row: the vectors in files, and the tokens in files beside them.
+
+    Args:
+        directory: of the files.
+        dim: length of the vectors.
+        shape: [n, d], number and length of the tokens of a window; None if they are not kept.
+    """
+
+    def __init__(self, directory: Path, dim: int, shape: Sequence[int] | None):
+        self.directory, self.vectors = directory, Vectors(directory, dim)
+        self.tokens: Vectors | None = None
+        if shape is not None:
+            self._shape = (shape[0], 1 + shape[1])
+            self.tokens = Vectors(directory, math.prod(self._shape), "tokens", "<f2")
+
+    def write(self, row: int, windows: Windows) -> None:
+        """Writes windows as the rows from `row` on; see [`Vectors.write`]. Tokens that are not kept are left out."""
+        self.vectors.write(row, windows.vectors)
+        if self.tokens is not None:
+            if windows.tokens is None or windows.tokens.shape[1:] != self._shape:
+                raise ValueError(f"{self.directory} is damaged (number of tokens): make the index again.")
+            self.tokens.write(row, windows.tokens.reshape(-1, math.prod(self._shape)))
+
+    def read(self, start: int, stop: int) -> Windows:
+        """Returns the windows [start, stop), as views of the files where possible; see [`Vectors.read`]."""
+        tokens = None if self.tokens is None else self.tokens.read(start, stop).reshape(stop - start, *self._shape)
+        return Windows(self.vectors.read(start, stop), tokens)
+
+    def take_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """
+        Returns a copy of the tokens of `rows` (k,), float16 (k, n, 1 + d).
+
+        Raises:
+            ValueError: the files are incomplete, or damaged.
+        """
+        assert self.tokens is not None
+        tokens = self.tokens.take(rows).reshape(len(rows), *self._shape)
+        if not are_tokens(tokens):
+            raise ValueError(f"{self.directory} is damaged (tokens of a window): make the index again.")
+        return tokens
+
+    def check(self, rows: int) -> None:
+        """Raises a `ValueError` unless the files hold `rows` rows."""
+        self.vectors.check(rows)
+        if self.tokens is not None:
+            self.tokens.check(rows)
