@@ -153,7 +153,7 @@ def _decoupled(name: str, change: str, region_options: dict[str, Any] | None = N
 
 # Words and regions.
 _TOKENS: dict[str, Any] = {"token_dim": 64}
-_PHRASES: dict[str, Any] = {"phrase_window": 7}
+_PHRASES: dict[str, Any] = {"phrase_window": 7, "region_mlp": True}
 _QUERIES: dict[str, Any] = {
     "region_form": "queries",
     "codebook_size": 0,
@@ -161,7 +161,7 @@ _QUERIES: dict[str, Any] = {
     "region_layer": 1,
     "interaction_layers": 0,
     "interaction_heads": 4,
-    "video_pooling": "cls_mlp",
+    "video_pooling": "cls_patch_max",
 }
 
 

@@ -82,6 +82,7 @@ TOP_FIELDS = {
     "text_projection_relu": False,
     "projection_bias": False,
     "phrase_window": 3,
+    "region_mlp": True,
     "token_dim": 8,
     "token_temperature": 0.2,
     "token_loss_weight": 0.5,
@@ -93,7 +94,7 @@ CHANGES = [
     *({name: value} for name, value in TOP_FIELDS.items()),
     {"video_config": NO_REGIONS},
     {"video_config": NO_REGIONS | {"video_pooling": "cls_max"}},
-    {"video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_mlp"}},
+    {"video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_patch_max"}},
     {"video_config": {"region_form": "paper", "region_options": {"interaction_residual": True}}},
 ]
 

@@ -120,8 +120,7 @@ def test_phrases_of_a_text():
             expected = literal_phrases(model.phrases, words)
             torch.testing.assert_close(outputs.phrase_states[row, :length], expected, rtol=1e-4, atol=1e-5)
             added = outputs.pooler_output[row] - plain.pooler_output[row]
-            pooled = literal_max_mlp(model.phrase_mlp, expected)
-            torch.testing.assert_close(added, model.text_projection.weight @ pooled, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(added, literal_max_mlp(model.phrase_mlp, expected), rtol=1e-4, atol=1e-4)
             embeds = F.normalize(model.text_tokens.embed(model.text_tokens.norm(expected)), dim=-1)
             torch.testing.assert_close(tokens[row, :length], embeds, rtol=1e-4, atol=1e-5)
 
@@ -168,20 +167,37 @@ def test_phrases_and_queries_start_at_the_scale_of_their_width():
 
 
 @pytest.mark.parametrize("options", [{}, NO_REGIONS, {"temporal_fusion": "pool"}], ids=["regions", "patches", "late"])
-def test_the_maximum_of_a_hidden_layer(options):
-    model = tiny_video_model(**options, video_pooling="cls_mlp")
+def test_the_mlp_of_regions(options):
+    model, without = tiny_model(**options, region_mlp=True), tiny_model(**options)
+    without.load_state_dict({k: v for k, v in model.state_dict().items() if "region_mlp" not in k})
+    given = {"pixel_values_videos": clips(2), "frame_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])}
+    with torch.no_grad():
+        added = model.get_video_features(**given).pooler_output - without.get_video_features(**given).pooler_output
+        states = model.video_model(**given).last_hidden_state
+        tokens = states[:, 4 if "temporal_fusion" in options else 1 :].unflatten(1, (4, -1))
+        for row, frames in ((0, [0, 1, 2, 3]), (1, [0, 1, 3])):
+            expected = literal_max_mlp(model.region_mlp, tokens[row, frames].flatten(0, 1))
+            torch.testing.assert_close(added[row], expected, rtol=1e-4, atol=1e-4)
+        embeds = F.normalize(model.get_video_features(**given).pooler_output, dim=-1)
+        torch.testing.assert_close(model(**given).video_embeds, embeds)
+
+
+@pytest.mark.parametrize("fusion", ["attention", "pool"])
+def test_the_maximum_of_the_last_patches(fusion):
+    model = tiny_video_model(**QUERIES, region_layer=1, video_pooling="cls_patch_max", temporal_fusion=fusion)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])
     with torch.no_grad():
-        outputs = model(clips(2), frame_mask=mask)
-        late = "temporal_fusion" in options
-        cls, tokens = outputs.last_hidden_state.tensor_split([4 if late else 1], dim=1)
-        tokens = tokens.unflatten(1, (4, -1))
+        outputs = model(clips(2), frame_mask=mask, output_hidden_states=True)
+        states = outputs.hidden_states[-1]
+        if fusion == "pool":
+            states = torch.cat([states[:, :1].view(2, 4, 32), states[:, 1:].reshape(2, 64, 32)], dim=1)
+        states = model.layernorm(states)
+        cls, patches = states[:, :-64], states[:, -64:].unflatten(1, (4, 16))
         for row, frames in ((0, [0, 1, 2, 3]), (1, [0, 1, 3])):
-            if late:
-                pooled = [cls[row, frame] + literal_max_mlp(model.max_mlp, tokens[row, frame]) for frame in frames]
-                expected = torch.stack(pooled).mean(0)
+            if fusion == "pool":
+                expected = (cls[row, frames] + patches[row, frames].amax(1)).mean(0)
             else:
-                expected = cls[row, 0] + literal_max_mlp(model.max_mlp, tokens[row, frames].flatten(0, 1))
+                expected = cls[row, 0] + patches[row, frames].flatten(0, 1).amax(0)
             torch.testing.assert_close(outputs.pooler_output[row], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -337,9 +337,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
         motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
             the quantized ones.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions; "cls_max", plus
-            their maximum in each channel; "cls_mlp", plus an MLP whose hidden layer is the maximum over the regions in
-            each of its channels; or "cls". By default "cls" without codes and regions, "cls_mean" for the
-            "paper" form, and "cls_max" otherwise. With a backbone, its own pooled state (of a class token, or of an
+            their maximum in each channel; "cls_patch_max", plus the maximum of the patches of the last block; or
+            "cls". By default "cls" without codes and regions, "cls_mean" for the "paper" form, and "cls_max"
+            otherwise. With a backbone, its own pooled state (of a class token, or of an
             attention pooling head) takes the place of the CLS state, and the regions are projected first, by a layer
             that starts as zero.
         temporal_fusion (`str`, *optional*): how frames become one clip. "attention", the default: they attend to each
@@ -489,7 +489,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
         self._check_region_options()
         resolved = self.resolved
         _check_choice("temporal_fusion", resolved.temporal_fusion, fusions)
-        _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls_mlp", "cls"))
+        _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls_patch_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
         has_queries = self.num_regions and resolved.region_options.pooling == "attention"
@@ -581,9 +581,11 @@ class RegionLearnerConfig(_StrictConfig):
             GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
-        phrase_window (`int`, defaults to 0): how many words, an odd number, a phrase has. The pooled state of a text
-            then also says which phrases are in it: an MLP whose hidden layer is the maximum over the phrases is added.
-            0: there are no phrases.
+        phrase_window (`int`, defaults to 0): how many words, an odd number, a phrase has. The embedding of a text then
+            also says which phrases are in it: an MLP whose hidden layer is the maximum over the phrases is added. 0:
+            there are no phrases.
+        region_mlp (`bool`, defaults to `False`): the same for videos: an MLP whose hidden layer is the maximum over
+            the regions (without regions the patches) is added to the embedding.
         token_dim (`int`, defaults to 0): size of the embeddings of single tokens, which `word_region_similarity`
             compares: the phrases of a text (without `phrase_window` its words), and the regions of a video (without
             regions its patches). 0: there are none.
@@ -631,6 +633,7 @@ class RegionLearnerConfig(_StrictConfig):
     text_projection_relu: bool = True
     projection_bias: bool = True
     phrase_window: int = 0
+    region_mlp: bool = False
     token_dim: int = 0
     token_temperature: float | int = 0.05
     token_loss_weight: float | int = 1.0

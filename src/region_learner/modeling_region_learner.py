@@ -138,6 +138,13 @@ class RegionLearnerOutput(ModelOutput):
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
 
 
+@dataclass
+class _EncodedClips(BaseModelOutputWithPooling):
+    """What the encoder computes: as `last_hidden_state` the patches of the last block, and those for the regions."""
+
+    region_patches: torch.Tensor | None = None
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -1193,9 +1200,6 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
                 self.layernorm = nn.Identity()
         self.region_module = RegionLearnerRegionModule(config)
         self.pooling = config.resolved.video_pooling
-        self.max_mlp = (
-            RegionLearnerMaxMLP(config.hidden_size, config.hidden_size) if self.pooling == "cls_mlp" else None
-        )
         fusion = config.resolved.temporal_fusion
         self.temporal_fusion = RegionLearnerTemporalFusion(config) if fusion != "attention" else None
         self.post_init()
@@ -1215,6 +1219,10 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         else:
             self.backbone.set_input_embeddings(value)
 
+    def _pooled_tokens(self, tokens: torch.Tensor, last_patches: torch.Tensor) -> torch.Tensor:
+        """Returns the states (B, n, D) that are pooled: `tokens` (B, n, D), or `last_patches` (B, T, h, w, D)."""
+        return self.layernorm(last_patches.flatten(1, 3)) if self.pooling == "cls_patch_max" else tokens
+
     def _pool(
         self, cls: torch.Tensor, tokens: torch.Tensor, frames: int, frame_mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -1222,7 +1230,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         Returns the video feature (B, D) of the CLS states (B, 1, D), in late fusion (B, T, D), and the states
         `tokens` (B, n, D) of regions or patches.
         """
-        if self.region_module.gathers_clips:
+        if self.region_module.gathers_clips and self.pooling != "cls_patch_max":
             fused = cls.squeeze(1) if self.temporal_fusion is None else self.temporal_fusion(cls, frame_mask)
             return self._pool_tokens(fused, tokens)
         if self.temporal_fusion is not None:
@@ -1236,8 +1244,6 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             return cls
         if self.pooling == "cls_mean":
             pooled = _masked_mean(tokens, real)
-        elif self.max_mlp is not None:
-            pooled = self.max_mlp(tokens, real)
         else:
             pooled = _masked_max(tokens, real)
         return cls + (pooled if self.region_projection is None else self.region_projection(pooled))
@@ -1280,24 +1286,26 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         frame_mask: torch.Tensor | None,
         interpolate_pos_encoding: bool,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> _EncodedClips:
         """
         Runs the divided space-time ViT. Returns the CLS states, (B, 1, D) or with late fusion (B, T, D), as
-        `pooler_output`, and the patches (B, T, h, w, D) after `region_layer` blocks as `last_hidden_state`.
+        `pooler_output`, and the patches (B, T, h, w, D) after the last block and after `region_layer` blocks.
         """
         hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
         hidden_states = self.pre_layernorm(hidden_states)
         attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
         region_layer = len(self.layers) if self.config.region_layer is None else self.config.region_layer
-        patches = hidden_states
+        for_regions = hidden_states
         for number, layer in enumerate(self.layers, start=1):
             hidden_states = layer(hidden_states, grid, attention_mask, **kwargs)
             if number <= region_layer:
-                patches = hidden_states
+                for_regions = hidden_states
         batch, frames = pixel_values_videos.shape[:2]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=patches[:, 1:].reshape(batch, frames, *grid[1:], -1),
+        last, for_regions = (x[:, 1:].reshape(batch, frames, *grid[1:], -1) for x in (hidden_states, for_regions))
+        return _EncodedClips(
+            last_hidden_state=last,
             pooler_output=hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1]),
+            region_patches=for_regions,
         )
 
     def _encode_frames(
@@ -1388,7 +1396,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         else:
             assert pixel_values_videos is not None
             encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
-        cls, patches = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
+        cls, last_patches = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
+        patches = last_patches if self.backbone is not None else encoded.region_patches
         if self.region_projection is not None:  # the scale of features differs between image models
             patches = F.layer_norm(patches, patches.shape[-1:])
         states, region_masks, cluster_ids, region_loss = self.region_module(
@@ -1401,7 +1410,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         cls, tokens = last_hidden_state.split([cls.shape[1], states.shape[1]], dim=1)
         return RegionLearnerVideoOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=self._pool(cls, tokens, patches.shape[1], frame_mask),
+            pooler_output=self._pool(cls, self._pooled_tokens(tokens, last_patches), patches.shape[1], frame_mask),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             region_states=None if region_masks is None else states,
@@ -1648,10 +1657,12 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(_text_width(config), dim, bias=bias)
-        self.phrases = self.phrase_mlp = None
+        self.phrases = self.phrase_mlp = self.region_mlp = None
         if config.phrase_window:
             self.phrases = RegionLearnerPhrases(config.text_config.hidden_size, config.phrase_window)
-            self.phrase_mlp = RegionLearnerMaxMLP(config.text_config.hidden_size, _text_width(config))
+            self.phrase_mlp = RegionLearnerMaxMLP(config.text_config.hidden_size, dim)
+        if config.region_mlp:
+            self.region_mlp = RegionLearnerMaxMLP(config.video_config.hidden_size, dim)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1675,8 +1686,26 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
         """
         outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-        outputs.pooler_output = self.video_projection(outputs.pooler_output)
+        outputs.pooler_output = self._project_video(outputs, pixel_values_videos, frame_mask)
         return outputs
+
+    def _project_video(
+        self, outputs: RegionLearnerVideoOutput, pixel_values_videos: Any, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns the embeddings (B, projection_dim) of videos, before normalization."""
+        embedding = self.video_projection(outputs.pooler_output)
+        if self.region_mlp is None:
+            return embedding
+        return embedding + self.region_mlp(*self._tokens(outputs, pixel_values_videos.shape[1], frame_mask))
+
+    def _tokens(
+        self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the states (B, n, D) of regions, or without regions of patches, and which are real (B, n)."""
+        states = outputs.last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
+        if frame_mask is None or self.video_model.region_module.gathers_clips:  # no region belongs to one frame
+            return states, None
+        return states, frame_mask.bool().repeat_interleave(states.shape[1] // frames, 1)
 
     @can_return_tuple
     def get_text_features(
@@ -1720,18 +1749,18 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
-        phrases = None
+        embedding, phrases = self.text_projection(pooled), None
         if self.phrases is not None:
             words = outputs.hidden_states[0]  # the embeddings of the words
             mask = (torch.ones_like(words[..., 0]) if attention_mask is None else attention_mask).bool()
             phrases = self.phrases(words, mask)
-            pooled = pooled + self.phrase_mlp(phrases, mask)
+            embedding = embedding + self.phrase_mlp(phrases, mask)
         returns_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         hidden_states = outputs.hidden_states if returns_states else None
         attentions = outputs.attentions
         return RegionLearnerTextOutput(  # with the tokens in the order of the input
             last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
-            pooler_output=self.text_projection(pooled),
+            pooler_output=embedding,
             hidden_states=hidden_states and tuple(_roll_back(x, start, length, 1) for x in hidden_states),
             attentions=attentions and tuple(_roll_back(x, start, length, 2, 3) for x in attentions),
             phrase_states=_roll_back(phrases, start, length, 1),
@@ -1830,17 +1859,6 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         states = outputs.last_hidden_state if outputs.phrase_states is None else outputs.phrase_states
         return self.text_tokens(states, None if attention_mask is None else attention_mask.bool())  # type: ignore[misc]
 
-    def _embed_regions(
-        self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings (B, n, token_dim) and weights (B, n) of regions, or without regions of patches."""
-        states = outputs.last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
-        if self.video_model.region_module.gathers_clips:
-            frame_mask = None  # no region belongs to one frame
-        elif frame_mask is not None:
-            frame_mask = frame_mask.bool().repeat_interleave(states.shape[1] // frames, 1)
-        return self.video_tokens(states, frame_mask)  # type: ignore[misc]
-
     @can_return_tuple
     def forward(
         self,
@@ -1898,9 +1916,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 words = self._embed_words(text_outputs, self._text_mask(input_ids, attention_mask))
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-            video_embeds = _unit(self.video_projection(video_outputs.pooler_output))
+            video_embeds = _unit(self._project_video(video_outputs, pixel_values_videos, frame_mask))
             if self.video_tokens is not None:
-                regions = self._embed_regions(video_outputs, pixel_values_videos.shape[1], frame_mask)
+                regions = self.video_tokens(*self._tokens(video_outputs, pixel_values_videos.shape[1], frame_mask))
 
         logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
