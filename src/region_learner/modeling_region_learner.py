@@ -1947,7 +1947,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
 
 # Weights of a dual encoder that models with a head do not have.
-_OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\.", r"^phrases\."]
+_OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\."]
 
 
 def _num_labels(config: RegionLearnerConfig) -> int:
@@ -1986,6 +1986,8 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
         r"^(text|video)_projection\.",
+        r"^phrases\.",
+        r"^(phrase|region)_mlp\.",
         *_OF_SIMILARITIES,
     ]
 
