@@ -1,6 +1,7 @@
 """Other ways to gather a clip into as many vectors as learned queries do, all else equal. None is part of the package.
 
-Each replaces what the queries attend to. What follows, from the projection of the values to the MLP, stays.
+Each replaces what the queries attend to. What follows, from the projection of the values to the MLP, stays. All clips
+of the experiments have the same number of frames, so none of them takes a `frame_mask`.
 """
 
 import torch
