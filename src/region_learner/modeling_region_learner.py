@@ -69,8 +69,8 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
             With `output_attentions=True` and eager attention: the weights of the space attention in every block.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
-            Regions after their interaction, before the final LayerNorm; `(B, S, D)` in the form "queries", whose regions
-            are of the whole clip. None without aggregation.
+            Regions after their interaction, before the final LayerNorm. In the form "queries" they are of the whole
+            clip, `(B, S, D)`. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
             positions of a frame (region option `mask_normalization`). In the form "queries" the attention of each
@@ -111,7 +111,7 @@ class RegionLearnerOutput(ModelOutput):
             tokens of a text. This and what follows is None without `token_dim`.
         text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): their weights, 0 for padding; the sum is 1.
         video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized embeddings of the
-            n = T * S regions of a clip (n = S in the form "queries"), or of its n = T * N patches without aggregation.
+            n = T * S regions of a clip (in the form "queries" n = S), or without aggregation of its n = T * N patches.
         video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): their weights, 0 in masked frames; the sum
             is 1.
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
