@@ -331,6 +331,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "video_id": _read_id,
     "video": _read_video,
     "captions": _read_captions,
+    "negative_captions": _read_captions,
     "question": read_text,
     "answer": read_text,
     "options": read_options,
