@@ -234,7 +234,7 @@ def word_region_loss(
     if of_texts is None:  # in several processes, or with cached gradients
         of_texts = word_region_similarity(*texts, *all_videos) / temperature
     of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature
-    if sum(pairs.negative_sizes):
+    if any(pairs.negative_sizes):
         wrong = outputs.negative_token_embeds, outputs.negative_token_weights
         if wrong[0] is None:  # only other processes have some
             wrong = texts[0][:0], texts[1][:0]
@@ -310,7 +310,7 @@ def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tenso
 
 
 def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of the mean cross-entropies of both logits: texts to videos (b, n), videos to texts (b, n + m)."""
+    """Returns the sum of the mean cross-entropies of logits of texts to videos (b, n), and of videos to texts."""
     total = pairs.texts.new_zeros(())
     for logits in both:
         if pairs.excluded is not None:  # padding is compared only with itself, which gives a loss of 0
@@ -357,7 +357,7 @@ class _Pairs:
         if processes > 1:
             all_texts, all_videos = (_GatherWithGradient.apply(x, rank, sizes) for x in (texts, videos))
             all_ids = None if video_ids is None else _all_gather(video_ids, sizes)
-        if processes > 1 and sum(wrong_sizes):
+        if processes > 1 and any(wrong_sizes):
             all_wrong = _GatherWithGradient.apply(all_wrong, rank, wrong_sizes)
         all_texts = torch.cat([all_texts, all_wrong])
         if video_ids is None or all_ids is None:
@@ -395,8 +395,9 @@ def _check_sizes(
     processes: int,
 ) -> tuple[list[int], list[int]]:
     """
-    Returns the number of pairs of each process, and of its wrong texts. Sizes are compared before embeddings are gathered, because processes
-    that disagree would wait for each other forever. (The comparison waits for the device, once per step.)
+    Returns the number of pairs of each process, and of its wrong texts. Sizes are compared before embeddings are
+    gathered, because processes that disagree would wait for each other forever. (The comparison waits for the device,
+    once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]

@@ -57,9 +57,9 @@ class RegionLearnerCollator:
     Makes batches from rows of `load_corpus`. All have `pixel_values_videos`: clips (B, T, C, H, W), or from the corpus
     `features` what a backbone has computed of them, (B, T, 1 + N, D). The task decides on the rest:
 
-    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. In training,
-      rows may have `negative_captions`, texts that do not describe the video (a list, or None). One of each row gives
-      `negative_input_ids` and `negative_attention_mask`.
+    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
+      train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of each row
+      gives `negative_input_ids` and `negative_attention_mask`.
     - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
       options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
       `labels` (B,), which of them is right.
@@ -229,9 +229,12 @@ class RegionLearnerCollator:
             return row["question"], None
         if not self.training:
             return row["captions"][0], None
-        texts = (row["captions"], row["negative_captions"])
-        drawn = [some[int(torch.randint(len(some), (), generator=generator))] if some else None for some in texts]
-        return drawn[0], drawn[1]
+        caption, *negative = [
+            some[int(torch.randint(len(some), (), generator=generator))]
+            for some in (row["captions"], row["negative_captions"])
+            if some
+        ]
+        return caption, negative[0] if negative else None
 
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:

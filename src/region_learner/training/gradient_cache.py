@@ -12,8 +12,8 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# The outputs that the loss is computed from: those with one row per pair, or per wrong text, which the chunks share out
-# as if there were one per pair; and those that all pairs share.
+# The outputs that the loss is computed from: those with one row per pair, or per wrong text, which chunks share out as
+# if there were one per pair; and those that all pairs share.
 _TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
 _NEGATIVES = ("negative_text_embeds", "negative_token_embeds", "negative_token_weights")
 _PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS, *_NEGATIVES)

@@ -117,7 +117,8 @@ def compositional_rows(
     """Returns a question of two options for each clip in which an attribute can be exchanged.
 
     The columns are those of multiple choice, `options` and `answer`; `aspect`, which says what was exchanged; and for
-    training `negative_captions`, the wrong option and one more for each other aspect that is possible. Each aspect that is possible is equally likely, and so is each position of the right caption.
+    training `negative_captions`, the wrong option and one more for each other aspect that is possible. Each aspect
+    that is possible is equally likely, and so is each position of the right caption.
 
     Raises:
         CorpusError: nothing can be exchanged in any clip.
