@@ -270,11 +270,11 @@ def test_columns_named_like_ours_change_nothing(model, processor, rows, tmp_path
     assert row == named[1] | {DRAWN: Draw(0, 1, 11, num_frames=3)}
 
 
-def test_negative_captions(processor, rows):
+def test_negative_captions(processor, rows, tmp_path):
     """One of each row that has some, drawn by its seed; what is drawn beside it stays the same."""
-    named = [row | {"negative_captions": wrong} for row, wrong in zip(rows, (["a b", "c d"], None, [], "e f"))]
-    for part in (named, Dataset.from_list([row | {"negative_captions": list(row["negative_captions"] or [])}
-                                           for row in named[:3]])):  # fmt: skip
+    named = [row | {"negative_captions": wrong} for row, wrong in zip(rows, (["a b", "c d"], None, " ", "e f"))]
+    lists = [["a b", "c d"], [], []]
+    for part in (named, Dataset.from_list([row | {"negative_captions": wrong} for row, wrong in zip(rows, lists)])):
         drawn = [TrainingRows([CorpusPart(part, 2)])[Draw(0, number, 7)] for number in range(len(part))]
         collator = RegionLearnerCollator(processor, training=True)
         batch = collator(drawn)
@@ -302,8 +302,12 @@ def test_negative_captions(processor, rows):
         (["x", " "], "negative_captions holds a caption that is blank or missing"),
         (7, "negative_captions must be a string or a list of strings, not 7"),
     ]:
+        bad = [rows[0] | {"negative_captions": wrong}, *rows[1:]]
         with pytest.raises(CorpusError, match=message):
-            collator([rows[0] | {"negative_captions": wrong}])
+            collator(bad[:1])
+        if "itself" not in message:
+            with pytest.raises(CorpusError, match=f"the training data, row 0 .*: {message}"):
+                make_trainer(tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path, train_dataset=bad)
 
 
 def test_training_with_negative_captions(processor, rows, tmp_path):

@@ -62,7 +62,7 @@ def test_names_of_tables_and_rows_differ():
 
 # The recorded runs, and what docs/evidence.md says of them
 
-RECORDED = sorted(render.RUNS.rglob("*.jsonl"))
+RECORDED = sorted(path for path in render.RUNS.rglob("*.jsonl") if not path.stem.endswith("_words"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(render.RUNS)))
@@ -72,6 +72,14 @@ def test_recorded_runs_are_of_the_present_settings_and_models(path):
     assert runs_of(path, setting, rows_of(TABLES)) == recorded
     keys = [(run["row"], run["seed"], run.get("data_seed")) for run in recorded]
     assert len(set(keys)) == len(keys) > 0
+
+
+@pytest.mark.parametrize("path", sorted(render.RUNS.glob("*_words.jsonl")), ids=lambda path: path.stem)
+def test_measurements_of_words_are_of_the_recorded_runs(path):
+    recorded = read_runs(path.with_name(path.name.replace("_words", "")))
+    trained = {(run["row"], run["seed"]): run["test"]["t2v_R@1"] for run in recorded}
+    for one in read_runs(path):
+        assert one["single"] == pytest.approx(trained[one["row"], one["seed"]], abs=0.5)  # rounded otherwise
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ def needed_columns(task: str, training: bool) -> tuple[str, ...]:
     return {"question_answering": ("question",), "classification": ()}.get(task, ("captions",))
 
 
+def optional_columns(task: str, training: bool) -> tuple[str, ...]:
+    """Returns the columns that batches are made of if rows have them."""
+    return ("negative_captions",) if training and task in UNLABELLED_TASKS else ()
+
+
 def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
     """
     Checks the first rows of the data sets of a Trainer.
@@ -39,7 +44,7 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
     """
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
-        check_dataset(part.dataset, needed_columns(task, training=True), of)
+        check_dataset(part.dataset, needed_columns(task, True), of, optional=optional_columns(task, True))
     several = isinstance(eval_dataset, dict)
     for name, dataset in eval_dataset.items() if several else [("", eval_dataset)]:
         if dataset is not None:
@@ -163,7 +168,7 @@ class RegionLearnerCollator:
         where = f"row {number} of a batch" if drawn is None else f"row {drawn.row} of the training data"
         if drawn is not None and len(self.datasets) > 1:
             where += f" (corpus {drawn.part + 1})"
-        optional = ("negative_captions",) if self.training and self.task in UNLABELLED_TASKS else ()
+        optional = optional_columns(self.task, self.training)
         row = read_row(row, needed_columns(self.task, self.training), where, optional=optional)
         if wrong := set(row["captions"]).intersection(row["negative_captions"]) if optional else None:
             raise CorpusError(
