@@ -18,7 +18,6 @@ from typing import Any
 from region_learner.files import locked, write_json
 
 from .clips import prepare
-from .figures import draw
 from .runs import add_run, read_json, run_in_processes, runs_of
 from .settings import CONTRASTS, SETTINGS, TABLES, Row, Setting, rows_of, with_baselines
 from .step_time import relative_step_times
@@ -56,7 +55,7 @@ def run_missing(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         recorded = {(run["row"], run["seed"], run.get("data_seed")) for run in runs_of(path, setting, rows)}
-        corpus = output / "corpus" / setting.corpus  # settings of a corpus share its clips
+        corpus = setting.clips_in(output)
         tasks = {}
         for seed, row, data_seed in product(seeds, rows, data_seeds or (None,)):
             if (row.name, seed, data_seed) not in recorded:
@@ -144,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     entries = entries_of(output, name, setting, rows)
     print(report(entries, step_times_of(output, name, table)))
     if options.figures:
+        from .figures import draw  # needs matplotlib
+
         draw(output, name, table, entries, options.figures)
 
 

@@ -1,15 +1,21 @@
 """The clips of a setting, decoded once and held in memory."""
 
 import json
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers.video_utils import VideoMetadata
 
 from region_learner import RegionLearnerVideoProcessor, load_corpus
+from region_learner.corpora.synthetic import MOVING_SHAPES
+from region_learner.corpora.synthetic.base import make_clip, plan_scenes
+from region_learner.corpora.synthetic.shapes_tasks import rows_of_task
 from region_learner.training.collator import RegionLearnerCollator
 
 from .settings import Setting
@@ -19,8 +25,9 @@ SPLITS = ("train", "val", "test")
 
 def prepare(setting: Setting, directory: Path) -> None:
     """
-    Generates the corpus and decodes it, once for all runs: `directory/SPLIT.npy`, (clips, frames, height, width, 3)
-    uint8, and `directory/corpus.json`, which says which corpus it is.
+    Generates the corpus and, unless the setting takes clips as drawn, decodes it, once for all runs:
+    `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which says which
+    corpus it is.
 
     Raises:
         ValueError: if the directory holds another corpus.
@@ -33,38 +40,70 @@ def prepare(setting: Setting, directory: Path) -> None:
     else:
         directory.mkdir(parents=True, exist_ok=True)
         label.write_text(json.dumps(described) + "\n", encoding="utf-8")
-    processor = RegionLearnerVideoProcessor()
     for split in SPLITS:
         target = directory / f"{split}.npy"
-        if target.exists():
-            continue
-        videos = load_corpus(setting.corpus, split=split, **setting.options)["video"]
-        clips = np.stack([processor.fetch_videos(video)[0].permute(0, 2, 3, 1).numpy() for video in videos])
-        partial = target.with_suffix(".partial.npy")
-        np.save(partial, clips)
-        partial.replace(target)
+        if not target.exists():
+            unfinished = target.with_suffix(".partial.npy")
+            if setting.drawn:
+                _draw(setting, directory, split, unfinished)
+            else:
+                videos = load_corpus(setting.corpus, split=split, **setting.options)["video"]
+                fetch = RegionLearnerVideoProcessor().fetch_videos
+                np.save(unfinished, np.stack([fetch(video)[0].permute(0, 2, 3, 1).numpy() for video in videos]))
+            unfinished.replace(target)
+
+
+def _draw(setting: Setting, directory: Path, split: str, target: Path) -> None:
+    """Draws the clips of a split on all cores: frames to `target`, rows to SPLIT.jsonl, label maps beside it."""
+    options = MOVING_SHAPES.read_options(setting.options)
+    scenes = plan_scenes(MOVING_SHAPES, options, split)
+    masks = directory / f"{split}_masks"
+    masks.mkdir(exist_ok=True)
+    shape = (len(scenes), options.frames, options.size, options.size, 3)
+    frames = np.lib.format.open_memmap(target, "w+", np.uint8, shape)
+    rows = []
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        drawn = pool.map(partial(make_clip, MOVING_SHAPES, options, split), range(len(scenes)), scenes, chunksize=32)
+        for index, (scene, clip) in enumerate(zip(scenes, drawn)):
+            video_id, frames[index] = f"{split}-{index:06d}", clip.frames
+            row = {"video_id": video_id, "captions": clip.captions, "objects": [asdict(thing) for thing in scene]}
+            if split != "train":
+                np.savez_compressed(masks / f"{video_id}.npz", masks=clip.masks)
+                row["masks"] = str(masks / f"{video_id}.npz")
+            rows.append(json.dumps(row) + "\n")
+    frames.flush()
+    (directory / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 @dataclass
 class Split:
     """A split of a corpus: its `rows`, each with its `index`, and the `frames` that [`prepare`] decoded."""
 
-    rows: Dataset
+    rows: list[dict[str, Any]]
     frames: np.ndarray
 
     @classmethod
     def load(cls, setting: Setting, directory: Path, name: str) -> "Split":
         """Reads the split `name` from the `directory` that was given to [`prepare`]."""
-        rows = load_corpus(setting.corpus, split=name, **setting.options)
-        rows = rows.add_column("index", list(range(len(rows))))
         frames = np.load(directory / f"{name}.npy", mmap_mode="r")
+        if setting.drawn:
+            lines = (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) | {"video": frames[index]} for index, line in enumerate(lines)]
+        else:
+            rows = list(load_corpus(setting.corpus, split=name, **setting.options))
         if len(frames) != len(rows):
             raise ValueError(f"{directory} has {len(frames)} clips of {name}, expected {len(rows)}: remove it.")
-        return cls(rows, frames)
+        return cls([row | {"index": index} for index, row in enumerate(rows)], frames)
+
+    def pairs(self, setting: Setting, name: str) -> list[dict[str, Any]]:
+        """Returns the compositional pairs of this split, whose name is `name`."""
+        if setting.drawn:
+            return rows_of_task(self.rows, "compositional", name)[0]
+        return list(load_corpus(setting.corpus, split=name, task="compositional", **setting.options))
 
     def captions(self) -> list[tuple[int, str]]:
         """Returns every caption with the index of its clip."""
-        return [(index, caption) for index, captions in enumerate(self.rows["captions"]) for caption in captions]
+        return [(row["index"], caption) for row in self.rows for caption in row["captions"]]
 
 
 class ClipsInMemory:

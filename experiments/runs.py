@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import MISSING, fields
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,6 +17,9 @@ from tqdm.auto import tqdm
 from region_learner.files import write_text
 
 from .settings import Row, Setting
+
+# Of fields that older runs do not tell.
+_DEFAULTS = {field.name: field.default for field in fields(Setting) if field.default is not MISSING}
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
@@ -66,7 +70,7 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
             json.dumps({"setting": vars(setting), "video_config": row.video_config, "config": row.config})
         )
         for name, value in now.items():
-            recorded = run.get(name, {})
+            recorded = (_DEFAULTS if name == "setting" else {}) | run.get(name, {})
             if recorded != value:
                 fields = sorted(key for key in value | recorded if recorded.get(key) != value.get(key))
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -19,6 +20,8 @@ class Setting:
         bf16: whether to train under bfloat16 autocast.
         vocab_size: of the tokenizer, which is trained on the training captions.
         regions_on: number of test clips whose region masks are compared with the true masks.
+        drawn: whether clips are used as the generator draws them, without a codec. Neither PyAV nor datasets is needed
+            then. For "moving_shapes".
     """
 
     corpus: str
@@ -35,6 +38,11 @@ class Setting:
     bf16: bool = True
     vocab_size: int = 1000
     regions_on: int = 200
+    drawn: bool = False
+
+    def clips_in(self, output: Path) -> Path:
+        """Returns the directory of the clips, which settings of a corpus share."""
+        return output / "corpus" / (f"{self.corpus}_drawn" if self.drawn else self.corpus)
 
 
 @dataclass(frozen=True)
@@ -357,6 +365,15 @@ SETTINGS: dict[str, Setting] = {
     # Half of the training, as the best models leave little to be told apart after all of it.
     "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
     "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
+    # Finer, with more and smaller objects, for a GPU.
+    "shapes_96": Setting(
+        corpus="moving_shapes",
+        options=_SHAPES | {"train": 24000, "size": 96, "objects": 5, "distractors": [6, 12]},
+        **_ENCODERS
+        | {"video_config": _ENCODERS["video_config"] | {"image_size": 96, "num_hidden_layers": 4, "num_frames": 4}},
+        epochs=3,
+        drawn=True,
+    ),
     # Shows how much of the differences between seeds comes from the optimisation.
     "shapes_unclipped": Setting(
         corpus="moving_shapes", options=_SHAPES, **_ENCODERS, warmup_steps=50, max_grad_norm=0

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_model
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.corpora import load_corpus, load_masks
+from region_learner.corpora import load_masks
 from region_learner.evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
 from region_learner.inference import evaluation_mode
 from region_learner.training.arguments import ModelArguments
@@ -109,7 +109,7 @@ def train_and_measure(
         **_codes_and_regions(model, processor, test, setting.regions_on),
         "seconds": round(time.perf_counter() - start, 1),
         "machine": _machine(model.device),
-        "versions": {name: version(name) for name in ("region-learner", "torch", "transformers")},
+        "versions": {name: _version(name) for name in ("region-learner", "torch", "transformers")},
     }
     if weights_to is not None:
         weights_to.parent.mkdir(parents=True, exist_ok=True)
@@ -122,13 +122,12 @@ def train_and_measure(
     return result
 
 
-def _training_rows(setting: Setting, row: Row, train: Split):
-    rows = train.rows.select_columns(["video", "video_id", "captions", "index"])
-    if not row.negatives:
-        return rows
-    pairs = load_corpus(setting.corpus, split="train", task="compositional", **setting.options)
-    negatives = dict(zip(pairs["video_id"], pairs["negative_captions"]))
-    return rows.add_column("negative_captions", [negatives.get(video_id, []) for video_id in rows["video_id"]])
+def _training_rows(setting: Setting, row: Row, train: Split) -> list[dict[str, Any]]:
+    rows = [{name: one[name] for name in ("video", "video_id", "captions", "index")} for one in train.rows]
+    if row.negatives:
+        negatives = {pair["video_id"]: pair["negative_captions"] for pair in train.pairs(setting, "train")}
+        rows = [one | {"negative_captions": negatives.get(one["video_id"], [])} for one in rows]
+    return rows
 
 
 def _arguments(setting: Setting, seed: int, data_seed: int | None, use_cpu: bool, corpus: Path):
@@ -147,6 +146,7 @@ def _arguments(setting: Setting, seed: int, data_seed: int | None, use_cpu: bool
         bf16=setting.bf16,
         use_cpu=use_cpu,
         dataloader_drop_last=True,
+        dataloader_num_workers=0 if use_cpu else 2,
         dataloader_pin_memory=False,
         save_strategy="no",
         report_to="none",
@@ -211,10 +211,17 @@ def _codes_and_regions(model, processor, test: Split, count: int) -> dict[str, A
         found["codes_in_use"] = codebook_use(model, batches(model, processor, test, count))
     if model.config.video_config.num_regions:
         indices = ClipsInMemory(processor.video_processor).indices(test.frames[0])
-        labels = [load_masks(path)[indices] for path in test.rows["masks"][:count]]
+        labels = [load_masks(row)[indices] for row in test.rows[:count]]
         labels = [np.stack(labels[start : start + _BATCH_SIZE]) for start in range(0, len(labels), _BATCH_SIZE)]
         found["regions"] = region_quality_of_batches(model, zip(batches(model, processor, test, count), labels))
     return found
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from its source
+        return "not installed"
 
 
 def _machine(device: torch.device) -> str:

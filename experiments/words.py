@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_model
 
-from region_learner import load_corpus
 from region_learner.evaluation import grounding_accuracy, retrieval_metrics
 from region_learner.inference import evaluation_mode
 from region_learner.modeling_region_learner import word_region_similarity
@@ -61,23 +60,22 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
         entries = torch.eye(len(test.rows))
         found[name] = retrieval_metrics(matrix, entries, owners, range(len(test.rows)))["t2v_R@1"]
     if "token_embeds" in videos:
-        objects = test.rows.select(range(min(setting.regions_on, len(test.rows))))
-        where = grounding_accuracy(model, processor, objects, progress=False)
+        where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _exchanged(setting, model, processor, test, videos)
 
 
 def _exchanged(setting: Setting, model, processor, test: Split, videos: dict[str, torch.Tensor]) -> dict[str, Any]:
-    pairs = load_corpus(setting.corpus, split="test", task="compositional", **setting.options)
-    clip_of = {video_id: index for index, video_id in enumerate(test.rows["video_id"])}
-    clips = torch.tensor([clip_of[video_id] for video_id in pairs["video_id"]])
-    of_options = [_embed_texts(model, processor, [options[n] for options in pairs["options"]]) for n in (0, 1)]
+    pairs = test.pairs(setting, "test")
+    clip_of = {row["video_id"]: index for index, row in enumerate(test.rows)}
+    clips = torch.tensor([clip_of[pair["video_id"]] for pair in pairs])
+    of_options = [_embed_texts(model, processor, [pair["options"][n] for pair in pairs]) for n in (0, 1)]
     scores = [(one["embeds"] * videos["embeds"][clips]).sum(1) / float(model.temperature) for one in of_options]
     by_score = {"exchanged": scores}
     if "token_embeds" in videos:
         tokens = [_paired_token_scores(one, videos, clips) / float(model.token_temperature) for one in of_options]
         by_score["exchanged_reranked"] = [single + token for single, token in zip(scores, tokens)]
-    answers, aspects = torch.tensor(pairs["answer"]), np.array(pairs["aspect"])
+    answers, aspects = torch.tensor([pair["answer"] for pair in pairs]), np.array([pair["aspect"] for pair in pairs])
     found: dict[str, Any] = {}
     for name, (first, second) in by_score.items():
         margin = torch.where(answers == 0, first - second, second - first)
@@ -215,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for weights in sorted((options.output / "weights" / options.setting).glob(f"{row.name}-*.safetensors")):
             seed = int(weights.stem.rpartition("-")[2])
             if weights.stem == f"{row.name}-{seed}" and (row.name, seed) not in done:
-                add_run(path, measure(setting, row, seed, weights, options.output / "corpus" / setting.corpus))
+                add_run(path, measure(setting, row, seed, weights, setting.clips_in(options.output)))
     found = read_runs(path)
     print(word_table(found, rows))
     if contrasts := word_contrasts(found, WORD_CONTRASTS):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 from torch.utils.data import Dataset as MapDataset
 
@@ -270,6 +269,8 @@ class TrainingStream(IterableDataset):
             # (With `split_dataset_by_node`, every process would read all shards and throw most rows away.)
             stream = stream.shard(num_shards=self.world_size, index=self.rank)
         elif self.world_size > 1:
+            from datasets.distributed import split_dataset_by_node
+
             stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
         stream.set_epoch(epoch)
         yield from stream  # `datasets` itself leaves each loader process its shards

@@ -185,6 +185,11 @@ def _rng(options: Any, split: str, index: int, purpose: int) -> np.random.Genera
     return np.random.default_rng([options.seed, options.splits.index(split), index, purpose])
 
 
+def make_clip(corpus: SyntheticCorpus, options: Any, split: str, index: int, scene: Any) -> Clip:
+    """Draws a clip of a split and its captions: that of the scene of the same index, see `plan_scenes`."""
+    return corpus.make_clip(scene, options, _rng(options, split, index, purpose=1))
+
+
 def _home_split(multiset: tuple[Any, ...]) -> str:
     """Returns the only one of train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
     description = json.dumps([dataclasses.astuple(thing) for thing in multiset])
@@ -309,7 +314,7 @@ def _write_clip(
     index: int, scene: Any, *, corpus: SyntheticCorpus, directory: Path, split: str, options: Any
 ) -> dict[str, Any]:
     """Writes the video and the label maps of a clip, and returns its row of `metadata.jsonl`."""
-    clip = corpus.make_clip(scene, options, _rng(options, split, index, purpose=1))
+    clip = make_clip(corpus, options, split, index, scene)
     video_id = f"{split}-{index:06d}"
     video, label_maps = f"clips/{video_id}.mp4", f"masks/{video_id}.npz"
     write_video(directory / split / video, clip.frames, options.fps)

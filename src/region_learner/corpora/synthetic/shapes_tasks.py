@@ -43,10 +43,10 @@ def rows_of_task(rows: Sequence[Row], task: str, split: str) -> tuple[list[Row],
 
     They depend only on the stored description of a clip: the same clip gives the same rows in every corpus.
     """
-    from datasets import ClassLabel, List, Value
-
     if task == "compositional":
         return compositional_rows(rows, SHAPES_WORDING, lambda scene: _is_possible(scene, split), split), {}
+    from datasets import ClassLabel, List, Value
+
     new_rows: list[Row] = []
     for row in rows:
         scene, rng = SHAPES_WORDING.scene(row), task_rng(task, row)
