@@ -24,14 +24,15 @@ from region_learner.visualization import render_page
 from .conftest import tiny_model, tiny_text_config
 
 
-def test_search_and_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"token_dim": 8, "phrase_window": 3}], ids=["regions", "words and regions"])
+def test_search_and_page(tmp_path, monkeypatch, options):
     monkeypatch.setattr("region_learner.demo.NO_MATCH", 0.0)  # the model is not trained
     sizes = {"train": 0, "val": 0, "test": 20, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 2]}
     corpus = make_corpus("moving_shapes", tmp_path / "corpus", workers=1, progress=False, **sizes)
     test = load_corpus("moving_shapes", corpus, "test")
     tokenizer = train_tokenizer([text for row in test for text in row["captions"]], 200, 32)
     processor = RegionLearnerProcessor(RegionLearnerVideoProcessor.for_image_size(32, num_frames=4), tokenizer)
-    model = tiny_model(text=tiny_text_config(vocab_size=200))
+    model = tiny_model(text=tiny_text_config(vocab_size=200), **options)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "checkpoint")
     index, places = index_videos(tmp_path / "checkpoint", test, tmp_path)
@@ -53,8 +54,11 @@ def test_search_and_page(tmp_path, monkeypatch):
     assert lengths == sorted(lengths)
     for result in found:
         assert result.is_right(result.hits[0])
-        assert result.hits == index.search(result.query, k=3)
-    found.append(Found(ABSENT, index.search(ABSENT, k=3)))
+        again = index.search(result.query, k=3)
+        assert [(hit.path, hit.start, hit.probability) for hit in result.hits] == [
+            (hit.path, hit.start, hit.probability) for hit in again
+        ]
+    found.append(Found(ABSENT, index.search(ABSENT, k=3, regions=True)))
     check_in_fresh_process(index, tmp_path)
     model, processor = index.model, index.processor
     metrics = retrieval_accuracy(model, processor, test, progress=False)
@@ -65,8 +69,13 @@ def test_search_and_page(tmp_path, monkeypatch):
         assert [one.correct for one in query.results] == [
             None if result.wanted is None else result.is_right(hit) for hit in result.hits
         ]
-    assert page.queries[0].results[0].strip.size == page.queries[0].results[0].regions.size
+    first = page.queries[0].results[0]
+    pictures = [picture for _, picture in first.phrases] if options else [first.regions]
+    assert pictures
+    assert {picture.size for picture in pictures} == {first.strip.size}
     text = render_page(page)
+    assert ("orange shows where" in text) == bool(options)
+    assert ("Region 1</li>" in text) != bool(options)
     assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text
     (tmp_path / "checkpoint" / "config.json").unlink()

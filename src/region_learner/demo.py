@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 from safetensors.numpy import load_file
@@ -24,8 +23,8 @@ from .corpora import load_corpus, make_corpus
 from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
 from .files import write_json
-from .inference import evaluation_mode
 from .search import NO_MATCH, Hit, VideoIndex, clock
+from .search.page import show_hit
 from .training import parse_arguments, train
 from .video_decoding_region_learner import read_clip
 from .visualization import (
@@ -33,9 +32,6 @@ from .visualization import (
     Query,
     Result,
     Table,
-    draw_regions,
-    frame_strip,
-    frames_of_height,
     write_page,
 )
 
@@ -47,7 +43,6 @@ NUM_QUERIES = 4
 ABSENT = "two people shake hands in an office"
 RESULTS_PER_QUERY = 3
 NUM_CHECKED = 16  # windows that are embedded again without this package
-STRIP_HEIGHT = 112  # pixels
 
 
 @dataclass
@@ -136,7 +131,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     console.rule("3. Search")
     index, places = index_videos(checkpoint, test, output)
     found, seen = search_captions(index, places)
-    found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY)))
+    found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY, regions=True)))
     rule = (
         f"The queries are the shortest captions whose clip is found first, with a probability of {NO_MATCH:.0%} or "
         f"more: {len(found) - 1} of the {seen} shortest ones. The last one describes none of the videos."
@@ -208,7 +203,7 @@ def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float
     for seen, caption in enumerate(captions, start=1):
         result = Found(caption, index.search(caption, k=RESULTS_PER_QUERY), places[caption])
         if result.hits and result.is_right(result.hits[0]) and result.hits[0].probability >= NO_MATCH:
-            found.append(result)
+            found.append(replace(result, hits=index.search(caption, k=RESULTS_PER_QUERY, regions=True)))
         if len(found) == NUM_QUERIES:
             return found, seen
     return found, len(captions)
@@ -266,7 +261,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
         subtitle="Video search by words, with regions learned without labels",
         facts=[
             ("Searched", f"{len(index)} videos of {minutes:.0f} minutes in all"),
-            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions per frame, {video.codebook_size} codes"),
+            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions"),
             ("Trained on", f"{results['train']['videos']} other clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
@@ -282,15 +277,12 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
 
 
 def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
-    video, span = index.source(hit.path), index.span_of(hit)
-    pixel_values = index.processor(videos=[video], **span)["pixel_values_videos"]
-    with evaluation_mode(index.model):
-        region_masks = index.model.video_model(pixel_values.to(index.model.device)).region_masks[0]
-    frames = frames_of_height(index.processor.video_processor, video, STRIP_HEIGHT, pixel_values.shape[-2], **span)
+    shown = show_hit(index, hit, with_preview=False)
     return Result(
         title=f"{Path(hit.path).name}  {clock(hit.start, hit.end)}",
         score=f"{hit.probability:.0%}",
-        strip=frame_strip([Image.fromarray(frame) for frame in frames], STRIP_HEIGHT),
-        regions=frame_strip(draw_regions(frames, region_masks), STRIP_HEIGHT),
+        strip=shown.strip,
+        regions=next((picture for phrase, picture in shown.regions if not phrase), None),
+        phrases=[(phrase, picture) for phrase, picture in shown.regions if phrase],
         correct=correct,
     )

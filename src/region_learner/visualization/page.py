@@ -43,6 +43,7 @@ class Result:
         score: similarity of clip and query, see `Page.score_name`; a string is shown as it is.
         strip: its frames side by side, see `frame_strip`.
         regions: the same frames with regions drawn over them, of the same size.
+        phrases: phrases of the query, each with frames over which a heat map shows where it is.
         captions: captions that the clip has in its corpus.
         correct: whether it is the clip that was searched for; None if that is not known.
         note: one more line, for example a time span.
@@ -52,6 +53,7 @@ class Result:
     score: float | str
     strip: Image.Image | None = None
     regions: Image.Image | None = None
+    phrases: Sequence[tuple[str, Image.Image]] = ()
     captions: Sequence[str] = ()
     correct: bool | None = None
     note: str = ""
@@ -162,11 +164,13 @@ def render_page(page: Page) -> str:
                     f"A row of the metrics has {len(row)} cells, their header {len(page.metrics.header)}: {row}."
                 )
     template = html_environment().get_template("page.html.jinja")
-    has_regions = any(result.regions for query in page.queries for result in query.results)
+    results = [result for query in page.queries for result in query.results]
+    has_regions = any(result.regions for result in results)
     return template.render(
         page=page,
         loss=_loss_chart(page.loss),
         colors=["#" + bytes(color).hex() for color in region_colors(page.num_regions if has_regions else 0)],
+        has_phrases=any(result.phrases for result in results),
         captions_shown=CAPTIONS_SHOWN,
     )
 
