@@ -89,26 +89,55 @@ def test_tokens_of_windows_are_those_of_the_model(kind, videos, tmp_path):
             with torch.no_grad():
                 outputs = network(**processor(videos=[record.video.path], **span))
             weights, embeds = outputs.video_token_weights[0].tolist(), outputs.video_token_embeds[0]
-            best = sorted(sorted(range(len(weights)), key=lambda i: -weights[i])[:number])
+            best = naive_farthest_points(embeds.double(), weights, number)
             total = sum(weights[i] for i in best)
             assert tokens.shape == (number, 1 + DIM)
             np.testing.assert_allclose(tokens[:, 0], [weights[i] / total for i in best], atol=2e-3)
             np.testing.assert_allclose(tokens[:, 1:], embeds[best], atol=2e-3)
 
 
+def naive_farthest_points(embeds, weights, count):
+    """The tokens (n, d) of one window that are kept, by loops: indices in their order."""
+    present = [i for i in range(len(weights)) if weights[i] > 0]
+    chosen = [max(present, key=lambda i: weights[i])]
+    while len(chosen) < min(count, len(present)):
+        others = [i for i in present if i not in chosen]
+        chosen.append(min(others, key=lambda i: round(max(float(embeds[i] @ embeds[j]) for j in chosen), 10)))
+    absent = [i for i in range(len(weights)) if weights[i] == 0]
+    return sorted(chosen + absent[: count - len(chosen)])
+
+
 def test_packing():
-    embeds, weights = some_tokens(3, MOST_TOKENS + 7, 3, seed=0)
+    """Of many tokens, equal and absent ones among them; few present ones; and no more than fit."""
+    embeds, weights = some_tokens(5, MOST_TOKENS + 40, 3, seed=0)
+    embeds[1, 30:60] = embeds[1, :30]
+    weights[2:4, 20:] *= 1e-9  # nothing in float16
+    weights[3:, ::3] = 0
+    weights[4, MOST_TOKENS:] = 0
+    weights /= weights.sum(1, keepdim=True)
     packed = pack_tokens(embeds, weights)
     assert packed.dtype == np.float16
     assert are_tokens(packed)
-    for row in range(3):
-        order = sorted(range(MOST_TOKENS + 7), key=lambda i: -weights[row, i])[:MOST_TOKENS]
-        expected = [[float(weights[row, i] / weights[row, order].sum()), *embeds[row, i].tolist()]
-                    for i in sorted(order)]  # fmt: skip
-        if row:
-            np.testing.assert_allclose(packed[row], expected, atol=2e-3)
+    for row in range(5):
+        order = naive_farthest_points(embeds[row].double(), weights[row].tolist(), MOST_TOKENS)
+        expected = weights[row, order] / weights[row, order].sum()
+        np.testing.assert_allclose(packed[row, :, 0], expected, atol=5e-4)
+        np.testing.assert_array_equal(packed[row, :, 0] > 0, expected > 0)
+        np.testing.assert_allclose(packed[row, :, 1:], embeds[row, order], atol=2e-3)
+        for part in (slice(row, row + 1), slice(row, None)):  # the other windows of the batch do not matter
+            np.testing.assert_array_equal(pack_tokens(embeds[part], weights[part])[0], packed[row])
     few = pack_tokens(embeds[:, :4], weights[:, :4])
     np.testing.assert_allclose(few[..., 0], weights[:, :4], atol=2e-3)  # as they are
+
+
+def test_kept_tokens_cover_the_directions_of_all():
+    """Of few things that are shown by many heavy patches, and of one that a single light patch shows."""
+    things = torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    which = torch.tensor([0] * 70 + [1] * 20 + list(range(2, 20)))
+    weights = torch.tensor([1.0] * 90 + [0.1] * 18)[None]
+    packed = pack_tokens(things[which][None], weights / weights.sum())[0]
+    kept = (torch.from_numpy(packed[:, 1:]).float() @ things.T).argmax(1)
+    assert set(kept.tolist()) == set(range(20))
 
 
 def test_absent_tokens():
