@@ -89,7 +89,7 @@ def test_tokens_of_windows_are_those_of_the_model(kind, videos, tmp_path):
             with torch.no_grad():
                 outputs = network(**processor(videos=[record.video.path], **span))
             weights, embeds = outputs.video_token_weights[0].tolist(), outputs.video_token_embeds[0]
-            best = naive_farthest_points(embeds.double(), weights, number)
+            best = naive_farthest_points(embeds, weights, number)
             total = sum(weights[i] for i in best)
             assert tokens.shape == (number, 1 + DIM)
             np.testing.assert_allclose(tokens[:, 0], [weights[i] / total for i in best], atol=2e-3)
@@ -98,11 +98,13 @@ def test_tokens_of_windows_are_those_of_the_model(kind, videos, tmp_path):
 
 def naive_farthest_points(embeds, weights, count):
     """The tokens (n, d) of one window that are kept, by loops: indices in their order."""
+    embeds = torch.nn.functional.normalize(embeds.float(), dim=-1).double()
+    cosines = [[round(float(one @ other), 10) for other in embeds.numpy()] for one in embeds.numpy()]
     present = [i for i in range(len(weights)) if weights[i] > 0]
     chosen = [max(present, key=lambda i: weights[i])]
     while len(chosen) < min(count, len(present)):
         others = [i for i in present if i not in chosen]
-        chosen.append(min(others, key=lambda i: round(max(float(embeds[i] @ embeds[j]) for j in chosen), 10)))
+        chosen.append(min(others, key=lambda i: max(cosines[i][j] for j in chosen)))
     absent = [i for i in range(len(weights)) if weights[i] == 0]
     return sorted(chosen + absent[: count - len(chosen)])
 
@@ -119,7 +121,7 @@ def test_packing():
     assert packed.dtype == np.float16
     assert are_tokens(packed)
     for row in range(5):
-        order = naive_farthest_points(embeds[row].double(), weights[row].tolist(), MOST_TOKENS)
+        order = naive_farthest_points(embeds[row], weights[row].tolist(), MOST_TOKENS)
         expected = weights[row, order] / weights[row, order].sum()
         np.testing.assert_allclose(packed[row, :, 0], expected, atol=5e-4)
         np.testing.assert_array_equal(packed[row, :, 0] > 0, expected > 0)
@@ -128,6 +130,21 @@ def test_packing():
             np.testing.assert_array_equal(pack_tokens(embeds[part], weights[part])[0], packed[row])
     few = pack_tokens(embeds[:, :4], weights[:, :4])
     np.testing.assert_allclose(few[..., 0], weights[:, :4], atol=2e-3)  # as they are
+
+
+def test_equal_tokens_are_chosen_in_their_order_in_every_batch():
+    """Which float32 would not do: of a cosine, it can return one value or another by the place of a token."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.nn.functional.normalize(torch.randn(13, 60, generator=generator), dim=-1)
+    embeds = kinds[torch.randint(0, 13, (7, 91), generator=generator)]
+    weights = torch.rand(7, 91, generator=generator)
+    weights /= weights.sum(1, keepdim=True)
+    packed = pack_tokens(embeds, weights)
+    for row in range(7):
+        order = naive_farthest_points(embeds[row], weights[row].tolist(), MOST_TOKENS)
+        expected = weights[row, order] / weights[row, order].sum()
+        np.testing.assert_allclose(packed[row, :, 0], expected, atol=5e-4)
+        np.testing.assert_array_equal(pack_tokens(embeds[row : row + 1], weights[row : row + 1])[0], packed[row])
 
 
 def test_kept_tokens_cover_the_directions_of_all():
