@@ -518,8 +518,8 @@ def test_arguments_from_python_are_checked_as_well(checkpoint):
 # An option, what makes a model ignore it, what gives it an effect, and the message.
 SHARP = {"video_config": {"region_options": {"pooling_sharpness": 8.0}}}
 IGNORED = [
-    ({"token_temperature": 0.2}, {}, {"token_dim": 8}, "token_temperature=0.2 has no effect without tokens: set token_d"),
-    ({"token_loss_weight": 2}, {}, {"token_dim": 8}, "token_loss_weight=2 has no effect without tokens: set token_dim"),
+    ({"token_temperature": 0.2}, {}, {"token_dim": 8}, "token_temperature=0.2 has no effect without tokens: set"),
+    ({"token_loss_weight": 2}, {}, {"token_dim": 8}, "token_loss_weight=2 has no effect without tokens: set"),
     (
         {"margin": 0.3}, {"loss": "infonce"}, {"loss": "max_margin"},
         "margin=0.3 has no effect with loss='infonce': set loss='max_margin', or leave margin out.",
@@ -529,7 +529,7 @@ IGNORED = [
         {"sigmoid_bias": -5.0}, {"loss": "max_margin"}, {"loss": "sigmoid"},
         "sigmoid_bias=-5.0 has no effect with loss='max_margin': set loss='sigmoid'",
     ),
-    ({"sigmoid_bias": 1}, {"loss": "infonce"}, {"loss": "sigmoid"}, "sigmoid_bias=1 has no effect with loss='infonce'"),
+    ({"sigmoid_bias": 1}, {"loss": "infonce"}, {"loss": "sigmoid"}, "sigmoid_bias=1 has no effect with loss='info"),
     (
         {"video_config": {"codebook_revival_after": 7}},
         {"video_config": {"codebook_mode": "original"}}, {"video_config": {"codebook_mode": "ema"}},

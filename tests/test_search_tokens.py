@@ -23,12 +23,11 @@ from region_learner.search.jobs import join_parts
 from region_learner.search.page import _with_peak, write_search_page
 from region_learner.search.windows import MOST_TOKENS, are_tokens, pack_tokens
 
-from .search_toys import make_video, save_checkpoint
+from .search_toys import LENGTHS, QUERIES, make_video, make_videos, save_checkpoint
 from .test_words_and_regions import literal_similarity, some_tokens
 
-LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1, "f.mp4": 2, "g.mp4": 2, "h.mp4": 2}
+EIGHT = LENGTHS | {"f.mp4": 2, "g.mp4": 2, "h.mp4": 2}
 OPTIONS = {"window": 4.0, "stride": 2.0, "num_frames": 4}
-QUERIES = ["a red square moves left", "blue circle", "down quickly"]
 N, DIM = 5, 8  # tokens of the model "words"
 
 
@@ -39,10 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for seed, (name, seconds) in enumerate(LENGTHS.items()):
-        make_video(folder / name, seconds, seed)
-    return folder
+    return make_videos(tmp_path_factory.mktemp("videos"), EIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +287,7 @@ def test_options(run, made, model, videos, tmp_path):
     assert without.about()["tokens"] is None
     assert without.token_bytes_per_hour() == 0
     assert not list(without.directory.rglob("*.f16"))
-    rows, hours = index.database.about("rows"), sum(LENGTHS.values()) / 3600
+    rows, hours = index.database.about("rows"), sum(EIGHT.values()) / 3600
     size = sum(path.stat().st_size for path in index.directory.rglob("*.f16"))
     assert size == rows * N * (1 + DIM) * 2
     assert index.token_bytes_per_hour() == pytest.approx(size / hours)
