@@ -16,10 +16,11 @@ import numpy as np
 
 from .ablation import entries_of, step_times_of
 from .figures import draw
-from .runs import runs_of
+from .runs import read_runs, runs_of
 from .seeds import seed_table
-from .settings import CONTRASTS, SETTINGS, rows_of
+from .settings import CONTRASTS, SETTINGS, WORD_CONTRASTS, rows_of
 from .tables import METRIC, contrast_table, loss_correlation, markdown, mask_table, model_table
+from .words import word_contrasts, word_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
@@ -89,6 +90,14 @@ def _again(setting: str, *names: str) -> str:
     return markdown(["model", "seed", "recorded", "repeated"], lines)
 
 
+def _words(setting: str, table: str) -> str:
+    return word_table(read_runs(RUNS / f"{setting}_words.jsonl"), rows_of([table]))
+
+
+def _word_contrasts(setting: str) -> str | None:
+    return word_contrasts(read_runs(RUNS / f"{setting}_words.jsonl"), WORD_CONTRASTS)
+
+
 TABLES: dict[str, Callable[..., str | None]] = {
     "models": _models,
     "contrasts": _contrasts,
@@ -96,6 +105,8 @@ TABLES: dict[str, Callable[..., str | None]] = {
     "correlations": _correlations,
     "seeds": _seeds,
     "again": _again,
+    "words": _words,
+    "word_contrasts": _word_contrasts,
 }
 
 

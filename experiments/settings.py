@@ -49,6 +49,7 @@ class Row:
         baseline: name of the row that it is compared with.
         config: what it adds to the configuration of the dual encoder.
         gathering: what takes the place of learned queries, a key of `GATHERINGS`.
+        negatives: whether training has captions with an attribute exchanged between two objects as wrong texts.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     baseline: str = "frozen"
     config: dict[str, Any] = field(default_factory=dict)
     gathering: str | None = None
+    negatives: bool = False
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -171,9 +173,9 @@ def _gathered(gathering: str, label: str, base: str = "queries") -> Row:
 
 _WORDS = [
     *[row for row in _MAIN if row.name == "decoupled"],
-    Row("words", "decoupled, with the loss of words and regions", _DECOUPLED, "decoupled", _TOKENS),
+    Row("decoupled_words", "decoupled, with the loss of words and regions", _DECOUPLED, "decoupled", _TOKENS),
     Row(
-        "words_1_region",
+        "decoupled_words_1_region",
         "the same, one region per frame",
         _with(_DECOUPLED, {"mask_loss_weight": 0.0}, num_regions=1),
         "decoupled",
@@ -216,6 +218,22 @@ _WORDS = [
         _with(_QUERIES, num_regions=0),
         "queries",
         _TOKENS | _PHRASES,
+    ),
+    Row(
+        "queries_negatives",
+        "queries, with exchanged captions as negatives",
+        _QUERIES,
+        "queries",
+        _TOKENS | _PHRASES,
+        negatives=True,
+    ),
+    Row(
+        "queries_negatives_late",
+        "the same on the last block",
+        _with(_QUERIES, region_layer=None),
+        "queries",
+        _TOKENS | _PHRASES,
+        negatives=True,
     ),
     _gathered("cells", "12 cells of a grid, 4 per frame"),
     _gathered("random_patches", "12 random patches"),
@@ -292,6 +310,20 @@ CONTRASTS = [
     ("decoupled", "maxima"),
     ("maxima", "maxima_no_codes"),
     ("maxima", "maxima_1_region"),
+]
+
+# What `experiments.words` compares.
+WORD_CONTRASTS = [
+    ("phrases", "decoupled"),
+    ("queries", "decoupled"),
+    ("queries", "phrases"),
+    ("queries", "all_patches"),
+    ("queries", "cells"),
+    ("queries", "random_patches"),
+    ("queries", "clusters"),
+    ("queries", "convolution"),
+    ("queries", "slots"),
+    ("queries_negatives", "queries"),
 ]
 
 _ENCODERS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from safetensors.torch import save_model
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.corpora import load_masks
+from region_learner.corpora import load_corpus, load_masks
 from region_learner.evaluation import codebook_use, embed_texts, region_quality_of_batches, retrieval_metrics
 from region_learner.inference import evaluation_mode
 from region_learner.training.arguments import ModelArguments
@@ -85,7 +85,7 @@ def train_and_measure(
         model=model,
         args=_arguments(setting, seed, data_seed, use_cpu, corpus),
         processing_class=processor,
-        train_dataset=train.rows.select_columns(["video", "video_id", "captions", "index"]),
+        train_dataset=_training_rows(setting, row, train),
         data_collator=CollatorInMemory(processor, train.frames),
         callbacks=[watch],
     )
@@ -99,6 +99,7 @@ def train_and_measure(
         "video_config": row.video_config,
         **({"config": row.config} if row.config else {}),
         **({"gathering": row.gathering} if row.gathering else {}),
+        **({"negatives": True} if row.negatives else {}),
         "val": _retrieval(model, processor, val),
         "test": _retrieval(model, processor, test),
         "curve": watch.curve,
@@ -119,6 +120,15 @@ def train_and_measure(
         frames = np.stack([frames[clip.indices(frames)] for frames in val.frames[:_DRAWN]])
         np.savez_compressed(masks_to, frames=frames, **watch.masks)  # type: ignore[arg-type] # names of arrays
     return result
+
+
+def _training_rows(setting: Setting, row: Row, train: Split):
+    rows = train.rows.select_columns(["video", "video_id", "captions", "index"])
+    if not row.negatives:
+        return rows
+    pairs = load_corpus(setting.corpus, split="train", task="compositional", **setting.options)
+    negatives = dict(zip(pairs["video_id"], pairs["negative_captions"]))
+    return rows.add_column("negative_captions", [negatives.get(video_id, []) for video_id in rows["video_id"]])
 
 
 def _arguments(setting: Setting, seed: int, data_seed: int | None, use_cpu: bool, corpus: Path):

@@ -3,9 +3,9 @@ Measures what the trained models of `experiments.ablation` tell about words and 
 
     python -m experiments.words --output runs --setting shapes --rows words
 
-R@1 by the single vector, by tokens alone, and after re-ranking; and how many captions with an attribute exchanged
-between two objects are told apart from the right one. Each measurement is one line of OUTPUT/SETTING_words.jsonl.
-What is recorded there is not measured again.
+R@1 by the single vector, by tokens alone, and after re-ranking; how many captions with an attribute exchanged between
+two objects are told apart from the right one; and how many objects the phrases about them find. Each measurement is
+one line of OUTPUT/SETTING_words.jsonl. What is recorded there is not measured again.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_model
 
 from region_learner import load_corpus
-from region_learner.evaluation import retrieval_metrics
+from region_learner.evaluation import grounding_accuracy, retrieval_metrics
 from region_learner.inference import evaluation_mode
 from region_learner.modeling_region_learner import word_region_similarity
 
 from .ablation import argument_parser
 from .clips import Split
 from .runs import add_run, read_runs
-from .settings import SETTINGS, TABLES, Row, Setting, rows_of
+from .settings import SETTINGS, TABLES, WORD_CONTRASTS, Row, Setting, rows_of
 from .tables import interval, markdown
 from .training import batches, new_model
 
@@ -43,7 +43,7 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
     Returns:
         `row`, `seed`, and in percent: `single`, R@1 of the single vectors; with `token_dim`, `tokens` and `reranked`,
         R@1 of tokens alone and of the sum of both logits; `exchanged` and `exchanged_reranked`, the share of pairs of
-        captions that are told apart, over all and by aspect.
+        captions that are told apart, over all and by aspect; with `token_dim`, `where`, see [`grounding_accuracy`].
     """
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
@@ -60,6 +60,10 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
     for name, matrix in scores.items():
         entries = torch.eye(len(test.rows))
         found[name] = retrieval_metrics(matrix, entries, owners, range(len(test.rows)))["t2v_R@1"]
+    if "token_embeds" in videos:
+        objects = test.rows.select(range(min(setting.regions_on, len(test.rows))))
+        where = grounding_accuracy(model, processor, objects, progress=False)
+        found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _exchanged(setting, model, processor, test, videos)
 
 
@@ -146,21 +150,58 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
     for row in rows:
         of_row = [one for one in found if one["row"] == row.name]
         if of_row:
-            cells = [row.label, str(len(of_row))]
-            for name in ("single", "tokens", "reranked"):
-                cells.append(_cell([one[name] for one in of_row if name in one]))
-            for name in ("exchanged", "exchanged_reranked"):
-                cells.append(_cell([one[name]["all"] for one in of_row if name in one]))
-            lines.append(cells)
-    header = ["model", "seeds", "R@1", "by tokens", "re-ranked", "exchanged captions", "the same, re-ranked"]
-    return markdown(header, lines)
+            cells = [
+                _cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in _COLUMNS
+            ]
+            lines.append([row.label, str(len(of_row)), *cells])
+    return markdown(["model", "seeds", *_COLUMNS.values()], lines)
 
 
-def _cell(values: Sequence[float]) -> str:
+def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
+    """
+    Returns the differences of pairs of rows as a table: means over seeds that both have, with 95 % intervals. Where
+    one of the two has no tokens, "re-ranked" compares with its single vector.
+    """
+    labels = {row.name: row.label for row in TABLES["words"]}
+    of = {(one["row"], one["seed"]): one for one in found}
+    lines = []
+    for name, other in contrasts:
+        seeds = [seed for row, seed in of if row == name and (other, seed) in of]
+        cells = []
+        for names in _COLUMNS:
+            pairs = [[_value(of[row, seed], names, fall_back=True) for row in (name, other)] for seed in seeds]
+            cells.append(_cell([a - b for a, b in pairs if a is not None and b is not None], sign="+"))
+        if seeds:
+            lines.append([labels[name], labels[other], str(len(seeds)), *cells])
+    return markdown(["model", "compared with", "pairs", *_COLUMNS.values()], lines, texts=2) if lines else None
+
+
+# What is measured, as the path to a value, and the head of its column.
+_COLUMNS = {
+    ("single",): "R@1",
+    ("tokens",): "by tokens",
+    ("reranked",): "re-ranked",
+    ("exchanged", "all"): "exchanged",
+    ("exchanged_reranked", "all"): "exchanged, re-ranked",
+    ("where", "pointing"): "where",
+    ("where", "iou"): "where, IoU",
+}
+
+
+def _value(one: dict[str, Any], names: Sequence[str], fall_back: bool = False) -> float | None:
+    """Returns the value at a path, or None. `fall_back`: the single vector's for what is re-ranked."""
+    name, *parts = names
+    if fall_back and name not in one:
+        name = {"reranked": "single", "exchanged_reranked": "exchanged"}.get(name, name)
+    value = one.get(name)
+    return value[parts[0]] if parts and value is not None else value
+
+
+def _cell(values: Sequence[float], sign: str = "") -> str:
     if not values:
         return ""
     mean, half_width = interval(values)
-    return f"{mean:.1f}" + ("" if half_width is None else f" ± {half_width:.1f}")
+    return f"{mean:{sign}.1f}" + ("" if half_width is None else f" ± {half_width:.1f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -175,7 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed = int(weights.stem.rpartition("-")[2])
             if weights.stem == f"{row.name}-{seed}" and (row.name, seed) not in done:
                 add_run(path, measure(setting, row, seed, weights, options.output / "corpus" / setting.corpus))
-    print(word_table(read_runs(path), rows))
+    found = read_runs(path)
+    print(word_table(found, rows))
+    if contrasts := word_contrasts(found, WORD_CONTRASTS):
+        print(f"\n{contrasts}")
 
 
 if __name__ == "__main__":

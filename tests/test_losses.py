@@ -1,6 +1,8 @@
 """The losses against double loops, with several captions of one video, padding and several processes."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -38,9 +40,15 @@ IDS = {
 TEMPERATURE, BIAS, MARGIN = 0.2, -1.5, 0.3
 
 LOSSES = {
-    "infonce": lambda text, video, ids: infonce_loss(text, video, TEMPERATURE, ids),
-    "sigmoid": lambda text, video, ids: sigmoid_loss(text, video, TEMPERATURE, BIAS, ids),
-    "max_margin": lambda text, video, ids: max_margin_loss(text, video, MARGIN, ids),
+    "infonce": lambda text, video, ids, wrong=None: infonce_loss(
+        text, video, TEMPERATURE, ids, negative_text_embeds=wrong
+    ),
+    "sigmoid": lambda text, video, ids, wrong=None: sigmoid_loss(
+        text, video, TEMPERATURE, BIAS, ids, negative_text_embeds=wrong
+    ),
+    "max_margin": lambda text, video, ids, wrong=None: max_margin_loss(
+        text, video, MARGIN, ids, negative_text_embeds=wrong
+    ),
 }
 # Of a model that learns all that its loss can learn.
 OPTIONS = {
@@ -50,16 +58,19 @@ OPTIONS = {
 }
 
 
-def naive_loss(name: str, text: torch.Tensor, video: torch.Tensor, ids: list[int]) -> float:
+def naive_loss(
+    name: str, text: torch.Tensor, video: torch.Tensor, ids: list[int], wrong: Sequence[torch.Tensor] = ()
+) -> float:
     """One pair of text and video at a time."""
     real = [i for i in range(len(text)) if ids[i] >= 0]
     similarity = {(i, j): float(text[i].double() @ video[j].double()) for i in real for j in real}
     negatives = [(i, j) for i in real for j in real if ids[i] != ids[j]]
+    of_wrong = {i: [float(other.double() @ video[i].double()) for other in wrong] for i in real}
     if name == "infonce":
         total = 0.0
         for i in real:
             others = [j for j in real if (i, j) in negatives]
-            for row in ([similarity[i, j] for j in others], [similarity[j, i] for j in others]):
+            for row in ([similarity[i, j] for j in others], [similarity[j, i] for j in others] + of_wrong[i]):
                 pair = similarity[i, i] / TEMPERATURE
                 total += math.log(math.exp(pair) + sum(math.exp(s / TEMPERATURE) for s in row)) - pair
         return total / len(real)
@@ -68,9 +79,12 @@ def naive_loss(name: str, text: torch.Tensor, video: torch.Tensor, ids: list[int
         for i, j in [*negatives, *((i, i) for i in real)]:
             sign = 1 if i == j else -1
             total -= math.log(1 / (1 + math.exp(-sign * (similarity[i, j] / TEMPERATURE + BIAS))))
+        for found in itertools.chain(*of_wrong.values()):
+            total -= math.log(1 / (1 + math.exp(found / TEMPERATURE + BIAS)))
         return total / len(real)
     violations = [max(0.0, MARGIN - similarity[i, i] + similarity[i, j]) for i, j in negatives]
     violations += [max(0.0, MARGIN - similarity[i, i] + similarity[j, i]) for i, j in negatives]
+    violations += [max(0.0, MARGIN - similarity[i, i] + found) for i in real for found in of_wrong[i]]
     return sum(violations) / len(violations) if violations else 0.0
 
 
@@ -84,9 +98,13 @@ def embeddings(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_equals_a_double_loop(name, ids):
     text, video = embeddings()
+    wrong = F.normalize(video[[0, 2, 0]] + 0.5 * text[[1, 3, 4]], dim=-1)
     ids = IDS[ids]
-    ours = LOSSES[name](text, video, None if ids is None else torch.tensor(ids))
-    assert ours.item() == pytest.approx(naive_loss(name, text, video, ids or list(range(5))), rel=1e-5, abs=1e-7)
+    given = None if ids is None else torch.tensor(ids)
+    for negatives in (None, wrong, wrong[:0]):
+        ours = LOSSES[name](text, video, given, negatives)
+        expected = naive_loss(name, text, video, ids or list(range(5)), () if negatives is None else negatives)
+        assert ours.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -163,6 +181,8 @@ def _classifier() -> RegionLearnerForVideoClassification:
 
 MODELS = {name: lambda options=options: tiny_model(codebook_size=0, **options) for name, options in OPTIONS.items()}
 MODELS["classes"] = _classifier
+MODELS["negatives"] = lambda: tiny_model(codebook_size=0, learn_temperature=True)
+MODELS["negatives of tokens"] = lambda: tiny_model(codebook_size=0, token_dim=8, phrase_window=3)
 MODELS["words and regions"] = lambda: tiny_model(codebook_size=0, token_dim=8, phrase_window=3, learn_temperature=True)
 
 
@@ -181,6 +201,8 @@ def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Te
         # The texts of the second process are padded: it has more tokens.
         padding = (0, 2) if parallel and rows.start else (0, 0)
         given = {key: F.pad(value[rows], padding) for key, value in texts(4).items()}
+        if name.startswith("negatives") and (not parallel or not rows.start):  # the second process has none
+            given |= {f"negative_{key}": value for key, value in texts(3, seed=8).items()}
         outputs = called(**inputs, **given)
         loss = contrastive_loss(model.config, outputs, torch.tensor([5, 6, 5, -1])[rows], gather=parallel)
     loss.backward()
@@ -204,9 +226,46 @@ def test_the_models_loss_is_that_of_the_functions():
                 expected = contrastive_loss(model.config, outputs, ids)
                 assert (outputs.temperature is not None, outputs.logit_bias is not None) == {
                     "infonce": (True, False), "sigmoid": (True, True), "max_margin": (False, False),
-                    "words and regions": (True, False),
+                    "words and regions": (True, False), "negatives": (True, False),
+                    "negatives of tokens": (False, False),
                 }[name]  # fmt: skip
         torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize("name", ["infonce", "sigmoid", "max_margin", "tokens"])
+def test_wrong_texts_are_negatives_of_all_videos(name):
+    """As if they were the texts of further pairs, whose videos nothing is compared with."""
+    model = tiny_model(token_dim=8, phrase_window=3) if name == "tokens" else tiny_model(**OPTIONS[name])
+    negatives = {f"negative_{key}": value for key, value in texts(3, seed=8).items()}
+    with torch.no_grad():
+        outputs = model(**texts(4), **negatives, pixel_values_videos=clips(4), return_loss=True)
+        plain = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
+        wrong = model(**texts(3, seed=8), pixel_values_videos=clips(4))
+    torch.testing.assert_close(outputs.text_embeds, plain.text_embeds)
+    torch.testing.assert_close(outputs.logits_per_text, plain.logits_per_text)
+    torch.testing.assert_close(outputs.negative_text_embeds, wrong.text_embeds)
+    if name in ("infonce", "tokens"):
+        more = 0.0
+        for of_pairs, of_wrong in [
+            (plain.logits_per_text, wrong.logits_per_text),
+            (plain.token_logits_per_text, wrong.token_logits_per_text),
+        ][: 1 + (name == "tokens")]:
+            before, after = of_pairs.logsumexp(0), torch.cat([of_pairs, of_wrong]).logsumexp(0)
+            more = more + (after - before).mean()
+        torch.testing.assert_close(outputs.loss - plain.loss, more)
+    else:
+        assert outputs.loss > plain.loss
+
+
+def test_wrong_texts_that_do_not_fit():
+    model, given = tiny_model(), texts(3, seed=8)
+    clips_ = {"pixel_values_videos": clips(2)}
+    with pytest.raises(ValueError, match="negative_input_ids of length 7 with input_ids of length 5: tokenize"):
+        model(**texts(2, 5), **clips_, negative_input_ids=given["input_ids"])
+    with pytest.raises(ValueError, match="negative_input_ids of length 7 with none"):
+        model(**clips_, negative_input_ids=given["input_ids"])
+    with pytest.raises(ValueError, match="Give attention_mask and negative_attention_mask, or neither"):
+        model(**texts(2), **clips_, negative_input_ids=given["input_ids"])
 
 
 # In two processes
@@ -282,7 +341,8 @@ def test_two_processes_equal_one_with_the_whole_batch(two_processes, name, split
 def test_each_process_compares_its_own_rows_alone(two_processes):
     local = {(2, 2), (1, 1), (3, 3)}  # of the outputs `logits_per_video`
     for rank, results in enumerate(two_processes):
-        assert results["shapes"] - local == ({(2, 4), (3, 4)} if rank == 0 else {(2, 4), (1, 4)})
+        rows = (2, 3) if rank == 0 else (2, 1)
+        assert results["shapes"] - local == {(own, others) for own in rows for others in (4, 4 + 3)}  # 3 wrong texts
 
 
 def test_batches_that_do_not_fit_together_are_refused_by_all_processes(two_processes):

@@ -205,10 +205,10 @@ def test_rows_that_can_only_be_read_once_are_left_for_training():
 # --- The Trainer ---------------------------------------------------------------------------------------------
 
 
-def make_trainer(model, processor, tmp_path, **options):
+def make_trainer(model, processor, tmp_path, arguments=(), **options):
     arguments = RegionLearnerTrainingArguments(
         str(tmp_path), report_to="none", use_cpu=True, max_steps=1, per_device_train_batch_size=4, save_strategy="no",
-        dataloader_pin_memory=False, disable_tqdm=True, max_unreadable=1.0,
+        dataloader_pin_memory=False, disable_tqdm=True, max_unreadable=1.0, **dict(arguments),
     )  # fmt: skip
     return RegionLearnerTrainer(model=model, args=arguments, processing_class=processor, **options)
 
@@ -268,6 +268,61 @@ def test_columns_named_like_ours_change_nothing(model, processor, rows, tmp_path
     part = CorpusPart(named, 2, num_frames=3)
     row = TrainingRows([part])[Draw(0, 1, 11)]
     assert row == named[1] | {DRAWN: Draw(0, 1, 11, num_frames=3)}
+
+
+def test_negative_captions(processor, rows, tmp_path):
+    """One of each row that has some, drawn by its seed; what is drawn beside it stays the same."""
+    named = [row | {"negative_captions": wrong} for row, wrong in zip(rows, (["a b", "c d"], None, " ", "e f"))]
+    lists = [["a b", "c d"], [], []]
+    for part in (named, Dataset.from_list([row | {"negative_captions": wrong} for row, wrong in zip(rows, lists)])):
+        drawn = [TrainingRows([CorpusPart(part, 2)])[Draw(0, number, 7)] for number in range(len(part))]
+        collator = RegionLearnerCollator(processor, training=True)
+        batch = collator(drawn)
+        tokens = batch["negative_input_ids"]
+        assert tokens.shape == batch["negative_attention_mask"].shape == (len(part) // 2, batch["input_ids"].shape[1])
+        texts = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+        assert texts[0] in ("a b", "c d")
+        assert texts[1:] == ["e f"] * (len(part) == 4)
+        assert torch.equal(collator(drawn)["negative_input_ids"], tokens)
+        plain = collator([{k: v for k, v in row.items() if k != "negative_captions"} for row in drawn])
+        assert "negative_input_ids" not in plain
+        assert torch.equal(plain["pixel_values_videos"], batch["pixel_values_videos"])
+        length = plain["input_ids"].shape[1]
+        assert torch.equal(plain["input_ids"], batch["input_ids"][:, :length])
+        assert batch["attention_mask"][:, length:].sum() == 0
+    seen = {
+        processor.tokenizer.decode(ids, skip_special_tokens=True)
+        for seed in range(20)
+        for ids in collator([TrainingRows([CorpusPart(named, 2)])[Draw(0, 0, seed)]])["negative_input_ids"]
+    }
+    assert seen == {"a b", "c d"}
+    assert "negative_input_ids" not in RegionLearnerCollator(processor, training=False)(named[:4])
+    for wrong, message in [
+        (rows[0]["captions"][:1], "negative_captions has a caption of the video itself"),
+        (["x", " "], "negative_captions holds a caption that is blank or missing"),
+        (7, "negative_captions must be a string or a list of strings, not 7"),
+    ]:
+        bad = [rows[0] | {"negative_captions": wrong}, *rows[1:]]
+        with pytest.raises(CorpusError, match=message):
+            collator(bad[:1])
+        if "itself" not in message:
+            with pytest.raises(CorpusError, match=f"the training data, row 0 .*: {message}"):
+                make_trainer(tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path, train_dataset=bad)
+
+
+def test_training_with_negative_captions(processor, rows, tmp_path):
+    """They reach the loss, also with cached gradients, which share them out among their chunks."""
+    wrong = [row | {"negative_captions": [f"not {row['captions'][0]}"] if n % 3 else []} for n, row in enumerate(rows)]
+    losses = []
+    for name, given, options in [
+        ("plain", rows, {}), ("wrong", wrong, {}), ("cached", wrong, {"gradient_cache_chunk": 1}),
+    ]:  # fmt: skip
+        model = tiny_model(text=tiny_text_config(), num_frames=2)
+        trainer = make_trainer(model, processor, tmp_path / name, {"logging_steps": 1} | options, train_dataset=given)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] > losses[0] + 1e-3
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_columns_named_like_ours_in_shards(model, processor, rows, tmp_path):

@@ -250,13 +250,19 @@ def test_pairs_of_a_corpus(stored):
     for split in ("train", "test", *["test_unseen"] * (name == "moving_shapes")):
         clips = {row["video_id"]: row for row in load_corpus(name, directory, split)}
         table = load_corpus(name, directory, split, task="compositional")
-        assert table.column_names == [*next(iter(clips.values())), "options", "answer", "aspect"]
+        new = ["negative_captions", "options", "answer", "aspect"]
+        assert table.column_names == [*next(iter(clips.values())), *new]
         assert table.features["answer"] == Value("int64")
         assert 0 < len(table) <= len(clips)
         for row in table:
             clip = clips[row["video_id"]]
             assert row["captions"] == clip["captions"][:1]
             assert all(row[column] == clip[column] for column in ("video", "masks", "objects"))
+            assert row["negative_captions"][0] == row["options"][1 - row["answer"]]
+            for wrong in row["negative_captions"]:  # the same words in another order, but for "a" and "an"
+                assert wrong != row["captions"][0]
+                texts = [re.sub(r"\ban\b", "a", text) for text in (wrong, row["captions"][0])]
+                assert sorted(re.findall(r"\w+", texts[0])) == sorted(re.findall(r"\w+", texts[1]))
             assert object_phrases(row) == object_phrases(clip)
         assert list(load_corpus(name, directory, split, task="compositional", streaming=True)) == table.to_list()
     assert load_corpus(name, directory, task="retrieval").to_list() == load_corpus(name, directory).to_list()

@@ -50,7 +50,7 @@ class Collator:
 
     def __call__(self, rows):
         unreadable = [(row["video_id"], "cannot be read") for row in rows if int(row["video_id"]) in self.bad]
-        clips, texts, ids = [], [], []
+        clips, texts, ids, negatives = [], [], [], []
         for row in rows:
             number = int(row["video_id"])
             now_reading(row["video_id"])
@@ -63,14 +63,19 @@ class Collator:
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))
+            if number % 5 == 2:  # so that some batches, and some processes in a step, have none
+                negatives.append(torch.randint(1, 99, (6,), generator=drawn))
             # Every other clip is of the same video as the one before; one in seven fills its batch.
             ids.append(-1 if number % 7 == 3 else number // 2)
         frame_mask = torch.ones(len(rows), frames, dtype=torch.long)
         if frames > 1:
             frame_mask[torch.tensor(ids) % 3 == 0, -1] = 0
+        wrong = {"input_ids": torch.stack(negatives)} if negatives else {}
+        wrong |= {"attention_mask": torch.ones(len(negatives), 6, dtype=torch.long)} if negatives else {}
         return {
             "input_ids": torch.stack(texts),
             "attention_mask": torch.ones(len(rows), 6, dtype=torch.long),
+            **{f"negative_{name}": value for name, value in wrong.items()},
             "pixel_values_videos": torch.stack(clips),
             "frame_mask": frame_mask,
             "video_ids": torch.tensor(ids),

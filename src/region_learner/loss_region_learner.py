@@ -11,6 +11,9 @@ As in open_clip's `ClipLoss` with `local_loss` and `gather_with_grad`, each proc
 all processes, so that memory grows with batch size x global batch size. The mean over processes of the losses and of
 their gradients, which DDP and FSDP compute, equals the loss and the gradients of one process with the global batch.
 Batches may differ in size between processes.
+
+Outputs may have embeddings of wrong texts, which describe no video of the batch (`negative_text_embeds`). They are
+further negatives of all videos.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,14 +126,16 @@ def contrastive_loss(
     """
     text_embeds, video_embeds = outputs.text_embeds, outputs.video_embeds
     temperature = config.temperature if outputs.temperature is None else outputs.temperature
+    negatives = getattr(outputs, "negative_text_embeds", None)
     if config.loss in _REGISTERED:
         loss = _REGISTERED[config.loss](config, outputs, video_ids, gather)
     elif config.loss == "max_margin":
-        loss = max_margin_loss(text_embeds, video_embeds, config.margin, video_ids, gather)
+        loss = max_margin_loss(text_embeds, video_embeds, config.margin, video_ids, gather, negatives)
     elif config.loss == "sigmoid":
-        loss = sigmoid_loss(text_embeds, video_embeds, temperature, outputs.logit_bias, video_ids, gather)
+        bias = outputs.logit_bias
+        loss = sigmoid_loss(text_embeds, video_embeds, temperature, bias, video_ids, gather, negatives)
     else:
-        loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather)
+        loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather, negatives)
     if getattr(outputs, "text_token_embeds", None) is not None:
         temperature = config.token_temperature if outputs.token_temperature is None else outputs.token_temperature
         loss = loss + config.token_loss_weight * word_region_loss(outputs, temperature, video_ids, gather)
@@ -196,14 +201,16 @@ def infonce_loss(
     temperature: torch.Tensor | float,
     video_ids: torch.Tensor | None = None,
     gather: bool = False,
+    negative_text_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Returns the mean cross-entropy of finding the video of each text among all videos, plus the mean cross-entropy of
     finding the text of each video. Logits are cosine similarities divided by `temperature`. The original's
-    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`; for the other arguments see
+    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`. `negative_text_embeds` (N, dim) are of texts
+    that describe none of the videos: each video is compared with these, too. For the other arguments see
     [`contrastive_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
     rows = ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts))
     return _cross_entropy(pairs, [cosine_similarity(own, others) / temperature for own, others in rows])
 
@@ -218,17 +225,22 @@ def word_region_loss(
     Returns the loss of [`infonce_loss`] with [`word_region_similarity`] in place of cosine similarities. `outputs` are
     those of a model with `token_dim`; for the other arguments see [`contrastive_loss`].
     """
-    pairs = _Pairs.of(outputs.text_embeds, outputs.video_embeds, video_ids, gather)
+    negatives = getattr(outputs, "negative_text_embeds", None)
+    pairs = _Pairs.of(outputs.text_embeds, outputs.video_embeds, video_ids, gather, negatives)
     texts = outputs.text_token_embeds, outputs.text_token_weights
     videos = outputs.video_token_embeds, outputs.video_token_weights
-    if len(pairs.sizes) == 1:
-        logits = outputs.token_logits_per_text
-        if logits is None:  # with cached gradients
-            logits = word_region_similarity(*texts, *videos) / temperature
-        return _cross_entropy(pairs, [logits, logits.T])
     all_texts, all_videos = pairs.gather_tokens(*texts), pairs.gather_tokens(*videos)
-    similarities = word_region_similarity(*texts, *all_videos), word_region_similarity(*all_texts, *videos).T
-    return _cross_entropy(pairs, [similarity / temperature for similarity in similarities])
+    of_texts = outputs.token_logits_per_text if len(pairs.sizes) == 1 else None
+    if of_texts is None:  # in several processes, or with cached gradients
+        of_texts = word_region_similarity(*texts, *all_videos) / temperature
+    of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature
+    if any(pairs.negative_sizes):
+        wrong = outputs.negative_token_embeds, outputs.negative_token_weights
+        if wrong[0] is None:  # only other processes have some
+            wrong = texts[0][:0], texts[1][:0]
+        all_wrong = pairs.gather_tokens(*wrong, pairs.negative_sizes)
+        of_videos = torch.cat([of_videos, word_region_similarity(*all_wrong, *videos).T / temperature], 1)
+    return _cross_entropy(pairs, [of_texts, of_videos])
 
 
 def sigmoid_loss(
@@ -238,15 +250,16 @@ def sigmoid_loss(
     bias: torch.Tensor | float,
     video_ids: torch.Tensor | None = None,
     gather: bool = False,
+    negative_text_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Returns SigLIP's loss (arXiv 2303.15343): each text with each video is a binary classification, whose logit is the
+    Returns SigLIP's loss (arXiv 2303.15343): each video with each text is a binary classification, whose logit is the
     cosine similarity divided by `temperature`, plus `bias`. As in SigLIP, the sum of all their losses is divided by
     the number of texts, so that the total weight of negatives grows with the batch. Not in the original. For the
     other arguments see [`infonce_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
-    logits = cosine_similarity(pairs.texts, pairs.all_videos) / temperature + bias
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
+    logits = cosine_similarity(pairs.videos, pairs.all_texts) / temperature + bias
     own = logits.take_along_dim(pairs.labels[:, None], 1).squeeze(1)
     total = (F.softplus(logits) * pairs.negatives).sum() + (F.softplus(-own) * pairs.real).sum()
     return _mean(total, pairs.real.sum(), gather)
@@ -258,19 +271,21 @@ def max_margin_loss(
     margin: float,
     video_ids: torch.Tensor | None = None,
     gather: bool = False,
+    negative_text_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Returns the mean of max(0, margin + similarity of a negative - similarity of the pair) over the negatives of all
     texts and of all videos. The original's `MaxMarginRankingLoss`, whose margin is 1 by default. For the other
     arguments see [`infonce_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather)
-    total = pairs.texts.new_zeros(())
+    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
+    total, count = pairs.texts.new_zeros(()), torch.zeros_like(pairs.labels).sum()
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
-        similarity = cosine_similarity(rows, others)
+        similarity, negatives = cosine_similarity(rows, others), pairs.negatives[:, : len(others)]
         own = similarity.take_along_dim(pairs.labels[:, None], 1)
-        total = total + (F.relu(margin + similarity - own) * pairs.negatives).sum()
-    return _mean(total, 2 * pairs.negatives.sum(), gather)
+        total = total + (F.relu(margin + similarity - own) * negatives).sum()
+        count = count + negatives.sum()
+    return _mean(total, count, gather)
 
 
 def _region_loss(config: Any, outputs: Any, counts: torch.Tensor | None, gather: bool) -> torch.Tensor | float:
@@ -295,29 +310,33 @@ def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tenso
 
 
 def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of the mean cross-entropies of both logits (b, n): texts to videos, and videos to texts."""
+    """Returns the sum of the mean cross-entropies of logits of texts to videos (b, n), and of videos to texts."""
     total = pairs.texts.new_zeros(())
     for logits in both:
         if pairs.excluded is not None:  # padding is compared only with itself, which gives a loss of 0
-            logits = logits.masked_fill(pairs.excluded, torch.finfo(logits.dtype).min)
+            logits = logits.masked_fill(pairs.excluded[:, : logits.shape[1]], torch.finfo(logits.dtype).min)
         total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
     return _mean(total, pairs.real.sum(), len(pairs.sizes) > 1)
 
 
 @dataclass
 class _Pairs:
-    """The b pairs of this process, and all n pairs to compare them with (without gathering, the same)."""
+    """
+    The b pairs of this process, and all n pairs and m wrong texts to compare them with (without gathering, those of
+    this process).
+    """
 
     texts: torch.Tensor  # (b, dim)
     videos: torch.Tensor  # (b, dim)
-    all_texts: torch.Tensor  # (n, dim)
+    all_texts: torch.Tensor  # (n + m, dim), wrong texts last
     all_videos: torch.Tensor  # (n, dim)
     labels: torch.Tensor  # (b,), index of each pair among all pairs
     real: torch.Tensor  # (b,), False for padding
-    negatives: torch.Tensor  # (b, n)
-    excluded: torch.Tensor | None  # (b, n), neither negatives nor the pair itself; None if there are no others
+    negatives: torch.Tensor  # (b, n + m)
+    excluded: torch.Tensor | None  # (b, n + m), neither negatives nor the pair itself; None if there are no others
     rank: int
     sizes: list[int]  # number of pairs of each process
+    negative_sizes: list[int]  # number of wrong texts of each process
 
     @classmethod
     def of(
@@ -326,57 +345,74 @@ class _Pairs:
         videos: torch.Tensor | None,
         video_ids: torch.Tensor | None,
         gather: bool,
+        wrong: torch.Tensor | None,
     ) -> "_Pairs":
         rank, processes = world() if gather else (0, 1)
-        sizes = _check_sizes(texts, videos, video_ids, processes)
+        sizes, wrong_sizes = _check_sizes(texts, videos, video_ids, wrong, processes)
         assert texts is not None and videos is not None  # noqa: PT018 # or the sizes would not pair
         labels = torch.arange(len(texts), device=texts.device) + sum(sizes[:rank])
-        own = labels[:, None] == torch.arange(sum(sizes), device=labels.device)
+        own = labels[:, None] == torch.arange(sum(sizes) + sum(wrong_sizes), device=labels.device)
         all_texts, all_videos, all_ids = texts, videos, video_ids
+        all_wrong = texts[:0] if wrong is None else wrong
         if processes > 1:
             all_texts, all_videos = (_GatherWithGradient.apply(x, rank, sizes) for x in (texts, videos))
             all_ids = None if video_ids is None else _all_gather(video_ids, sizes)
+        if processes > 1 and any(wrong_sizes):
+            all_wrong = _GatherWithGradient.apply(all_wrong, rank, wrong_sizes)
+        all_texts = torch.cat([all_texts, all_wrong])
         if video_ids is None or all_ids is None:
             real, negatives, excluded = torch.ones_like(labels, dtype=torch.bool), ~own, None
         else:
             real = video_ids >= 0
-            negatives = (video_ids[:, None] != all_ids) & real[:, None] & (all_ids >= 0)
+            negatives = (video_ids[:, None] != all_ids) & (all_ids >= 0)
+            negatives = F.pad(negatives, (0, sum(wrong_sizes)), value=True) & real[:, None]
             excluded = ~(negatives | own)
-        return cls(texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes)
+        return cls(texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes, wrong_sizes)
 
-    def gather_tokens(self, embeds: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather_tokens(
+        self, embeds: torch.Tensor, weights: torch.Tensor, sizes: list[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Returns `embeds` (b, length, dim) and `weights` (b, length) of tokens, concatenated over processes:
         (n, longest, dim) and (n, longest). Fewer tokens than in other processes are padded with tokens of weight 0.
+        `sizes`: number of rows of each process, by default that of its pairs.
         """
+        if len(self.sizes) == 1:
+            return embeds, weights
         length = torch.tensor(weights.shape[1], device=weights.device)
         torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)
         missing = int(length) - weights.shape[1]
         embeds, weights = F.pad(embeds, (0, 0, 0, missing)), F.pad(weights, (0, missing))
-        gathered = [_GatherWithGradient.apply(x, self.rank, self.sizes) for x in (embeds, weights)]
+        gathered = [_GatherWithGradient.apply(x, self.rank, sizes or self.sizes) for x in (embeds, weights)]
         return gathered[0], gathered[1]
 
 
 def _check_sizes(
-    texts: torch.Tensor | None, videos: torch.Tensor | None, video_ids: torch.Tensor | None, processes: int
-) -> list[int]:
+    texts: torch.Tensor | None,
+    videos: torch.Tensor | None,
+    video_ids: torch.Tensor | None,
+    wrong: torch.Tensor | None,
+    processes: int,
+) -> tuple[list[int], list[int]]:
     """
-    Returns the number of pairs of each process. Sizes are compared before embeddings are gathered, because processes
-    that disagree would wait for each other forever. (The comparison waits for the device, once per step.)
+    Returns the number of pairs of each process, and of its wrong texts. Sizes are compared before embeddings are
+    gathered, because processes that disagree would wait for each other forever. (The comparison waits for the device,
+    once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]
+    mine.append(0 if wrong is None else len(wrong))
     everyones = [mine]
     if processes > 1:
         device = next(x.device for x in (texts, videos, video_ids) if x is not None)
         everyones = _all_gather(torch.tensor([mine], device=device), [1] * processes).tolist()
-    whole = all(n == m and ids in (-1, n) and a == b for n, a, m, b, ids in everyones)
-    alike = len({(dim, ids == -1) for _, dim, _, _, ids in everyones}) == 1
+    whole = all(n == m and ids in (-1, n) and a == b for n, a, m, b, ids, _ in everyones)
+    alike = len({(dim, ids == -1) for _, dim, _, _, ids, _ in everyones}) == 1
     if whole and alike:
-        return [texts for texts, *_ in everyones]
+        return [texts for texts, *_ in everyones], [negatives for *_, negatives in everyones]
     told = [
         f"{n} texts of size {a}, {m} videos of size {b}, {'no' if ids == -1 else ids} video_ids"
-        for n, a, m, b, ids in everyones
+        for n, a, m, b, ids, _ in everyones
     ]
     if processes > 1:
         told = [f"process {process} has {sizes}" for process, sizes in enumerate(told)]

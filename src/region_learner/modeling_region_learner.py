@@ -117,6 +117,8 @@ class RegionLearnerOutput(ModelOutput):
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
             [`word_region_similarity`], divided by the temperature of the tokens.
         token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
+        negative_text_embeds, negative_token_embeds, negative_token_weights: as those of texts, of
+            `negative_input_ids`; None without them.
     """
 
     loss: torch.Tensor | None = None
@@ -135,6 +137,9 @@ class RegionLearnerOutput(ModelOutput):
     video_token_weights: torch.Tensor | None = None
     token_logits_per_text: torch.Tensor | None = None
     token_temperature: torch.Tensor | None = None
+    negative_text_embeds: torch.Tensor | None = None
+    negative_token_embeds: torch.Tensor | None = None
+    negative_token_weights: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in super().to_tuple())
@@ -1873,6 +1878,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         video_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        negative_input_ids: torch.Tensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
@@ -1887,9 +1894,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
             return_loss (`bool`, *optional*): compute the loss; text i describes video i.
+            negative_input_ids, negative_attention_mask (of shape `(N, length)`, *optional*): texts that describe none
+                of the videos, such as captions with two words exchanged (NegCLIP, arXiv 2210.01936), tokenized
+                together with `input_ids`. In the loss, they are negatives of all videos.
 
         Raises:
-            ValueError: neither texts nor videos are given, or `return_loss` without one text per video.
+            ValueError: neither texts nor videos are given, `return_loss` without one text per video, or
+                `negative_input_ids` that do not fit to `input_ids`.
 
         Example:
 
@@ -1908,14 +1919,23 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """
         if input_ids is None and pixel_values_videos is None:
             raise ValueError("Give input_ids, pixel_values_videos, or both.")
-        text_outputs = video_outputs = text_embeds = video_embeds = None
+        text_outputs = video_outputs = text_embeds = video_embeds = negative_text_embeds = None
         words: Any = (None, None)
+        wrong_words: Any = (None, None)
         regions: Any = (None, None)
+        if negative_input_ids is not None:  # one pass through the text encoder, as FSDP needs in all processes
+            input_ids, attention_mask, token_type_ids, texts = _with_negatives(
+                input_ids, attention_mask, token_type_ids, negative_input_ids, negative_attention_mask
+            )
         if input_ids is not None:
             text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
             text_embeds = _unit(text_outputs.pooler_output)
             if self.text_tokens is not None:
                 words = self._embed_words(text_outputs, self._text_mask(input_ids, attention_mask))
+        if negative_input_ids is not None:
+            text_embeds, negative_text_embeds = text_embeds[:texts], text_embeds[texts:]  # type: ignore[index]
+            if words[0] is not None:
+                words, wrong_words = [x[:texts] for x in words], [x[texts:] for x in words]
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self._project_video(video_outputs, pixel_values_videos, frame_mask))
@@ -1939,6 +1959,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_token_embeds=regions[0],
             video_token_weights=regions[1],
             token_temperature=None if self.token_logit_scale is None else self.token_temperature,  # type: ignore[arg-type]
+            negative_text_embeds=negative_text_embeds,
+            negative_token_embeds=wrong_words[0],
+            negative_token_weights=wrong_words[1],
         )
         if words[0] is not None and regions[0] is not None:
             similarity = word_region_similarity(*words, *regions)
@@ -1946,6 +1969,30 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         if not return_loss:
             return outputs
         return RegionLearnerOutput(loss=contrastive_loss(self.config, outputs, video_ids), **outputs)
+
+
+def _with_negatives(
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    negative_input_ids: torch.Tensor,
+    negative_attention_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
+    """Returns texts followed by wrong texts: ids, attention mask and token types; and the number of texts."""
+    if input_ids is None or input_ids.shape[1:] != negative_input_ids.shape[1:]:
+        found = "none" if input_ids is None else f"input_ids of length {input_ids.shape[-1]}"
+        raise ValueError(
+            f"negative_input_ids of length {negative_input_ids.shape[-1]} with {found}: tokenize texts and negatives "
+            "together, and split the result."
+        )
+    if (attention_mask is None) != (negative_attention_mask is None):
+        raise ValueError("Give attention_mask and negative_attention_mask, or neither.")
+    texts = len(input_ids)
+    if attention_mask is not None and negative_attention_mask is not None:
+        attention_mask = torch.cat([attention_mask, negative_attention_mask])
+    if token_type_ids is not None:
+        token_type_ids = torch.cat([token_type_ids, torch.zeros_like(negative_input_ids)])
+    return torch.cat([input_ids, negative_input_ids]), attention_mask, token_type_ids, texts
 
 
 # Weights of a dual encoder that models with a head do not have.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments import ablation, render, runs, seeds
+from experiments import ablation, render, runs, seeds, words
 from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
@@ -62,7 +62,7 @@ def test_names_of_tables_and_rows_differ():
 
 # The recorded runs, and what docs/evidence.md says of them
 
-RECORDED = sorted(render.RUNS.rglob("*.jsonl"))
+RECORDED = sorted(path for path in render.RUNS.rglob("*.jsonl") if not path.stem.endswith("_words"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(render.RUNS)))
@@ -72,6 +72,14 @@ def test_recorded_runs_are_of_the_present_settings_and_models(path):
     assert runs_of(path, setting, rows_of(TABLES)) == recorded
     keys = [(run["row"], run["seed"], run.get("data_seed")) for run in recorded]
     assert len(set(keys)) == len(keys) > 0
+
+
+@pytest.mark.parametrize("path", sorted(render.RUNS.glob("*_words.jsonl")), ids=lambda path: path.stem)
+def test_measurements_of_words_are_of_the_recorded_runs(path):
+    recorded = read_runs(path.with_name(path.name.replace("_words", "")))
+    trained = {(run["row"], run["seed"]): run["test"]["t2v_R@1"] for run in recorded}
+    for one in read_runs(path):
+        assert one["single"] == pytest.approx(trained[one["row"], one["seed"]], abs=0.5)  # rounded otherwise
 
 
 @pytest.mark.parametrize(
@@ -124,7 +132,9 @@ def test_every_row_is_a_model_that_learns_in_all_its_parts(row):
                 parameter += 0.01 * torch.randn_like(parameter)
     without = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
     # What a softmax cancels: the bias of a mask's convolution, that of motion's, and keys' biases.
-    if row.video_config["num_regions"] == 1:  # whose mask nothing can change
+    if row.name == "queries_1":  # a softmax over one token
+        without.remove("video_tokens.weigh.weight")
+    elif row.video_config["num_regions"] == 1:  # whose mask nothing can change
         without.remove("video_model.region_module.aggregation.conv.weight")
     assert all(name.endswith("bias") for name in without), without
 
@@ -243,6 +253,34 @@ def test_recorded_runs_of_another_setting_or_model_are_not_taken(tmp_path, capsy
     with pytest.raises(SystemExit):
         ablation.main(["--output", str(tmp_path), "--setting", "toy"])
     assert f"{path}, line 2 is not JSON" in capsys.readouterr().err
+
+
+def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "toy", TOY)
+    names = ("decoupled", "queries", "queries_negatives", "cells")
+    ablation.run_missing(tmp_path, "toy", TOY, rows_of(names), range(2), use_cpu=True, progress=False)
+    trained = {(run["row"], run["seed"]): run for run in read_runs(tmp_path / "toy.jsonl")}
+    assert [run["negatives"] for run in trained.values() if "negatives" in run] == [True, True]
+    weights = [(tmp_path / "weights" / "toy" / f"{name}-0.safetensors").read_bytes() for name in names[1:3]]
+    assert weights[0] != weights[1]
+    arguments = ["--output", str(tmp_path), "--setting", "toy", "--rows", ",".join(names)]
+    words.main(arguments)
+    printed = capsys.readouterr().out
+    found = read_runs(tmp_path / "toy_words.jsonl")
+    assert {(one["row"], one["seed"]) for one in found} == trained.keys()
+    for one in found:
+        assert one["single"] == pytest.approx(trained[one["row"], one["seed"]]["test"]["t2v_R@1"])
+        assert ("tokens" in one) == ("where" in one) == (one["row"] != "decoupled")
+        assert 0 <= one["exchanged"]["all"] <= 100
+        assert one.get("where", {"chance_pointing": 7})["chance_pointing"] > 0
+    words.main(arguments)  # nothing is measured again
+    assert capsys.readouterr().out == printed
+    of = {name: [one for one in found if one["row"] == name] for name in names}
+    expected = np.mean([a["reranked"] - b["single"] for a, b in zip(of["queries"], of["decoupled"])])
+    line = next(line for line in printed.splitlines() if "decoupled (the default)" in line and "queries" in line)
+    assert line.split(" | ")[5].startswith(f"{expected:+.1f} ± ")
+    with pytest.raises(ValueError, match="the run of queries, seed 0, had another negatives"):
+        runs_of(tmp_path / "toy.jsonl", TOY, [dataclasses.replace(rows_of(["queries"])[0], negatives=True)])
 
 
 def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):

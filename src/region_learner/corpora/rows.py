@@ -190,7 +190,9 @@ def unstorable(value: Any, depth: int = 0) -> str | None:
 _FIRST_ROWS = 4  # checked when a data set is given: enough to notice a wrong column
 
 
-def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: int = _FIRST_ROWS) -> None:
+def check_dataset(
+    dataset: Any, columns: Sequence[str], name: str, first_rows: int = _FIRST_ROWS, optional: Sequence[str] = ()
+) -> None:
     """Checks the columns and the first rows of a data set.
 
     Args:
@@ -199,6 +201,7 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
         columns: the columns that are needed beside `video` and `video_id`.
         name: what the data set is called in messages.
         first_rows: how many rows are checked.
+        optional: columns that rows may have.
     """
     check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
@@ -214,7 +217,7 @@ def check_dataset(dataset: Any, columns: Sequence[str], name: str, first_rows: i
     elif hasattr(dataset, "column_names"):  # an IterableDataset of `datasets` starts over each time
         rows = itertools.islice(dataset, first_rows)
     for number, row in enumerate(rows):
-        read_row(row, columns, f"{name}, row {number}")
+        read_row(row, columns, f"{name}, row {number}", optional=optional)
 
 
 def check_kind(dataset: Any, name: str) -> None:
@@ -317,6 +320,10 @@ def _read_captions(value: Any) -> list[str]:
     return captions
 
 
+def _read_negative_captions(value: Any) -> list[str]:
+    return [] if isinstance(value, str) and not value.strip() else _read_captions(value)
+
+
 def _read_video(value: Any) -> Any:
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         raise UnfitValueError("is missing or blank")
@@ -331,6 +338,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "video_id": _read_id,
     "video": _read_video,
     "captions": _read_captions,
+    "negative_captions": _read_negative_captions,
     "question": read_text,
     "answer": read_text,
     "options": read_options,

@@ -30,6 +30,11 @@ def needed_columns(task: str, training: bool) -> tuple[str, ...]:
     return {"question_answering": ("question",), "classification": ()}.get(task, ("captions",))
 
 
+def optional_columns(task: str, training: bool) -> tuple[str, ...]:
+    """Returns the columns that batches are made of if rows have them."""
+    return ("negative_captions",) if training and task in UNLABELLED_TASKS else ()
+
+
 def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
     """
     Checks the first rows of the data sets of a Trainer.
@@ -39,7 +44,7 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
     """
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
-        check_dataset(part.dataset, needed_columns(task, training=True), of)
+        check_dataset(part.dataset, needed_columns(task, True), of, optional=optional_columns(task, True))
     several = isinstance(eval_dataset, dict)
     for name, dataset in eval_dataset.items() if several else [("", eval_dataset)]:
         if dataset is not None:
@@ -57,7 +62,9 @@ class RegionLearnerCollator:
     Makes batches from rows of `load_corpus`. All have `pixel_values_videos`: clips (B, T, C, H, W), or from the corpus
     `features` what a backbone has computed of them, (B, T, 1 + N, D). The task decides on the rest:
 
-    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`.
+    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
+      train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of each row
+      gives `negative_input_ids` and `negative_attention_mask`.
     - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
       options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
       `labels` (B,), which of them is right.
@@ -132,8 +139,12 @@ class RegionLearnerCollator:
             texts, batch["options"] = _options([row for row, _, _ in pairs])
             batch |= dict(self.processor(text=texts, return_tensors="pt"))
         elif self.task != "classification":
-            texts = [self._text(row, generator) for (row, _, _), generator in zip(pairs, generators)]
-            batch |= dict(self.processor(text=texts, return_tensors="pt"))
+            drawn = [self._texts(row, generator) for (row, _, _), generator in zip(pairs, generators)]
+            texts, negatives = [text for text, _ in drawn], [text for _, text in drawn if text is not None]
+            tokens = dict(self.processor(text=texts + negatives, return_tensors="pt"))
+            batch |= {name: value[: len(texts)] for name, value in tokens.items()}
+            if negatives:
+                batch |= {f"negative_{name}": tokens[name][len(texts) :] for name in ("input_ids", "attention_mask")}
         if self.task in UNLABELLED_TASKS and not chooses:
             ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
@@ -157,7 +168,14 @@ class RegionLearnerCollator:
         where = f"row {number} of a batch" if drawn is None else f"row {drawn.row} of the training data"
         if drawn is not None and len(self.datasets) > 1:
             where += f" (corpus {drawn.part + 1})"
-        return read_row(row, needed_columns(self.task, self.training), where)
+        optional = optional_columns(self.task, self.training)
+        row = read_row(row, needed_columns(self.task, self.training), where, optional=optional)
+        if wrong := set(row["captions"]).intersection(row["negative_captions"]) if optional else None:
+            raise CorpusError(
+                f"{where} (video_id {row['video_id']!r}): negative_captions has a caption of the video itself, "
+                f"{shown(min(wrong))}"
+            )
+        return row
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
         now_reading(row["video_id"])
@@ -210,11 +228,18 @@ class RegionLearnerCollator:
                 return other, clip
         raise VideoDecodeError(f"no readable video found in place of unreadable ones, the last: {unreadable[-1][1]}")
 
-    def _text(self, row: dict[str, Any], generator) -> str:
+    def _texts(self, row: dict[str, Any], generator) -> tuple[str, str | None]:
+        """Returns the text of a row, and a wrong one if it has any."""
         if self.task == "question_answering":
-            return row["question"]
-        captions = row["captions"]
-        return captions[int(torch.randint(len(captions), (), generator=generator))] if self.training else captions[0]
+            return row["question"], None
+        if not self.training:
+            return row["captions"][0], None
+        caption, *negative = [
+            some[int(torch.randint(len(some), (), generator=generator))]
+            for some in (row["captions"], row["negative_captions"])
+            if some
+        ]
+        return caption, negative[0] if negative else None
 
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:

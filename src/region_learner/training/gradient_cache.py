@@ -12,9 +12,11 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# The outputs that the loss is computed from: those with one row per pair, and those that all pairs share.
+# The outputs that the loss is computed from: those with one row per pair, or per wrong text, which chunks share out as
+# if there were one per pair; and those that all pairs share.
 _TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
-_PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS)
+_NEGATIVES = ("negative_text_embeds", "negative_token_embeds", "negative_token_weights")
+_PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS, *_NEGATIVES)
 _SHARED = ("temperature", "logit_bias", "token_temperature")
 
 
@@ -48,7 +50,13 @@ def cached_backward(
 
     Returns:
         The loss, multiplied by `scale`.
+
+    Raises:
+        ValueError: there are more wrong texts than pairs.
     """
+    pairs, negatives = len(inputs["pixel_values_videos"]), len(inputs.get("negative_input_ids", ()))
+    if negatives > pairs:
+        raise ValueError(f"gradient_cache_chunk takes one negative per pair at most: {negatives} of {pairs} pairs.")
     chunks = [
         {name: value[start : start + chunk] if torch.is_tensor(value) else value for name, value in inputs.items()}
         for start in range(0, len(inputs["pixel_values_videos"]), chunk)

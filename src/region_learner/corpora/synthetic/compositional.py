@@ -116,8 +116,9 @@ def compositional_rows(
 ) -> list[Row]:
     """Returns a question of two options for each clip in which an attribute can be exchanged.
 
-    The columns are those of multiple choice, `options` and `answer`, and `aspect`, which says what was exchanged. Each
-    aspect that is possible is equally likely, and so is each position of the right caption.
+    The columns are those of multiple choice, `options` and `answer`; `aspect`, which says what was exchanged; and for
+    training `negative_captions`, the wrong option and one more for each other aspect that is possible. Each aspect
+    that is possible is equally likely, and so is each position of the right caption.
 
     Raises:
         CorpusError: nothing can be exchanged in any clip.
@@ -128,10 +129,12 @@ def compositional_rows(
         exchanges = wording.exchanges(scene, is_possible)
         if exchanges:
             aspect, right = pick(rng, sorted(exchanges)), row["captions"][0]
-            options = [right, wording.exchange_words(scene, right, aspect, pick(rng, exchanges[aspect]))]
+            wrong = wording.exchange_words(scene, right, aspect, pick(rng, exchanges[aspect]))
             answer = int(rng.integers(2))
-            options = options[::-1] if answer else options
-            new_rows.append({**row, "captions": [right], "options": options, "answer": answer, "aspect": aspect})
+            others = [(name, pick(rng, exchanges[name])) for name in sorted(exchanges) if name != aspect]
+            negatives = [wrong, *(wording.exchange_words(scene, right, name, pair) for name, pair in others)]
+            question = {"options": [wrong, right] if answer else [right, wrong], "answer": answer, "aspect": aspect}
+            new_rows.append({**row, "captions": [right], "negative_captions": negatives, **question})
     if not new_rows:
         raise CorpusError(
             f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
