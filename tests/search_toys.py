@@ -1,6 +1,8 @@
-"""Small checkpoints and videos for tests of the search."""
+"""Small checkpoints and videos for tests of the search, and what tests compare of its indexes."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from .conftest import NO_REGIONS, TINY_VIDEO, randomize, tiny_text_config
 from .test_backbones import save_family
 
 WORDS = ["a", "red", "blue", "green", "square", "circle", "moves", "left", "right", "up", "down", "slowly", "quickly"]
+QUERIES = ["a red square moves left", "blue circle", "down quickly"]
+LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}  # of videos, in seconds
 FPS = 4
 FRAMES = 4
 _QUERIES = {"region_form": "queries", "num_regions": 5, "region_layer": 1, "codebook_size": 0, "interaction_layers": 0}
@@ -54,3 +58,31 @@ def make_video(path: Path, seconds: float, seed: int, size: int = 48) -> Path:
         frames.append(picture)
     write_video(path, np.stack(frames), FPS)
     return path
+
+
+def make_videos(folder: Path, lengths: Mapping[str, float] = LENGTHS) -> Path:
+    """Writes videos of these `lengths` in seconds, by path within the folder."""
+    for seed, (name, seconds) in enumerate(lengths.items()):
+        make_video(folder / name, seconds, seed)
+    return folder
+
+
+def counts(report: Any) -> dict[str, int]:
+    """How many files a report lists, under each of its headings that has any."""
+    return {name: len(paths) for name, paths in vars(report).items() if paths}
+
+
+def content(index: Any) -> dict[str, Any]:
+    """All that an index holds of each video, apart from the order of the rows."""
+    vectors = index._current_view().vectors
+    return {
+        record.video.path: (
+            record._replace(spans=record.spans.tolist(), first_row=None),
+            vectors.read(record.first_row, record.first_row + len(record.spans)).tobytes(),
+        )
+        for record in index.database.records()
+    }
+
+
+def answers(index: Any) -> list:
+    return index.search(QUERIES, k=50)

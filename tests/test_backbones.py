@@ -613,11 +613,28 @@ def test_models_without_patches_are_refused():
         ({"temporal_fusion": "attention"}, "temporal_fusion='attention' is not known; choose one of 'pool', 'linear'"),
         ({"pre_layernorm": True}, "pre_layernorm=True is for the divided space-time ViT"),
         ({"interaction_heads": 5}, "hidden_size=32 is not a multiple of interaction_heads=5"),
+        (
+            {"num_regions": 0, "interaction_layers": 0, "intermediate_size": 48},
+            "intermediate_size=48 has no effect with a backbone and no layers of the region module",
+        ),
+        ({"interaction_layers": 0, "hidden_act": "relu"}, "hidden_act='relu' has no effect with a backbone"),
+        ({**NO_REGIONS, "layer_norm_eps": 0.1}, "layer_norm_eps=0.1 has no effect with a backbone"),
     ],
 )
 def test_configurations_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         RegionLearnerVideoConfig(**{"backbone_config": TRANSFORMERS["clip"]} | REGIONS | options)
+
+
+def test_options_of_the_region_modules_layers():
+    """Of the kinds of regions that have some, and a norm for codes alone."""
+    for options in (
+        {"intermediate_size": 48},
+        {"interaction_layers": 0, "region_form": "queries", "hidden_act": "relu"},
+        {"num_regions": 0, "interaction_layers": 0, "layer_norm_eps": 0.1},
+    ):
+        config = RegionLearnerVideoConfig(**{"backbone_config": TRANSFORMERS["clip"]} | REGIONS | options)
+        assert all(getattr(config, name) == value for name, value in options.items())
 
 
 def test_a_timm_model_of_another_width():

@@ -88,10 +88,17 @@ TOP_FIELDS = {
     "token_loss_weight": 0.5,
     "initializer_range": 0.01,
 }
+# What fields need to have an effect.
+NEEDED: dict[str, dict] = {
+    "sigmoid_bias": {"loss": "sigmoid"},
+    "margin": {"loss": "max_margin"},
+    "token_temperature": {"token_dim": 8},
+    "token_loss_weight": {"token_dim": 8},
+}
 CHANGES = [
     *({"video_config": {name: value}} for name, value in VIDEO_FIELDS.items()),
     *({"video_config": {"region_options": {name: value}}} for name, value in REGION_OPTIONS.items()),
-    *({name: value} for name, value in TOP_FIELDS.items()),
+    *({name: value} | NEEDED.get(name, {}) for name, value in TOP_FIELDS.items()),
     {"video_config": NO_REGIONS},
     {"video_config": NO_REGIONS | {"video_pooling": "cls_max"}},
     {"video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_patch_max"}},
@@ -506,3 +513,67 @@ def test_arguments_from_python_are_checked_as_well(checkpoint):
         build_model(ModelArguments(model=str(checkpoint), video_config={"num_regionz": 4}))
     with pytest.raises(ValueError, match="text_config: 'n_layer' is not a field of DistilBertConfig"):
         build_model(ModelArguments(text_config=TEXT | {"n_layer": 1}, tokenizer=str(checkpoint)))
+
+
+# An option, what makes a model ignore it, what gives it an effect, and the message.
+SHARP = {"video_config": {"region_options": {"pooling_sharpness": 8.0}}}
+IGNORED = [
+    ({"token_temperature": 0.2}, {}, {"token_dim": 8}, "token_temperature=0.2 has no effect without tokens: set"),
+    ({"token_loss_weight": 2}, {}, {"token_dim": 8}, "token_loss_weight=2 has no effect without tokens: set"),
+    (
+        {"margin": 0.3}, {"loss": "infonce"}, {"loss": "max_margin"},
+        "margin=0.3 has no effect with loss='infonce': set loss='max_margin', or leave margin out.",
+    ),
+    ({"margin": 0.3}, {"loss": "sigmoid"}, {"loss": "max_margin"}, "margin=0.3 has no effect with loss='sigmoid'"),
+    (
+        {"sigmoid_bias": -5.0}, {"loss": "max_margin"}, {"loss": "sigmoid"},
+        "sigmoid_bias=-5.0 has no effect with loss='max_margin': set loss='sigmoid'",
+    ),
+    ({"sigmoid_bias": 1}, {"loss": "infonce"}, {"loss": "sigmoid"}, "sigmoid_bias=1 has no effect with loss='info"),
+    (
+        {"video_config": {"codebook_revival_after": 7}},
+        {"video_config": {"codebook_mode": "original"}}, {"video_config": {"codebook_mode": "ema"}},
+        "codebook_revival_after=7 has no effect with codebook_mode='original': set codebook_mode='ema'",
+    ),
+    (
+        SHARP, {"video_config": {"region_options": {"pooling": "max"}}},
+        {"video_config": {"region_options": {"pooling": "softmax"}}},
+        "pooling_sharpness=8.0 has no effect with the region option pooling='max': set pooling='softmax'",
+    ),
+    (
+        SHARP, {"video_config": {"region_form": "paper"}}, {"video_config": {"region_form": "decoupled"}},
+        "pooling_sharpness=8.0 has no effect with the region option pooling='mean'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "off", "on", "message"), IGNORED)
+def test_an_option_that_a_model_would_ignore(option, off, on, message, tmp_path):
+    """It is refused where a user gives it, and not where it was saved."""
+    base = {"token_dim": 0, "loss": "infonce", "video_config": TINY_VIDEO}
+    off, on = merge_fields(base, off), merge_fields(base, on)
+    for name, change in (("off", off), ("on", merge_fields(on, option))):
+        config_of(change).save_pretrained(tmp_path / name)
+    ignored = merge_fields(off, option)
+    for refused in (
+        lambda: config_of(ignored),
+        lambda: AutoConfig.from_pretrained(tmp_path / "off", **option),
+        lambda: AutoConfig.from_pretrained(tmp_path / "on", **ignored),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            refused()
+    changed = AutoConfig.from_pretrained(tmp_path / "on", **off)
+    changed.save_pretrained(tmp_path / "changed")
+    again = AutoConfig.from_pretrained(tmp_path / "changed")
+    assert chosen(again) == chosen(changed) != chosen(AutoConfig.from_pretrained(tmp_path / "off"))
+    back = AutoConfig.from_pretrained(tmp_path / "changed", **on)
+    assert chosen(back) == chosen(AutoConfig.from_pretrained(tmp_path / "on"))
+    RegionLearnerModel(again)
+
+
+def test_options_at_their_defaults_and_of_parts_left_out_are_not_refused():
+    defaults = RegionLearnerConfig()
+    for loss in ("infonce", "sigmoid", "max_margin"):
+        RegionLearnerConfig(loss=loss, **{name: getattr(defaults, name) for name in NEEDED})
+    video = RegionLearnerVideoConfig(codebook_decay=0.5, interaction_heads=2, region_form="paper", **NO_REGIONS)
+    assert video.resolved.video_pooling == "cls"

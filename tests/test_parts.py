@@ -28,9 +28,8 @@ from region_learner.search.sources import Video
 from region_learner.search.windows import Windows
 
 from .conftest import ROOT
-from .search_toys import make_video, save_checkpoint
+from .search_toys import answers, content, counts, make_video, make_videos, save_checkpoint
 
-LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}
 WINDOWS = {"window": 4.0, "stride": 2.0, "num_frames": 4}
 
 
@@ -41,9 +40,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    for seed, (name, seconds) in enumerate(LENGTHS.items()):
-        make_video(folder / name, seconds, seed)
+    folder = make_videos(tmp_path_factory.mktemp("originals"))
     (folder / "bad.mp4").write_bytes(b"\0" * 500)
     return folder
 
@@ -66,26 +63,6 @@ def made_at_once(model, videos, tmp_path):
     index = VideoIndex.create(tmp_path / "at_once", model, **WINDOWS)
     index.update(videos)
     return index
-
-
-def counts(report):
-    return {name: len(paths) for name, paths in vars(report).items() if paths}
-
-
-def content(index):
-    """All that an index holds, apart from the order of the rows."""
-    vectors = index._current_view().vectors
-    return {
-        record.video.path: (
-            record._replace(spans=record.spans.tolist(), first_row=None),
-            vectors.read(record.first_row, record.first_row + len(record.spans)).tobytes(),
-        )
-        for record in index.database.records()
-    }
-
-
-def answers(index):
-    return index.search(["a red square moves left", "blue circle", "down quickly"], k=50)
 
 
 # --- The same as on one machine ------------------------------------------------------------------------------

@@ -107,6 +107,17 @@ def test_similarity_to_candidates_is_that_of_all_pairs(seed):
         torch.testing.assert_close(candidate_similarity(regions[video], words[chosen]), expected[chosen, video])
 
 
+def test_exact_similarities_of_equal_tokens_are_equal():
+    """Whatever the order in which their products were summed."""
+    rng = np.random.default_rng(0)
+    query, tokens = some_tokens(rng, 1, 5, padded=False)[0].double(), some_tokens(rng, 1, 4, padded=False).double()
+    noise = 1e-14 * torch.from_numpy(rng.normal(size=(50, 4, 5)))
+    candidates = Tokens(tokens.embeds + noise, tokens.weights.expand(50, 4))
+    assert len(candidate_similarity(query, candidates).unique()) > 1
+    (similarity,) = reranking.exact_similarity(query, candidates).unique()
+    assert float(similarity) == pytest.approx(float(candidate_similarity(query, tokens)), abs=1e-9)
+
+
 def test_batches_of_different_lengths():
     rng = np.random.default_rng(0)
     parts = [some_tokens(rng, 2, 7, padded=True), some_tokens(rng, 3, 4, padded=True)]
@@ -145,6 +156,27 @@ def test_metrics_equal_a_naive_reading(seed, ties, monkeypatch):
         temperature=T, token_temperature=TOKEN_T, candidates=k,
     )  # fmt: skip
     assert again == pytest.approx(found)
+
+
+@pytest.mark.parametrize("at_once", [1, 60, 61, 2**20])
+def test_few_candidates_are_compared_at_once(at_once, monkeypatch):
+    """As many as fit, and at least one, with the same result."""
+    rng = np.random.default_rng(0)
+    text, video = unit(rng, 30, ties=False), unit(rng, 30, ties=False)
+    tokens = some_tokens(rng, 30, 3, padded=False), some_tokens(rng, 30, 4, padded=False)  # of 15 and 20 numbers
+    temperatures = {"temperature": T, "token_temperature": TOKEN_T}
+    expected = reranked_metrics(text, video, *tokens, **temperatures, candidates=8)
+    most = {15: 0, 20: 0}
+
+    def counted(query, candidates):
+        size = candidates.embeds[0].numel()
+        most[size] = max(most[size], len(candidates))
+        return candidate_similarity(query, candidates)
+
+    monkeypatch.setattr(reranking, "candidate_similarity", counted)
+    monkeypatch.setattr(reranking, "_NUMBERS_AT_ONCE", at_once)
+    assert reranked_metrics(text, video, *tokens, **temperatures, candidates=8) == pytest.approx(expected)
+    assert most == {size: min(8, max(1, at_once // size)) for size in most}
 
 
 def test_the_rule_on_paper():

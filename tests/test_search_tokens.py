@@ -23,12 +23,11 @@ from region_learner.search.jobs import join_parts
 from region_learner.search.page import _with_peak, write_search_page
 from region_learner.search.windows import MOST_TOKENS, are_tokens, pack_tokens
 
-from .search_toys import make_video, save_checkpoint
+from .search_toys import LENGTHS, QUERIES, make_video, make_videos, save_checkpoint
 from .test_words_and_regions import literal_similarity, some_tokens
 
-LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1, "f.mp4": 2, "g.mp4": 2, "h.mp4": 2}
+EIGHT = LENGTHS | {"f.mp4": 2, "g.mp4": 2, "h.mp4": 2}
 OPTIONS = {"window": 4.0, "stride": 2.0, "num_frames": 4}
-QUERIES = ["a red square moves left", "blue circle", "down quickly"]
 N, DIM = 5, 8  # tokens of the model "words"
 
 
@@ -39,10 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for seed, (name, seconds) in enumerate(LENGTHS.items()):
-        make_video(folder / name, seconds, seed)
-    return folder
+    return make_videos(tmp_path_factory.mktemp("videos"), EIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +85,72 @@ def test_tokens_of_windows_are_those_of_the_model(kind, videos, tmp_path):
             with torch.no_grad():
                 outputs = network(**processor(videos=[record.video.path], **span))
             weights, embeds = outputs.video_token_weights[0].tolist(), outputs.video_token_embeds[0]
-            best = sorted(sorted(range(len(weights)), key=lambda i: -weights[i])[:number])
+            best = naive_farthest_points(embeds, weights, number)
             total = sum(weights[i] for i in best)
             assert tokens.shape == (number, 1 + DIM)
             np.testing.assert_allclose(tokens[:, 0], [weights[i] / total for i in best], atol=2e-3)
             np.testing.assert_allclose(tokens[:, 1:], embeds[best], atol=2e-3)
 
 
+def naive_farthest_points(embeds, weights, count):
+    """The tokens (n, d) of one window that are kept, by loops: indices in their order."""
+    embeds = torch.nn.functional.normalize(embeds.float(), dim=-1).double()
+    cosines = [[round(float(one @ other), 10) for other in embeds.numpy()] for one in embeds.numpy()]
+    present = [i for i in range(len(weights)) if weights[i] > 0]
+    chosen = [max(present, key=lambda i: weights[i])]
+    while len(chosen) < min(count, len(present)):
+        others = [i for i in present if i not in chosen]
+        chosen.append(min(others, key=lambda i: max(cosines[i][j] for j in chosen)))
+    absent = [i for i in range(len(weights)) if weights[i] == 0]
+    return sorted(chosen + absent[: count - len(chosen)])
+
+
 def test_packing():
-    embeds, weights = some_tokens(3, MOST_TOKENS + 7, 3, seed=0)
+    """Of many tokens, equal and absent ones among them; few present ones; and no more than fit."""
+    embeds, weights = some_tokens(5, MOST_TOKENS + 40, 3, seed=0)
+    embeds[1, 30:60] = embeds[1, :30]
+    weights[2:4, 20:] *= 1e-9  # nothing in float16
+    weights[3:, ::3] = 0
+    weights[4, MOST_TOKENS:] = 0
+    weights /= weights.sum(1, keepdim=True)
     packed = pack_tokens(embeds, weights)
     assert packed.dtype == np.float16
     assert are_tokens(packed)
-    for row in range(3):
-        order = sorted(range(MOST_TOKENS + 7), key=lambda i: -weights[row, i])[:MOST_TOKENS]
-        expected = [[float(weights[row, i] / weights[row, order].sum()), *embeds[row, i].tolist()]
-                    for i in sorted(order)]  # fmt: skip
-        if row:
-            np.testing.assert_allclose(packed[row], expected, atol=2e-3)
+    for row in range(5):
+        order = naive_farthest_points(embeds[row], weights[row].tolist(), MOST_TOKENS)
+        expected = weights[row, order] / weights[row, order].sum()
+        np.testing.assert_allclose(packed[row, :, 0], expected, atol=5e-4)
+        np.testing.assert_array_equal(packed[row, :, 0] > 0, expected > 0)
+        np.testing.assert_allclose(packed[row, :, 1:], embeds[row, order], atol=2e-3)
+        for part in (slice(row, row + 1), slice(row, None)):  # the other windows of the batch do not matter
+            np.testing.assert_array_equal(pack_tokens(embeds[part], weights[part])[0], packed[row])
     few = pack_tokens(embeds[:, :4], weights[:, :4])
     np.testing.assert_allclose(few[..., 0], weights[:, :4], atol=2e-3)  # as they are
+
+
+def test_equal_tokens_are_chosen_in_their_order_in_every_batch():
+    """Which float32 would not do: of a cosine, it can return one value or another by the place of a token."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.nn.functional.normalize(torch.randn(13, 60, generator=generator), dim=-1)
+    embeds = kinds[torch.randint(0, 13, (7, 91), generator=generator)]
+    weights = torch.rand(7, 91, generator=generator)
+    weights /= weights.sum(1, keepdim=True)
+    packed = pack_tokens(embeds, weights)
+    for row in range(7):
+        order = naive_farthest_points(embeds[row], weights[row].tolist(), MOST_TOKENS)
+        expected = weights[row, order] / weights[row, order].sum()
+        np.testing.assert_allclose(packed[row, :, 0], expected, atol=5e-4)
+        np.testing.assert_array_equal(pack_tokens(embeds[row : row + 1], weights[row : row + 1])[0], packed[row])
+
+
+def test_kept_tokens_cover_the_directions_of_all():
+    """Of few things that are shown by many heavy patches, and of one that a single light patch shows."""
+    things = torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    which = torch.tensor([0] * 70 + [1] * 20 + list(range(2, 20)))
+    weights = torch.tensor([1.0] * 90 + [0.1] * 18)[None]
+    packed = pack_tokens(things[which][None], weights / weights.sum())[0]
+    kept = (torch.from_numpy(packed[:, 1:]).float() @ things.T).argmax(1)
+    assert set(kept.tolist()) == set(range(20))
 
 
 def test_absent_tokens():
@@ -245,7 +287,7 @@ def test_options(run, made, model, videos, tmp_path):
     assert without.about()["tokens"] is None
     assert without.token_bytes_per_hour() == 0
     assert not list(without.directory.rglob("*.f16"))
-    rows, hours = index.database.about("rows"), sum(LENGTHS.values()) / 3600
+    rows, hours = index.database.about("rows"), sum(EIGHT.values()) / 3600
     size = sum(path.stat().st_size for path in index.directory.rglob("*.f16"))
     assert size == rows * N * (1 + DIM) * 2
     assert index.token_bytes_per_hour() == pytest.approx(size / hours)

@@ -20,9 +20,8 @@ from region_learner.search import embedding, updating, vectors
 from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
-from .search_toys import make_video, save_checkpoint
+from .search_toys import LENGTHS, answers, counts, make_video, make_videos, save_checkpoint
 
-LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}
 WINDOW, STRIDE = 4.0, 2.0
 
 
@@ -33,10 +32,7 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    for seed, (name, seconds) in enumerate(LENGTHS.items()):
-        make_video(folder / name, seconds, seed)
-    return folder
+    return make_videos(tmp_path_factory.mktemp("originals"))
 
 
 @pytest.fixture
@@ -53,16 +49,10 @@ def make_index(model, tmp_path):
     return make
 
 
-def answers(index, base=None):
+def relative_answers(index, base=None):
     """All that an index answers to some queries, with paths relative to `base`."""
-    texts = ["a red square moves left", "blue circle", "down quickly"]
-    found = index.search(texts, k=50)
-    base = base or index.directory.parent
+    base, found = base or index.directory.parent, answers(index)
     return [[(os.path.relpath(h.path, base), h.start, h.end, h.score, h.probability) for h in hits] for hits in found]
-
-
-def counts(report):
-    return {name: len(paths) for name, paths in vars(report).items() if paths}
 
 
 def test_windows_are_what_the_processor_reads(make_index, videos, model):
@@ -198,7 +188,7 @@ def test_follows_changes_without_reading_the_rest(make_index, videos, originals,
     assert str(report) == "1 new, 1 changed, 1 moved, 2 unchanged, 1 removed"
     anew = make_index("anew")
     anew.update(videos)
-    assert answers(index) == answers(anew)
+    assert relative_answers(index) == relative_answers(anew)
     assert len(index) == len(anew) == 5
     assert index.paths() == anew.paths()
 
@@ -280,7 +270,7 @@ def test_holes_are_left_out_when_they_are_most_of_the_rows(make_index, videos):
     assert index.database.holes().tolist() == []
     other = make_index("other")
     other.update([videos / "a.mp4", videos / "sub" / "c.mp4", videos / "e.mp4"])
-    assert answers(index) == answers(other)
+    assert relative_answers(index) == relative_answers(other)
     index.update(videos)
     assert [path.name for path in index.directory.glob("vectors-*")] == ["vectors-1"]
 
@@ -294,7 +284,7 @@ def test_members_of_shards(make_index, videos, tmp_path):
     assert counts(index.update(shard)) == {"new": 2}
     other = make_index("other")
     other.update([videos / "a.mp4", videos / "b.mp4"])
-    assert answers(index, shard) == answers(other, videos)
+    assert relative_answers(index, shard) == relative_answers(other, videos)
     assert index.source(f"{shard}/a.mp4")["bytes"] == (videos / "a.mp4").read_bytes()
     assert {hit.path for hit in index.search("a", within=shard)} == {f"{shard}/a.mp4", f"{shard}/b.mp4"}
     with pytest.raises(KeyError):
@@ -393,7 +383,7 @@ def test_processes_read_the_same(make_index, videos):
     index, other = make_index(), make_index("other")
     assert counts(index.update(videos, num_workers=2)) == {"new": 5, "unreadable": 1}
     other.update(videos)
-    assert answers(index) == answers(other)
+    assert relative_answers(index) == relative_answers(other)
 
 
 def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:
@@ -451,7 +441,7 @@ def test_killed_at_any_moment(make_index, videos):
     index.update(videos)
     anew = make_index("anew")
     anew.update(videos)
-    assert answers(index) == answers(anew)
+    assert relative_answers(index) == relative_answers(anew)
 
 
 def test_an_index_from_a_stranger(make_index, videos):

@@ -170,7 +170,8 @@ def run(
     arguments = RegionLearnerTrainingArguments(output_dir=str(output_dir), **DEFAULTS | arguments)
     text = tiny_text_config(dropout=dropout, attention_dropout=dropout)
     # Initial weights as they come: `randomize` makes a model that multiplies rounding errors.
-    options = {"projection_dim": 16, "video_config": TINY_VIDEO | {"codebook_revival_after": 2} | (video or {})}
+    revival = {} if (video or {}).get("codebook_mode") == "original" else {"codebook_revival_after": 2}
+    options = {"projection_dim": 16, "video_config": TINY_VIDEO | revival | (video or {})}
     torch.manual_seed(0)
     dual_encoder = RegionLearnerModel(RegionLearnerConfig(text_config=text, **options | (model or {})))
     dual_encoder.to(getattr(torch, dtype))

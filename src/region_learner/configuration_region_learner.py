@@ -175,6 +175,11 @@ _OF_TRANSFORMERS = {
 }
 
 
+# Argument of a constructor: the fields that a user sets now; by default, all. What was saved is not refused for having
+# no effect: it may lack one only because of a field that is set now.
+_GIVEN = "_given"
+
+
 def _is_of_transformers(name: str) -> bool:
     return name in _OF_TRANSFORMERS or name.startswith("_")
 
@@ -198,6 +203,12 @@ def _check_number(name: str, value: Any, above: float | None = None, at_least: f
         raise ValueError(f"{name}={value} must be greater than {above:g}.")
     if at_least is not None and not value >= at_least:
         raise ValueError(f"{name}={value} must be at least {at_least:g}.")
+
+
+def _check_effect(given: Mapping[str, Any], name: str, default: Any, has_effect: Any, why: str, cure: str):
+    """Raises ValueError if `name` is given, and not as its default, where the model would ignore it."""
+    if not has_effect and given.get(name, default) not in (None, default):
+        raise ValueError(f"{name}={given[name]!r} has no effect {why}: {cure}, or leave {name} out.")
 
 
 def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_null: bool = False) -> dict[str, Any]:
@@ -241,12 +252,17 @@ class _StrictConfig(PreTrainedConfig):
         """Returns the end of the message about an unknown field: where `name` belongs, or the nearest field."""
         return did_you_mean(name, cls.own_fields())
 
+    def _check_effects(self, given: Mapping[str, Any]):
+        """Raises ValueError for a value in `given` that a model of this configuration would ignore."""
+
     def __post_init__(self, **kwargs):
+        given = kwargs.pop(_GIVEN, None)
         for name, value in kwargs.items():
             if not _is_of_transformers(name):
                 self._refuse(name, value)
         super().__post_init__(**kwargs)
         self.validate_architecture()  # `strict` validates, too, but raises an error that is not a ValueError
+        self._check_effects(vars(self) if given is None else given)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
@@ -271,7 +287,8 @@ class _StrictConfig(PreTrainedConfig):
             if is_unknown and (not for_others or _resembles_a_field(name)):
                 cls._refuse(name, value)
         values = cls._read(config_dict)
-        return super().from_dict(cls._merge(values, changes) if changes else values, **kwargs)
+        values = cls._merge(values, changes) if changes else values
+        return super().from_dict({**values, _GIVEN: changes}, **kwargs)
 
     @classmethod
     def _read(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -512,6 +529,29 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 "set codebook_size, or motion_excitation=False."
             )
 
+    def _check_effects(self, given: Mapping[str, Any]):
+        # A size of 0 leaves out a part, whose other options may stay: they are what an ablation of it starts from.
+        form, options = REGION_FORMS[self.region_form], self.resolved.region_options
+        _check_effect(
+            given, "codebook_revival_after", type(self).codebook_revival_after,
+            self.codebook_mode == "ema" or not self.codebook_revival_after,
+            f"with codebook_mode={self.codebook_mode!r}", "set codebook_mode='ema'",
+        )  # fmt: skip
+        _check_effect(
+            given.get("region_options") or {}, "pooling_sharpness", form["pooling_sharpness"],
+            options.pooling == "softmax",
+            f"with the region option pooling={options.pooling!r}", "set pooling='softmax'",
+        )  # fmt: skip
+        if sizes := _sizes_of_backbone(self.backbone_config):
+            has_layers = self.interaction_layers or (self.num_regions and options.pooling == "attention")
+            has_norm = self.codebook_size or self.num_regions
+            for name in _OWN_LAYERS:
+                _check_effect(
+                    given, name, sizes.get(name, getattr(type(self), name)),
+                    has_layers or (has_norm and name == "layer_norm_eps"),
+                    "with a backbone and no layers of the region module", "set interaction_layers",
+                )  # fmt: skip
+
     def _check_backbone(self):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             raise ValueError(f"backbone_config was set to {self.backbone_config!r:.60}: set it to a configuration.")
@@ -641,7 +681,9 @@ class RegionLearnerConfig(_StrictConfig):
 
     def __post_init__(self, **kwargs):
         if self.video_config is None or isinstance(self.video_config, dict):
-            self.video_config = RegionLearnerVideoConfig(**self.video_config or {})
+            given = kwargs.get(_GIVEN)
+            given = {} if given is None else {_GIVEN: given.get("video_config") or {}}
+            self.video_config = RegionLearnerVideoConfig(**self.video_config or {}, **given)
         if self.text_config is None:
             self.text_config = AutoConfig.for_model("distilbert")
         elif isinstance(self.text_config, dict):
@@ -723,6 +765,16 @@ class RegionLearnerConfig(_StrictConfig):
             raise ValueError(
                 "loss='max_margin' has no temperature to learn: set learn_temperature=False, or another loss."
             )
+
+    def _check_effects(self, given: Mapping[str, Any]):
+        with_loss = f"with loss={self.loss!r}"  # a registered one may read the options of all
+        for name, has_effect, why, cure in (
+            ("token_temperature", self.token_dim, "without tokens", "set token_dim"),
+            ("token_loss_weight", self.token_dim, "without tokens", "set token_dim"),
+            ("margin", self.loss not in ("infonce", "sigmoid"), with_loss, "set loss='max_margin'"),
+            ("sigmoid_bias", self.loss not in ("infonce", "max_margin"), with_loss, "set loss='sigmoid'"),
+        ):
+            _check_effect(given, name, getattr(type(self), name), has_effect, why, cure)
 
     def _check_tokens(self):
         _check_number("token_dim", self.token_dim, at_least=0)

@@ -18,12 +18,10 @@ from region_learner import VideoIndex
 from region_learner.search.export import export_index
 
 from ..conftest import ROOT
-from ..search_toys import make_video, save_checkpoint
-from ..test_parts import answers, content
+from ..search_toys import QUERIES, answers, content, make_videos, save_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-QUERIES = ["a red square moves left", "blue circle", "down quickly"]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -39,9 +37,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for seed in range(8):
-        make_video(folder / f"{seed}.mp4", 5 + 5 * seed, seed)
+    folder = make_videos(tmp_path_factory.mktemp("videos"), {f"{n}.mp4": 5 + 5 * n for n in range(8)})
     (folder / "bad.mp4").write_bytes(b"\0" * 500)
     return folder
 

@@ -13,8 +13,8 @@ import torch
 
 from .vectors import Vectors
 
-# Tokens per window, at most: those with the greatest weights. Models with regions have fewer; with patches they have
-# hundreds, of which nearly all are never the best match of a word.
+# Tokens per window, at most. Models with regions have fewer; with patches they have hundreds, of which nearly all are
+# never the best match of a word.
 MOST_TOKENS = 32
 _MOST_TOKEN_DIMENSIONS = 2**10  # so that files of strangers take bounded memory
 
@@ -57,8 +57,8 @@ class Windows:
 
 def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     """
-    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d): in their order those with the greatest
-    weights, at most `MOST_TOKENS`, whose weights sum to 1 again.
+    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d): at most `MOST_TOKENS`, in their order, which
+    differ the most from each other. Their weights sum to 1 again.
 
     Args:
         embeds: (B, tokens, d), of length 1.
@@ -66,11 +66,32 @@ def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     """
     embeds, weights = torch.nn.functional.normalize(embeds.float(), dim=-1), weights.float()
     if weights.shape[1] > MOST_TOKENS:
-        kept = weights.argsort(dim=1, descending=True, stable=True)[:, :MOST_TOKENS].sort(1).values
+        kept = _farthest_points(embeds, weights, MOST_TOKENS).sort(1).values
         weights = weights.gather(1, kept)
         weights = weights / weights.sum(1, keepdim=True)
         embeds = embeds.gather(1, kept[..., None].expand(-1, -1, embeds.shape[2]))
+    # In float16 a small weight could become 0, which stands for an absent token.
+    weights = weights.where(weights == 0, weights.clamp(min=torch.finfo(torch.float16).tiny))
     return torch.cat([weights[..., None], embeds], -1).half().cpu().numpy()
+
+
+def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Returns the indices (B, count) of tokens that differ from each other: first the heaviest, and then always the one
+    whose greatest cosine with those before is the least, of equal ones the first. (The heaviest ones often show the
+    same thing, and queries ask for others, too.) Absent tokens come last.
+    """
+    points = embeds.double()
+    newest = weights.argmax(1)
+    greatest = torch.where(weights == 0, 2.0, -2.0).double()  # cosine with a chosen token; 2: absent, 3: chosen
+    chosen = [newest]
+    while len(chosen) < count:
+        # Rounded, a cosine depends neither on the other windows of the batch nor on the place of a token.
+        cosines = (points @ points.take_along_dim(newest[:, None, None], 1).mT).squeeze(2).round(decimals=10)
+        greatest = torch.maximum(greatest, cosines).scatter(1, newest[:, None], 3.0)
+        newest = greatest.argmin(1)
+        chosen.append(newest)
+    return torch.stack(chosen, 1)
 
 
 def are_tokens(tokens: np.ndarray) -> bool:
