@@ -40,6 +40,10 @@ class Setting:
     regions_on: int = 200
     drawn: bool = False
 
+    def __post_init__(self) -> None:
+        if self.drawn and self.corpus != "moving_shapes":
+            raise ValueError(f"drawn=True is for moving_shapes, not for {self.corpus}.")
+
     def clips_in(self, output: Path) -> Path:
         """Returns the directory of the clips, which settings of a corpus share."""
         return output / "corpus" / (f"{self.corpus}_drawn" if self.drawn else self.corpus)
@@ -237,7 +241,7 @@ _WORDS = [
     ),
     Row(
         "queries_negatives_late",
-        "the same on the last block",
+        "queries on the last block, with exchanged captions as negatives",
         _with(_QUERIES, region_layer=None),
         "queries",
         _TOKENS | _PHRASES,

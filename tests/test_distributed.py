@@ -5,6 +5,7 @@ import torch
 from torch import multiprocessing
 from torch.distributed.fsdp import fully_shard
 
+from region_learner import loss_region_learner
 from region_learner.loss_region_learner import contrastive_loss
 
 from .conftest import checkpointing_argument, clips, texts, tiny_model
@@ -110,6 +111,20 @@ def test_cached_gradients_of_words_and_regions(tmp_path):
         any(name.endswith(part) and gradient.norm() > 0 for name, gradient in whole["gradients"][0].items())
         for part in ("video_tokens.embed.weight", "text_tokens.weigh.weight", "token_logit_scale")
     )
+
+
+def test_cached_gradients_of_a_loss_that_ignores_negative_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_region_learner, "_REGISTERED", {})
+    monkeypatch.setattr(loss_region_learner, "LOSSES", names := [*loss_region_learner.LOSSES])
+    monkeypatch.setattr("region_learner.configuration_region_learner.LOSSES", names)
+
+    def text_to_video(config, outputs, video_ids, gather):
+        logits = outputs.text_embeds @ outputs.video_embeds.T / config.temperature
+        return torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+
+    loss_region_learner.register_loss("text_to_video", text_to_video)
+    options = SGD | {"per_device_train_batch_size": 8, "model": {"loss": "text_to_video"}}
+    close(run(tmp_path / "cached", gradient_cache_chunk=3, **options), run(tmp_path / "whole", **options))
 
 
 def test_cached_gradients_with_accumulation_and_without_codebook(tmp_path):

@@ -260,12 +260,17 @@ def test_wrong_texts_are_negatives_of_all_videos(name):
 def test_wrong_texts_that_do_not_fit():
     model, given = tiny_model(), texts(3, seed=8)
     clips_ = {"pixel_values_videos": clips(2)}
-    with pytest.raises(ValueError, match="negative_input_ids of length 7 with input_ids of length 5: tokenize"):
+    with pytest.raises(ValueError, match="input_ids has length 5 and negative_input_ids length 7: tokenize"):
         model(**texts(2, 5), **clips_, negative_input_ids=given["input_ids"])
-    with pytest.raises(ValueError, match="negative_input_ids of length 7 with none"):
+    with pytest.raises(ValueError, match="input_ids has none and negative_input_ids length 7"):
         model(**clips_, negative_input_ids=given["input_ids"])
-    with pytest.raises(ValueError, match="Give attention_mask and negative_attention_mask, or neither"):
+    with pytest.raises(ValueError, match="attention_mask has length 7 and negative_attention_mask none"):
         model(**texts(2), **clips_, negative_input_ids=given["input_ids"])
+    negatives = {f"negative_{key}": value for key, value in given.items()}
+    with pytest.raises(ValueError, match="position_ids cannot be given together with negative_input_ids"):
+        model(**texts(2), **clips_, **negatives, position_ids=torch.arange(7)[None])
+    with pytest.raises(ValueError, match="token_type_ids has length 7 and negative_token_type_ids none"):
+        model(**texts(2), **clips_, **negatives, token_type_ids=torch.zeros(2, 7, dtype=torch.long))
 
 
 # In two processes

@@ -1,6 +1,7 @@
 """Rows that a user hands over from Python: read as they are meant, or refused by row and column."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -298,16 +299,42 @@ def test_negative_captions(processor, rows, tmp_path):
     assert seen == {"a b", "c d"}
     assert "negative_input_ids" not in RegionLearnerCollator(processor, training=False)(named[:4])
     for wrong, message in [
-        (rows[0]["captions"][:1], "negative_captions has a caption of the video itself"),
+        (["x", rows[0]["captions"][0].upper() + " "], "negative_captions holds a caption of the video itself"),
         (["x", " "], "negative_captions holds a caption that is blank or missing"),
         (7, "negative_captions must be a string or a list of strings, not 7"),
     ]:
         bad = [rows[0] | {"negative_captions": wrong}, *rows[1:]]
         with pytest.raises(CorpusError, match=message):
             collator(bad[:1])
-        if "itself" not in message:
-            with pytest.raises(CorpusError, match=f"the training data, row 0 .*: {message}"):
-                make_trainer(tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path, train_dataset=bad)
+        with pytest.raises(CorpusError, match=f"the training data, row 0 .*: {message}"):
+            make_trainer(tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path, train_dataset=bad)
+    late = [row | {"negative_captions": []} for row in rows]
+    late[7] |= {"negative_captions": rows[7]["captions"][:1]}
+    with pytest.raises(
+        CorpusError, match=r"the training data, row 7 .*: negative_captions holds a caption of the video"
+    ):
+        make_trainer(
+            tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path,
+            train_dataset=Dataset.from_list(late),
+        )  # fmt: skip
+
+
+def test_negative_captions_of_several_rows_of_a_file(rows, tmp_path):
+    shutil.copy(rows[0]["video"], tmp_path / "a.mp4")
+    lines = [
+        {"file_name": "a.mp4", "text": "one", "negative_captions": ["x"]},
+        {"file_name": "a.mp4", "text": "two", "negative_captions": ["y", "x"]},
+        {"file_name": "a.mp4", "text": "three", "negative_captions": None},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = load_corpus("folder", tmp_path)
+    assert row["captions"] == ["one", "two", "three"]
+    assert row["negative_captions"] == ["x", "y"]
+    text = "file_name,text,negative_captions\na.mp4,one,\na.mp4,two,nan\na.mp4,three,x\n"
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text(text)
+    (row,) = load_corpus("folder", tmp_path)
+    assert row["negative_captions"] == ["x"]
 
 
 def test_training_with_negative_captions(processor, rows, tmp_path):

@@ -175,8 +175,8 @@ _OF_TRANSFORMERS = {
 }
 
 
-# Argument of a constructor: the fields that a user sets now; by default, all. What was saved is not refused for having
-# no effect: it may lack one only because of a field that is set now.
+# Argument of a constructor: the fields that the user sets now, by default all. Saved fields are not refused for having
+# no effect, because an override may be what leaves them without one.
 _GIVEN = "_given"
 
 
@@ -276,7 +276,8 @@ class _StrictConfig(PreTrainedConfig):
                 with what was saved, and None resets a field to its default.
 
         Raises:
-            ValueError: a field does not exist, or a value is out of range.
+            ValueError: a field does not exist, a value is out of range, or an override has no effect. (Saved values
+                without an effect are kept; the constructor would refuse them.)
         """
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.own_fields()}
         # Models and Auto classes pass arguments that may not be meant for the configuration: of these, only the ones
@@ -549,7 +550,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 _check_effect(
                     given, name, sizes.get(name, getattr(type(self), name)),
                     has_layers or (has_norm and name == "layer_norm_eps"),
-                    "with a backbone and no layers of the region module", "set interaction_layers",
+                    "with a backbone and no layers of the region module", "set num_regions and interaction_layers",
                 )  # fmt: skip
 
     def _check_backbone(self):
@@ -653,6 +654,9 @@ class RegionLearnerConfig(_StrictConfig):
         "temperature",
         "logit_bias",
         "region_loss",
+        "negative_text_embeds",
+        "negative_token_embeds",
+        "negative_token_weights",
         "text_token_embeds",
         "text_token_weights",
         "video_token_embeds",

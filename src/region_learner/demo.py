@@ -261,7 +261,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
         subtitle="Video search by words, with regions learned without labels",
         facts=[
             ("Searched", f"{len(index)} videos of {minutes:.0f} minutes in all"),
-            ("Model", f"{size:.1f} M parameters, {video.num_regions} regions"),
+            ("Model", f"{size:.1f} M parameters, {_regions(video)}"),
             ("Trained on", f"{results['train']['videos']} other clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
             ("Whole demo", f"{seconds:.0f} s"),
@@ -276,6 +276,12 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
     )
 
 
+def _regions(config: Any) -> str:
+    per = "clip" if config.resolved.region_options.pooling == "attention" else "frame"
+    codes = f", {config.codebook_size} codes" if config.codebook_size else ""
+    return f"{config.num_regions} regions per {per}{codes}"
+
+
 def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
     shown = show_hit(index, hit, with_preview=False)
     return Result(
@@ -285,4 +291,5 @@ def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
         regions=next((picture for phrase, picture in shown.regions if not phrase), None),
         phrases=[(phrase, picture) for phrase, picture in shown.regions if phrase],
         correct=correct,
+        note=shown.problem,
     )

@@ -12,8 +12,8 @@ all processes, so that memory grows with batch size x global batch size. The mea
 their gradients, which DDP and FSDP compute, equals the loss and the gradients of one process with the global batch.
 Batches may differ in size between processes.
 
-Outputs may have embeddings of wrong texts, which describe no video of the batch (`negative_text_embeds`). They are
-further negatives of all videos.
+Outputs may have embeddings of negative texts, which describe no video (`negative_text_embeds`). In every loss, each
+video is compared with the negative texts of all processes, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,9 +101,10 @@ def contrastive_loss(
 
     Args:
         config (`RegionLearnerConfig`): the configuration of the model.
-        outputs (`RegionLearnerOutput`): its outputs for as many texts as videos.
+        outputs (`RegionLearnerOutput`): its outputs for as many texts as videos, and for any number of negative texts.
         video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
-            negatives; pairs with a negative id are padding, which is ignored.
+            negatives; pairs with an id below 0 are padding, which is ignored. Negative texts do not have ids: all of
+            them count.
         gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
 
     Returns:
@@ -151,8 +152,8 @@ def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, 
     Args:
         name (`str`): name of the loss. A built-in loss cannot be replaced.
         function: takes `config`, `outputs`, `video_ids` and `gather`, the arguments of [`contrastive_loss`], and
-            returns a tensor of shape `()`. With cached gradients, the outputs are only the embeddings, temperature
-            and bias.
+            returns a tensor of shape `()`. With cached gradients, the outputs are only the embeddings, those of
+            negative texts and tokens included, temperature and bias.
 
     Raises:
         ValueError: there is a built-in loss of this name.
@@ -235,11 +236,11 @@ def word_region_loss(
         of_texts = word_region_similarity(*texts, *all_videos) / temperature
     of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature
     if any(pairs.negative_sizes):
-        wrong = outputs.negative_token_embeds, outputs.negative_token_weights
-        if wrong[0] is None:  # only other processes have some
-            wrong = texts[0][:0], texts[1][:0]
-        all_wrong = pairs.gather_tokens(*wrong, pairs.negative_sizes)
-        of_videos = torch.cat([of_videos, word_region_similarity(*all_wrong, *videos).T / temperature], 1)
+        own = texts[0][:0], texts[1][:0]  # where only other processes have some
+        if negatives is not None:
+            own = outputs.negative_token_embeds, outputs.negative_token_weights
+        all_negatives = pairs.gather_tokens(*own, pairs.negative_sizes)
+        of_videos = torch.cat([of_videos, word_region_similarity(*all_negatives, *videos).T / temperature], 1)
     return _cross_entropy(pairs, [of_texts, of_videos])
 
 
@@ -279,7 +280,7 @@ def max_margin_loss(
     arguments see [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
-    total, count = pairs.texts.new_zeros(()), torch.zeros_like(pairs.labels).sum()
+    total, count = pairs.texts.new_zeros(()), pairs.labels.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         similarity, negatives = cosine_similarity(rows, others), pairs.negatives[:, : len(others)]
         own = similarity.take_along_dim(pairs.labels[:, None], 1)
@@ -322,13 +323,13 @@ def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tenso
 @dataclass
 class _Pairs:
     """
-    The b pairs of this process, and all n pairs and m wrong texts to compare them with (without gathering, those of
+    The b pairs of this process, and all n pairs and m negative texts to compare them with (without gathering, those of
     this process).
     """
 
     texts: torch.Tensor  # (b, dim)
     videos: torch.Tensor  # (b, dim)
-    all_texts: torch.Tensor  # (n + m, dim), wrong texts last
+    all_texts: torch.Tensor  # (n + m, dim), negative texts last
     all_videos: torch.Tensor  # (n, dim)
     labels: torch.Tensor  # (b,), index of each pair among all pairs
     real: torch.Tensor  # (b,), False for padding
@@ -336,7 +337,7 @@ class _Pairs:
     excluded: torch.Tensor | None  # (b, n + m), neither negatives nor the pair itself; None if there are no others
     rank: int
     sizes: list[int]  # number of pairs of each process
-    negative_sizes: list[int]  # number of wrong texts of each process
+    negative_sizes: list[int]  # number of negative texts of each process
 
     @classmethod
     def of(
@@ -345,29 +346,31 @@ class _Pairs:
         videos: torch.Tensor | None,
         video_ids: torch.Tensor | None,
         gather: bool,
-        wrong: torch.Tensor | None,
+        negative_texts: torch.Tensor | None,
     ) -> "_Pairs":
         rank, processes = world() if gather else (0, 1)
-        sizes, wrong_sizes = _check_sizes(texts, videos, video_ids, wrong, processes)
+        sizes, negative_sizes = _check_sizes(texts, videos, video_ids, negative_texts, processes)
         assert texts is not None and videos is not None  # noqa: PT018 # or the sizes would not pair
         labels = torch.arange(len(texts), device=texts.device) + sum(sizes[:rank])
-        own = labels[:, None] == torch.arange(sum(sizes) + sum(wrong_sizes), device=labels.device)
+        own = labels[:, None] == torch.arange(sum(sizes) + sum(negative_sizes), device=labels.device)
         all_texts, all_videos, all_ids = texts, videos, video_ids
-        all_wrong = texts[:0] if wrong is None else wrong
+        all_negative_texts = texts[:0] if negative_texts is None else negative_texts
         if processes > 1:
             all_texts, all_videos = (_GatherWithGradient.apply(x, rank, sizes) for x in (texts, videos))
             all_ids = None if video_ids is None else _all_gather(video_ids, sizes)
-        if processes > 1 and any(wrong_sizes):
-            all_wrong = _GatherWithGradient.apply(all_wrong, rank, wrong_sizes)
-        all_texts = torch.cat([all_texts, all_wrong])
+        if processes > 1 and any(negative_sizes):
+            all_negative_texts = _GatherWithGradient.apply(all_negative_texts, rank, negative_sizes)
+        all_texts = torch.cat([all_texts, all_negative_texts])
         if video_ids is None or all_ids is None:
             real, negatives, excluded = torch.ones_like(labels, dtype=torch.bool), ~own, None
         else:
             real = video_ids >= 0
             negatives = (video_ids[:, None] != all_ids) & (all_ids >= 0)
-            negatives = F.pad(negatives, (0, sum(wrong_sizes)), value=True) & real[:, None]
+            negatives = F.pad(negatives, (0, sum(negative_sizes)), value=True) & real[:, None]
             excluded = ~(negatives | own)
-        return cls(texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes, wrong_sizes)
+        return cls(
+            texts, videos, all_texts, all_videos, labels, real, negatives, excluded, rank, sizes, negative_sizes
+        )
 
     def gather_tokens(
         self, embeds: torch.Tensor, weights: torch.Tensor, sizes: list[int] | None = None
@@ -391,17 +394,17 @@ def _check_sizes(
     texts: torch.Tensor | None,
     videos: torch.Tensor | None,
     video_ids: torch.Tensor | None,
-    wrong: torch.Tensor | None,
+    negative_texts: torch.Tensor | None,
     processes: int,
 ) -> tuple[list[int], list[int]]:
     """
-    Returns the number of pairs of each process, and of its wrong texts. Sizes are compared before embeddings are
+    Returns the number of pairs of each process, and of its negative texts. Sizes are compared before embeddings are
     gathered, because processes that disagree would wait for each other forever. (The comparison waits for the device,
     once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]
-    mine.append(0 if wrong is None else len(wrong))
+    mine.append(0 if negative_texts is None else len(negative_texts))
     everyones = [mine]
     if processes > 1:
         device = next(x.device for x in (texts, videos, video_ids) if x is not None)

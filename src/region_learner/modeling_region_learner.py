@@ -102,7 +102,8 @@ class RegionLearnerOutput(ModelOutput):
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): the transpose of `logits_per_video`.
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized text embeddings.
         video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): L2-normalized video embeddings.
-        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
+        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`. Its last rows are those
+            of negative texts.
         video_model_output (`RegionLearnerVideoOutput`): the output of the video tower.
         temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature; None if it is fixed.
         logit_bias (`torch.FloatTensor` of shape `(1,)`): the learned bias of the "sigmoid" loss; None for others.
@@ -117,8 +118,9 @@ class RegionLearnerOutput(ModelOutput):
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
             [`word_region_similarity`], divided by the temperature of the tokens.
         token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
-        negative_text_embeds, negative_token_embeds, negative_token_weights: as those of texts, of
-            `negative_input_ids`; None without them.
+        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`), negative_token_embeds (of shape
+            `(N, L, token_dim)`), negative_token_weights (of shape `(N, L)`): the same for `negative_input_ids`; None
+            without them.
     """
 
     loss: torch.Tensor | None = None
@@ -1880,6 +1882,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         interpolate_pos_encoding: bool = False,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
+        negative_token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
@@ -1894,13 +1897,14 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
             return_loss (`bool`, *optional*): compute the loss; text i describes video i.
-            negative_input_ids, negative_attention_mask (of shape `(N, length)`, *optional*): texts that describe none
-                of the videos, such as captions with two words exchanged (NegCLIP, arXiv 2210.01936), tokenized
-                together with `input_ids`. In the loss, they are negatives of all videos.
+            negative_input_ids, negative_attention_mask, negative_token_type_ids (of shape `(N, length)`, *optional*):
+                negative texts, which describe none of the videos, such as captions with two words exchanged (NegCLIP,
+                arXiv 2210.01936). Tokenize them together with the texts. In the loss, every video is compared with
+                all of them.
 
         Raises:
-            ValueError: neither texts nor videos are given, `return_loss` without one text per video, or
-                `negative_input_ids` that do not fit to `input_ids`.
+            ValueError: neither texts nor videos are given, `return_loss` without one text per video, or negative
+                texts that do not match the texts.
 
         Example:
 
@@ -1921,11 +1925,19 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             raise ValueError("Give input_ids, pixel_values_videos, or both.")
         text_outputs = video_outputs = text_embeds = video_embeds = negative_text_embeds = None
         words: Any = (None, None)
-        wrong_words: Any = (None, None)
+        negative_words: Any = (None, None)
         regions: Any = (None, None)
         if negative_input_ids is not None:  # one pass through the text encoder, as FSDP needs in all processes
-            input_ids, attention_mask, token_type_ids, texts = _with_negatives(
-                input_ids, attention_mask, token_type_ids, negative_input_ids, negative_attention_mask
+            if position_ids is not None:
+                raise ValueError("position_ids cannot be given together with negative_input_ids.")
+            texts = 0 if input_ids is None else len(input_ids)
+            input_ids, attention_mask, token_type_ids = (
+                _with_negatives(name, of_texts, of_negatives)
+                for name, of_texts, of_negatives in (
+                    ("input_ids", input_ids, negative_input_ids),
+                    ("attention_mask", attention_mask, negative_attention_mask),
+                    ("token_type_ids", token_type_ids, negative_token_type_ids),
+                )
             )
         if input_ids is not None:
             text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
@@ -1935,7 +1947,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         if negative_input_ids is not None:
             text_embeds, negative_text_embeds = text_embeds[:texts], text_embeds[texts:]  # type: ignore[index]
             if words[0] is not None:
-                words, wrong_words = [x[:texts] for x in words], [x[texts:] for x in words]
+                words, negative_words = [x[:texts] for x in words], [x[texts:] for x in words]
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
             video_embeds = _unit(self._project_video(video_outputs, pixel_values_videos, frame_mask))
@@ -1960,8 +1972,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_token_weights=regions[1],
             token_temperature=None if self.token_logit_scale is None else self.token_temperature,  # type: ignore[arg-type]
             negative_text_embeds=negative_text_embeds,
-            negative_token_embeds=wrong_words[0],
-            negative_token_weights=wrong_words[1],
+            negative_token_embeds=negative_words[0],
+            negative_token_weights=negative_words[1],
         )
         if words[0] is not None and regions[0] is not None:
             similarity = word_region_similarity(*words, *regions)
@@ -1972,27 +1984,18 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 
 
 def _with_negatives(
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    token_type_ids: torch.Tensor | None,
-    negative_input_ids: torch.Tensor,
-    negative_attention_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
-    """Returns texts followed by wrong texts: ids, attention mask and token types; and the number of texts."""
-    if input_ids is None or input_ids.shape[1:] != negative_input_ids.shape[1:]:
-        found = "none" if input_ids is None else f"input_ids of length {input_ids.shape[-1]}"
+    name: str, of_texts: torch.Tensor | None, of_negatives: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Returns an input of the texts followed by that of the negative texts; None without it."""
+    if of_texts is None and of_negatives is None:
+        return None
+    if of_texts is None or of_negatives is None or of_texts.shape[1:] != of_negatives.shape[1:]:
+        lengths = ["none" if x is None else f"length {x.shape[-1]}" for x in (of_texts, of_negatives)]
         raise ValueError(
-            f"negative_input_ids of length {negative_input_ids.shape[-1]} with {found}: tokenize texts and negatives "
-            "together, and split the result."
+            f"{name} has {lengths[0]} and negative_{name} {lengths[1]}: tokenize texts and negative texts together, "
+            "and split the result."
         )
-    if (attention_mask is None) != (negative_attention_mask is None):
-        raise ValueError("Give attention_mask and negative_attention_mask, or neither.")
-    texts = len(input_ids)
-    if attention_mask is not None and negative_attention_mask is not None:
-        attention_mask = torch.cat([attention_mask, negative_attention_mask])
-    if token_type_ids is not None:
-        token_type_ids = torch.cat([token_type_ids, torch.zeros_like(negative_input_ids)])
-    return torch.cat([input_ids, negative_input_ids]), attention_mask, token_type_ids, texts
+    return torch.cat([of_texts, of_negatives])
 
 
 # Weights of a dual encoder that models with a head do not have.

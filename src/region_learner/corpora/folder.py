@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .base import SPLIT_ALIASES, CorpusError, PathLike, Row, build_dataset, check_data_dir, check_split
 from .readers import read_table
-from .rows import UnfitValueError, read_captions, read_id, shown, unstorable
+from .rows import UnfitValueError, read_captions, read_id, read_negative_captions, shown, unstorable
 from .videos import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -94,8 +94,19 @@ def read_split(
             known = videos.setdefault(row["video"], row)
             if known is not row:
                 known["captions"] += row["captions"]  # in place: a file may have millions of captions
+                _add_negatives(known, row, path)
     _check_ids(videos.values(), data_dir)
     return list(videos.values())
+
+
+def _add_negatives(known: Row, row: Row, path: Path) -> None:
+    """Adds the negative captions of another row of the same file."""
+    if "negative_captions" in row:
+        try:
+            both = [read_negative_captions(one.get("negative_captions")) for one in (known, row)]
+        except UnfitValueError as problem:
+            raise CorpusError(f"{path}, {row['video']}: negative_captions {problem}") from problem
+        known["negative_captions"] = both[0] + [text for text in both[1] if text not in both[0]]
 
 
 def _find_splits(data_dir: Path) -> dict[str, Path]:

@@ -220,6 +220,14 @@ def check_dataset(
         read_row(row, columns, f"{name}, row {number}", optional=optional)
 
 
+def check_negative_captions(dataset: Any, name: str) -> None:
+    """Checks the column `negative_captions` of all rows of a `datasets.Dataset` that has it."""
+    columns = getattr(dataset, "column_names", None) or ()
+    if "negative_captions" in columns and hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
+        for number, row in enumerate(dataset.select_columns(["video_id", "captions", "negative_captions"])):
+            read_row(row, ("captions", "negative_captions"), f"{name}, row {number}", with_video=False)
+
+
 def check_kind(dataset: Any, name: str) -> None:
     """Checks that an object can be a data set of rows."""
     if hasattr(dataset, "iloc"):
@@ -272,10 +280,18 @@ def read_row(
                 result[name] = _READERS[name](result[name])
             if name == "captions" and not (result[name] or bare):
                 raise UnfitValueError("holds no caption")
+            if name == "negative_captions" and (own := _own_captions(result.get("captions") or (), result[name])):
+                raise UnfitValueError(f"holds a caption of the video itself: {shown(own[0])}")
         except UnfitValueError as problem:
             of = "" if name == "video_id" else f" (video_id {result['video_id']!r})"
             raise CorpusError(f"{where}{of}: {name} {problem}") from problem
     return result
+
+
+def _own_captions(captions: Sequence[str], negatives: Sequence[str]) -> list[str]:
+    """Returns the negative captions that are also captions, but for case and space."""
+    known = {" ".join(caption.casefold().split()) for caption in captions}
+    return [text for text in negatives if " ".join(text.casefold().split()) in known]
 
 
 def only_clip(clips: Any) -> Any:
@@ -320,8 +336,10 @@ def _read_captions(value: Any) -> list[str]:
     return captions
 
 
-def _read_negative_captions(value: Any) -> list[str]:
-    return [] if isinstance(value, str) and not value.strip() else _read_captions(value)
+def read_negative_captions(value: Any) -> list[str]:
+    """Returns the negative captions that a value holds. None, and a string that is blank or missing, hold none."""
+    blank = isinstance(value, str) and (not value.strip() or value.strip() in MISSING_WORDS)
+    return [] if blank else _read_captions(value)
 
 
 def _read_video(value: Any) -> Any:
@@ -338,7 +356,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "video_id": _read_id,
     "video": _read_video,
     "captions": _read_captions,
-    "negative_captions": _read_negative_captions,
+    "negative_captions": read_negative_captions,
     "question": read_text,
     "answer": read_text,
     "options": read_options,

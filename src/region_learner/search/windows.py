@@ -57,14 +57,14 @@ class Windows:
 
 def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     """
-    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d): at most `MOST_TOKENS`, in their order, which
-    differ the most from each other. Their weights sum to 1 again.
+    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d). Of more than `MOST_TOKENS`, those are kept
+    that differ most from each other, in their order; their weights sum to 1 again.
 
     Args:
         embeds: (B, tokens, d), of length 1.
         weights: (B, tokens), which sum to 1.
     """
-    embeds, weights = torch.nn.functional.normalize(embeds.float(), dim=-1), weights.float()
+    embeds, weights = torch.nn.functional.normalize(embeds.float().cpu(), dim=-1), weights.float().cpu()
     if weights.shape[1] > MOST_TOKENS:
         kept = _farthest_points(embeds, weights, MOST_TOKENS).sort(1).values
         weights = weights.gather(1, kept)
@@ -72,21 +72,21 @@ def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
         embeds = embeds.gather(1, kept[..., None].expand(-1, -1, embeds.shape[2]))
     # In float16 a small weight could become 0, which stands for an absent token.
     weights = weights.where(weights == 0, weights.clamp(min=torch.finfo(torch.float16).tiny))
-    return torch.cat([weights[..., None], embeds], -1).half().cpu().numpy()
+    return torch.cat([weights[..., None], embeds], -1).half().numpy()
 
 
 def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Returns the indices (B, count) of tokens that differ from each other: first the heaviest, and then always the one
-    whose greatest cosine with those before is the least, of equal ones the first. (The heaviest ones often show the
-    same thing, and queries ask for others, too.) Absent tokens come last.
+    Returns the indices (B, count) of tokens by greedy farthest-point sampling: it starts with the heaviest token and
+    repeatedly adds the token that is least similar to those chosen; of equal ones the first, and absent ones last.
+    (The heaviest tokens often show the same thing, and queries ask for other things, too.)
     """
     points = embeds.double()
     newest = weights.argmax(1)
     greatest = torch.where(weights == 0, 2.0, -2.0).double()  # cosine with a chosen token; 2: absent, 3: chosen
     chosen = [newest]
     while len(chosen) < count:
-        # Rounded, a cosine depends neither on the other windows of the batch nor on the place of a token.
+        # Rounding removes what a cosine owes to the other windows of the batch and to the place of a token.
         cosines = (points @ points.take_along_dim(newest[:, None, None], 1).mT).squeeze(2).round(decimals=10)
         greatest = torch.maximum(greatest, cosines).scatter(1, newest[:, None], 3.0)
         newest = greatest.argmin(1)

@@ -10,7 +10,7 @@ import torch
 
 from ..corpora import CorpusError
 from ..corpora.features import is_features, read_features
-from ..corpora.rows import check_dataset, check_shapes, only_clip, plain, read_row, shown
+from ..corpora.rows import check_dataset, check_negative_captions, check_shapes, only_clip, plain, read_row, shown
 from ..corpora.videos import IMAGE_EXTENSIONS
 from ..corpora.webdataset import video_source
 from ..labels import IGNORED_ID, IGNORED_LABEL
@@ -45,6 +45,8 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
         check_dataset(part.dataset, needed_columns(task, True), of, optional=optional_columns(task, True))
+        if optional_columns(task, True):
+            check_negative_captions(part.dataset, of)
     several = isinstance(eval_dataset, dict)
     for name, dataset in eval_dataset.items() if several else [("", eval_dataset)]:
         if dataset is not None:
@@ -64,7 +66,7 @@ class RegionLearnerCollator:
 
     - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
       train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of each row
-      gives `negative_input_ids` and `negative_attention_mask`.
+      gives `negative_input_ids` and so on.
     - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
       options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
       `labels` (B,), which of them is right.
@@ -144,7 +146,7 @@ class RegionLearnerCollator:
             tokens = dict(self.processor(text=texts + negatives, return_tensors="pt"))
             batch |= {name: value[: len(texts)] for name, value in tokens.items()}
             if negatives:
-                batch |= {f"negative_{name}": tokens[name][len(texts) :] for name in ("input_ids", "attention_mask")}
+                batch |= {f"negative_{name}": value[len(texts) :] for name, value in tokens.items()}
         if self.task in UNLABELLED_TASKS and not chooses:
             ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
@@ -169,13 +171,7 @@ class RegionLearnerCollator:
         if drawn is not None and len(self.datasets) > 1:
             where += f" (corpus {drawn.part + 1})"
         optional = optional_columns(self.task, self.training)
-        row = read_row(row, needed_columns(self.task, self.training), where, optional=optional)
-        if wrong := set(row["captions"]).intersection(row["negative_captions"]) if optional else None:
-            raise CorpusError(
-                f"{where} (video_id {row['video_id']!r}): negative_captions has a caption of the video itself, "
-                f"{shown(min(wrong))}"
-            )
-        return row
+        return read_row(row, needed_columns(self.task, self.training), where, optional=optional)
 
     def _decode(self, row: dict[str, Any], generator, unreadable: list[tuple[str, str]]) -> torch.Tensor | None:
         now_reading(row["video_id"])
@@ -229,7 +225,7 @@ class RegionLearnerCollator:
         raise VideoDecodeError(f"no readable video found in place of unreadable ones, the last: {unreadable[-1][1]}")
 
     def _texts(self, row: dict[str, Any], generator) -> tuple[str, str | None]:
-        """Returns the text of a row, and a wrong one if it has any."""
+        """Returns the text of a row, and a negative one if it has any."""
         if self.task == "question_answering":
             return row["question"], None
         if not self.training:

@@ -12,9 +12,10 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# The outputs that the loss is computed from: those with one row per pair, or per wrong text, which chunks share out as
-# if there were one per pair; and those that all pairs share.
+# The outputs that the loss is computed from: those with one row per pair or per negative text, which are split among
+# the chunks, and those that all pairs share.
 _TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
+_NEGATIVE = "negative_"  # how inputs and outputs with one row per negative text begin
 _NEGATIVES = ("negative_text_embeds", "negative_token_embeds", "negative_token_weights")
 _PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS, *_NEGATIVES)
 _SHARED = ("temperature", "logit_bias", "token_temperature")
@@ -50,16 +51,20 @@ def cached_backward(
 
     Returns:
         The loss, multiplied by `scale`.
-
-    Raises:
-        ValueError: there are more wrong texts than pairs.
     """
     pairs, negatives = len(inputs["pixel_values_videos"]), len(inputs.get("negative_input_ids", ()))
-    if negatives > pairs:
-        raise ValueError(f"gradient_cache_chunk takes one negative per pair at most: {negatives} of {pairs} pairs.")
+    starts = range(0, pairs, chunk)
+    shares = [negatives * number // len(starts) for number in range(len(starts) + 1)]
+    rows = [
+        {True: slice(shares[number], shares[number + 1]), False: slice(start, start + chunk)}  # whether of negatives
+        for number, start in enumerate(starts)
+    ]
     chunks = [
-        {name: value[start : start + chunk] if torch.is_tensor(value) else value for name, value in inputs.items()}
-        for start in range(0, len(inputs["pixel_values_videos"]), chunk)
+        {
+            name: value[some[name.startswith(_NEGATIVE)]] if torch.is_tensor(value) else value
+            for name, value in inputs.items()
+        }
+        for some in rows
     ]
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     states, by_chunk = [], []
@@ -71,7 +76,7 @@ def cached_backward(
 
     leaves = _as_leaves(by_chunk)
     loss = contagious(loss_function(RegionLearnerOutput(**leaves))) * scale
-    gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+    gradients = dict(zip(leaves, _gradients(loss, leaves)))
 
     for number, (part, state) in enumerate(zip(chunks, states)):
         last = number == len(chunks) - 1
@@ -80,9 +85,10 @@ def cached_backward(
             with autocast():
                 outputs = model(**part)
             observe(outputs)
-            rows = slice(number * chunk, (number + 1) * chunk)
             surrogate = sum(  # its gradients are those of the loss
-                (value * (gradients[name][rows] if name in _PER_PAIR else gradients[name] / len(chunks))).sum()
+                (value * gradients[name][rows[number][name.startswith(_NEGATIVE)]]).sum()
+                if name in _PER_PAIR
+                else (value * gradients[name]).sum() / len(chunks)
                 for name, value in _loss_inputs(outputs).items()
             )
             accelerator.backward(surrogate)
@@ -100,6 +106,11 @@ def _as_leaves(by_chunk: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     whole = {name: torch.cat([part[name] for part in by_chunk]) for name in by_chunk[0] if name in _PER_PAIR}
     shared = {name: value.clone() for name, value in by_chunk[0].items() if name in _SHARED}
     return {name: value.requires_grad_() for name, value in (whole | shared).items()}
+
+
+def _gradients(loss: torch.Tensor, leaves: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    # A loss of the user's may leave some of them out.
+    return torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
 
 
 def _random_state(devices):

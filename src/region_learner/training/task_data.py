@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_options, load_corpus
-from ..corpora.rows import check_dataset
+from ..corpora.rows import check_dataset, read_negative_captions
 from ..evaluation.provenance import videos_of
 from ..labels import UNKNOWN_LABEL
-from .arguments import DataArguments
+from .arguments import UNLABELLED_TASKS, DataArguments
 from .collator import needed_columns
 from .data import CorpusPart
 from .training_arguments import RegionLearnerTrainingArguments
@@ -66,10 +66,12 @@ class RunData:
         for part in self.parts:
             rows: Iterable[dict[str, Any]] = itertools.islice(part.dataset, _ROWS_FOR_TOKENIZER)
             if not part.streamed:
-                columns = set(part.dataset.column_names) & {"captions", "question"}
+                columns = set(part.dataset.column_names) & {"captions", "question", "negative_captions"}
                 rows = part.dataset.select_columns(sorted(columns))
             for row in rows:
                 yield from [row["question"]] if task == "question_answering" else row["captions"]
+                if task in UNLABELLED_TASKS:
+                    yield from read_negative_captions(row.get("negative_captions"))
 
     def labels(self, task: str, max_answers: int) -> list[str]:
         """
