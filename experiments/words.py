@@ -8,6 +8,7 @@ two objects are told apart from the right one; and how many objects the phrases 
 one line of OUTPUT/SETTING_words.jsonl. What is recorded there is not measured again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
         corpus: the directory where [`prepare`] put the decoded clips.
 
     Returns:
-        `row`, `seed`, and in percent: `single`, R@1 of the single vectors; with `token_dim`, `tokens` and `reranked`,
-        R@1 of tokens alone and of the sum of both logits; `exchanged` and `exchanged_reranked`, the share of pairs of
-        captions that are told apart, over all and by aspect; with `token_dim`, `where`, see [`grounding_accuracy`].
+        `row`, `seed` and `weights`, a digest of the file. In percent: `single`, R@1 of the single vectors; with
+        `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `exchanged` and
+        `exchanged_reranked`, the share of pairs of captions that are told apart, over all and by aspect; with
+        `token_dim`, `where`, see [`grounding_accuracy`].
     """
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
@@ -51,7 +53,7 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
         videos = _embed([model(pixel_values_videos=some) for some in batches(model, processor, test)], "video")
     owners, captions = zip(*test.captions())
     texts = _embed_texts(model, processor, captions)
-    found: dict[str, Any] = {"row": row.name, "seed": seed}
+    found: dict[str, Any] = {"row": row.name, "seed": seed, "weights": _digest(weights)}
     scores = {"single": texts["embeds"] @ videos["embeds"].T / float(model.temperature)}
     if "token_embeds" in videos:
         scores["tokens"] = _token_scores(texts, videos) / float(model.token_temperature)
@@ -63,6 +65,10 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _exchanged(setting, model, processor, test, videos)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _exchanged(setting: Setting, model, processor, test: Split, videos: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -208,11 +214,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setting, rows = SETTINGS[options.setting], rows_of(name.strip() for name in options.rows.split(","))
     path = options.output / f"{options.setting}_words.jsonl"
-    done = {(run["row"], run["seed"]) for run in read_runs(path)}
+    done = {(run["row"], run["seed"]): run["weights"] for run in read_runs(path)}
     for row in rows:
         for weights in sorted((options.output / "weights" / options.setting).glob(f"{row.name}-*.safetensors")):
             seed = int(weights.stem.rpartition("-")[2])
-            if weights.stem == f"{row.name}-{seed}" and (row.name, seed) not in done:
+            if weights.stem != f"{row.name}-{seed}":  # of a row whose name begins in the same way
+                continue
+            recorded = done.get((row.name, seed), "")
+            if recorded and recorded != _digest(weights):
+                parser.exit(1, f"{path}: {row.name}, seed {seed}, was trained again since: remove its line.\n")
+            if not recorded:
                 add_run(path, measure(setting, row, seed, weights, setting.clips_in(options.output)))
     found = read_runs(path)
     print(word_table(found, rows))

@@ -11,13 +11,14 @@ import torch
 from scipy import stats
 
 from experiments import ablation, render, runs, seeds, words
-from experiments.clips import ClipsInMemory, CollatorInMemory, Split, prepare
+from experiments.clips import SPLITS, ClipsInMemory, CollatorInMemory, Split, prepare
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
 from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
 from experiments.training import _losses, new_model, train_and_measure
 from region_learner import load_corpus
+from region_learner.corpora import load_masks
 from region_learner.files import locked
 
 pytestmark = pytest.mark.slow
@@ -163,6 +164,27 @@ def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
         Split.load(TOY, tmp_path, "val")
 
 
+def test_drawn_clips_are_those_of_the_corpus_without_a_codec(prepared, tmp_path):
+    drawn = dataclasses.replace(TOY, drawn=True)
+    prepare(drawn, tmp_path)
+    for name in SPLITS:
+        ours, theirs = Split.load(drawn, tmp_path, name), Split.load(TOY, prepared, name)
+        columns = ("video_id", "captions", "objects", "index")
+        assert [[row[key] for key in columns] for row in ours.rows] == [
+            [row[key] for key in columns] for row in theirs.rows
+        ]
+        assert 0 < abs(ours.frames.astype(int) - theirs.frames).mean() < 4  # what the codec changes
+        new = ("captions", "negative_captions", "options", "answer", "aspect")
+        assert [[pair[key] for key in new] for pair in ours.pairs(drawn, name)] == [
+            [pair[key] for key in new] for pair in theirs.pairs(TOY, name)
+        ]
+    for one, other in zip(ours.rows, theirs.rows):
+        assert np.array_equal(load_masks(one), load_masks(other))
+        assert np.array_equal(one["video"], ours.frames[one["index"]])
+    with pytest.raises(ValueError, match="drawn=True is for moving_shapes"):
+        dataclasses.replace(SETTINGS["letters"], drawn=True)
+
+
 def test_the_same_seeds_give_the_same_run(prepared):
     pairs = [(3, None), (3, 3), (4, None), (3, 4)]  # of weights and of data
     same, again, *others = (
@@ -275,6 +297,13 @@ def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
         assert one.get("where", {"chance_pointing": 7})["chance_pointing"] > 0
     words.main(arguments)  # nothing is measured again
     assert capsys.readouterr().out == printed
+    weights = tmp_path / "weights" / "toy"
+    kept = (weights / "cells-1.safetensors").read_bytes()
+    (weights / "cells-1.safetensors").write_bytes((weights / "cells-0.safetensors").read_bytes())
+    with pytest.raises(SystemExit):
+        words.main(arguments)
+    assert "cells, seed 1, was trained again since: remove its line." in capsys.readouterr().err
+    (weights / "cells-1.safetensors").write_bytes(kept)
     of = {name: [one for one in found if one["row"] == name] for name in names}
     expected = np.mean([a["reranked"] - b["single"] for a, b in zip(of["queries"], of["decoupled"])])
     line = next(line for line in printed.splitlines() if "decoupled (the default)" in line and "queries" in line)
