@@ -526,18 +526,19 @@ def test_the_page_needs_nothing_else():
 
 def test_strangers_text_stays_text():
     evil = """"><script>alert('1')</script><img src=x onerror="alert(2)">&amp;"""
-    result = Result(evil, 0.5, a_strip(0), a_strip(1), [evil] * (CAPTIONS_SHOWN + 1), True, evil)
+    result = Result(evil, 0.5, a_strip(0), a_strip(1), [evil] * (CAPTIONS_SHOWN + 1), True, evil, [(evil, a_strip(2))])
     metrics = Table([evil, evil], [[evil, evil]], evil)
     page = Page(evil, evil, [(evil, evil)], metrics, queries=[Query(evil, [result], evil)], score_name=evil)
     reader = PageReader(render_page(page))
 
     assert not reader.attributes("script")
-    assert len(reader.attributes("img")) == 2
+    assert len(reader.attributes("img")) == 3
     assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
-    # 2 titles, subtitle, 2 facts, 2 headers, 2 cells, caption, query, note, 5 of the result, the name of the score
+    # 2 titles, subtitle, 2 facts, 2 headers, 2 cells, caption, query, note, 5 of the result, its phrase, name of the score
     flat = " ".join(evil.split())
-    assert reader.all_text().count(flat) == 2 + 1 + 2 + 2 + 2 + 1 + 1 + 1 + (2 + CAPTIONS_SHOWN + 1) + 1
+    assert reader.all_text().count(flat) == 2 + 1 + 2 + 2 + 2 + 1 + 1 + 1 + (2 + CAPTIONS_SHOWN + 1) + 1 + 1
     assert reader.attributes("img")[0]["alt"] == f"Frames of {evil}: {evil}"
+    assert reader.attributes("img")[2]["alt"] == f"Frames of {evil} with a heat map of {evil}"
 
 
 def test_sections_without_content_are_left_out():

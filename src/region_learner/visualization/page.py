@@ -43,20 +43,20 @@ class Result:
         score: similarity of clip and query, see `Page.score_name`; a string is shown as it is.
         strip: its frames side by side, see `frame_strip`.
         regions: the same frames with regions drawn over them, of the same size.
-        phrases: phrases of the query, each with frames over which a heat map shows where it is.
         captions: captions that the clip has in its corpus.
         correct: whether it is the clip that was searched for; None if that is not known.
         note: one more line, for example a time span.
+        phrases: phrases of the query, each with frames over which a heat map shows where it is.
     """
 
     title: str
     score: float | str
     strip: Image.Image | None = None
     regions: Image.Image | None = None
-    phrases: Sequence[tuple[str, Image.Image]] = ()
     captions: Sequence[str] = ()
     correct: bool | None = None
     note: str = ""
+    phrases: Sequence[tuple[str, Image.Image]] = ()
 
 
 @dataclass(frozen=True)
