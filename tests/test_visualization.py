@@ -534,7 +534,8 @@ def test_strangers_text_stays_text():
     assert not reader.attributes("script")
     assert len(reader.attributes("img")) == 3
     assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
-    # 2 titles, subtitle, 2 facts, 2 headers, 2 cells, caption, query, note, 5 of a result, its phrase, name of the score
+    # 2 titles, subtitle, 2 facts, 2 headers, 2 cells, caption, query, note, 5 of the result and its phrase, name of
+    # the score
     flat = " ".join(evil.split())
     assert reader.all_text().count(flat) == 2 + 1 + 2 + 2 + 2 + 1 + 1 + 1 + (2 + CAPTIONS_SHOWN + 1) + 1 + 1
     assert reader.attributes("img")[0]["alt"] == f"Frames of {evil}: {evil}"
