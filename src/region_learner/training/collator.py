@@ -65,8 +65,8 @@ class RegionLearnerCollator:
     `features` what a backbone has computed of them, (B, T, 1 + N, D). The task decides on the rest:
 
     - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
-      train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of each row
-      gives `negative_input_ids` and so on.
+      train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of them
+      per row becomes a row of `negative_input_ids` and `negative_attention_mask`.
     - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
       options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
       `labels` (B,), which of them is right.
