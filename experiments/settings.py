@@ -139,7 +139,7 @@ _MAIN = [
     Row("aggregation", "paper, without interaction", _with(_PAPER, interaction_layers=0)),
     Row("paper", "paper", _PAPER),
     Row("paper_motion", "paper, with motion excitation", _with(_PAPER, motion_excitation=True)),
-    Row("decoupled", "decoupled (the default)", _DECOUPLED),
+    Row("decoupled", "decoupled", _DECOUPLED),
     # The mask of a single region is the whole frame, and the mask loss a constant.
     Row(
         "decoupled_1_region",
