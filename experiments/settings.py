@@ -217,6 +217,7 @@ _WORDS = [
     ),
     Row("queries_1", "a single query", _with(_QUERIES, num_regions=1), "queries", _TOKENS | _PHRASES),
     Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
+    Row("queries_36", "36 queries", _with(_QUERIES, num_regions=36), "queries", _TOKENS | _PHRASES),
     Row(
         "queries_codes",
         "queries that look at codes",
@@ -341,7 +342,7 @@ WORD_CONTRASTS = [
     ("queries", "all_patches"),
     ("queries", "cells"),
     ("queries", "frame_cells"),
-    ("queries", "tubes"),
+    ("queries_36", "tubes"),
     ("queries", "random_patches"),
     ("queries", "clusters"),
     ("queries", "convolution"),
