@@ -56,7 +56,7 @@ def test_masks_and_codes_are_in_the_places_of_the_kept_patches(options):
 
 
 def test_the_masks_of_queries_are_those_of_the_kept_patches():
-    model = frozen(tiny_video_model(**QUERIES, region_layer=None, patch_dropout=0.5)).double()
+    model = frozen(tiny_video_model(**QUERIES | {"region_layer": None}, patch_dropout=0.5).double())
     videos = clips(frames=3).double()
     kept = kept_patches(2, GRID**2 // 2, seed=1)
     torch.manual_seed(1)
@@ -121,7 +121,7 @@ def test_every_parameter_gets_a_gradient_also_with_checkpointing(options):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = tiny_model(video_config=options | {"patch_dropout": 0.5}, token_dim=8)
+        model = tiny_model(**options, patch_dropout=0.5, token_dim=8)
         frozen(model.video_model)
         model.train()
         if checkpointing:
