@@ -59,7 +59,7 @@ from transformers import (
 from transformers.models.videoprism.modeling_videoprism import VideoPrismVideoModel
 
 from model import machine
-from plain import PlainVideoTower
+from plain import PlainQuantizer, PlainVideoTower
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig
 
 # Video towers, text tower and the side of frames. "tiny" is for trying the script out.
@@ -247,6 +247,9 @@ class Runner:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         elif dtype == "bf16":
             self.model, self.clips = self.model.bfloat16(), self.clips.bfloat16()
+            for module in self.model.modules():
+                if isinstance(module, PlainQuantizer):  # ours keeps its statistics in float32 by itself
+                    module.float()
         self.called: Callable[..., torch.Tensor] = self.model if train else self.model.embed  # type: ignore[assignment]
         if suffix:
             self.called = torch.compile(self.called, mode={"compile": None, "graphs": "reduce-overhead"}[suffix])
@@ -269,7 +272,10 @@ class Runner:
     def flops(self) -> int:
         """Returns the arithmetic of one call, without the optimizer."""
         with FlopCounterMode(display=False) as counter:
-            self.plain_call()
+            if self.train:
+                self.plain_call()
+            else:
+                self.called(self.clips)  # the counter's hooks need gradients
         return counter.get_total_flops()
 
     def plain_call(self) -> None:
@@ -278,7 +284,8 @@ class Runner:
             self.forward_backward()
             self.optimizer.zero_grad()
         else:
-            self()
+            with torch.no_grad():  # inference mode would hide which operators a matrix product calls
+                self.called(self.clips)
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, times: int = 1) -> float:
@@ -324,8 +331,9 @@ def _arguments(described: tuple, device: torch.device) -> Any:
     leaves, spec = described
 
     def tensor(shape, stride, dtype):
-        made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-        return made.normal_() if dtype.is_floating_point else made.zero_()
+        places = 1 + sum((size - 1) * step for size, step in zip(shape, stride))
+        made = torch.empty(places, dtype=dtype, device=device)
+        return (made.normal_() if dtype.is_floating_point else made.zero_()).as_strided(shape, stride)
 
     return tree_unflatten(
         [tensor(*leaf[1:]) if isinstance(leaf, tuple) and leaf[:1] == ("tensor",) else leaf for leaf in leaves], spec
