@@ -1,8 +1,9 @@
 """The clips of a setting, decoded once and held in memory."""
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +24,18 @@ from .settings import Setting
 SPLITS = ("train", "val", "test")
 
 
-def prepare(setting: Setting, directory: Path) -> None:
+def unseen(setting: Setting) -> Setting | None:
+    """
+    Returns a setting whose split "test_unseen" shows combinations of shape and color that no other split shows, with
+    as many clips as the test split of `setting`; or None if its corpus has no such split.
+    """
+    if setting.corpus != "moving_shapes":
+        return None
+    sizes = {"train": 1, "val": 0, "test": 0, "test_unseen": setting.options["test"]}
+    return replace(setting, options=setting.options | sizes)
+
+
+def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -> None:
     """
     Generates the corpus and, unless the setting takes clips as drawn, decodes it, once for all runs:
     `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which says which
@@ -40,7 +52,7 @@ def prepare(setting: Setting, directory: Path) -> None:
     else:
         directory.mkdir(parents=True, exist_ok=True)
         label.write_text(json.dumps(described) + "\n", encoding="utf-8")
-    for split in SPLITS:
+    for split in splits:
         target = directory / f"{split}.npy"
         if not target.exists():
             unfinished = target.with_suffix(".partial.npy")

@@ -11,7 +11,7 @@ from torch import nn
 from region_learner.evaluation.region_baselines import grid_masks, kmeans
 from region_learner.modeling_region_learner import RegionLearnerQueries
 
-_ROUNDS = 3  # of slot attention
+_ROUNDS = 2  # of slot attention in each frame
 _KMEANS_ITERATIONS = 10
 
 
@@ -24,76 +24,94 @@ class _Gathering(RegionLearnerQueries):
 
 
 class Cells(_Gathering):
-    """Each vector is the mean over a cell of one frame: the same grid in all frames."""
+    """Each vector is a cell of the same grid in all frames."""
 
-    def attend(self, features, frame_mask=None):
+    def attend(self, features):
+        batch, frames, height, width, _ = features.shape
+        cells = grid_masks(self.queries.shape[1], height, width).flatten(1).to(features.device)  # (cells, h * w)
+        return (cells / cells.sum(1, keepdim=True)).expand(batch, 1, frames, -1, -1)
+
+
+class FrameCells(_Gathering):
+    """Each vector is a cell of one frame, the same grid in all frames: fewer and larger cells than [`Cells`]."""
+
+    def attend(self, features):
         batch, frames, height, width, _ = features.shape
         per_frame, left = divmod(self.queries.shape[1], frames)
         if left:
             raise ValueError(f"{self.queries.shape[1]} cells cannot be {frames} equal grids.")
         cells = grid_masks(per_frame, height, width).flatten(1).to(features.device)  # (cells, h * w)
-        weights = torch.block_diag(*[cells / cells.sum(1, keepdim=True)] * frames)
-        return weights.expand(batch, 1, -1, -1)
+        weights = torch.block_diag(*[frames * cells / cells.sum(1, keepdim=True)] * frames)  # (S, T * h * w)
+        return weights.unflatten(1, (frames, -1)).transpose(0, 1).expand(batch, 1, -1, -1, -1)
 
 
 class RandomPatches(_Gathering):
-    """Each vector is a patch of the clip: others in each step of training, evenly drawn once for evaluation."""
+    """
+    Each vector is a patch, in the same place in all frames: in others in each step of training, evenly drawn once for
+    evaluation.
+    """
 
-    def attend(self, features, frame_mask=None):
-        batch, patches = len(features), features.shape[1:4].numel()
+    def attend(self, features):
+        batch, frames, height, width, _ = features.shape
         generator = None if self.training else torch.Generator().manual_seed(0)
-        order = torch.rand(batch, patches, generator=generator).argsort(1)[:, : self.queries.shape[1]]
-        return F.one_hot(order, patches).float().to(features.device)[:, None]
+        order = torch.rand(batch, height * width, generator=generator).argsort(1)[:, : self.queries.shape[1]]
+        places = F.one_hot(order, height * width).float().to(features.device)
+        return places[:, None, None].expand(-1, 1, frames, -1, -1)
 
 
 class Clusters(_Gathering):
-    """Each vector is the mean of a cluster: k-means over the patches of each clip."""
+    """Each vector is a cluster, by k-means over the patches of each clip: the mean of its members in each frame."""
 
-    def attend(self, features, frame_mask=None):
-        count = self.queries.shape[1]
+    def attend(self, features):
+        count, frames = self.queries.shape[1], features.shape[1]
         values = F.layer_norm(features.detach().flatten(1, 3).float(), features.shape[-1:])
         clusters = kmeans(values, count, iterations=_KMEANS_ITERATIONS)
-        members = F.one_hot(clusters, count).float().transpose(1, 2)  # (B, S, n)
+        members = F.one_hot(clusters, count).float().unflatten(1, (frames, -1)).transpose(2, 3)  # (B, T, S, h * w)
         return (members / members.sum(-1, keepdim=True).clamp(min=1))[:, None]
 
 
 class Convolution(_Gathering):
-    """Masks by a 3 x 3 convolution, as in the paper, with a softmax over the positions of the clip."""
+    """Masks by a 3 x 3 convolution, as in the paper, with a softmax over the positions of a frame."""
 
     def __init__(self, config):
         super().__init__(config)
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1)
 
-    def attend(self, features, frame_mask=None):
+    def attend(self, features):
         batch, frames = features.shape[:2]
         logits = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).float()  # (B * T, S, h, w)
-        return logits.flatten(2).unflatten(0, (batch, frames)).transpose(1, 2).flatten(2).softmax(-1)[:, None]
+        return logits.flatten(2).unflatten(0, (batch, frames)).softmax(-1)[:, None]
 
 
 class Slots(RegionLearnerQueries):
-    """Slot attention (arXiv 2006.15055): slots compete for each patch, and look again after each round."""
+    """
+    Slot attention (arXiv 2006.15055): slots compete for each patch, and look again after each round. The slots of a
+    frame are those that the next one begins with (arXiv 2111.12594).
+    """
 
     def __init__(self, config):
         super().__init__(config)
         self.num_heads = 1
         self.update = nn.GRUCell(config.hidden_size, config.hidden_size)
 
-    def attend(self, features, frame_mask=None):
-        patches = self.key_norm(features.flatten(1, 3))  # (B, n, D)
-        keys, values = self.k_proj(patches), self.v_proj(patches)
-        slots = self.queries.expand(len(features), -1, -1)
-        for _ in range(_ROUNDS):
-            scores = self.q_proj(self.query_norm(slots)) @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5
-            shares = scores.float().softmax(1) + 1e-8  # of each patch, over slots
-            weights = shares / shares.sum(-1, keepdim=True)
-            gathered = weights.to(values.dtype) @ values
-            with torch.autocast(features.device.type, enabled=False):
-                slots = self.update(gathered.float().flatten(0, 1), slots.float().flatten(0, 1)).view_as(slots)
-        return weights[:, None]
+    def attend(self, features):
+        slots, found = self.queries.expand(len(features), -1, -1), []
+        for frame in self.key_norm(features.flatten(2, 3)).unbind(1):  # (B, h * w, D)
+            keys, values = self.k_proj(frame), self.v_proj(frame)
+            for _ in range(_ROUNDS):
+                scores = self.q_proj(self.query_norm(slots)) @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5
+                shares = scores.float().softmax(1) + 1e-8  # of each patch, over slots
+                weights = shares / shares.sum(-1, keepdim=True)
+                gathered = weights.to(values.dtype) @ values
+                with torch.autocast(features.device.type, enabled=False):
+                    slots = self.update(gathered.float().flatten(0, 1), slots.float().flatten(0, 1)).view_as(slots)
+            found.append(weights)
+        return torch.stack(found, 1)[:, None]
 
 
 GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "cells": Cells,
+    "frame_cells": FrameCells,
     "random_patches": RandomPatches,
     "clusters": Clusters,
     "convolution": Convolution,

@@ -22,7 +22,7 @@ from region_learner.inference import evaluation_mode
 from region_learner.modeling_region_learner import word_region_similarity
 
 from .ablation import argument_parser
-from .clips import Split
+from .clips import Split, prepare, unseen
 from .runs import add_run, read_runs
 from .settings import SETTINGS, TABLES, WORD_CONTRASTS, Row, Setting, rows_of
 from .tables import interval, markdown
@@ -42,29 +42,43 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
 
     Returns:
         `row`, `seed` and `weights`, a digest of the file. In percent: `single`, R@1 of the single vectors; with
-        `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `exchanged` and
+        `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `unseen`, the same
+        for combinations of shape and color that training does not have (`moving_shapes`); `exchanged` and
         `exchanged_reranked`, the share of pairs of captions that are told apart, over all and by aspect; with
         `token_dim`, `where`, see [`grounding_accuracy`].
     """
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
     load_model(model, str(weights))
-    with evaluation_mode(model):
-        videos = _embed([model(pixel_values_videos=some) for some in batches(model, processor, test)], "video")
-    owners, captions = zip(*test.captions())
-    texts = _embed_texts(model, processor, captions)
     found: dict[str, Any] = {"row": row.name, "seed": seed, "weights": _digest(weights)}
-    scores = {"single": texts["embeds"] @ videos["embeds"].T / float(model.temperature)}
-    if "token_embeds" in videos:
-        scores["tokens"] = _token_scores(texts, videos) / float(model.token_temperature)
-        scores["reranked"] = scores["single"] + scores["tokens"]
-    for name, matrix in scores.items():
-        entries = torch.eye(len(test.rows))
-        found[name] = retrieval_metrics(matrix, entries, owners, range(len(test.rows)))["t2v_R@1"]
+    videos = _embed_videos(model, processor, test)
+    found |= _recall(model, processor, test, videos)
+    if (other := unseen(setting)) is not None:
+        directory = corpus.with_name(f"{corpus.name}_unseen")
+        prepare(other, directory, ["test_unseen"])
+        clips = Split.load(other, directory, "test_unseen")
+        found["unseen"] = _recall(model, processor, clips, _embed_videos(model, processor, clips))
     if "token_embeds" in videos:
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _exchanged(setting, model, processor, test, videos)
+
+
+def _recall(model, processor, split: Split, videos: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Returns R@1 of the captions of a split, in percent, by each score of the model."""
+    owners, captions = zip(*split.captions())
+    texts = _embed_texts(model, processor, captions)
+    scores = {"single": texts["embeds"] @ videos["embeds"].T / float(model.temperature)}
+    if "token_embeds" in videos:
+        scores["tokens"] = _token_scores(texts, videos) / float(model.token_temperature)
+        scores["reranked"] = scores["single"] + scores["tokens"]
+    entries, ids = torch.eye(len(split.rows)), range(len(split.rows))
+    return {name: retrieval_metrics(matrix, entries, owners, ids)["t2v_R@1"] for name, matrix in scores.items()}
+
+
+def _embed_videos(model, processor, split: Split) -> dict[str, torch.Tensor]:
+    with evaluation_mode(model):
+        return _embed([model(pixel_values_videos=some) for some in batches(model, processor, split)], "video")
 
 
 def _digest(path: Path) -> str:
@@ -150,15 +164,15 @@ def _paired_token_scores(
 
 def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
     """Returns the measurements as a table: means over seeds, with 95 % intervals."""
-    lines = []
+    lines, columns = [], _columns(found)
     for row in rows:
         of_row = [one for one in found if one["row"] == row.name]
         if of_row:
             cells = [
-                _cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in _COLUMNS
+                _cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
             ]
             lines.append([row.label, str(len(of_row)), *cells])
-    return markdown(["model", "seeds", *_COLUMNS.values()], lines)
+    return markdown(["model", "seeds", *columns.values()], lines)
 
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
@@ -168,16 +182,16 @@ def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[st
     """
     labels = {row.name: row.label for row in TABLES["words"]}
     of = {(one["row"], one["seed"]): one for one in found}
-    lines = []
+    lines, columns = [], _columns(found)
     for name, other in contrasts:
         seeds = [seed for row, seed in of if row == name and (other, seed) in of]
         cells = []
-        for names in _COLUMNS:
+        for names in columns:
             pairs = [[_value(of[row, seed], names, fall_back=True) for row in (name, other)] for seed in seeds]
             cells.append(_cell([a - b for a, b in pairs if a is not None and b is not None], sign="+"))
         if seeds:
             lines.append([labels[name], labels[other], str(len(seeds)), *cells])
-    return markdown(["model", "compared with", "pairs", *_COLUMNS.values()], lines, texts=2) if lines else None
+    return markdown(["model", "compared with", "pairs", *columns.values()], lines, texts=2) if lines else None
 
 
 # What is measured, as the path to a value, and the head of its column.
@@ -185,11 +199,17 @@ _COLUMNS = {
     ("single",): "R@1",
     ("tokens",): "by tokens",
     ("reranked",): "re-ranked",
+    ("unseen", "single"): "unseen",
     ("exchanged", "all"): "exchanged",
     ("exchanged_reranked", "all"): "exchanged, re-ranked",
     ("where", "pointing"): "where",
     ("where", "iou"): "where, IoU",
 }
+
+
+def _columns(found: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], str]:
+    """Returns the columns of which any run has a value."""
+    return {names: head for names, head in _COLUMNS.items() if any(_value(one, names) is not None for one in found)}
 
 
 def _value(one: dict[str, Any], names: Sequence[str], fall_back: bool = False) -> float | None:

@@ -426,20 +426,20 @@ def test_sizes_that_do_not_fit_together_are_refused():
 
 def test_the_command_line_merges_into_the_mappings_of_a_recipe(caplog):
     caplog.set_level(logging.INFO, "region_learner")
-    given = {"num_regions": 4, "codebook_size": None, "region_options": {"pooling": "max"}}
+    given = {"num_regions": 4, "region_layer": None, "region_options": {"pooling": "max"}}
     argv = ["small_from_scratch", f"--video_config={json.dumps(given)}", "--seed=3", "--learning_rate=1e-3"]
     of_recipe, _, _ = parse_arguments(["small_from_scratch"])
     assert not caplog.records
     model, _, _ = parse_arguments([*argv, '--config={"loss": "sigmoid"}'])
-    sizes = {name: value for name, value in of_recipe.video_config.items() if name != "codebook_size"}
+    sizes = {name: value for name, value in of_recipe.video_config.items() if name != "region_layer"}
     assert model.video_config == sizes | {"num_regions": 4, "region_options": {"pooling": "max"}}
     assert model.config == of_recipe.config | {"loss": "sigmoid"}
     assert model.text_config == of_recipe.text_config
     assert [record.getMessage() for record in caplog.records] == [
         'Changed in the recipe: config.loss default -> "sigmoid"',
-        "Changed in the recipe: video_config.num_regions 8 -> 4",
+        "Changed in the recipe: video_config.num_regions 12 -> 4",
         'Changed in the recipe: video_config.region_options default -> {"pooling": "max"}',
-        "Changed in the recipe: video_config.codebook_size 256 -> default",
+        "Changed in the recipe: video_config.region_layer 1 -> default",
         "Changed in the recipe: seed 0 -> 3",
     ]
     assert parse_arguments([*argv, "--video_config=none"])[0].video_config is None

@@ -66,8 +66,8 @@ def test_the_masks_of_queries_are_those_of_the_kept_patches():
             patches = naive.encoder(model, clip, its)[1:].view(1, 3, 1, len(its), -1)
             if model.temporal_embeddings is not None:
                 patches = patches + model.temporal_embeddings[:, :3, None, None]
-            weights = model.region_module.aggregation.attend(patches).mean((0, 1))  # (S, T * n)
-            expected = (weights * weights.shape[1]).view(-1, 3, len(its)).transpose(0, 1)
+            weights = model.region_module.aggregation.attend(patches).mean((0, 1))  # (T, S, n)
+            expected = weights * len(its)
             torch.testing.assert_close(mask.flatten(2)[:, :, its], expected)
 
 

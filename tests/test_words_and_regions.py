@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.fft import dct
 
 from region_learner import (
     RegionLearnerConfig,
@@ -132,21 +133,28 @@ def test_hidden_states_are_returned_only_if_asked_for():
     assert len(model(**texts(2), output_hidden_states=True).text_model_output.hidden_states) == 3
 
 
-def literal_queries(module, patches: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regions (S, D) and attention (S, n) of one clip's `patches` (n, D): one query and one head at a time."""
+def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regions (S, D) and attention (S, T, n) of one clip (T, n, D): one query, one frame and one head at a time."""
     regions, attention = [], []
     for query in module.queries[0]:
-        gathered, weights = [], []
-        for q, k, v in zip(
-            module.q_proj(module.query_norm(query)).chunk(heads),
-            module.k_proj(module.key_norm(patches)).chunk(heads, dim=-1),
-            module.v_proj(module.value_norm(patches)).chunk(heads, dim=-1),
-        ):
-            weights.append(((k @ q) / len(q) ** 0.5).softmax(0))
-            gathered.append(weights[-1] @ v)
-        region = query + module.out_proj(torch.cat(gathered))
+        found, looked = [], []
+        for patches in frames:
+            gathered, weights = [], []
+            for q, k, v in zip(
+                module.q_proj(module.query_norm(query)).chunk(heads),
+                module.k_proj(module.key_norm(patches)).chunk(heads, dim=-1),
+                module.v_proj(module.value_norm(patches)).chunk(heads, dim=-1),
+            ):
+                weights.append(((k @ q) / len(q) ** 0.5).softmax(0))
+                gathered.append(weights[-1] @ v)
+            found.append(torch.cat(gathered))
+            looked.append(torch.stack(weights).mean(0))
+        # SciPy's orthonormal transform has a factor of 1 / sqrt(T) where ours are means.
+        transformed = torch.from_numpy(dct(torch.stack(found).numpy(), axis=0, norm="ortho")) / len(frames) ** 0.5
+        moments = F.pad(transformed[:4], (0, 0, 0, max(0, 4 - len(frames))))
+        region = query + module.out_proj(moments.flatten())
         regions.append(region + module.fc2(F.gelu(module.fc1(module.mlp_norm(region)))))
-        attention.append(torch.stack(weights).mean(0))
+        attention.append(torch.stack(looked))
     return torch.stack(regions), torch.stack(attention)
 
 
@@ -154,9 +162,9 @@ def test_phrases_and_queries_start_at_the_scale_of_their_width():
     model = RegionLearnerModel(tiny_model(token_dim=8, phrase_window=5, **QUERIES).config)
     queries = model.video_model.region_module.aggregation
     layers = {
-        32: [queries.q_proj, queries.out_proj, queries.fc1, model.phrase_mlp.fc1, model.text_tokens.embed],
+        32: [queries.q_proj, queries.fc1, model.phrase_mlp.fc1, model.text_tokens.embed],
         64: [queries.fc2],
-        128: [model.phrase_mlp.fc2],
+        128: [model.phrase_mlp.fc2, queries.out_proj],
         160: [model.phrases.conv],
     }
     for inputs, some in layers.items():
@@ -204,16 +212,16 @@ def test_the_maximum_of_the_last_patches(fusion):
 QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}
 
 
-@pytest.mark.parametrize("layer", [0, 1, None])
-def test_regions_of_queries(layer):
-    model = tiny_model(token_dim=8, region_layer=layer, **QUERIES)
+@pytest.mark.parametrize(("layer", "frames"), [(0, 4), (1, 1), (1, 2), (None, 3), (None, 7)])
+def test_regions_of_queries(layer, frames):
+    model = tiny_model(token_dim=8, region_layer=layer, num_frames=frames, **QUERIES)
     with torch.no_grad():
-        outputs = model(pixel_values_videos=clips(2), output_hidden_states=True).video_model_output
+        outputs = model(pixel_values_videos=clips(2, frames), output_hidden_states=True).video_model_output
         for row in range(2):
-            patches = outputs.hidden_states[2 if layer is None else layer][row, 1:]
+            patches = outputs.hidden_states[2 if layer is None else layer][row, 1:].unflatten(0, (frames, 16))
             regions, attention = literal_queries(model.video_model.region_module.aggregation, patches, heads=4)
             torch.testing.assert_close(outputs.region_states[row], regions, rtol=1e-4, atol=1e-4)
-            masks = (attention * 64).view(5, 4, 4, 4).transpose(0, 1)
+            masks = (attention * 16).view(5, frames, 4, 4).transpose(0, 1)
             torch.testing.assert_close(outputs.region_masks[row], masks, rtol=1e-4, atol=1e-4)
         # The clip is the last CLS state and the maximum of the regions.
         states = model.video_model.layernorm(torch.cat([outputs.hidden_states[-1][:, :1], outputs.region_states], 1))
@@ -244,7 +252,17 @@ def test_masked_frames_do_not_change_queries(fusion):
     masked = model(videos, frame_mask=torch.tensor([[1, 1, 1, 0]] * 2))
     torch.testing.assert_close(masked.pooler_output, alone.pooler_output)
     torch.testing.assert_close(masked.region_states, alone.region_states)
+    torch.testing.assert_close(masked.region_masks[:, :3], alone.region_masks)
     assert (masked.region_masks[:, 3] == 0).all()
+
+
+def test_a_masked_frame_in_the_middle_is_no_time_that_passes():
+    model = tiny_video_model(**QUERIES).region_module.double()
+    features = torch.randn(1, 4, 4, 4, 32, dtype=torch.float64)
+    states, masks, *_ = model(features, torch.tensor([[True, False, True, True]]))
+    expected, their_masks, *_ = model(features[:, [0, 2, 3]])
+    torch.testing.assert_close(states, expected)
+    torch.testing.assert_close(masks[:, [0, 2, 3]], their_masks)
 
 
 def test_queries_of_a_backbone_know_the_order_of_frames():

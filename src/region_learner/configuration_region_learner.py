@@ -351,8 +351,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
         interaction_heads (`int`, defaults to 8): number of attention heads in each of them.
         region_form (`str`, defaults to `"decoupled"`): "decoupled", as above. "paper", as in the paper and the
             reference implementation: the masks have any sign, and the regions are means over positions of mask *
-            quantized feature, which interact in a single attention layer. "queries": learned queries attend to the
-            patches of all frames, so that there are S regions per clip instead of per frame.
+            quantized feature, which interact in a single attention layer. "queries": each of S learned queries
+            attends to the patches of every frame, and a region is what it found over time: there are S regions per
+            clip instead of per frame.
         region_options (`dict`, defaults to `{}`): overrides single options of the form; see [`RegionOptions`].
         motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
             the quantized ones.

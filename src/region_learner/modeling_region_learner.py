@@ -46,6 +46,8 @@ logger = logging.get_logger(__name__)
 
 # How far a revived code lies from the code that it splits, towards a feature of that code.
 _SPLIT = 0.1
+# How many cosine moments over time a region of queries has.
+_MOMENTS = 4
 
 # Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
 _DISTANCES_AT_ONCE = 2**24
@@ -899,10 +901,30 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
             return (total - between.sum(1)).clamp(min=0) / total.clamp(min=1e-6)
 
 
+def _cosines(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Returns what the frames of `found` (B, H, T, S, d) are multiplied by for their cosine moments,
+    (B or 1, moments, T): for the first, the mean over real frames. `frame_mask`: (B, T). Masked frames do not count,
+    not even as time that passes.
+    """
+    dtype = torch.promote_types(found.dtype, torch.float32)
+    real = found.new_ones(1, found.shape[2], dtype=dtype) if frame_mask is None else frame_mask.to(dtype)
+    count = real.sum(1)[:, None, None].clamp(min=1)
+    time = (real.cumsum(1)[:, None] - 0.5) / count  # (B, 1, T), the middle of each frame, from 0 to 1
+    order = torch.arange(_MOMENTS, device=found.device)[None, :, None]
+    scale = torch.where(order == 0, 1.0, math.sqrt(2))
+    # A clip has no more moments than frames: the others would repeat these.
+    return torch.where(order < count, scale * torch.cos(math.pi * order * time), 0) * real[:, None] / count
+
+
 class RegionLearnerQueries(GradientCheckpointingLayer):
     """
-    Gathers a clip into S regions: learned queries attend to the patches of all frames, as in DETR or a Perceiver. Each
-    follows something through the clip. Not in the original.
+    Gathers a clip into S regions. Each of S learned queries attends to the patches of every frame, as in DETR or a
+    Perceiver, and so follows something through the clip. Not in the original.
+
+    What a query finds in the frames is not averaged, which would lose what was where at which time: a region is made
+    of the first four cosine moments over time (as in a discrete cosine transform), the first of which is the mean.
+    For up to four frames they contain all that was found. They fit clips of any number of frames.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -916,7 +938,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         self.q_proj = RegionLearnerLinear(width, width, bias=False)
         self.k_proj = RegionLearnerLinear(width, width, bias=False)
         self.v_proj = RegionLearnerLinear(width, width, bias=False)
-        self.out_proj = RegionLearnerLinear(width, width)
+        self.out_proj = RegionLearnerLinear(_MOMENTS * width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.fc1 = RegionLearnerLinear(width, config.intermediate_size)
         self.fc2 = RegionLearnerLinear(config.intermediate_size, width)
@@ -932,26 +954,26 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         """
         The queries look for `features` (B, T, h, w, D) and gather `values` (B, T, h, w, D). `frame_mask`: (B, T).
         Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
-        mean of 1 over the clip; and no loss. Queries do not need the `grid` of patch dropout, as patches contain their
-        positions.
+        mean of 1 over each frame, and 0 in masked frames; and no loss. Queries do not need the `grid` of patch
+        dropout, as patches contain their positions.
         """
-        weights = self.attend(features, frame_mask)
-        value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3))))  # (B, H, T * h * w, D / H)
-        gathered = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (B, S, D)
-        regions = self.queries + self.out_proj(gathered)
+        frames, height, width = features.shape[1:4]
+        weights = self.attend(features)
+        value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3)))).unflatten(2, (frames, -1))
+        found = weights.to(value.dtype) @ value  # (B, H, T, S, D / H)
+        basis = _cosines(found, frame_mask).to(found.dtype).expand(len(found), -1, -1)
+        moments = torch.einsum("bmt,bhtsd->bsmhd", basis, found).flatten(2)  # (B, S, moments * D)
+        regions = self.queries + self.out_proj(moments)
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
-        masks = weights.mean(1).unflatten(2, features.shape[1:4]).transpose(1, 2)  # (B, T, S, h, w)
-        return regions, masks * features.shape[1:4].numel(), None
+        masks = weights.mean(1).unflatten(3, (height, width)) * (height * width)
+        return regions, masks if frame_mask is None else masks * frame_mask[:, :, None, None, None], None
 
-    def attend(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the weight of each patch for each query, (B, H, S, T * h * w), 0 in masked frames; the sum is 1."""
+    def attend(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each patch for each query, (B, H, T, S, h * w); the sum over a frame is 1."""
         query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
         key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
         scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
-        if frame_mask is not None:
-            patches = features.shape[2] * features.shape[3]
-            scores = scores + _additive(frame_mask, scores.dtype).repeat_interleave(patches, 1)[:, None, None]
-        return scores.softmax(-1)
+        return scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3).softmax(-1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """Splits the last axis of `x` (B, n, D) into heads: (B, H, n, D / H)."""

@@ -295,6 +295,8 @@ def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
         assert ("tokens" in one) == ("where" in one) == (one["row"] != "decoupled")
         assert 0 <= one["exchanged"]["all"] <= 100
         assert one.get("where", {"chance_pointing": 7})["chance_pointing"] > 0
+        assert one["unseen"].keys() == one.keys() & {"single", "tokens", "reranked"}
+        assert one["unseen"] != {name: one[name] for name in one["unseen"]}  # other clips
     words.main(arguments)  # nothing is measured again
     assert capsys.readouterr().out == printed
     weights = tmp_path / "weights" / "toy"
@@ -306,7 +308,8 @@ def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
     (weights / "cells-1.safetensors").write_bytes(kept)
     of = {name: [one for one in found if one["row"] == name] for name in names}
     expected = np.mean([a["reranked"] - b["single"] for a, b in zip(of["queries"], of["decoupled"])])
-    line = next(line for line in printed.splitlines() if "decoupled (the default)" in line and "queries" in line)
+    compared = "| queries, with phrases and the loss | decoupled |"
+    line = next(line for line in printed.splitlines() if line.startswith(compared))
     assert line.split(" | ")[5].startswith(f"{expected:+.1f} ± ")
     with pytest.raises(ValueError, match="the run of queries, seed 0, had another negatives"):
         runs_of(tmp_path / "toy.jsonl", TOY, [dataclasses.replace(rows_of(["queries"])[0], negatives=True)])
@@ -414,7 +417,7 @@ def test_intervals_are_those_of_scipy():
     # Only seeds that both have are paired.
     uneven = _runs({"frozen": [1.0], "decoupled": [4.0, 5.0]})
     table = model_table(summarize(uneven, rows_of(["frozen", "decoupled"])), {"decoupled": 1.25})
-    assert "| decoupled (the default) | 2 | 4.5 ± 6.4 | +3.0 (1 pair) | 4.5 | 0 k | 1.25 |" in table
+    assert "| decoupled | 2 | 4.5 ± 6.4 | +3.0 (1 pair) | 4.5 | 0 k | 1.25 |" in table
     # A row of the sweeps is compared with the form that it varies.
     uneven = _runs({"frozen": [1.0, 2.0], "decoupled": [4.0], "decoupled_4_regions": [4.5]})
     rows = rows_of(["decoupled", "decoupled_4_regions"])
@@ -434,13 +437,13 @@ def test_tables_of_contrasts_and_masks():
     difference, half = interval([1.0, 3.0])
     contrasts = contrast_table(entries, [("decoupled", "decoupled_no_codes"), ("decoupled", "paper")])
     assert contrasts.splitlines()[2:] == [
-        f"| decoupled (the default) | decoupled, without quantization | 2 | {difference:+.1f} ± {half:.1f} |"
+        f"| decoupled | decoupled, without quantization | 2 | {difference:+.1f} ± {half:.1f} |"
     ]
     assert contrast_table(entries, [("decoupled", "paper")]) is None
     rest = "30.0 ± 0.0 | 31.0 ± 0.0 | 1.0 ± 0.0 |  |"
     half = interval([25.0, 26.0])[1]
     assert mask_table(entries).splitlines()[2:] == [
-        f"| decoupled (the default) | 8 | 25.5 ± {half:.1f} | {rest}",
+        f"| decoupled | 8 | 25.5 ± {half:.1f} | {rest}",
         f"| decoupled, without quantization | 8 | 28.5 ± {half:.1f} | {rest}",
         f"| k-means on the features of the default | 8 | 26.5 ± {half:.1f} | {rest}",
     ]
