@@ -91,7 +91,6 @@ def main():
         root = Path(folder)
         directory = options.directory or root / "clips"
         if options.directory is None:
-            directory.mkdir()
             make_clips(directory, 256, options.clips)
         save_checkpoint(root / "model", options.size)
         index = VideoIndex.create(root / "index", str(root / "model"), options.window, options.stride, options.frames)

@@ -25,11 +25,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    skipped = {}
     if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="slow tier: run with --slow")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+        skipped["slow"] = pytest.mark.skip(reason="slow tier: run with --slow")
+    if not torch.cuda.is_available():
+        skipped["gpu"] = pytest.mark.skip(reason="needs a GPU")
+    for item in items:
+        for name in skipped.keys() & item.keywords:
+            item.add_marker(skipped[name])
 
 
 @pytest.fixture

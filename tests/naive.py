@@ -51,10 +51,13 @@ def tokens(model, clip):
     return torch.stack(rows)
 
 
-def encoder(model, clip):
-    """Tokens of one clip after the last block."""
+def encoder(model, clip, kept=None):
+    """Tokens of one clip after the last block. `kept`: numbers of the patches of each frame that are not left out."""
     x = tokens(model, clip)
     frames = len(clip)
+    if kept is not None:
+        patches = (len(x) - 1) // frames
+        x = torch.stack([x[0], *(x[1 + t * patches + n] for t in range(frames) for n in kept)])
     patches = (len(x) - 1) // frames
     for block in model.layers:
         t = x + divided_attention(_norm(x, block.time_norm), block.time_attention, frames, patches, "time")
@@ -65,22 +68,25 @@ def encoder(model, clip):
     return x
 
 
-def _conv3x3(features, conv, h, w):
-    """(h * w, D) to (h * w, out): a 3 x 3 convolution with zeros around, one position at a time."""
-    grid = F.pad(features.view(h, w, -1), (0, 0, 1, 1, 1, 1))
+def _conv3x3(features, conv, h, w, kept):
+    """(n, D) to (n, out): a 3 x 3 convolution with zeros around and for what is not kept, one position at a time."""
+    grid = features.new_zeros(h + 2, w + 2, features.shape[-1])
+    for n, feature in zip(kept, features):
+        grid[1 + n // w, 1 + n % w] = feature
     rows = []
-    for i in range(h):
-        for j in range(w):
-            window = grid[i : i + 3, j : j + 3].permute(2, 0, 1)  # (D, 3, 3)
-            rows.append((conv.weight * window).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias))
+    for n in kept:
+        i, j = divmod(int(n), w)
+        window = grid[i : i + 3, j : j + 3].permute(2, 0, 1)  # (D, 3, 3)
+        rows.append((conv.weight * window).sum((1, 2, 3)) + (0 if conv.bias is None else conv.bias))
     return torch.stack(rows)
 
 
-def region_module(module, features, h, w):
+def region_module(module, features, h, w, kept=None):
     """
-    `features`: (T, N, D) of one clip. Returns regions (T * S, D), masks (T, S, N), codes (T, N), and the loss if masks
-    are shares of positions.
+    `features`: (T, N, D) of one clip, or (T, n, D) of its `kept` patches. Returns regions (T * S, D), masks (T, S, N),
+    codes (T, N), and the loss if masks are shares of positions.
     """
+    kept = range(h * w) if kept is None else kept
     x, ids, content = features, None, features
     if module.quantizer is not None:
         codes = module.quantizer.embed
@@ -92,12 +98,12 @@ def region_module(module, features, h, w):
         added = []
         for t, frame in enumerate(features):
             difference = frame - features[t - 1] if t else torch.zeros_like(frame)
-            weights = _conv3x3(difference, module.motion_excitation.conv, h, w)[:, 0].softmax(0)
+            weights = _conv3x3(difference, module.motion_excitation.conv, h, w, kept)[:, 0].softmax(0)
             added.append(weights[:, None] * frame)
         x, content = x + torch.stack(added), content + torch.stack(added)
     if module.aggregation is None:
         return x.flatten(0, 1), None, ids, None
-    masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w).T for frame in x])  # (T, S, N)
+    masks = torch.stack([_conv3x3(frame, module.aggregation.conv, h, w, kept).T for frame in x])  # (T, S, N)
     masks = masks.double()
     shares = None
     if module.aggregation.normalization == "positions":
@@ -177,12 +183,12 @@ def _pooled(z, pooling):
     return z[0] + {"cls": 0, "cls_mean": sum(z[1:]) / len(z[1:]), "cls_max": z[1:].max(0).values}[pooling]
 
 
-def _late_fusion(model, clip, h, w):
+def _late_fusion(model, clip, h, w, kept):
     """Frames encoded one by one; only regions (and motion) know of more than one."""
-    encoded = torch.stack([encoder(model, frame[None]) for frame in clip])  # (T, 1 + N, D)
+    encoded = torch.stack([encoder(model, frame[None], kept) for frame in clip])  # (T, 1 + N, D)
     states = encoded[:, 1:]
     if model.region_module.quantizer or model.region_module.aggregation:
-        states, *_ = region_module(model.region_module, states, h, w)
+        states, *_ = region_module(model.region_module, states, h, w, kept)
         states = states.view(len(clip), -1, states.shape[-1])
     features = []
     for x, own in zip(encoded, states):
@@ -195,14 +201,14 @@ def _late_fusion(model, clip, h, w):
     return linear.weight @ torch.cat(features) + linear.bias
 
 
-def video_feature(model, clip):
-    """The whole video tower on one clip: (D,)."""
+def video_feature(model, clip, kept=None):
+    """The whole video tower on one clip, or on its `kept` patches: (D,)."""
     h, w = clip.shape[-2] // model.config.patch_size, clip.shape[-1] // model.config.patch_size
     if model.config.resolved.temporal_fusion != "attention":
-        return _late_fusion(model, clip, h, w)
-    x = encoder(model, clip)
+        return _late_fusion(model, clip, h, w, kept)
+    x = encoder(model, clip, kept)
     states = x[1:]
     if model.region_module.quantizer or model.region_module.aggregation:
-        states, *_ = region_module(model.region_module, states.view(len(clip), h * w, -1), h, w)
+        states, *_ = region_module(model.region_module, states.unflatten(0, (len(clip), -1)), h, w, kept)
     z = _norm(torch.cat([x[:1], states]), model.layernorm)
     return _pooled(z, model.config.resolved.video_pooling)

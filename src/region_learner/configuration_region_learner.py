@@ -334,6 +334,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
         pre_layernorm (`bool`, defaults to `False`): a LayerNorm before the first block, and no bias in the patch
             embedding, as in CLIP.
         num_frames (`int`, defaults to 4): number of temporal positions, the maximum number of frames per clip.
+        patch_dropout (`float`, defaults to 0.0): share of the patches that training leaves out, as in FLIP: others in
+            each step, and for each clip the same in all frames. Evaluation uses all patches. Not with a backbone.
         codebook_size (`int`, defaults to 2048): number of codes, K.
         codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked up
             before they are updated, and are revived when unused. "original": as in the reference implementation,
@@ -401,6 +403,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     num_channels: int = 3
     pre_layernorm: bool = False
     num_frames: int = 4
+    patch_dropout: float | int = 0.0
     codebook_size: int = 2048
     codebook_mode: str = "ema"
     codebook_decay: float | int | None = None
@@ -501,6 +504,11 @@ class RegionLearnerVideoConfig(_StrictConfig):
                     f"region_layer={self.region_layer} must be at least 0 and at most num_hidden_layers="
                     f"{self.num_hidden_layers}."
                 )
+        _check_number("patch_dropout", self.patch_dropout, at_least=0)
+        if self.patch_dropout >= 1:
+            raise ValueError(f"patch_dropout={self.patch_dropout} must be less than 1.")
+        if self.patch_dropout and self.backbone_config is not None:
+            raise ValueError("patch_dropout is for the divided space-time ViT: leave it out with a backbone.")
         _check_number("initializer_range", self.initializer_range, above=0)
         _check_choice("hidden_act", self.hidden_act, sorted(ACT2FN))
         _check_choice("codebook_mode", self.codebook_mode, ("ema", "original"))

@@ -151,9 +151,13 @@ class RegionLearnerOutput(ModelOutput):
 
 @dataclass
 class _EncodedClips(BaseModelOutputWithPooling):
-    """What the encoder computes: as `last_hidden_state` the patches of the last block, and those for the regions."""
+    """
+    What the encoder computes: as `last_hidden_state` the patches of the last block; those for the regions; and with
+    patch dropout which patches these are, (B, n).
+    """
 
     region_patches: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
 
 def eager_attention_forward(
@@ -178,6 +182,32 @@ def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns an additive attention mask: 0 where `allowed`, the lowest number of `dtype` elsewhere."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+class _Grid:
+    """
+    The positions of patches that patch dropout has kept, the same in all frames of a clip.
+
+    Args:
+        kept: indices of positions (B, n), row by row.
+        height, width: of the grid.
+    """
+
+    def __init__(self, kept: torch.Tensor, height: int, width: int):
+        self.kept, self.height, self.width = kept, height, width
+
+    def scatter(self, x: torch.Tensor, fill: int = 0) -> torch.Tensor:
+        """Puts `x` (B, T, 1, n, ...) in its places on the grid, (B, T, h, w, ...), with `fill` in the others."""
+        x = x.squeeze(2)
+        full = x.new_full((*x.shape[:2], self.height * self.width, *x.shape[3:]), fill)
+        index = self.kept[:, None].expand(x.shape[:3])
+        index = index.view(*index.shape, *[1] * (x.ndim - 3)).expand_as(x)
+        return full.scatter(2, index, x).unflatten(2, (self.height, self.width))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the kept positions of `x` (B * T, channels, h, w): (B * T, channels, 1, n)."""
+        index = self.kept.repeat_interleave(len(x) // len(self.kept), 0)[:, None].expand(-1, x.shape[1], -1)
+        return x.flatten(2).gather(2, index).unsqueeze(2)
 
 
 class RegionLearnerVideoEmbeddings(nn.Module):
@@ -210,12 +240,14 @@ class RegionLearnerVideoEmbeddings(nn.Module):
 
     def forward(
         self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool = False
-    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    ) -> tuple[torch.Tensor, tuple[int, int, int], torch.Tensor | None]:
         """
-        Returns the tokens (B, 1 + T * N, D) of clips (B, T, C, height, width), and their grid (T, h, w). With late
-        fusion each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w).
+        Returns the tokens (B, 1 + T * N, D) of clips (B, T, C, height, width), their grid (T, h, w), and None. With
+        late fusion each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w). With patch dropout, n patches
+        of each frame are left: (B, 1 + T * n, D), (T, 1, n), and the indices of these patches (B, n).
         """
         batch, frames, channels, height, width = pixel_values_videos.shape
+        clips = batch
         patch: Any = self.config.patch_size
         size = self.config.image_size
         if channels != self.config.num_channels:
@@ -236,8 +268,15 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, T, N, D)
         patches = patches + self.interpolate_pos_encoding(*grid[1:]).unsqueeze(1)
         patches = patches + self.temporal_embeddings[:, :frames].unsqueeze(2)
+        kept = None
+        if self.training and self.config.patch_dropout:
+            number = max(1, round((1 - self.config.patch_dropout) * patches.shape[2]))
+            kept = torch.rand(clips, patches.shape[2], device=patches.device).argsort(1)[:, :number].sort(1).values
+            index = kept.repeat_interleave(batch // clips, 0)[:, None, :, None]
+            patches = patches.gather(2, index.expand(-1, frames, -1, patches.shape[3]))
+            grid = (frames, 1, number)
         cls = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1)
-        return torch.cat([cls, patches.flatten(1, 2)], dim=1), grid
+        return torch.cat([cls, patches.flatten(1, 2)], dim=1), grid, kept
 
 
 class RegionLearnerAttention(nn.Module):
@@ -737,8 +776,13 @@ class RegionLearnerMotionExcitation(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(config.hidden_size, 1, kernel_size=3, padding=1)
 
-    def forward(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`features` and the output: (B, T, h, w, D). The previous frame is the latest one that is not masked."""
+    def forward(
+        self, features: torch.Tensor, frame_mask: torch.Tensor | None = None, grid: _Grid | None = None
+    ) -> torch.Tensor:
+        """
+        `features` and the output: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D) and their `grid`. The
+        previous frame is the latest one that is not masked.
+        """
         if frame_mask is None:
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
         else:
@@ -748,7 +792,9 @@ class RegionLearnerMotionExcitation(nn.Module):
             previous = torch.where(previous < 0, frames, previous)  # without a previous frame the difference is 0
             batch = torch.arange(len(features), device=features.device)[:, None]
             difference = features - features[batch, previous]
+        difference = difference if grid is None else grid.scatter(difference)
         logits = self.conv(difference.flatten(0, 1).permute(0, 3, 1, 2))  # (B * T, 1, h, w)
+        logits = logits if grid is None else grid.gather(logits)
         weights = logits.flatten(1).softmax(-1).view(*features.shape[:-1], 1)  # (B, T, h, w, 1)
         return weights * features
 
@@ -774,14 +820,22 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1, bias=bias)
 
     def forward(
-        self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        values: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        grid: _Grid | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
         Computes masks from `features` (B, T, h, w, D) and pools `values` (B, T, h, w, D) with them. `frame_mask`:
-        (B, T). Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,).
+        (B, T). Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,). With
+        patch dropout, h = 1, w = n, and `grid` has the positions of the n patches. To the convolution, patches that
+        were left out are like padding.
         """
         batch, frames, height, width, _ = features.shape
-        masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2)  # (B * T, S, h * w)
+        features = features if grid is None else grid.scatter(features)
+        masks = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2))  # (B * T, S, h, w)
+        masks = (masks if grid is None else grid.gather(masks)).flatten(2)
         values = values.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
         if self.normalization == "regions":
             masks = masks.log_softmax(1)  # each region's share of a position; a logarithm, as shares could underflow
@@ -891,12 +945,17 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(
-        self, features: torch.Tensor, values: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        values: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        grid: _Grid | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """
         The queries look for `features` (B, T, h, w, D) and gather `values` (B, T, h, w, D). `frame_mask`: (B, T).
         Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
-        mean of 1 over each frame, and 0 in masked frames; and no loss.
+        mean of 1 over each frame, and 0 in masked frames; and no loss. Queries do not need the `grid` of patch
+        dropout, as patches contain their positions.
         """
         frames, height, width = features.shape[1:4]
         weights = self.attend(features)
@@ -974,21 +1033,24 @@ class RegionLearnerRegionModule(nn.Module):
         features: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         temporal_embeddings: torch.Tensor | None = None,
+        grid: _Grid | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D); `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to the
-        regions before they interact, or None. Returns the regions (B, T * S, D), or without aggregation the patches
-        (B, T * N, D); the masks (B, T, S, h, w); the indices of the codes (B, T, h, w); and the loss of the masks,
-        (B,).
+        `features`: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D) and their `grid`; `frame_mask`: (B, T);
+        `temporal_embeddings`: (1, at least T, D), added to the regions before they interact, or None. Returns the
+        regions (B, T * S, D), or without aggregation the patches (B, T * N, D); the masks (B, T, S, h, w); the indices
+        of the codes (B, T, h, w); and the loss of the masks, (B,). Masks are 0, and indices -1, where patches were
+        left out.
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
             valid = None if frame_mask is None else frame_mask[:, :, None, None].expand(features.shape[:-1]).flatten()
             states, cluster_ids = self.quantizer(features.flatten(0, 3), valid)
             states, cluster_ids = states.view_as(features), cluster_ids.view(features.shape[:-1])
+            cluster_ids = cluster_ids if grid is None else grid.scatter(cluster_ids, fill=-1)
         values = features if self.values == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
-            motion = self.motion_excitation(features, frame_mask)
+            motion = self.motion_excitation(features, frame_mask, grid)
             states, values = states + motion, values + motion
         positions = None if temporal_embeddings is None else temporal_embeddings[:, : features.shape[1]]  # (1, T, D)
         if self.gathers_clips and positions is not None:
@@ -997,8 +1059,9 @@ class RegionLearnerRegionModule(nn.Module):
             states = states.flatten(1, 3)
         else:
             states, masks, loss = self.aggregation(
-                states.detach() if self.detach_masks else states, values, frame_mask
+                states.detach() if self.detach_masks else states, values, frame_mask, grid
             )
+            masks = masks if grid is None else grid.scatter(masks.permute(0, 1, 3, 4, 2)).permute(0, 1, 4, 2, 3)
         if not self.gathers_clips and positions is not None:
             states = (states.unflatten(1, (features.shape[1], -1)) + positions[:, :, None]).flatten(1, 2)
         if masks is None:
@@ -1322,7 +1385,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         Runs the divided space-time ViT. Returns the CLS states, (B, 1, D) or with late fusion (B, T, D), as
         `pooler_output`, and the patches (B, T, h, w, D) after the last block and after `region_layer` blocks.
         """
-        hidden_states, grid = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
+        hidden_states, grid, kept = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
         hidden_states = self.pre_layernorm(hidden_states)
         attention_mask = frame_mask if self.temporal_fusion is None else None  # in late fusion, frames are separate
         region_layer = len(self.layers) if self.config.region_layer is None else self.config.region_layer
@@ -1337,6 +1400,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             last_hidden_state=last,
             pooler_output=hidden_states[:, 0].reshape(batch, -1, hidden_states.shape[-1]),
             region_patches=for_regions,
+            kept=kept,
         )
 
     def _encode_frames(
@@ -1431,8 +1495,12 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         patches = last_patches if self.backbone is not None else encoded.region_patches
         if self.region_projection is not None:  # the scale of features differs between image models
             patches = F.layer_norm(patches, patches.shape[-1:])
+        grid = None
+        if (kept := encoded.get("kept")) is not None:
+            height, width = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
+            grid = _Grid(kept, height, width)
         states, region_masks, cluster_ids, region_loss = self.region_module(
-            patches, frame_mask, self.temporal_embeddings
+            patches, frame_mask, self.temporal_embeddings, grid
         )
         if self.backbone is None:
             last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))

@@ -62,7 +62,8 @@ class Progress(TrainerCallback):
         video = getattr(outputs, "video_model_output", None)
         ids, losses = getattr(video, "cluster_ids", None), getattr(video, "region_loss", None)
         if ids is not None:
-            counts = torch.bincount(ids.detach().flatten(), minlength=self.codebook_size)
+            ids = ids.detach().flatten() + 1  # patch dropout leaves -1 where a patch is missing
+            counts = ids.new_zeros(self.codebook_size + 1).scatter_add_(0, ids, torch.ones_like(ids))[1:]
             self.codes = counts if self.codes is None else self.codes + counts
         if losses is not None:
             sums = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])

@@ -1,0 +1,157 @@
+"""The model on a GPU against the CPU; needs neither PyAV nor datasets: `python -m pytest -m gpu tests/test_gpu.py`."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .conftest import checkpoint_activations, clips, texts, tiny_model
+
+pytestmark = pytest.mark.gpu
+
+FORMS = {
+    "decoupled": {},
+    "paper": {"region_form": "paper"},
+    "queries": {"region_form": "queries", "codebook_size": 0, "token_dim": 8, "phrase_window": 3, "region_mlp": True},
+    "patch_dropout": {"patch_dropout": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Float32 products in float32, and not in TF32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def batch(device: str = "cuda") -> dict[str, torch.Tensor]:
+    inputs = {**texts(4), "pixel_values_videos": clips(4)}
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def steps(model, inputs, count=3, autocast=None):
+    """Makes training steps, and returns their losses."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    losses = []
+    for _ in range(count):
+        with torch.autocast("cuda", autocast, enabled=autocast is not None):
+            loss = model(**inputs, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
+
+
+@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "paper", "queries")])
+def test_outputs_gradients_and_codebook_equal_those_of_the_cpu(options):
+    on_cpu = tiny_model(**options).train()
+    on_gpu = copy.deepcopy(on_cpu).cuda()
+    for _ in range(3):
+        for model, device in ((on_cpu, "cpu"), (on_gpu, "cuda")):
+            model.zero_grad()
+            outputs = model(**batch(device), return_loss=True)
+            outputs.loss.backward()
+            model.found = outputs.loss.detach().cpu(), outputs.logits_per_text.detach().cpu()
+        torch.testing.assert_close(on_gpu.found, on_cpu.found, rtol=1e-4, atol=1e-4)
+    for (name, one), (_, other) in zip(on_gpu.named_parameters(), on_cpu.named_parameters()):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, one), (_, other) in zip(on_gpu.named_buffers(), on_cpu.named_buffers()):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_a_step_does_not_wait_for_the_gpu(options):
+    model, inputs = tiny_model(**options).cuda().train(), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    steps(model, inputs)  # what is allocated and looked up once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**inputs, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+        model.update_codebook()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "queries")])
+def test_compiled_steps_equal_plain_ones(options):
+    plain = tiny_model(**options).cuda()
+    compiled = copy.deepcopy(plain)
+    inputs = batch()
+    expected = steps(plain, inputs)
+    found = steps(torch.compile(compiled, fullgraph=True), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    for (name, one), (_, other) in zip(compiled.named_buffers(), plain.named_buffers()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_cuda_graphs_give_the_same_embeddings():
+    model, inputs = tiny_model().cuda().eval(), batch()
+    compiled = torch.compile(model, mode="reduce-overhead")
+    with torch.inference_mode():
+        expected = model(**inputs).logits_per_text
+        for _ in range(3):  # the third call replays the graph
+            torch.testing.assert_close(compiled(**inputs).logits_per_text.clone(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_autocast_is_near_float32_and_keeps_the_statistics():
+    plain = tiny_model().cuda()
+    mixed = copy.deepcopy(plain)
+    expected, found = steps(plain, batch()), steps(mixed, batch(), autocast=torch.bfloat16)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+    assert mixed.quantizer.embed.dtype == torch.float32
+
+
+def test_float16_with_a_scaler():
+    model, inputs = tiny_model().cuda().train(), batch()
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.amp.GradScaler("cuda")
+    losses = []
+    for _ in range(10):
+        with torch.autocast("cuda", torch.float16):
+            loss = model(**inputs, return_loss=True).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert model.quantizer.embed.isfinite().all()
+
+
+def test_flash_kernels_take_the_attention():
+    model, inputs = tiny_model().cuda().eval(), batch()["pixel_values_videos"]
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = model.get_video_features(inputs).pooler_output
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error if a shape or a layout has no flash kernel
+            found = model.get_video_features(inputs).pooler_output
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_activation_checkpointing_changes_nothing():
+    models = [tiny_model().cuda() for _ in range(2)]
+    checkpoint_activations(models[1])
+    losses = [steps(model, batch()) for model in models]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    for (name, one), (_, other) in zip(*(model.named_buffers() for model in models)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_clip_does_not_depend_on_its_neighbours():
+    model, inputs = tiny_model().cuda().eval(), batch()["pixel_values_videos"]
+    with torch.inference_mode():
+        together = model.get_video_features(inputs).pooler_output
+        alone = torch.cat([model.get_video_features(clip[None]).pooler_output for clip in inputs])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
