@@ -45,6 +45,7 @@ VIDEO_FIELDS = {
     "patch_size": 16,
     "num_channels": 1,
     "num_frames": 3,
+    "patch_dropout": 0.5,
     "pre_layernorm": True,
     "codebook_size": 8,
     "codebook_mode": "original",

@@ -509,5 +509,5 @@ def test_the_demo_runs_through(tmp_path, capsys):
     assert "loaded RegionLearnerModel and RegionLearnerProcessor from transformers_modules" in printed
     assert "chance (8 videos)" in printed
     assert page.count("<svg") >= 1
-    assert "Region 8" in page
+    assert "orange shows where the model finds the query" in page
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
