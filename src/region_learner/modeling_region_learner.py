@@ -1497,8 +1497,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             patches = F.layer_norm(patches, patches.shape[-1:])
         grid = None
         if (kept := encoded.get("kept")) is not None:
-            height, width = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
-            grid = _Grid(kept, height, width)
+            patch: Any = self.config.patch_size
+            grid = _Grid(kept, *(side // patch for side in pixel_values_videos.shape[-2:]))
         states, region_masks, cluster_ids, region_loss = self.region_module(
             patches, frame_mask, self.temporal_embeddings, grid
         )
