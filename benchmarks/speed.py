@@ -178,14 +178,8 @@ class Ours(nn.Module):
 
 
 def side_of(name: str, side: int) -> int:
-    """Returns the side of frames of a model: VideoPrism has patches of 18 pixels."""
-    return (
-        side // 14 * 18
-        if name == "videoprism" and side % 14 == 0
-        else side // 16 * 18
-        if name == "videoprism"
-        else side
-    )
+    """Returns the side of frames of a model, which is larger for VideoPrism, as its patches have 18 pixels."""
+    return {224: 288, 32: 36}[side] if name == "videoprism" else side
 
 
 def tokens_of(name: str, side: int, frames: int) -> int:
