@@ -89,7 +89,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "ours_no_regions": {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0},
 }
-WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "region_mlp": True}
+WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "tube_mlp": True}
 PEERS = ("plain", "clip", "xclip", "videoprism")
 
 

@@ -167,7 +167,7 @@ def _decoupled(name: str, change: str, region_options: dict[str, Any] | None = N
 
 # Words and regions.
 _TOKENS: dict[str, Any] = {"token_dim": 64}
-_PHRASES: dict[str, Any] = {"phrase_window": 7, "region_mlp": True}
+_PHRASES: dict[str, Any] = {"phrase_window": 7, "tube_mlp": True}
 _QUERIES: dict[str, Any] = {
     "region_form": "queries",
     "codebook_size": 0,
@@ -193,45 +193,11 @@ _WORDS = [
         "decoupled",
         _TOKENS,
     ),
-    Row("phrases", "decoupled, with phrases", _DECOUPLED, "decoupled", _PHRASES),
-    Row("phrases_words", "decoupled, with phrases and the loss", _DECOUPLED, "decoupled", _TOKENS | _PHRASES),
-    Row(
-        "patches_max_phrases",
-        "no regions, maximum of all patches, with phrases",
-        _with(_NONE, video_pooling="cls_max"),
-        "decoupled",
-        _PHRASES,
-    ),
-    Row("queries", "queries, with phrases and the loss", _QUERIES, "decoupled", _TOKENS | _PHRASES),
-    Row("queries_no_loss", "queries, with phrases", _QUERIES, "decoupled", _PHRASES),
-    Row("queries_no_phrases", "queries, with the loss", _QUERIES, "decoupled", _TOKENS),
-    Row(
-        "queries_late", "queries on the last block", _with(_QUERIES, region_layer=None), "queries", _TOKENS | _PHRASES
-    ),
-    Row(
-        "queries_interact",
-        "queries that interact",
-        _with(_QUERIES, interaction_layers=1),
-        "queries",
-        _TOKENS | _PHRASES,
-    ),
-    Row("queries_1", "a single query", _with(_QUERIES, num_regions=1), "queries", _TOKENS | _PHRASES),
-    Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
-    Row("queries_36", "36 queries", _with(_QUERIES, num_regions=36), "queries", _TOKENS | _PHRASES),
-    Row(
-        "queries_codes",
-        "queries that look at codes",
-        _with(_QUERIES, codebook_size=256),
-        "queries",
-        _TOKENS | _PHRASES,
-    ),
-    Row(
-        "all_patches",
-        "all patches",
-        _with(_QUERIES, num_regions=0),
-        "queries",
-        _TOKENS | _PHRASES,
-    ),
+    Row("phrases", "decoupled, with phrases and tubes", _DECOUPLED, "decoupled", _PHRASES),
+    Row("queries", "queries", _QUERIES, "decoupled", _TOKENS | _PHRASES),
+    Row("no_regions", "no regions, with phrases and tubes", _with(_QUERIES, num_regions=0), "queries", _PHRASES),
+    Row("queries_no_tubes", "queries, without tubes", _QUERIES, "queries", _TOKENS | _PHRASES | {"tube_mlp": False}),
+    Row("queries_no_phrases", "queries, without phrases", _QUERIES, "queries", _TOKENS | {"tube_mlp": True}),
     Row(
         "queries_negatives",
         "queries, with exchanged captions as negatives",
@@ -240,28 +206,27 @@ _WORDS = [
         _TOKENS | _PHRASES,
         negatives=True,
     ),
-    Row(
-        "queries_negatives_late",
-        "queries on the last block, with exchanged captions as negatives",
-        _with(_QUERIES, region_layer=None),
-        "queries",
-        _TOKENS | _PHRASES,
-        negatives=True,
-    ),
     _gathered("cells", "12 cells of a grid"),
     _gathered("frame_cells", "12 cells, 4 in each frame"),
+    _gathered("random_patches", "12 random patches, in the same places in all frames"),
+    _gathered("clusters", "12 clusters (k-means)"),
+    _gathered("convolution", "12 masks by a convolution"),
+    _gathered("slots", "12 slots"),
     Row(
         "tubes",
-        "36 patches, each in the same place in all frames",
+        "36 tubes",
         _with(_QUERIES, num_regions=36),
         "queries",
         _TOKENS | _PHRASES,
         "cells",
     ),
-    _gathered("random_patches", "12 random patches, in the same places in all frames"),
-    _gathered("clusters", "12 clusters (k-means)"),
-    _gathered("convolution", "12 masks by a convolution"),
-    _gathered("slots", "12 slots"),
+    Row(
+        "all_patches",
+        "all 108 patches",
+        _with(_QUERIES, num_regions=0),
+        "queries",
+        _TOKENS | _PHRASES,
+    ),
 ]
 
 TABLES: dict[str, list[Row]] = {
@@ -336,17 +301,21 @@ CONTRASTS = [
 
 # What `experiments.words` compares.
 WORD_CONTRASTS = [
+    ("decoupled_words", "decoupled"),
     ("phrases", "decoupled"),
     ("queries", "decoupled"),
     ("queries", "phrases"),
-    ("queries", "all_patches"),
+    ("queries", "no_regions"),
+    ("queries", "queries_no_tubes"),
+    ("queries", "queries_no_phrases"),
     ("queries", "cells"),
     ("queries", "frame_cells"),
-    ("queries_36", "tubes"),
     ("queries", "random_patches"),
     ("queries", "clusters"),
     ("queries", "convolution"),
     ("queries", "slots"),
+    ("queries", "tubes"),
+    ("queries", "all_patches"),
     ("queries_negatives", "queries"),
 ]
 

@@ -83,7 +83,7 @@ TOP_FIELDS = {
     "text_projection_relu": False,
     "projection_bias": False,
     "phrase_window": 3,
-    "region_mlp": True,
+    "tube_mlp": True,
     "token_dim": 8,
     "token_temperature": 0.2,
     "token_loss_weight": 0.5,

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 FORMS = {
     "decoupled": {},
     "paper": {"region_form": "paper"},
-    "queries": {"region_form": "queries", "codebook_size": 0, "token_dim": 8, "phrase_window": 3, "region_mlp": True},
+    "queries": {"region_form": "queries", "codebook_size": 0, "token_dim": 8, "phrase_window": 3, "tube_mlp": True},
     "patch_dropout": {"patch_dropout": 0.5},
 }
 

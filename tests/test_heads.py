@@ -149,7 +149,7 @@ def test_a_new_head_can_learn(kind):
     assert losses[-1] < 0.2 * losses[0]
 
 
-WITH_TOKENS = {"token_dim": 8, "phrase_window": 3, "region_mlp": True, "learn_temperature": True}
+WITH_TOKENS = {"token_dim": 8, "phrase_window": 3, "tube_mlp": True, "learn_temperature": True}
 
 
 @pytest.mark.parametrize("options", [{}, {"learn_temperature": True, "loss": "sigmoid"}, WITH_TOKENS])
@@ -171,7 +171,7 @@ def test_from_a_dual_encoder_only_the_head_is_new(kind, options, tmp_path, caplo
     left_out = theirs.keys() - own.keys()
     towers = {"text_model", "text_projection", "video_projection"} if kind is CLASSIFICATION else set()
     if kind is CLASSIFICATION and "phrase_window" in options:
-        towers |= {"phrases", "phrase_mlp", "region_mlp"}
+        towers |= {"phrases", "phrase_mlp", "tube_mlp"}
     of_similarities = {"logit_scale", "logit_bias", "token_logit_scale", "text_tokens", "video_tokens"}
     assert {name.partition(".")[0] for name in left_out} - of_similarities == towers
     assert model.config.num_labels == 5

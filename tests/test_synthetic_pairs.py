@@ -283,8 +283,17 @@ def test_clips_without_a_pair(name, things, tmp_path, caplog):
     one = make_corpus(name, tmp_path / "one", progress=False, train=3, **{things: 1}, **sizes)
     with pytest.raises(CorpusError, match=r"no clip of split 'train' has two objects that can exchange an attribute"):
         load_corpus(name, one, task="compositional")
+    alone = load_corpus(name, one, negative_captions=True)
+    assert alone["negative_captions"][:] == [[]] * 3
+    assert alone.features["negative_captions"].feature == Value("string")
     some = make_corpus(name, tmp_path / "some", progress=False, train=12, **{things: (1, 2)}, **sizes)
+    rows = load_corpus(name, some).to_list()
+    with_negatives = load_corpus(name, some, negative_captions=True).to_list()
     with caplog.at_level("INFO"):
         table = load_corpus(name, some, task="compositional")
     assert 0 < len(table) < 12
+    negatives = {row["video_id"]: row["negative_captions"] for row in table}
+    assert with_negatives == [row | {"negative_captions": negatives.get(row["video_id"], [])} for row in rows]
+    with pytest.raises(CorpusError, match="negative_captions are for the task 'retrieval', not 'compositional'"):
+        load_corpus(name, some, task="compositional", negative_captions=True)
     assert f"{12 - len(table)} of 12 clips left out: nothing can be exchanged in them" in caplog.text

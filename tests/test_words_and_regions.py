@@ -17,6 +17,8 @@ from region_learner.region_masks import are_normalized
 
 from .conftest import NO_REGIONS, clips, randomize, texts, tiny_model, tiny_video_model
 
+QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}
+
 
 def literal_similarity(words, word_weights, tokens, token_weights) -> torch.Tensor:
     """Loops over pairs, words and tokens, and leaves out those of weight 0."""
@@ -133,6 +135,18 @@ def test_hidden_states_are_returned_only_if_asked_for():
     assert len(model(**texts(2), output_hidden_states=True).text_model_output.hidden_states) == 3
 
 
+def literal_moments(found: torch.Tensor) -> torch.Tensor:
+    """Four moments (4, ...) of what was found in the frames (T, ...), by SciPy, whose factor is not that of a mean."""
+    transformed = torch.from_numpy(dct(found.numpy(), axis=0, norm="ortho"))[:4] / len(found) ** 0.5
+    return torch.cat([transformed, torch.zeros(4 - len(transformed), *found.shape[1:])])
+
+
+def literal_tube_mlp(module, patches: torch.Tensor) -> torch.Tensor:
+    """The vector of one clip of patches (T, n, D): one tube at a time."""
+    tubes = [module.proj(literal_moments(tube).flatten()) for tube in module.norm(patches).unbind(1)]
+    return literal_max_mlp(module.mlp, torch.stack(tubes))
+
+
 def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Regions (S, D) and attention (S, T, n) of one clip (T, n, D): one query, one frame and one head at a time."""
     regions, attention = [], []
@@ -149,10 +163,7 @@ def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Ten
                 gathered.append(weights[-1] @ v)
             found.append(torch.cat(gathered))
             looked.append(torch.stack(weights).mean(0))
-        # SciPy's orthonormal transform has a factor of 1 / sqrt(T) where ours are means.
-        transformed = torch.from_numpy(dct(torch.stack(found).numpy(), axis=0, norm="ortho")) / len(frames) ** 0.5
-        moments = F.pad(transformed[:4], (0, 0, 0, max(0, 4 - len(frames))))
-        region = query + module.out_proj(moments.flatten())
+        region = query + module.out_proj(literal_moments(torch.stack(found)).flatten())
         regions.append(region + module.fc2(F.gelu(module.fc1(module.mlp_norm(region)))))
         attention.append(torch.stack(looked))
     return torch.stack(regions), torch.stack(attention)
@@ -174,20 +185,40 @@ def test_phrases_and_queries_start_at_the_scale_of_their_width():
     assert model.video_model.layers[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("options", [{}, NO_REGIONS, {"temporal_fusion": "pool"}], ids=["regions", "patches", "late"])
-def test_the_mlp_of_regions(options):
-    model, without = tiny_model(**options, region_mlp=True), tiny_model(**options)
-    without.load_state_dict({k: v for k, v in model.state_dict().items() if "region_mlp" not in k})
-    given = {"pixel_values_videos": clips(2), "frame_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])}
+TUBES = {
+    "regions": {"region_layer": 1},
+    "patches": NO_REGIONS,
+    "late": {"temporal_fusion": "pool"},
+    "queries": QUERIES | {"region_layer": 0, "num_frames": 6},
+    "two_frames": {"num_frames": 2},
+}
+
+
+@pytest.mark.parametrize("options", TUBES.values(), ids=TUBES)
+def test_the_mlp_of_tubes(options):
+    model, without = tiny_model(**options, tube_mlp=True), tiny_model(**options)
+    without.load_state_dict({k: v for k, v in model.state_dict().items() if "tube_mlp" not in k})
+    frames, layer = options.get("num_frames", 4), options.get("region_layer", 2)
+    mask = torch.ones(2, frames, dtype=torch.int)
+    mask[1, frames - 2] = 0
+    given = {"pixel_values_videos": clips(2, frames), "frame_mask": mask}
     with torch.no_grad():
         added = model.get_video_features(**given).pooler_output - without.get_video_features(**given).pooler_output
-        states = model.video_model(**given).last_hidden_state
-        tokens = states[:, 4 if "temporal_fusion" in options else 1 :].unflatten(1, (4, -1))
-        for row, frames in ((0, [0, 1, 2, 3]), (1, [0, 1, 3])):
-            expected = literal_max_mlp(model.region_mlp, tokens[row, frames].flatten(0, 1))
+        states = model.video_model(**given, output_hidden_states=True).hidden_states[layer]
+        late = "temporal_fusion" in options
+        patches = states.unflatten(0, (2, frames))[:, :, 1:] if late else states[:, 1:].unflatten(1, (frames, 16))
+        for row in range(2):
+            expected = literal_tube_mlp(model.tube_mlp, patches[row, mask[row].bool()])
             torch.testing.assert_close(added[row], expected, rtol=1e-4, atol=1e-4)
         embeds = F.normalize(model.get_video_features(**given).pooler_output, dim=-1)
         torch.testing.assert_close(model(**given).video_embeds, embeds)
+
+
+def test_the_mlp_of_tubes_tells_the_order_of_frames():
+    model, clip = tiny_model(tube_mlp=True), torch.randn(1, 4, 4, 4, 32)
+    forwards, backwards, moved = (model.tube_mlp(x) for x in (clip, clip.flip(1), clip.roll((1, 1), (2, 3))))
+    assert not torch.allclose(forwards, backwards, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(forwards, moved, rtol=1e-4, atol=1e-4)  # the places are in the patches alone
 
 
 @pytest.mark.parametrize("fusion", ["attention", "pool"])
@@ -207,9 +238,6 @@ def test_the_maximum_of_the_last_patches(fusion):
             else:
                 expected = cls[row, 0] + patches[row, frames].flatten(0, 1).amax(0)
             torch.testing.assert_close(outputs.pooler_output[row], expected, rtol=1e-4, atol=1e-4)
-
-
-QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "interaction_layers": 0}
 
 
 @pytest.mark.parametrize(("layer", "frames"), [(0, 4), (1, 1), (1, 2), (None, 3), (None, 7)])

@@ -634,8 +634,10 @@ class RegionLearnerConfig(_StrictConfig):
         phrase_window (`int`, defaults to 0): how many words, an odd number, a phrase has. The embedding of a text then
             also says which phrases are in it: an MLP whose hidden layer is the maximum over the phrases is added. 0:
             there are no phrases.
-        region_mlp (`bool`, defaults to `False`): the same for videos: an MLP whose hidden layer is the maximum over
-            the regions (without regions the patches) is added to the embedding.
+        tube_mlp (`bool`, defaults to `False`): the same for videos. The embedding then also says what happens at the
+            positions of patches in the course of time: an MLP whose hidden layer is the maximum over the positions is
+            added. Each position is represented by its cosine moments over time, of the patches that regions are made
+            of. An index does not grow.
         token_dim (`int`, defaults to 0): size of the embeddings of single tokens, which `word_region_similarity`
             compares: the phrases of a text (without `phrase_window` its words), and the regions of a video (without
             regions its patches). 0: there are none.
@@ -686,7 +688,7 @@ class RegionLearnerConfig(_StrictConfig):
     text_projection_relu: bool = True
     projection_bias: bool = True
     phrase_window: int = 0
-    region_mlp: bool = False
+    tube_mlp: bool = False
     token_dim: int = 0
     token_temperature: float | int = 0.05
     token_loss_weight: float | int = 1.0

@@ -82,12 +82,16 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         region_loss (`torch.FloatTensor` of shape `(B,)`):
             The share of the variance of a clip's features that lies within its regions, 0 to 1. None without
             aggregation, or if the region option `mask_loss_weight` is 0.
+        patch_states (`torch.FloatTensor` of shape `(B, T, h, w, D)`):
+            The patches that the regions are made of: those after `region_layer` blocks, or of the backbone. With patch
+            dropout, those that are left, `(B, T, 1, n, D)`.
     """
 
     region_states: torch.Tensor | None = None
     region_masks: torch.Tensor | None = None
     cluster_ids: torch.Tensor | None = None
     region_loss: torch.Tensor | None = None
+    patch_states: torch.Tensor | None = None
 
 
 @dataclass
@@ -373,6 +377,25 @@ class RegionLearnerMaxMLP(nn.Module):
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Returns (..., out_width) of those `tokens` (..., n, width) that are in `mask` (..., n)."""
         return self.fc2(_masked_max(F.gelu(self.fc1(self.norm(tokens))), mask))
+
+
+class RegionLearnerTubeMLP(nn.Module):
+    """
+    Makes the patches of a clip one vector. A tube is one position of the grid in all frames. Its cosine moments over
+    time become one state, and [`RegionLearnerMaxMLP`] makes the states of all tubes one vector: each of its channels
+    can say that somewhere, something happens in a certain order. Not in the original.
+    """
+
+    def __init__(self, width: int, out_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.proj = RegionLearnerLinear(_MOMENTS * width, width)
+        self.mlp = RegionLearnerMaxMLP(width, out_width)
+
+    def forward(self, patches: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns (B, out_width) of `patches` (B, T, h, w, width) in frames that are in `frame_mask` (B, T)."""
+        moments = _moments(self.norm(patches.flatten(2, 3)), frame_mask)  # (B, 4, h * w, width)
+        return self.mlp(self.proj(moments.transpose(1, 2).flatten(2)))
 
 
 class RegionLearnerDividedAttention(RegionLearnerAttention):
@@ -901,20 +924,20 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
             return (total - between.sum(1)).clamp(min=0) / total.clamp(min=1e-6)
 
 
-def _cosines(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+def _moments(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
     """
-    Returns what the frames of `found` (B, H, T, S, d) are multiplied by for their cosine moments,
-    (B or 1, moments, T): for the first, the mean over real frames. `frame_mask`: (B, T). Masked frames do not count,
-    not even as time that passes.
+    Returns the first four cosine moments over time (as in a discrete cosine transform) of `found` (B, T, ...), of
+    which the first is the mean: (B, 4, ...). `frame_mask`: (B, T). Masked frames do not count, not even as time that
+    passes. A clip of fewer frames has no more moments than frames; the others are 0.
     """
     dtype = torch.promote_types(found.dtype, torch.float32)
-    real = found.new_ones(1, found.shape[2], dtype=dtype) if frame_mask is None else frame_mask.to(dtype)
+    real = found.new_ones(found.shape[:2], dtype=dtype) if frame_mask is None else frame_mask.to(dtype)
     count = real.sum(1)[:, None, None].clamp(min=1)
     time = (real.cumsum(1)[:, None] - 0.5) / count  # (B, 1, T), the middle of each frame, from 0 to 1
     order = torch.arange(_MOMENTS, device=found.device)[None, :, None]
     scale = torch.where(order == 0, 1.0, math.sqrt(2))
-    # A clip has no more moments than frames: the others would repeat these.
-    return torch.where(order < count, scale * torch.cos(math.pi * order * time), 0) * real[:, None] / count
+    basis = torch.where(order < count, scale * torch.cos(math.pi * order * time), 0) * real[:, None] / count
+    return torch.einsum("bmt,bt...->bm...", basis.to(found.dtype), found)
 
 
 class RegionLearnerQueries(GradientCheckpointingLayer):
@@ -961,9 +984,8 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         weights = self.attend(features)
         value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3)))).unflatten(2, (frames, -1))
         found = weights.to(value.dtype) @ value  # (B, H, T, S, D / H)
-        basis = _cosines(found, frame_mask).to(found.dtype).expand(len(found), -1, -1)
-        moments = torch.einsum("bmt,bhtsd->bsmhd", basis, found).flatten(2)  # (B, S, moments * D)
-        regions = self.queries + self.out_proj(moments)
+        moments = _moments(found.transpose(1, 2), frame_mask)  # (B, 4, H, S, D / H)
+        regions = self.queries + self.out_proj(moments.permute(0, 3, 1, 2, 4).flatten(2))
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
         masks = weights.mean(1).unflatten(3, (height, width)) * (height * width)
         return regions, masks if frame_mask is None else masks * frame_mask[:, :, None, None, None], None
@@ -1516,6 +1538,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             region_masks=region_masks,
             cluster_ids=cluster_ids,
             region_loss=region_loss,
+            patch_states=patches,
         )
 
 
@@ -1756,12 +1779,12 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         dim, bias = config.projection_dim, config.projection_bias
         self.video_projection = nn.Linear(config.video_config.hidden_size, dim, bias=bias)
         self.text_projection = nn.Linear(_text_width(config), dim, bias=bias)
-        self.phrases = self.phrase_mlp = self.region_mlp = None
+        self.phrases = self.phrase_mlp = self.tube_mlp = None
         if config.phrase_window:
             self.phrases = RegionLearnerPhrases(config.text_config.hidden_size, config.phrase_window)
             self.phrase_mlp = RegionLearnerMaxMLP(config.text_config.hidden_size, dim)
-        if config.region_mlp:
-            self.region_mlp = RegionLearnerMaxMLP(config.video_config.hidden_size, dim)
+        if config.tube_mlp:
+            self.tube_mlp = RegionLearnerTubeMLP(config.video_config.hidden_size, dim)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -1785,17 +1808,15 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
         """
         outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-        outputs.pooler_output = self._project_video(outputs, pixel_values_videos, frame_mask)
+        outputs.pooler_output = self._project_video(outputs, frame_mask)
         return outputs
 
-    def _project_video(
-        self, outputs: RegionLearnerVideoOutput, pixel_values_videos: Any, frame_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _project_video(self, outputs: RegionLearnerVideoOutput, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """Returns the embeddings (B, projection_dim) of videos, before normalization."""
         embedding = self.video_projection(outputs.pooler_output)
-        if self.region_mlp is None:
+        if self.tube_mlp is None:
             return embedding
-        return embedding + self.region_mlp(*self._tokens(outputs, pixel_values_videos.shape[1], frame_mask))
+        return embedding + self.tube_mlp(outputs.patch_states, frame_mask)
 
     def _tokens(
         self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
@@ -2040,7 +2061,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 words, negative_words = [x[:texts] for x in words], [x[texts:] for x in words]
         if pixel_values_videos is not None:
             video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
-            video_embeds = _unit(self._project_video(video_outputs, pixel_values_videos, frame_mask))
+            video_embeds = _unit(self._project_video(video_outputs, frame_mask))
             if self.video_tokens is not None:
                 regions = self.video_tokens(*self._tokens(video_outputs, pixel_values_videos.shape[1], frame_mask))
 
@@ -2129,7 +2150,7 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         r"^text_model\.",
         r"^(text|video)_projection\.",
         r"^phrases\.",
-        r"^(phrase|region)_mlp\.",
+        r"^(phrase|tube)_mlp\.",
         *_OF_SIMILARITIES,
     ]
 

@@ -143,12 +143,14 @@ class SyntheticCorpus:
         return self.options(**options)
 
 
-def check_task(corpus: SyntheticCorpus, task: str, tasks: Sequence[str]) -> None:
-    """Checks that `task` is one of the tasks of a corpus."""
+def check_task(corpus: SyntheticCorpus, task: str, tasks: Sequence[str], negative_captions: bool) -> None:
+    """Checks that `task` is one of the tasks of a corpus, and that negative captions are asked for retrieval alone."""
     if task not in tasks:
         raise CorpusError(
             f"unknown task {task!r} of {corpus.name} (tasks: {', '.join(tasks)}){did_you_mean(str(task), tasks)}"
         )
+    if negative_captions and task != "retrieval":
+        raise CorpusError(f"negative_captions are for the task 'retrieval', not {task!r}: leave one of the two out")
 
 
 # --- Scenes and captions -------------------------------------------------------------------------------------

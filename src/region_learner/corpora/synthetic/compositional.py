@@ -111,6 +111,20 @@ def task_rng(task: str, row: Mapping[str, Any]) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
 
 
+def add_negative_captions(
+    rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool]
+) -> tuple[list[Row], dict[str, Any]]:
+    """
+    Returns the rows with the column `negative_captions`, and its type. These are the first caption, once for each
+    attribute that two objects can exchange, with that attribute exchanged.
+    """
+    from datasets import List, Value
+
+    negatives = {one["video_id"]: one["negative_captions"] for one in _questions(rows, wording, is_possible)}
+    new_rows = [{**row, "negative_captions": negatives.get(row["video_id"], [])} for row in rows]
+    return new_rows, {"negative_captions": List(Value("string"))}
+
+
 def compositional_rows(
     rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool], split: str
 ) -> list[Row]:
@@ -123,6 +137,18 @@ def compositional_rows(
     Raises:
         CorpusError: nothing can be exchanged in any clip.
     """
+    new_rows = _questions(rows, wording, is_possible)
+    if not new_rows:
+        raise CorpusError(
+            f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
+        )
+    if len(new_rows) < len(rows):
+        logger.info("%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows))
+    return new_rows
+
+
+def _questions(rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool]) -> list[Row]:
+    """Returns the rows of [`compositional_rows`], of clips in which something can be exchanged."""
     new_rows = []
     for row in rows:
         scene, rng = wording.scene(row), task_rng("compositional", row)
@@ -135,10 +161,4 @@ def compositional_rows(
             negatives = [wrong, *(wording.exchange_words(scene, right, name, pair) for name, pair in others)]
             question = {"options": [wrong, right] if answer else [right, wrong], "answer": answer, "aspect": aspect}
             new_rows.append({**row, "captions": [right], "negative_captions": negatives, **question})
-    if not new_rows:
-        raise CorpusError(
-            f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
-        )
-    if len(new_rows) < len(rows):
-        logger.info("%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows))
     return new_rows

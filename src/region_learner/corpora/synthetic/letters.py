@@ -33,7 +33,7 @@ from .base import (
     load_synthetic_rows,
     pick,
 )
-from .compositional import Wording, any_of, compositional_rows
+from .compositional import Wording, add_negative_captions, any_of, compositional_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -442,6 +442,7 @@ def load_drifting_letters(
     split: str,
     *,
     task: str = "retrieval",
+    negative_captions: bool = False,
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -458,11 +459,16 @@ def load_drifting_letters(
         task: "retrieval", or "compositional": multiple choice between the first caption of a clip and the same with
             the colours or the events of two letters exchanged (columns `options`, `answer`, the index of the true one,
             and `aspect`: "colour" or "event"). Clips in which nothing can be exchanged are left out.
+        negative_captions: for retrieval, also the column `negative_captions`: the first caption with the colours or
+            the events of two letters exchanged.
         workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
-    check_task(DRIFTING_LETTERS, task, TASKS)
+    check_task(DRIFTING_LETTERS, task, TASKS, negative_captions)
     rows = load_synthetic_rows(DRIFTING_LETTERS, data_dir, split, options, workers=workers, progress=progress)
+    features = None
     if task == "compositional":
         rows = compositional_rows(rows, LETTERS_WORDING, _is_possible, split)
-    return build_dataset(rows)
+    elif negative_captions:
+        rows, features = add_negative_captions(rows, LETTERS_WORDING, _is_possible)
+    return build_dataset(rows, features)

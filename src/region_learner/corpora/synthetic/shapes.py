@@ -71,6 +71,7 @@ def load_moving_shapes(
     split: str,
     *,
     task: str = "retrieval",
+    negative_captions: bool = False,
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -95,10 +96,12 @@ def load_moving_shapes(
               which nothing can be exchanged are left out.
             - "action_recognition": `label`, how the largest object moves; clips without a single largest object are
               left out, `objects=1` keeps them all.
+        negative_captions: for retrieval, also the column `negative_captions`: the first caption with an attribute of
+            two objects exchanged, once for each attribute for which this is possible.
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
-    check_task(MOVING_SHAPES, task, TASKS)
+    check_task(MOVING_SHAPES, task, TASKS, negative_captions)
     rows = load_synthetic_rows(MOVING_SHAPES, data_dir, split, options, workers=workers, progress=progress)
-    rows, features = rows_of_task(rows, task, split)
+    rows, features = rows_of_task(rows, task, split, negative_captions)
     return build_dataset(rows, features)

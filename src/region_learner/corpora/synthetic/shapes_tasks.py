@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base import CorpusError, Row
 from .base import pick
-from .compositional import compositional_rows, task_rng
+from .compositional import add_negative_captions, compositional_rows, task_rng
 from .shapes_captions import SHAPES_WORDING, tell_everything
 from .shapes_scenes import (
     COLOURS,
@@ -38,13 +38,17 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five")
 _WAYS = {"left": "left", "right": "right", "up": "up", "down": "down", "diagonal": "diagonally"}
 
 
-def rows_of_task(rows: Sequence[Row], task: str, split: str) -> tuple[list[Row], dict[str, Any]]:
+def rows_of_task(
+    rows: Sequence[Row], task: str, split: str, negative_captions: bool = False
+) -> tuple[list[Row], dict[str, Any]]:
     """Returns the rows of a task, made from the rows of clips, and the types of its columns.
 
     They depend only on the stored description of a clip: the same clip gives the same rows in every corpus.
     """
     if task == "compositional":
         return compositional_rows(rows, SHAPES_WORDING, lambda scene: _is_possible(scene, split), split), {}
+    if negative_captions:
+        return add_negative_captions(rows, SHAPES_WORDING, lambda scene: _is_possible(scene, split))
     from datasets import ClassLabel, List, Value
 
     new_rows: list[Row] = []
