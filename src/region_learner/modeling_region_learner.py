@@ -494,6 +494,8 @@ class RegionLearnerQuantizer(nn.Module):
 
     Attributes:
         frozen (`bool`): whether training leaves the codes unchanged.
+        is_unsaved (`bool`): whether the model has adapters (PEFT), which are saved without the codes: training leaves
+            these unchanged, too. The models that a quantizer belongs to set it.
         auto_update (`bool`): whether forward passes in a single process update the codes. Set it to False and call
             [`update`] once per step with gradient accumulation, or if the region module itself is under non-reentrant
             activation checkpointing, whose second forward pass has to find the same codes.
@@ -519,6 +521,7 @@ class RegionLearnerQuantizer(nn.Module):
         self.register_buffer("features_unused", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.frozen = False
+        self.is_unsaved = False
         self.auto_update = True
         # Statistics since the last update, (K, 2 D + 2): the count and the sum of each code's features, a candidate
         # feature to place it on, and the number of passes with such a candidate. DDP would overwrite a buffer.
@@ -556,7 +559,7 @@ class RegionLearnerQuantizer(nn.Module):
         `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not be counted. Returns their codes
         (tokens, D), with a straight-through gradient, and the indices of these (tokens,).
         """
-        learns = self.training and not self.frozen
+        learns = self.training and not (self.frozen or self.is_unsaved)
         collects = learns and self._is_first_pass()
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
@@ -652,7 +655,7 @@ class RegionLearnerQuantizer(nn.Module):
         _, processes = world()
         statistics = self._pending
         self._pending = None
-        if self.frozen or (statistics is None and processes == 1):
+        if self.frozen or self.is_unsaved or (statistics is None and processes == 1):
             return
         codes, channels = self.embed.shape
         if statistics is None:
@@ -1055,7 +1058,44 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     def quantizer(self) -> RegionLearnerQuantizer | None:
         """The quantizer of the video tower; None without a codebook."""
         tower: Any = getattr(self, "video_model", self)
-        return tower.region_module.quantizer
+        module = tower.region_module.quantizer
+        if hasattr(module, "modules_to_save"):  # PEFT's wrapper, with a copy for each adapter that trains it
+            names = [] if module.disable_adapters else module.active_adapters
+            copies = [module.modules_to_save[name] for name in names if name in module.modules_to_save]
+            return copies[0] if copies else module.original_module
+        return module
+
+    # Adapters (PEFT)
+
+    _has_had_adapters = False
+
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        if name == "peft_config":  # set by `get_peft_model` and `add_adapter`
+            self._has_had_adapters = True
+            self._hold_unsaved_codebooks()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self._has_had_adapters:  # they may have been added, merged or deleted since
+            self._hold_unsaved_codebooks()
+        return self
+
+    def _hold_unsaved_codebooks(self):
+        """
+        Keeps training from changing a codebook that adapters do not save: they would not fit the model with the old
+        codes, which is loaded with them. PEFT saves no buffers but those in its `modules_to_save`.
+        """
+        modules = dict(self.named_modules())
+        is_adapted = any(hasattr(module, "adapter_layer_names") for module in modules.values())  # of PEFT's layers
+        for name, module in modules.items():
+            if isinstance(module, RegionLearnerQuantizer):
+                module.is_unsaved = is_adapted and ".modules_to_save." not in name
+        if self.training and self.quantizer is not None and self.quantizer.is_unsaved and not self.quantizer.frozen:
+            logger.warning_once(
+                "The codebook is frozen, because adapters (PEFT) are saved without it. To train it with them: "
+                'LoraConfig(..., modules_to_save=["quantizer"]).'
+            )
 
     def update_codebook(self):
         """
