@@ -16,7 +16,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,13 @@ from .loss_region_learner import (
 )
 
 logger = logging.get_logger(__name__)
+
+# What loads a checkpoint of two towers, whatever class has saved it: each head can be trained from each.
+_AUTO_CLASSES = {
+    "AutoModel": "RegionLearnerModel",
+    "AutoModelForVideoClassification": "RegionLearnerForVideoClassification",
+    "AutoModelForVisualQuestionAnswering": "RegionLearnerForVideoQuestionAnswering",
+}
 
 # How far a revived code lies from the code that it splits, towards a feature of that code.
 _SPLIT = 0.1
@@ -1065,6 +1072,13 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             return copies[0] if copies else module.original_module
         return module
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
+        """Saves the model and the files of its code, with which all of the Auto classes load it."""
+        if self._auto_class is not None and isinstance(self.config, RegionLearnerConfig):
+            module = __name__.rpartition(".")[2]
+            self.config.auto_map = {name: f"{module}.{found}" for name, found in _AUTO_CLASSES.items()}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     # Adapters (PEFT)
 
     _has_had_adapters = False
@@ -1225,6 +1239,10 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     base_model_prefix = "video_model"
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
+
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerVideoOutput: ...
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
@@ -1869,6 +1887,10 @@ class RegionLearnerTokenProjection(nn.Module):
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
     """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         # Of shape (1,): FSDP cannot shard parameters without a dimension.
@@ -2083,6 +2105,10 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         *_OF_SIMILARITIES,
     ]
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerVideoClassifierOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.num_labels = _num_labels(config)
@@ -2208,6 +2234,10 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
 
     _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerQuestionAnsweringOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.num_labels = _num_labels(config)
@@ -2272,6 +2302,11 @@ __all__ = [
     "RegionLearnerForVideoClassification",
     "RegionLearnerForVideoQuestionAnswering",
     "RegionLearnerModel",
+    "RegionLearnerOutput",
     "RegionLearnerPreTrainedModel",
+    "RegionLearnerQuestionAnsweringOutput",
+    "RegionLearnerTextOutput",
+    "RegionLearnerVideoClassifierOutput",
     "RegionLearnerVideoModel",
+    "RegionLearnerVideoOutput",
 ]
