@@ -114,7 +114,8 @@ def test_dir_is_complete_before_anything_is_used():
     script = """
 import os, region_learner
 before = dir(region_learner)
-packages = {entry.name for entry in os.scandir(region_learner.__path__[0]) if os.path.isfile(entry.path + "/__init__.py")}
+entries = os.scandir(region_learner.__path__[0])
+packages = {entry.name for entry in entries if os.path.isfile(entry.path + "/__init__.py")}
 assert packages - {"cli"} <= set(before), packages
 assert set(region_learner.__all__) <= set(before)
 for name in before:

@@ -18,6 +18,12 @@ QUANTIZER = "video_model.region_module.quantizer"
 SAVED = [None, ["quantizer"], ["region_module"]]
 
 
+@pytest.fixture(autouse=True)
+def any_version_of_peft(monkeypatch):
+    """For `add_adapter`, transformers 5.24 asks for PEFT 0.22, which is not out yet."""
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
+
+
 def lora(modules_to_save=None, **options):
     targets = {"target_modules": ["q_proj", "v_proj", "q_lin", "v_lin"], "init_lora_weights": False}
     return peft.LoraConfig(**{"r": 2, "modules_to_save": modules_to_save} | targets | options)
@@ -102,20 +108,16 @@ def test_it_is_said_once(base, caplog):
     from region_learner.modeling_region_learner import logger
 
     logger.warning_once.cache_clear()
-    logger.addHandler(caplog.handler)
-    try:
-        peft.get_peft_model(AutoModel.from_pretrained(base), lora(["quantizer"])).train()
-        frozen = AutoModel.from_pretrained(base)
-        frozen.quantizer.frozen = True
-        peft.get_peft_model(frozen, lora()).train()
-        without = peft.get_peft_model(AutoModel.from_pretrained(base), lora())
-        assert not caplog.records  # not by those that only compute
-        without.train()
-        without.eval().train()
-    finally:
-        logger.removeHandler(caplog.handler)
-    (record,) = caplog.records
-    assert 'modules_to_save=["quantizer"]' in record.getMessage()
+    peft.get_peft_model(AutoModel.from_pretrained(base), lora(["quantizer"])).train()
+    frozen = AutoModel.from_pretrained(base)
+    frozen.quantizer.frozen = True
+    peft.get_peft_model(frozen, lora()).train()
+    without = peft.get_peft_model(AutoModel.from_pretrained(base), lora())
+    assert "codebook" not in caplog.text  # not by those that only compute
+    without.train()
+    without.eval().train()
+    assert caplog.text.count("The codebook is frozen") == 1
+    assert 'modules_to_save=["quantizer"]' in caplog.text
 
 
 @pytest.mark.parametrize("saved", SAVED, ids=str)
@@ -126,7 +128,7 @@ def test_merging(base, saved):
     assert not [name for name in plain.state_dict() if "lora_" in name or "modules_to_save" in name]
     assert torch.equal(codes(plain), trained)
     assert_same_outputs(plain, expected, exact=False)
-    train_a_few_steps(plain)  # a plain model again, whose codebook learns
+    train_a_few_steps_in_full(plain)  # a plain model again, whose codebook learns
     assert not torch.equal(codes(plain), trained)
 
 
