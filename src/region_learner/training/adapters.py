@@ -85,6 +85,8 @@ def with_lora(model: Any, options: dict[str, Any]):
     for module in options.get("modules_to_save") or ():
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
             raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
+    if "video_model" not in towers and model.quantizer is not None:
+        model.quantizer.frozen = True
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_in_full}
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
@@ -96,8 +98,6 @@ def with_lora(model: Any, options: dict[str, Any]):
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
         if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
             parameter.requires_grad_(True)
-    if "video_model" not in towers and model.quantizer is not None:
-        model.quantizer.frozen = True
     return adapted
 
 
