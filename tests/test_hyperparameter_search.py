@@ -61,14 +61,14 @@ def assert_same_weights(found, given):
 
 def test_trials_have_their_batch_size_and_learning_rate(tmp_path):
     """Each equals a run that was given its arguments, whatever the trials before it."""
-    values = {"per_device_train_batch_size": [2, 8], "learning_rate": [0.001, 0.02]}
+    values = {"per_device_train_batch_size": [4, 16], "learning_rate": [0.001, 0.02]}
     made = trainer(tmp_path / "search", parts=(4, 2), save_strategy="steps", save_steps=2)
     best = search(made, lambda trial: {name: trial.suggest_categorical(name, of) for name, of in values.items()},
                   **values)  # fmt: skip
-    assert best.hyperparameters == {"per_device_train_batch_size": 2, "learning_rate": 0.001}
+    assert best.hyperparameters == {"per_device_train_batch_size": 4, "learning_rate": 0.001}
     assert len(made.trials) == 4
     for found in made.trials:
-        large = 8 if max(found["sizes"]) > 2 else 2
+        large = 16 if max(found["sizes"]) > 4 else 4
         assert set(found["sizes"]) <= {large, large // 2}
         given = trainer(tmp_path / "given", parts=(large, large // 2), learning_rate=found["rate"])
         given.train()
