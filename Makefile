@@ -1,5 +1,8 @@
-# Every target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt.
+# Every target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt, or with
+# those that CONSTRAINTS=constraints-oldest.txt allows, or with CONSTRAINTS= the latest ones.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PINS = $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,11 +14,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, but this is {v[0]}.{v[1]}: run make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable '.[dev]' --constraint constraints.txt
+	@$(PIP) --editable '.[dev]' $(PINS)
 	@touch $(READY)
 
 demo: $(READY)  ## The main job on the built-in corpus, from training to a page of search results
@@ -25,7 +28,7 @@ test: $(READY)  ## The fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## All tests, with downloads of packages
-	$(PIP) --editable '.[dev,engines]' --constraint constraints.txt
+	$(PIP) --editable '.[dev,engines]' $(PINS)
 	$(BIN)/python -m pytest --slow
 
 check: $(READY)  ## Lint, format and types

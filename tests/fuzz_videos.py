@@ -20,7 +20,7 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
+from region_learner.video_decoding_region_learner import VideoDecodeError, any_metadata, read_clip
 
 SECONDS = 20  # of the processor, for one case
 STUCK = 300  # seconds, whatever it waits for: other work may keep the processor
@@ -107,7 +107,7 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
         except Exception:  # whatever Pillow makes of it
             return digests
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(str(path), **any_metadata())
     except av.error.FFmpegError:
         return digests
     with container:

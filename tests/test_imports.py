@@ -97,6 +97,36 @@ def test_public_names():
         region_learner.RegionLearnerOther  # noqa: B018
 
 
+def test_all_output_classes_are_public():
+    import region_learner
+    from region_learner import modeling_region_learner as module
+
+    outputs = {
+        name for name, found in vars(module).items() if name.startswith("RegionLearner") and name.endswith("Output")
+    }
+    assert len(outputs) == 5
+    assert outputs <= set(region_learner.__all__)
+    assert outputs <= set(module.__all__)
+
+
+def test_dir_is_complete_before_anything_is_used():
+    """All that `dir` lists can be had, also packages that nothing has imported."""
+    script = """
+import os, region_learner
+before = dir(region_learner)
+entries = os.scandir(region_learner.__path__[0])
+packages = {entry.name for entry in entries if os.path.isfile(entry.path + "/__init__.py")}
+assert packages - {"cli"} <= set(before), packages
+assert set(region_learner.__all__) <= set(before)
+for name in before:
+    getattr(region_learner, name)
+assert region_learner.conversion.from_pretrained_towers and region_learner.evaluation.retrieval_metrics
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == "fine", done.stderr[-2000:]
+
+
 # Ways to get at this package before the Auto classes are used. Each registers our classes, in whatever order.
 ORDERS = [
     # Looking for a module does not import it.

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
         RegionLearnerForVideoClassification,
         RegionLearnerForVideoQuestionAnswering,
         RegionLearnerModel,
+        RegionLearnerOutput,
+        RegionLearnerQuestionAnsweringOutput,
+        RegionLearnerTextOutput,
+        RegionLearnerVideoClassifierOutput,
         RegionLearnerVideoModel,
+        RegionLearnerVideoOutput,
     )
     from .processing_region_learner import RegionLearnerProcessor
     from .search import VideoIndex
@@ -29,7 +34,12 @@ _NAMES = {
         "RegionLearnerForVideoClassification",
         "RegionLearnerForVideoQuestionAnswering",
         "RegionLearnerModel",
+        "RegionLearnerOutput",
+        "RegionLearnerQuestionAnsweringOutput",
+        "RegionLearnerTextOutput",
+        "RegionLearnerVideoClassifierOutput",
         "RegionLearnerVideoModel",
+        "RegionLearnerVideoOutput",
     ],
     "processing_region_learner": ["RegionLearnerProcessor"],
     "search": ["VideoIndex"],
@@ -37,17 +47,24 @@ _NAMES = {
     "video_processing_region_learner": ["RegionLearnerVideoProcessor"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+# Packages with more names. They, too, are imported when they are first used.
+_PACKAGES = ("conversion", "corpora", "evaluation", "search", "training", "visualization")
 
 __all__ = [
     "RegionLearnerConfig",
     "RegionLearnerForVideoClassification",
     "RegionLearnerForVideoQuestionAnswering",
     "RegionLearnerModel",
+    "RegionLearnerOutput",
     "RegionLearnerProcessor",
+    "RegionLearnerQuestionAnsweringOutput",
+    "RegionLearnerTextOutput",
     "RegionLearnerTrainer",
     "RegionLearnerTrainingArguments",
+    "RegionLearnerVideoClassifierOutput",
     "RegionLearnerVideoConfig",
     "RegionLearnerVideoModel",
+    "RegionLearnerVideoOutput",
     "RegionLearnerVideoProcessor",
     "VideoIndex",
     "list_corpora",
@@ -59,11 +76,13 @@ __all__ = [
 def __getattr__(name: str):
     if name in _MODULES:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})
 
 
 register_when_transformers_is_imported()

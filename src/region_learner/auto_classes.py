@@ -48,7 +48,7 @@ def register_auto_classes() -> None:
         AutoModel.register(config, model, exist_ok=True)
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
-        AutoProcessor.register(config, RegionLearnerProcessor, exist_ok=True)
+    AutoProcessor.register(RegionLearnerConfig, RegionLearnerProcessor, exist_ok=True)
     # AutoModel builds a dual encoder from these configurations; heads have Auto classes of their own.
     for auto_class, head in (
         (AutoModelForVideoClassification, RegionLearnerForVideoClassification),
@@ -62,6 +62,7 @@ def register_auto_classes() -> None:
 
         for config in (RegionLearnerConfig, RegionLearnerVideoConfig):
             AutoVideoProcessor.register(config, RegionLearnerVideoProcessor, exist_ok=True)
+        AutoProcessor.register(RegionLearnerVideoConfig, RegionLearnerVideoProcessor, exist_ok=True)
         RegionLearnerVideoProcessor.register_for_auto_class()
     except ImportError:  # without torchvision; the video processor says so when it is used
         pass

@@ -16,7 +16,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,13 @@ from .loss_region_learner import (
 )
 
 logger = logging.get_logger(__name__)
+
+# What loads a checkpoint of two towers, whatever class has saved it: each head can be trained from each.
+_AUTO_CLASSES = {
+    "AutoModel": "RegionLearnerModel",
+    "AutoModelForVideoClassification": "RegionLearnerForVideoClassification",
+    "AutoModelForVisualQuestionAnswering": "RegionLearnerForVideoQuestionAnswering",
+}
 
 # How far a revived code lies from the code that it splits, towards a feature of that code.
 _SPLIT = 0.1
@@ -558,6 +565,8 @@ class RegionLearnerQuantizer(nn.Module):
 
     Attributes:
         frozen (`bool`): whether training leaves the codes unchanged.
+        is_unsaved (`bool`): whether the model has adapters (PEFT), which are saved without the codes: training leaves
+            these unchanged, too. The models that a quantizer belongs to set it.
         auto_update (`bool`): whether forward passes in a single process update the codes. Set it to False and call
             [`update`] once per step with gradient accumulation, or if the region module itself is under non-reentrant
             activation checkpointing, whose second forward pass has to find the same codes.
@@ -583,6 +592,7 @@ class RegionLearnerQuantizer(nn.Module):
         self.register_buffer("features_unused", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.frozen = False
+        self.is_unsaved = False
         self.auto_update = True
         # Statistics since the last update, (K, 2 D + 2): the count and the sum of each code's features, a candidate
         # feature to place it on, and the number of passes with such a candidate. DDP would overwrite a buffer.
@@ -620,7 +630,7 @@ class RegionLearnerQuantizer(nn.Module):
         `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not be counted. Returns their codes
         (tokens, D), with a straight-through gradient, and the indices of these (tokens,).
         """
-        learns = self.training and not self.frozen
+        learns = self.training and not (self.frozen or self.is_unsaved)
         collects = learns and self._is_first_pass()
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
@@ -716,7 +726,7 @@ class RegionLearnerQuantizer(nn.Module):
         _, processes = world()
         statistics = self._pending
         self._pending = None
-        if self.frozen or (statistics is None and processes == 1):
+        if self.frozen or self.is_unsaved or (statistics is None and processes == 1):
             return
         codes, channels = self.embed.shape
         if statistics is None:
@@ -1162,7 +1172,51 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     def quantizer(self) -> RegionLearnerQuantizer | None:
         """The quantizer of the video tower; None without a codebook."""
         tower: Any = getattr(self, "video_model", self)
-        return tower.region_module.quantizer
+        module = tower.region_module.quantizer
+        if hasattr(module, "modules_to_save"):  # PEFT's wrapper, with a copy for each adapter that trains it
+            names = [] if module.disable_adapters else module.active_adapters
+            copies = [module.modules_to_save[name] for name in names if name in module.modules_to_save]
+            return copies[0] if copies else module.original_module
+        return module
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
+        """Saves the model and the files of its code, with which all of the Auto classes load it."""
+        if self._auto_class is not None and isinstance(self.config, RegionLearnerConfig):
+            module = __name__.rpartition(".")[2]
+            self.config.auto_map = {name: f"{module}.{found}" for name, found in _AUTO_CLASSES.items()}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    # Adapters (PEFT)
+
+    _has_had_adapters = False
+
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        if name == "peft_config":  # set by `get_peft_model` and `add_adapter`
+            self._has_had_adapters = True
+            self._hold_unsaved_codebooks()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self._has_had_adapters:  # they may have been added, merged or deleted since
+            self._hold_unsaved_codebooks()
+        return self
+
+    def _hold_unsaved_codebooks(self):
+        """
+        Keeps training from changing a codebook that adapters do not save: they would not fit the model with the old
+        codes, which is loaded with them. PEFT saves no buffers but those in its `modules_to_save`.
+        """
+        modules = dict(self.named_modules())
+        is_adapted = any(hasattr(module, "adapter_layer_names") for module in modules.values())  # of PEFT's layers
+        for name, module in modules.items():
+            if isinstance(module, RegionLearnerQuantizer):
+                module.is_unsaved = is_adapted and ".modules_to_save." not in name
+        if self.training and self.quantizer is not None and self.quantizer.is_unsaved and not self.quantizer.frozen:
+            logger.warning_once(
+                "The codebook is frozen, because adapters (PEFT) are saved without it. To train it with them: "
+                'LoraConfig(..., modules_to_save=["quantizer"]).'
+            )
 
     def update_codebook(self):
         """
@@ -1292,6 +1346,10 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     base_model_prefix = "video_model"
     main_input_name = "pixel_values_videos"
     input_modalities = ["video"]
+
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerVideoOutput: ...
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__(config)
@@ -1940,6 +1998,10 @@ class RegionLearnerTokenProjection(nn.Module):
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
     """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         # Of shape (1,): FSDP cannot shard parameters without a dimension.
@@ -2154,6 +2216,10 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         *_OF_SIMILARITIES,
     ]
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerVideoClassifierOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.num_labels = _num_labels(config)
@@ -2279,6 +2345,10 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
 
     _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES
 
+    if TYPE_CHECKING:  # torch's `__call__` returns Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> RegionLearnerQuestionAnsweringOutput: ...
+
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
         self.num_labels = _num_labels(config)
@@ -2343,6 +2413,11 @@ __all__ = [
     "RegionLearnerForVideoClassification",
     "RegionLearnerForVideoQuestionAnswering",
     "RegionLearnerModel",
+    "RegionLearnerOutput",
     "RegionLearnerPreTrainedModel",
+    "RegionLearnerQuestionAnsweringOutput",
+    "RegionLearnerTextOutput",
+    "RegionLearnerVideoClassifierOutput",
     "RegionLearnerVideoModel",
+    "RegionLearnerVideoOutput",
 ]

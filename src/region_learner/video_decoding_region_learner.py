@@ -523,6 +523,11 @@ def _describe_text(file: BinaryIO) -> str | None:
     return None
 
 
+def any_metadata() -> dict[str, Any]:
+    """Returns arguments of `av.open` that accept metadata in any encoding. PyAV 19 does so without any."""
+    return {"metadata_errors": "ignore"} if hasattr(av.container.Container, "metadata_errors") else {}
+
+
 @contextmanager
 def _open_video(file: BinaryIO) -> Iterator[Any]:
     """Opens the first video stream of a file, ready to be decoded."""
@@ -533,7 +538,7 @@ def _open_video(file: BinaryIO) -> Iterator[Any]:
     # FFmpeg decodes some frames to find out what is in the file. Headers are enough for that.
     options = {"format_whitelist": _FORMATS, "max_pixels": str(_MAX_PIXELS), "skip_frame": "all"}
     try:
-        container = av.open(file, metadata_errors="ignore", options=options)
+        container = av.open(file, options=options, **any_metadata())
     except av.error.ArgumentError as error:
         raise VideoDecodeError(_describe_text(file) or "not a video or picture of a supported format") from error
     with container:

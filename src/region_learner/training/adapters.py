@@ -18,6 +18,7 @@ from ..loading import BESIDE_ADAPTERS
 ADAPTER = "adapter"
 
 _WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of the names in it
 
 
 def _import_peft():
@@ -84,6 +85,8 @@ def with_lora(model: Any, options: dict[str, Any]):
     for module in options.get("modules_to_save") or ():
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
             raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
+    if "video_model" not in towers and model.quantizer is not None:
+        model.quantizer.frozen = True
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_in_full}
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
@@ -95,8 +98,6 @@ def with_lora(model: Any, options: dict[str, Any]):
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
         if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
             parameter.requires_grad_(True)
-    if "video_model" not in towers and model.quantizer is not None:
-        model.quantizer.frozen = True
     return adapted
 
 
@@ -104,19 +105,39 @@ def with_lora(model: Any, options: dict[str, Any]):
 
 
 def has_adapters(model: Any) -> bool:
-    return hasattr(model, "merge_and_unload")
+    """Returns whether a model has adapters, of `peft.get_peft_model` or of its own `add_adapter`."""
+    return hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False)
 
 
 def merged(model: Any) -> Any:
     """Returns a copy of a model with its adapters merged into its weights."""
-    return copy.deepcopy(model).merge_and_unload()
+    model = copy.deepcopy(model)
+    if hasattr(model, "merge_and_unload"):
+        return model.merge_and_unload()
+    for name, module in list(model.named_modules()):  # `add_adapter` has no counterpart that merges
+        if hasattr(module, "unload_and_optionally_merge_module"):
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, plain)
+        elif hasattr(module, "base_layer"):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+    return model
 
 
 def save_adapters(model: Any, folder: Path) -> None:
     """Writes everything that training changes to a directory that `PeftModel.from_pretrained(base, folder)` reads."""
-    model.save_pretrained(folder)
-    rest = {name: value.detach().cpu().contiguous() for name, value in _beside_adapters(model).items()}
-    save_file(load_file(folder / _WEIGHTS) | rest, folder / _WEIGHTS, metadata={"format": "pt"})
+    from peft import get_peft_model_state_dict
+
+    adapter = _active_adapter(model)
+    values = get_peft_model_state_dict(model, adapter_name=adapter) | _beside_adapters(model)
+    named = {_PREFIX + name.removeprefix(_PREFIX): value.detach().cpu() for name, value in values.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in named.items()}, folder / _WEIGHTS, metadata={"format": "pt"}
+    )
+    model.peft_config[adapter].save_pretrained(folder)
 
 
 def load_adapters(model: Any, folder: Path) -> None:
@@ -128,15 +149,20 @@ def load_adapters(model: Any, folder: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    values = load_file(folder / _WEIGHTS)
-    saved = {name for name in values if name in _beside_adapters(model)}
-    if lacking := sorted(_beside_adapters(model).keys() - saved):
+    prefix = _PREFIX if hasattr(model, "merge_and_unload") else ""
+    values = {prefix + name.removeprefix(_PREFIX): value for name, value in load_file(folder / _WEIGHTS).items()}
+    if lacking := sorted(_beside_adapters(model).keys() - values.keys()):
         raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it belongs to another model.")
-    found: Any = set_peft_model_state_dict(model, values)
+    found: Any = set_peft_model_state_dict(model, values, adapter_name=_active_adapter(model))
     if found.unexpected_keys:
         raise ValueError(
             f"{folder} has {', '.join(sorted(found.unexpected_keys)[:3])}, which this model does not have."
         )
+
+
+def _active_adapter(model: Any) -> str:
+    names = model.active_adapters
+    return (names() if callable(names) else names)[0]
 
 
 def load_beside_adapters(model: Any, checkpoint: Path) -> None:
@@ -149,11 +175,14 @@ def load_beside_adapters(model: Any, checkpoint: Path) -> None:
 
 def _beside_adapters(model: Any) -> dict[str, torch.Tensor]:
     """Returns what training changes but PEFT does not save: parameters that are trained in full, and buffers."""
-    of_peft = ("lora_", ".modules_to_save.", ".original_module.")
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, _ in model.named_parameters()} - trained
+    of_peft = tuple(
+        f"{name}.{part}."
+        for name, module in model.named_modules()
+        for part in (*getattr(module, "adapter_layer_names", ()), "original_module")
+    )
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {
         name: value
         for name, value in model.state_dict().items()
-        if name not in frozen and not any(part in name for part in of_peft)
+        if name not in frozen and not name.startswith(of_peft)
     }

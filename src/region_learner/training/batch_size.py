@@ -109,7 +109,7 @@ def train_with_largest_batch(trainer: Any, train: Callable[..., T], size: int, *
         return train(size, *args, **kwargs)
 
     # A corpus may have smaller batches than the others.
-    per_pair = trainer.args.per_device_train_batch_size / min(part.batch_size for part in trainer.parts_as_given)
+    per_pair = trainer.batch_size_as_given / min(part.batch_size for part in trainer.parts_as_given)
     smallest = math.ceil((2 if trainer.contrastive else 1) * per_pair)
     return halve_until_it_fits(attempt, size, smallest, kwargs.get("resume_from_checkpoint") is not None)
 

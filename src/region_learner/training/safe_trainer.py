@@ -43,19 +43,19 @@ class SafeTrainer(Trainer):
     # Steps
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        # `finite_steps` needs the loss of every batch.
+        """Computes the gradients of a batch, and returns its loss, which `finite_steps` observes."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.finite_steps.observe(loss)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # Here all gradients of a step are known, and the optimizer has not seen them yet.
+        """Returns the norm of the gradients. All of a step are known here, and the optimizer has not seen them yet."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         self.finite_steps.check(model, grad_norm)
         return grad_norm
 
     def _run_epoch(self, **kwargs):
-        # The Trainer trains one step more when a finished run is resumed.
+        """Trains one epoch, but not a step more than the last one, which the Trainer does when it is resumed."""
         if self.state.global_step >= self.state.max_steps:
             if self.is_world_process_zero():
                 logger.info(
@@ -70,7 +70,12 @@ class SafeTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model, trial):
-        # Marks the checkpoint as complete.
+        """
+        Saves a checkpoint, and marks it as complete when all of its files are written.
+
+        Raises:
+            NonFiniteError: a weight is not finite.
+        """
         if (weight := self.non_finite_weight()) is not None:
             raise self.finite_steps.error(
                 f"Step {self.state.global_step}: the weights are not finite (the first: {weight}), and are not saved"
@@ -100,7 +105,7 @@ class SafeTrainer(Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # The Trainer pushes weights and configuration; without the source files nobody could load them.
+        """Pushes a complete checkpoint, with the source files that the Trainer leaves out and loading needs."""
         if self._is_saving_checkpoint:  # it is not complete yet
             return
         if self.is_world_process_zero():
@@ -110,7 +115,15 @@ class SafeTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        # The files of an earlier model stay until all new ones are written.
+        """
+        Saves the model. The files of an earlier one stay until all new ones are written.
+
+        Args:
+            output_dir: the directory; by default that of the arguments.
+
+        Raises:
+            NonFiniteError: a weight is not finite.
+        """
         if self._is_saving_checkpoint or self.is_deepspeed_enabled:  # a checkpoint has a mark of its own
             super().save_model(output_dir, _internal_call)
             return
@@ -137,7 +150,7 @@ class SafeTrainer(Trainer):
     # Adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        # A model with adapters is saved as a plain model, and its adapters beside it.
+        """Writes the model; one with adapters as a plain model, and its adapters beside it."""
         model = self.model
         with without_progress_bars():
             if not has_adapters(model):
@@ -149,7 +162,12 @@ class SafeTrainer(Trainer):
             save_adapters(model, folder / ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        # Adapters come from their own directory, and weights that are not finite are refused.
+        """
+        Loads the weights of a checkpoint; adapters come from their own directory.
+
+        Raises:
+            ValueError: a weight is not finite, or the adapters are of another model.
+        """
         if not self._load_adapters(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             load_beside_adapters(self.model, Path(resume_from_checkpoint))
@@ -157,7 +175,7 @@ class SafeTrainer(Trainer):
             refuse_non_finite(model or self.model, resume_from_checkpoint)  # type: ignore[arg-type]
 
     def _load_best_model(self):
-        # The best model may have adapters, too.
+        """Loads the best checkpoint of the run, which may have adapters, too."""
         best = Path(str(self.state.best_model_checkpoint))
         if not self._load_adapters(best):
             super()._load_best_model()

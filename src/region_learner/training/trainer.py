@@ -95,7 +95,8 @@ class RegionLearnerTrainer(SafeTrainer):
             raise ValueError("RegionLearnerTrainer needs the processor: pass processing_class=RegionLearnerProcessor.")
         args = args or RegionLearnerTrainingArguments()
         self.parts = as_parts(train_dataset, args.per_device_train_batch_size)
-        self.parts_as_given = self.parts  # auto_find_batch_size makes their batches smaller
+        # Before `auto_find_batch_size` or a trial of `hyperparameter_search` changes them.
+        self.parts_as_given, self.batch_size_as_given = self.parts, args.per_device_train_batch_size
         self.contrastive = task in UNLABELLED_TASKS
         set_best_model_metric(args, task)
         check_for_trainer(args, task, kwargs)
@@ -139,7 +140,7 @@ class RegionLearnerTrainer(SafeTrainer):
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        # All parameters have a gradient in every step, except for motion excitation, which needs two frames.
+        """Lets DDP look for unused parameters only where there can be any: motion excitation needs two frames."""
         find_unused = self.args.ddp_find_unused_parameters
         if find_unused is None and self.model is not None:
             find_unused = getattr(_video_config(self.model), "motion_excitation", False)
@@ -147,9 +148,10 @@ class RegionLearnerTrainer(SafeTrainer):
             return super()._build_accelerator_args(**kwargs)
 
     def call_model_init(self, trial=None):
-        # The models of a hyperparameter search are frozen, too.
+        """Returns a new model, with the parts of `args.freeze` frozen; in a trial, `_hp_search_setup` freezes them."""
         model = super().call_model_init(trial)
-        freeze(model, self.args.freeze)
+        if trial is None:
+            freeze(model, self.args.freeze)
         return model
 
     # Batches
@@ -159,19 +161,28 @@ class RegionLearnerTrainer(SafeTrainer):
         return any(part.streamed for part in self.parts)
 
     def get_train_dataloader(self) -> DataLoader:
-        # Batches are a function of the seed and the step, so `accelerate` has nothing to prepare.
+        """
+        Returns the training batches of this process. They are a function of the seed and the step, so `accelerate` has
+        nothing to prepare.
+        """
         self._watch = LoaderWatch(self.args.dataloader_num_workers)
         return make_train_dataloader(
             self.parts, self.args, self.data_collator, self._watch.options, skip=self._batches_to_skip
         )
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
-        # Measures the time spent waiting for data, and ends a wait for loader processes that hang.
+        """Measures the time spent waiting for data, and ends a wait for loader processes that hang."""
         with self._watch.waiting(), self.progress.waiting():
             return super().get_batch_samples(epoch_iterator, *args, **kwargs)
 
     def _get_dataloader(self, dataset, *args, **kwargs) -> DataLoader:
-        # Evaluation loaders keep all rows (`dataloader_drop_last` is for training) and have a collator of their own.
+        """
+        Returns a loader of evaluation, which keeps all rows (`dataloader_drop_last` is for training) and has a
+        collator of its own.
+
+        Raises:
+            ValueError: the data set is a stream, and there are several processes.
+        """
         if self.args.world_size > 1 and not has_length(dataset):
             # Processes may have different numbers of batches, and it is unknown which rows are repeated as padding.
             raise ValueError(
@@ -189,7 +200,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return watched
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # Takes what is not the model's out of the batch, and normalizes clips on the device.
+        """Takes what is not the model's out of the batch, and normalizes clips on the device."""
         unreadable, videos = inputs.pop("unreadable", ()), inputs.pop("videos", 0)
         is_training = self.model.training
         if is_training:
@@ -206,7 +217,7 @@ class RegionLearnerTrainer(SafeTrainer):
     # Steps
 
     def create_optimizer(self, model=None):
-        # Learning rates by tower and layer.
+        """Creates the optimizer, with learning rates by tower and layer."""
         if self.optimizer is None:
             model = self.model if model is None else model
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -216,7 +227,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        # `lr_milestones`, for which transformers has no schedule.
+        """Creates the schedule, also that of `lr_milestones`, which transformers does not have."""
         if self.args.lr_milestones and self.lr_scheduler is None:
             self.lr_scheduler = milestones(
                 self.optimizer if optimizer is None else optimizer,  # type: ignore[arg-type]
@@ -228,7 +239,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
-        # In training, the loss is that of the global batch of all processes.
+        """Returns the loss: in training, that of the global batch of all processes."""
         if not model.training or self.compute_loss_func is not None:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         else:
@@ -249,8 +260,10 @@ class RegionLearnerTrainer(SafeTrainer):
         return inputs, partial(classification_loss, config, labels=inputs.pop("labels"), gather=True)
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
-        # Multiple choice gives the cosine of each option, and no loss. A batch of one video, such as a last batch of
-        # one row, has no negatives, and therefore no loss either.
+        """
+        Returns loss, predictions and labels of a batch. Multiple choice gives the cosine of each option, and no loss.
+        A batch of one video, such as a last batch of one row, has no negatives, and therefore no loss either.
+        """
         if "options" not in inputs:
             ids = inputs.get("video_ids") if self.contrastive and self.args.world_size == 1 else None
             alone = ids is not None and len(ids[ids >= 0].unique()) < 2
@@ -263,7 +276,10 @@ class RegionLearnerTrainer(SafeTrainer):
         return None, option_scores(outputs.video_embeds, outputs.text_embeds, options), labels
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        # With cached gradients, forward and backward passes alternate within a step.
+        """
+        Computes the gradients of a batch, and returns its loss. With cached gradients, forward and backward passes
+        alternate within a step.
+        """
         chunk = self.args.gradient_cache_chunk
         if chunk is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -291,7 +307,7 @@ class RegionLearnerTrainer(SafeTrainer):
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        # Adds throughput, the state of the codebook, and the temperature.
+        """Logs values, and with those of training the throughput, the state of the codebook and the temperature."""
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
@@ -301,7 +317,20 @@ class RegionLearnerTrainer(SafeTrainer):
     # Training, resuming, evaluation
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        # True resumes from the last *complete* checkpoint in `output_dir`, if any.
+        """
+        Trains the model.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True for the last *complete* one in `output_dir`, if any.
+            args, kwargs: those of [`~transformers.Trainer.train`].
+
+        Returns:
+            What the Trainer returns. Its `metrics` also have `unreadable_videos` and `skipped_steps`, and with
+            `auto_find_batch_size` the `per_device_train_batch_size` that was found.
+
+        Raises:
+            ValueError: the checkpoint does not fit the data or the arguments.
+        """
         checkpoint = checkpoints.checkpoint_to_resume(self.args, resume_from_checkpoint)
         skip_data = self.args.ignore_data_skip
         if checkpoint is not None:
@@ -333,21 +362,42 @@ class RegionLearnerTrainer(SafeTrainer):
             logger.info("Resuming from %s.", checkpoint)
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
-        # `auto_find_batch_size` starts each attempt anew; the Trainer continues with what the last one left.
+        """
+        Trains with a given batch size. `auto_find_batch_size` starts each attempt anew, where the Trainer would
+        continue with what the last one left.
+        """
         if not self.args.auto_find_batch_size:
             return super()._inner_training_loop(batch_size, *args, **kwargs)
         return train_with_largest_batch(self, super()._inner_training_loop, batch_size, *args, **kwargs)
 
     def use_batch_size(self, size: int):
-        self.parts = with_batch_size(self.parts_as_given, size, of=self.args.per_device_train_batch_size)
+        """Trains with batches of `size`; corpora with other sizes keep their proportion."""
+        self.parts = with_batch_size(self.parts_as_given, size, of=self.batch_size_as_given)
+
+    def _hp_search_setup(self, trial):
+        """
+        Sets the arguments of a trial of `hyperparameter_search`, and what was derived from them.
+
+        Raises:
+            ValueError: the arguments do not fit together.
+        """
+        super()._hp_search_setup(trial)
+        if trial is None:
+            return
+        freeze(self.model, self.args.freeze)
+        self.use_batch_size(self.args.per_device_train_batch_size)
+        if self.contrastive:
+            check_negatives(self.parts, self.args)
+        check_for_model(self.args, self.model, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        self.optimization = checkpoints.optimization(self.model, self.args)
 
     def evaluation_loop(self, *args, **kwargs):
-        # Errors of loader processes name the video.
+        """Evaluates; errors of loader processes name the video."""
         with naming_the_video():
             return super().evaluation_loop(*args, **kwargs)
 
     def write_to_checkpoint(self, folder: Path):
-        # What resuming compares, and the unreadable videos so far.
+        """Writes what resuming compares, and the unreadable videos so far."""
         self.unreadable.save(folder, self.args.process_index)
         if self.args.should_save:
             order = checkpoints.data_order(self.parts, self.args)

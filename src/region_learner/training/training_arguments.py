@@ -292,7 +292,7 @@ def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: b
     if is_deepspeed:
         raise ValueError("gradient_cache_chunk is not supported with DeepSpeed: use DDP or FSDP, or leave it out.")
     quantizer = model.quantizer
-    if quantizer is not None and quantizer.mode == "original" and not quantizer.frozen:
+    if quantizer is not None and quantizer.mode == "original" and not (quantizer.frozen or quantizer.is_unsaved):
         raise ValueError(
             'codebook_mode="original" looks codes up after their update by the whole batch, which cached gradients '
             'do not see at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
