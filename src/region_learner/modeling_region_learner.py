@@ -739,12 +739,14 @@ class RegionLearnerMotionExcitation(nn.Module):
 
     def forward(self, features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         """`features` and the output: (B, T, h, w, D). The previous frame is the latest one that is not masked."""
-        if frame_mask is None:
+        if frame_mask is None and not torch.compiler.is_exporting():
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
-        else:
-            frames = torch.arange(features.shape[1], device=features.device).expand(frame_mask.shape)
-            latest = torch.where(frame_mask, frames, -1).cummax(1).values  # latest real frame up to each one, (B, T)
-            previous = F.pad(latest[:, :-1], (1, 0), value=-1)
+        else:  # without slices of T - 1 frames, which cannot be exported with a dynamic T
+            frames = torch.arange(features.shape[1], device=features.device)
+            real = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+            real = real if frame_mask is None else frame_mask
+            earlier = real[:, None] & (frames < frames[:, None])  # (B, T, T)
+            previous = torch.where(earlier, frames, -1).amax(-1)
             previous = torch.where(previous < 0, frames, previous)  # without a previous frame the difference is 0
             batch = torch.arange(features.shape[0], device=features.device)[:, None]
             difference = features - features[batch, previous]
@@ -970,7 +972,7 @@ class RegionLearnerRegionModule(nn.Module):
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask)
             if torch.compiler.is_exporting():  # an exported program takes single frames, too
-                motion = motion * (torch.scalar_tensor(features.shape[1], device=motion.device) > 1)
+                motion = motion * (torch.arange(features.shape[1], device=motion.device)[-1] > 0)
             states, values = states + motion, values + motion
         positions = None if temporal_embeddings is None else temporal_embeddings[:, : features.shape[1]]  # (1, T, D)
         if self.gathers_clips and positions is not None:
