@@ -1,6 +1,7 @@
 """Rows of `datasets`: videos that it decodes itself, and columns of other names."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_the_processor_takes_video_decoders(kind, clip_files):  # noqa: F811
     path = clip_files[1]
     encoded = {
         "path": {"path": path, "bytes": None},
-        "bytes": {"path": None, "bytes": open(path, "rb").read()},
+        "bytes": {"path": None, "bytes": Path(path).read_bytes()},
         "remote": {"path": "hf://datasets/owner/name/clip.mp4", "bytes": None},
     }.get(kind)
     decoder = Decoder(path, encoded, "NHWC" if "last" in kind else "NCHW")
@@ -70,7 +71,11 @@ def test_frames_that_a_decoder_cannot_read(clip_files):  # noqa: F811
 
 def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypatch):  # noqa: F811
     """As `datasets.Video()` gives them; torchcodec itself need not be installed for this test."""
-    columns = {"video": clip_files * 2, "video_id": [str(i) for i in range(6)], "captions": [[text] for text in TEXTS * 2]}
+    columns = {
+        "video": clip_files * 2,
+        "video_id": [str(i) for i in range(6)],
+        "captions": [[text] for text in TEXTS * 2],
+    }
     files = Dataset.from_dict(columns)
     decoded = files.cast_column("video", Video())
     monkeypatch.setattr(
@@ -128,7 +133,7 @@ def test_webm_in_a_folder(tmp_path):
     [
         (("path", "id", "text"), "no column 'video' .columns: id, path, text.: rename what holds it, "
          r"`dataset.rename_columns\({'path': 'video', 'id': 'video_id', 'text': 'captions'}\)`"),
-        (("video", "captions"), r'no column \'video_id\' .*: number the videos, `dataset.add_column\("video_id", range'),
+        (("video", "captions"), r'no column .video_id. .*: number the videos, `dataset.add_column\("video_id", ran'),
         (("video", "video_id", "words"), r"`dataset.rename_columns\({NAME: 'captions'}\)`, or is it of another task"),
     ],
 )  # fmt: skip

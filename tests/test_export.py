@@ -1,6 +1,5 @@
 """Export: programs with any number of texts, videos, frames and tokens compute what the model computes."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +11,6 @@ from region_learner import (
     RegionLearnerConfig,
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
-    RegionLearnerModel,
     modeling_region_learner,
 )
 from region_learner.export import ExportedPart, export_model, parts_of
@@ -53,7 +51,9 @@ def assert_same(program, part, inputs) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 @forms("queries and phrases")
@@ -85,7 +85,9 @@ def test_masked_frames(form):
     axes = {0: "b", 1: "t"}
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     program = exported(
-        model, {"pixel_values_videos": clips(2, 3), "frame_mask": mask}, {"pixel_values_videos": axes, "frame_mask": axes}
+        model,
+        {"pixel_values_videos": clips(2, 3), "frame_mask": mask},
+        {"pixel_values_videos": axes, "frame_mask": axes},
     )
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
     assert_same(program, model, {"pixel_values_videos": clips(5, 4), "frame_mask": mask})
@@ -144,7 +146,9 @@ def test_unknown_formats_parts_and_models(tmp_path, monkeypatch):
 
 
 def needs(format: str) -> None:
-    for name in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}[format]:
+    for name in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}[
+        format
+    ]:
         pytest.importorskip(name)
 
 

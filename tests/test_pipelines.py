@@ -14,8 +14,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model
-from .test_heads import run_python, tiny_head
-from .test_heads import CLASSIFICATION
+from .test_heads import CLASSIFICATION, run_python, tiny_head
 
 TASK = "video-text-retrieval"
 TEXTS = ["a red square moves left", "the blue circle", "a red circle and a blue square"]
@@ -74,7 +73,9 @@ def test_ranks_texts_videos_and_labels(checkpoint, clip_files, logits, batch_siz
     for found, scores in zip(retrieve(clip_files, texts=TEXTS, batch_size=batch_size), logits * temperature):
         assert len(found) == 3
         assert_ranked(found, "text", TEXTS, scores)
-    for found, scores in zip(retrieve(TEXTS, videos=clip_files, top_k=2, batch_size=batch_size), logits.T * temperature):
+    for found, scores in zip(
+        retrieve(TEXTS, videos=clip_files, top_k=2, batch_size=batch_size), logits.T * temperature
+    ):
         assert len(found) == 2
         assert_ranked(found, "video", clip_files, scores)
     labels = [text.removeprefix("a ").removeprefix("the ") for text in TEXTS]
@@ -141,8 +142,8 @@ def test_without_the_package(checkpoint, clip_files, tmp_path):
         assert [entry["text"] for entry in one] == [entry["text"] for entry in other]
         assert [entry["score"] for entry in one] == pytest.approx([entry["score"] for entry in other])
     again = tmp_path / "again"
-    assert (again / "pipeline_region_learner.py").read_bytes() == (checkpoint / "pipeline_region_learner.py").read_bytes()
+    name = "pipeline_region_learner.py"
+    assert (again / name).read_bytes() == (checkpoint / name).read_bytes()
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (checkpoint, again)]
     for name in ("custom_pipelines", "architectures"):
-        assert json.loads((again / "config.json").read_text())[name] == json.loads(
-            (checkpoint / "config.json").read_text()
-        )[name]
+        assert configs[0][name] == configs[1][name]

@@ -7,7 +7,6 @@ the same parts: see `ExportedPart`.
 """
 
 import importlib
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from .inference import evaluation_mode
-
-logger = logging.getLogger(__name__)
+from .loading import check_checkpoint, load_checkpoint
 
 FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
@@ -31,6 +30,13 @@ TOLERANCE = 1e-4
 
 # Above this, the weights do not fit into one ONNX file, which may have at most 2 GiB.
 _LARGEST_FILE = 1.8 * 2**30
+
+# What a checkpoint is loaded for, by the class that saved it; by default "retrieval".
+_TASKS = {
+    "RegionLearnerVideoModel": None,
+    "RegionLearnerForVideoClassification": "classification",
+    "RegionLearnerForVideoQuestionAnswering": "question_answering",
+}
 
 # How many random inputs are drawn, at most, until all patches have the same codes in both.
 _DRAWS = 3
@@ -165,6 +171,22 @@ def parts_of(model: Any) -> list[str]:
 
 def _class_of(model: Any) -> str:
     return type(model).__name__  # with trust_remote_code, the class is another one of this name
+
+
+def load_for_export(name: str) -> tuple[Any, Any]:
+    """
+    Returns the model of a checkpoint with the head that it was saved with, and its processor.
+
+    Args:
+        name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or not of such a model.
+        OSError: the directory or Hub model does not exist.
+    """
+    check_checkpoint(name)
+    (architecture,) = (AutoConfig.from_pretrained(name).architectures or ["RegionLearnerModel"])[:1]
+    return load_checkpoint(name, _TASKS.get(architecture, "retrieval"))
 
 
 def check_format(format: str) -> None:

@@ -45,10 +45,13 @@ class VideoTextRetrievalPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.processor is None:
-            raise ValueError("The pipeline needs a processor: give processor=RegionLearnerProcessor.from_pretrained(...).")
+            raise ValueError(
+                "The pipeline needs a processor: give processor=RegionLearnerProcessor.from_pretrained(...)."
+            )
         if not all(hasattr(self.model, name) for name in ("get_text_features", "get_video_features")):
             raise ValueError(
-                f"{type(self.model).__name__} does not embed texts and videos: give a checkpoint of a RegionLearnerModel."
+                f"{type(self.model).__name__} does not embed texts and videos: give a checkpoint of a "
+                "RegionLearnerModel."
             )
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:

@@ -101,9 +101,9 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     `videos` is one clip or a list of clips, of any mixture of kinds: a path, the bytes of a file, a binary file
     object, a dictionary `{"path": ..., "bytes": ...}`, an array or tensor of 4 dimensions, a list of frames (PIL
-    images or arrays), or a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`; with the region-learner package also an https URL. A list within the list is one clip, too, and
-    its frames may be files: `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over
-    black.
+    images or arrays), or a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`; with the region-learner
+    package also an https URL. A list within the list is one clip, too, and its frames may be files:
+    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over black.
 
     Frames of `uint8` are levels within 0..255. Frames of floats must lie within 0..1 and are levels divided by 255;
     with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL images of
@@ -681,7 +681,8 @@ def _is_frame(item: Any) -> bool:
 
 def _prepare(clip: Any, scale: Scale | None, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> Any:
     """Returns a clip of `_as_clips` as a tensor, or as an `_EncodedClip` if it, or any of its frames, is encoded."""
-    if _is_encoded(clip) or isinstance(clip, _DecoderFrames) or isinstance(clip, list) and any(map(_is_encoded, clip)):
+    is_encoded = any(map(_is_encoded, clip)) if isinstance(clip, list) else _is_encoded(clip)
+    if is_encoded or isinstance(clip, _DecoderFrames):
         return _EncodedClip(clip, scale, do_convert_rgb, do_rescale)
     return _frames_to_tensor(clip, data_format, do_convert_rgb, do_rescale)
 
