@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Video
+from transformers.video_utils import VideoMetadata
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments, load_corpus
 from region_learner.corpora import CorpusError
@@ -49,14 +50,18 @@ def test_the_processor_takes_video_decoders(kind, clip_files):  # noqa: F811
         "remote": {"path": "hf://datasets/owner/name/clip.mp4", "bytes": None},
     }.get(kind)
     decoder = Decoder(path, encoded, "NHWC" if "last" in kind else "NCHW")
-    processor = tiny_processor()
-    for options in ({}, {"start": 0.25, "end": 0.75}):
-        found = processor(videos=[decoder, path], **options)["pixel_values_videos"]
-        expected = processor(videos=[path, path], **options)["pixel_values_videos"]
-        # Frames of a file are scaled while their colors are converted, which differs by rounding.
-        torch.testing.assert_close(found, expected, rtol=0, atol=0.0 if kind in ("path", "bytes") else 0.05)
+    processor, is_file = tiny_processor(), kind in ("path", "bytes")
+    frames = decoder.frames.permute(0, 3, 1, 2)
+    for span in ({}, {"start": 0.25, "end": 0.75}):
+        if is_file:  # read as a file, whose frames are scaled while their colors are converted
+            expected = processor(videos=[path], **span)
+        else:
+            metadata = VideoMetadata(len(frames), fps=decoder.metadata.average_fps)
+            expected = processor(videos=[frames], video_metadata=[metadata], **span)
+        found = processor(videos=[decoder, decoder], **span)["pixel_values_videos"]
+        assert torch.equal(found, expected["pixel_values_videos"].repeat(2, 1, 1, 1, 1))
     assert processor(videos=decoder)["pixel_values_videos"].shape == (1, 2, 3, 32, 32)
-    assert len(decoder.read) == (0 if kind in ("path", "bytes") else 6)  # only the sampled frames, of three calls
+    assert len(decoder.read) == (0 if is_file else 2 * 5)  # only the sampled frames
     assert processor.video_processor.decode(decoder)[0].shape[:2] == (2, 3)
 
 

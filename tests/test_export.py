@@ -13,10 +13,12 @@ from region_learner import (
     RegionLearnerForVideoQuestionAnswering,
     modeling_region_learner,
 )
-from region_learner.export import ExportedPart, export_model, parts_of
+from region_learner.cli import main
+from region_learner.export import ExportedPart, export_model, load_for_export, parts_of
 from region_learner.modeling_region_learner import _roll
 
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_model, tiny_text_config, tiny_video_model
+from .test_pipelines import tiny_processor
 
 TOKENS = {"token_dim": 8}
 PHRASES = {"token_dim": 8, "phrase_window": 3, "region_mlp": True, "learn_temperature": True}
@@ -218,3 +220,61 @@ def test_ahead_of_time_inductor(tmp_path):
         program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / f"{name}.pt2"))
         assert_same(torch._inductor.aoti_load_package(package), part, part.example(batch=5, frames=3, length=9))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_exporters_of_transformers():
+    """Those of transformers lower what this one returns: to ExecuTorch, for example."""
+    pytest.importorskip("transformers.exporters")
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+    model = tiny_video_model()
+    exported = DynamoExporter().export(model, {"pixel_values_videos": clips(2, 3)}, DynamoConfig(dynamic=True))
+    program = exported.program.module()
+    expected = model(pixel_values_videos=clips(5, 4)).pooler_output
+    torch.testing.assert_close(program(pixel_values_videos=clips(5, 4)).pooler_output, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- The command ----------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (
+            ["nowhere/at/all", str(tmp_path), "--format", "onxx"],
+            "format='onxx' is not known; choose one of onnx, open",
+        ),
+        (["nowhere/at/all"], "Missing argument 'OUTPUT'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", *arguments])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_the_command(tmp_path, capsys):
+    needs("onnx")
+    model, processor = tiny_model(), tiny_processor()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "onnx"])
+    assert stopped.value.code == 0
+    table = capsys.readouterr().out
+    assert re.search(r"text\.onnx +1 +\d\.\de-0\d", table), table
+    inputs = RegionLearnerProcessor.from_pretrained(tmp_path / "out")(text=["a red square", "a circle"])
+    found = onnx_outputs(tmp_path / "out" / "text.onnx", inputs)
+    np.testing.assert_allclose(found["text_embeds"], model(**inputs).text_embeds.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_models_load_for_export_with_their_heads(tmp_path):
+    for number, model in enumerate((*heads(), tiny_video_model())):
+        model.save_pretrained(tmp_path / str(number))
+        tiny_processor().save_pretrained(tmp_path / str(number))
+        loaded, _ = load_for_export(str(tmp_path / str(number)))
+        assert type(loaded) is type(model)
