@@ -1,5 +1,6 @@
 """Export: programs with any number of texts, videos, frames and tokens compute what the model computes."""
 
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from region_learner import (
     RegionLearnerConfig,
     RegionLearnerForVideoClassification,
     RegionLearnerForVideoQuestionAnswering,
+    RegionLearnerProcessor,
     modeling_region_learner,
 )
 from region_learner.cli import main
