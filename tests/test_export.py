@@ -1,6 +1,7 @@
 """Export: programs with any number of texts, videos, frames and tokens compute what the model computes."""
 
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_masked_frames(form):
     )
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
     assert_same(program, model, {"pixel_values_videos": clips(5, 4), "frame_mask": mask})
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_models_of_single_frames():
+    part = ExportedPart(tiny_model(num_frames=1), "video").eval()
+    program = exported(part, part.example(**next(part.sizes())), part.dynamic_axes)
+    assert_same(program, part, part.example(batch=5, frames=1))
 
 
 @pytest.mark.slow
@@ -215,6 +224,8 @@ def test_a_wrong_program_is_not_passed_off_as_the_model(tmp_path, monkeypatch):
 @pytest.mark.slow
 @torch.no_grad()
 def test_ahead_of_time_inductor(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
     for name in ("text", "video", "model"):
         part = ExportedPart(tiny_model(**PHRASES), name).eval()
         inputs = part.example(batch=2, frames=2, length=4)

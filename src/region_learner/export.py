@@ -103,7 +103,11 @@ class ExportedPart(nn.Module):
         self.model = model
         self.name = name
         self._signature = _PARTS[_class_of(model)][name]
-        self.dynamic_axes = self._signature.inputs
+        self._max_frames: int | None = getattr(getattr(model, "video_model", model), "max_frames", None)
+        self.dynamic_axes: dict[str, dict[int, str]] = {
+            name: {axis: of for axis, of in axes.items() if of != "frames" or self._max_frames != 1}
+            for name, axes in self._signature.inputs.items()
+        }
 
     def forward(
         self,
@@ -148,8 +152,7 @@ class ExportedPart(nn.Module):
 
     def sizes(self) -> Iterator[dict[str, int]]:
         """Yields arguments of `example`: those to export with, and then others to compare with."""
-        tower = getattr(self.model, "video_model", self.model)
-        frames = getattr(tower, "max_frames", None) or 8
+        frames = self._max_frames or 8
         text: Any = getattr(self.model.config, "text_config", None)
         length = min(getattr(text, "max_position_embeddings", None) or 32, 32)
         yield {"batch": 2, "frames": min(2, frames), "length": max(2, length // 4)}
@@ -336,4 +339,5 @@ def _compare(
 
 def _difference(expected: torch.Tensor, found: np.ndarray) -> float:
     values = expected.numpy()
-    return float(np.abs(found - values).max()) / max(1.0, float(np.abs(values).max()))
+    difference = float(np.abs(found - values).max()) / max(1.0, float(np.abs(values).max()))
+    return difference if math.isfinite(difference) else math.inf  # comparisons with NaN would be false
