@@ -90,7 +90,7 @@ class ExportedPart(nn.Module):
 
     ```python
     >>> part = ExportedPart(model, "video")
-    >>> inputs = part.example(batch=2, frames=model.video_model.max_frames or 2)
+    >>> inputs = part.example(batch=2, frames=2)
     >>> dynamic = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in part.dynamic_axes.items()}
     >>> program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)
     >>> program.module()(**part.example(batch=5, frames=1))["video_embeds"].shape
@@ -102,6 +102,7 @@ class ExportedPart(nn.Module):
         super().__init__()
         self.model = model
         self.name = name
+        self.training = model.training
         self._signature = _PARTS[_class_of(model)][name]
         self._max_frames: int | None = getattr(getattr(model, "video_model", model), "max_frames", None)
         self.dynamic_axes: dict[str, dict[int, str]] = {
