@@ -119,7 +119,8 @@ class VideoTextRetrievalPipeline(Pipeline):
 
     def _forward(self, model_inputs: Any) -> dict[str, torch.Tensor]:
         is_video = "pixel_values_videos" in model_inputs
-        features = self.model.get_video_features if is_video else self.model.get_text_features
+        model: Any = self.model
+        features = model.get_video_features if is_video else model.get_text_features
         pooled = features(**model_inputs).pooler_output
         return {"embeds": F.normalize(pooled.float(), dim=-1)}
 
@@ -133,10 +134,11 @@ class VideoTextRetrievalPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         scores = model_outputs["embeds"][0] @ embeds.T
         if kind == "candidate_labels":
-            temperature = self.model.temperature
+            model: Any = self.model
+            temperature = model.temperature
             logits = scores / (temperature.float().cpu() if torch.is_tensor(temperature) else temperature)
-            if self.model.logit_bias is not None:
-                scores = (logits + self.model.logit_bias.float().cpu()).sigmoid()
+            if model.logit_bias is not None:
+                scores = (logits + model.logit_bias.float().cpu()).sigmoid()
             else:
                 scores = logits.softmax(-1)
         best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
