@@ -25,7 +25,7 @@ from .conftest import tiny_model, tiny_video_model
 from .local_hub import TOKEN, LocalHub
 
 PACKAGE = Path(region_learner.__file__).parent
-PARTS = ("configuration", "loss", "modeling", "video_decoding", "video_processing", "processing")
+PARTS = ("configuration", "loss", "modeling", "video_decoding", "video_processing", "processing", "pipeline")
 SOURCES = {f"{part}_region_learner.py" for part in PARTS}
 CAPTIONS = ["a red square moves left", "the blue circle"]
 REPO = "tester/region-learner-tiny"
@@ -274,6 +274,7 @@ def offline(hub, published, remote, video, work):
 
 def test_files(checkpoints):
     dual = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    dual |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
     assert read_directory(checkpoints["first"]).keys() == dual | SOURCES
     tower = {"model.safetensors", "config.json", "video_preprocessor_config.json"}
     assert read_directory(checkpoints["video"]).keys() == tower | SOURCES - {"processing_region_learner.py"}

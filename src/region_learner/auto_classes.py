@@ -26,6 +26,7 @@ def register_auto_classes() -> None:
         AutoModelForVisualQuestionAnswering,
         AutoProcessor,
     )
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_region_learner import RegionLearnerConfig, RegionLearnerVideoConfig
     from .modeling_region_learner import (
@@ -34,6 +35,7 @@ def register_auto_classes() -> None:
         RegionLearnerModel,
         RegionLearnerVideoModel,
     )
+    from .pipeline_region_learner import VideoTextRetrievalPipeline
     from .processing_region_learner import RegionLearnerProcessor
     from .remote_videos import read_url
     from .video_decoding_region_learner import register_url_reader
@@ -57,6 +59,10 @@ def register_auto_classes() -> None:
         auto_class.register(RegionLearnerConfig, head, exist_ok=True)
         head.register_for_auto_class(auto_class)
     RegionLearnerProcessor.register_for_auto_class()
+    PIPELINE_REGISTRY.register_pipeline(
+        "video-text-retrieval", VideoTextRetrievalPipeline, pt_model=AutoModel, type="multimodal"
+    )
+    RegionLearnerConfig._has_pipelines = True
     try:
         from transformers import AutoVideoProcessor
 

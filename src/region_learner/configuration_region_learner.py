@@ -10,11 +10,14 @@ access, by the property `resolved`, so that an override of a saved configuration
 """
 
 import difflib
+import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -694,7 +697,12 @@ class RegionLearnerConfig(_StrictConfig):
     token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
 
+    # Whether the pipelines are registered: then no code of a checkpoint is needed, nor the leave to run it.
+    _has_pipelines: ClassVar[bool] = False
+
     def __post_init__(self, **kwargs):
+        if self._has_pipelines:
+            kwargs.pop("custom_pipelines", None)
         if self.video_config is None or isinstance(self.video_config, dict):
             given = kwargs.get(_GIVEN)
             given = {} if given is None else {_GIVEN: given.get("video_config") or {}}
@@ -704,6 +712,28 @@ class RegionLearnerConfig(_StrictConfig):
         elif isinstance(self.text_config, dict):
             self.text_config = sub_config_from_dict("text_config", self.text_config, chosen=self.text_config)
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """
+        Saves the configuration, and with that of a dual encoder what the pipeline "video-text-retrieval" and
+        sentence-transformers load a checkpoint by. Files of sentence-transformers that exist stay as they are.
+        """
+        if self.architectures != ["RegionLearnerModel"]:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        from .pipeline_region_learner import VideoTextRetrievalPipeline  # transformers saves what a file imports
+
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in _OF_SENTENCE_TRANSFORMERS.items():
+            if not (directory / name).exists():
+                (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        impl = f"pipeline_region_learner.{VideoTextRetrievalPipeline.__name__}"
+        self.custom_pipelines = {"video-text-retrieval": {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}}
+        try:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            if self._has_pipelines:
+                del self.custom_pipelines
 
     @property
     def resolved(self) -> ResolvedConfig:
@@ -798,6 +828,30 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("phrase_window", self.phrase_window, at_least=0)
         if self.phrase_window and self.phrase_window % 2 == 0:
             raise ValueError(f"phrase_window={self.phrase_window} must be an odd number of words, or 0.")
+
+
+# How sentence-transformers embeds texts, videos and images (files of its own format).
+_OF_SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "video": {"method": "get_video_features", "method_output_name": "pooler_output"},
+            "image": {"method": "get_video_features", "method_output_name": "pooler_output"},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -480,7 +480,7 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
             if self.axis == "time":
                 allowed = allowed & real
             else:  # patches attend to their own frame alone, masked or not
-                patch_rows = allowed[:, :, 1:].expand(len(real), -1, -1, -1)
+                patch_rows = allowed[:, :, 1:].expand(real.shape[0], -1, -1, -1)
                 allowed = torch.cat([allowed[:, :, :1] & real, patch_rows], dim=2)
         return _additive(allowed, query.dtype)
 
@@ -674,6 +674,8 @@ class RegionLearnerQuantizer(nn.Module):
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """Returns the index of the nearest code for each of `features` (tokens, D), in bounded memory."""
         half_norms = self.embed.square().sum(1) / 2  # |x - c|^2 / 2 = |c|^2 / 2 - x c + a constant
+        if torch.compiler.is_exporting():  # the number of chunks would become part of the program
+            return torch.addmm(half_norms, features, self.embed.T, alpha=-1).argmin(1)
         chunks = features.split(max(1, _DISTANCES_AT_ONCE // len(self.embed)))
         return torch.cat([torch.addmm(half_norms, chunk, self.embed.T, alpha=-1).argmin(1) for chunk in chunks])
 
@@ -816,14 +818,16 @@ class RegionLearnerMotionExcitation(nn.Module):
         `features` and the output: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D) and their `grid`. The
         previous frame is the latest one that is not masked.
         """
-        if frame_mask is None:
+        if frame_mask is None and not torch.compiler.is_exporting():
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
-        else:
-            frames = torch.arange(features.shape[1], device=features.device).expand(frame_mask.shape)
-            latest = torch.where(frame_mask, frames, -1).cummax(1).values  # latest real frame up to each one, (B, T)
-            previous = F.pad(latest[:, :-1], (1, 0), value=-1)
+        else:  # without slices of T - 1 frames, which cannot be exported with a dynamic T
+            frames = torch.arange(features.shape[1], device=features.device)
+            real = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+            real = real if frame_mask is None else frame_mask
+            earlier = real[:, None] & (frames < frames[:, None])  # (B, T, T)
+            previous = torch.where(earlier, frames, -1).amax(-1)
             previous = torch.where(previous < 0, frames, previous)  # without a previous frame the difference is 0
-            batch = torch.arange(len(features), device=features.device)[:, None]
+            batch = torch.arange(features.shape[0], device=features.device)[:, None]
             difference = features - features[batch, previous]
         difference = difference if grid is None else grid.scatter(difference)
         logits = self.conv(difference.flatten(0, 1).permute(0, 3, 1, 2))  # (B * T, 1, h, w)
@@ -1083,6 +1087,8 @@ class RegionLearnerRegionModule(nn.Module):
         values = features if self.values == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask, grid)
+            if torch.compiler.is_exporting():  # an exported program takes single frames, too
+                motion = motion * (torch.arange(features.shape[1], device=motion.device)[-1] > 0)
             states, values = states + motion, values + motion
         positions = None if temporal_embeddings is None else temporal_embeddings[:, : features.shape[1]]  # (1, T, D)
         if self.gathers_clips and positions is not None:
@@ -1746,10 +1752,15 @@ def _text_width(config: RegionLearnerConfig) -> int:
 
 
 def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Rolls `x` along `dim` as `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,)."""
+    """
+    Rolls `x` along `dim` as `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,), of less than
+    the length. (`%` and `torch.take_along_dim` cannot be exported with a dynamic length.)
+    """
     length = x.shape[dim]
-    index = (torch.arange(length, device=x.device) - shifts[:, None]) % length  # (B, length)
-    return torch.take_along_dim(x, index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)]), dim)
+    index = torch.arange(length, device=x.device) - shifts[:, None]  # (B, length)
+    index = index + length * ((index < 0).long() - (index >= length).long())
+    index = index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)])
+    return x.gather(dim, index.expand_as(x))
 
 
 def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int, *dims: int) -> torch.Tensor | None:
@@ -1970,7 +1981,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             position = attention_mask.long().cumsum(1).argmax(1)
         else:
             position = _end_of_text(input_ids, attention_mask, self.config.text_config)  # type: ignore[arg-type]
-        return states[torch.arange(len(states), device=states.device), position]
+        return states[torch.arange(states.shape[0], device=states.device), position]
 
 
 class RegionLearnerTokenProjection(nn.Module):
@@ -2103,7 +2114,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         if negative_input_ids is not None:  # one pass through the text encoder, as FSDP needs in all processes
             if position_ids is not None:
                 raise ValueError("position_ids cannot be given together with negative_input_ids.")
-            texts = 0 if input_ids is None else len(input_ids)
+            texts = 0 if input_ids is None else input_ids.shape[0]
             input_ids, attention_mask, token_type_ids = (
                 _with_negatives(name, of_texts, of_negatives)
                 for name, of_texts, of_negatives in (
@@ -2393,8 +2404,8 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         torch.Size([1, 2])
         ```
         """
-        if input_ids is None or pixel_values_videos is None or len(input_ids) != len(pixel_values_videos):
-            questions, videos = (0 if x is None else len(x) for x in (input_ids, pixel_values_videos))
+        if input_ids is None or pixel_values_videos is None or input_ids.shape[0] != pixel_values_videos.shape[0]:
+            questions, videos = (0 if x is None else x.shape[0] for x in (input_ids, pixel_values_videos))
             raise ValueError(f"Give one video for each question: there are {questions} questions, {videos} videos.")
         text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         video_outputs = self.get_video_features(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)

@@ -36,7 +36,7 @@ from transformers.utils.type_validators import image_size_validator
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .video_decoding_region_learner import Scale, picture_levels, read_clip
+from .video_decoding_region_learner import Scale, VideoDecodeError, picture_levels, read_clip
 
 try:
     import torchvision.transforms.v2.functional as tvf
@@ -100,10 +100,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     differs by rounding only. `do_resize=False` omits all resizing, and with it the random crop.
 
     `videos` is one clip or a list of clips, of any mixture of kinds: a path, the bytes of a file, a binary file
-    object, a dictionary `{"path": ..., "bytes": ...}`, an array or tensor of 4 dimensions, or a list of frames (PIL
-    images or arrays); with the region-learner package also an https URL. A list within the list is one clip, too, and
-    its frames may be files: `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over
-    black.
+    object, a dictionary `{"path": ..., "bytes": ...}`, an array or tensor of 4 dimensions, a list of frames (PIL
+    images or arrays), or a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`; with the region-learner
+    package also an https URL. A list within the list is one clip, too, and its frames may be files:
+    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over black.
 
     Frames of `uint8` are levels within 0..255. Frames of floats must lie within 0..1 and are levels divided by 255;
     with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL images of
@@ -430,7 +430,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             if isinstance(video, _Span) and sample_indices_fn is not None:
                 choose = partial(video.sample, sample_indices_fn, position)
                 video = video.clip
-            if isinstance(video, _EncodedClip) and not isinstance(video.source, list):
+            if isinstance(video, _EncodedClip) and not isinstance(video.source, list | _DecoderFrames):
                 read.append(self.fetch_videos(video.source, choose, video.scale))
             else:
                 read.append(_sample_given_frames(video, metadata, choose))
@@ -591,7 +591,7 @@ class _Span(NamedTuple):
         try:
             return sample_indices_fn(metadata=metadata, start=self.start, end=self.end)
         except ValueError as error:
-            if isinstance(self.clip, _EncodedClip) and not isinstance(self.clip.source, list):
+            if isinstance(self.clip, _EncodedClip) and not isinstance(self.clip.source, list | _DecoderFrames):
                 raise
             raise ValueError(f"videos[{position}]: {error}") from error
 
@@ -681,9 +681,46 @@ def _is_frame(item: Any) -> bool:
 
 def _prepare(clip: Any, scale: Scale | None, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> Any:
     """Returns a clip of `_as_clips` as a tensor, or as an `_EncodedClip` if it, or any of its frames, is encoded."""
-    if _is_encoded(clip) or (isinstance(clip, list) and any(map(_is_encoded, clip))):
+    is_encoded = any(map(_is_encoded, clip)) if isinstance(clip, list) else _is_encoded(clip)
+    if is_encoded or isinstance(clip, _DecoderFrames):
         return _EncodedClip(clip, scale, do_convert_rgb, do_rescale)
     return _frames_to_tensor(clip, data_format, do_convert_rgb, do_rescale)
+
+
+def _is_decoder(item: Any) -> bool:
+    """Whether an item is a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`."""
+    return hasattr(item, "get_frames_at") and hasattr(item, "metadata")
+
+
+class _DecoderFrames:
+    """The frames of a `VideoDecoder`, of which only those that are sampled are decoded."""
+
+    def __init__(self, decoder: Any):
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.decoder)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        try:
+            return self.decoder[index].cpu()
+        except RuntimeError as error:
+            raise VideoDecodeError(f"frame {index} of a VideoDecoder: {error}") from error
+
+    def about(self) -> VideoMetadata:
+        fps = getattr(self.decoder.metadata, "average_fps", None)
+        return VideoMetadata(len(self), fps=fps, frames_indices=list(range(len(self))))
+
+
+def _undecoded(decoder: Any) -> Any:
+    """
+    Returns the file of a `VideoDecoder` that `datasets` made, which is read as any other file: as exactly, and with
+    the same errors. Otherwise returns the decoder's frames.
+    """
+    encoded = getattr(decoder, "_hf_encoded", None) or {}
+    if encoded.get("bytes") is not None or os.path.isfile(encoded.get("path") or ""):
+        return encoded
+    return _DecoderFrames(decoder)
 
 
 def _as_clips(videos: Any) -> list[Any]:
@@ -695,6 +732,8 @@ def _as_clips(videos: Any) -> list[Any]:
     """
     if _is_frame(videos):
         return [[videos]]
+    if _is_decoder(videos):
+        return [_undecoded(videos)]
     if _is_encoded(videos) or (_is_array(videos) and videos.ndim == 4):
         return [videos]
     if _is_array(videos) and videos.ndim == 5:
@@ -728,6 +767,8 @@ def _sample_given_frames(
     frames = video.source if isinstance(video, _EncodedClip) else video
     total = len(frames)
     indices = list(range(total))
+    if metadata is None and isinstance(frames, _DecoderFrames):
+        metadata = frames.about()
     is_known, metadata = metadata is not None, metadata or VideoMetadata(total, frames_indices=indices)
     if sample_indices_fn is not None:
         if metadata.total_num_frames != total:

@@ -17,6 +17,7 @@ SMALLEST = {
     "feeding": ["VIDEOS", "--frames", "2", "--batch", "2", "--workers", "0", "1"],
     "metrics": ["--dim", "8", "--repeats", "1"],
     "model": ["--batch", "1", "--frames", "2", "--image-size", "32", "--codes", "16", "--repetitions", "1"],
+    "quantization": ["--steps", "1"],
     "training": ["--size", "small", "--batch", "2", "--frames", "1", "--repeats", "1", "--price", "1"],
 }
 
@@ -29,6 +30,8 @@ def test_all_scripts_are_known():
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", SMALLEST)
 def test_script_runs(name, tmp_path):
+    if name == "quantization":
+        pytest.importorskip("torchao")
     videos, result = tmp_path / "videos", tmp_path / "result.json"
     videos.mkdir()
     for number in range(2):

@@ -14,6 +14,7 @@ from .commands import Commands
 from .corpora import corpus_app
 from .evaluation import evaluate, regions
 from .models import card, convert
+from .models import export as export_command
 from .scale import embed, export
 from .search import app as app_command
 from .search import index, search
@@ -49,6 +50,7 @@ app.command(rich_help_panel="Train and evaluate")(evaluate)
 app.command(rich_help_panel="Train and evaluate")(regions)
 app.add_typer(corpus_app, name="corpus", rich_help_panel="Data")
 app.command(rich_help_panel="Checkpoints")(convert)
+app.command("export", rich_help_panel="Checkpoints")(export_command)
 app.command(rich_help_panel="Checkpoints")(card)
 
 

@@ -1,12 +1,12 @@
-"""Commands about checkpoints: `convert` and `card`."""
+"""Commands about checkpoints: `convert`, `export` and `card`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import AsJson, mapping
-from .output import print_result, print_wrote
+from .options import AsJson, Model, mapping
+from .output import print_json, print_result, print_rows, print_wrote
 
 
 def convert(
@@ -37,6 +37,43 @@ def convert(
     video = model.config.video_config
     names = ("hidden_size", "num_hidden_layers", "image_size", "num_frames", "codebook_size", "num_regions")
     print_result({"output": str(output)} | {name: getattr(video, name) for name in names}, as_json)
+    print_wrote(output)
+
+
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the exported files.")],
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help="`onnx` or `openvino`.")] = "onnx",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="`text`, `video`, or `model` for both in one file; repeat it for several. By default each tower, or "
+            "the model with a head.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Export a model to ONNX or OpenVINO, and compare it with PyTorch.
+
+    The number of texts and videos, the length of texts and the number of frames stay free. The processor is saved
+    beside the files.
+    """
+    from ..export import check_format, export_model, load_for_export
+
+    check_format(format)
+    encoder, processor = load_for_export(model)
+    results = export_model(encoder, output, format, part or None)
+    processor.save_pretrained(output)
+    rows = {
+        result["file"]: {"outputs": len(result["outputs"]), "largest difference": f"{result['difference']:.1e}"}
+        for result in results.values()
+    }
+    if as_json:
+        print_json(results)
+    else:
+        print_rows("file", rows)
     print_wrote(output)
 
 

@@ -207,7 +207,7 @@ def check_dataset(
     known = getattr(dataset, "column_names", None)
     if known and (absent := [column for column in ("video", "video_id", *columns) if column not in known]):
         raise CorpusError(
-            f"{name} has no column {absent[0]!r} (columns: {', '.join(sorted(known))}): is it of another task?"
+            f"{name} has no column {absent[0]!r} (columns: {', '.join(sorted(known))}): {_how_to_map(absent, known)}"
         )
     rows: Iterable[Any] = ()
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
@@ -218,6 +218,27 @@ def check_dataset(
         rows = itertools.islice(dataset, first_rows)
     for number, row in enumerate(rows):
         read_row(row, columns, f"{name}, row {number}", optional=optional)
+
+
+# What other data sets call these columns.
+_OTHER_NAMES = {
+    "video": ("clip", "file", "filename", "file_name", "image", "media", "mp4", "path", "video_path", "videos"),
+    "video_id": ("clip_id", "id", "name", "uid", "vid", "video_name", "videoid"),
+    "captions": ("caption", "description", "descriptions", "sentence", "sentences", "text", "texts", "title"),
+}
+
+
+def _how_to_map(absent: Sequence[str], known: Iterable[str]) -> str:
+    """Returns the cure for a data set without the columns `absent`, whose columns `known` may have other names."""
+    renamed = {}
+    for column in absent:
+        if names := [name for name in known if name.lower() in _OTHER_NAMES.get(column, ())]:
+            renamed[names[0]] = column
+    if renamed:
+        return f"rename what holds it, `dataset.rename_columns({renamed})`."
+    if absent[0] == "video_id":
+        return 'number the videos, `dataset.add_column("video_id", range(len(dataset)))`.'
+    return f"rename what holds it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or is it of another task?"
 
 
 def check_negative_captions(dataset: Any, name: str) -> None:

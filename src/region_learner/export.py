@@ -1,0 +1,344 @@
+"""
+Exports models to ONNX and OpenVINO, and compares what was written with PyTorch.
+
+The parts of a model are programs of their own (`parts_of`), with any number of texts and videos, any length of text
+and any number of frames up to what the model takes. `torch.export`, AOTInductor and other compilers of PyTorch take
+the same parts: see `ExportedPart`.
+"""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from .inference import evaluation_mode
+from .loading import check_checkpoint, load_checkpoint
+
+FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+
+# The largest difference of a value between PyTorch and the exported program, in units of the largest value of its
+# output (at least 1).
+TOLERANCE = 1e-4
+
+# Above this, the weights do not fit into one ONNX file, which may have at most 2 GiB.
+_LARGEST_FILE = 1.8 * 2**30
+
+# What a checkpoint is loaded for, by the class that saved it; by default "retrieval".
+_TASKS = {
+    "RegionLearnerVideoModel": None,
+    "RegionLearnerForVideoClassification": "classification",
+    "RegionLearnerForVideoQuestionAnswering": "question_answering",
+}
+
+# How many random inputs are drawn, at most, until all patches have the same codes in both.
+_DRAWS = 3
+
+_TEXT = {"input_ids": {0: "texts", 1: "length"}, "attention_mask": {0: "texts", 1: "length"}}
+_VIDEO = {"pixel_values_videos": {0: "videos", 1: "frames"}}
+_OF_TEXT = ("text_embeds", "text_token_embeds", "text_token_weights")
+_OF_VIDEO = ("video_embeds", "video_token_embeds", "video_token_weights")
+_OF_REGIONS = ("region_masks", "cluster_ids")
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """The inputs of a part, each with the names of its dynamic axes, and the outputs that it may have."""
+
+    inputs: Mapping[str, Mapping[int, str]]
+    outputs: Sequence[str]
+
+
+_PARTS = {
+    "RegionLearnerModel": {
+        "text": _Signature(_TEXT, _OF_TEXT),
+        "video": _Signature(_VIDEO, (*_OF_VIDEO, *_OF_REGIONS)),
+        "model": _Signature(
+            _TEXT | _VIDEO,
+            ("logits_per_video", "logits_per_text", "token_logits_per_text", *_OF_TEXT, *_OF_VIDEO, *_OF_REGIONS),
+        ),
+    },
+    "RegionLearnerVideoModel": {"video": _Signature(_VIDEO, ("pooler_output", "last_hidden_state", *_OF_REGIONS))},
+    "RegionLearnerForVideoClassification": {"model": _Signature(_VIDEO, ("logits",))},
+    "RegionLearnerForVideoQuestionAnswering": {
+        "model": _Signature(
+            {name: {0: "videos", 1: "length"} for name in _TEXT} | _VIDEO, ("logits",)
+        ),  # one question per video
+    },
+}
+
+
+class ExportedPart(nn.Module):
+    """
+    One program that a model is exported as, with tensors as inputs and a dictionary of tensors as outputs.
+
+    Args:
+        model: the model, in evaluation mode.
+        name: "text", "video" or "model", of which a model has those that `parts_of` returns.
+
+    Attributes:
+        dynamic_axes: the names of the dynamic axes of each input, such as `{"input_ids": {0: "texts", 1: "length"}}`.
+
+    Example:
+
+    ```python
+    >>> part = ExportedPart(model, "video")
+    >>> inputs = part.example(batch=2, frames=2)
+    >>> dynamic = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in part.dynamic_axes.items()}
+    >>> program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)
+    >>> program.module()(**part.example(batch=5, frames=1))["video_embeds"].shape
+    torch.Size([5, 256])
+    ```
+    """
+
+    def __init__(self, model: Any, name: str):
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.training = model.training
+        self._signature = _PARTS[_class_of(model)][name]
+        self._max_frames: int | None = getattr(getattr(model, "video_model", model), "max_frames", None)
+        self.dynamic_axes: dict[str, dict[int, str]] = {
+            name: {axis: of for axis, of in axes.items() if of != "frames" or self._max_frames != 1}
+            for name, axes in self._signature.inputs.items()
+        }
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Returns the outputs of this part that the model has, by their names."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values_videos": pixel_values_videos}
+        outputs = self.model(**{name: given[name] for name in self._signature.inputs})
+        found: dict[str, torch.Tensor] = {}
+        for name in self._signature.outputs:
+            value = getattr(outputs, name, None)
+            if value is None and name in _OF_REGIONS:
+                value = getattr(getattr(outputs, "video_model_output", None), name, None)
+            if value is not None:
+                found[name] = value
+        return found
+
+    def example(self, batch: int = 2, frames: int = 2, length: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+        """
+        Returns random inputs: `batch` texts of up to `length` tokens with padding, or clips (`batch`, `frames`, C,
+        height, width). For both, there is one more text, unless the model takes as many texts as videos.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        inputs = {}
+        if "input_ids" in self.dynamic_axes:
+            one_each = self.dynamic_axes["input_ids"][0] == "videos" or len(self.dynamic_axes) == 2
+            texts = batch if one_each else batch + 1
+            vocabulary = self.model.config.text_config.vocab_size
+            inputs["input_ids"] = torch.randint(vocabulary, (texts, length), generator=generator)
+            lengths = torch.randint(math.ceil(length / 2), length + 1, (texts, 1), generator=generator)
+            inputs["attention_mask"] = (torch.arange(length) < lengths).long()
+        if "pixel_values_videos" in self.dynamic_axes:
+            video: Any = getattr(self.model.config, "video_config", self.model.config)
+            size = video.image_size
+            height, width = (size, size) if isinstance(size, int) else size
+            inputs["pixel_values_videos"] = torch.randn(
+                batch, frames, video.num_channels, height, width, generator=generator
+            )
+        return inputs
+
+    def sizes(self) -> Iterator[dict[str, int]]:
+        """Yields arguments of `example`: those to export with, and then others to compare with."""
+        frames = self._max_frames or 8
+        text: Any = getattr(self.model.config, "text_config", None)
+        length = min(getattr(text, "max_position_embeddings", None) or 32, 32)
+        yield {"batch": 2, "frames": min(2, frames), "length": max(2, length // 4)}
+        yield {"batch": 1, "frames": 1, "length": length}
+        yield {"batch": 3, "frames": frames, "length": max(2, length // 2)}
+
+
+def parts_of(model: Any) -> list[str]:
+    """
+    Returns the names of the parts of a model: "text" and "video" are its towers, and "model" is the whole model.
+
+    Raises:
+        ValueError: it is not a model of this package.
+    """
+    if _class_of(model) not in _PARTS:
+        raise ValueError(f"{type(model).__name__} cannot be exported: expected one of {', '.join(_PARTS)}.")
+    return list(_PARTS[_class_of(model)])
+
+
+def _class_of(model: Any) -> str:
+    return type(model).__name__  # with trust_remote_code, the class is another one of this name
+
+
+def load_for_export(name: str) -> tuple[Any, Any]:
+    """
+    Returns the model of a checkpoint with the head that it was saved with, and its processor.
+
+    Args:
+        name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or not of such a model.
+        OSError: the directory or Hub model does not exist.
+    """
+    check_checkpoint(name)
+    (architecture,) = (AutoConfig.from_pretrained(name).architectures or ["RegionLearnerModel"])[:1]
+    return load_checkpoint(name, _TASKS.get(architecture, "retrieval"))
+
+
+def check_format(format: str) -> None:
+    """
+    Raises:
+        ValueError: the format is not known.
+        ImportError: packages that it needs are not installed.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}.")
+    missing = []
+    for name in FORMATS[format]:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ImportError(f"The format {format!r} needs {', '.join(missing)}: pip install 'region-learner[export]'")
+
+
+def export_model(
+    model: Any, output: str | Path, format: str = "onnx", parts: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """
+    Writes the parts of a model as files of another format, and compares each with the model in PyTorch, on random
+    inputs of other sizes than it was exported with.
+
+    Args:
+        model: a model of this package, in float32.
+        output: directory; made if it does not exist.
+        format: "onnx" (files `text.onnx`, `video.onnx`, `model.onnx`; weights of 1.8 GiB and more lie beside the
+            file), or "openvino" (`.xml` and `.bin`).
+        parts: names of parts, see `parts_of`. By default the towers of a dual encoder, and else the whole model.
+
+    Returns:
+        for each part its `file`, its `outputs`, and the largest `difference` of any value, in units of the largest
+        value of its output (at least 1).
+
+    Raises:
+        ValueError: the format or a part is not known, or an exported program computes something else than the model.
+        ImportError: packages that the format needs are not installed.
+
+    Example:
+
+    ```python
+    >>> export_model(RegionLearnerModel.from_pretrained("checkpoint"), "exported")["text"]["file"]
+    'text.onnx'
+    ```
+    """
+    check_format(format)
+    known = parts_of(model)
+    parts = [name for name in known if name != "model"] or known if parts is None else list(parts)
+    if unknown := [name for name in parts if name not in known]:
+        raise ValueError(f"{_class_of(model)} has no part {unknown[0]!r}; choose from {', '.join(known)}.")
+    directory = Path(output)
+    directory.mkdir(parents=True, exist_ok=True)
+    results = {}
+    # (torch.export does not take tensors that were made in inference mode.)
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        for name in parts:
+            part = ExportedPart(model, name).eval()
+            path = directory / f"{name}.{'onnx' if format == 'onnx' else 'xml'}"
+            names = (_write_onnx if format == "onnx" else _write_openvino)(part, path)
+            run = (_run_onnx if format == "onnx" else _run_openvino)(path)
+            results[name] = {"file": path.name, "outputs": names, "difference": _compare(part, run, names, path)}
+    return results
+
+
+def _write_onnx(part: ExportedPart, path: Path) -> list[str]:
+    """Writes a part as an ONNX file. Returns the names of its outputs."""
+    inputs = part.example(**next(part.sizes()))
+    names = list(part(**inputs))
+    size = sum(parameter.numel() * parameter.element_size() for parameter in part.model.parameters())
+    with warnings.catch_warnings():  # two axes of one name
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        program: Any = torch.onnx.export(
+            part,
+            kwargs=inputs,
+            dynamic_shapes={name: dict(axes) for name, axes in part.dynamic_axes.items()},
+            input_names=list(inputs),
+            output_names=names,
+            dynamo=True,
+            verbose=False,
+        )
+    program.save(path, external_data=size > _LARGEST_FILE)
+    return names
+
+
+def _run_onnx(path: Path) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs)
+
+
+def _write_openvino(part: ExportedPart, path: Path) -> list[str]:
+    """Writes a part as OpenVINO's .xml and .bin, by way of ONNX. Returns the names of its outputs."""
+    import openvino
+
+    intermediate = path.with_name(f".{path.stem}.onnx")
+    try:
+        names = _write_onnx(part, intermediate)
+        openvino.save_model(openvino.convert_model(intermediate), path, compress_to_fp16=False)
+    finally:
+        for file in (intermediate, intermediate.with_name(f"{intermediate.name}.data")):
+            file.unlink(missing_ok=True)
+    return names
+
+
+def _run_openvino(path: Path) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    import openvino
+
+    # The CPU plugin may compute in bfloat16 where the processor has it.
+    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda inputs: list(compiled(inputs).to_tuple())
+
+
+def _compare(
+    part: ExportedPart, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], names: Sequence[str], path: Path
+) -> float:
+    """
+    Returns the largest difference between a part and what was written, in units of the largest value of an output.
+
+    Raises:
+        ValueError: they differ by more than rounding.
+    """
+    difference = 0.0
+    for size in part.sizes():
+        for seed in range(1, 1 + _DRAWS):
+            inputs = part.example(**size, seed=seed)
+            found = dict(zip(names, run({name: value.numpy() for name, value in inputs.items()})))
+            differences = {
+                name: _difference(value, found[name]) if found[name].shape == tuple(value.shape) else math.inf
+                for name, value in part(**inputs).items()
+            }
+            # A patch as far from one code as from another may get either by rounding, and other regions with it.
+            if not 0 < differences.get("cluster_ids", 0) < math.inf:
+                break
+        difference = max(difference, *differences.values())
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{path} computes something else than the model: {max(differences, key=differences.__getitem__)} "
+                f"differs by {difference:.2g} for {size}. Use the model in PyTorch, and please report it."
+            )
+    return difference
+
+
+def _difference(expected: torch.Tensor, found: np.ndarray) -> float:
+    values = expected.numpy()
+    difference = float(np.abs(found - values).max()) / max(1.0, float(np.abs(values).max()))
+    return difference if math.isfinite(difference) else math.inf  # comparisons with NaN would be false

@@ -1,0 +1,153 @@
+# Copyright 2026 The RegionLearner authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
+# compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
+"""The pipeline "video-text-retrieval": ranks texts for a video, or videos for a text, and classifies zero-shot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Pipeline
+
+_CANDIDATES = ("texts", "videos", "candidate_labels")
+
+
+class VideoTextRetrievalPipeline(Pipeline):
+    """
+    Ranks texts for a video, or videos for a text, by the cosine similarity of their embeddings, and classifies videos
+    by any labels, without training. The model is a [`RegionLearnerModel`].
+
+    Texts and videos to choose from are embedded once for all inputs of a call.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+
+    >>> retrieve = pipeline("video-text-retrieval", model="checkpoint")
+    >>> retrieve("clip.mp4", texts=["a red square moves left", "a blue circle"])  # the best text first
+    [{'score': 0.71, 'text': 'a red square moves left'}, {'score': 0.12, 'text': 'a blue circle'}]
+    >>> retrieve("a blue circle", videos=["1.mp4", "2.mp4"], top_k=1)
+    [{'score': 0.68, 'video': '2.mp4'}]
+    >>> retrieve("clip.mp4", candidate_labels=["juggling", "archery"], prompt="a video of {}.")  # probabilities
+    [{'score': 0.93, 'label': 'juggling'}, {'score': 0.07, 'label': 'archery'}]
+    ```
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError(
+                "The pipeline needs a processor: give processor=RegionLearnerProcessor.from_pretrained(...)."
+            )
+        if not all(hasattr(self.model, name) for name in ("get_text_features", "get_video_features")):
+            raise ValueError(
+                f"{type(self.model).__name__} does not embed texts and videos: give a checkpoint of a "
+                "RegionLearnerModel."
+            )
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """
+        Args:
+            inputs: a video, or with `videos` a text; or a list of them. A video is anything that the processor takes,
+                such as a path.
+            texts (`list[str]`, *optional*): texts to rank for each video.
+            videos (`list`, *optional*): videos to rank for each text.
+            candidate_labels (`list[str]`, *optional*): names of classes, of which one is to be chosen for each video.
+                Give one of `texts`, `videos` and `candidate_labels`.
+            prompt (`str`, *optional*, defaults to `"{}"`): with `candidate_labels`, a text in which `{}` stands for
+                the label.
+            top_k (`int`, *optional*): how many results to return; by default all.
+            batch_size (`int`, *optional*, defaults to 1): how many inputs, and how many candidates, are embedded at a
+                time.
+
+        Returns:
+            A list of results, the best one first, or for a list of inputs a list of such lists. A result has a "score"
+            and a "text", "video" or "label". The score of a text or video is its cosine similarity. That of a label
+            is its probability: a softmax over labels of similarities divided by the temperature of the model, or, if
+            it was trained with the sigmoid loss, a sigmoid for each label.
+
+        Raises:
+            ValueError: there are no candidates, or of several kinds.
+            VideoDecodeError: a video cannot be read.
+        """
+        given = [name for name in _CANDIDATES if kwargs.get(name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"Give one of {', '.join(_CANDIDATES)} to choose from; got {found}.")
+        candidates = kwargs.pop(given[0])
+        if isinstance(candidates, str) or not candidates:
+            raise ValueError(f"{given[0]} must be a list of at least one candidate, not {candidates!r:.80}.")
+        if "{}" not in kwargs.get("prompt", "{}"):
+            raise ValueError(f"prompt={kwargs['prompt']!r} must contain {{}}, which stands for the label.")
+        prompt = kwargs.pop("prompt", "{}")
+        texts = [prompt.replace("{}", label) for label in candidates] if given[0] == "candidate_labels" else candidates
+        embeds = self._embed_all(texts, given[0] == "videos", kwargs.get("batch_size") or self._batch_size or 1)
+        return super().__call__(inputs, kind=given[0], candidates=list(candidates), embeds=embeds, **kwargs)
+
+    def _sanitize_parameters(self, kind=None, candidates=None, embeds=None, top_k=None, **kwargs):
+        if unknown := [name for name, value in kwargs.items() if value is not None]:
+            raise ValueError(
+                f"{unknown[0]!r} is not an argument of the pipeline 'video-text-retrieval': expected one of "
+                f"{', '.join(_CANDIDATES)}, prompt, top_k and batch_size."
+            )
+        ranking = {"kind": kind, "candidates": candidates, "embeds": embeds}
+        ranking = {name: value for name, value in ranking.items() if value is not None}
+        preprocess = {"are_texts": kind == "videos"} if kind is not None else {}
+        return preprocess, {}, ranking | ({} if top_k is None else {"top_k": top_k})
+
+    def _embed_all(self, candidates: Sequence[Any], are_videos: bool, batch_size: int) -> torch.Tensor:
+        """Returns the embeddings of candidates, (n, projection_dim)."""
+        embeds = []
+        for start in range(0, len(candidates), batch_size):
+            batch = list(candidates[start : start + batch_size])
+            embeds.append(self.forward(self.preprocess(batch, are_texts=not are_videos))["embeds"])
+        return torch.cat(embeds)
+
+    def preprocess(self, inputs: Any, are_texts: bool = False) -> dict[str, torch.Tensor]:
+        if are_texts:
+            return self.processor(text=inputs if isinstance(inputs, list) else [inputs])
+        return self.processor(videos=inputs if isinstance(inputs, list) else [inputs])
+
+    def _forward(self, model_inputs: Any) -> dict[str, torch.Tensor]:
+        is_video = "pixel_values_videos" in model_inputs
+        model: Any = self.model
+        features = model.get_video_features if is_video else model.get_text_features
+        pooled = features(**model_inputs).pooler_output
+        return {"embeds": F.normalize(pooled.float(), dim=-1)}
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        kind: str,
+        candidates: Sequence[Any],
+        embeds: torch.Tensor,
+        top_k: int | None = None,
+    ) -> list[dict[str, Any]]:
+        scores = model_outputs["embeds"][0] @ embeds.T
+        if kind == "candidate_labels":
+            model: Any = self.model
+            temperature = model.temperature
+            logits = scores / (temperature.float().cpu() if torch.is_tensor(temperature) else temperature)
+            if model.logit_bias is not None:
+                scores = (logits + model.logit_bias.float().cpu()).sigmoid()
+            else:
+                scores = logits.softmax(-1)
+        best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+        name = {"texts": "text", "videos": "video", "candidate_labels": "label"}[kind]
+        return [{"score": scores[index].item(), name: candidates[index]} for index in best]
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+__all__ = ["VideoTextRetrievalPipeline"]

@@ -1,0 +1,155 @@
+"""Rows of `datasets`: videos that it decodes itself, and columns of other names."""
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Video
+from transformers.video_utils import VideoMetadata
+
+from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments, load_corpus
+from region_learner.corpora import CorpusError
+from region_learner.corpora.rows import check_dataset
+from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
+
+from .conftest import tiny_model
+from .test_pipelines import TEXTS, clip_files, tiny_processor, write_clip  # noqa: F401
+
+
+class Decoder:
+    """Stands in for `torchcodec.decoders.VideoDecoder`: the same sequence of frames and the same attributes."""
+
+    def __init__(self, path, encoded: dict | None = None, order: str = "NCHW"):
+        frames, metadata = read_clip(str(path), lambda metadata: range(metadata.total_num_frames))
+        self.frames = torch.from_numpy(frames)
+        self.order = order
+        self.metadata = types.SimpleNamespace(num_frames=len(frames), average_fps=metadata.fps)
+        self.read: list[int] = []
+        if encoded is not None:
+            self._hf_encoded = encoded
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.frames[index].permute(2, 0, 1) if self.order == "NCHW" else self.frames[index]
+
+    def get_frames_at(self, indices):
+        raise AssertionError("not needed")
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "frames", "frames, channels last", "remote"])
+def test_the_processor_takes_video_decoders(kind, clip_files):  # noqa: F811
+    path = clip_files[1]
+    encoded = {
+        "path": {"path": path, "bytes": None},
+        "bytes": {"path": None, "bytes": Path(path).read_bytes()},
+        "remote": {"path": "hf://datasets/owner/name/clip.mp4", "bytes": None},
+    }.get(kind)
+    decoder = Decoder(path, encoded, "NHWC" if "last" in kind else "NCHW")
+    processor, is_file = tiny_processor(), kind in ("path", "bytes")
+    frames = decoder.frames.permute(0, 3, 1, 2)
+    for span in ({}, {"start": 0.25, "end": 0.75}):
+        if is_file:  # read as a file, whose frames are scaled while their colors are converted
+            expected = processor(videos=[path], **span)
+        else:
+            metadata = VideoMetadata(len(frames), fps=decoder.metadata.average_fps)
+            expected = processor(videos=[frames], video_metadata=[metadata], **span)
+        found = processor(videos=[decoder, decoder], **span)["pixel_values_videos"]
+        assert torch.equal(found, expected["pixel_values_videos"].repeat(2, 1, 1, 1, 1))
+    assert processor(videos=decoder)["pixel_values_videos"].shape == (1, 2, 3, 32, 32)
+    assert len(decoder.read) == (0 if is_file else 2 * 5)  # only the sampled frames
+    assert processor.video_processor.decode(decoder)[0].shape[:2] == (2, 3)
+
+
+def test_frames_that_a_decoder_cannot_read(clip_files):  # noqa: F811
+    class Damaged(Decoder):
+        def __getitem__(self, index):
+            raise RuntimeError("Could not push packet to decoder")
+
+    with pytest.raises(VideoDecodeError, match=r"frame \d of a VideoDecoder: Could not push packet"):
+        tiny_processor()(videos=[Damaged(clip_files[0])])
+
+
+def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypatch):  # noqa: F811
+    """As `datasets.Video()` gives them; torchcodec itself need not be installed for this test."""
+    columns = {
+        "video": clip_files * 2,
+        "video_id": [str(i) for i in range(6)],
+        "captions": [[text] for text in TEXTS * 2],
+    }
+    files = Dataset.from_dict(columns)
+    decoded = files.cast_column("video", Video())
+    monkeypatch.setattr(
+        Video, "decode_example", lambda self, value, token_per_repo_id=None: Decoder(value["path"], value)
+    )
+    assert isinstance(decoded[0]["video"], Decoder)
+    args = RegionLearnerTrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=3, per_device_eval_batch_size=4,
+        max_steps=2, disable_tqdm=True, save_strategy="no", seed=1,
+    )  # fmt: skip
+    losses = []
+    for dataset in (files, decoded):
+        trainer = RegionLearnerTrainer(
+            tiny_model(), args, processing_class=tiny_processor(), train_dataset=dataset, eval_dataset=dataset
+        )
+        losses.append((trainer.train().training_loss, trainer.evaluate()["eval_t2v_MeanR"]))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_rows_of_torchcodec(clip_files):  # noqa: F811
+    pytest.importorskip("torchcodec")
+    from torchcodec.decoders import VideoDecoder
+
+    row = Dataset.from_dict({"video": clip_files}).cast_column("video", Video())[0]
+    processor = tiny_processor()
+    expected = processor(videos=clip_files[:1])["pixel_values_videos"]
+    assert torch.equal(processor(videos=[row["video"]])["pixel_values_videos"], expected)
+    found = processor(videos=[VideoDecoder(clip_files[0])])["pixel_values_videos"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+
+
+def test_webm_in_a_folder(tmp_path):
+    """`datasets` leaves out .webm files of a folder, `load_corpus` reads them."""
+    write_clip(tmp_path / "b.mp4", 90)
+    import av
+
+    with av.open(str(tmp_path / "a.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=8, options={"auto-alt-ref": "0"})
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+        for number in range(8):
+            frame = np.full((40, 48, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.webm,brighter\nb.mp4,wider\n")
+    rows = load_corpus("folder", tmp_path)
+    assert [row["captions"] for row in rows] == [["brighter"], ["wider"]]
+    clips = tiny_processor()(videos=list(rows["video"]))["pixel_values_videos"]
+    assert clips.shape == (2, 2, 3, 32, 32)
+    assert clips[0, 0].mean() < clips[0, 1].mean()  # it becomes brighter
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (("path", "id", "text"), "no column 'video' .columns: id, path, text.: rename what holds it, "
+         r"`dataset.rename_columns\({'path': 'video', 'id': 'video_id', 'text': 'captions'}\)`"),
+        (("video", "captions"), r'no column .video_id. .*: number the videos, `dataset.add_column\("video_id", ran'),
+        (("video", "video_id", "words"), r"`dataset.rename_columns\({NAME: 'captions'}\)`, or is it of another task"),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names(columns, message):
+    dataset = Dataset.from_dict({name: ["one"] for name in columns})
+    with pytest.raises(CorpusError, match=message):
+        check_dataset(dataset, ("captions",), "the training data")
+
+
+def test_the_cures_work(clip_files):  # noqa: F811
+    dataset = Dataset.from_dict({"path": clip_files, "text": TEXTS})
+    dataset = dataset.rename_columns({"path": "video", "text": "captions"})
+    dataset = dataset.add_column("video_id", range(len(dataset)))
+    check_dataset(dataset, ("captions",), "the training data")

@@ -1,0 +1,293 @@
+"""Export: programs with any number of texts, videos, frames and tokens compute what the model computes."""
+
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim
+
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerForVideoClassification,
+    RegionLearnerForVideoQuestionAnswering,
+    RegionLearnerProcessor,
+    modeling_region_learner,
+)
+from region_learner.cli import main
+from region_learner.export import ExportedPart, export_model, load_for_export, parts_of
+from region_learner.modeling_region_learner import _roll
+
+from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_model, tiny_text_config, tiny_video_model
+from .test_pipelines import tiny_processor
+
+TOKENS = {"token_dim": 8}
+PHRASES = {"token_dim": 8, "phrase_window": 3, "region_mlp": True, "learn_temperature": True}
+FORMS = {
+    "decoupled": {},
+    "paper": {"region_form": "paper"},
+    "queries": {"region_form": "queries"},
+    "regions and words": TOKENS,
+    "regions and phrases": PHRASES,
+    "queries and phrases": {"region_form": "queries"} | PHRASES,
+    "paper and words": {"region_form": "paper"} | TOKENS,
+    "no regions": NO_REGIONS,
+    "late fusion": {"temporal_fusion": "pool"},
+    "linear fusion": {"temporal_fusion": "linear"},
+    "motion": {"motion_excitation": True},
+}
+QUICK = ("queries and phrases",)  # the others are in the slow tier
+
+
+def forms(*quick: str):
+    marks = {name: () if name in quick else pytest.mark.slow for name in FORMS}
+    return pytest.mark.parametrize("form", [pytest.param(name, marks=marks[name]) for name in FORMS])
+
+
+def exported(part: torch.nn.Module, inputs: dict, dynamic_axes: dict):
+    dynamic = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in dynamic_axes.items()}
+    return torch.export.export(part, (), inputs, dynamic_shapes=dynamic, strict=False).module()
+
+
+def assert_same(program, part, inputs) -> None:
+    found, expected = program(**inputs), part(**inputs)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+@forms("queries and phrases")
+@torch.no_grad()
+def test_parts_of_every_form(form, monkeypatch):
+    monkeypatch.setattr(modeling_region_learner, "_DISTANCES_AT_ONCE", 200)  # several chunks of features for a clip
+    model = tiny_model(**FORMS[form])
+    for name in ("text", "video", "model"):
+        part = ExportedPart(model, name).eval()
+        program = exported(part, part.example(batch=2, frames=2, length=4), part.dynamic_axes)
+        for batch, frames, length in ((1, 1, 32), (12, 4, 9), (3, 3, 2)):
+            assert_same(program, part, part.example(batch, frames, length, seed=batch))
+
+
+@torch.no_grad()
+def test_single_frames_without_motion():
+    """A model with motion excitation leaves it out for images, and so does a program exported with clips."""
+    model = tiny_video_model(motion_excitation=True)
+    program = exported(model, {"pixel_values_videos": clips(2, 2)}, {"pixel_values_videos": {0: "b", 1: "t"}})
+    assert_same(program, model, {"pixel_values_videos": clips(3, 1)})
+    assert_same(program, model, {"pixel_values_videos": clips(3, 4)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries", "motion", "late fusion"])
+@torch.no_grad()
+def test_masked_frames(form):
+    model = tiny_video_model(**FORMS[form])
+    axes = {0: "b", 1: "t"}
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    program = exported(
+        model,
+        {"pixel_values_videos": clips(2, 3), "frame_mask": mask},
+        {"pixel_values_videos": axes, "frame_mask": axes},
+    )
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
+    assert_same(program, model, {"pixel_values_videos": clips(5, 4), "frame_mask": mask})
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_models_of_single_frames():
+    part = ExportedPart(tiny_model(num_frames=1), "video").eval()
+    program = exported(part, part.example(**next(part.sizes())), part.dynamic_axes)
+    assert_same(program, part, part.example(batch=5, frames=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@torch.no_grad()
+def test_text_poolings_with_padding_on_the_left(pooling):
+    part = ExportedPart(tiny_model(text_pooling=pooling), "text").eval()
+    program = exported(part, part.example(), part.dynamic_axes)
+    inputs = texts(3, 9)
+    inputs["attention_mask"][1, :4] = 0
+    assert_same(program, part, inputs)
+
+
+def test_roll_with_shifts_of_both_signs():
+    x = torch.arange(40).view(4, 5, 2)
+    for sign in (1, -1):
+        shifts = torch.tensor([0, 1, 3, 4]) * sign
+        expected = torch.stack([row.roll(int(shift), 0) for row, shift in zip(x, shifts)])
+        assert torch.equal(_roll(x, shifts), expected)
+    swapped = _roll(x.transpose(1, 2), torch.tensor([0, 1, 3, 4]), dim=2)
+    assert torch.equal(swapped.transpose(1, 2), _roll(x, torch.tensor([0, 1, 3, 4])))
+
+
+def heads():
+    config = RegionLearnerConfig(TINY_VIDEO, tiny_text_config(), projection_dim=16, num_labels=3)
+    for kind in (RegionLearnerForVideoClassification, RegionLearnerForVideoQuestionAnswering):
+        yield randomize(kind(config)).eval()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_heads_and_towers_alone():
+    for model in (*heads(), tiny_video_model()):
+        for name in parts_of(model):
+            part = ExportedPart(model, name).eval()
+            assert len(part(**part.example())) >= 1
+            program = exported(part, part.example(batch=2, frames=2, length=4), part.dynamic_axes)
+            assert_same(program, part, part.example(batch=5, frames=3, length=9))
+
+
+def test_unknown_formats_parts_and_models(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="format='onxx' is not known; choose one of onnx, openvino"):
+        export_model(tiny_model(), tmp_path, "onxx")
+    with pytest.raises(ValueError, match="Linear cannot be exported: expected one of RegionLearnerModel"):
+        parts_of(torch.nn.Linear(1, 1))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"needs .*onnxscript, onnxruntime: pip install 'region-learner\[export\]'"):
+        export_model(tiny_model(), tmp_path, "onnx")
+
+
+# --- ONNX, OpenVINO, AOTInductor ------------------------------------------------------------------------------------
+
+
+def needs(format: str) -> None:
+    for name in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}[
+        format
+    ]:
+        pytest.importorskip(name)
+
+
+def onnx_outputs(path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: value.numpy() for name, value in inputs.items()})))
+
+
+def openvino_outputs(path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    result = model({name: value.numpy() for name, value in inputs.items()})
+    return {output.get_any_name(): result[output] for output in model.outputs}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries and phrases", "no regions"])
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@torch.no_grad()
+def test_files_of_other_runtimes(format, form, tmp_path):
+    needs(format)
+    model = tiny_model(**FORMS[form])
+    results = export_model(model, tmp_path, format, ["text", "video", "model"])
+    assert all(0 <= result["difference"] < 1e-5 for result in results.values())
+    run = onnx_outputs if format == "onnx" else openvino_outputs
+    inputs = {**texts(7, 5), "pixel_values_videos": clips(11, 3)}
+    inputs["attention_mask"][2, 3:] = 0
+    outputs = model(**inputs)
+    for name in ("text", "video", "model"):
+        part = ExportedPart(model, name)
+        found = run(tmp_path / results[name]["file"], {key: inputs[key] for key in part.dynamic_axes})
+        assert list(found) == results[name]["outputs"]
+        for key, value in found.items():
+            expected = getattr(outputs, key) if key in outputs else getattr(outputs.video_model_output, key)
+            np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_wrong_program_is_not_passed_off_as_the_model(tmp_path, monkeypatch):
+    needs("onnx")
+    from region_learner import export
+
+    def write(part, path):
+        names = original(part, path)
+        part.model.text_projection.bias.data += 0.01
+        return names
+
+    original = export._write_onnx
+    monkeypatch.setattr(export, "_write_onnx", write)
+    with pytest.raises(ValueError, match=r"text.onnx computes something else than the model: text_embeds differs by"):
+        export_model(tiny_model(), tmp_path, "onnx", ["text"])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_ahead_of_time_inductor(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    for name in ("text", "video", "model"):
+        part = ExportedPart(tiny_model(**PHRASES), name).eval()
+        inputs = part.example(batch=2, frames=2, length=4)
+        dynamic = {key: dict.fromkeys(axes, Dim.DYNAMIC) for key, axes in part.dynamic_axes.items()}
+        program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / f"{name}.pt2"))
+        assert_same(torch._inductor.aoti_load_package(package), part, part.example(batch=5, frames=3, length=9))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_exporters_of_transformers():
+    """Those of transformers lower what this one returns: to ExecuTorch, for example."""
+    pytest.importorskip("transformers.exporters")
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+    model = tiny_video_model()
+    exported = DynamoExporter().export(model, {"pixel_values_videos": clips(2, 3)}, DynamoConfig(dynamic=True))
+    program = exported.program.module()
+    expected = model(pixel_values_videos=clips(5, 4)).pooler_output
+    torch.testing.assert_close(program(pixel_values_videos=clips(5, 4)).pooler_output, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- The command ----------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (
+            ["nowhere/at/all", str(tmp_path), "--format", "onxx"],
+            "format='onxx' is not known; choose one of onnx, open",
+        ),
+        (["nowhere/at/all"], "Missing argument 'OUTPUT'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", *arguments])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_the_command(tmp_path, capsys):
+    needs("onnx")
+    model, processor = tiny_model(), tiny_processor()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "onnx"])
+    assert stopped.value.code == 0
+    table = capsys.readouterr().out
+    assert re.search(r"text\.onnx +1 +\d\.\de-0\d", table), table
+    inputs = RegionLearnerProcessor.from_pretrained(tmp_path / "out")(text=["a red square", "a circle"])
+    found = onnx_outputs(tmp_path / "out" / "text.onnx", inputs)
+    np.testing.assert_allclose(found["text_embeds"], model(**inputs).text_embeds.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_models_load_for_export_with_their_heads(tmp_path):
+    for number, model in enumerate((*heads(), tiny_video_model())):
+        model.save_pretrained(tmp_path / str(number))
+        tiny_processor().save_pretrained(tmp_path / str(number))
+        loaded, _ = load_for_export(str(tmp_path / str(number)))
+        assert type(loaded) is type(model)

@@ -1,0 +1,150 @@
+"""Checkpoints in sentence-transformers: single vectors, and words and regions."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from region_learner import RegionLearnerModel
+
+from .conftest import ROOT, tiny_model
+from .test_heads import run_python
+from .test_pipelines import TEXTS, clip_files, tiny_processor  # noqa: F401
+
+pytest.importorskip("sentence_transformers")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(token_dim=8, phrase_window=3).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def picture(level: int = 200) -> Image.Image:
+    return Image.linear_gradient("L").resize((48, 40)).convert("RGB").point(lambda value: value * level // 255)
+
+
+def outputs_of(checkpoint, **inputs):
+    with torch.no_grad():
+        return RegionLearnerModel.from_pretrained(checkpoint)(**tiny_processor()(**inputs))
+
+
+def test_embeds_texts_videos_and_images(checkpoint, clip_files, tmp_path):  # noqa: F811
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(checkpoint), trust_remote_code=True)
+    outputs, images = outputs_of(checkpoint, text=TEXTS, videos=clip_files), [picture(), picture(90)]
+    for given, expected in (
+        (TEXTS, outputs.text_embeds),
+        (clip_files, outputs.video_embeds),
+        ([{"video": path} for path in clip_files], outputs.video_embeds),
+        (images, outputs_of(checkpoint, images=images).video_embeds),
+    ):
+        found = encoder.encode(given, convert_to_tensor=True, batch_size=2)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(len(given)))
+    assert encoder.get_embedding_dimension() == 16
+    similarity = encoder.similarity(encoder.encode(TEXTS), encoder.encode(clip_files))
+    torch.testing.assert_close(similarity, outputs.text_embeds @ outputs.video_embeds.T, rtol=1e-5, atol=1e-5)
+
+    encoder.prompts["query"] = "a video of "
+    encoder.save_pretrained(str(tmp_path))  # our files do not replace those of sentence-transformers
+    again = SentenceTransformer(str(tmp_path), trust_remote_code=True)
+    assert again.prompts["query"] == "a video of "
+    assert (again.encode(images) == encoder.encode(images)).all()
+
+
+WITHOUT_PACKAGE = """
+import sys
+sys.modules["region_learner"] = None
+import json
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+torch.set_num_threads(1)
+encoder = SentenceTransformer(sys.argv[1], trust_remote_code=True)
+assert type(encoder[0].model).__module__.startswith("transformers_modules.")
+np.savez(sys.argv[2], texts=encoder.encode(json.loads(sys.argv[3])), videos=encoder.encode(json.loads(sys.argv[4])))
+"""
+
+
+def test_without_the_package(checkpoint, clip_files, tmp_path):  # noqa: F811
+    import numpy as np
+
+    output = str(tmp_path / "embeds.npz")
+    arguments = (str(checkpoint), output, json.dumps(TEXTS), json.dumps(clip_files))
+    run_python(WITHOUT_PACKAGE, *arguments, home=tmp_path / "home", HF_HUB_OFFLINE="1")
+    outputs, found = outputs_of(checkpoint, text=TEXTS, videos=clip_files), np.load(output)
+    np.testing.assert_allclose(found["texts"], outputs.text_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["videos"], outputs.video_embeds.numpy(), atol=1e-5)
+
+
+def test_only_dual_encoders_carry_its_files(tmp_path):
+    from .conftest import tiny_video_model
+    from .test_heads import CLASSIFICATION, tiny_head
+
+    for model in (tiny_video_model(), tiny_head(CLASSIFICATION)):
+        model.save_pretrained(tmp_path / type(model).__name__)
+        assert not (tmp_path / type(model).__name__ / "modules.json").exists()
+        assert "custom_pipelines" not in json.loads((tmp_path / type(model).__name__ / "config.json").read_text())
+
+
+def by_words(outputs) -> torch.Tensor:
+    """One half of the similarity of words and regions, literally: each word's best region, (texts, videos)."""
+    scores = torch.zeros(len(outputs.text_embeds), len(outputs.video_embeds))
+    for i, (words, weights) in enumerate(zip(outputs.text_token_embeds, outputs.text_token_weights)):
+        for j, regions in enumerate(outputs.video_token_embeds):
+            scores[i, j] = sum(
+                weight * max((word @ region).item() for region in regions)
+                for word, weight in zip(words, weights) if weight > 0
+            )  # fmt: skip
+    return scores
+
+
+def test_words_and_regions(checkpoint, clip_files, tmp_path):  # noqa: F811
+    from sentence_transformers import MultiVectorEncoder
+
+    from region_learner.multi_vector import RegionLearnerTokens
+
+    encoder = MultiVectorEncoder(modules=[RegionLearnerTokens(str(checkpoint))])
+    expected = by_words(outputs_of(checkpoint, text=TEXTS, videos=clip_files))
+    words, regions = encoder.encode_query(TEXTS), encoder.encode_document(clip_files)
+    lengths = tiny_processor()(text=TEXTS)["attention_mask"].sum(1).tolist()
+    assert [tuple(x.shape) for x in words] == [(length, 8) for length in lengths]
+    assert [tuple(x.shape) for x in regions] == [(6, 8)] * 3  # 2 frames of 3 regions
+    torch.testing.assert_close(encoder.similarity(words, regions), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.encode_document([picture()])[0].shape == (3, 8)
+
+    encoder.save_pretrained(str(tmp_path))
+    again = MultiVectorEncoder(str(tmp_path), trust_remote_code=True)
+    torch.testing.assert_close(again.encode_query(TEXTS), words)
+
+
+def test_words_and_regions_of_a_model_without_them(tmp_path):
+    from region_learner.multi_vector import RegionLearnerTokens
+
+    tiny_model().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokens of words and regions: use a RegionLearnerModel"):
+        RegionLearnerTokens(str(tmp_path))
+
+
+def test_the_code_of_the_documentation(checkpoint, clip_files, tmp_path, monkeypatch):  # noqa: F811
+    """The first block of code of the page, as it stands, on other files."""
+    page = (ROOT / "docs" / "sentence_transformers.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CHECKPOINT").symlink_to(checkpoint)
+    for name, path in (("1.mp4", clip_files[0]), ("2.mp4", clip_files[1])):
+        (tmp_path / name).symlink_to(path)
+    picture().save(tmp_path / "photo.jpg")
+    names: dict = {}
+    exec(compile(code, "docs/sentence_transformers.md", "exec"), names)
+    assert names["scores"].shape == (2, 2)
+    assert names["photos"].shape == (1, 16)
