@@ -8,8 +8,12 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 TOKEN = "hf_test"
 USER = "tester"
@@ -67,6 +71,22 @@ class LocalHub:
 
     def __exit__(self, *_):
         self.stop()
+
+    def use_in_this_process(self, monkeypatch, directory: Path):
+        """Makes this the Hub of huggingface_hub, with the token `TOKEN` and a cache in `directory`, for one test."""
+        for name, value in {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(directory / "cache"),
+            "HF_TOKEN_PATH": str(directory / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # which keeps another Hub
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # Broken connections are tried again, without the waiting.
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
     def stop(self):
         """Refuses connections from now on. Once stopped, it stays so."""
@@ -189,7 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not known:
             private = wanted.get("visibility") == "private" or wanted.get("private") is True
             self.hub.repositories[repo] = repository = Repository(private)
-            repository.commit("main", {}, "initial commit")
+            page = {"README.md": b"---\nsdk: gradio\n---\n"} if wanted.get("type") == "space" else {}
+            repository.commit("main", page, "initial commit")
         answer = {"url": f"{self.hub.url}/{repo}", "id": name, "name": name}
         if known:
             answer["error"] = "You already created this model repo"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from region_learner import publishing
@@ -26,7 +26,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model
-from .local_hub import TOKEN, LocalHub
+from .local_hub import LocalHub
 from .test_hub import CAPTIONS, SOURCES
 from .test_model_card import MSVD
 
@@ -71,18 +71,7 @@ def loads(monkeypatch):
 def hub(monkeypatch, tmp_path, loads):
     """A Hub to which the functions of this process push."""
     with LocalHub() as hub:
-        for name, value in {
-            "ENDPOINT": hub.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        # Broken connections are tried again, without the waiting.
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        hub.use_in_this_process(monkeypatch, tmp_path)
         yield hub
 
 
@@ -561,6 +550,22 @@ def test_a_space_that_fails_is_told_from_the_model(hub, checkpoint):
     with pytest.raises(OSError, match=r"The model is published \(http.*\), but not its Space: .* removed again."):
         push(checkpoint, REPO, space=True)
     assert hub.repositories.keys() == {REPO}
+
+
+def test_a_space_that_exists_keeps_its_page_and_gets_this_package(hub, checkpoint):
+    push(checkpoint, REPO, space=True)
+    space = hub.repositories[f"spaces/{REPO}"]
+    mine = {"README.md": b"# Mine", "videos/a.mp4": b"a", "region_learner/old.py": b"", "app.py": b"old"}
+    space.commit("main", commits(hub, f"spaces/{REPO}")[0] | mine, "edited")
+    push(checkpoint, REPO, space=True)
+    files = commits(hub, f"spaces/{REPO}")[-1]
+    assert (files["README.md"], files["videos/a.mp4"]) == (b"# Mine", b"a")
+    assert b"serve_space" in files["app.py"]
+    assert "region_learner/old.py" not in files
+    space.private = False
+    with pytest.raises(ValueError, match="tester/mine exists and is public, not private"):
+        push(checkpoint, REPO, space=True, message="not even the model")
+    assert len(commits(hub)) == 1
 
 
 def test_a_space_without_videos_says_what_to_add(tmp_path):

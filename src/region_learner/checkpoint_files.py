@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .evaluation.provenance import shown_options
+
 # Weights of a model, in one file or several.
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 CARD = "README.md"
+RESULTS = "results.json"  # of the training run
 
 _CONFIGS = ("config.json", "processor_config.json", "tokenizer_config.json", "video_preprocessor_config.json")
 # What models, processors and tokenizers of transformers and sentence-transformers are loaded from, beside weights.
@@ -20,9 +23,9 @@ _LOADED = {
     "sentence_bert_config.json",
 }  # fmt: skip
 _READ_BY_PEOPLE = re.compile(r"README\.md|(LICENSE|NOTICE)(\.\w+)?", re.IGNORECASE)
-_PICTURE = re.compile(
-    r"\]\((?!\w+:)([^()\s]+\.(?:png|jpe?g|gif|webp|svg|mp4))\)|src=\"(?!\w+:)([^\"]+)\"", re.IGNORECASE
-)
+_LINK = re.compile(r"\]\((?!\w+:)([^()\s]+)\)|src=\"(?!\w+:)([^\"]+)\"")
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4")
+
 
 # Why a file stays: the pattern of its name, and the reason.
 _LEFT_OUT = (
@@ -138,6 +141,28 @@ def _pictures(directory: Path) -> set[str]:
     card = directory / CARD
     if not card.is_file():
         return set()
-    names = {(one or other).removeprefix("./") for one, other in _PICTURE.findall(card.read_text("utf-8", "replace"))}
-    root = directory.resolve()
-    return {name for name in names if (directory / name).is_file() and (root / name).resolve().is_relative_to(root)}
+    names = {(one or other).removeprefix("./") for one, other in _LINK.findall(card.read_text("utf-8", "replace"))}
+    return {
+        name
+        for name in names
+        if name.lower().endswith(_PICTURES) and (directory / name).is_file() and ".." not in Path(name).parts
+    }
+
+
+def published_run(directory: Path) -> bytes | None:
+    """
+    Returns the results.json of a training run as it is published, without directories of data and with paths cut to
+    their last part; None if there is none.
+    """
+    path = directory / RESULTS
+    try:
+        run = json.loads(path.read_bytes())
+        arguments = run["arguments"]
+        is_of_training = "train" in run
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not is_of_training:
+        return None
+    if (shown := shown_options(arguments)) == arguments:
+        return path.read_bytes()
+    return (json.dumps(run | {"arguments": shown}, indent=2, ensure_ascii=False) + "\n").encode()

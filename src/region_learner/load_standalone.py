@@ -19,10 +19,10 @@ import transformers  # noqa: E402
 
 def main(checkpoint: str):
     config = json.loads(Path(checkpoint, "config.json").read_bytes())
-    (architecture,) = config["architectures"]
+    (architecture,) = config.get("architectures") or [None]
     classes = {str(source).rpartition(".")[2]: auto for auto, source in config.get("auto_map", {}).items()}
     if architecture not in classes:
-        raise ValueError(f"config.json has no entry for {architecture} in its auto_map")
+        raise ValueError(f"the auto_map of config.json has no entry for its architecture, {architecture}")
     auto_class = getattr(transformers, classes[architecture])
     model, info = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
     has_texts = Path(checkpoint, "tokenizer_config.json").is_file()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from . import __version__
 from .card_numbers import unbacked_numbers
-from .checkpoint_files import CARD, WEIGHTS, checkpoint_files
+from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
 from .evaluation.provenance import weights_of
 from .evaluation.results import EvaluationResults, read_results, results_in
 from .files import near_file
@@ -30,11 +30,9 @@ from .leaks import leaks
 from .loading import check_checkpoint, check_files, first_non_finite
 from .model_card import Emissions, draft_card, emissions_of, model_card
 from .space import files_of_space
-from .training.pushing import published_run
 
 logger = logging.getLogger(__name__)
 
-_RESULTS = "results.json"  # of the training run
 _TEXT = re.compile(r".*\.(json|md|txt|py|jinja|csv|ya?ml)|LICENSE|NOTICE", re.IGNORECASE)
 _LOADING_TIMEOUT = 1800  # seconds
 
@@ -120,16 +118,26 @@ def push(
         checked = check(model, owner_and_name, license, is_public=not private, loads=False)
         apps = files_of_space(owner_and_name, private) if space else {}
     _validate_card(_text_of(checked.files[CARD]), Path(model) / CARD, repo)
+    with in_words(owner_and_name):
+        is_new = _is_new(api, owner_and_name, "model", private)
+        is_new_space = space and _is_new(api, owner_and_name, "space", private)
+        if not is_new and checked.draft is not None:
+            _check_replaced_card(api, owner_and_name, checked.files, checked.draft)
     message = message or f"Checkpoint, by region-learner {__version__}"
-    url = _publish(api, owner_and_name, checked.files, message, private, replaceable=checked.draft)
+    url = _publish(api, owner_and_name, checked.files, message, private, is_new)
     space_url = None
-    if apps:
+    if space:
         try:
-            space_url = _publish(api, owner_and_name, apps, "Search app", private, repo_type="space")
-        except OSError as error:
+            space_url = _publish(api, owner_and_name, apps, "Search app", private, is_new_space, "space")
+        except (OSError, ValueError) as error:
             raise OSError(f"The model is published ({url}), but not its Space: {error}") from error
-    return Pushed(
-        owner_and_name, private, _sizes(checked.files), checked.left_out, checked.notes, url, _sizes(apps), space_url
+    return replace(
+        pushed,
+        repo=owner_and_name,
+        files=_sizes(checked.files),
+        url=url,
+        space_files=_sizes(apps),
+        space_url=space_url,
     )
 
 
@@ -181,21 +189,21 @@ def check(
     weights = weights_of(directory)
     results, others = _results(directory, weights)
     run = published_run(directory)
-    named = [*results, *([_RESULTS] if run else [])]
+    named = [*results, *([RESULTS] if run else [])]
     belong, left_out = checkpoint_files(directory, also=named)
     left_out |= others
     files: dict[str, Path | bytes] = dict(belong)
     notes = []
     if run:
-        files[_RESULTS] = run
-        if run != (directory / _RESULTS).read_bytes():
-            notes.append(f"{_RESULTS} is published without directories of data, and with paths cut to their last part")
+        files[RESULTS] = run
+        if run != (directory / RESULTS).read_bytes():
+            notes.append(f"{RESULTS} is published without directories of data, and with paths cut to their last part")
     draft = None
     if CARD not in files:
         notes.append(f"{CARD} is made from {', '.join(results)}")
         draft = _draft(results, weights, directory, repo)
     text = _card(directory, repo, license, results)
-    files[CARD] = text.encode()
+    files.setdefault(CARD, text.encode())
     notes += _check_card(directory, text, repo, results, weights, run, is_public)
     _check_leaks(directory, files)
     if loads:
@@ -310,7 +318,7 @@ def _check_card(
     write = f"write a new card with `region-learner card {directory} --output {name}`"
     if not data.to_dict():
         raise ValueError(f"{name} has no metadata (YAML between two lines of ---): {write}, or add some.")
-    if data.license is None or (data.license == "other" and data.get("license_name") is None):
+    if data.get("license") is None or (data.get("license") == "other" and data.get("license_name") is None):
         raise ValueError(f"{name} names no license: write `license: ID` into its metadata, such as apache-2.0.")
     if data.get("license_name") == "not-stated":
         if is_public:
@@ -422,23 +430,27 @@ def _publish(
     files: Mapping[str, Path | bytes],
     message: str,
     private: bool,
+    is_new: bool,
     repo_type: str = "model",
-    replaceable: str | None = None,
 ) -> str:
-    """
-    Makes a repository, if there is none, and a commit in it. Returns the commit's address. With `replaceable`, a card
-    on the Hub is only replaced if it is that one.
-    """
-    with in_words(repo):
-        is_new = _is_new(api, repo, repo_type, private)
-        if not is_new and replaceable is not None:
-            _check_replaced_card(api, repo, files, replaceable)
-        if is_new:
-            sdk = "gradio" if repo_type == "space" else None
+    """Makes a repository, if it is to be new, and one commit in it. Returns the commit's address."""
+    is_space = repo_type == "space"
+    if is_new:
+        with in_words(repo):
+            sdk = "gradio" if is_space else None
             api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
     try:
         with in_words(repo):
-            return commit_files(api, repo, files, message, repo_type=repo_type).commit_url
+            # What a user wrote about an existing Space stays; this package in it is replaced as a whole.
+            return commit_files(
+                api,
+                repo,
+                files,
+                message,
+                repo_type,
+                keeps_card=is_space and not is_new,
+                replaces="region_learner" if is_space else None,
+            ).commit_url
     except BaseException as error:
         left = _remove_if_empty(api, repo, repo_type) if is_new else f"{repo} on the Hub is as it was before."
         if isinstance(error, OSError | ValueError):

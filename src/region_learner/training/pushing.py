@@ -1,6 +1,5 @@
 """Pushing a model to the Hub while it is trained: commits that can be loaded, and never another card."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from .. import __version__
-from ..checkpoint_files import CARD, checkpoint_files
+from ..checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
 from ..hub import commit_files, in_words
 
 logger = logging.getLogger(__name__)
@@ -56,6 +55,8 @@ class HubPushes:
         try:
             snapshot = Path(tempfile.mkdtemp(prefix=_SNAPSHOT, dir=self.output_dir))
             files = _files_of_model(checkpoint)
+            if not any(WEIGHTS.fullmatch(name) for name in files):
+                raise OSError(f"{checkpoint} has no model.safetensors, as weights are sharded between processes.")
             if state_folder is not None:
                 whole = {path.relative_to(checkpoint): path for path in checkpoint.rglob("*") if path.is_file()}
                 files |= {f"{state_folder}/{name.as_posix()}": path for name, path in whole.items()}
@@ -108,7 +109,7 @@ class HubPushes:
             files[CARD] = card.encode()
         run = published_run(self.output_dir)
         if run is not None:
-            files["results.json"] = run
+            files[RESULTS] = run
         if blocking:
             return self._commit(files, message, None)
         return self.api.run_as_future(self._commit, files, message, None)
@@ -134,24 +135,3 @@ def remove_snapshots(output_dir: Path) -> None:
 
 def _files_of_model(directory: Path) -> dict[str, Path]:
     return {name: path for name, path in checkpoint_files(directory).belong.items() if name != CARD}
-
-
-def published_run(directory: Path) -> bytes | None:
-    """
-    Returns the results.json of a training run as it is published, without directories of data and with paths cut to
-    their last part; None if there is none.
-    """
-    from ..evaluation.provenance import shown_options
-
-    path = directory / "results.json"
-    try:
-        run = json.loads(path.read_bytes())
-        arguments = run["arguments"]
-        is_of_training = "train" in run
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if not is_of_training:
-        return None
-    if (shown := shown_options(arguments)) == arguments:
-        return path.read_bytes()
-    return (json.dumps(run | {"arguments": shown}, indent=2, ensure_ascii=False) + "\n").encode()
