@@ -19,7 +19,7 @@ from region_learner.video_processing_region_learner import RegionLearnerVideoPro
 
 from .conftest import tiny_model
 from .local_hub import TOKEN, LocalHub
-from .test_hub import CAPTIONS, SOURCES, run_python, run_without_package, video, work  # noqa: F401 # fixtures
+from .test_hub import CAPTIONS, run_python, run_without_package, video, work  # noqa: F401 # fixtures
 from .toy_run import run
 
 REPO = "tester/in-training"
@@ -83,6 +83,9 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
+RUN = {"train": {"train_loss": 1, "train_runtime": 2}, "arguments": {"data_dir": "/home/somebody/videos"}}
+
+
 class EditCard(TrainerCallback):
     """Somebody who edits the card on the Hub after a step."""
 
@@ -108,23 +111,30 @@ def files_by_message(hub) -> dict[str, dict[str, bytes]]:
     return {message: repository.commits[commit] for commit, message in repository.messages.items()}
 
 
-MODEL = SOURCES - {"processing_region_learner.py"} | {"config.json", "model.safetensors"}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> set[str]:
+    """The names of the files that a model is loaded from."""
+    directory = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(directory)
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, tmp_path):
+def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, whole, tmp_path):
     trainers = []
     train(tmp_path / "run", trainers, callbacks=(EditCard(hub, b"# Mine"),), save=True)
     (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "README.md").write_text("# Not mine")
+    (tmp_path / "run" / "results.json").write_text(json.dumps(RUN))
     trainers[0].push_to_hub()
     found = files_by_message(hub)
     steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
-    assert sorted(found) == sorted(["initial commit", "edited", *steps, "Model save", "End of training"])
+    assert sorted(found) == sorted(["initial commit", "edited", *steps, "End of training"])  # and none of the same
     assert len(hub.repositories[REPO].commits) == len(found)  # one commit each
     for step, message in enumerate(steps, start=1):
-        assert found[message].keys() - {"README.md"} == MODEL
+        assert found[message].keys() - {"README.md"} == whole
         saved = (tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
         assert found[message]["model.safetensors"] == saved
-    assert found["End of training"].keys() == MODEL | {"README.md"}
+    assert found["End of training"].keys() == whole | {"README.md", "results.json"}
     assert found["End of training"]["README.md"] == b"# Mine"
     assert not list((tmp_path / "run").glob(".push-*"))
     (tmp_path / "loaded").mkdir()
@@ -138,11 +148,7 @@ def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, tmp_path):
 def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
     trainers = []
     train(tmp_path / "run", trainers, max_steps=1, save=True)
-    (tmp_path / "run" / "results.json").write_text(
-        json.dumps(
-            {"train": {"train_loss": 1, "train_runtime": 2}, "arguments": {"data_dir": "/home/somebody/videos"}}
-        )
-    )
+    (tmp_path / "run" / "results.json").write_text(json.dumps(RUN))
     trainers[0].push_to_hub(license="mit", language="de")
     found = files_by_message(hub)
     assert all("README.md" not in files for message, files in found.items() if message != "End of training")
@@ -156,12 +162,12 @@ def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
 
 
 @pytest.mark.parametrize(("strategy", "folder"), [("checkpoint", "last-checkpoint"), ("all_checkpoints", None)])
-def test_a_pushed_checkpoint_is_complete(hub, tmp_path, strategy, folder):
+def test_a_pushed_checkpoint_is_complete(hub, whole, tmp_path, strategy, folder):
     train(tmp_path / "run", hub_strategy=strategy, max_steps=2, hub_token=TOKEN)
     last = files_by_message(hub)["Training in progress, step 2"]
     folders = [folder] if folder else ["checkpoint-1", "checkpoint-2"]
     assert {name.partition("/")[0] for name in last if "/" in name} == set(folders)
-    assert {name for name in last if "/" not in name} == MODEL
+    assert {name for name in last if "/" not in name} == whole
     for name, content in last.items():
         (tmp_path / "loaded" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "loaded" / name).write_bytes(content)

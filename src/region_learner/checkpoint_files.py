@@ -23,9 +23,9 @@ _LOADED = {
     "sentence_bert_config.json",
 }  # fmt: skip
 _READ_BY_PEOPLE = re.compile(r"README\.md|(LICENSE|NOTICE)(\.\w+)?", re.IGNORECASE)
+_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:)([^()\s]+)\)|src=\"(?!\w+:)([^\"]+)\"")
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4")
-
 
 # Why a file stays: the pattern of its name, and the reason.
 _LEFT_OUT = (
@@ -62,7 +62,7 @@ def checkpoint_files(directory: Path, also: Iterable[str] = ()) -> CheckpointFil
         directory: of the checkpoint.
         also: names of other files that belong to it, such as results files.
     """
-    wanted = set(also) | _pictures(directory) | set(_sources(directory))
+    wanted = set(also) | _pictures(directory) | _sources(directory)
     folders = {f"{folder}/" for folder in _folders_of_modules(directory)}
     belong, left_out = {}, {}
     for path in sorted(directory.iterdir()):
@@ -99,21 +99,23 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _sources(directory: Path) -> list[str]:
+def _sources(directory: Path) -> set[str]:
     """The source files that the configurations name, and those that these import."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
     modules: set[str] = set()
     for name in _CONFIGS:
         config = _read(directory / name)
         if isinstance(config, dict):
             _collect(config, modules)
-    for module in _read(directory / "modules.json") or []:
+    listed = _read(directory / "modules.json")
+    for module in listed if isinstance(listed, list) else []:
         modules.add(str(module.get("type", "")).rpartition(".")[0])
-    found = {f"{module}.py" for module in modules if (directory / f"{module}.py").is_file()}
-    for name in list(found):
-        found |= {Path(file).name for file in get_relative_import_files(directory / name)}
-    return sorted(found)
+    found: set[str] = set()
+    while modules:
+        path = directory / f"{modules.pop()}.py"
+        if path.name not in found and path.is_file():
+            found.add(path.name)
+            modules |= set(_IMPORT.findall(path.read_text(encoding="utf-8", errors="replace")))
+    return found
 
 
 def _collect(config: dict[str, Any], modules: set[str]) -> None:

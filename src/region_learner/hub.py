@@ -62,16 +62,18 @@ def in_words(repo: str) -> Iterator[None]:
     except (_HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         if isinstance(error, NotImplementedError | RecursionError):
             raise
-        # (Uploads by hf_xet raise a RuntimeError.)
-        kind = PermissionError if _status(error) in (401, 403, 404) else OSError
-        raise kind(hub_error(error, repo)) from error
+        cause: BaseException = error  # uploads raise a RuntimeError, from others or, by hf_xet, of its own
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        kind = PermissionError if _status(cause) in (401, 403, 404) else OSError
+        raise kind(hub_error(cause, repo)) from error
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def hub_error(error: Exception, repo: str) -> str:
+def hub_error(error: BaseException, repo: str) -> str:
     """Returns what went wrong with the Hub, in one line with a cure."""
     said = " ".join(str(getattr(error, "server_message", None) or "").split())
     says = f" (the Hub says: {said[:300]})" if said else ""
@@ -82,8 +84,11 @@ def hub_error(error: Exception, repo: str) -> str:
         return "HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it."
     if status == 401:
         return "The Hub refuses your token, which may be revoked or expired: make a new one, and run `hf auth login`."
-    if status in (402, 413, 507) or (status == 403 and re.search("storage|quota|limit|billing|upgrade", said, re.I)):
+    is_full = re.search("storage|quota|limit|upgrade", said, re.IGNORECASE) is not None
+    if status in (413, 507) or (status in (402, 403) and is_full):
         return f"{repo} does not fit: the storage of its owner is full{says}. Free some, or get more, and push again."
+    if status == 402:
+        return f"The Hub wants to be paid for {repo}{says}: see the billing settings of its owner."
     if status in (403, 404):
         return (
             f"You may not write to {repo}{says}: it is somebody else's, or your token has no write permission. Choose "

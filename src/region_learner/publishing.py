@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
@@ -202,9 +203,9 @@ def check(
     if CARD not in files:
         notes.append(f"{CARD} is made from {', '.join(results)}")
         draft = _draft(results, weights, directory, repo)
-    text = _card(directory, repo, license, results)
+    text = _card(directory, repo, license, results, others)
     files.setdefault(CARD, text.encode())
-    notes += _check_card(directory, text, repo, results, weights, run, is_public)
+    notes += _check_card(directory, text, repo, results, others, run, is_public)
     _check_leaks(directory, files)
     if loads:
         check_loads_without_package(files, directory)
@@ -284,7 +285,13 @@ def _same(path: Path, digest: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _card(directory: Path, repo: str, license: str | None, results: Mapping[str, EvaluationResults]) -> str:
+def _card(
+    directory: Path,
+    repo: str,
+    license: str | None,
+    results: Mapping[str, EvaluationResults],
+    others: Mapping[str, str],
+) -> str:
     path = directory / CARD
     if path.is_file():
         if license is not None:
@@ -294,8 +301,8 @@ def _card(directory: Path, repo: str, license: str | None, results: Mapping[str,
         return path.read_text(encoding="utf-8")
     if not results:
         raise ValueError(
-            f"{directory} has no card, and no results of its weights to make one from: measure it with `region-learner"
-            f" evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write {path}."
+            f"{directory} has no card, and no results of its weights to make one from{_why(others)}: measure it with "
+            f"`region-learner evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write {path}."
         )
     return model_card([directory / name for name in results], directory, repo, license)
 
@@ -305,19 +312,19 @@ def _check_card(
     text: str,
     repo: str,
     results: Mapping[str, EvaluationResults],
-    weights: dict[str, str],
+    others: Mapping[str, str],
     run: bytes | None,
     is_public: bool,
 ) -> list[str]:
     """Checks the card. Returns what is to be said about it."""
     name, notes = directory / CARD, []
+    write = f"write a new card with `region-learner card {directory} --output {name}`"
+    if REGEX_YAML_BLOCK.search(text) is None:
+        raise ValueError(f"{name} has no metadata (YAML between two lines of ---): {write}, or add some.")
     try:
         data = ModelCard(text).data
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: its metadata is not valid: {' '.join(str(error).split())}") from error
-    write = f"write a new card with `region-learner card {directory} --output {name}`"
-    if not data.to_dict():
-        raise ValueError(f"{name} has no metadata (YAML between two lines of ---): {write}, or add some.")
     if data.get("license") is None or (data.get("license") == "other" and data.get("license_name") is None):
         raise ValueError(f"{name} names no license: write `license: ID` into its metadata, such as apache-2.0.")
     if data.get("license_name") == "not-stated":
@@ -332,15 +339,20 @@ def _check_card(
     energy = emissions_of(directory)
     _check_energy(name, data.get("co2_eq_emissions"), energy)
     facts = [config, trained, vars(energy) if energy else {}]
-    if problems := unbacked_numbers(text, results, weights, facts):
+    if problems := unbacked_numbers(text, results, weights_of(directory), facts):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
-            f"{name}: {problems[0]}, which no results file of these weights in {directory} gives{more}: measure it "
-            f"with `region-learner evaluate --output`, or {write}."
+            f"{name}: {problems[0]}, which no results file of these weights in {directory} gives{_why(others)}{more}: "
+            f"measure it with `region-learner evaluate --output`, or {write}."
         )
     if others := sorted(set(re.findall(r"from_pretrained\(\s*[\"']([^\"']+)[\"']", text)) - {repo}):
         notes.append(f"the example of {CARD} loads {others[0]!r}, not {repo!r}")
     return notes
+
+
+def _why(others: Mapping[str, str]) -> str:
+    """Says of the first results file that does not count why it does not."""
+    return next((f" ({name}: {reason})" for name, reason in others.items()), "")
 
 
 def _check_energy(card: Path, claim: Any, energy: Emissions | None) -> None:

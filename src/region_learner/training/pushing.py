@@ -55,8 +55,6 @@ class HubPushes:
         try:
             snapshot = Path(tempfile.mkdtemp(prefix=_SNAPSHOT, dir=self.output_dir))
             files = _files_of_model(checkpoint)
-            if not any(WEIGHTS.fullmatch(name) for name in files):
-                raise OSError(f"{checkpoint} has no model.safetensors, as weights are sharded between processes.")
             if state_folder is not None:
                 whole = {path.relative_to(checkpoint): path for path in checkpoint.rglob("*") if path.is_file()}
                 files |= {f"{state_folder}/{name.as_posix()}": path for name, path in whole.items()}
@@ -134,4 +132,9 @@ def remove_snapshots(output_dir: Path) -> None:
 
 
 def _files_of_model(directory: Path) -> dict[str, Path]:
-    return {name: path for name, path in checkpoint_files(directory).belong.items() if name != CARD}
+    files = {name: path for name, path in checkpoint_files(directory).belong.items() if name != CARD}
+    if not any(WEIGHTS.fullmatch(name) for name in files):
+        raise OSError(
+            f"{directory} has no model.safetensors: weights that are sharded between processes are not pushed."
+        )
+    return files
