@@ -302,7 +302,7 @@ def _card(
     if not results:
         raise ValueError(
             f"{directory} has no card, and no results of its weights to make one from{_why(others)}: measure it with "
-            f"`region-learner evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write {path}."
+            f"`region-learner evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write one."
         )
     return model_card([directory / name for name in results], directory, repo, license)
 
