@@ -134,8 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _RequestError(*fault)
             for methods, pattern, action in _ROUTES:
                 if self.command in methods and (match := re.fullmatch(pattern, path)):
-                    # Uploads go to a signed address.
-                    if self.command not in ("GET", "HEAD") and action is not _Handler.upload:
+                    # Uploads go to a signed address, and anyone may ask whether a card is valid.
+                    if self.command not in ("GET", "HEAD") and action not in (_Handler.upload, _Handler.validate_card):
                         self._check_token()
                     with self.hub.lock:
                         found = match.groupdict()

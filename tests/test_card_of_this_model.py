@@ -1,5 +1,6 @@
 """What a card says of one model and not of every model: where it comes from, energy, limits."""
 
+import dataclasses
 import json
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_model_from_random_weights(card, run):  # noqa: F811
 def test_a_classifier_has_as_many_classes_as_its_configuration(card, run):  # noqa: F811
     checkpoint = run({"corpus": "hmdb51"})
     (checkpoint / "config.json").write_text(json.dumps({"id2label": {"0": "jump", "1": "climb"}}))
-    text = card(HMDB51, checkpoint=checkpoint)
+    text = card(dataclasses.replace(HMDB51, metrics={"top1": 50.0}), checkpoint=checkpoint)
     assert limits(text)[-1] == "It chooses one of the 2 classes of config.id2label, even if none is right."
     assert not any("Texts" in line for line in limits(text))
 
