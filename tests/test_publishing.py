@@ -564,7 +564,7 @@ def test_a_space_that_exists_keeps_its_page_and_gets_this_package(hub, checkpoin
     assert b"serve_space" in files["app.py"]
     assert "region_learner/old.py" not in files
     space.private = False
-    with pytest.raises(ValueError, match="tester/mine exists and is public, not private"):
+    with pytest.raises(ValueError, match="The Space tester/mine exists and is public, not private"):
         push(checkpoint, REPO, space=True, message="not even the model")
     assert len(commits(hub)) == 1
 

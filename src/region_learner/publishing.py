@@ -480,7 +480,8 @@ def _is_new(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
     if info.private is not None and info.private != private:
         kinds = ("public", "private")
         cure = "give --public to push to it" if private else "leave --public out, or change it in its settings"
-        raise ValueError(f"{repo} exists and is {kinds[info.private]}, not {kinds[private]}: {cure}.")
+        what = "The Space " * (repo_type == "space")
+        raise ValueError(f"{what}{repo} exists and is {kinds[info.private]}, not {kinds[private]}: {cure}.")
     return False
 
 
