@@ -4,11 +4,16 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 TOKEN = "hf_test"
 USER = "tester"
@@ -17,8 +22,9 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".mp4")
 
 @dataclass
 class Repository:
-    """A model repository: `commits` holds all files of each commit, in the order in which they were made."""
+    """A repository: `commits` holds all files of each commit, in the order in which they were made."""
 
+    private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -38,12 +44,19 @@ class Repository:
 
 class LocalHub:
     """
-    Serves repositories at `url`, a free port of this machine, until it is stopped. Anyone may read; writing takes
-    the token `TOKEN`. Use it as a context manager.
+    Serves repositories at `url`, a free port of this machine, until it is stopped. Anyone may read what is not
+    private; writing takes a token of `tokens`, and goes to repositories of `USER` alone. Use it as a context manager.
+
+    `repositories` are models by their names, and Spaces by `spaces/` and their names. `quota` limits the bytes of
+    large files. `faults` are answers to requests such as "POST /api/repos/create", by patterns of them: a status and a
+    message, or None for a connection that breaks in the middle of the request.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
+        self.tokens = {TOKEN}
+        self.quota: int | None = None
+        self.faults: dict[str, tuple[int, str] | None] = {}
         self.large_files: dict[str, bytes] = {}  # by their SHA-256
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -58,6 +71,22 @@ class LocalHub:
 
     def __exit__(self, *_):
         self.stop()
+
+    def use_in_this_process(self, monkeypatch, directory: Path):
+        """Makes this the Hub of huggingface_hub, with the token `TOKEN` and a cache in `directory`, for one test."""
+        for name, value in {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(directory / "cache"),
+            "HF_TOKEN_PATH": str(directory / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # which keeps another Hub
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # Broken connections are tried again, without the waiting.
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
     def stop(self):
         """Refuses connections from now on. Once stopped, it stays so."""
@@ -83,23 +112,36 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_):
         pass
 
     def _answer(self):
         path = unquote(urlsplit(self.path).path)
-        self.body = self._read_body()
         self.hub: LocalHub = self.server.hub  # type: ignore[attr-defined]
         self.hub.requests.append(f"{self.command} {path}")
+        request = f"{self.command} {path}"
+        fault = next((fault for pattern, fault in self.hub.faults.items() if re.search(pattern, request)), ())
+        if fault is None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return None
+        self.body = self._read_body()
         try:
+            if fault:
+                raise _RequestError(*fault)
             for methods, pattern, action in _ROUTES:
                 if self.command in methods and (match := re.fullmatch(pattern, path)):
-                    if self.command in ("POST", "PUT") and action is not _Handler.upload:  # upload: a signed address
+                    # Uploads go to a signed address, and anyone may ask whether a card is valid.
+                    if self.command not in ("GET", "HEAD") and action not in (_Handler.upload, _Handler.validate_card):
                         self._check_token()
                     with self.hub.lock:
-                        return action(self, **match.groupdict())
+                        found = match.groupdict()
+                        if found.pop("kind", None) == "spaces":
+                            found["repo"] = f"spaces/{found['repo']}"
+                        return action(self, **found)
             raise _RequestError(404, f"The local Hub has no {self.command} {path}")
         except _RequestError as error:
             return self._send_json({"error": str(error)}, error.status, error.headers)
@@ -127,13 +169,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(content).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
 
     def _check_token(self):
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if not self._has_token():
             raise _RequestError(401, "Invalid credentials in Authorization header")
 
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ") in self.hub.tokens
+
     def _repository(self, repo: str) -> Repository:
-        if repo not in self.hub.repositories:
+        repository = self.hub.repositories.get(repo)
+        if repository is None or (repository.private and not self._has_token()):
             raise _RequestError(404, "Repository not found", "RepoNotFound")
-        return self.hub.repositories[repo]
+        return repository
+
+    def _check_owner(self, repo: str):
+        if repo.removeprefix("spaces/").partition("/")[0] != USER:
+            raise _RequestError(403, "Forbidden: you must use a write token of its owner to write to this repository.")
 
     def _files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
         repository = self._repository(repo)
@@ -150,20 +200,37 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_repo(self):
         wanted = json.loads(self.body)
-        repo = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        name = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        repo = f"spaces/{name}" if wanted.get("type") == "space" else name
         known = repo in self.hub.repositories
+        if not name.startswith(f"{USER}/"):
+            owner = wanted["organization"]
+            raise _RequestError(403, f'You don\'t have the rights to create a model under the namespace "{owner}".')
         if not known:
-            self.hub.repositories[repo] = repository = Repository()
-            repository.commit("main", {}, "initial commit")
-        answer = {"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo}
+            private = wanted.get("visibility") == "private" or wanted.get("private") is True
+            self.hub.repositories[repo] = repository = Repository(private)
+            page = {"README.md": b"---\nsdk: gradio\n---\n"} if wanted.get("type") == "space" else {}
+            repository.commit("main", page, "initial commit")
+        answer = {"url": f"{self.hub.url}/{repo}", "id": name, "name": name}
         if known:
             answer["error"] = "You already created this model repo"
         self._send_json(answer, status=409 if known else 200)
 
+    def delete_repo(self):
+        wanted = json.loads(self.body)
+        name = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        repo = f"spaces/{name}" if wanted.get("type") == "space" else name
+        self._repository(repo)
+        self._check_owner(repo)
+        del self.hub.repositories[repo]
+        self._send(b"")
+
     def info(self, repo: str, revision: str | None = None):
         commit, files = self._files(repo, revision or "main")
         siblings = [{"rfilename": name} for name in sorted(files)]
-        self._send_json({"id": repo, "sha": commit, "private": False, "siblings": siblings, "tags": []})
+        private = self.hub.repositories[repo].private
+        name = repo.removeprefix("spaces/")
+        self._send_json({"id": name, "sha": commit, "private": private, "siblings": siblings, "tags": []})
 
     def tree(self, repo: str, revision: str, folder: str | None = None):
         commit, files = self._files(repo, revision)
@@ -191,6 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, repo: str, revision: str):
         _, present = self._files(repo, revision)
+        self._check_owner(repo)
         answers = []
         for name in (file["path"] for file in json.loads(self.body)["files"]):
             answer = {"path": name, "uploadMode": "lfs" if _is_large(name) else "regular", "shouldIgnore": False}
@@ -201,7 +269,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, repo: str):
         self._repository(repo)
+        self._check_owner(repo)
         objects = []
+        wanted_bytes = sum(wanted["size"] for wanted in json.loads(self.body)["objects"])
+        if self.hub.quota is not None and sum(map(len, self.hub.large_files.values())) + wanted_bytes > self.hub.quota:
+            raise _RequestError(403, "Private repository storage limit reached, please upgrade your plan.")
         for wanted in json.loads(self.body)["objects"]:
             known = wanted["oid"] in self.hub.large_files
             upload = {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}}
@@ -216,6 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo: str, revision: str):
         files, message = dict(self._files(repo, revision)[1]), ""
+        self._check_owner(repo)
         for operation in map(json.loads, self.body.splitlines()):
             value = operation["value"]
             match operation["key"]:
@@ -225,6 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     files[value["path"]] = self.hub.large_files[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
                 case unknown:
                     raise _RequestError(400, f"The local Hub cannot commit a {unknown}")
         commit = self._repository(repo).commit(revision, files, message)
@@ -245,18 +320,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
+_API = f"/api/(?P<kind>models|spaces)/{_REPO}"
 _ROUTES = [
     (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create_repo),
+    (("DELETE",), "/api/repos/delete", _Handler.delete_repo),
     (("POST",), "/api/validate-yaml", _Handler.validate_card),
-    (("GET",), f"/api/models/{_REPO}", _Handler.info),
-    (("GET",), f"/api/models/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
-    (("GET",), f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
-    (("POST",), f"/api/models/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
-    (("POST",), f"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
-    (("POST",), f"/{_REPO}[.]git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (("GET",), f"{_API}", _Handler.info),
+    (("GET",), f"{_API}/revision/(?P<revision>.+)", _Handler.info),
+    (("GET",), f"{_API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
+    (("POST",), f"{_API}/preupload/(?P<revision>.+)", _Handler.preupload),
+    (("POST",), f"{_API}/commit/(?P<revision>.+)", _Handler.commit),
+    (("POST",), f"/((?P<kind>spaces)/)?{_REPO}[.]git/info/lfs/objects/batch", _Handler.lfs_batch),
     (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.upload),
-    (("GET", "HEAD"), f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
+    (("GET", "HEAD"), f"/((?P<kind>spaces)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
 ]
 
 

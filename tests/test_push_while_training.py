@@ -2,17 +2,25 @@
 
 import json
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
+from transformers import TrainerCallback
 
+from region_learner import RegionLearnerModel
 from region_learner.processing_region_learner import RegionLearnerProcessor
+from region_learner.training import pushing
+from region_learner.training.checkpoints import incompleteness
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model
 from .local_hub import TOKEN, LocalHub
 from .test_hub import CAPTIONS, run_python, run_without_package, video, work  # noqa: F401 # fixtures
+from .toy_run import run
 
 REPO = "tester/in-training"
 
@@ -63,3 +71,142 @@ def test_intermediate_pushes_load_with_remote_code(pushed, video, work):  # noqa
     embeddings = [results[name][0]["outputs.video_embeds"] for name in ("step", "end")]
     assert not torch.equal(*embeddings)  # training went on in between
     assert all("transformers_modules" in module for module in results["step"][1]["modules"])
+
+
+# --- Without videos, in this process --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with LocalHub() as hub:
+        hub.use_in_this_process(monkeypatch, tmp_path)
+        yield hub
+
+
+RUN = {"train": {"train_loss": 1, "train_runtime": 2}, "arguments": {"data_dir": "/home/somebody/videos"}}
+
+
+class EditCard(TrainerCallback):
+    """Somebody who edits the card on the Hub after a step."""
+
+    def __init__(self, hub, text: bytes, step: int = 1):
+        self.hub, self.text, self.step = hub, text, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            repository = self.hub.repositories[REPO]
+            files = repository.commits[repository.branches["main"]]
+            repository.commit("main", files | {"README.md": self.text}, "edited")
+
+
+def train(output_dir, trainers: list | None = None, **arguments):
+    pushes = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": "every_save", "hub_always_push": True}
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    keep = trainers.append if trainers is not None else lambda trainer: None
+    return run(output_dir, keep_result=False, before=keep, **pushes | saves | arguments)
+
+
+def files_by_message(hub) -> dict[str, dict[str, bytes]]:
+    repository = hub.repositories[REPO]
+    return {message: repository.commits[commit] for commit, message in repository.messages.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> set[str]:
+    """The names of the files that a model is loaded from."""
+    directory = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(directory)
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, whole, tmp_path):
+    trainers = []
+    train(tmp_path / "run", trainers, callbacks=(EditCard(hub, b"# Mine"),), save=True)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "README.md").write_text("# Not mine")
+    (tmp_path / "run" / "results.json").write_text(json.dumps(RUN))
+    trainers[0].push_to_hub()
+    found = files_by_message(hub)
+    steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
+    assert sorted(found) == sorted(["initial commit", "edited", *steps, "End of training"])  # and none of the same
+    assert len(hub.repositories[REPO].commits) == len(found)  # one commit each
+    for step, message in enumerate(steps, start=1):
+        assert found[message].keys() - {"README.md"} == whole
+        saved = (tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        assert found[message]["model.safetensors"] == saved
+    assert found["End of training"].keys() == whole | {"README.md", "results.json"}
+    assert found["End of training"]["README.md"] == b"# Mine"
+    assert not list((tmp_path / "run").glob(".push-*"))
+    (tmp_path / "loaded").mkdir()
+    for name, content in found[steps[1]].items():
+        (tmp_path / "loaded" / name).write_bytes(content)
+    model = RegionLearnerModel.from_pretrained(tmp_path / "loaded")
+    for name, value in load(found[steps[1]]["model.safetensors"]).items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
+    trainers = []
+    train(tmp_path / "run", trainers, max_steps=1, save=True)
+    (tmp_path / "run" / "results.json").write_text(json.dumps(RUN))
+    trainers[0].push_to_hub(license="mit", language="de")
+    found = files_by_message(hub)
+    assert all("README.md" not in files for message, files in found.items() if message != "End of training")
+    card = found["End of training"]["README.md"].decode()
+    assert "license: mit" in card
+    assert "- de" in card
+    assert "Not measured yet." in card
+    assert b"somebody" not in found["End of training"]["results.json"]
+    with pytest.raises(ValueError, match=r"push_to_hub does not take 'tags': write a README.md into"):
+        trainers[0].push_to_hub(tags=["a"])
+
+
+@pytest.mark.parametrize(("strategy", "folder"), [("checkpoint", "last-checkpoint"), ("all_checkpoints", None)])
+def test_a_pushed_checkpoint_is_complete(hub, whole, tmp_path, strategy, folder):
+    train(tmp_path / "run", hub_strategy=strategy, max_steps=2, hub_token=TOKEN)
+    last = files_by_message(hub)["Training in progress, step 2"]
+    folders = [folder] if folder else ["checkpoint-1", "checkpoint-2"]
+    assert {name.partition("/")[0] for name in last if "/" in name} == set(folders)
+    assert {name for name in last if "/" not in name} == whole
+    for name, content in last.items():
+        (tmp_path / "loaded" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "loaded" / name).write_bytes(content)
+    for name in folders:
+        assert incompleteness(tmp_path / "loaded" / name) is None
+    assert last[f"{folders[-1]}/model.safetensors"] == last["model.safetensors"]
+    pickled = [content for name, content in last.items() if name.endswith("training_args.bin")]
+    assert pickled
+    assert not any(TOKEN.encode() in content for content in pickled)
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_pushed_whole(hub, tmp_path, monkeypatch):
+    real, first = pushing.commit_files, tmp_path / "run" / "checkpoint-1"
+    content = []
+
+    def slow(*args, **options):
+        content.append((first / "model.safetensors").read_bytes())
+        deadline = time.monotonic() + 60
+        while first.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return real(*args, **options)
+
+    monkeypatch.setattr(pushing, "commit_files", slow)
+    train(tmp_path / "run", save_total_limit=1, hub_always_push=False)
+    found = files_by_message(hub)
+    assert found["Training in progress, step 1"]["model.safetensors"] == content[0]
+
+
+def test_a_push_that_fails_does_not_end_training(hub, tmp_path, caplog):
+    trainers = []
+    hub.faults = {"/commit/": (403, "Private repository storage limit reached")}
+    train(tmp_path / "run", trainers)
+    (warning, *_) = [record.getMessage() for record in caplog.records if "was not pushed" in record.getMessage()]
+    assert warning.startswith(
+        "'Training in progress, step 1' was not pushed to tester/in-training, and training continues: "
+        "tester/in-training does not fit: the storage of its owner is full"
+    )
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    with pytest.raises(OSError, match="tester/in-training does not fit"):
+        trainers[0].push_to_hub()
+    assert not list(Path(tmp_path / "run").glob(".push-*"))

@@ -1,17 +1,21 @@
 """Model cards, rendered from measured results."""
 
+import csv
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .evaluation.provenance import shown_options, videos_of, weights_of
+from .evaluation.provenance import shown_options, shown_path, training_history, videos_of, weights_of
 from .evaluation.results import EvaluationResults, read_results
 from .evaluation.tasks import PROMPTS
 from .training.arguments import PUBLISHED_ARGUMENTS
@@ -23,6 +27,12 @@ _PIPELINES = {
     "RegionLearnerForVideoClassification": "video-classification",
     "RegionLearnerForVideoQuestionAnswering": "visual-question-answering",
 }
+
+# Corpora whose name does not tell what is in them, and those with captions, questions or classes in English.
+_ANY_VIDEOS = {"features", "folder", "webdataset"}
+_ENGLISH = {
+    "cc3m", "didemo", "drifting_letters", "hmdb51", "lsmdc", "moving_shapes", "msrvtt", "msvd", "ucf101", "webvid",
+}  # fmt: skip
 
 # Tasks in words. Using prompts does not mean that the evaluation is zero-shot.
 _TASKS = {"zero_shot": "classification by prompts"}
@@ -36,6 +46,7 @@ def model_card(
     title: str | None = None,
     description: str = "",
     query: str | None = None,
+    language: Sequence[str] = (),
 ) -> str:
     """
     Renders a model card.
@@ -50,6 +61,8 @@ def model_card(
         title: by default the name.
         description: in Markdown.
         query: text of the example.
+        language: of the captions that it was trained on, as codes such as "en"; by default that of the benchmarks it
+            was trained on.
 
     Returns:
         The card in Markdown, with its metadata, including `model-index`, on top.
@@ -71,16 +84,59 @@ def model_card(
     _check_different_evaluations(results, measured)
     parts = _models(measured[0])
     name = repo or measured[0].model["name"]
+    return _render(parts, measured, checkpoint, name, repo, license, title, description, query, language)
+
+
+def draft_card(
+    model: Mapping[str, Any],
+    checkpoint: str | os.PathLike[str],
+    repo: str,
+    license: str | None = None,
+    title: str | None = None,
+    language: Sequence[str] = (),
+) -> str:
+    """
+    Renders the card of a model that was trained but not measured yet.
+
+    Args:
+        model: what `describe_model` of `evaluation.provenance` returns for it.
+        checkpoint: its directory.
+        repo: name on the Hub.
+        license, title, language: as in [`model_card`].
+    """
+    parts = [{"fold": None, "model": dict(model)}]
+    return _render(parts, [], checkpoint, repo, repo, license, title, language=language)
+
+
+def _render(
+    parts: list[dict[str, Any]],
+    measured: Sequence[EvaluationResults],
+    checkpoint: str | os.PathLike[str] | None,
+    name: str,
+    repo: str | None,
+    license: str | None = None,
+    title: str | None = None,
+    description: str = "",
+    query: str | None = None,
+    language: Sequence[str] = (),
+) -> str:
     model = parts[0]["model"]
     pipeline = _PIPELINES.get(model["class"])
+    training = _training(checkpoint, parts)
+    origin = _origin(checkpoint, parts, training)
+    languages = list(language) or origin.languages
+    energy = emissions_of(checkpoint) if checkpoint is not None else None
     return _template().render(
-        card_data=_metadata(name, license, pipeline, measured),
+        card_data=_metadata(name, license, pipeline, measured, origin, languages, energy),
         title=title or name,
         description=description.strip(),
         results=[_shown(one) for one in measured],
         measured=list(dict.fromkeys(_measured(one) for one in measured)),
         rows=_model_rows(parts),
-        training=_training(checkpoint, parts),
+        training=training,
+        origin=origin.in_words,
+        energy=energy and _energy_in_words(energy),
+        limits=_limits(parts, measured, checkpoint, origin, languages),
         kind=pipeline,
         backbone=model["config"].get("backbone"),
         has_regions=bool(model["config"].get("num_regions")),
@@ -89,18 +145,41 @@ def model_card(
     )
 
 
-def _metadata(name: str, license: str | None, pipeline: str | None, measured: Sequence[EvaluationResults]) -> str:
+def _metadata(
+    name: str,
+    license: str | None,
+    pipeline: str | None,
+    measured: Sequence[EvaluationResults],
+    origin: "_Origin",
+    languages: Sequence[str],
+    energy: "Emissions | None",
+) -> str:
     """The metadata on top of a card, in YAML."""
+    emissions = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
+        base_model=_of_the_hub(origin.base_models) or None,
+        datasets=_of_the_hub(name for name in origin.corpora if name not in _ANY_VIDEOS) or None,
+        language=list(languages) or None,
         model_name=name,
         license=license or "other",
         license_name=None if license else "not-stated",
         library_name="transformers",
         pipeline_tag=pipeline or "feature-extraction",
         tags=["region-learner"] if pipeline else list(_TAGS),
-        eval_results=[entry for one in measured for entry in _eval_results(one)],
+        eval_results=[entry for one in measured for entry in _eval_results(one)] or None,
+        **emissions,
     )
     return card_data.to_yaml().strip()
+
+
+def _of_the_hub(names: Iterable[str]) -> list[str]:
+    """Those that can be names on the Hub."""
+    found = []
+    for name in names:
+        with suppress(HFValidationError):
+            validate_repo_id(name)
+            found.append(name)
+    return found
 
 
 def _template():
@@ -308,7 +387,7 @@ def _shown(one: EvaluationResults) -> dict[str, Any]:
 # --- How it was trained --------------------------------------------------------------------------------------
 
 
-def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, Any]]) -> dict[str, str] | None:
+def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, Any]]) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     if not Path(checkpoint).is_dir():
@@ -335,4 +414,259 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the results.json of a training run: {error!r:.200}") from error
     shown = yaml.safe_dump(shown_options(arguments), sort_keys=False, default_flow_style=None, width=110)
-    return {"line": line, "arguments": shown}
+    return {"line": line, "arguments": shown, "run": run}
+
+
+# --- Where it comes from -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """
+    What a model was made of, as far as its training run recorded it.
+
+    Args:
+        base_models: names of the models and towers that training started from.
+        corpora: names of the corpora it was trained on, in all of its runs.
+        is_complete: whether there are no others.
+        videos: how many, where there was one run.
+        in_words: where training started; empty if it is not known.
+        learned_tokens: the size of a tokenizer that was learned from the captions, or None.
+    """
+
+    base_models: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
+    is_complete: bool = False
+    videos: int | None = None
+    in_words: str = ""
+    learned_tokens: int | None = None
+
+    @property
+    def languages(self) -> list[str]:
+        return ["en"] if self.corpora and all(videos_of(name) in _ENGLISH for name in self.corpora) else []
+
+
+def _origin(
+    checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, Any]], training: dict[str, Any] | None
+) -> _Origin:
+    if checkpoint is None or training is None:
+        names = {str(name) for part in parts for name in part["model"].get("trained_on") or ()}
+        return _Origin(corpora=tuple(sorted(names)))
+    arguments = training["run"]["arguments"]
+    bases, tokenizer = _base_models(Path(checkpoint), arguments)
+    history = training_history(os.fspath(checkpoint))
+    is_from_scratch = not bases and history.unknown is None
+    words = f"Training started from {_listed(map(shown_path, bases))}." if bases else ""
+    videos = training["run"]["train"].get("videos") if arguments.get("model") is None else None
+    return _Origin(
+        tuple(bases),
+        tuple(history.names),
+        history.unknown is None or history.unknown in bases,
+        videos,
+        "Training started from random weights." if is_from_scratch else words,
+        tokenizer,
+    )
+
+
+def _base_models(checkpoint: Path, arguments: Mapping[str, Any]) -> tuple[list[str], int | None]:
+    """
+    The models that the first of the runs that led to a checkpoint started from, and the size of the tokenizer that it
+    learned, if it did.
+    """
+    seen = {checkpoint.absolute()}
+    while (name := arguments.get("model")) is not None:
+        directory = Path(str(name)).absolute()
+        try:
+            earlier = json.loads((directory / "results.json").read_bytes())["arguments"]
+            assert isinstance(earlier, dict)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, AssertionError):
+            return [str(name)], None
+        if directory in seen:
+            return [], None
+        seen.add(directory)
+        arguments = earlier
+    towers = [arguments.get("video_tower"), arguments.get("text_tower")]
+    learned = arguments.get("vocab_size") if arguments.get("tokenizer") == "train" else None
+    return list(dict.fromkeys(str(tower) for tower in towers if tower is not None)), learned
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+# --- Energy --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Emissions:
+    """
+    What CodeCarbon measured of training.
+
+    Args:
+        kwh: energy in kWh.
+        kg: emissions in kg of CO2 equivalents.
+        runs: how many runs these are the sums of.
+        country: where.
+        hardware: GPUs, or else CPUs.
+        version: of CodeCarbon.
+    """
+
+    kwh: float
+    kg: float
+    runs: int
+    country: str
+    hardware: str
+    version: str
+
+    def metadata(self) -> dict[str, Any]:
+        """The field `co2_eq_emissions` of a card; its emissions are in grams."""
+        said = {"emissions": round(1000 * self.kg, 3), "source": f"CodeCarbon {self.version}".strip()}
+        where = {"geographical_location": self.country, "hardware_used": self.hardware}
+        return said | {name: text for name, text in where.items() if text}
+
+
+def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
+    """
+    Reads the `emissions.csv` of CodeCarbon beside a checkpoint, which transformers' `--report-to codecarbon` writes.
+
+    Returns:
+        The sums of all runs in it; None if there is no such file, or nothing in it.
+
+    Raises:
+        ValueError: it is not a file of CodeCarbon.
+    """
+    path = Path(checkpoint) / "emissions.csv"
+    if not path.is_file():
+        return None
+    runs: dict[str, dict[str, str]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            runs[row.get("run_id") or str(len(runs))] = row  # a later row of a run includes the earlier ones
+    try:
+        kwh, kg = (math.fsum(float(row[name]) for row in runs.values()) for name in ("energy_consumed", "emissions"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of CodeCarbon ({error!r:.80}): remove it, or track again.") from error
+    if not runs or not (math.isfinite(kwh) and math.isfinite(kg)):
+        return None
+    last = list(runs.values())[-1]
+    hardware = _hardware(last, "gpu") or _hardware(last, "cpu")
+    return Emissions(
+        kwh, kg, len(runs), last.get("country_name") or "", hardware, last.get("codecarbon_version") or ""
+    )
+
+
+def _hardware(row: Mapping[str, str], kind: str) -> str:
+    model, count = row.get(f"{kind}_model") or "", row.get(f"{kind}_count") or ""
+    starts_with_count = re.match(r"\d+ x ", model)  # as CodeCarbon writes several GPUs
+    several = re.fullmatch(r"\d+(\.0)?", count) and float(count) > 1 and model and not starts_with_count
+    return f"{int(float(count))} x {model}" if several and kind == "gpu" else model
+
+
+def _energy_in_words(energy: Emissions) -> str:
+    runs = f" in {energy.runs} runs" if energy.runs > 1 else ""
+    where = ", ".join(filter(None, [energy.country, energy.hardware]))
+    return (
+        f"Training took {energy.kwh:.3g} kWh{runs}, which is {energy.kg:.3g} kg of CO2 equivalents, measured by "
+        f"CodeCarbon {energy.version}".strip()
+        + (f" ({where})." if where else ".")
+    )
+
+
+# --- Limits --------------------------------------------------------------------------------------------------
+
+
+def _limits(
+    parts: list[dict[str, Any]],
+    measured: Sequence[EvaluationResults],
+    checkpoint: str | os.PathLike[str] | None,
+    origin: _Origin,
+    languages: Sequence[str],
+) -> list[str]:
+    """What this model, and not every model, cannot do, in sentences."""
+    return [
+        *_limits_of_training(origin, measured),
+        *_limits_of_clips(parts[0]["model"]["config"]),
+        *_limits_of_texts(parts[0]["model"], checkpoint, origin, languages),
+        *_limits_of_answers(parts[0]["model"], measured, checkpoint),
+    ]
+
+
+def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) -> list[str]:
+    if not origin.corpora:
+        return ["What it was trained on is not recorded."]
+    size = f" ({origin.videos:,} videos)" if origin.videos is not None else ""
+    alone = " alone" if origin.is_complete and not origin.base_models else ""
+    lines = [f"It was trained on {_listed(origin.corpora)}{size}{alone}."]
+    if not origin.is_complete:
+        lines[0] = lines[0].removesuffix(".") + ", and maybe on more: not all of its training is recorded."
+    trained_on = {videos_of(name) for name in origin.corpora}
+    others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
+    if measured and not others:
+        lines.append(f"It was only measured on what it was trained on, {_listed(sorted(trained_on))}: how it does on "
+                     "other videos is not known.")  # fmt: skip
+    return lines
+
+
+def _limits_of_clips(config: Mapping[str, Any]) -> list[str]:
+    frames, size, patch = (config.get(key) for key in ("num_frames", "image_size", "patch_size"))
+    if not frames:
+        return []
+    line = f"It sees {frames} frame{'s' * (frames != 1)} of a clip"
+    line += f", of {size} x {size} pixels" if size else ""
+    line += f", in patches of {patch} x {patch}" if size and patch else ""
+    return [f"{line}: what is between them{' or smaller' if size else ''} is lost."]
+
+
+def _limits_of_texts(
+    model: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None, origin: _Origin, languages: Sequence[str]
+) -> list[str]:
+    if model["class"] == "RegionLearnerForVideoClassification":
+        return []
+    length = _text_length(Path(checkpoint)) if checkpoint is not None else None
+    lines = [f"Texts are cut off after {length} tokens."] if length else []
+    if origin.learned_tokens:
+        lines.append("Its tokenizer was learned from the captions it was trained on: it knows no other words.")
+    if languages:
+        named = {"en": "English"}
+        lines.append(f"The texts it was trained on are in {_listed(named.get(code, code) for code in languages)}.")
+    elif origin.corpora:
+        lines.append("The language of the texts it was trained on is not recorded.")
+    return lines
+
+
+def _text_length(checkpoint: Path) -> int | None:
+    """The number of tokens that the tokenizer and the text encoder take, as far as their files say."""
+    tokenizer = _read_mapping(checkpoint / "tokenizer.json")
+    settings = _read_mapping(checkpoint / "tokenizer_config.json")
+    config = _read_mapping(checkpoint / "config.json").get("text_config") or {}
+    found = [
+        (tokenizer.get("truncation") or {}).get("max_length"),
+        settings.get("model_max_length"),
+        config.get("max_position_embeddings"),
+    ]
+    # transformers writes 1e30 where there is no limit.
+    return min((int(length) for length in found if isinstance(length, int | float) and 0 < length < 1e6), default=None)
+
+
+def _limits_of_answers(
+    model: Mapping[str, Any], measured: Sequence[EvaluationResults], checkpoint: str | os.PathLike[str] | None
+) -> list[str]:
+    kind = {"video-classification": "classes", "visual-question-answering": "answers"}.get(
+        _PIPELINES.get(model["class"], "")
+    )
+    if kind is None:
+        return []
+    labels = _read_mapping(Path(checkpoint) / "config.json").get("id2label") if checkpoint is not None else None
+    number = len(labels) if labels else next((n for one in measured if (n := one.data.get("classes"))), None)
+    return [
+        f"It chooses one of the {f'{number:,} ' if number else ''}{kind} of config.id2label, even if none is right."
+    ]
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -13,7 +13,7 @@ from ..errors import in_one_line, is_for_user
 from .commands import Commands
 from .corpora import corpus_app
 from .evaluation import evaluate, regions
-from .models import card, convert
+from .models import card, convert, push
 from .models import export as export_command
 from .scale import embed, export
 from .search import app as app_command
@@ -52,6 +52,7 @@ app.add_typer(corpus_app, name="corpus", rich_help_panel="Data")
 app.command(rich_help_panel="Checkpoints")(convert)
 app.command("export", rich_help_panel="Checkpoints")(export_command)
 app.command(rich_help_panel="Checkpoints")(card)
+app.command(rich_help_panel="Checkpoints")(push)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,7 +1,8 @@
-"""Commands about checkpoints: `convert`, `export` and `card`."""
+"""Commands about checkpoints: `convert`, `export`, `card` and `push`."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,6 +95,10 @@ def card(
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the card.")] = None,
     description: Annotated[str, typer.Option(metavar="MARKDOWN", help="What the model is.")] = "",
     query: Annotated[str | None, typer.Option(metavar="TEXT", help="Text that the example searches for.")] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Language of the captions it was trained on: en, ... May be repeated."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="File; by default standard output.")] = None,
 ) -> None:
     """Write a model card from measured results."""
@@ -101,7 +106,7 @@ def card(
     from ..model_card import model_card
 
     files, checkpoint = _results_and_checkpoint(results, model)
-    text = model_card(files, checkpoint, repo, license, title, description, query)
+    text = model_card(files, checkpoint, repo, license, title, description, query, language or ())
     if output is None:
         print(text)
         return
@@ -130,3 +135,67 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
     if len(given) > 1:
         raise ValueError(f"{directories[0]} is a directory: give it alone, or files.")
     return results_in(directories[0]), checkpoint or directories[0]
+
+
+def push(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of the checkpoint.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub: OWNER/NAME, or NAME for your own.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it. By default, it is private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and show what would be pushed; nothing is sent.")
+    ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also publish a Space REPO that searches videos with the model.")
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="License of the weights, for a card that is made here: apache-2.0, ..."),
+    ] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Check a checkpoint, and publish it on the Hub in one commit.
+
+    It must load without region-learner, each number of its card must be in a results file of its weights, and no file
+    may have a secret or a path of this machine in it. Without a README.md, the card is made from the results files.
+    """
+    from ..publishing import push as push_to_hub
+
+    pushed = push_to_hub(
+        model, repo, private=not public, dry_run=dry_run, space=space, license=license, message=message
+    )
+    if as_json:
+        print_json(vars(pushed))
+    else:
+        _print_pushed(pushed)
+    kind = "private" if pushed.private else "public"
+    total = _size(sum(pushed.files.values()))
+    what = f"{len(pushed.files)} files, {total}"
+    if pushed.url is None:
+        print(f"Would push {what}, to the {kind} repository {pushed.repo}; nothing was sent", file=sys.stderr)
+        return
+    print(f"Pushed {what}, to the {kind} repository {pushed.repo}: {pushed.url}", file=sys.stderr)
+    if pushed.space_url is not None:
+        print(f"Pushed the Space: {pushed.space_url}", file=sys.stderr)
+
+
+def _print_pushed(pushed: Any) -> None:
+    sizes = {name: {"size": _size(size)} for name, size in pushed.files.items()}
+    print_rows("file", sizes | {"total": {"size": _size(sum(pushed.files.values()))}})
+    if pushed.left_out:
+        print()
+        print_rows("left out", {name: {"because": reason} for name, reason in pushed.left_out.items()})
+    if pushed.space_files:
+        number, size = len(pushed.space_files), _size(sum(pushed.space_files.values()))
+        print(f"\nSpace: app.py, requirements.txt, README.md and this package ({number} files, {size})")
+    for note in pushed.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, SaveStrategy, rotate_checkpoints
+from transformers.utils import PushInProgress
 from transformers.utils import logging as transformers_logging
 
 from ..loading import first_non_finite, refuse_non_finite
 from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
 from .finite import SkipNonFiniteSteps
+from .pushing import HubPushes, remove_snapshots
 from .training_arguments import RegionLearnerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class SafeTrainer(Trainer):
     def __init__(self, *args, callbacks: list | None = None, **kwargs):
         self.finite_steps = SkipNonFiniteSteps(self)  # type: ignore[arg-type]
         self._is_saving_checkpoint = False
+        self._pushes: HubPushes | None = None
         super().__init__(*args, callbacks=[self.finite_steps, *(callbacks or [])], **kwargs)
 
     def write_to_checkpoint(self, folder: Path) -> None:
@@ -104,15 +107,88 @@ class SafeTrainer(Trainer):
                 use_mtime=True,
             )
 
+    # The Hub
+
+    @property
+    def _hub_pushes(self) -> HubPushes:
+        if self._pushes is None:
+            output_dir = Path(str(self.args.output_dir))
+            remove_snapshots(output_dir)
+            self._pushes = HubPushes(str(self.hub_model_id), output_dir, self.args.hub_token, self.args.hub_revision)
+        return self._pushes
+
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        """Pushes a complete checkpoint, with the source files that the Trainer leaves out and loading needs."""
-        if self._is_saving_checkpoint:  # it is not complete yet
+        """Pushes a complete checkpoint. The Trainer would push `output_dir`, as it is when its turn comes."""
+        strategy = self.args.hub_strategy
+        if self._is_saving_checkpoint or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
-        if self.is_world_process_zero():
-            for source in Path(checkpoint_folder).glob("*.py"):
-                target = Path(str(self.args.output_dir)) / source.name
-                target.write_bytes(source.read_bytes())
-        super()._push_from_checkpoint(checkpoint_folder)
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_busy and not self.args.hub_always_push:
+            logger.info("Step %d is not pushed, as an earlier push is not finished.", self.state.global_step)
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        when = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
+        folders = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }
+        job = self._hub_pushes.push_checkpoint(
+            Path(checkpoint_folder), f"Training in progress, {when}", folders.get(strategy)
+        )
+        if job is not None and is_busy:
+            self.push_in_progress.jobs.append(job)
+        elif job is not None:
+            self.push_in_progress = PushInProgress([job])
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card_options: Any,
+    ):
+        """
+        Pushes the model, its processor and the results of the run in one commit. A card that is on the Hub stays as it
+        is; where there is none, the README.md of `output_dir` is pushed, or one that says how the model was trained.
+
+        Args:
+            commit_message, blocking, token, revision, private: as in [`~transformers.Trainer.push_to_hub`].
+            card_options: `license`, `language` (codes such as "en") and `title` of such a card.
+
+        Raises:
+            OSError: the Hub refused, or could not be reached.
+        """
+        if unknown := card_options.keys() - {"license", "language", "title", "model_name"}:
+            raise ValueError(
+                f"push_to_hub does not take {min(unknown)!r}: write a README.md into {self.args.output_dir}."
+            )
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        pushes = self._hub_pushes
+        if token is not None or revision is not None:
+            pushes = HubPushes(
+                pushes.repo, pushes.output_dir, token or self.args.hub_token, revision or pushes.revision
+            )
+        return pushes.push_model(str(commit_message), self._draft_card(pushes.repo, **card_options), blocking)
+
+    def _draft_card(self, repo: str, language: Any = (), model_name: str | None = None, **options: Any) -> str:
+        """The card of a model that is not measured yet."""
+        from ..evaluation.provenance import describe_model
+        from ..model_card import draft_card
+
+        language = [language] if isinstance(language, str) else language or ()
+        options = {"title": model_name} | options
+        output_dir = str(self.args.output_dir)
+        model = describe_model(self.accelerator.unwrap_model(self.model), output_dir)
+        return draft_card(model, output_dir, repo, language=language, **options)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """
@@ -133,8 +209,9 @@ class SafeTrainer(Trainer):
         moved = checkpoints.moved_when_complete(target) if self.args.should_save else nullcontext(target)
         with moved as folder:
             super().save_model(str(folder), _internal_call=True)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
+            self._finish_current_push()
+            self._hub_pushes.push_model("Model save")
 
     def non_finite_weight(self, agreed: bool = True) -> str | None:
         """
@@ -152,7 +229,8 @@ class SafeTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         """Writes the model; one with adapters as a plain model, and its adapters beside it."""
         model = self.model
-        with without_progress_bars():
+        # `training_args.bin`, which may be pushed, must not have the token.
+        with without_progress_bars(), temporarily(self.args, hub_token=None):
             if not has_adapters(model):
                 super()._save(output_dir, state_dict)
                 return

@@ -1,0 +1,104 @@
+"""Commits on the Hub that have all files or none, and what goes wrong there in one line."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from .checkpoint_files import CARD, WEIGHTS
+
+# The base of all errors of HTTP, of httpx or httpx2, which huggingface_hub does not export.
+_HTTPError = HfHubHTTPError.__bases__[0]
+
+
+def commit_files(
+    api: HfApi,
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    repo_type: str = "model",
+    revision: str | None = None,
+    keeps_card: bool = False,
+    replaces: str | None = None,
+) -> CommitInfo:
+    """
+    Adds files to a repository in one commit, which also removes weights of another number of parts: of two kinds,
+    `from_pretrained` would load the older.
+
+    (`upload_folder` makes several commits of many or large files, of which the first do not have all weights.)
+
+    Args:
+        api: that is logged in.
+        repo: that exists.
+        files: by their name in the repository.
+        message: of the commit.
+        repo_type: "model" or "space".
+        revision: branch; by default "main".
+        keeps_card: leave out README.md if the repository has one.
+        replaces: a directory of the repository whose other files are removed.
+
+    Raises:
+        OSError, RuntimeError: of huggingface_hub; [`in_words`] says what they mean.
+    """
+    present = set(api.list_repo_files(repo, repo_type=repo_type, revision=revision))
+    added = {name: file for name, file in files.items() if not (keeps_card and name == CARD and CARD in present)}
+    has_weights = any(WEIGHTS.fullmatch(name) for name in files)
+    removed = {name for name in present if has_weights and WEIGHTS.fullmatch(name)}
+    removed |= {name for name in present if replaces and name.startswith(f"{replaces}/")}
+    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(removed - added.keys())]
+    operations += [CommitOperationAdd(name, file) for name, file in added.items()]
+    return api.create_commit(repo, operations, commit_message=message, repo_type=repo_type, revision=revision)
+
+
+@contextmanager
+def in_words(repo: str) -> Iterator[None]:
+    """Raises what goes wrong with the Hub within this block as an `OSError` of one line that says what to do."""
+    try:
+        yield
+    except (_HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
+        if isinstance(error, NotImplementedError | RecursionError):
+            raise
+        cause: BaseException = error  # uploads raise a RuntimeError, from others or, by hf_xet, of its own
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        kind = PermissionError if _status(cause) in (401, 403, 404) else OSError
+        raise kind(hub_error(cause, repo)) from error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def hub_error(error: BaseException, repo: str) -> str:
+    """Returns what went wrong with the Hub, in one line with a cure."""
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())
+    says = f" (the Hub says: {said[:300]})" if said else ""
+    status = _status(error)
+    if isinstance(error, LocalTokenNotFoundError):
+        return "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it."
+    if status == 401:
+        return "The Hub refuses your token, which may be revoked or expired: make a new one, and run `hf auth login`."
+    is_full = re.search("storage|quota|limit|upgrade", said, re.IGNORECASE) is not None
+    if status in (413, 507) or (status in (402, 403) and is_full):
+        return f"{repo} does not fit: the storage of its owner is full{says}. Free some, or get more, and push again."
+    if status == 402:
+        return f"The Hub wants to be paid for {repo}{says}: see the billing settings of its owner."
+    if status in (403, 404):
+        return (
+            f"You may not write to {repo}{says}: it is somebody else's, or your token has no write permission. Choose "
+            "another name, or run `hf auth login` with a token that may write."
+        )
+    if status == 412 or status == 409:
+        return f"{repo} was changed meanwhile{says}: push again."
+    if status == 429:
+        return f"The Hub gets too many requests from you{says}: wait some minutes, and push again."
+    if status is not None:
+        return f"The Hub failed with the status {status}{says}: push again later."
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"The connection to the Hub failed ({reason}): push again when it works."

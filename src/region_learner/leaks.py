@@ -1,0 +1,86 @@
+"""Secrets, and paths of the machine, in text that is going to be published."""
+
+import getpass
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Leak(NamedTuple):
+    """What must not be published: in which `line`, counted from 1, and `what` it is, in words without the secret."""
+
+    line: int
+    what: str
+
+
+# Keys have well-known forms. What they are called in messages, by their pattern.
+_SECRETS = {
+    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}",
+    "a GitLab token": r"\bglpat-[\w-]{20,}",
+    "an AWS access key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google API key": r"\bAIza[\w-]{35}",
+    "an API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
+    "a value of a secret setting": r"(?i)\b(?:hub_token|api_?key|secret_?key|access_?token|auth_?token|passw(?:or)?d)"
+    r"[\"']?\s*[:=]\s*[\"'](?!<)[^\s\"']{8,}",
+}  # fmt: skip
+
+# Directories in which users and their data are, and those that every machine has.
+_OF_USERS = {
+    "home", "Users", "root", "mnt", "media", "scratch", "tmp", "gpfs", "lustre", "nfs", "fsx", "efs", "Volumes",
+    "workspace",
+}  # fmt: skip
+_OF_SYSTEMS = ["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr"]
+
+_ADDRESS = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]+://[^\s\"'<>)\]]+", re.IGNORECASE)
+_POSIX = re.compile(r"(?:(?<=file://)|(?<![\w.:/~<>)\]}*-]))/([\w.+@-]+)/([\w.+@-]+)[\w.+@/-]*")
+_WINDOWS = re.compile(r"(?<![\w])[A-Za-z]:(?:\\\\|\\|/)[\w. -]+(?:\\\\|\\|/)[\w.-]+")
+
+
+def leaks(text: str) -> list[Leak]:
+    """
+    Returns the secrets and the paths of this machine in a text.
+
+    Secrets are keys of well-known forms. Paths are absolute ones in directories of users, or of which the first two
+    parts exist here, and any that contain the home directory or the name of the user. Addresses are not paths.
+
+    Example:
+
+        leaks('{"model": "/home/me/start"}')  # [Leak(line=1, what="the path '/home/me/start'")]
+    """
+    found = []
+    for what, pattern in _SECRETS.items():
+        for match in re.finditer(pattern, text):
+            found.append(Leak(_line(text, match.start()), f"{what} ({match.group()[:6]}…)"))
+    without_addresses = _ADDRESS.sub(lambda match: " " * len(match.group()), text)
+    for pattern in (_POSIX, _WINDOWS):
+        for match in pattern.finditer(without_addresses):
+            if pattern is _WINDOWS or _is_of_this_machine(match):
+                found.append(Leak(_line(text, match.start()), f"the path {match.group().strip()[:80]!r}"))
+    return sorted(set(found))
+
+
+def _is_of_this_machine(match: re.Match) -> bool:
+    first, second = match[1], match[2]
+    if first in _OF_USERS:
+        return True
+    home = str(Path.home())
+    if match.group().startswith(home + "/") and home != "/":
+        return True
+    if first in _OF_SYSTEMS:
+        return False
+    return f"/{_user()}/" in match.group() or Path("/", first, second).exists()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container without such a user
+        return "\0"
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1

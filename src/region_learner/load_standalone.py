@@ -1,0 +1,36 @@
+"""
+Loads a checkpoint in a process that cannot import region_learner, as a user who only has transformers would.
+`region-learner push` runs it as a script; it is never imported.
+
+    python load_standalone.py CHECKPOINT
+
+The last line that it prints is JSON: the `model` and the `processor` that were loaded, and the weights that are
+`missing`, `unexpected` or `mismatched`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.modules["region_learner"] = None  # type: ignore[assignment] # any import of it fails from here on
+
+import transformers  # noqa: E402
+
+
+def main(checkpoint: str):
+    config = json.loads(Path(checkpoint, "config.json").read_bytes())
+    (architecture,) = config.get("architectures") or [None]
+    classes = {str(source).rpartition(".")[2]: auto for auto, source in config.get("auto_map", {}).items()}
+    if architecture not in classes:
+        raise ValueError(f"the auto_map of config.json has no entry for its architecture, {architecture}")
+    auto_class = getattr(transformers, classes[architecture])
+    model, info = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    has_texts = Path(checkpoint, "tokenizer_config.json").is_file()
+    auto_class = transformers.AutoProcessor if has_texts else transformers.AutoVideoProcessor
+    processor = auto_class.from_pretrained(checkpoint, trust_remote_code=True)
+    names = {f"{kind}": sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    print(json.dumps({"model": type(model).__name__, "processor": type(processor).__name__} | names))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

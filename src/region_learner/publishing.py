@@ -1,0 +1,523 @@
+"""Publishing a checkpoint: what is checked before anything is sent, and one commit that holds all of it or nothing."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
+
+from . import __version__
+from .card_numbers import unbacked_numbers
+from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
+from .evaluation.provenance import weights_of
+from .evaluation.results import EvaluationResults, read_results, results_in
+from .files import near_file
+from .hub import commit_files, in_words
+from .leaks import leaks
+from .loading import check_checkpoint, check_files, first_non_finite
+from .model_card import Emissions, draft_card, emissions_of, model_card
+from .space import files_of_space
+
+logger = logging.getLogger(__name__)
+
+_TEXT = re.compile(r".*\.(json|md|txt|py|jinja|csv|ya?ml)|LICENSE|NOTICE", re.IGNORECASE)
+_LOADING_TIMEOUT = 1800  # seconds
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """
+    What `push` has done, or would do.
+
+    Args:
+        repo: the name on the Hub.
+        private: whether only its owners see it.
+        files: the size in bytes of each file of the commit, by its name.
+        left_out: why other files of the directory are not published, by their names.
+        notes: what a reader should know, such as a file that is changed.
+        url: of the commit; None if nothing was sent.
+        space_files: likewise `files`, of the Space; empty without one.
+        space_url: of the commit in the Space.
+    """
+
+    repo: str
+    private: bool
+    files: dict[str, int]
+    left_out: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    url: str | None = None
+    space_files: dict[str, int] = field(default_factory=dict)
+    space_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A checkpoint that may be published: its files by name, as a path or as bytes, and what stays."""
+
+    files: dict[str, Path | bytes]
+    left_out: dict[str, str]
+    notes: list[str]
+    draft: str | None  # the card that training has pushed, which one that is made here may replace; else None
+
+
+def push(
+    model: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool = True,
+    dry_run: bool = False,
+    space: bool = False,
+    license: str | None = None,  # the field's own name on the Hub
+    message: str | None = None,
+    token: str | None = None,
+) -> Pushed:
+    """
+    Publishes a checkpoint on the Hub, in one commit, after checks that send nothing.
+
+    Args:
+        model: directory of the checkpoint.
+        repo: name on the Hub, "owner/name"; without an owner, yours.
+        private: whether a new repository is private. An existing one keeps what it is, and must be that.
+        dry_run: check and tell what would be sent; the Hub is not asked anything.
+        space: also publish a Space of the same name that searches videos with the model.
+        license: of the weights, for a card that is made here. A README.md says so itself.
+        message: of the commit.
+        token: by default the one of `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        ValueError: a check failed; nothing was sent.
+        OSError: the Hub refused, or could not be reached. The repository has no part of the commit, and one that was
+            made for it is removed again, or named.
+
+    Example:
+
+        print(push("runs/mine", "me/mine", dry_run=True).files)
+    """
+    validate_repo_id(repo)
+    checked = check(model, repo, license, is_public=not private)
+    apps = files_of_space(repo, private) if space else {}
+    pushed = Pushed(repo, private, _sizes(checked.files), checked.left_out, checked.notes, space_files=_sizes(apps))
+    if dry_run:
+        return pushed
+    api = HfApi(token=token, library_name="region-learner", library_version=__version__)
+    owner_and_name = f"{_owner(api, repo)}/{repo.rpartition('/')[2]}"
+    if owner_and_name != repo:
+        checked = check(model, owner_and_name, license, is_public=not private, loads=False)
+        apps = files_of_space(owner_and_name, private) if space else {}
+    _validate_card(_text_of(checked.files[CARD]), Path(model) / CARD, repo)
+    with in_words(owner_and_name):
+        is_new = _is_new(api, owner_and_name, "model", private)
+        is_new_space = space and _is_new(api, owner_and_name, "space", private)
+        if not is_new and checked.draft is not None:
+            _check_replaced_card(api, owner_and_name, checked.files, checked.draft)
+    message = message or f"Checkpoint, by region-learner {__version__}"
+    url = _publish(api, owner_and_name, checked.files, message, private, is_new)
+    space_url = None
+    if space:
+        try:
+            space_url = _publish(api, owner_and_name, apps, "Search app", private, is_new_space, "space")
+        except (OSError, ValueError) as error:
+            raise OSError(f"The model is published ({url}), but not its Space: {error}") from error
+    return replace(
+        pushed,
+        repo=owner_and_name,
+        files=_sizes(checked.files),
+        url=url,
+        space_files=_sizes(apps),
+        space_url=space_url,
+    )
+
+
+def _validate_card(text: str, path: Path, repo: str) -> None:
+    """Asks the Hub whether it accepts the metadata of a card, which only it can tell."""
+    try:
+        with in_words(repo):
+            ModelCard(text).validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: the Hub does not accept its metadata: {' '.join(str(error).split())}") from error
+
+
+def _text_of(file: Path | bytes) -> str:
+    return (file if isinstance(file, bytes) else file.read_bytes()).decode("utf-8", "replace")
+
+
+def _sizes(files: Mapping[str, Path | bytes]) -> dict[str, int]:
+    return {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+
+
+# --- Checks --------------------------------------------------------------------------------------------------
+
+
+def check(
+    model: str | os.PathLike[str],
+    repo: str,
+    license: str | None = None,
+    is_public: bool = False,
+    loads: bool = True,
+) -> Checked:
+    """
+    Checks whether a checkpoint may be published, and returns its files. Nothing is sent anywhere.
+
+    Args:
+        model: directory of the checkpoint.
+        repo: its name on the Hub, for the card.
+        license: for a card that is made here.
+        is_public: whether everybody will see it, which takes a license.
+        loads: also load it in a fresh process without this package, which takes seconds.
+
+    Raises:
+        ValueError: it may not: it is incomplete, its weights are damaged or not finite, it does not load without this
+            package, it has no valid card, a number in the card is not measured, or a file has a secret or a path of
+            this machine in it.
+        OSError: a file cannot be read.
+    """
+    directory = _directory(model)
+    _check_weights(directory)
+    weights = weights_of(directory)
+    results, others = _results(directory, weights)
+    run = published_run(directory)
+    named = [*results, *([RESULTS] if run else [])]
+    belong, left_out = checkpoint_files(directory, also=named)
+    left_out |= others
+    files: dict[str, Path | bytes] = dict(belong)
+    notes = []
+    if run:
+        files[RESULTS] = run
+        if run != (directory / RESULTS).read_bytes():
+            notes.append(f"{RESULTS} is published without directories of data, and with paths cut to their last part")
+    draft = None
+    if CARD not in files:
+        notes.append(f"{CARD} is made from {', '.join(results)}")
+        draft = _draft(results, weights, directory, repo)
+    text = _card(directory, repo, license, results, others)
+    files.setdefault(CARD, text.encode())
+    notes += _check_card(directory, text, repo, results, others, run, is_public)
+    _check_leaks(directory, files)
+    if loads:
+        check_loads_without_package(files, directory)
+    return Checked(dict(sorted(files.items())), left_out, notes, draft)
+
+
+def _directory(model: str | os.PathLike[str]) -> Path:
+    name = os.fspath(model)
+    check_checkpoint(name)
+    if not Path(name).is_dir():
+        raise ValueError(f"{name} is not a directory{near_file(name)} Give the directory of a checkpoint.")
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(f"{name} has only adapters: give the checkpoint that they are in, {Path(name).parent}.")
+    check_files(name)
+    return Path(name)
+
+
+def _check_weights(directory: Path) -> None:
+    names = sorted(path.name for path in directory.iterdir() if WEIGHTS.fullmatch(path.name))
+    again = "load it and save it again with save_pretrained."
+    if not names:
+        raise ValueError(f"{directory} has no weights as safetensors (model.safetensors): {again}")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        if "model.safetensors" in names:
+            raise ValueError(f"{directory} has both model.safetensors and {index.name}: remove the one that is older.")
+        if different := shards ^ (set(names) - {index.name}):
+            raise ValueError(f"{directory}: {index.name} and the files differ in {min(different)}: {again}")
+    elif names != ["model.safetensors"]:
+        raise ValueError(f"{directory} has parts of weights without {index.name}: {again}")
+    for name in (name for name in names if name.endswith(".safetensors")):
+        with safe_open(directory / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 # not a mapping
+                if first_non_finite({key: file.get_tensor(key)}) is not None:
+                    raise ValueError(
+                        f"{directory / name} has weights that are NaN or infinite (the first: {key}): the run that "
+                        "saved it went wrong. Publish an earlier checkpoint."
+                    )
+
+
+def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, EvaluationResults], dict[str, str]]:
+    """The results files of these weights, and why others in the directory do not count."""
+    try:
+        paths = results_in(directory)
+    except ValueError:  # there are none
+        return {}, {}
+    results, others = {}, {}
+    for path in paths:
+        one = read_results(path)
+        models = [part["model"] for part in one.folds or []] or [one.model]
+        mine = [model for model in models if model["weights"] == weights]
+        changed = [
+            name for model in mine for name, digest in model["files"].items() if not _same(directory / name, digest)
+        ]
+        if not mine:
+            others[path.name] = "results of other weights"
+        elif changed:
+            others[path.name] = f"results of another {changed[0]}"
+        else:
+            results[path.name] = one
+    return results, others
+
+
+def _draft(
+    results: Mapping[str, EvaluationResults], weights: dict[str, str], directory: Path, repo: str
+) -> str | None:
+    """The card that training pushes at its end, before anything is measured."""
+    for one in results.values():
+        for part in one.folds or [{"model": one.model}]:
+            if part["model"]["weights"] == weights:
+                return draft_card(part["model"], directory, repo)
+    return None
+
+
+def _same(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def _card(
+    directory: Path,
+    repo: str,
+    license: str | None,
+    results: Mapping[str, EvaluationResults],
+    others: Mapping[str, str],
+) -> str:
+    path = directory / CARD
+    if path.is_file():
+        if license is not None:
+            raise ValueError(
+                f"--license has no effect, as {path} exists: write `license: {license}` into its metadata."
+            )
+        return path.read_text(encoding="utf-8")
+    if not results:
+        raise ValueError(
+            f"{directory} has no card, and no results of its weights to make one from{_why(others)}: measure it with "
+            f"`region-learner evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write one."
+        )
+    return model_card([directory / name for name in results], directory, repo, license)
+
+
+def _check_card(
+    directory: Path,
+    text: str,
+    repo: str,
+    results: Mapping[str, EvaluationResults],
+    others: Mapping[str, str],
+    run: bytes | None,
+    is_public: bool,
+) -> list[str]:
+    """Checks the card. Returns what is to be said about it."""
+    name, notes = directory / CARD, []
+    write = f"write a new card with `region-learner card {directory} --output {name}`"
+    if REGEX_YAML_BLOCK.search(text) is None:
+        raise ValueError(f"{name} has no metadata (YAML between two lines of ---): {write}, or add some.")
+    try:
+        data = ModelCard(text).data
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: its metadata is not valid: {' '.join(str(error).split())}") from error
+    if data.get("license") is None or (data.get("license") == "other" and data.get("license_name") is None):
+        raise ValueError(f"{name} names no license: write `license: ID` into its metadata, such as apache-2.0.")
+    if data.get("license_name") == "not-stated":
+        if is_public:
+            raise ValueError(
+                "The card states no license, so nobody may use the model: give --license ID, such as apache-2.0, or "
+                f"write it into the metadata of {name}."
+            )
+        notes.append("the card states no license (--license ID): nobody else may use the model")
+    config = json.loads((directory / "config.json").read_bytes())
+    trained = {key: value for key, value in (json.loads(run) if run else {}).items() if key in ("train", "arguments")}
+    energy = emissions_of(directory)
+    _check_energy(name, data.get("co2_eq_emissions"), energy)
+    facts = [config, trained, vars(energy) if energy else {}]
+    if problems := unbacked_numbers(text, results, weights_of(directory), facts):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(
+            f"{name}: {problems[0]}, which no results file of these weights in {directory} gives{_why(others)}{more}: "
+            f"measure it with `region-learner evaluate --output`, or {write}."
+        )
+    if others := sorted(set(re.findall(r"from_pretrained\(\s*[\"']([^\"']+)[\"']", text)) - {repo}):
+        notes.append(f"the example of {CARD} loads {others[0]!r}, not {repo!r}")
+    return notes
+
+
+def _why(others: Mapping[str, str]) -> str:
+    """Says of the first results file that does not count why it does not."""
+    return next((f" ({name}: {reason})" for name, reason in others.items()), "")
+
+
+def _check_energy(card: Path, claim: Any, energy: Emissions | None) -> None:
+    grams = claim.get("emissions") if isinstance(claim, dict) else claim
+    if grams is None:
+        return
+    measured = None if energy is None else energy.metadata()["emissions"]
+    if measured is None or not isinstance(grams, int | float) or abs(grams - measured) > 0.01 * abs(measured):
+        gives = "is not there" if measured is None else f"gives {measured}"
+        raise ValueError(
+            f"{card} claims emissions of {grams} g, but {card.with_name('emissions.csv')} {gives}: correct it."
+        )
+
+
+def _check_leaks(directory: Path, files: Mapping[str, Path | bytes]) -> None:
+    for name, file in files.items():
+        if isinstance(file, Path) and file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                text = json.dumps(opened.metadata() or {}, ensure_ascii=False)
+        elif _TEXT.fullmatch(name):
+            text = _text_of(file)
+        else:
+            continue
+        if found := leaks(text):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ValueError(
+                f"{directory / name}, line {found[0].line}, has {found[0].what}{more}, which everybody could read: "
+                "remove it from the file."
+            )
+
+
+def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Path) -> None:
+    """
+    Loads a checkpoint from these files alone, in a fresh process that has transformers but not this package.
+
+    Args:
+        files: by name.
+        directory: what to call it in messages.
+
+    Raises:
+        ValueError: it does not load, or weights are missing, unexpected or of another shape.
+    """
+    again = "load it with this version of region-learner, save it again with save_pretrained, and evaluate it again."
+    with tempfile.TemporaryDirectory(prefix="region-learner-push-") as folder:
+        place = Path(folder) / "checkpoint"
+        write_files(files, place)
+        # The cache of modules is one of its own: nothing that was loaded before can help. No request leaves.
+        environment = os.environ | {"HF_MODULES_CACHE": str(Path(folder) / "modules"), "HF_HUB_OFFLINE": "1"}
+        script = Path(__file__).with_name("load_standalone.py")
+        # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
+        command = [sys.executable, "-I", str(script), str(place)]
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            timeout=_LOADING_TIMEOUT,
+        )  # fmt: skip
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].replace(str(place), "it")
+        raise ValueError(f"{directory} does not load where region-learner is not installed ({reason[:300]}): {again}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    for kind, words in (
+        ("missing", "missing"),
+        ("unexpected", "not those of the model"),
+        ("mismatched", "of another shape"),
+    ):
+        if names := found[kind]:
+            shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+            raise ValueError(f"{directory}: {len(names)} weights are {words} ({shown}): {again}")
+
+
+def write_files(files: Mapping[str, Path | bytes], place: Path) -> None:
+    """Puts files in a directory: links to those that exist, and the others."""
+    for name, file in files.items():
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, bytes):
+            target.write_bytes(file)
+        else:
+            target.symlink_to(file.absolute())
+
+
+# --- The Hub -------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    api: HfApi,
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    private: bool,
+    is_new: bool,
+    repo_type: str = "model",
+) -> str:
+    """Makes a repository, if it is to be new, and one commit in it. Returns the commit's address."""
+    is_space = repo_type == "space"
+    if is_new:
+        with in_words(repo):
+            sdk = "gradio" if is_space else None
+            api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
+    try:
+        with in_words(repo):
+            # What a user wrote about an existing Space stays; this package in it is replaced as a whole.
+            return commit_files(
+                api,
+                repo,
+                files,
+                message,
+                repo_type,
+                keeps_card=is_space and not is_new,
+                replaces="region_learner" if is_space else None,
+            ).commit_url
+    except BaseException as error:
+        left = _remove_if_empty(api, repo, repo_type) if is_new else f"{repo} on the Hub is as it was before."
+        if isinstance(error, OSError | ValueError):
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{' '.join(str(error).split())} {left}") from error
+        logger.warning(left)
+        raise
+
+
+def _is_new(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
+    try:
+        info = api.repo_info(repo, repo_type=repo_type)
+    except RepositoryNotFoundError:
+        return True
+    if info.private is not None and info.private != private:
+        kinds = ("public", "private")
+        cure = "give --public to push to it" if private else "leave --public out, or change it in its settings"
+        what = "The Space " * (repo_type == "space")
+        raise ValueError(f"{what}{repo} exists and is {kinds[info.private]}, not {kinds[private]}: {cure}.")
+    return False
+
+
+def _check_replaced_card(api: HfApi, repo: str, files: Mapping[str, Path | bytes], replaceable: str) -> None:
+    """Refuses to replace a card that somebody wrote on the Hub by one that is made here."""
+    if not api.file_exists(repo, CARD):
+        return
+    present = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
+    if present not in (_text_of(files[CARD]), replaceable):
+        raise ValueError(
+            f"{repo} has another card on the Hub, which would be replaced: put that {CARD}, or one that "
+            "`region-learner card MODEL --output` writes, into the directory of the checkpoint."
+        )
+
+
+def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
+    """Removes a repository that was made for a commit which did not arrive. Returns what became of it, in words."""
+    try:
+        files = set(api.list_repo_files(repo, repo_type=repo_type))
+        if (files <= {".gitattributes", CARD} and CARD not in files) or not files:
+            api.delete_repo(repo, repo_type=repo_type)
+            return "The repository that was made for it is removed again."
+        return f"The commit may have arrived nevertheless: see {api.endpoint}/{repo}."
+    except Exception:  # whatever keeps it from being removed
+        return f"The repository {repo}, made for it, may be left empty on the Hub: push again, or delete it."
+
+
+def _owner(api: HfApi, repo: str) -> str:
+    """The owner of a repository that may be written to, as far as the account tells."""
+    with in_words(repo):
+        account = api.whoami()
+    owner = repo.rpartition("/")[0] or account["name"]
+    known = {account["name"], *(one["name"] for one in account.get("orgs", []))}
+    if owner not in known:
+        raise PermissionError(
+            f"{repo} is somebody else's: you are logged in as {account['name']!r}. Push to "
+            f"{account['name']}/{repo.rpartition('/')[2]}, or log in with `hf auth login`."
+        )
+    return owner

@@ -1,0 +1,137 @@
+"""What a card says of one model and not of every model: where it comes from, energy, limits."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from region_learner.model_card import draft_card, emissions_of
+
+from .test_model_card import HMDB51, MSVD, card, changed, parse, run  # noqa: F401 # fixtures
+
+HEADER = "run_id,emissions,energy_consumed,country_name,cpu_model,gpu_count,gpu_model,codecarbon_version\n"
+
+
+def limits(text: str) -> list[str]:
+    return [line.removeprefix("- ") for line in text.partition("## Limits\n")[2].strip().splitlines()]
+
+
+def metadata(text: str) -> dict:
+    return yaml.safe_load(text.split("---")[1])
+
+
+def write_run(directory, arguments, **train):
+    directory.mkdir(exist_ok=True)
+    train = {"videos": 10, "train_loss": 0.5, "train_runtime": 60.0} | train
+    (directory / "results.json").write_text(json.dumps({"train": train, "arguments": arguments}))
+
+
+def test_a_model_from_towers(card, run):  # noqa: F811
+    towers = {"video_tower": "timm/vit_base_patch16_224", "text_tower": "distilbert-base-uncased"}
+    text = card(MSVD, checkpoint=run(towers | {"corpus": "msvd"}))
+    said = metadata(text)
+    assert said["base_model"] == ["timm/vit_base_patch16_224", "distilbert-base-uncased"]
+    assert (said["datasets"], said["language"]) == (["msvd"], ["en"])
+    assert "Training started from timm/vit_base_patch16_224 and distilbert-base-uncased." in parse(text)[3]
+    assert limits(text) == [
+        "It was trained on msvd (1,200 videos).",
+        "It was only measured on what it was trained on, msvd: how it does on other videos is not known.",
+        "It sees 4 frames of a clip: what is between them is lost.",
+        "The texts it was trained on are in English.",
+    ]
+    assert ModelCard(text).data.base_model == said["base_model"]  # as huggingface_hub reads it
+
+
+def test_a_model_of_several_runs_starts_where_the_first_started(card, run, tmp_path):  # noqa: F811
+    write_run(tmp_path / "first", {"model": "openai/clip-vit-base-patch16", "corpus": "webvid"})
+    write_run(tmp_path / "second", {"model": str(tmp_path / "first"), "corpus": "folder", "data_dir": "/a/b"})
+    text = card(MSVD, checkpoint=run({"model": str(tmp_path / "second"), "corpus": "msrvtt"}))
+    said = metadata(text)
+    assert said["base_model"] == ["openai/clip-vit-base-patch16"]
+    assert said["datasets"] == ["msrvtt", "webvid"]  # a folder may hold any videos
+    assert "language" not in said
+    assert str(tmp_path) not in text
+    assert limits(text)[0] == "It was trained on folder, msrvtt and webvid."
+    assert "The language of the texts it was trained on is not recorded." in limits(text)
+    german = metadata(card(MSVD, checkpoint=tmp_path / "checkpoint", language=["de"]))
+    assert german["language"] == ["de"]
+
+
+def test_a_start_that_is_not_recorded(card, run, tmp_path):  # noqa: F811
+    text = card(MSVD, checkpoint=run({"model": str(tmp_path / "gone" / "start"), "corpus": "msvd"}))
+    assert "base_model" not in metadata(text)
+    assert "Training started from start." in text
+    assert str(tmp_path) not in text
+    without_run = card(changed(MSVD, model={"trained_on": None}))
+    assert {"base_model", "datasets", "language"}.isdisjoint(metadata(without_run))
+    assert limits(without_run)[0] == "What it was trained on is not recorded."
+
+
+def test_a_model_from_random_weights(card, run):  # noqa: F811
+    checkpoint = run({"corpus": "moving_shapes", "tokenizer": "train", "vocab_size": 99})
+    (checkpoint / "tokenizer.json").write_text(json.dumps({"truncation": {"max_length": 64}}))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
+    (checkpoint / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 32}}))
+    sizes = {"config": {"num_frames": 1, "image_size": 48, "patch_size": 8}}
+    text = card(changed(MSVD, model=sizes, data={"corpus": "drifting_letters"}), checkpoint=checkpoint)
+    assert "Training started from random weights." in text
+    assert limits(text) == [
+        "It was trained on moving\\_shapes (1,200 videos) alone.".replace("\\", ""),
+        "It sees 1 frame of a clip, of 48 x 48 pixels, in patches of 8 x 8: what is between them or smaller is lost.",
+        "Texts are cut off after 32 tokens.",
+        "Its tokenizer was learned from the captions it was trained on: it knows no other words.",
+        "The texts it was trained on are in English.",
+    ]
+
+
+def test_a_classifier_has_as_many_classes_as_its_configuration(card, run):  # noqa: F811
+    checkpoint = run({"corpus": "hmdb51"})
+    (checkpoint / "config.json").write_text(json.dumps({"id2label": {"0": "jump", "1": "climb"}}))
+    text = card(dataclasses.replace(HMDB51, metrics={"top1": 50.0}), checkpoint=checkpoint)
+    assert limits(text)[-1] == "It chooses one of the 2 classes of config.id2label, even if none is right."
+    assert not any("Texts" in line for line in limits(text))
+
+
+# --- Energy --------------------------------------------------------------------------------------------------
+
+
+def test_energy_is_the_sum_of_the_runs(card, run):  # noqa: F811
+    checkpoint = run({"corpus": "msvd"})
+    rows = [
+        "a,0.1,0.5,France,EPYC,2,H100,3.0",
+        "a,0.25,1.5,France,EPYC,2,H100,3.0",
+        "b,0.5,2.0,France,EPYC,2,H100,3.1",
+    ]
+    (checkpoint / "emissions.csv").write_text(HEADER + "\n".join(rows))
+    text = card(MSVD, checkpoint=checkpoint)  # of run a, the later row includes the earlier
+    assert metadata(text)["co2_eq_emissions"] == {
+        "emissions": 750.0, "source": "CodeCarbon 3.1", "geographical_location": "France", "hardware_used": "2 x H100",
+    }  # fmt: skip
+    assert (
+        "Training took 3.5 kWh in 2 runs, which is 0.75 kg of CO2 equivalents, measured by CodeCarbon 3.1 "
+        "(France, 2 x H100)." in parse(text)[3]
+    )
+
+
+def test_energy_that_was_not_tracked(card, run):  # noqa: F811
+    checkpoint = run({"corpus": "msvd"})
+    assert emissions_of(checkpoint) is None
+    assert "kWh" not in card(MSVD, checkpoint=checkpoint)
+    (checkpoint / "emissions.csv").write_text(HEADER)
+    assert emissions_of(checkpoint) is None
+    (checkpoint / "emissions.csv").write_text(HEADER + "a,many,0.5,France,,,,3.0\n")
+    with pytest.raises(ValueError, match=r"emissions.csv is not a file of CodeCarbon \(.*many"):
+        emissions_of(checkpoint)
+
+
+def test_the_draft_of_a_model_that_is_not_measured(run):  # noqa: F811
+    checkpoint = run({"model": "openai/clip-vit-base-patch16", "corpus": "msvd"})
+    text = draft_card(MSVD.model, checkpoint, "me/mine", license="mit")
+    said = metadata(text)
+    assert (said["license"], said["base_model"]) == ("mit", ["openai/clip-vit-base-patch16"])
+    assert "model-index" not in said
+    headings, _, _, seen = parse(text)
+    assert "Not measured yet." in seen
+    assert [name for _, name in headings] == ["me/mine", "Results", "Model", "Training", "Use", "Limits"]
