@@ -118,9 +118,10 @@ class RegionLearnerOutput(ModelOutput):
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
             [`word_region_similarity`], divided by the temperature of the tokens.
         token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
-        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`), negative_token_embeds (of shape
-            `(N, L, token_dim)`), negative_token_weights (of shape `(N, L)`): the same for `negative_input_ids`; None
-            without them.
+        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`): the embeddings of
+            `negative_input_ids`. This and what follows is None without them.
+        negative_token_embeds (`torch.FloatTensor` of shape `(N, L, token_dim)`): those of their tokens.
+        negative_token_weights (`torch.FloatTensor` of shape `(N, L)`): the weights of these tokens.
     """
 
     loss: torch.Tensor | None = None
