@@ -11,6 +11,7 @@ import griffe
 
 _LINK_OUT = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
 _EXAMPLE = re.compile(r"^(Example.*:)\n\n?((?: {4}.*\n|\n)* {4}.*)(?:\n|$)", re.MULTILINE)
+_TYPE = re.compile(r"^( {4,}[\w, ]+ \()((?:`|of shape ).+?)(\):)", re.MULTILINE)
 _REFERENCE = re.compile(r"\[<code>~?([\w.]+)</code>\](?![\[(])")
 
 
@@ -29,13 +30,12 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Makes code of the examples in docstrings, which are indented, as in the other sections of a docstring."""
+    """Makes code of the examples in docstrings, which are indented, and plain text of types such as (`int`)."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs):
         if obj.docstring is not None:
-            obj.docstring.value = _EXAMPLE.sub(_with_fences, obj.docstring.value).replace(
-                "```python\n>>>", "```pycon\n>>>"
-            )
+            text = _EXAMPLE.sub(_with_fences, obj.docstring.value).replace("```python\n>>>", "```pycon\n>>>")
+            obj.docstring.value = _TYPE.sub(lambda match: match[1] + re.sub("[`*]", "", match[2]) + match[3], text)
 
 
 def _with_fences(match: re.Match) -> str:

@@ -1032,6 +1032,8 @@ class RegionLearnerTemporalFusion(nn.Module):
 
 
 class RegionLearnerPreTrainedModel(PreTrainedModel):
+    """What all models have: `from_pretrained` and `save_pretrained` of transformers, frames, and the codebook."""
+
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
     input_modalities = ["video", "text"]
@@ -1734,9 +1736,9 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
-            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*),
-            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*):
-                for text encoders that take them.
+            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
+                that take them.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*): likewise.
         """
         text_config: Any = self.config.text_config
         named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
