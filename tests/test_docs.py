@@ -12,12 +12,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
 import pytest
-import tomllib
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
@@ -196,7 +196,9 @@ def check_fields(text: str):
 
 
 def check_training(argv: list[str], names: set[str]):
-    argv = [_full_name("finetune_folder" if word == "RECIPE" else word) for word in argv if word not in ("...", "--json")]
+    argv = [
+        _full_name("finetune_folder" if word == "RECIPE" else word) for word in argv if word not in ("...", "--json")
+    ]
     if {"--help", "--help-all"} & set(argv):
         return
     for model, data, arguments in parse_stages(argv):
@@ -403,7 +405,7 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
     options = names["config"].resolved.region_options
     assert (options.pooling, options.mask_loss_weight) == ("max", 0.0)
 
-    ((model, data, arguments),) = parse_stages(["gestures.yaml", "--model", "CHECKPOINT"])
+    ((model, _, arguments),) = parse_stages(["gestures.yaml", "--model", "CHECKPOINT"])
     assert (model.video_config, arguments.num_train_epochs) == ({"num_regions": 4}, 10)
     for name in set(sys.modules) - before:
         if name.startswith("my_"):
@@ -439,7 +441,9 @@ def messages() -> list[str]:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[sdr]", "\0", node.value))
     return found
@@ -462,7 +466,9 @@ def test_messages_are_those_of_the_package():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("mkdocs") is None and importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs")
+@pytest.mark.skipif(
+    shutil.which("mkdocs") is None and importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs"
+)
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

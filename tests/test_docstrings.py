@@ -6,13 +6,14 @@ of the same names.
 import doctest
 import inspect
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import region_learner
-from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor, VideoIndex, load_corpus
+from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor, VideoIndex, evaluation, load_corpus
 from region_learner.corpora import make_corpus
 from region_learner.corpora.encoding import write_video
 from region_learner.training.tokenizer import train_tokenizer
@@ -56,11 +57,10 @@ def examples() -> dict[str, tuple[str, dict]]:
         owner = object_of(path)
         name = path.rpartition(".")[2]
         of_class = vars(owner).items() if inspect.isclass(owner) else ()
-        members = {f"{name}.{key}": value for key, value in of_class if not key.startswith("_")}
-        for key, value in {name: owner, **members}.items():
-            value = getattr(value, "__func__", value)
-            code = code_of(inspect.cleandoc(getattr(value, "__doc__", None) or ""))
-            if code is not None and (inspect.isclass(value) or callable(value)):
+        methods = {f"{name}.{key}": getattr(value, "__func__", value) for key, value in of_class if key[0] != "_"}
+        for key, value in {name: owner, **{key: value for key, value in methods.items() if callable(value)}}.items():
+            code = None if inspect.isclass(value) and key != name else code_of(inspect.cleandoc(value.__doc__ or ""))
+            if code is not None:
                 found[key] = (code, vars(inspect.getmodule(value)))
     return found
 
@@ -121,6 +121,7 @@ def names(folder) -> dict:
     return {name: getattr(region_learner, name) for name in region_learner.__all__} | {
         "checkpoint": "checkpoint",
         "embed": lambda frames: frames,
+        "evaluate_checkpoint": evaluation.evaluate_checkpoint,
         "label_maps": torch.ones(1, 4, 32, 32, dtype=torch.long),
         "load_corpus": lambda name, *args, **options: load_corpus(
             name, *args or [folder / "shapes"], **options
@@ -139,6 +140,8 @@ def prepare(name: str, names: dict):
     """Makes what one example alone takes for granted."""
     if name in ("RegionLearnerVideoProcessor.span_frames", "draw_regions"):
         names["processor"] = names["processor"].video_processor
+    elif name == "cut_span":
+        Path("cuts").mkdir()
     elif name == "write_search_page":
         names["index"] = VideoIndex.create("page.index", "checkpoint")
         names["index"].update("videos")
