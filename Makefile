@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow check format bench wheel clean
+.PHONY: help demo test test-slow check format docs docs-serve bench wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -28,7 +28,7 @@ test: $(READY)  ## The fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## All tests, with downloads of packages
-	$(PIP) --editable '.[dev,engines]' $(PINS)
+	$(PIP) --editable '.[dev,docs,engines]' $(PINS)
 	$(BIN)/python -m pytest --slow
 
 check: $(READY)  ## Lint, format and types
@@ -40,6 +40,13 @@ check: $(READY)  ## Lint, format and types
 format: $(READY)  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## Build the site into build/site
+	$(PIP) --editable '.[docs]' --constraint constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: docs  ## Show the site on this machine, and follow changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(READY)  ## The benchmarks, as tables
 	$(BIN)/python benchmarks/model.py

@@ -131,9 +131,10 @@ class RegionLearnerOutput(ModelOutput):
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
             [`word_region_similarity`], divided by the temperature of the tokens.
         token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
-        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`), negative_token_embeds (of shape
-            `(N, L, token_dim)`), negative_token_weights (of shape `(N, L)`): the same for `negative_input_ids`; None
-            without them.
+        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`): the embeddings of
+            `negative_input_ids`. This and what follows is None without them.
+        negative_token_embeds (`torch.FloatTensor` of shape `(N, L, token_dim)`): those of their tokens.
+        negative_token_weights (`torch.FloatTensor` of shape `(N, L)`): the weights of these tokens.
     """
 
     loss: torch.Tensor | None = None
@@ -1154,6 +1155,8 @@ class RegionLearnerTemporalFusion(nn.Module):
 
 
 class RegionLearnerPreTrainedModel(PreTrainedModel):
+    """What all models have: `from_pretrained` and `save_pretrained` of transformers, frames, and the codebook."""
+
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
     input_modalities = ["video", "text"]
@@ -1913,9 +1916,9 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens.
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
-            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*),
-            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*):
-                for text encoders that take them.
+            token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
+                that take them.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*): likewise.
         """
         text_config: Any = self.config.text_config
         named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
