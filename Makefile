@@ -42,7 +42,7 @@ format: $(READY)  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## Build the site into build/site
-	$(PIP) --editable '.[docs]' --constraint constraints.txt
+	$(PIP) --editable '.[docs]' $(PINS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: docs  ## Show the site on this machine, and follow changes
