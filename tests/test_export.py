@@ -24,7 +24,8 @@ from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_mode
 from .test_pipelines import tiny_processor
 
 TOKENS = {"token_dim": 8}
-PHRASES = {"token_dim": 8, "phrase_window": 3, "region_mlp": True, "learn_temperature": True}
+PHRASES = {"token_dim": 8, "phrase_window": 3, "learn_temperature": True}
+TUBES = {"region_form": "queries", "tube_mlp": True} | PHRASES
 FORMS = {
     "decoupled": {},
     "paper": {"region_form": "paper"},
@@ -32,13 +33,17 @@ FORMS = {
     "regions and words": TOKENS,
     "regions and phrases": PHRASES,
     "queries and phrases": {"region_form": "queries"} | PHRASES,
+    "tubes": TUBES,
+    "tubes of an early layer": TUBES | {"codebook_size": 0, "interaction_layers": 0, "region_layer": 1}
+    | {"video_pooling": "cls_patch_max"},  # as in the recipes that train from scratch
+    "tubes without regions": NO_REGIONS | {"tube_mlp": True},
     "paper and words": {"region_form": "paper"} | TOKENS,
     "no regions": NO_REGIONS,
     "late fusion": {"temporal_fusion": "pool"},
     "linear fusion": {"temporal_fusion": "linear"},
     "motion": {"motion_excitation": True},
 }
-QUICK = ("queries and phrases",)  # the others are in the slow tier
+QUICK = ("tubes",)  # the others are in the slow tier
 
 
 def forms(*quick: str):
@@ -61,7 +66,7 @@ def assert_same(program, part, inputs) -> None:
             )
 
 
-@forms("queries and phrases")
+@forms(*QUICK)
 @torch.no_grad()
 def test_parts_of_every_form(form, monkeypatch):
     monkeypatch.setattr(modeling_region_learner, "_DISTANCES_AT_ONCE", 200)  # several chunks of features for a clip
@@ -183,7 +188,7 @@ def openvino_outputs(path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndar
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", ["decoupled", "paper", "queries and phrases", "no regions"])
+@pytest.mark.parametrize("form", ["decoupled", "paper", "tubes", "tubes of an early layer", "no regions"])
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 @torch.no_grad()
 def test_files_of_other_runtimes(format, form, tmp_path):
@@ -227,7 +232,7 @@ def test_ahead_of_time_inductor(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     for name in ("text", "video", "model"):
-        part = ExportedPart(tiny_model(**PHRASES), name).eval()
+        part = ExportedPart(tiny_model(**TUBES), name).eval()
         inputs = part.example(batch=2, frames=2, length=4)
         dynamic = {key: dict.fromkeys(axes, Dim.DYNAMIC) for key, axes in part.dynamic_axes.items()}
         program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)
