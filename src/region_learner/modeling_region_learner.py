@@ -1217,7 +1217,12 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         codes, which is loaded with them. PEFT saves no buffers but those in its `modules_to_save`.
         """
         modules = dict(self.named_modules())
-        is_adapted = any(hasattr(module, "adapter_layer_names") for module in modules.values())  # of PEFT's layers
+        # The layers of PEFT stay when the last adapter is deleted.
+        is_adapted = any(
+            len(getattr(module, name, ())) > 0
+            for module in modules.values()
+            for name in getattr(module, "adapter_layer_names", ())
+        )
         for name, module in modules.items():
             if isinstance(module, RegionLearnerQuantizer):
                 module.is_unsaved = is_adapted and ".modules_to_save." not in name
