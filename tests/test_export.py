@@ -34,8 +34,9 @@ FORMS = {
     "regions and phrases": PHRASES,
     "queries and phrases": {"region_form": "queries"} | PHRASES,
     "tubes": TUBES,
-    "tubes of an early layer": TUBES | {"codebook_size": 0, "interaction_layers": 0, "region_layer": 1}
-    | {"video_pooling": "cls_patch_max"},  # as in the recipes that train from scratch
+    # As in the recipes that train from scratch.
+    "tubes of an early layer": TUBES
+    | {"codebook_size": 0, "interaction_layers": 0, "region_layer": 1, "video_pooling": "cls_patch_max"},
     "tubes without regions": NO_REGIONS | {"tube_mlp": True},
     "paper and words": {"region_form": "paper"} | TOKENS,
     "no regions": NO_REGIONS,

@@ -5,8 +5,8 @@ Loads a checkpoint in a process that cannot import region_learner, as a user who
     python load_standalone.py CHECKPOINT
 
 The pipelines that the checkpoint carries are built, too, and where sentence-transformers is installed, it embeds a
-text by the files that are there for it. The last line that it prints is JSON: the `model` and the `processor` that were
-loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
+text by the files that are there for it. The last line that it prints is JSON: the `model` and the `processor` that
+were loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
 """
 
 import json
