@@ -22,6 +22,7 @@ from region_learner.modeling_region_learner import _roll
 
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_model, tiny_text_config, tiny_video_model
 from .test_pipelines import tiny_processor
+from .test_text_towers import TOWERS
 
 TOKENS = {"token_dim": 8}
 PHRASES = {"token_dim": 8, "phrase_window": 3, "learn_temperature": True}
@@ -123,12 +124,25 @@ def test_text_poolings_with_padding_on_the_left(pooling):
     assert_same(program, part, inputs)
 
 
+@pytest.mark.parametrize("tower", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_texts_of_any_length_up_to_all_positions(tower):
+    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer makes them, and others."""
+    model = tiny_model(text=TOWERS[tower]())
+    part = ExportedPart(model, "text").eval()
+    program = exported(part, part.example(length=8), part.dynamic_axes)
+    for length in (2, 31, 32):
+        assert_same(program, part, part.example(batch=3, length=length))
+
+
 def test_roll_with_shifts_of_both_signs():
     x = torch.arange(40).view(4, 5, 2)
     for sign in (1, -1):
         shifts = torch.tensor([0, 1, 3, 4]) * sign
         expected = torch.stack([row.roll(int(shift), 0) for row, shift in zip(x, shifts)])
         assert torch.equal(_roll(x, shifts), expected)
+    first = torch.stack([row[:3].roll(shift, 0) for row, shift in zip(x, (0, -1, 2, 1))])
+    assert torch.equal(_roll(x, torch.tensor([0, -1, 2, 1]), length=3), first)
     swapped = _roll(x.transpose(1, 2), torch.tensor([0, 1, 3, 4]), dim=2)
     assert torch.equal(swapped.transpose(1, 2), _roll(x, torch.tensor([0, 1, 3, 4])))
 

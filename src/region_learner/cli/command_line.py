@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> int:
     """Prints an error, and returns the exit code."""
+    _end_progress_bars()
     for_user = is_for_user(error) or isinstance(error, UsageError)
     if for_user and not os.environ.get("REGION_LEARNER_DEBUG"):
         line = _usage_line(error) if isinstance(error, UsageError) else in_one_line(error)
@@ -109,6 +110,13 @@ def _report(error: Exception) -> int:
             file=sys.stderr,
         )
     return 1
+
+
+def _end_progress_bars() -> None:
+    """An upload that fails leaves its bar open: what is printed next would be on the same line."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
 
 
 def _usage_line(error) -> str:
