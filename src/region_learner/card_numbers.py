@@ -55,7 +55,8 @@ def _of_model_index(card: ModelCard, results: Mapping[str, EvaluationResults]) -
             for split in (one.data["split"], None):  # a card need not say which
                 measured.setdefault((one.data["corpus"], split, metric), []).append(value)
     problems = []
-    for entry in card.data.eval_results or []:
+    data: Any = card.data
+    for entry in data.eval_results or []:
         values = measured.get((entry.dataset_type, entry.dataset_split, entry.metric_type), [])
         claim = f"{entry.metric_type} = {entry.metric_value} on {entry.dataset_type}"
         if not any(_is(str(entry.metric_value), 1.0, value) for value in values):

@@ -64,7 +64,8 @@ def checkpoint_files(directory: Path, also: Iterable[str] = ()) -> CheckpointFil
     """
     wanted = set(also) | _pictures(directory) | _sources(directory)
     folders = {f"{folder}/" for folder in _folders_of_modules(directory)}
-    belong, left_out = {}, {}
+    belong: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
     for path in sorted(directory.iterdir()):
         name = path.name
         if path.is_dir():

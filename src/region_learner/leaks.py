@@ -56,9 +56,9 @@ def leaks(text: str) -> list[Leak]:
         for match in re.finditer(pattern, text):
             found.append(Leak(_line(text, match.start()), f"{what} ({match.group()[:6]}…)"))
     without_addresses = _ADDRESS.sub(lambda match: " " * len(match.group()), text)
-    for pattern in (_POSIX, _WINDOWS):
-        for match in pattern.finditer(without_addresses):
-            if pattern is _WINDOWS or _is_of_this_machine(match):
+    for of_paths in (_POSIX, _WINDOWS):
+        for match in of_paths.finditer(without_addresses):
+            if of_paths is _WINDOWS or _is_of_this_machine(match):
                 found.append(Leak(_line(text, match.start()), f"the path {match.group().strip()[:80]!r}"))
     return sorted(set(found))
 

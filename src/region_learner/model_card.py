@@ -155,7 +155,7 @@ def _metadata(
     energy: "Emissions | None",
 ) -> str:
     """The metadata on top of a card, in YAML."""
-    emissions = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
+    emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
         base_model=_of_the_hub(origin.base_models) or None,
         datasets=_of_the_hub(name for name in origin.corpora if name not in _ANY_VIDEOS) or None,

@@ -345,8 +345,8 @@ def _check_card(
             f"{name}: {problems[0]}, which no results file of these weights in {directory} gives{_why(others)}{more}: "
             f"measure it with `region-learner evaluate --output`, or {write}."
         )
-    if others := sorted(set(re.findall(r"from_pretrained\(\s*[\"']([^\"']+)[\"']", text)) - {repo}):
-        notes.append(f"the example of {CARD} loads {others[0]!r}, not {repo!r}")
+    if loaded := sorted(set(re.findall(r"from_pretrained\(\s*[\"']([^\"']+)[\"']", text)) - {repo}):
+        notes.append(f"the example of {CARD} loads {loaded[0]!r}, not {repo!r}")
     return notes
 
 

@@ -33,6 +33,7 @@ class SafeTrainer(Trainer):
     """
 
     args: RegionLearnerTrainingArguments
+    push_in_progress: Any  # of transformers, whose types say None
 
     def __init__(self, *args, callbacks: list | None = None, **kwargs):
         self.finite_steps = SkipNonFiniteSteps(self)  # type: ignore[arg-type]
@@ -133,13 +134,12 @@ class SafeTrainer(Trainer):
             HubStrategy.CHECKPOINT: "last-checkpoint",
             HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
         }
-        job = self._hub_pushes.push_checkpoint(
-            Path(checkpoint_folder), f"Training in progress, {when}", folders.get(strategy)
-        )
-        if job is not None and is_busy:
-            self.push_in_progress.jobs.append(job)
-        elif job is not None:
-            self.push_in_progress = PushInProgress([job])
+        folder = folders.get(HubStrategy(strategy))
+        job = self._hub_pushes.push_checkpoint(Path(checkpoint_folder), f"Training in progress, {when}", folder)
+        if job is not None:
+            under_way = self.push_in_progress.jobs if is_busy else []
+            jobs: Any = [*under_way, job]
+            self.push_in_progress = PushInProgress(jobs)
 
     def push_to_hub(
         self,

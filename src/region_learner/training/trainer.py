@@ -385,12 +385,13 @@ class RegionLearnerTrainer(SafeTrainer):
         super()._hp_search_setup(trial)
         if trial is None:
             return
-        freeze(self.model, self.args.freeze)
+        model: Any = self.model
+        freeze(model, self.args.freeze)
         self.use_batch_size(self.args.per_device_train_batch_size)
         if self.contrastive:
             check_negatives(self.parts, self.args)
-        check_for_model(self.args, self.model, self.is_fsdp_enabled, self.is_deepspeed_enabled)
-        self.optimization = checkpoints.optimization(self.model, self.args)
+        check_for_model(self.args, model, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        self.optimization = checkpoints.optimization(model, self.args)
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluates; errors of loader processes name the video."""
