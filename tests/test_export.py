@@ -128,7 +128,7 @@ def test_text_poolings_with_padding_on_the_left(pooling):
 @pytest.mark.parametrize("tower", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_texts_of_any_length_up_to_all_positions(tower):
-    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer makes them, and others."""
+    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer makes them."""
     model = tiny_model(text=TOWERS[tower]())
     part = ExportedPart(model, "text").eval()
     program = exported(part, part.example(length=8), part.dynamic_axes)
