@@ -196,6 +196,25 @@ def test_tasks_of_mteb():
         ours.choose_tasks(["MSVDT2VRetrievals"])
 
 
+def test_tasks_in_beta_are_named(caplog):
+    ours.choose_tasks(["MSRVTTT2V", "MSVDT2VRetrieval"])
+    (record,) = [record for record in caplog.records if record.name == ours.logger.name]
+    assert record.getMessage() == "In beta, so that MTEB may still change data and scores: MSRVTTT2V"
+
+
+def test_rows_of_a_task_with_several_subsets():
+    parts = [{"hf_subset": name, "main_score": score} for name, score in (("en", 0.5), ("zh", 0.25))]
+    rows = ours._rows(types.SimpleNamespace(task_name="Task", scores={"test": parts}))
+    assert {name: row["main_score"] for name, row in rows.items()} == {"Task test en": 50.0, "Task test zh": 25.0}
+    assert rows["Task test en"]["recall_at_1"] is None
+
+
+def test_bugs_are_not_taken_for_tasks_that_fail(encoder, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(ours.mteb, "evaluate", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        ours.evaluate_on_mteb(encoder, [task_of("t2v", rows)], tmp_path)
+
+
 # The command
 
 

@@ -30,8 +30,8 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 _MODALITIES = ("text", "image", "video")
-_TASK_TYPES = ("Any2AnyRetrieval", "Any2AnyMultilingualRetrieval")
-_CATEGORIES = ("t2v", "v2t", "v2v", "i2v", "v2i")  # each query and each document is a text, an image or a video
+_TASK_TYPES: Any = ("Any2AnyRetrieval", "Any2AnyMultilingualRetrieval")
+_CATEGORIES: Any = ("t2v", "v2t", "v2v", "i2v", "v2i")  # each query and each document is a text, an image or a video
 _SCORES = ("main_score", "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10")
 
 
@@ -56,6 +56,8 @@ class MTEBEncoder(AbsEncoder):
 
         mteb.evaluate(MTEBEncoder("CHECKPOINT"), mteb.get_task("MSVDT2VRetrieval"), encode_kwargs={"batch_size": 16})
     """
+
+    mteb_model_meta: ModelMeta
 
     def __init__(self, model: str, *, device: str | torch.device | None = None, num_workers: int = 0):
         self.model, self.processor = load_checkpoint(model, "retrieval")
@@ -173,7 +175,7 @@ def choose_tasks(names: Sequence[str] | None = None) -> list[Any]:
 
 
 def evaluate_on_mteb(
-    encoder: MTEBEncoder, tasks: Sequence[Any], output: str | os.PathLike[str] | None = None, *, batch_size: int = 16
+    encoder: MTEBEncoder, tasks: Sequence[Any], output: str | Path | None = None, *, batch_size: int = 16
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
     """
     Evaluates a model on tasks of MTEB, which writes its results to a file for each task. Tasks whose results are
@@ -216,7 +218,7 @@ def evaluate_on_mteb(
     return scores, failures
 
 
-def results_directory(encoder: MTEBEncoder, output: str | os.PathLike[str] | None = None) -> Path:
+def results_directory(encoder: MTEBEncoder, output: str | Path | None = None) -> Path:
     """Returns the directory of MTEB's files with the results of a model; `output` as in [`evaluate_on_mteb`]."""
     return mteb.ResultCache(output).get_task_result_path("task", encoder.mteb_model_meta).parent
 
