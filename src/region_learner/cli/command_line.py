@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import in_one_line, is_for_user
 from .commands import Commands
 from .corpora import corpus_app
-from .evaluation import evaluate, regions
+from .evaluation import evaluate, mteb, regions
 from .models import card, convert, export, push
 from .scale import embed, index_export
 from .search import app as app_command
@@ -46,6 +46,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(train)
 app.command(rich_help_panel="Train and evaluate")(evaluate)
+app.command(rich_help_panel="Train and evaluate")(mteb)
 app.command(rich_help_panel="Train and evaluate")(regions)
 app.add_typer(corpus_app, name="corpus", rich_help_panel="Data")
 app.command(rich_help_panel="Checkpoints")(convert)

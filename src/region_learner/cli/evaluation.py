@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate` and `regions`."""
+"""Commands that measure: `evaluate`, `mteb` and `regions`."""
 
 import dataclasses
 from pathlib import Path
@@ -223,6 +223,71 @@ def _print_protocols(as_json: bool) -> None:
         in_words = ", ".join(f"{' / '.join(numbers)} {what}" for what, numbers in sizes.items())
         table.add_row(name, value.task, value.metric, in_words)
     print_table(table)
+
+
+# --- mteb ----------------------------------------------------------------------------------------------------
+
+_ModelOfMteb = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Checkpoint of a RegionLearner, CLIP or SigLIP: a directory or a Hub name."),
+]
+_Tasks = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Names of tasks, such as MSVDT2VRetrieval.")]
+_AllTasks = Annotated[bool, typer.Option("--all", help="Evaluate on all tasks that are not in beta.")]
+_ListTasks = Annotated[bool, typer.Option("--list-tasks", help="List the tasks and exit.")]
+_MtebOutput = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Directory of MTEB's result files; by default that of MTEB.")
+]
+
+
+def mteb(
+    model: _ModelOfMteb = None,
+    tasks: _Tasks = None,
+    all_tasks: _AllTasks = False,
+    list_tasks: _ListTasks = False,
+    output: _MtebOutput = None,
+    as_json: AsJson = False,
+    batch_size: BatchSize = 16,
+    workers: _Workers = 0,
+) -> None:
+    """
+    Measure a checkpoint on video retrieval tasks of MTEB.
+
+    MTEB downloads the data of the tasks. Scores are shown in percent; MTEB's own result files have all of them. See
+    docs/evaluation.md.
+    """
+    if not list_tasks and (model is None or bool(tasks) == all_tasks):
+        raise ValueError("Give a checkpoint, and names of tasks or --all; --list-tasks shows the tasks.")
+    if model is not None:
+        from ..loading import check_checkpoint
+
+        check_checkpoint(model)
+
+    from ..evaluation.mteb import (
+        MTEBEncoder,
+        choose_tasks,
+        evaluate_on_mteb,
+        results_directory,
+        video_retrieval_tasks,
+    )
+
+    if list_tasks:
+        about = {name: task.metadata for name, task in video_retrieval_tasks().items()}
+        rows = {name: {"category": of.category, "beta": "yes" if of.is_beta else ""} for name, of in about.items()}
+        print_json(rows) if as_json else print_rows("task", rows)
+        return
+    chosen = choose_tasks(tasks)
+    with interruptible("Finished tasks are kept; the same command goes on with the others."):
+        encoder = MTEBEncoder(str(model), num_workers=workers)
+        scores, failures = evaluate_on_mteb(encoder, chosen, output, batch_size=batch_size)
+    if as_json:
+        print_json(scores)
+    elif scores:
+        print_rows("task", scores)
+    if scores:
+        print_wrote(results_directory(encoder, output))
+    if failures:
+        reasons = "; ".join(f"{name}: {message}" for name, message in failures.items())
+        raise ValueError(f"{len(failures)} of {len(chosen)} tasks could not be evaluated. {reasons}")
 
 
 # --- regions -------------------------------------------------------------------------------------------------
