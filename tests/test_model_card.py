@@ -171,8 +171,8 @@ def test_a_card_holds_what_was_measured(card, run):
         "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
         "4 frames, 1 clip per video.",
         "the gallery has 668",
-        "dual softmax (temperature 0.05), which uses all queries at once, so these numbers are not comparable with the "
-        "table above: dsl_t2v_R@1 50.1.",
+        "dual softmax (temperature 0.05), which uses all queries at once, so these numbers are not comparable with "
+        "the table above: dsl_t2v_R@1 50.1.",
         "1,200 videos, mean loss 0.500 over the whole run, 60 seconds",
         "3 videos could not be read",
         "on 2026-11-25 with torch 2.14, transformers 5.23, region_learner 0.1.0, in float32 on cpu.",
