@@ -15,12 +15,13 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from region_learner import RegionLearnerForVideoQuestionAnswering
 from region_learner.loader_processes import WatchedLoader
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages
 from region_learner.training.run import check_arguments, complete_arguments
 from region_learner.training.training_arguments import REFUSED
 
-from .conftest import checkpointing_argument, tiny_model
+from .conftest import NO_REGIONS, checkpointing_argument, tiny_model
 from .test_training import TINY
 from .toy_run import DEFAULTS, Collator, Processor, run
 
@@ -362,13 +363,26 @@ def test_the_cpu_has_no_number():
     assert str(args.device) == "cpu"
 
 
+_MOTION = {"motion_excitation": True}
+_ONLY_TOKENS = {"video_pooling": "cls_patch_max", "token_dim": 8}
+
+
 @pytest.mark.parametrize(
-    ("motion", "given", "expected"), [(False, None, False), (True, None, True), (True, False, False)]
+    ("head", "options", "given", "expected"),
+    [
+        (None, {}, None, False),
+        (None, _MOTION, None, True),
+        (None, _MOTION, False, False),
+        (None, _ONLY_TOKENS, None, False),
+        (RegionLearnerForVideoQuestionAnswering, _ONLY_TOKENS, None, True),
+        (RegionLearnerForVideoQuestionAnswering, _ONLY_TOKENS | NO_REGIONS, None, False),
+    ],
 )
-def test_unused_parameters_are_looked_for_with_motion(tmp_path, motion, given, expected):
-    """Motion needs two frames; the user's choice is left as it is."""
+def test_when_unused_parameters_are_looked_for(tmp_path, head, options, given, expected):
+    """Motion needs two frames, and heads have no tokens. The user's choice is left as it is."""
+    model = tiny_model(**options)
     made = RegionLearnerTrainer(
-        model=tiny_model(motion_excitation=motion),
+        model=model if head is None else head(model.config),
         args=arguments(output_dir=str(tmp_path), ddp_find_unused_parameters=given),
         processing_class=Processor(),
     )

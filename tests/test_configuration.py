@@ -102,7 +102,10 @@ CHANGES = [
     *({name: value} | NEEDED.get(name, {}) for name, value in TOP_FIELDS.items()),
     {"video_config": NO_REGIONS},
     {"video_config": NO_REGIONS | {"video_pooling": "cls_max"}},
-    {"video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_patch_max"}},
+    {
+        "video_config": {"region_form": "queries", "interaction_layers": 0, "video_pooling": "cls_patch_max"},
+        "token_dim": 8,
+    },
     {"video_config": {"region_form": "paper", "region_options": {"interaction_residual": True}}},
 ]
 
@@ -404,6 +407,17 @@ def test_values_out_of_range_are_refused(change, checkpoint):
 def test_a_loss_without_a_temperature_does_not_learn_one(checkpoint):
     with pytest.raises(ValueError, match="loss='max_margin' has no temperature to learn"):
         AutoModel.from_pretrained(checkpoint, loss="max_margin", learn_temperature=True)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "cls_patch_max"])
+def test_regions_that_nothing_uses_are_refused(pooling):
+    video = {"video_pooling": pooling, "num_regions": 6}
+    with pytest.raises(
+        ValueError, match=rf"video_pooling='{pooling}' leaves the 6 regions out .*: set token_dim, .* or"
+    ):
+        RegionLearnerConfig(video_config=video)
+    assert RegionLearnerConfig(video_config=video, token_dim=8).token_dim == 8
+    assert RegionLearnerConfig(video_config=video | NO_REGIONS).video_config.num_regions == 0
 
 
 def test_sizes_that_do_not_fit_together_are_refused():

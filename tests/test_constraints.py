@@ -11,8 +11,8 @@ from .conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# What runs the tests, or is run by them; the package does not import it.
-TOOLS = {canonicalize_name(Requirement(text).name) for extra in ("dev", "engines") for text in EXTRAS[extra]}
+# What runs the tests, is run by them, or builds the site; the package does not import it.
+TOOLS = {canonicalize_name(Requirement(text).name) for extra in ("dev", "docs", "engines") for text in EXTRAS[extra]}
 
 
 def requirements() -> dict[str, Requirement]:

@@ -22,9 +22,11 @@ from region_learner.modeling_region_learner import _roll
 
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_model, tiny_text_config, tiny_video_model
 from .test_pipelines import tiny_processor
+from .test_text_towers import TOWERS
 
 TOKENS = {"token_dim": 8}
-PHRASES = {"token_dim": 8, "phrase_window": 3, "region_mlp": True, "learn_temperature": True}
+PHRASES = {"token_dim": 8, "phrase_window": 3, "learn_temperature": True}
+TUBES = {"region_form": "queries", "tube_mlp": True} | PHRASES
 FORMS = {
     "decoupled": {},
     "paper": {"region_form": "paper"},
@@ -32,13 +34,18 @@ FORMS = {
     "regions and words": TOKENS,
     "regions and phrases": PHRASES,
     "queries and phrases": {"region_form": "queries"} | PHRASES,
+    "tubes": TUBES,
+    # As in the recipes that train from scratch.
+    "tubes of an early layer": TUBES
+    | {"codebook_size": 0, "interaction_layers": 0, "region_layer": 1, "video_pooling": "cls_patch_max"},
+    "tubes without regions": NO_REGIONS | {"tube_mlp": True},
     "paper and words": {"region_form": "paper"} | TOKENS,
     "no regions": NO_REGIONS,
     "late fusion": {"temporal_fusion": "pool"},
     "linear fusion": {"temporal_fusion": "linear"},
     "motion": {"motion_excitation": True},
 }
-QUICK = ("queries and phrases",)  # the others are in the slow tier
+QUICK = ("tubes",)  # the others are in the slow tier
 
 
 def forms(*quick: str):
@@ -61,7 +68,7 @@ def assert_same(program, part, inputs) -> None:
             )
 
 
-@forms("queries and phrases")
+@forms(*QUICK)
 @torch.no_grad()
 def test_parts_of_every_form(form, monkeypatch):
     monkeypatch.setattr(modeling_region_learner, "_DISTANCES_AT_ONCE", 200)  # several chunks of features for a clip
@@ -117,12 +124,25 @@ def test_text_poolings_with_padding_on_the_left(pooling):
     assert_same(program, part, inputs)
 
 
+@pytest.mark.parametrize("tower", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_texts_of_any_length_up_to_all_positions(tower):
+    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer makes them, and others."""
+    model = tiny_model(text=TOWERS[tower]())
+    part = ExportedPart(model, "text").eval()
+    program = exported(part, part.example(length=8), part.dynamic_axes)
+    for length in (2, 31, 32):
+        assert_same(program, part, part.example(batch=3, length=length))
+
+
 def test_roll_with_shifts_of_both_signs():
     x = torch.arange(40).view(4, 5, 2)
     for sign in (1, -1):
         shifts = torch.tensor([0, 1, 3, 4]) * sign
         expected = torch.stack([row.roll(int(shift), 0) for row, shift in zip(x, shifts)])
         assert torch.equal(_roll(x, shifts), expected)
+    first = torch.stack([row[:3].roll(shift, 0) for row, shift in zip(x, (0, -1, 2, 1))])
+    assert torch.equal(_roll(x, torch.tensor([0, -1, 2, 1]), length=3), first)
     swapped = _roll(x.transpose(1, 2), torch.tensor([0, 1, 3, 4]), dim=2)
     assert torch.equal(swapped.transpose(1, 2), _roll(x, torch.tensor([0, 1, 3, 4])))
 
@@ -183,7 +203,7 @@ def openvino_outputs(path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndar
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", ["decoupled", "paper", "queries and phrases", "no regions"])
+@pytest.mark.parametrize("form", ["decoupled", "paper", "tubes", "tubes of an early layer", "no regions"])
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 @torch.no_grad()
 def test_files_of_other_runtimes(format, form, tmp_path):
@@ -227,7 +247,7 @@ def test_ahead_of_time_inductor(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     for name in ("text", "video", "model"):
-        part = ExportedPart(tiny_model(**PHRASES), name).eval()
+        part = ExportedPart(tiny_model(**TUBES), name).eval()
         inputs = part.example(batch=2, frames=2, length=4)
         dynamic = {key: dict.fromkeys(axes, Dim.DYNAMIC) for key, axes in part.dynamic_axes.items()}
         program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)

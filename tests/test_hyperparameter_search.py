@@ -39,7 +39,7 @@ def trainer(folder, parts=(4,), trainer_class=Recording, **options):
     rows = Dataset.from_dict({"video_id": [str(i) for i in range(48)]})
     options = {"output_dir": str(folder), "per_device_train_batch_size": parts[0], "learning_rate": 0.01} | options
     return trainer_class(
-        model_init=tiny_model,
+        model_init=lambda: tiny_model(),
         args=RegionLearnerTrainingArguments(**DEFAULTS | {"max_steps": 2} | options),
         processing_class=Processor(),
         train_dataset=[CorpusPart(rows, size, num_frames=2) for size in parts],

@@ -249,6 +249,25 @@ def test_it_does_not_load_without_its_source_files(checkpoint, capsys):
     assert "save it again with save_pretrained" in line
 
 
+def without_its_pipeline(checkpoint):
+    (checkpoint / "pipeline_region_learner.py").unlink()
+
+
+def without_a_module(checkpoint):
+    pytest.importorskip("sentence_transformers", minversion="6")
+    edit(checkpoint / "modules.json", "normalize.Normalize", "normalize.Nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(without_its_pipeline, "pipeline_region_learner.py"), (without_a_module, "Nothing")]
+)
+def test_pipelines_and_sentence_transformers_load_without_the_package(checkpoint, change, message):
+    change(checkpoint)
+    with pytest.raises(ValueError, match="mine does not load where region-learner is not installed") as refused:
+        check_loads_without_package(checkpoint_files(checkpoint).belong, checkpoint)
+    assert message in str(refused.value)
+
+
 def not_finite(checkpoint):
     weights = load_file(checkpoint / "model.safetensors")
     weights["text_projection.weight"][0, 0] = torch.nan

@@ -169,13 +169,13 @@ def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Ten
     return torch.stack(regions), torch.stack(attention)
 
 
-def test_phrases_and_queries_start_at_the_scale_of_their_width():
-    model = RegionLearnerModel(tiny_model(token_dim=8, phrase_window=5, **QUERIES).config)
+def test_phrases_tubes_and_queries_start_at_the_scale_of_their_width():
+    model = RegionLearnerModel(tiny_model(token_dim=8, phrase_window=5, tube_mlp=True, **QUERIES).config)
     queries = model.video_model.region_module.aggregation
     layers = {
-        32: [queries.q_proj, queries.fc1, model.phrase_mlp.fc1, model.text_tokens.embed],
+        32: [queries.q_proj, queries.fc1, model.phrase_mlp.fc1, model.text_tokens.embed, model.tube_mlp.mlp.fc1],
         64: [queries.fc2],
-        128: [model.phrase_mlp.fc2, queries.out_proj],
+        128: [model.phrase_mlp.fc2, queries.out_proj, model.tube_mlp.proj],
         160: [model.phrases.conv],
     }
     for inputs, some in layers.items():

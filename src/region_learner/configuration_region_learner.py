@@ -60,6 +60,10 @@ def default_text_pooling(text_config: Any) -> str:
     return "last" if own != "eos" and is_causal(text_config) else own
 
 
+# Values of `video_pooling` with which the vector of a clip does not contain its regions.
+POOLINGS_WITHOUT_REGIONS = ("cls", "cls_patch_max")
+
+
 class RegionOptions(NamedTuple):
     """
     The options of the region module. `region_form` sets all of them; the dictionary `region_options` overrides some
@@ -828,6 +832,13 @@ class RegionLearnerConfig(_StrictConfig):
         _check_number("phrase_window", self.phrase_window, at_least=0)
         if self.phrase_window and self.phrase_window % 2 == 0:
             raise ValueError(f"phrase_window={self.phrase_window} must be an odd number of words, or 0.")
+        video: Any = self.video_config
+        pooling, regions = video.resolved.video_pooling, video.num_regions
+        if pooling in POOLINGS_WITHOUT_REGIONS and regions and not self.token_dim:
+            raise ValueError(
+                f"video_pooling={pooling!r} leaves the {regions} regions out of the vector of a clip, and nothing "
+                "else uses them: set token_dim, another video_pooling, or num_regions=0."
+            )
 
 
 # How sentence-transformers embeds texts, videos and images (files of its own format).

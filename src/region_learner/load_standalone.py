@@ -4,17 +4,20 @@ Loads a checkpoint in a process that cannot import region_learner, as a user who
 
     python load_standalone.py CHECKPOINT
 
-The last line that it prints is JSON: the `model` and the `processor` that were loaded, and the weights that are
-`missing`, `unexpected` or `mismatched`.
+The pipelines that the checkpoint carries are built, too, and where sentence-transformers is installed, it embeds a
+text by the files that are there for it. The last line that it prints is JSON: the `model` and the `processor` that
+were loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
 """
 
 import json
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 sys.modules["region_learner"] = None  # type: ignore[assignment] # any import of it fails from here on
 
 import transformers  # noqa: E402
+from transformers.dynamic_module_utils import get_class_from_dynamic_module  # noqa: E402
 
 
 def main(checkpoint: str):
@@ -28,8 +31,21 @@ def main(checkpoint: str):
     has_texts = Path(checkpoint, "tokenizer_config.json").is_file()
     auto_class = transformers.AutoProcessor if has_texts else transformers.AutoVideoProcessor
     processor = auto_class.from_pretrained(checkpoint, trust_remote_code=True)
+    for pipeline in config.get("custom_pipelines", {}).values():
+        get_class_from_dynamic_module(pipeline["impl"], checkpoint)(model=model, processor=processor)
+    if has_texts and Path(checkpoint, "modules.json").is_file() and _has_sentence_transformers():
+        from sentence_transformers import SentenceTransformer
+
+        SentenceTransformer(checkpoint, device="cpu", trust_remote_code=True).encode(["a video"])
     names = {f"{kind}": sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     print(json.dumps({"model": type(model).__name__, "processor": type(processor).__name__} | names))
+
+
+def _has_sentence_transformers() -> bool:
+    try:
+        return int(version("sentence-transformers").partition(".")[0]) >= 6  # the first one that embeds videos
+    except (PackageNotFoundError, ValueError):
+        return False
 
 
 if __name__ == "__main__":

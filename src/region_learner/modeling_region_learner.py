@@ -1217,7 +1217,12 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         codes, which is loaded with them. PEFT saves no buffers but those in its `modules_to_save`.
         """
         modules = dict(self.named_modules())
-        is_adapted = any(hasattr(module, "adapter_layer_names") for module in modules.values())  # of PEFT's layers
+        # The layers of PEFT stay when the last adapter is deleted.
+        is_adapted = any(
+            len(getattr(module, name, ())) > 0
+            for module in modules.values()
+            for name in getattr(module, "adapter_layer_names", ())
+        )
         for name, module in modules.items():
             if isinstance(module, RegionLearnerQuantizer):
                 module.is_unsaved = is_adapted and ".modules_to_save." not in name
@@ -1754,16 +1759,17 @@ def _text_width(config: RegionLearnerConfig) -> int:
     return text_config.projection_size if is_projected else text_config.hidden_size
 
 
-def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1) -> torch.Tensor:
+def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1, length: int | None = None) -> torch.Tensor:
     """
-    Rolls `x` along `dim` as `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,), of less than
-    the length. (`%` and `torch.take_along_dim` cannot be exported with a dynamic length.)
+    Rolls the first `length` positions of `x` along `dim`, by default all, and leaves out the others. It does so as
+    `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,), of less than the length. (`%`,
+    `torch.take_along_dim` and slices that may be all of `x` cannot be exported with a dynamic length.)
     """
-    length = x.shape[dim]
+    length = x.shape[dim] if length is None else length
     index = torch.arange(length, device=x.device) - shifts[:, None]  # (B, length)
     index = index + length * ((index < 0).long() - (index >= length).long())
     index = index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)])
-    return x.gather(dim, index.expand_as(x))
+    return x.gather(dim, index.expand(*x.shape[:dim], length, *x.shape[dim + 1 :]))
 
 
 def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int, *dims: int) -> torch.Tensor | None:
@@ -1771,17 +1777,24 @@ def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int,
     if x is None or shifts is None:
         return x
     for dim in dims:
-        x = _roll(x.narrow(dim, 0, length), shifts, dim)
+        x = _roll(x, shifts, dim, length)
     return x
 
 
 def _pad_to_full_length(
     tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder."""
+    """
+    Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder. (A padding of
+    a number of tokens, which may be 0, cannot be exported with a dynamic length.)
+    """
+    positions = text_config.max_position_embeddings
+    if tokens.shape[1] > positions:
+        raise ValueError(f"The texts have {tokens.shape[1]} tokens, but the text encoder has {positions} positions.")
     tokens = tokens.masked_fill(attention_mask == 0, text_config.pad_token_id)
-    padding = (0, max(0, text_config.max_position_embeddings - tokens.shape[1]))
-    return F.pad(tokens, padding, value=text_config.pad_token_id), F.pad(attention_mask, padding)
+    padding = tokens.new_full((tokens.shape[0], positions), text_config.pad_token_id)
+    mask = torch.cat([attention_mask, attention_mask.new_zeros(padding.shape)], 1)
+    return torch.cat([tokens, padding], 1)[:, :positions], mask[:, :positions]
 
 
 def _end_of_text(tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> torch.Tensor:

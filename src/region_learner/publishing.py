@@ -500,8 +500,8 @@ def _check_replaced_card(api: HfApi, repo: str, files: Mapping[str, Path | bytes
 def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
     """Removes a repository that was made for a commit which did not arrive. Returns what became of it, in words."""
     try:
-        files = set(api.list_repo_files(repo, repo_type=repo_type))
-        if (files <= {".gitattributes", CARD} and CARD not in files) or not files:
+        made_by_hub = {".gitattributes", *([CARD] if repo_type == "space" else [])}
+        if set(api.list_repo_files(repo, repo_type=repo_type)) <= made_by_hub:
             api.delete_repo(repo, repo_type=repo_type)
             return "The repository that was made for it is removed again."
         return f"The commit may have arrived nevertheless: see {api.endpoint}/{repo}."

@@ -13,9 +13,8 @@ from ..errors import in_one_line, is_for_user
 from .commands import Commands
 from .corpora import corpus_app
 from .evaluation import evaluate, regions
-from .models import card, convert, push
-from .models import export as export_command
-from .scale import embed, export
+from .models import card, convert, export, push
+from .scale import embed, index_export
 from .search import app as app_command
 from .search import index, search
 from .training import demo, train
@@ -40,7 +39,7 @@ app.command(rich_help_panel="Search")(index)
 app.command(rich_help_panel="Search")(search)
 app.command("app", rich_help_panel="Search")(app_command)
 app.command(rich_help_panel="Search")(embed)
-app.command("index export", rich_help_panel="Search")(export)
+app.command("index export", rich_help_panel="Search")(index_export)
 app.command(
     rich_help_panel="Train and evaluate",
     add_help_option=False,  # lists the options itself, which are not typer's
@@ -50,7 +49,7 @@ app.command(rich_help_panel="Train and evaluate")(evaluate)
 app.command(rich_help_panel="Train and evaluate")(regions)
 app.add_typer(corpus_app, name="corpus", rich_help_panel="Data")
 app.command(rich_help_panel="Checkpoints")(convert)
-app.command("export", rich_help_panel="Checkpoints")(export_command)
+app.command(rich_help_panel="Checkpoints")(export)
 app.command(rich_help_panel="Checkpoints")(card)
 app.command(rich_help_panel="Checkpoints")(push)
 
@@ -98,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> int:
     """Prints an error, and returns the exit code."""
+    _end_progress_bars()
     for_user = is_for_user(error) or isinstance(error, UsageError)
     if for_user and not os.environ.get("REGION_LEARNER_DEBUG"):
         line = _usage_line(error) if isinstance(error, UsageError) else in_one_line(error)
@@ -110,6 +110,13 @@ def _report(error: Exception) -> int:
             file=sys.stderr,
         )
     return 1
+
+
+def _end_progress_bars() -> None:
+    """An upload that fails leaves its bar open: what is printed next would be on the same line."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
 
 
 def _usage_line(error) -> str:

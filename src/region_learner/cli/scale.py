@@ -105,7 +105,7 @@ def index_parts(directory: Path, parts: list[Path]) -> "UpdateReport":
         return join_parts(directory, parts)
 
 
-def export(
+def index_export(
     index: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")] = None,
     to: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="parquet, lance (LanceDB) or qdrant. Required.")

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from ..configuration_region_learner import POOLINGS_WITHOUT_REGIONS, RegionLearnerVideoConfig
 from ..corpora.features import check_features
 from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
@@ -140,10 +141,10 @@ class RegionLearnerTrainer(SafeTrainer):
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        """Lets DDP look for unused parameters only where there can be any: motion excitation needs two frames."""
+        """Lets DDP look for unused parameters only where there can be any."""
         find_unused = self.args.ddp_find_unused_parameters
         if find_unused is None and self.model is not None:
-            find_unused = getattr(_video_config(self.model), "motion_excitation", False)
+            find_unused = _may_leave_out_parameters(self.model)
         with temporarily(self.args, ddp_find_unused_parameters=find_unused):
             return super()._build_accelerator_args(**kwargs)
 
@@ -406,6 +407,16 @@ class RegionLearnerTrainer(SafeTrainer):
 
 def _video_config(model: Any) -> Any:
     return getattr(model.config, "video_config", model.config)
+
+
+def _may_leave_out_parameters(model: Any) -> bool:
+    """Returns whether there can be steps in which a parameter has no gradient."""
+    video = _video_config(model)
+    if not isinstance(video, RegionLearnerVideoConfig):
+        return False
+    pools_regions = video.resolved.video_pooling not in POOLINGS_WITHOUT_REGIONS
+    uses_regions = pools_regions or getattr(model, "video_tokens", None) is not None
+    return video.motion_excitation or bool(video.num_regions and not uses_regions)  # motion needs two frames
 
 
 class _CodebookUpdates(TrainerCallback):
