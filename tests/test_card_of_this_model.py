@@ -79,8 +79,8 @@ def test_a_model_from_random_weights(card, run):  # noqa: F811
     assert "Training started from random weights." in text
     assert limits(text) == [
         "It was trained only on moving\\_shapes (1,200 videos).".replace("\\", ""),
-        "It sees 1 frame per clip, at 48 x 48 pixels, in patches of 8 x 8 pixels. It misses what happens between frames, "
-        "and small details.",
+        "It sees 1 frame per clip, at 48 x 48 pixels, in patches of 8 x 8 pixels. It misses what happens between "
+        "frames, and small details.",
         "Texts are cut off after 32 tokens.",
         "Its tokenizer was learned from its training captions, so it does not know other words.",
         "Its training texts are in English.",
