@@ -80,6 +80,7 @@ def test_parts_of_every_form(form, monkeypatch):
             assert_same(program, part, part.example(batch, frames, length, seed=batch))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_single_frames_without_motion():
     """A model with motion excitation leaves it out for images, and so does a program exported with clips."""

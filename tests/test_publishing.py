@@ -61,6 +61,7 @@ def whole(original) -> set[str]:
     """The names of what is pushed: all that saving has written, the results, and the card."""
     names = {path.relative_to(original).as_posix() for path in original.rglob("*") if path.is_file()}
     assert SOURCES | {"model.safetensors", "config.json", "tokenizer.json", "msvd.json", "results.json"} <= names
+    assert {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"} <= names
     return names | {"README.md"}
 
 
