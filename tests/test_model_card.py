@@ -171,8 +171,8 @@ def test_a_card_holds_what_was_measured(card, run):
         "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
         "4 frames, 1 clip per video.",
         "the gallery has 668",
-        "dual softmax (temperature 0.05), which uses all queries at once and is not comparable with the above: "
-        "dsl_t2v_R@1 50.1.",
+        "dual softmax (temperature 0.05), which uses all queries at once, so these numbers are not comparable with "
+        "the table above: dsl_t2v_R@1 50.1.",
         "1,200 videos, mean loss 0.500 over the whole run, 60 seconds",
         "3 videos could not be read",
         "on 2026-11-25 with torch 2.14, transformers 5.23, region_learner 0.1.0, in float32 on cpu.",
@@ -327,7 +327,7 @@ def test_a_corpus_that_was_chosen_freely(card):
 def test_dates_and_versions_are_those_of_each_result(card):
     later = changed(protocol={"name": "msvd_zero_shot"}, date="2026-12-01T00:00:00+00:00", versions={"torch": "2.15"})
     seen = parse(card(MSVD, later))[-1]
-    assert seen.index("On 2026-11-25 with torch 2.14") < seen.index("On 2026-12-01 with torch 2.15")
+    assert seen.index("Measured on 2026-11-25 with torch 2.14") < seen.index("Measured on 2026-12-01 with torch 2.15")
     same = changed(later, date=MSVD.date, versions=MSVD.versions)
     assert parse(card(MSVD, same))[-1].count("with torch") == 1
 

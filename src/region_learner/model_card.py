@@ -407,7 +407,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (of a resumed run, those after it was resumed)"
+        line += " (for a resumed run, since it was resumed)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}
@@ -594,17 +594,17 @@ def _limits(
 
 def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) -> list[str]:
     if not origin.corpora:
-        return ["What it was trained on is not recorded."]
+        return ["There is no record of what it was trained on."]
     size = f" ({origin.videos:,} videos)" if origin.videos is not None else ""
-    alone = " alone" if origin.is_complete and not origin.base_models else ""
-    lines = [f"It was trained on {_listed(origin.corpora)}{size}{alone}."]
+    only = "only " if origin.is_complete and not origin.base_models else ""
+    lines = [f"It was trained {only}on {_listed(origin.corpora)}{size}."]
     if not origin.is_complete:
-        lines[0] = lines[0].removesuffix(".") + ", and maybe on more: not all of its training is recorded."
+        lines[0] = lines[0].removesuffix(".") + ", and possibly on more, because not all of its training is recorded."
     trained_on = {videos_of(name) for name in origin.corpora}
     others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
     if measured and not others:
-        lines.append(f"It was only measured on what it was trained on, {_listed(sorted(trained_on))}: how it does on "
-                     "other videos is not known.")  # fmt: skip
+        lines.append(f"It was evaluated only on {_listed(sorted(trained_on))}, which it was trained on. How well it "
+                     "works on other videos is not known.")  # fmt: skip
     return lines
 
 
@@ -612,10 +612,10 @@ def _limits_of_clips(config: Mapping[str, Any]) -> list[str]:
     frames, size, patch = (config.get(key) for key in ("num_frames", "image_size", "patch_size"))
     if not frames:
         return []
-    line = f"It sees {frames} frame{'s' * (frames != 1)} of a clip"
-    line += f", of {size} x {size} pixels" if size else ""
-    line += f", in patches of {patch} x {patch}" if size and patch else ""
-    return [f"{line}: what is between them{' or smaller' if size else ''} is lost."]
+    line = f"It sees {frames} frame{'s' * (frames != 1)} per clip"
+    line += f", at {size} x {size} pixels" if size else ""
+    line += f", in patches of {patch} x {patch} pixels" if size and patch else ""
+    return [f"{line}. It misses what happens between frames{', and small details' if size else ''}."]
 
 
 def _limits_of_texts(
@@ -626,12 +626,12 @@ def _limits_of_texts(
     length = _text_length(Path(checkpoint)) if checkpoint is not None else None
     lines = [f"Texts are cut off after {length} tokens."] if length else []
     if origin.learned_tokens:
-        lines.append("Its tokenizer was learned from the captions it was trained on: it knows no other words.")
+        lines.append("Its tokenizer was learned from its training captions, so it does not know other words.")
     if languages:
         named = {"en": "English"}
-        lines.append(f"The texts it was trained on are in {_listed(named.get(code, code) for code in languages)}.")
+        lines.append(f"Its training texts are in {_listed(named.get(code, code) for code in languages)}.")
     elif origin.corpora:
-        lines.append("The language of the texts it was trained on is not recorded.")
+        lines.append("The language of its training texts is not recorded.")
     return lines
 
 
