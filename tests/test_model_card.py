@@ -519,7 +519,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["card", str(tmp_path), str(files[0])])
     assert end.value.code == 2
-    assert "is a directory: give it alone, or files" in capsys.readouterr().err
+    assert "is a directory: give either one directory or only files" in capsys.readouterr().err
 
 
 CARDS = Path(__file__).parent.parent / "model_cards"

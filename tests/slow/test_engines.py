@@ -257,7 +257,7 @@ def test_slurm(model, videos, at_once, tmp_path):
     job.send_signal(signal.SIGTERM)
     _, printed = job.communicate(timeout=300)
     assert job.returncode == 143, printed
-    assert "The same command resumes" in printed
+    assert "Run the same command again to" in printed
     assert (tmp_path / "requeued").read_text() == "requeue 7_0\n"
     for number in range(2):
         job = start(number)

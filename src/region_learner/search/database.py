@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..configuration_region_learner import did_you_mean
 from .sources import Video
 from .vectors import check_is_file
 
@@ -266,6 +267,13 @@ class Database:
         """Returns the range of rows of a video, or of each video in a folder or shard, by path: int64 (n, 2)."""
         statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY path"
         return self._ranges(self.execute(statement, _limits(path)))
+
+    def near(self, path: str) -> str:
+        """Returns what `did_you_mean` returns for the folders and videos of the index beside `path`."""
+        folder = os.path.dirname(path)
+        paths = self.execute(f"SELECT path FROM videos WHERE {_WITHIN}", _limits(folder))
+        names = {os.path.relpath(os.fsdecode(name), folder).split(os.sep)[0] for (name,) in paths}
+        return did_you_mean(os.path.basename(path), names)
 
     def sampled_rows(self, count: int) -> np.ndarray:
         """

@@ -54,12 +54,12 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
 
         export_index(VideoIndex.open("videos.index"), "qdrant", "http://localhost:6333")
     """
-    if to not in _EXPORTS:
-        raise ValueError(f"to={to!r} is not known{nearest_or_all(to, _EXPORTS)}")
+    if to not in FORMATS:
+        raise ValueError(f"to={to!r} is not known{nearest_or_all(to, FORMATS)}")
     if to == "parquet" and name is not None:
-        raise ValueError(f"name={name!r} is of a table or a collection: files do not have one. Leave it out.")
+        raise ValueError(f"name={name!r} (--name) is for tables and collections, not for Parquet files: leave it out.")
     with locked(index.directory):
-        _EXPORTS[to](index, output, name or NAME)
+        FORMATS[to](index, output, name or NAME)
         return index.database.execute("SELECT SUM(rows) FROM videos")[0][0] or 0
 
 
@@ -187,7 +187,7 @@ def _upload(client: Any, models: Any, name: str, table: pa.Table) -> None:
         client.upsert(name, points, wait=True)
 
 
-_EXPORTS: dict[str, Callable[[VideoIndex, str, str], None]] = {
+FORMATS: dict[str, Callable[[VideoIndex, str, str], None]] = {
     "parquet": _to_parquet,
     "lance": _to_lance,
     "qdrant": _to_qdrant,

@@ -386,7 +386,9 @@ class VideoIndex:
             if within is not None:
                 ranges = self.database.rows_within(within)
                 if not len(ranges):
-                    raise ValueError(f"The index {self.directory} has no videos within {within}.")
+                    raise ValueError(
+                        f"The index {self.directory} has no videos within {within}{self.database.near(within)}"
+                    )
                 view = view.restricted(ranges)
             for query in queries:
                 yield self._hits(view, query, k, is_text) if view.count else []

@@ -116,7 +116,10 @@ class Updater:
             for path in paths:
                 records = self.database.records_within(path)
                 if not records:
-                    raise ValueError(f"The index {self.directory} has no videos within {path}: nothing is removed.")
+                    hint = self.database.near(path)
+                    raise ValueError(
+                        f"Nothing was removed: the index {self.directory} has no videos within {path}{hint}"
+                    )
                 count += sum(self.database.remove(record.video.path) for record in records)
         self._tidy()
         return count
