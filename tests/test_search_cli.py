@@ -126,7 +126,7 @@ def test_export_and_page(run, root, tmp_path):
         (["index", "--index", "new"], "Give either VIDEOS or --corpus NAME"),
         (["index", "videos", "--index", "new", "--model", "/none"], "There is no directory /none"),
         (["index", "videoz", "--index", "new", "--model", "model"], "There is no file or folder"),
-        (["index", "videos", "--index", "videos", "--model", "model"], "videos has other files"),
+        (["index", "videos", "--index", "videos", "--model", "model"], "videos contains other files"),
     ],
 )
 def test_wrong_usage_is_one_line(run, root, arguments, message):

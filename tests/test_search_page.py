@@ -194,7 +194,7 @@ def test_preview_starts_over_when_reading_does(video, tmp_path, monkeypatch):
     ("start", "end", "message"),
     [
         (8.0, 9.0, r"blue\.mp4: the span begins at 8 s, but the video ends at 8 s\. If the file has changed"),
-        (3.0, 3.0, r"^A span begins at 0 s or later and ends after it begins, got 3-3 s\.$"),
+        (3.0, 3.0, r"^A span must begin at 0 s or later and end after it begins, not 3-3 s\.$"),
         (-1.0, 3.0, "got -1-3 s"),
         (0.0, float("inf"), "got 0-inf s"),
         (float("nan"), 3.0, "got nan-3 s"),
