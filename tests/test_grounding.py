@@ -484,8 +484,11 @@ def test_query_errors(corpora, checkpoints, tmp_path, capsys):
     for arguments, message in (
         (["without", video, "--query", TEXT], "token_dim=0"),
         (["queries", video, "--query", "?"], "The text '?' has no words"),
-        (["queries", video, "--query", TEXT, "--output", tmp_path / "a.txt"], "give it the extension .png"),
-        (["queries", "--corpus", "moving_shapes", "--query", TEXT], "--query is for videos that are given by name"),
+        (
+            ["queries", video, "--query", TEXT, "--output", tmp_path / "a.txt"],
+            "does not have the extension of a picture",
+        ),
+        (["queries", "--corpus", "moving_shapes", "--query", TEXT], "--query does not work with --corpus"),
         (["queries", "--query", TEXT], "Give either videos or --corpus"),
     ):
         code, out, error = run(capsys, "regions", checkpoints / arguments[0], *arguments[1:])

@@ -373,13 +373,13 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
         assert code == 2
         return printed
 
-    assert "--output DIR is needed" in message("embed", model, videos)
+    assert "--output DIR is missing" in message("embed", model, videos)
     assert "give VIDEOS" in message("embed", model, "--output", "x")
     for shard in ("4", "4/4", "-1/4", "0/0", "a/b"):
         assert f"--shard '{shard}' must be I/N" in message("embed", model, videos, "--output", "x", "--shard", shard)
-    assert "takes neither VIDEOS nor" in message("index", videos, "--index", "x", "--from-embeddings", "p")
-    assert "takes neither VIDEOS nor" in message("index", "x", "--from-embeddings", "p", "--window", "4")
-    assert "takes neither VIDEOS nor" in message("index", "--from-embeddings", "p")
+    assert "takes only --index DIR and --json" in message("index", videos, "--index", "x", "--from-embeddings", "p")
+    assert "takes only --index DIR and --json" in message("index", "x", "--from-embeddings", "p", "--window", "4")
+    assert "takes only --index DIR and --json" in message("index", "--from-embeddings", "p")
     export = ["index", "export", "--index", made_at_once.directory, "--output", tmp_path / "out", "--to"]
     assert "--index DIR, --to FORMAT and" in message(*export[:-1])
     assert "to='lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")

@@ -442,8 +442,8 @@ def test_check_and_prepare_want_ids(tmp_path, rows):
     ("texts", "videos", "message"),
     [
         (["7", "8"], [7, 8], r"2 videos of text_video_ids .*\['7', '8'\].*; some are strings and others numbers.*7"),
-        (["7", 8], ["7", "8"], "text_video_ids holds both strings and numbers, such as '7' and 8"),
-        ([7, 8], [7, "8"], "video_ids holds both strings and numbers, such as '8' and 7"),
+        (["7", 8], ["7", "8"], "text_video_ids mixes strings and numbers, such as '7' and 8"),
+        ([7, 8], [7, "8"], "video_ids mixes strings and numbers, such as '8' and 7"),
         (["a", None], ["a", "b"], r"text_video_ids\[1\] is None"),
         ([1.0, float("nan")], [1.0, 2.0], r"text_video_ids\[1\] is nan"),
         ([1, 2], [1, [2]], r"video_ids\[1\] is \[2\]"),
@@ -476,15 +476,15 @@ def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
         metric = load_metric("video_text_retrieval", cache_dir=str(tmp_path))
         return metric.compute(predictions=embeds, references=embeds, video_ids=ids)
 
-    for ids, message in ((["7", 7], "both strings and numbers"), ([7, None], r"video_ids\[1\] is None")):
+    for ids, message in ((["7", 7], "mixes strings and numbers"), ([7, None], r"video_ids\[1\] is None")):
         with pytest.raises(ValueError, match=message):
             retrieval(ids)
     metric = load_metric("video_text_retrieval", cache_dir=str(tmp_path))
     metric.add_batch(predictions=np.eye(2), references=np.eye(2), video_ids=[7, 8])
-    with pytest.raises(ValueError, match="video_ids such as '7' were of another kind before"):
+    with pytest.raises(ValueError, match="video_ids such as '7' are of another type than earlier ones"):
         metric.add_batch(predictions=np.eye(2), references=np.eye(2), video_ids=["7", "9"])
     for label in (1.5, None, float("nan"), "1"):
-        with pytest.raises(ValueError, match=rf"references\[1\] is {label!r}, but must be the index of a class"):
+        with pytest.raises(ValueError, match=rf"references\[1\] must be the index of a class, not {label!r}"):
             load_metric("action_accuracy", cache_dir=str(tmp_path)).compute(
                 predictions=np.eye(2), references=[0, label]
             )

@@ -89,7 +89,7 @@ def _instead(values: list[float]) -> str:
 
 
 def _is(text: str, scale: float, value: float) -> bool:
-    """Whether a number as it is written is a value, rounded."""
+    """Returns whether a number as it is written is a value, rounded."""
     try:
         written = float(text)
     except ValueError:
@@ -99,7 +99,7 @@ def _is(text: str, scale: float, value: float) -> bool:
 
 
 def _metrics(results: Iterable[EvaluationResults]) -> dict[str, list[float]]:
-    """The values of each metric in all results, those of single folds among them."""
+    """Returns the values of each metric in all results, those of single folds among them."""
     found: dict[str, list[float]] = {}
     for one in results:
         parts = [one.metrics, one.rescored or {}, one.reranked or {}, *(part["metrics"] for part in one.folds or [])]

@@ -100,7 +100,7 @@ def _read(path: Path) -> Any:
 
 
 def _sources(directory: Path) -> set[str]:
-    """The source files that the configurations name, and those that these import."""
+    """Returns the source files that the configurations name, and those that these import."""
     modules: set[str] = set()
     for name in _CONFIGS:
         config = _read(directory / name)
@@ -132,14 +132,14 @@ def _collect(config: dict[str, Any], modules: set[str]) -> None:
 
 
 def _folders_of_modules(directory: Path) -> list[str]:
-    """The directories of the modules of sentence-transformers."""
+    """Returns the directories of the modules of sentence-transformers."""
     modules = _read(directory / "modules.json")
     paths = [str(module.get("path", "")) for module in modules] if isinstance(modules, list) else []
     return [path.partition("/")[0] for path in paths if path]
 
 
 def _pictures(directory: Path) -> set[str]:
-    """The pictures and videos in the directory that the card shows."""
+    """Returns the pictures and videos in the directory that the card shows."""
     card = directory / CARD
     if not card.is_file():
         return set()

@@ -154,7 +154,7 @@ def _metadata(
     languages: Sequence[str],
     energy: "Emissions | None",
 ) -> str:
-    """The metadata on top of a card, in YAML."""
+    """Returns the metadata on top of a card, in YAML."""
     emissions = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
         base_model=_of_the_hub(origin.base_models) or None,
@@ -208,12 +208,12 @@ def _markdown(text: Any) -> str:
 
 
 def _python(text: str) -> str:
-    """A string literal: that of JSON, which is also one of Python if characters such as emoji are not escaped."""
+    """Returns a string literal of JSON, which is also valid in Python if characters such as emoji are not escaped."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _block(text: str, language: str) -> str:
-    """A fenced block, with a fence that does not occur in the text."""
+    """Returns a fenced block, with a fence that does not occur in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
@@ -222,7 +222,7 @@ def _block(text: str, language: str) -> str:
 
 
 def _models(one: EvaluationResults) -> list[dict[str, Any]]:
-    """The models that were measured, each once: `model`, and its `fold` if there are several."""
+    """Returns the models that were measured, each once: `model`, and its `fold` if there are several."""
     models: dict[str, dict[str, Any]] = {}
     for part in one.folds or [{"fold": None, "model": one.model}]:
         models.setdefault(json.dumps(_identity(part["model"]), sort_keys=True), part)
@@ -230,7 +230,7 @@ def _models(one: EvaluationResults) -> list[dict[str, Any]]:
 
 
 def _identity(model: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all results of one model: its files, or its name if the weights are unknown."""
+    """Returns what must be the same in all results of one model: its files, or its name if the weights are unknown."""
     return (model["weights"] or {"name": model["name"], "revision": model["revision"]}) | model["files"]
 
 
@@ -242,7 +242,7 @@ def _check_one_model(paths: Sequence[str | os.PathLike[str]], measured: Sequence
 
 
 def _what_differs(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """What differs, in words; empty if it is the same model, or the same ones."""
+    """Returns what differs, in words; empty if it is the same model, or the same ones."""
     if len(parts) != len(others):
         return f"models: {len(others)} instead of {len(parts)}"
     different = set()
@@ -267,7 +267,7 @@ def _model_rows(parts: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _each(values) -> str:
-    """The value, if all models have the same, or else all values."""
+    """Returns the value, if all models have the same, or else all values."""
     return " / ".join(dict.fromkeys(map(str, values)))
 
 
@@ -281,7 +281,7 @@ def _name(one: EvaluationResults) -> str:
 
 
 def _config(one: EvaluationResults) -> str:
-    """What distinguishes two evaluations of one name."""
+    """Returns what distinguishes two evaluations of one name."""
     protocol, data = one.protocol, one.data
     said = [one.mean_of] if one.folds else []
     said += [f"data in {data['data_dir']}"] if data["data_dir"] else []
@@ -470,7 +470,7 @@ def _origin(
 
 def _base_models(checkpoint: Path, arguments: Mapping[str, Any]) -> tuple[list[str], int | None]:
     """
-    The models that the first of the runs that led to a checkpoint started from, and the size of the tokenizer that it
+    Returns the models that the first training run of a checkpoint started from, and the size of the tokenizer that it
     learned, if it did.
     """
     seen = {checkpoint.absolute()}
@@ -520,7 +520,7 @@ class Emissions:
     version: str
 
     def metadata(self) -> dict[str, Any]:
-        """The field `co2_eq_emissions` of a card; its emissions are in grams."""
+        """Returns the field `co2_eq_emissions` of a card; its emissions are in grams."""
         said = {"emissions": round(1000 * self.kg, 3), "source": f"CodeCarbon {self.version}".strip()}
         where = {"geographical_location": self.country, "hardware_used": self.hardware}
         return said | {name: text for name, text in where.items() if text}
@@ -583,7 +583,7 @@ def _limits(
     origin: _Origin,
     languages: Sequence[str],
 ) -> list[str]:
-    """What this model, and not every model, cannot do, in sentences."""
+    """Returns what this model, and not every model, cannot do, in sentences."""
     return [
         *_limits_of_training(origin, measured),
         *_limits_of_clips(parts[0]["model"]["config"]),
@@ -636,7 +636,7 @@ def _limits_of_texts(
 
 
 def _text_length(checkpoint: Path) -> int | None:
-    """The number of tokens that the tokenizer and the text encoder take, as far as their files say."""
+    """Returns the number of tokens that the tokenizer and the text encoder take, as far as their files say."""
     tokenizer = _read_mapping(checkpoint / "tokenizer.json")
     settings = _read_mapping(checkpoint / "tokenizer_config.json")
     config = _read_mapping(checkpoint / "config.json").get("text_config") or {}

@@ -181,7 +181,7 @@ class EmbeddedPairs:
         return torch.einsum("tshw,tu->tsuhw", maps, own_frame).flatten(0, 1)
 
     def _tokens(self, row: int, span: Span) -> list[int]:
-        """The tokens that share a character, other than a space, with a phrase."""
+        """Returns the tokens that share a character, other than a space, with a phrase."""
         text, (start, end) = self.texts[row], span
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise ValueError(f"The span {span} holds no words of the text {text!r}.")

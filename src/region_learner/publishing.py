@@ -248,7 +248,7 @@ def _check_weights(directory: Path) -> None:
 
 
 def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, EvaluationResults], dict[str, str]]:
-    """The results files of these weights, and why others in the directory do not count."""
+    """Returns the results files of these weights, and why others in the directory do not count."""
     try:
         paths = results_in(directory)
     except ValueError:  # there are none
@@ -273,7 +273,7 @@ def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, Evalua
 def _draft(
     results: Mapping[str, EvaluationResults], weights: dict[str, str], directory: Path, repo: str
 ) -> str | None:
-    """The card that training pushes at its end, before anything is measured."""
+    """Returns the card that training pushes at its end, before anything is measured."""
     for one in results.values():
         for part in one.folds or [{"model": one.model}]:
             if part["model"]["weights"] == weights:
@@ -510,7 +510,7 @@ def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
 
 
 def _owner(api: HfApi, repo: str) -> str:
-    """The owner of a repository that may be written to, as far as the account tells."""
+    """Returns the owner of a repository that may be written to, as far as the account tells."""
     with in_words(repo):
         account = api.whoami()
     owner = repo.rpartition("/")[0] or account["name"]

@@ -66,7 +66,7 @@ def read_delimited(
 
 
 def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
-    """Whether a field may have swallowed rows because a quote is not closed: it has line breaks and delimiters."""
+    """Returns whether a field has line breaks and delimiters, as if an unclosed quote has swallowed rows."""
     pattern = rf"[\r\n](?:[^{delimiter}\r\n]*{delimiter}){{{columns - 1}}}"
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 

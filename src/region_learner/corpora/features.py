@@ -137,7 +137,7 @@ def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: 
 
 
 def is_features(video: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether the `video` of a row is a reference to features, which `read_features` reads."""
+    """Returns whether the `video` of a row is a reference to features, which `read_features` reads."""
     return isinstance(video, Mapping) and {"path", "offset", "shape"} <= video.keys()
 
 

@@ -92,7 +92,7 @@ def _csv_problem(path: Path, start: int, end: int, error: csv.Error) -> str:
 def _swallows_rows(
     fields: Sequence[str], columns: int, delimiter: str, is_row: Callable[[list[str]], bool] | None
 ) -> bool:
-    """Whether a field holds a line break followed by something that looks like a row."""
+    """Returns whether a field holds a line break followed by something that looks like a row."""
     for field in fields:
         for line in field.splitlines()[1:]:
             inner = next(csv.reader([line], delimiter=delimiter), [])

@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None, NaN, or pandas' NA or NaT."""
+    """Returns whether a value is None, NaN, or pandas' NA or NaT."""
     if isinstance(value, str):
         return False
     if isinstance(value, numbers.Real):
@@ -122,7 +122,7 @@ def read_id(value: Any) -> str | None:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether a value is an integer of Python or NumPy, but not a bool."""
+    """Returns whether a value is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 

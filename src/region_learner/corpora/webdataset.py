@@ -72,7 +72,7 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
 
 
 def is_reference(video: Any) -> bool:
-    """Whether the `video` of a row is a reference of a lazy corpus, which `read_member` reads."""
+    """Returns whether the `video` of a row is a reference of a lazy corpus, which `read_member` reads."""
     return isinstance(video, Mapping) and {"path", "offset", "size"} <= video.keys()
 
 

@@ -180,7 +180,7 @@ class SafeTrainer(Trainer):
         return pushes.push_model(str(commit_message), self._draft_card(pushes.repo, **card_options), blocking)
 
     def _draft_card(self, repo: str, language: Any = (), model_name: str | None = None, **options: Any) -> str:
-        """The card of a model that is not measured yet."""
+        """Returns the card of a model that is not measured yet."""
         from ..evaluation.provenance import describe_model
         from ..model_card import draft_card
 

@@ -235,7 +235,7 @@ class _LossChart:
 
 
 def _loss_chart(loss: Iterable[tuple[float, float]]) -> _LossChart | None:
-    """What the template draws; None without two finite points to draw a line between."""
+    """Returns what the template draws; None without two finite points to draw a line between."""
     recorded = sorted((float(step), float(value)) for step, value in loss)
     points = [point for point in recorded if all(map(math.isfinite, point))]
     if len(points) < 2 or points[0][0] == points[-1][0]:

@@ -312,7 +312,7 @@ def _check_same_length(frames: np.ndarray, other: torch.Tensor, name: str) -> No
 
 
 def _contrast(focus: RegionFocus) -> torch.Tensor:
-    """How strong each mask is in a frame, compared with the strongest frame of its clip: (T, S, 1, 1), at most 1."""
+    """Returns the strength of each mask in a frame, relative to the strongest frame of its clip, (T, S, 1, 1)."""
     if not focus.signed:
         return torch.ones_like(focus.scale)
     scale = focus.scale.masked_fill(focus.threshold == -torch.inf, 0.0)
@@ -320,7 +320,7 @@ def _contrast(focus: RegionFocus) -> torch.Tensor:
 
 
 def _strength(focus: RegionFocus, size: Sequence[int]) -> torch.Tensor:
-    """How dense to draw each region, (T, S, *size): from 0 at the threshold to 1 at the peak of the mask."""
+    """Returns how dense to draw each region, (T, S, *size): from 0 at the threshold to 1 at the peak of the mask."""
     threshold = focus.threshold.masked_fill(focus.threshold.isinf(), 1.0)
     rise = (focus.weights(size) - threshold) / (1 - threshold).clamp(min=1e-6)
     return rise.clamp(0, 1) * _contrast(focus)
@@ -348,7 +348,7 @@ def _draw_heat(frame: np.ndarray, values: torch.Tensor, inside: torch.Tensor) ->
 
 
 def _outlines(labels: torch.Tensor) -> torch.Tensor:
-    """Which positions of `labels` (H, W) are next to another label, as booleans; about 1 pixel in small pictures."""
+    """Returns which positions of `labels` (H, W) border on another label, as booleans; 1 pixel in small pictures."""
     width = max(1, round(labels.shape[0] / 400))
     values = labels.double()[None]
     highest = F.max_pool2d(values, 2 * width + 1, stride=1, padding=width)
@@ -380,7 +380,7 @@ def _resize(frames: np.ndarray, height: int | None) -> np.ndarray:
 
 
 def _spread_color(index: int) -> Color:
-    """The `index`-th of an endless row of colors: hues a golden section apart, in three lightnesses."""
+    """Returns the `index`-th of an endless row of colors: hues a golden section apart, in three lightnesses."""
     hue = (0.35 + index * 0.6180339887498949) % 1
     red, green, blue = colorsys.hls_to_rgb(hue, (0.62, 0.42, 0.78)[index % 3], 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -255,7 +255,7 @@ def _beside(target: Path, what: str) -> Path:
 
 
 def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
-    """Whether `target` already holds the corpus."""
+    """Returns whether `target` already holds the corpus."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if _read_info(corpus, target) is None:

@@ -13,12 +13,12 @@ from ...files import near_file
 
 
 def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Returns the recipes that come with the package, by name."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
 def recipe_description(path: Path) -> str:
-    """The first line of a recipe's comment."""
+    """Returns the first line of a recipe's comment."""
     with open(path, encoding="utf-8") as file:
         return file.readline().removeprefix("#").strip()
 
