@@ -163,7 +163,7 @@ def test_checkpoints_of_earlier_versions(run, tmp_path):
 def test_adapters_of_another_model_are_refused(run):
     folder, _, _ = run
     other = adapted(tiny_model(temporal_fusion="linear"))
-    with pytest.raises(ValueError, match="which this model does not have"):
+    with pytest.raises(ValueError, match="belongs to another model: it has"):
         load_adapters(other, folder / "run" / "checkpoint-1" / "adapter")
 
 

@@ -258,7 +258,7 @@ def test_one_side_of_a_dual_encoder_is_refused(checkpoints, tmp_path):
     checkpoints("clip")[1].vision_model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected a RegionLearner model, or one of CLIP, MetaCLIP 2, SigLIP"):
         load_checkpoint(str(tmp_path), "retrieval")
-    with pytest.raises(ValueError, match="'clip_vision_model' model: expected a RegionLearner checkpoint, or one"):
+    with pytest.raises(ValueError, match="'clip_vision_model' model: use a checkpoint of RegionLearner, or of"):
         build_model(ModelArguments(model=str(tmp_path)))
 
 

@@ -130,8 +130,8 @@ def _zero_what_completes(checkpoint: Path):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (_zero_the_middle, "its file model.safetensors is damaged: it does not hold what was saved"),
-        (lambda c: _cut(c / "optimizer.pt"), "its file optimizer.pt is missing or has another size"),
+        (_zero_the_middle, "its file model.safetensors is damaged: its content is not what was saved"),
+        (lambda c: _cut(c / "optimizer.pt"), "its file optimizer.pt is missing or does not have the size"),
         (_zero_what_completes, f"its {COMPLETE} is damaged"),
         (lambda c: (c / COMPLETE).write_text("[]"), f"its {COMPLETE} is damaged"),
         (lambda c: _lfs_pointer(c / "model.safetensors"), "its file model.safetensors is a pointer of Git LFS"),

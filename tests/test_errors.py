@@ -60,7 +60,7 @@ MISTAKES = [
     (["index", "export", "--index=i", "--to=parqet", "--output=o"], "--to 'parqet' is not known; did you mean 'parq"),
     (["train", "--max_step", "3"], "--max_step is not known; did you mean '--max-steps'?"),
     (["train", "--max-step=3"], "--max-step is not known; did you mean '--max-steps'?"),
-    (["train", "small_from_scratch", "extra"], "'extra' is not expected: only a recipe has no --name"),
+    (["train", "small_from_scratch", "extra"], "'extra' is not expected: give only one recipe"),
     (["card", "nofile.json"], "nofile.json does not exist: `card` takes files that `region-learner evaluate MODEL"),
     (["card", "result.json"], "result.json does not exist; did you mean 'results.json'?"),
     (["regions", "model", "videos"], "videos is a directory: name its videos, such as videos/*.mp4."),

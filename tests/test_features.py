@@ -195,7 +195,7 @@ def test_losses_are_those_of_videos_without_augmentation(root, tmp_path, caplog)
     of_features, trainer = train_on(root, cached(root), tmp_path / "b")
     assert of_features == pytest.approx(of_videos, rel=1e-3)
     assert len(set(of_features)) == 4
-    assert caplog.text.count("Cached features are of middle frames and center crops") == 1
+    assert caplog.text.count("Cached features belong to middle frames and center crops") == 1
     cache, _ = train_on(root, cached(root), tmp_path / "c", gradient_cache_chunk=2)
     assert cache == pytest.approx(of_features, abs=1e-4)
     before, _ = load(root, codebook_size=0)
@@ -293,7 +293,7 @@ def test_other_views_are_refused(root, tmp_path, capsys):
     data = ["--corpus", "features", "--data-dir", root / "cached"]
     code, _, err = command(capsys, "evaluate", tmp_path, *data, "--clips", "2")
     assert code == 2
-    assert "Cached features are of one clip per video" in last_line(err)
+    assert "Cached features have one clip per video" in last_line(err)
 
 
 def test_mixed_batches_are_refused(root):

@@ -247,7 +247,7 @@ def test_ranks_of_queries_in_a_gallery():
         best_ranks(queries[:2], gallery, [[1], []])
     with pytest.raises(ValueError, match="relevant has 1 entries for 2 queries"):
         best_ranks(queries[:2], gallery, [[1]])
-    with pytest.raises(ValueError, match="queries have 2 dimensions, gallery 3"):
+    with pytest.raises(ValueError, match="queries and gallery must have the same dimension, not 2 and 3"):
         best_ranks(queries[:, :2], gallery, relevant)
 
 
@@ -272,7 +272,7 @@ def test_perfect_and_by_default_text_i_is_of_video_i():
         ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: pass text_video_ids to say"),
         ((np.ones((3, 4)), np.ones((3, 5))), "4 dimensions, video_embeds 5"),
         ((np.ones((0, 4)), np.ones((3, 4))), "text_embeds must be of shape"),
-        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds holds values that are not finite"),
+        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds contains values that are not finite"),
         ((np.ones((3, 4)), np.ones((3, 4)), [0, 1]), "text_video_ids has 2 entries for 3"),
         ((np.ones((2, 4)), np.ones((2, 4)), ["a", "z"], ["a", "b"]), r"not in video_ids: \['z'\]"),
     ],

@@ -472,7 +472,10 @@ def test_each_fold_has_its_own_published_size(places):
             "write {fold} where the names of the models differ",
         ),
         (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold needs the model that was trained on it"),
-        (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "leave out either all_folds or the corpus option 'fold'"),
+        (
+            ["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'],
+            "leave out either all_folds or the corpus option 'fold'",
+        ),
         (["--task=retrievals"], "--task 'retrievals' is not known; did you mean 'retrieval'?"),
         (["--protocol=msvd", "--output=."], "is a directory: name a file, such as"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),

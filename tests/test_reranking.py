@@ -237,7 +237,7 @@ def test_equal_tokens_are_tied_and_others_are_told_apart():
         ({"candidates": 0}, "candidates=0 must be at least 1"),
         ({"words": 2}, "text_tokens has 2 entries for 3 embeddings"),
         ({"regions": 4}, "video_tokens has 4 entries for 3 embeddings"),
-        ({"nan": True}, "video_tokens holds values that are not finite"),
+        ({"nan": True}, "video_tokens contains values that are not finite"),
     ],
 )
 def test_arguments_that_do_not_fit(changes, message):

@@ -379,7 +379,7 @@ def test_labels_are_never_counted_from_the_end():
 def test_labels_of_a_callable_are_numbers(rows, processor):
     for wrong in ("1", 1.5, None):
         collator = RegionLearnerCollator(processor, training=True, task="classification", label=lambda row: wrong)  # noqa: B023
-        with pytest.raises(CorpusError, match=f"label= must give the number of a class, not {wrong!r}"):
+        with pytest.raises(CorpusError, match=f"label= must return a class index, not {wrong!r}"):
             collator(rows[:2])
     collator = RegionLearnerCollator(
         processor, training=True, task="classification", label=lambda row: torch.tensor(stable_id(row["video_id"]) % 3)

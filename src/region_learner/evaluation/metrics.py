@@ -419,7 +419,7 @@ def compute_retrieval_metrics(prediction) -> dict[str, float]:
     ids = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
     kept = ids != IGNORED_ID
     if not kept.any():
-        raise ValueError("There is nothing to measure: no video could be read.")
+        raise ValueError("Every row is left out: no video could be read.")
     text_embeds, video_embeds, ids = text_embeds[kept], video_embeds[kept], ids[kept]
     _, first = np.unique(ids, return_index=True)
     first = np.sort(first)

@@ -482,7 +482,7 @@ def _logits_and_labels(prediction) -> tuple[torch.Tensor, torch.Tensor]:
         )
     kept = labels != IGNORED_LABEL
     if not kept.any():
-        raise ValueError("There is nothing to measure: no video could be read.")
+        raise ValueError("Every row is left out: no video could be read.")
     return logits[kept], labels[kept].long()
 
 
