@@ -100,9 +100,6 @@ def test_an_evaluation_of_single_rows_has_no_loss(tmp_path, caplog):
     metrics = trainer(tmp_path, **alone).evaluate()
     assert "eval_loss" not in metrics
     assert "eval_t2v_R@1" in metrics
-    assert (
-        "a batch of 1 pair has no negatives, and so no contrastive loss: evaluation does not report a loss"
-        in caplog.text
-    )
+    assert "no negatives, and so no contrastive loss: evaluation does not report a loss" in caplog.text
     with pytest.raises(ValueError, match="Set 2 or more, or another metric_for_best_model than 'loss'"):
         trainer(tmp_path, **alone, metric_for_best_model="loss")
