@@ -37,9 +37,9 @@ def test_a_model_from_towers(card, run):  # noqa: F811
     assert "Training started from timm/vit_base_patch16_224 and distilbert-base-uncased." in parse(text)[3]
     assert limits(text) == [
         "It was trained on msvd (1,200 videos).",
-        "It was only measured on what it was trained on, msvd: how it does on other videos is not known.",
-        "It sees 4 frames of a clip: what is between them is lost.",
-        "The texts it was trained on are in English.",
+        "It was only evaluated on its training data, msvd: its quality on other videos is not known.",
+        "It sees 4 frames per clip: it misses anything between these frames.",
+        "Its training texts are in English.",
     ]
     assert ModelCard(text).data.base_model == said["base_model"]  # as huggingface_hub reads it
 
@@ -54,7 +54,7 @@ def test_a_model_of_several_runs_starts_where_the_first_started(card, run, tmp_p
     assert "language" not in said
     assert str(tmp_path) not in text
     assert limits(text)[0] == "It was trained on folder, msrvtt and webvid."
-    assert "The language of the texts it was trained on is not recorded." in limits(text)
+    assert "The language of its training texts is not recorded." in limits(text)
     german = metadata(card(MSVD, checkpoint=tmp_path / "checkpoint", language=["de"]))
     assert german["language"] == ["de"]
 
@@ -66,7 +66,7 @@ def test_a_start_that_is_not_recorded(card, run, tmp_path):  # noqa: F811
     assert str(tmp_path) not in text
     without_run = card(changed(MSVD, model={"trained_on": None}))
     assert {"base_model", "datasets", "language"}.isdisjoint(metadata(without_run))
-    assert limits(without_run)[0] == "What it was trained on is not recorded."
+    assert limits(without_run)[0] == "It is not recorded what the model was trained on."
 
 
 def test_a_model_from_random_weights(card, run):  # noqa: F811
@@ -79,10 +79,10 @@ def test_a_model_from_random_weights(card, run):  # noqa: F811
     assert "Training started from random weights." in text
     assert limits(text) == [
         "It was trained on moving\\_shapes (1,200 videos) alone.".replace("\\", ""),
-        "It sees 1 frame of a clip, of 48 x 48 pixels, in patches of 8 x 8: what is between them or smaller is lost.",
+        "It sees 1 frame per clip, of 48 x 48 pixels, in patches of 8 x 8: it misses anything between these frames or smaller than a patch.",
         "Texts are cut off after 32 tokens.",
-        "Its tokenizer was learned from the captions it was trained on: it knows no other words.",
-        "The texts it was trained on are in English.",
+        "Its tokenizer was trained on the training captions, so it knows no other words.",
+        "Its training texts are in English.",
     ]
 
 

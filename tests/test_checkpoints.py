@@ -67,7 +67,7 @@ def _directory(path: Path):  # as an unreadable file: the system refuses to open
     ("damage", "message"),
     [
         (_empty, r"{} is empty: .*git lfs pull"),
-        (_cut, r"{} is damaged or cut off \(.*\): .*git lfs pull"),
+        (_cut, r"{} is damaged or incomplete \(.*\): .*git lfs pull"),
         (_lfs_pointer, r"{} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {}\."),
         (_directory, r"{} cannot be read: Is a directory\."),
     ],

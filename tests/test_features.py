@@ -324,7 +324,7 @@ def test_features_that_overflow_are_refused(root, tmp_path):
         model.video_model.backbone.post_layernorm.weight.fill_(1e6)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="'test-000000' has features that float16 cannot hold"):
+    with pytest.raises(ValueError, match="'test-000000' has features that do not fit in float16"):
         compute_features(str(tmp_path / "model"), videos(root, "test"), tmp_path / "cached", "test")
     assert not (tmp_path / "cached" / "test").exists()
 
@@ -448,7 +448,7 @@ def test_existing_features_are_kept(root, tmp_path, capsys):
     arguments = ["--corpus=folder", "--data-dir", root / "corpus", "--output", tmp_path / "cached", "--workers=1"]
     code, _, err = command(capsys, "corpus", "features", root / "clip", *arguments)
     assert code == 2
-    assert "already exists: choose another --output, or replace it by --overwrite" in last_line(err)
+    assert "already exists: choose another --output, or replace it with --overwrite" in last_line(err)
     assert cached(tmp_path)[0]["video"]["shape"][0] == FRAMES
     code, _, _ = command(capsys, "corpus", "features", root / "clip", *arguments, "--num-frames=1", "--overwrite")
     assert code == 0

@@ -217,7 +217,7 @@ def test_texts_that_are_cut_off(processor, caplog):
     assert (not_read.region, not_read.weight, not_read.similarity, not_read.peak) == (None, 0, 0, None)
     with caplog.at_level(logging.WARNING):
         phrases = find_words(model, short, clips(1), TEXT)
-    assert "reads it up to 'square', and not the last 5 words" in caplog.text
+    assert "reads it up to 'square', without the last 5 words" in caplog.text
     assert phrases[-1].span[1] <= 12
 
 
@@ -226,10 +226,10 @@ def test_what_is_refused(processor):
     slow = RegionLearnerProcessor(processor.video_processor, train_tokenizer([TEXT], 300, 80))
     for arguments, message in (
         ((tiny_model(), processor, clips(1), TEXT), r"\(token_dim=0\).*--config '\{\"token_dim\": 64"),
-        ((model, processor, clips(2), TEXT), r"in one clip, .* not in \(2, 4, 3, 32, 32\)"),
-        ((model, processor, clips(1), TEXT, [(0, 99)]), r"The span \(0, 99\) holds no words"),
-        ((model, processor, clips(1), TEXT, [(3, 3)]), r"The span \(3, 3\) holds no words"),
-        ((model, processor, clips(1), TEXT, [(1, 2)]), r"The span \(1, 2\) holds no words"),
+        ((model, processor, clips(2), TEXT), r"one clip, .* not \(2, 4, 3, 32, 32\)"),
+        ((model, processor, clips(1), TEXT, [(0, 99)]), r"The span \(0, 99\) contains no words"),
+        ((model, processor, clips(1), TEXT, [(3, 3)]), r"The span \(3, 3\) contains no words"),
+        ((model, processor, clips(1), TEXT, [(1, 2)]), r"The span \(1, 2\) contains no words"),
     ):
         with pytest.raises(ValueError, match=message):
             find_phrases(*arguments)

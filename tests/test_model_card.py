@@ -171,7 +171,7 @@ def test_a_card_holds_what_was_measured(card, run):
         "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
         "4 frames, 1 clip per video.",
         "the gallery has 668",
-        "dual softmax (temperature 0.05), which uses all queries at once and is not comparable with the above: "
+        "dual softmax (temperature 0.05), which uses all queries at once and cannot be compared with the results above: "
         "dsl_t2v_R@1 50.1.",
         "1,200 videos, mean loss 0.500 over the whole run, 60 seconds",
         "3 videos could not be read",
@@ -276,7 +276,9 @@ def test_folds_of_one_model(card):
     assert model[-1] == ["SHA-256 of model.safetensors", f"{WEIGHTS_SHA256[:16]}…"]
     # It is the model of other results, too; those of several are not.
     assert [name for tag, name in parse(card(mean, MSVD))[0] if tag == "h3"][1] == "msvd (retrieval, trained on msvd)"
-    with pytest.raises(ValueError, match=r"1.json is of another model than .*0.json \(models: 1 instead of 3\)"):
+    with pytest.raises(
+        ValueError, match=r"1.json has results of another model than .*0.json \(models: 1 instead of 3\)"
+    ):
         card(folds(), MSVD)
 
 
@@ -298,7 +300,7 @@ def test_two_protocols_of_one_corpus(card):
     results = ModelCard(text).data.eval_results
     assert len({entry.unique_identifier for entry in results}) == 4
     assert results[2].dataset_config == "msvd_zero_shot, data in MSVD, 4 frames, 1 clip per video"
-    with pytest.raises(ValueError, match=r"1.json and .*0.json are of the same evaluation, msvd, data in MSVD"):
+    with pytest.raises(ValueError, match=r"1.json and .*0.json are both results of msvd, data in MSVD"):
         card(MSVD, MSVD)
 
 
@@ -348,7 +350,7 @@ def test_dates_and_versions_are_those_of_each_result(card):
 def test_a_card_is_of_one_model(card, mine, yours, message):
     other = changed(model=yours, protocol={"name": "msvd_zero_shot"})
     with pytest.raises(
-        ValueError, match=rf"1.json is of another model than .*0.json \({message}\): a card describes one"
+        ValueError, match=rf"1.json has results of another model than .*0.json \({message}\): a card describes one"
     ):
         card(changed(model=mine), other)
 
@@ -356,7 +358,7 @@ def test_a_card_is_of_one_model(card, mine, yours, message):
 def test_weights_that_are_not_known(card, run, tmp_path):
     unknown = changed(model={"weights": {}})
     assert ["SHA-256 of the weights", "not known"] in parse(card(unknown))[1][-1]
-    with pytest.raises(ValueError, match="holds other weights than those that were measured"):
+    with pytest.raises(ValueError, match="has other weights than those that were evaluated"):
         card(unknown, checkpoint=run({}))
     (tmp_path / "empty").mkdir()  # no weights are no proof, either
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
@@ -364,7 +366,7 @@ def test_weights_that_are_not_known(card, run, tmp_path):
 
 
 def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
-    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card"):
+    with pytest.raises(ValueError, match="checkpoint has other weights than those that were evaluated: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):

@@ -544,7 +544,7 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
         load_checkpoint(str(tower), None)
     other = tmp_path / "other"
     model.text_model.save_pretrained(other)
-    with pytest.raises(ValueError, match="expected a RegionLearner model"):
+    with pytest.raises(ValueError, match="use a checkpoint of RegionLearner"):
         load_checkpoint(str(other), None)
     model.save_pretrained(tmp_path / "wider")
     config = json.loads((tmp_path / "wider" / "config.json").read_text())
@@ -617,9 +617,7 @@ def trained(places, tmp_path):
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
 def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
-    with pytest.raises(
-        ValueError, match=r"not trained on msvd, but .* was, according to its results.json: use msvd\."
-    ):
+    with pytest.raises(ValueError, match=r"not trained on msvd, but .* was, according to .*: use msvd\."):
         trained("msvd_zero_shot", folder, corpus="msvd")
     with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])

@@ -267,7 +267,7 @@ def test_adapters_alone_are_not_a_checkpoint(tmp_path, argv, pictures, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(argv)
     assert exit_info.value.code == 2
-    assert "adapter holds only adapters. Give the checkpoint that they are in" in capsys.readouterr().err
+    assert "adapter contains only adapters: use the checkpoint that they belong to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

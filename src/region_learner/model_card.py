@@ -22,13 +22,13 @@ from .training.arguments import PUBLISHED_ARGUMENTS
 
 _TAGS = ["video-text-retrieval", "text-to-video-retrieval", "region-learner"]
 
-# The pipelines of models that are not dual encoders; the template says how they are used.
+# The pipelines of models that are not dual encoders; the template shows how to use them.
 _PIPELINES = {
     "RegionLearnerForVideoClassification": "video-classification",
     "RegionLearnerForVideoQuestionAnswering": "visual-question-answering",
 }
 
-# Corpora whose name does not tell what is in them, and those with captions, questions or classes in English.
+# Corpora whose name does not say what they contain, and those with captions, questions or classes in English.
 _ANY_VIDEOS = {"features", "folder", "webdataset"}
 _ENGLISH = {
     "cc3m", "didemo", "drifting_letters", "hmdb51", "lsmdc", "moving_shapes", "msrvtt", "msvd", "ucf101", "webvid",
@@ -52,24 +52,24 @@ def model_card(
     Renders a model card.
 
     Args:
-        results: files that `region-learner evaluate --output` wrote, all of one model. The results of several folds
-            may be of one model per fold.
-        checkpoint: directory of the model; the `results.json` of its training run, if it is there, says how it was
+        results: files that `region-learner evaluate --output` wrote, all for one model. Results of several folds may
+            belong to one model per fold.
+        checkpoint: directory of the model. If it has the `results.json` of its training run, the card says how it was
             trained.
-        repo: name on the Hub, for the example; by default the name of the model in the results.
-        license: of the weights, an identifier of the Hub; by default "other", with the name "not stated".
-        title: by default the name.
-        description: in Markdown.
-        query: text of the example.
-        language: of the captions that it was trained on, as codes such as "en"; by default that of the benchmarks it
+        repo: name on the Hub, for the code example; by default the name of the model in the results.
+        license: license of the weights, as an identifier of the Hub; by default "other", with the name "not stated".
+        title: title of the card; by default the name of the model.
+        description: what the model is, in Markdown.
+        query: query of the code example.
+        language: languages of the training captions, as codes such as "en"; by default those of the benchmarks that it
             was trained on.
 
     Returns:
         The card in Markdown, with its metadata, including `model-index`, on top.
 
     Raises:
-        ValueError: there are no results, they are of several models or twice of the same evaluation, a file does not
-            hold any, the checkpoint has other weights, or `repo` cannot be a name on the Hub.
+        ValueError: there are no results, they belong to several models, an evaluation occurs twice, a file does not
+            contain results, the checkpoint has other weights, or `repo` is not a valid name on the Hub.
 
     Example:
 
@@ -77,7 +77,7 @@ def model_card(
     """
     measured = [read_results(path) for path in results]
     if not measured:
-        raise ValueError("A model card needs measured results: give files of `region-learner evaluate --output FILE`.")
+        raise ValueError("A model card needs measured results, from `region-learner evaluate --output FILE`.")
     if repo is not None:
         validate_repo_id(repo)
     _check_one_model(results, measured)
@@ -96,10 +96,10 @@ def draft_card(
     language: Sequence[str] = (),
 ) -> str:
     """
-    Renders the card of a model that was trained but not measured yet.
+    Renders the card of a model that was trained but not evaluated yet.
 
     Args:
-        model: what `describe_model` of `evaluation.provenance` returns for it.
+        model: the description of the model by `describe_model` of `evaluation.provenance`.
         checkpoint: its directory.
         repo: name on the Hub.
         license, title, language: as in [`model_card`].
@@ -173,7 +173,7 @@ def _metadata(
 
 
 def _of_the_hub(names: Iterable[str]) -> list[str]:
-    """Those that can be names on the Hub."""
+    """Returns the names that are valid on the Hub."""
     found = []
     for name in names:
         with suppress(HFValidationError):
@@ -198,7 +198,7 @@ def _template():
 
 # --- Text that is put into the card --------------------------------------------------------------------------
 
-# The characters that have a meaning to Markdown inside of a line. A `_` between letters does not.
+# The characters with a meaning in Markdown within a line, which a `_` between letters does not have.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -238,7 +238,9 @@ def _check_one_model(paths: Sequence[str | os.PathLike[str]], measured: Sequence
     parts = _models(measured[0])
     for path, other in zip(paths, measured):
         if different := _what_differs(parts, _models(other)):
-            raise ValueError(f"{path} is of another model than {paths[0]} ({different}): a card describes one model.")
+            raise ValueError(
+                f"{path} has results of another model than {paths[0]} ({different}): a card describes one model."
+            )
 
 
 def _what_differs(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
@@ -303,7 +305,7 @@ def _check_different_evaluations(
     evaluations: dict[str, str | os.PathLike[str]] = {}
     for path, one in zip(paths, measured):
         if (name := f"{_name(one)}, {_config(one)}") in evaluations:
-            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: leave one out.")
+            raise ValueError(f"{path} and {evaluations[name]} are both results of {name}: leave one of them out.")
         evaluations[name] = path
 
 
@@ -395,7 +397,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     weights = weights_of(checkpoint)
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
-        what = "holds other weights than those that were measured" if weights else "has no model.safetensors"
+        what = "has other weights than those that were evaluated" if weights else "has no model.safetensors"
         raise ValueError(f"{checkpoint} {what}: a card describes one model.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():
@@ -423,15 +425,15 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
 @dataclass(frozen=True)
 class _Origin:
     """
-    What a model was made of, as far as its training run recorded it.
+    What a model was made from, according to the records of its training runs.
 
     Args:
         base_models: names of the models and towers that training started from.
         corpora: names of the corpora it was trained on, in all of its runs.
-        is_complete: whether there are no others.
-        videos: how many, where there was one run.
-        in_words: where training started; empty if it is not known.
-        learned_tokens: the size of a tokenizer that was learned from the captions, or None.
+        is_complete: whether these are all of them.
+        videos: number of training videos, if there was only one run.
+        in_words: sentence about where training started; empty if that is not known.
+        learned_tokens: size of a tokenizer that was trained on the captions, or None.
     """
 
     base_models: tuple[str, ...] = ()
@@ -501,15 +503,15 @@ def _listed(names: Iterable[str]) -> str:
 @dataclass(frozen=True)
 class Emissions:
     """
-    What CodeCarbon measured of training.
+    The energy and emissions of training, as measured by CodeCarbon.
 
     Args:
         kwh: energy in kWh.
         kg: emissions in kg of CO2 equivalents.
-        runs: how many runs these are the sums of.
-        country: where.
-        hardware: GPUs, or else CPUs.
-        version: of CodeCarbon.
+        runs: number of runs that are summed up.
+        country: country of the machine.
+        hardware: the GPUs, or the CPUs if there are none.
+        version: version of CodeCarbon.
     """
 
     kwh: float
@@ -531,7 +533,7 @@ def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
     Reads the `emissions.csv` of CodeCarbon beside a checkpoint, which transformers' `--report-to codecarbon` writes.
 
     Returns:
-        The sums of all runs in it; None if there is no such file, or nothing in it.
+        The sums of all runs in it; None if the file does not exist or is empty.
 
     Raises:
         ValueError: it is not a file of CodeCarbon.
@@ -546,7 +548,7 @@ def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
     try:
         kwh, kg = (math.fsum(float(row[name]) for row in runs.values()) for name in ("energy_consumed", "emissions"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of CodeCarbon ({error!r:.80}): remove it, or track again.") from error
+        raise ValueError(f"{path} was not written by CodeCarbon ({error!r:.80}): remove it or track again.") from error
     if not runs or not (math.isfinite(kwh) and math.isfinite(kg)):
         return None
     last = list(runs.values())[-1]
@@ -583,7 +585,7 @@ def _limits(
     origin: _Origin,
     languages: Sequence[str],
 ) -> list[str]:
-    """Returns what this model, and not every model, cannot do, in sentences."""
+    """Returns sentences about the limits of this particular model, which not every model has."""
     return [
         *_limits_of_training(origin, measured),
         *_limits_of_clips(parts[0]["model"]["config"]),
@@ -594,16 +596,16 @@ def _limits(
 
 def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) -> list[str]:
     if not origin.corpora:
-        return ["What it was trained on is not recorded."]
+        return ["It is not recorded what the model was trained on."]
     size = f" ({origin.videos:,} videos)" if origin.videos is not None else ""
     alone = " alone" if origin.is_complete and not origin.base_models else ""
     lines = [f"It was trained on {_listed(origin.corpora)}{size}{alone}."]
     if not origin.is_complete:
-        lines[0] = lines[0].removesuffix(".") + ", and maybe on more: not all of its training is recorded."
+        lines[0] = lines[0].removesuffix(".") + ", and possibly on more data: not all of its training is recorded."
     trained_on = {videos_of(name) for name in origin.corpora}
     others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
     if measured and not others:
-        lines.append(f"It was only measured on what it was trained on, {_listed(sorted(trained_on))}: how it does on "
+        lines.append(f"It was only evaluated on its training data, {_listed(sorted(trained_on))}: its quality on "
                      "other videos is not known.")  # fmt: skip
     return lines
 
@@ -612,10 +614,10 @@ def _limits_of_clips(config: Mapping[str, Any]) -> list[str]:
     frames, size, patch = (config.get(key) for key in ("num_frames", "image_size", "patch_size"))
     if not frames:
         return []
-    line = f"It sees {frames} frame{'s' * (frames != 1)} of a clip"
+    line = f"It sees {frames} frame{'s' * (frames != 1)} per clip"
     line += f", of {size} x {size} pixels" if size else ""
     line += f", in patches of {patch} x {patch}" if size and patch else ""
-    return [f"{line}: what is between them{' or smaller' if size else ''} is lost."]
+    return [f"{line}: it misses anything between these frames{' or smaller than a patch' if size else ''}."]
 
 
 def _limits_of_texts(
@@ -626,12 +628,12 @@ def _limits_of_texts(
     length = _text_length(Path(checkpoint)) if checkpoint is not None else None
     lines = [f"Texts are cut off after {length} tokens."] if length else []
     if origin.learned_tokens:
-        lines.append("Its tokenizer was learned from the captions it was trained on: it knows no other words.")
+        lines.append("Its tokenizer was trained on the training captions, so it knows no other words.")
     if languages:
         named = {"en": "English"}
-        lines.append(f"The texts it was trained on are in {_listed(named.get(code, code) for code in languages)}.")
+        lines.append(f"Its training texts are in {_listed(named.get(code, code) for code in languages)}.")
     elif origin.corpora:
-        lines.append("The language of the texts it was trained on is not recorded.")
+        lines.append("The language of its training texts is not recorded.")
     return lines
 
 
