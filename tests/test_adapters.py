@@ -156,9 +156,7 @@ def test_checkpoints_of_earlier_versions(run, tmp_path):
         assert torch.equal(value, states[3][name]), name
     for load in (lambda: load_checkpoint(str(tmp_path), "retrieval"),
                  lambda: check_model_arguments(ModelArguments(model=str(tmp_path)))):  # fmt: skip
-        with pytest.raises(
-            ValueError, match=r"adapter checkpoint of version 0\.1, which only its own training run can load"
-        ):
+        with pytest.raises(ValueError, match=r"adapter checkpoint of version 0\.1, which only its own training run"):
             load()
 
 

@@ -79,7 +79,8 @@ def test_a_model_from_random_weights(card, run):  # noqa: F811
     assert "Training started from random weights." in text
     assert limits(text) == [
         "It was trained on moving\\_shapes (1,200 videos) alone.".replace("\\", ""),
-        "It sees 1 frame per clip, of 48 x 48 pixels, in patches of 8 x 8: it misses anything between these frames or smaller than a patch.",
+        "It sees 1 frame per clip, of 48 x 48 pixels, in patches of 8 x 8: it misses anything between "
+        "these frames or smaller than a patch.",
         "Texts are cut off after 32 tokens.",
         "Its tokenizer was trained on the training captions, so it knows no other words.",
         "Its training texts are in English.",
@@ -133,5 +134,5 @@ def test_the_draft_of_a_model_that_is_not_measured(run):  # noqa: F811
     assert (said["license"], said["base_model"]) == ("mit", ["openai/clip-vit-base-patch16"])
     assert "model-index" not in said
     headings, _, _, seen = parse(text)
-    assert "Not measured yet." in seen
+    assert "This model has not been evaluated yet." in seen
     assert [name for _, name in headings] == ["me/mine", "Results", "Model", "Training", "Use", "Limits"]

@@ -171,7 +171,8 @@ def test_a_card_holds_what_was_measured(card, run):
         "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
         "4 frames, 1 clip per video.",
         "the gallery has 668",
-        "dual softmax (temperature 0.05), which uses all queries at once and cannot be compared with the results above: "
+        "dual softmax (temperature 0.05), which uses all queries at once and cannot be compared "
+        "with the results above: "
         "dsl_t2v_R@1 50.1.",
         "1,200 videos, mean loss 0.500 over the whole run, 60 seconds",
         "3 videos could not be read",
@@ -276,9 +277,7 @@ def test_folds_of_one_model(card):
     assert model[-1] == ["SHA-256 of model.safetensors", f"{WEIGHTS_SHA256[:16]}…"]
     # It is the model of other results, too; those of several are not.
     assert [name for tag, name in parse(card(mean, MSVD))[0] if tag == "h3"][1] == "msvd (retrieval, trained on msvd)"
-    with pytest.raises(
-        ValueError, match=r"1.json has results of another model than .*0.json \(models: 1 instead of 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"1.json has results of another model than .*0.json \(models: 1 instead"):
         card(folds(), MSVD)
 
 

@@ -330,7 +330,7 @@ WRONG = {
         "README.md: its model-index claims t2v_R@1 = 55.68 on msvd (measured: 45.68), which is not in any results file"
     ),
     with_edited_card("| 45.7 |", "| 46.7 |"): (
-        "README.md: a table claims 46.7 for 't2v_R@1' (measured: 45.68), which is not in any results file of these weights"
+        "README.md: a table claims 46.7 for 't2v_R@1' (measured: 45.68), which is not in any results file"
     ),
     with_edited_card("\n## Limits", "\n| IoU |\n|---|\n| 34.5 |\n\n## Limits"): "a table claims 34.5 for 'IoU'",
     results_of_other_weights: "no results of its weights to make one from (msvd.json: results of other weights)",
@@ -455,7 +455,7 @@ def test_a_failed_push_leaves_nothing(hub, checkpoint, capsys, name):
 def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint):
     hub.faults = {"/commit/": None, "^DELETE": (500, "out of order")}
     with pytest.raises(
-        OSError, match=r"The repository tester/mine, which was created for it, may be empty on the Hub: push"
+        OSError, match=r"The repository tester/mine, which was created for it, may be empty on the Hub"
     ):
         push(checkpoint, REPO)
     assert commits(hub) == []

@@ -15,7 +15,8 @@ three normalizations (the region option `mask_normalization`), which are read in
 of the weights of this mask in this frame, which is the cut with the least variance on its two sides. The rule has no
 parameter to tune, does not depend on the scale and offset of the weights (nor on the sign of a raw mask), and
 separates a mask of two values correctly, whatever their areas. If a mask weights all positions alike, except for
-rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster, no position does.
+rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster, no
+position does.
 
 **At which resolution.** Masks are enlarged bilinearly, with the thresholds of the masks before enlargement.
 """
