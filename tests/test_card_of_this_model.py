@@ -37,7 +37,7 @@ def test_a_model_from_towers(card, run):  # noqa: F811
     assert "Training started from timm/vit_base_patch16_224 and distilbert-base-uncased." in parse(text)[3]
     assert limits(text) == [
         "It was trained on msvd (1,200 videos).",
-        "It was only evaluated on its training data, msvd: its quality on other videos is not known.",
+        "It was only evaluated on corpora that it was trained on, msvd: its quality on other videos is not known.",
         "It sees 4 frames per clip: it misses anything between these frames.",
         "Its training texts are in English.",
     ]

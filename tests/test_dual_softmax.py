@@ -109,7 +109,7 @@ def test_weights_that_vanish_as_numbers_and_embeddings_of_any_length():
     ("arguments", "message"),
     [
         ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: pass text_video_ids to say"),
-        ((np.ones((3, 4)), np.ones((3, 5))), "4 dimensions, video_embeds 5"),
+        ((np.ones((3, 4)), np.ones((3, 5))), "same dimension, not 4 and 5"),
         ((np.ones((0, 4)), np.ones((3, 4))), "text_embeds must be of shape"),
         ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds contains values that are not finite"),
         ((np.ones((3, 4)), np.ones((3, 4)), [0, 1]), "text_video_ids has 2 entries for 3"),

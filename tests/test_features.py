@@ -250,7 +250,7 @@ def test_other_frames_are_refused_before_training(root, tmp_path, capsys):
     options = ["--freeze", "video_model.backbone", "--test_split=test", *TRAINING, f"--num_frames={FRAMES}"]
     code, _, err = command(capsys, "train", "--model", root / "clip", *data, *options)
     assert code == 2
-    assert "cached/test holds features of 1 frames per clip, but the model reads 4" in last_line(err)
+    assert "cached/test has features of 1 frames per clip, but the model reads 4" in last_line(err)
     assert "step 1" not in err
 
 
@@ -258,7 +258,7 @@ def test_other_models_are_refused(root, tmp_path, capsys):
     data = ["--corpus", "features", "--data-dir", root / "cached"]
     code, _, err = command(capsys, "evaluate", root / "clip", *data)
     assert code == 2
-    assert f"holds features of {FRAMES} frames per clip, but the model reads 12" in last_line(err)
+    assert f"has features of {FRAMES} frames per clip, but the model reads 12" in last_line(err)
     model, processor = load(root, regions=False)
     dataset = [(cached(root), None)]
     assert check_features(model, processor, dataset)
@@ -270,10 +270,10 @@ def test_other_models_are_refused(root, tmp_path, capsys):
         check_features(model, processor, dataset)
     with torch.no_grad():
         next(model.video_model.backbone.parameters()).view(-1)[0] += 1e-3
-    with pytest.raises(ValueError, match="of the backbone of clip, whose weights are not those"):
+    with pytest.raises(ValueError, match="of the backbone of clip, whose weights differ"):
         check_features(model, processor, dataset)
     model.video_model.backbone = None
-    with pytest.raises(ValueError, match="holds features of a backbone, but the model does not have one"):
+    with pytest.raises(ValueError, match="has features of a backbone, but the model has none"):
         check_features(model, processor, dataset)
 
 

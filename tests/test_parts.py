@@ -219,7 +219,7 @@ def test_a_killed_job_resumes(model, videos, made_at_once, tmp_path, monkeypatch
     arguments = [sys.executable, "-c", KILLED, model, str(videos), str(tmp_path / "parts"), "3"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 to resume it"):
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     read = []
     reading = jobs.read_videos
@@ -246,7 +246,7 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
     with suppress(KeyboardInterrupt):
         embed()
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 to resume it"):
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     report = embed()
     assert (report["new"], report["unchanged"]) == (2, 3)
@@ -299,7 +299,7 @@ def test_missing_parts(embed, videos, tmp_path, monkeypatch):
         embed((number, 4))
     first = tmp_path / "parts" / "part-00001-of-00004-0000.parquet"
     first.rename(tmp_path / first.name)
-    with pytest.raises(ValueError, match=f"parts does not have {first.name}"):
+    with pytest.raises(ValueError, match=f"parts lacks {first.name}"):
         join()
     (tmp_path / first.name).rename(first)
     make_video(videos / "f.mp4", 2, seed=9)
@@ -374,7 +374,7 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
         return printed
 
     assert "--output DIR is missing" in message("embed", model, videos)
-    assert "give VIDEOS" in message("embed", model, "--output", "x")
+    assert "Give either VIDEOS" in message("embed", model, "--output", "x")
     for shard in ("4", "4/4", "-1/4", "0/0", "a/b"):
         assert f"--shard '{shard}' must be I/N" in message("embed", model, videos, "--output", "x", "--shard", shard)
     assert "takes only --index DIR and --json" in message("index", videos, "--index", "x", "--from-embeddings", "p")
@@ -383,7 +383,7 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
     export = ["index", "export", "--index", made_at_once.directory, "--output", tmp_path / "out", "--to"]
     assert "--index DIR, --to FORMAT and" in message(*export[:-1])
     assert "to='lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")
-    assert "files do not have one" in message(*export, "parquet", "--name", "x")
+    assert "not for Parquet files" in message(*export, "parquet", "--name", "x")
     for engine, package, module in (("lance", "lancedb", "lancedb"), ("qdrant", "qdrant-client", "qdrant_client")):
         monkeypatch.setitem(sys.modules, module, None)
         assert f"needs the package {package}: pip install {package}\n" in message(*export, engine)
@@ -475,7 +475,7 @@ DAMAGED = {
         column("duration", *[float("inf")] * 3, None),
         column("duration", *[-1.0] * 3, None),
     ],
-    "its columns are not": [
+    "it does not have the columns": [
         lambda table: table.drop_columns(["root"]),
         lambda table: table.append_column("x", pa.array([1] * 4)),
         lambda table: table.set_column(3, "vector", table["vector"].cast(pa.list_(pa.float32()))),

@@ -235,8 +235,8 @@ def test_equal_tokens_are_tied_and_others_are_told_apart():
     ("changes", "message"),
     [
         ({"candidates": 0}, "candidates=0 must be at least 1"),
-        ({"words": 2}, "text_tokens has 2 entries for 3 embeddings"),
-        ({"regions": 4}, "video_tokens has 4 entries for 3 embeddings"),
+        ({"words": 2}, "text_tokens must have 3 entries, one per embedding, not 2"),
+        ({"regions": 4}, "video_tokens must have 3 entries, one per embedding, not 4"),
         ({"nan": True}, "video_tokens contains values that are not finite"),
     ],
 )
@@ -483,7 +483,7 @@ def test_several_clips_are_noted(checkpoints, directory):
         (
             "with",
             ["--protocol=moving_shapes", "--rerank=-1"],
-            "'--rerank': Input should be greater than or equal to 0",
+            "--rerank must be at least 0, not '-1'",
         ),
     ],
 )

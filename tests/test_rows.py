@@ -39,12 +39,12 @@ GOOD = {"video": "a.mp4", "video_id": "a", "captions": ["one", "two"]}
 BAD = [
     ({"captions": 3}, "captions must be a string or a list of strings, not 3"),
     ({"captions": [3]}, r"captions must be a string or a list of strings, not \[3\]"),
-    ({"captions": None}, "captions holds no caption"),
-    ({"captions": float("nan")}, "captions holds no caption"),
-    ({"captions": []}, "captions holds no caption"),
-    ({"captions": ["one", " "]}, "captions holds a caption that is blank or missing"),
-    ({"captions": ["one", None]}, "captions holds a caption that is blank or missing"),
-    ({"captions": "nan"}, "captions holds a caption that is blank or missing"),
+    ({"captions": None}, "captions has no caption"),
+    ({"captions": float("nan")}, "captions has no caption"),
+    ({"captions": []}, "captions has no caption"),
+    ({"captions": ["one", " "]}, "captions has a caption that is blank or missing"),
+    ({"captions": ["one", None]}, "captions has a caption that is blank or missing"),
+    ({"captions": "nan"}, "captions has a caption that is blank or missing"),
     ({"captions": "['a' 'b']"}, "captions looks like a list but is not a JSON list"),
     ({"captions": "a\ud800"}, "captions has half a surrogate pair"),
     ({"video_id": None}, "video_id is missing or blank"),
@@ -170,7 +170,7 @@ def test_a_caption_is_never_taken_for_letters(rows, processor):
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
 def test_the_first_rows_are_looked_at(form):
     check_dataset(form([GOOD, GOOD]), ("captions",), "mine")
-    with pytest.raises(CorpusError, match=r"^mine, row 1 .*: captions holds a caption that is blank"):
+    with pytest.raises(CorpusError, match=r"^mine, row 1 .*: captions has a caption that is blank"):
         check_dataset(form([GOOD, GOOD | {"captions": [""]}]), ("captions",), "mine")
     with pytest.raises(CorpusError, match=r"^mine.* has no column 'label'"):
         check_dataset(form([GOOD]), ("label",), "mine")
@@ -181,7 +181,7 @@ def test_the_first_rows_are_looked_at(form):
     [
         (DatasetDict(train=Dataset.from_list([GOOD])), "is a mapping of 'train': pass one split"),
         (GOOD, "is a mapping of 'video', 'video_id', 'captions': pass one split"),
-        (pd.DataFrame([GOOD]), "is a DataFrame of pandas: pass datasets.Dataset.from_pandas"),
+        (pd.DataFrame([GOOD]), "is a pandas DataFrame: convert it with datasets.Dataset.from_pandas"),
         ("msrvtt", "must be a data set or a list of rows, not 'msrvtt'"),
         (3, "must be a data set or a list of rows, not 3"),
         ([], "mine has no rows"),
@@ -217,7 +217,7 @@ def make_trainer(model, processor, tmp_path, arguments=(), **options):
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
 def test_the_trainer_refuses_rows_before_it_trains(model, processor, rows, tmp_path, form):
     bad = [*rows[:2], rows[2] | {"captions": [" "]}, *rows[3:]]
-    with pytest.raises(CorpusError, match=r"^the training data, row 2 .*: captions holds a caption that is blank"):
+    with pytest.raises(CorpusError, match=r"^the training data, row 2 .*: captions has a caption that is blank"):
         make_trainer(model, processor, tmp_path, train_dataset=form(bad))
     with pytest.raises(CorpusError, match=r"^eval_dataset, row 2 .*: captions holds"):
         make_trainer(model, processor, tmp_path, train_dataset=rows, eval_dataset=form(bad))
@@ -299,8 +299,8 @@ def test_negative_captions(processor, rows, tmp_path):
     assert seen == {"a b", "c d"}
     assert "negative_input_ids" not in RegionLearnerCollator(processor, training=False)(named[:4])
     for wrong, message in [
-        (["x", rows[0]["captions"][0].upper() + " "], "negative_captions holds a caption of the video itself"),
-        (["x", " "], "negative_captions holds a caption that is blank or missing"),
+        (["x", rows[0]["captions"][0].upper() + " "], "negative_captions contains a caption of the video itself"),
+        (["x", " "], "negative_captions has a caption that is blank or missing"),
         (7, "negative_captions must be a string or a list of strings, not 7"),
     ]:
         bad = [rows[0] | {"negative_captions": wrong}, *rows[1:]]
@@ -311,7 +311,7 @@ def test_negative_captions(processor, rows, tmp_path):
     late = [row | {"negative_captions": []} for row in rows]
     late[7] |= {"negative_captions": rows[7]["captions"][:1]}
     with pytest.raises(
-        CorpusError, match=r"the training data, row 7 .*: negative_captions holds a caption of the video"
+        CorpusError, match=r"the training data, row 7 .*: negative_captions contains a caption of the video"
     ):
         make_trainer(
             tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path,
@@ -400,7 +400,7 @@ def test_evaluation_reads_rows_in_the_same_way(model, processor, rows, form):
     assert (result.texts, result.video_ids) == (expected.texts, expected.video_ids)
     assert result.metrics() == expected.metrics()
     for changed, message in BAD:
-        bare = "holds no caption" in message  # such a video is in the gallery
+        bare = "has no caption" in message  # such a video is in the gallery
         if form in (list, TorchRows) and not bare:
             with pytest.raises(ValueError, match=f"row 2.*{message}"):
                 embed_corpus(model, processor, form([*rows[:2], rows[2] | changed]), progress=False)

@@ -419,9 +419,9 @@ def test_damaged_parts(made, tmp_path):
     assert "do not have 5 tokens" in refused(changed("tokens", lambda tokens: tokens[1:]))
     assert "do not have 5 tokens" in refused(changed("token_weights", lambda weights: [0.0, *weights]))
     assert "are not of length 1" in refused(changed("tokens", lambda tokens: None))
-    assert "its columns are not" in refused(whole.drop_columns(["tokens"]))
-    assert "its columns are not" in refused(whole, lambda about: about | {"tokens": None})
-    assert "its columns are not" in refused(whole, lambda about: about | {"tokens": [N, DIM + 1]})
+    assert "it does not have the columns" in refused(whole.drop_columns(["tokens"]))
+    assert "it does not have the columns" in refused(whole, lambda about: about | {"tokens": None})
+    assert "it does not have the columns" in refused(whole, lambda about: about | {"tokens": [N, DIM + 1]})
     for shape in ([0, 8], "x", [1], [5, 8.0]):
         assert "is not a part of format" in refused(whole, lambda about, shape=shape: about | {"tokens": shape})
 

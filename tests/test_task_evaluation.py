@@ -543,7 +543,7 @@ def test_wrong_views():
         ({"clips": 0}, "clips=0 must be a whole number, at least 1"),
         ({"clips": 1.5}, "clips=1.5 must be"),
         ({"window_stride": 0}, "window_stride=0 must be"),
-        ({"clips": 2, "window_stride": 2}, "exclude each other"),
+        ({"clips": 2, "window_stride": 2}, "Give only one of clips"),
     ):
         with pytest.raises(ValueError, match=message):
             Views(**options)

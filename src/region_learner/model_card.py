@@ -409,7 +409,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (of a resumed run, those after it was resumed)"
+        line += " (of a resumed run, only those since it was resumed)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}
@@ -605,7 +605,7 @@ def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) 
     trained_on = {videos_of(name) for name in origin.corpora}
     others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
     if measured and not others:
-        lines.append(f"It was only evaluated on its training data, {_listed(sorted(trained_on))}: its quality on "
+        lines.append(f"It was only evaluated on corpora that it was trained on, {_listed(sorted(trained_on))}: its quality on "
                      "other videos is not known.")  # fmt: skip
     return lines
 
