@@ -521,7 +521,7 @@ def test_heat_over_frames():
     large = draw_heat_maps(frames, heat, height=64)
     assert large[0][0].size == (80, 64)
     for wrong, error, message in (
-        (heat[0], ValueError, r"\(P, T, h, w\), got \(2, 4, 5\)"),
+        (heat[0], ValueError, r"\(P, T, h, w\), not \(2, 4, 5\)"),
         (heat[:, :1], ValueError, "2 frames, but a heat map is of 1"),
         (-heat, ValueError, "negative"),
         (heat.long(), TypeError, "heat_maps must be a floating-point"),

@@ -623,7 +623,7 @@ def test_report_of_known_masks():
     assert report["change"] is report["codes"] is report["perplexity"] is None
     alone = mask_report(random(1, 2, 1, 4, 4))
     assert alone["overlap"] is alone["difference"] is alone["regions"][0]["overlap"] is None
-    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), got \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), not \(2, 3, 4\)"):
         mask_report(torch.ones(2, 3, 4))
 
 

@@ -326,7 +326,7 @@ def test_zero_shot_takes_names_and_labels_in_words(model, processor, tables, tmp
 def test_zero_shot_bad_input(model, processor, tables):
     table = tables["action_recognition"]
     rows = table.to_list()
-    with pytest.raises(ValueError, match="pass class_names"):
+    with pytest.raises(ValueError, match="as class_names"):
         zero_shot_accuracy(model, processor, rows)
     with pytest.raises(ValueError, match="2 names for the data set's 11 classes"):
         zero_shot_accuracy(model, processor, table, class_names=["a", "b"])

@@ -598,15 +598,15 @@ def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) 
     if not origin.corpora:
         return ["It is not recorded what the model was trained on."]
     size = f" ({origin.videos:,} videos)" if origin.videos is not None else ""
-    alone = " alone" if origin.is_complete and not origin.base_models else ""
+    alone = " only" if origin.is_complete and not origin.base_models else ""
     lines = [f"It was trained on {_listed(origin.corpora)}{size}{alone}."]
     if not origin.is_complete:
         lines[0] = lines[0].removesuffix(".") + ", and possibly on more data: not all of its training is recorded."
     trained_on = {videos_of(name) for name in origin.corpora}
     others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
     if measured and not others:
-        lines.append(f"It was only evaluated on corpora that it was trained on, {_listed(sorted(trained_on))}: its quality on "
-                     "other videos is not known.")  # fmt: skip
+        lines.append(f"It was only evaluated on corpora that it was trained on, {_listed(sorted(trained_on))}: its "
+                     "quality on other videos is not known.")  # fmt: skip
     return lines
 
 

@@ -175,8 +175,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
             columns[name] = table[name].to_pylist()
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise CorpusError(
-                f"{path}: column {name!r} of type {table[name].type} has values that Python cannot represent: {error}; "
-                "remove it, or write it as strings"
+                f"{path}: column {name!r} of type {table[name].type} has values that Python cannot represent: "
+                f"{error}; remove it, or write it as strings"
             ) from error
     for number in range(table.num_rows):
         yield f"row {number + 1}", {name: values[number] for name, values in columns.items()}
