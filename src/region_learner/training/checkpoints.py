@@ -208,7 +208,7 @@ def how_to_resume(output_dirs: Sequence[str]) -> str:
             "Resume with the same command and --resume-from-checkpoint true: stages that have finished are not "
             "trained again."
         )
-    return "No checkpoint was saved (--save-strategy, --save-steps): the same command starts from the beginning."
+    return "No checkpoint has been saved (--save-strategy, --save-steps): the same command starts from the beginning."
 
 
 def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | bool | None) -> str | None:
