@@ -50,7 +50,7 @@ EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 
 def middle_frames(total: int, frames: int) -> list[int]:
-    """The middles of equal segments."""
+    """Returns the middles of equal segments."""
     borders = np.floor(np.linspace(0, total, min(frames, total) + 1)).astype(int)
     chosen = ((borders[:-1] + borders[1:] - 1) // 2).tolist()
     return chosen + chosen[-1:] * (frames - len(chosen))
@@ -105,7 +105,7 @@ READERS: dict[str, Any] = {
 
 
 def scaled_size(processor: Any, path: str) -> tuple[int, int] | None:
-    """The size that ours scales frames to while it decodes; None where it does not."""
+    """Returns the size that ours scales frames to while it decodes; None where it does not."""
     import av
 
     with av.open(path) as container:
@@ -150,7 +150,7 @@ def serve(name: str, frames: int, connection) -> None:
 
 
 def count_frames(path: str, frames: int) -> dict[str, int]:
-    """How many frames lie between key frames and wanted ones, how many of them are needed, and how many we decode."""
+    """Returns how many frames lie between key frames and wanted ones, how many are needed, and how many we decode."""
     import av
 
     from region_learner import video_decoding_region_learner as module
@@ -192,7 +192,7 @@ def count_frames(path: str, frames: int) -> dict[str, int]:
 
 
 def whole_file(path: str, frames: int) -> np.ndarray:
-    """The wanted frames of plainly decoding all of them."""
+    """Returns the wanted frames of plainly decoding all of them."""
     import av
 
     with av.open(path) as container:

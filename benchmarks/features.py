@@ -84,7 +84,7 @@ def make_trainer(checkpoint: Path, rows: Dataset, options: argparse.Namespace) -
 
 
 def time_step(trainer: RegionLearnerTrainer, batches) -> tuple[float, float]:
-    """The seconds of reading a batch, and of training on it."""
+    """Returns the seconds of reading a batch, and of training on it."""
     start = time.perf_counter()
     batch = next(batches)
     read = time.perf_counter()

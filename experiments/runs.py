@@ -133,7 +133,7 @@ def run_in_processes(
 
 
 def _visible_gpus() -> list[str]:
-    """The GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them."""
+    """Returns the GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     return [str(number) for number in range(torch.cuda.device_count())]

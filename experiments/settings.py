@@ -74,7 +74,7 @@ class Row:
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """The video configuration `model` with some of its fields and region options replaced."""
+    """Returns the video configuration `model` with some of its fields and region options replaced."""
     changed = {**model, **fields}
     if region_options:
         changed["region_options"] = model.get("region_options", {}) | region_options

@@ -34,7 +34,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _measured(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """The [`interval`] of the values that are not None."""
+    """Returns the [`interval`] of the values that are not None."""
     measured = [value for value in values if value is not None]
     return interval(measured) if measured else None
 
@@ -130,7 +130,7 @@ def model_table(entries: Sequence[dict[str, Any]], step_times: Mapping[str, floa
 
 
 def _difference(entry: dict[str, Any]) -> str:
-    """A cell of the table, with the number of pairs where it is less than the number of seeds."""
+    """Returns a cell of the table, with the number of pairs where it is less than the number of seeds."""
     if "difference" not in entry:
         return ""
     cell = _with_interval(*entry["difference"], sign="+")

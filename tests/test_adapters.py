@@ -156,14 +156,14 @@ def test_checkpoints_of_earlier_versions(run, tmp_path):
         assert torch.equal(value, states[3][name]), name
     for load in (lambda: load_checkpoint(str(tmp_path), "retrieval"),
                  lambda: check_model_arguments(ModelArguments(model=str(tmp_path)))):  # fmt: skip
-        with pytest.raises(ValueError, match=r"adapters of version 0\.1, which only its own run can load"):
+        with pytest.raises(ValueError, match=r"adapter checkpoint of version 0\.1, which only its own training run"):
             load()
 
 
 def test_adapters_of_another_model_are_refused(run):
     folder, _, _ = run
     other = adapted(tiny_model(temporal_fusion="linear"))
-    with pytest.raises(ValueError, match="which this model does not have"):
+    with pytest.raises(ValueError, match="belongs to another model: it has"):
         load_adapters(other, folder / "run" / "checkpoint-1" / "adapter")
 
 

@@ -389,7 +389,7 @@ def test_temporary_files_are_removed(index, monkeypatch, picture):
 def test_a_port_that_is_taken(index, address):
     port = int(address.rpartition(":")[2])
     with (
-        pytest.raises(OSError, match=rf"^Port {port} is not free: choose another one with --port\.$"),
+        pytest.raises(OSError, match=rf"^Port {port} is already in use: choose another one with --port\.$"),
         serving(index, port=port),
     ):
         pass

@@ -581,7 +581,7 @@ def test_answer_vocabulary(tmp_path):
     touch(tmp_path, [f"video{n}.mp4" for n in range(len(rows))])
     for streaming in (False, True):
         assert answer_vocabulary(load_corpus("msrvtt_qa", tmp_path, streaming=streaming), 2) == ["b", "a"]
-    with pytest.raises(CorpusError, match=r"needs rows with a column 'answer' of words"):
+    with pytest.raises(CorpusError, match=r"needs rows with words in the column 'answer'"):
         answer_vocabulary([{"answer": 3}], 2)
     with pytest.raises(CorpusError, match=r"size must be at least 1"):
         answer_vocabulary(rows, 0)

@@ -134,5 +134,5 @@ def test_the_draft_of_a_model_that_is_not_measured(run):  # noqa: F811
     assert (said["license"], said["base_model"]) == ("mit", ["openai/clip-vit-base-patch16"])
     assert "model-index" not in said
     headings, _, _, seen = parse(text)
-    assert "Not measured yet." in seen
+    assert "This model has not been evaluated yet." in seen
     assert [name for _, name in headings] == ["me/mine", "Results", "Model", "Training", "Use", "Limits"]

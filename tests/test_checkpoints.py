@@ -67,7 +67,7 @@ def _directory(path: Path):  # as an unreadable file: the system refuses to open
     ("damage", "message"),
     [
         (_empty, r"{} is empty: .*git lfs pull"),
-        (_cut, r"{} is damaged or cut off \(.*\): .*git lfs pull"),
+        (_cut, r"{} is damaged or incomplete \(.*\): .*git lfs pull"),
         (_lfs_pointer, r"{} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {}\."),
         (_directory, r"{} cannot be read: Is a directory\."),
     ],
@@ -130,8 +130,8 @@ def _zero_what_completes(checkpoint: Path):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (_zero_the_middle, "its file model.safetensors is damaged: it does not hold what was saved"),
-        (lambda c: _cut(c / "optimizer.pt"), "its file optimizer.pt is missing or has another size"),
+        (_zero_the_middle, "its file model.safetensors is damaged: its content is not what was saved"),
+        (lambda c: _cut(c / "optimizer.pt"), "its file optimizer.pt is missing or does not have the size"),
         (_zero_what_completes, f"its {COMPLETE} is damaged"),
         (lambda c: (c / COMPLETE).write_text("[]"), f"its {COMPLETE} is damaged"),
         (lambda c: _lfs_pointer(c / "model.safetensors"), "its file model.safetensors is a pointer of Git LFS"),

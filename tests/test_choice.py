@@ -141,7 +141,7 @@ def test_a_learning_rate_that_follows_a_metric(tmp_path, metric):
         (
             "retrieval",
             {"save_strategy": "best", "metric_for_best_model": "t2v_R@1", "eval_strategy": "no"},
-            "save_strategy=best saves after an evaluation: give --eval-split",
+            "save_strategy=best saves after an evaluation: set --eval-split",
         ),
     ],
 )
@@ -151,7 +151,7 @@ def test_what_cannot_choose_a_checkpoint(task, options, message):
 
 
 def test_evaluation_needs_data():
-    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: give --eval-split"):
+    with pytest.raises(ValueError, match="eval_strategy=epoch needs data to evaluate on: set --eval-split"):
         check_evaluation(arguments(eval_strategy="epoch"), "retrieval", has_data=False)
 
 

@@ -165,7 +165,7 @@ def test_options_are_spelt_with_either_line(option, capsys):
     for argv in (["corpus", "check"], ["evaluate", "model"]):
         code, _, err = run(capsys, *argv, option, "many")
         assert code == 2
-        assert "Invalid value for '--max-unreadable'" in err
+        assert "--max-unreadable must be a number, " in err
     _, _, err = run(capsys, "train", option, "many")
     assert "error: --max-unreadable: invalid float value: 'many'" in err
 
@@ -190,7 +190,9 @@ def test_options_are_spelt_with_either_line(option, capsys):
         (["evaluate"], "Name the checkpoint to evaluate"),
         (["convert", "a.pth"], "Missing argument"),
         (["regions", "model", "--output"], "Option '--output' requires an argument."),
-        (["evaluate", "model", "--batch-size=0"], "Invalid value for '--batch-size'"),
+        (["evaluate", "model", "--batch-size=0"], "--batch-size must be at least 1, such as 16, not '0' (see"),
+        (["evaluate", "model", "--rerank=-1"], "--rerank must be at least 0, not '-1' (see"),
+        (["search", "i", "w", "--min-score=x"], "--min-score must be a number, from -1 to 1, such as 0.5, not 'x'"),
         (["evaluate", "model", "other"], "Got unexpected extra argument"),
     ],
     ids=str,
@@ -207,7 +209,7 @@ def test_missing_videos_may_be_allowed():
     assert options_of("moving_shapes", None) == {}
     with pytest.raises(ValueError, match="--max-missing does not apply to the corpus 'moving_shapes'"):
         options_of("moving_shapes", None, 0.1)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="mean the same"):
         options_of("msrvtt", '{"max_missing": 1}', 2)
 
 

@@ -165,7 +165,7 @@ def test_mutations(tmp_path, count):
         (b"epoch,loss\n1,0.5\n", "a text file that begins with 'epoch,loss 1,0.5'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), ""),
         (bytes(1000), ""),
-        (pickle.dumps({"state_dict": {"a": 1}}), "does not begin as torch.save"),
+        (pickle.dumps({"state_dict": {"a": 1}}), "does not begin like a file of torch.save"),
     ],
 )
 def test_other_files(tmp_path, content, words):
@@ -182,7 +182,7 @@ def test_other_archives_and_safetensors(tmp_path):
     save_file({"a": torch.zeros(3)}, path)
     refuses(path, "it is a safetensors file")
     path.write_bytes((FIXTURES / "frozen_in_time.pth").read_bytes()[:-1000])
-    refuses(path, "cut short or damaged")
+    refuses(path, "incomplete or damaged")
     with pytest.raises(IsADirectoryError, match="is a directory"):
         convert_original_checkpoint(tmp_path)
 

@@ -62,7 +62,7 @@ def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
 def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as error:
         resume(interrupted, tmp_path, **changed)
-    assert "resuming continues with it. Use the same settings, or start another run" in str(error.value)
+    assert "resuming continues with it. Use the same settings, or start a new run" in str(error.value)
 
 
 def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path, caplog):

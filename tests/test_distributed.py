@@ -161,7 +161,7 @@ def test_cached_gradients_repeat_their_random_numbers(tmp_path):
 
 def test_the_original_codebook_refuses_cached_gradients(tmp_path):
     options = SGD | {"video": {"codebook_mode": "original"}}
-    with pytest.raises(ValueError, match='codebook_mode="original" looks codes up after their update'):
+    with pytest.raises(ValueError, match='codebook_mode="original" assigns codes after updating them'):
         run(tmp_path, gradient_cache_chunk=2, **options)
 
 

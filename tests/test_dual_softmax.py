@@ -108,10 +108,10 @@ def test_weights_that_vanish_as_numbers_and_embeddings_of_any_length():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: say which belong together"),
-        ((np.ones((3, 4)), np.ones((3, 5))), "4 dimensions, video_embeds 5"),
+        ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: pass text_video_ids to say"),
+        ((np.ones((3, 4)), np.ones((3, 5))), "same dimension, not 4 and 5"),
         ((np.ones((0, 4)), np.ones((3, 4))), "text_embeds must be of shape"),
-        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds holds values that are not finite"),
+        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds contains values that are not finite"),
         ((np.ones((3, 4)), np.ones((3, 4)), [0, 1]), "text_video_ids has 2 entries for 3"),
         ((np.ones((2, 4)), np.ones((2, 4)), ["a", "z"], ["a", "b"]), r"not in video_ids: \['z'\]"),
         ((np.ones((2, 4)), np.ones((2, 4)), None, None, 0.0), r"temperature=0.0 must be above 0"),

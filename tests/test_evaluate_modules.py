@@ -102,11 +102,17 @@ def test_retrieval_errors(load):
     text, video, _ = pairs()
     ids = list(range(17))
     for arguments, message in [
-        ({"predictions": [[1.0, 2.0], [1.0]], "references": video[:2]}, "predictions must be .*one length.*1, 2"),
-        ({"predictions": [[], []], "references": video[:2]}, "predictions must be sequences of one length"),
-        ({"predictions": text[:2], "references": video[:2, :4]}, "text_embeds have 5 dimensions, video_embeds 4"),
+        ({"predictions": [[1.0, 2.0], [1.0]], "references": video[:2]}, "predictions must be .*same length.*1, 2"),
+        (
+            {"predictions": [[], []], "references": video[:2]},
+            "predictions must be .*same length, but they are empty",
+        ),
+        ({"predictions": text[:2], "references": video[:2, :4]}, "must have the same dimension, not 5 and 4"),
         ({"predictions": text[:2], "references": [video[0], []]}, r"not in video_ids: \[1\]"),
-        ({"predictions": text[:2], "references": np.full((2, 5), np.nan)}, "video_embeds holds values that are not"),
+        (
+            {"predictions": text[:2], "references": np.full((2, 5), np.nan)},
+            "video_embeds contains values that are",
+        ),
         ({"predictions": text[:2], "references": video[:3]}, "Mismatch in the number of predictions"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -133,7 +139,7 @@ def test_accuracies(load):
     tensors = {"predictions": torch.tensor(logits).float(), "references": torch.tensor(labels)}
     assert load("action_accuracy").compute(**tensors) == {"top1": 100 * 1.5 / 4, "top5": 100 * 2 / 4}
     for name in ("answer_accuracy", "action_accuracy"):
-        with pytest.raises(ValueError, match="predictions must be sequences of one length; 1 of them are empty"):
+        with pytest.raises(ValueError, match="predictions must be sequences of the same length, but 1 are empty"):
             load(name).compute(predictions=[[1.0, 2.0], []], references=[0, 1])
         with pytest.raises(ValueError, match="Every row is left out"):
             load(name).compute(predictions=[[1.0, 2.0]], references=[-100])

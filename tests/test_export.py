@@ -238,7 +238,7 @@ def test_a_wrong_program_is_not_passed_off_as_the_model(tmp_path, monkeypatch):
 
     original = export._write_onnx
     monkeypatch.setattr(export, "_write_onnx", write)
-    with pytest.raises(ValueError, match=r"text.onnx computes something else than the model: text_embeds differs by"):
+    with pytest.raises(ValueError, match=r"text.onnx does not compute the same as the model: text_embeds differs by"):
         export_model(tiny_model(), tmp_path, "onnx", ["text"])
 
 

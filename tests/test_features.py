@@ -195,7 +195,7 @@ def test_losses_are_those_of_videos_without_augmentation(root, tmp_path, caplog)
     of_features, trainer = train_on(root, cached(root), tmp_path / "b")
     assert of_features == pytest.approx(of_videos, rel=1e-3)
     assert len(set(of_features)) == 4
-    assert caplog.text.count("Cached features are of middle frames and center crops") == 1
+    assert caplog.text.count("Cached features belong to middle frames and center crops") == 1
     cache, _ = train_on(root, cached(root), tmp_path / "c", gradient_cache_chunk=2)
     assert cache == pytest.approx(of_features, abs=1e-4)
     before, _ = load(root, codebook_size=0)
@@ -250,7 +250,7 @@ def test_other_frames_are_refused_before_training(root, tmp_path, capsys):
     options = ["--freeze", "video_model.backbone", "--test_split=test", *TRAINING, f"--num_frames={FRAMES}"]
     code, _, err = command(capsys, "train", "--model", root / "clip", *data, *options)
     assert code == 2
-    assert "cached/test holds features of 1 frames per clip, but the model reads 4" in last_line(err)
+    assert "cached/test has features of 1 frames per clip, but the model reads 4" in last_line(err)
     assert "step 1" not in err
 
 
@@ -258,7 +258,7 @@ def test_other_models_are_refused(root, tmp_path, capsys):
     data = ["--corpus", "features", "--data-dir", root / "cached"]
     code, _, err = command(capsys, "evaluate", root / "clip", *data)
     assert code == 2
-    assert f"holds features of {FRAMES} frames per clip, but the model reads 12" in last_line(err)
+    assert f"has features of {FRAMES} frames per clip, but the model reads 12" in last_line(err)
     model, processor = load(root, regions=False)
     dataset = [(cached(root), None)]
     assert check_features(model, processor, dataset)
@@ -270,10 +270,10 @@ def test_other_models_are_refused(root, tmp_path, capsys):
         check_features(model, processor, dataset)
     with torch.no_grad():
         next(model.video_model.backbone.parameters()).view(-1)[0] += 1e-3
-    with pytest.raises(ValueError, match="of the backbone of clip, whose weights are not those"):
+    with pytest.raises(ValueError, match="of the backbone of clip, whose weights differ"):
         check_features(model, processor, dataset)
     model.video_model.backbone = None
-    with pytest.raises(ValueError, match="holds features of a backbone, but the model does not have one"):
+    with pytest.raises(ValueError, match="has features of a backbone, but the model has none"):
         check_features(model, processor, dataset)
 
 
@@ -293,7 +293,7 @@ def test_other_views_are_refused(root, tmp_path, capsys):
     data = ["--corpus", "features", "--data-dir", root / "cached"]
     code, _, err = command(capsys, "evaluate", tmp_path, *data, "--clips", "2")
     assert code == 2
-    assert "Cached features are of one clip per video" in last_line(err)
+    assert "Cached features have one clip per video" in last_line(err)
 
 
 def test_mixed_batches_are_refused(root):
@@ -324,7 +324,7 @@ def test_features_that_overflow_are_refused(root, tmp_path):
         model.video_model.backbone.post_layernorm.weight.fill_(1e6)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="'test-000000' has features that float16 cannot hold"):
+    with pytest.raises(ValueError, match="'test-000000' has features that do not fit in float16"):
         compute_features(str(tmp_path / "model"), videos(root, "test"), tmp_path / "cached", "test")
     assert not (tmp_path / "cached" / "test").exists()
 
@@ -448,7 +448,7 @@ def test_existing_features_are_kept(root, tmp_path, capsys):
     arguments = ["--corpus=folder", "--data-dir", root / "corpus", "--output", tmp_path / "cached", "--workers=1"]
     code, _, err = command(capsys, "corpus", "features", root / "clip", *arguments)
     assert code == 2
-    assert "already exists: choose another --output, or replace it by --overwrite" in last_line(err)
+    assert "already exists: choose another --output, or replace it with --overwrite" in last_line(err)
     assert cached(tmp_path)[0]["video"]["shape"][0] == FRAMES
     code, _, _ = command(capsys, "corpus", "features", root / "clip", *arguments, "--num-frames=1", "--overwrite")
     assert code == 0

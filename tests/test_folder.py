@@ -223,7 +223,7 @@ def test_folder_unknown_caption_column(tmp_path):
 
 def test_folder_column_of_two_types(tmp_path):
     write_metadata(tmp_path, [{"file_name": "a", "text": "a", "n": 1}, {"file_name": "b", "text": "b", "n": "x"}])
-    with pytest.raises(CorpusError, match="column 'n' holds values of different types"):
+    with pytest.raises(CorpusError, match="column 'n' has values of different types"):
         load_corpus("folder", tmp_path)
 
 

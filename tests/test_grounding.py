@@ -217,7 +217,7 @@ def test_texts_that_are_cut_off(processor, caplog):
     assert (not_read.region, not_read.weight, not_read.similarity, not_read.peak) == (None, 0, 0, None)
     with caplog.at_level(logging.WARNING):
         phrases = find_words(model, short, clips(1), TEXT)
-    assert "reads it up to 'square', and not the last 5 words" in caplog.text
+    assert "reads it up to 'square', without the last 5 words" in caplog.text
     assert phrases[-1].span[1] <= 12
 
 
@@ -226,10 +226,10 @@ def test_what_is_refused(processor):
     slow = RegionLearnerProcessor(processor.video_processor, train_tokenizer([TEXT], 300, 80))
     for arguments, message in (
         ((tiny_model(), processor, clips(1), TEXT), r"\(token_dim=0\).*--config '\{\"token_dim\": 64"),
-        ((model, processor, clips(2), TEXT), r"in one clip, .* not in \(2, 4, 3, 32, 32\)"),
-        ((model, processor, clips(1), TEXT, [(0, 99)]), r"The span \(0, 99\) holds no words"),
-        ((model, processor, clips(1), TEXT, [(3, 3)]), r"The span \(3, 3\) holds no words"),
-        ((model, processor, clips(1), TEXT, [(1, 2)]), r"The span \(1, 2\) holds no words"),
+        ((model, processor, clips(2), TEXT), r"one clip, .* not \(2, 4, 3, 32, 32\)"),
+        ((model, processor, clips(1), TEXT, [(0, 99)]), r"The span \(0, 99\) contains no words"),
+        ((model, processor, clips(1), TEXT, [(3, 3)]), r"The span \(3, 3\) contains no words"),
+        ((model, processor, clips(1), TEXT, [(1, 2)]), r"The span \(1, 2\) contains no words"),
     ):
         with pytest.raises(ValueError, match=message):
             find_phrases(*arguments)
@@ -484,8 +484,11 @@ def test_query_errors(corpora, checkpoints, tmp_path, capsys):
     for arguments, message in (
         (["without", video, "--query", TEXT], "token_dim=0"),
         (["queries", video, "--query", "?"], "The text '?' has no words"),
-        (["queries", video, "--query", TEXT, "--output", tmp_path / "a.txt"], "give it the extension .png"),
-        (["queries", "--corpus", "moving_shapes", "--query", TEXT], "--query is for videos that are given by name"),
+        (
+            ["queries", video, "--query", TEXT, "--output", tmp_path / "a.txt"],
+            "does not have the extension of a picture",
+        ),
+        (["queries", "--corpus", "moving_shapes", "--query", TEXT], "--query does not work with --corpus"),
         (["queries", "--query", TEXT], "Give either videos or --corpus"),
     ):
         code, out, error = run(capsys, "regions", checkpoints / arguments[0], *arguments[1:])
@@ -518,7 +521,7 @@ def test_heat_over_frames():
     large = draw_heat_maps(frames, heat, height=64)
     assert large[0][0].size == (80, 64)
     for wrong, error, message in (
-        (heat[0], ValueError, r"\(P, T, h, w\), got \(2, 4, 5\)"),
+        (heat[0], ValueError, r"\(P, T, h, w\), not \(2, 4, 5\)"),
         (heat[:, :1], ValueError, "2 frames, but a heat map is of 1"),
         (-heat, ValueError, "negative"),
         (heat.long(), TypeError, "heat_maps must be a floating-point"),

@@ -58,7 +58,7 @@ def test_a_run_that_found_its_batch_size_equals_one_that_was_given_it(tmp_path, 
     result = found.train()
     assert list(dict.fromkeys(found.tried)) == [16, 8, 4]
     assert result.metrics["per_device_train_batch_size"] == 4
-    assert "Batches of 16 do not fit in memory: training starts again with 8." in caplog.text
+    assert "Batches of 16 do not fit in memory: restarting training with 8." in caplog.text
     given = trainer(tmp_path, parts=(4,))
     given.train()
     assert_same_weights(found, given)
@@ -73,10 +73,10 @@ def test_corpora_keep_their_proportions(tmp_path):
 
 def test_it_ends_before_batches_have_no_negatives(tmp_path):
     alone = trainer(tmp_path, fits=1, auto_find_batch_size=True)
-    with pytest.raises(ValueError, match="auto_find_batch_size: not even batches of 2 fit in memory"):
+    with pytest.raises(ValueError, match="auto_find_batch_size: even batches of 2 do not fit in memory"):
         alone.train()
     assert set(alone.tried) == {16, 8, 4, 2}
-    with pytest.raises(ValueError, match="not even batches of 4 fit in memory"):  # 2 of the other corpus
+    with pytest.raises(ValueError, match="even batches of 4 do not fit in memory"):  # 2 of the other corpus
         trainer(tmp_path, parts=(16, 8), fits=1, auto_find_batch_size=True).train()
 
 
@@ -93,5 +93,5 @@ def test_a_resumed_run_keeps_the_size_that_was_found(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert set(resumed.tried) == {4}
     assert_same_weights(resumed, whole)
-    with pytest.raises(ValueError, match="Batches of 4, with which this checkpoint was trained, do not fit in memory"):
+    with pytest.raises(ValueError, match=r"Batches of 4, .* no longer fit in memory"):
         trainer(tmp_path, fits=2, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -67,7 +67,7 @@ def test_interrupted_evaluation(videos, checkpoint, tmp_path):
     command = ["evaluate", checkpoint, "--data-dir", str(videos), "--split", "all", "--workers", "2"]
     code, messages = interrupt(command, lambda: len(processes_of(tmp_path)) >= 3, tmp_path)
     assert code == 130
-    how = "Nothing was written; the same command starts again."
+    how = "Nothing was written. Run the same command to start again."
     assert messages.splitlines()[-1] == f"region-learner: interrupted. {how}"
     assert "Traceback" not in messages
 
@@ -80,13 +80,17 @@ def test_interrupted(videos, tmp_path, command):
         "prepare": (
             [str(tmp_path / "out"), *data, "--clips-per-shard", "2"],
             lambda: list((tmp_path / "out").glob("all/*.tar")),
-            "The same command resumes with the shards that are not finished.",
+            "Run the same command again to write the remaining shards.",
         ),
-        "check": (data, lambda: len(processes_of(tmp_path)) >= 4, "Nothing was kept; the same command starts again."),
+        "check": (
+            data,
+            lambda: len(processes_of(tmp_path)) >= 4,
+            "Nothing was written. Run the same command to start again.",
+        ),
         "make": (
             [str(tmp_path / "out"), "--corpus-options", '{"train": 5000}'],
             lambda: partial.is_dir() and any(partial.iterdir()),
-            "Nothing was written; the same command starts again.",
+            "Nothing was written. Run the same command to start again.",
         ),
     }[command]
     code, messages = interrupt(["corpus", command, *arguments], started, tmp_path)

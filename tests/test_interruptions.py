@@ -85,7 +85,7 @@ def test_checkpoints_cut_off_are_passed_over(tmp_path, caplog):
     assert incompleteness(tmp_path / "run" / "checkpoint-4") is None
     same(run(tmp_path / "run", resume=True, **options), expected)
     assert f"checkpoint-8: it has no {COMPLETE}" in caplog.text
-    assert "checkpoint-6: its file model.safetensors is missing or has another size" in caplog.text
+    assert "checkpoint-6: its file model.safetensors is missing or does not have the size" in caplog.text
 
 
 def test_what_cannot_be_resumed_from(tmp_path, caplog):

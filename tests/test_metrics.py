@@ -247,7 +247,7 @@ def test_ranks_of_queries_in_a_gallery():
         best_ranks(queries[:2], gallery, [[1], []])
     with pytest.raises(ValueError, match="relevant has 1 entries for 2 queries"):
         best_ranks(queries[:2], gallery, [[1]])
-    with pytest.raises(ValueError, match="queries have 2 dimensions, gallery 3"):
+    with pytest.raises(ValueError, match="queries and gallery must have the same dimension, not 2 and 3"):
         best_ranks(queries[:, :2], gallery, relevant)
 
 
@@ -262,17 +262,17 @@ def test_perfect_and_by_default_text_i_is_of_video_i():
     assert all(type(value) is float for value in metrics.values())
     for ids in (np.roll(np.arange(60), 7), [f"video {i}" for i in range(60)]):  # whatever the videos are called
         assert retrieval_metrics(embeds, embeds, video_ids=ids) == metrics
-    with pytest.raises(ValueError, match="60 texts and 59 videos: say which belong together"):
+    with pytest.raises(ValueError, match="60 texts and 59 videos: pass text_video_ids to say"):
         retrieval_metrics(embeds, embeds[1:], video_ids=range(59))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: say which belong together"),
-        ((np.ones((3, 4)), np.ones((3, 5))), "4 dimensions, video_embeds 5"),
+        ((np.ones((3, 4)), np.ones((2, 4))), "3 texts and 2 videos: pass text_video_ids to say"),
+        ((np.ones((3, 4)), np.ones((3, 5))), "same dimension, not 4 and 5"),
         ((np.ones((0, 4)), np.ones((3, 4))), "text_embeds must be of shape"),
-        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds holds values that are not finite"),
+        ((np.full((3, 4), np.nan), np.ones((3, 4))), "text_embeds contains values that are not finite"),
         ((np.ones((3, 4)), np.ones((3, 4)), [0, 1]), "text_video_ids has 2 entries for 3"),
         ((np.ones((2, 4)), np.ones((2, 4)), ["a", "z"], ["a", "b"]), r"not in video_ids: \['z'\]"),
     ],

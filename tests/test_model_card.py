@@ -276,7 +276,7 @@ def test_folds_of_one_model(card):
     assert model[-1] == ["SHA-256 of model.safetensors", f"{WEIGHTS_SHA256[:16]}…"]
     # It is the model of other results, too; those of several are not.
     assert [name for tag, name in parse(card(mean, MSVD))[0] if tag == "h3"][1] == "msvd (retrieval, trained on msvd)"
-    with pytest.raises(ValueError, match=r"1.json is of another model than .*0.json \(models: 1 instead of 3\)"):
+    with pytest.raises(ValueError, match=r"1.json has results of another model than .*0.json \(models: 1 instead"):
         card(folds(), MSVD)
 
 
@@ -298,7 +298,7 @@ def test_two_protocols_of_one_corpus(card):
     results = ModelCard(text).data.eval_results
     assert len({entry.unique_identifier for entry in results}) == 4
     assert results[2].dataset_config == "msvd_zero_shot, data in MSVD, 4 frames, 1 clip per video"
-    with pytest.raises(ValueError, match=r"1.json and .*0.json are of the same evaluation, msvd, data in MSVD"):
+    with pytest.raises(ValueError, match=r"1.json and .*0.json are both results of msvd, data in MSVD"):
         card(MSVD, MSVD)
 
 
@@ -348,7 +348,7 @@ def test_dates_and_versions_are_those_of_each_result(card):
 def test_a_card_is_of_one_model(card, mine, yours, message):
     other = changed(model=yours, protocol={"name": "msvd_zero_shot"})
     with pytest.raises(
-        ValueError, match=rf"1.json is of another model than .*0.json \({message}\): a card describes one"
+        ValueError, match=rf"1.json has results of another model than .*0.json \({message}\): a card describes one"
     ):
         card(changed(model=mine), other)
 
@@ -356,7 +356,7 @@ def test_a_card_is_of_one_model(card, mine, yours, message):
 def test_weights_that_are_not_known(card, run, tmp_path):
     unknown = changed(model={"weights": {}})
     assert ["SHA-256 of the weights", "not known"] in parse(card(unknown))[1][-1]
-    with pytest.raises(ValueError, match="holds other weights than those that were measured"):
+    with pytest.raises(ValueError, match="has other weights than those that were evaluated"):
         card(unknown, checkpoint=run({}))
     (tmp_path / "empty").mkdir()  # no weights are no proof, either
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
@@ -364,7 +364,7 @@ def test_weights_that_are_not_known(card, run, tmp_path):
 
 
 def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
-    with pytest.raises(ValueError, match="checkpoint holds other weights than those that were measured: a card"):
+    with pytest.raises(ValueError, match="checkpoint has other weights than those that were evaluated: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
@@ -519,7 +519,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["card", str(tmp_path), str(files[0])])
     assert end.value.code == 2
-    assert "is a directory: give it alone, or files" in capsys.readouterr().err
+    assert "is a directory: give either one directory or only files" in capsys.readouterr().err
 
 
 CARDS = Path(__file__).parent.parent / "model_cards"

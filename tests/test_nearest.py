@@ -122,7 +122,7 @@ def test_only_committed_rows_are_read(tmp_path):
     assert sorted(found[0]) == list(range(900))
     _, found = NearestRows(vectors, tmp_path, 0, NO_HOLES).search(rows[:1], 2)
     np.testing.assert_array_equal(found, [[-1, -1]])
-    with pytest.raises(ValueError, match=r"vectors-00001.f32 holds 200 vectors, expected 500"):
+    with pytest.raises(ValueError, match=r"vectors-00001.f32 has 200 vectors instead of 500"):
         NearestRows(vectors, tmp_path, 1500, NO_HOLES).search(rows[:1], 2)
 
 
@@ -147,7 +147,7 @@ def test_refuses_bad_input(tmp_path):
     search = NearestRows(vectors, tmp_path, 20, NO_HOLES).search
     with pytest.raises(ValueError, match=r"queries must have the shape \(Q, 12\), not \(12,\)"):
         search(rows[0], 1)
-    with pytest.raises(ValueError, match="a query is not finite"):
+    with pytest.raises(ValueError, match="embedding of a query is not finite"):
         search(np.full((1, DIM), np.nan), 1)
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         search(rows[:1], 0)
@@ -545,7 +545,7 @@ def test_lists_with_more_rows_than_the_index_are_made_again(index, caplog):
     """As after a database was put back: later rows may be others."""
     with caplog.at_level(logging.INFO):
         update_nearest(index.vectors, index.directory, 2000, NO_HOLES)
-    assert "nearest.json holds rows that are not in the index. It is made again." in caplog.text
+    assert "nearest.json holds rows that are not in the index. It is rebuilt." in caplog.text
     assert (index.about()["trained"], index.segments()) == (2000, [(0, 2000, 2000)])
 
 
@@ -689,4 +689,4 @@ def test_without_faiss(tmp_path, approximate, monkeypatch, caplog):
         made.check(recall=1)
     assert [path.name for path in tmp_path.iterdir() if "nearest" in path.name] == []
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message == "More than 500 vectors are searched slowly without FAISS: pip install 'region-learner[search]'"
+    assert message == "Searching more than 500 vectors is slow without FAISS: pip install 'region-learner[search]'"

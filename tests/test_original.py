@@ -242,7 +242,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
 def test_another_checkpoint_is_not_written_over(tmp_path):
     convert("frozen_in_time", output_dir=tmp_path / "new")
     before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    with pytest.raises(FileExistsError, match=r"new holds a checkpoint already \(.*\): choose another directory"):
+    with pytest.raises(FileExistsError, match=r"new already contains a checkpoint \(.*\): choose another directory"):
         convert("region_learner", output_dir=tmp_path / "new")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
     (tmp_path / "file").touch()

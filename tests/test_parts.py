@@ -183,7 +183,7 @@ def test_a_file_that_moved_to_another_shard(embed, videos, originals, tmp_path):
     shutil.copy(originals / "a.mp4", videos / "b.mp4")
     make_video(videos / "0.mp4", 2, seed=9)
     assert embed((0, 2)) == {"new": 1, "changed": 1, "unchanged": 2}
-    with pytest.raises(ValueError, match="shards 0 and 1 of 2 have other lists of videos"):
+    with pytest.raises(ValueError, match="shards 0 and 1 of 2 list different videos"):
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     assert embed((1, 2)) == {"unchanged": 2, "unreadable": 1}
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
@@ -219,7 +219,7 @@ def test_a_killed_job_resumes(model, videos, made_at_once, tmp_path, monkeypatch
     arguments = [sys.executable, "-c", KILLED, model, str(videos), str(tmp_path / "parts"), "3"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 to resume it"):
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     read = []
     reading = jobs.read_videos
@@ -246,7 +246,7 @@ def test_an_interrupted_job_keeps_what_it_has(embed, videos, tmp_path, monkeypat
     with suppress(KeyboardInterrupt):
         embed()
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 resumes it"):
+    with pytest.raises(ValueError, match=r"shard 0/1 is not finished: .* --shard 0/1 to resume it"):
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     report = embed()
     assert (report["new"], report["unchanged"]) == (2, 3)
@@ -263,7 +263,7 @@ def test_another_model_or_other_options(embed, model, videos, tmp_path, made_at_
         embed(stride=1.0)
     with pytest.raises(ValueError, match="num_frames=2, but"):
         embed(num_frames=2)
-    with pytest.raises(ValueError, match="has parts of 1 shards, not of 2: use --shard I/1"):
+    with pytest.raises(ValueError, match="has parts of 1 shards, not 2: use --shard I/1"):
         embed((0, 2))
     network, processor = load_checkpoint(model, "retrieval")
     with torch.no_grad():
@@ -299,16 +299,16 @@ def test_missing_parts(embed, videos, tmp_path, monkeypatch):
         embed((number, 4))
     first = tmp_path / "parts" / "part-00001-of-00004-0000.parquet"
     first.rename(tmp_path / first.name)
-    with pytest.raises(ValueError, match=f"parts does not have {first.name}"):
+    with pytest.raises(ValueError, match=f"parts lacks {first.name}"):
         join()
     (tmp_path / first.name).rename(first)
     make_video(videos / "f.mp4", 2, seed=9)
     embed((2, 4))
-    with pytest.raises(ValueError, match="have other lists of videos"):
+    with pytest.raises(ValueError, match="list different videos"):
         join()
     embed(directory="other")
     shutil.copy(tmp_path / "other" / "part-00000-of-00001-0000.parquet", tmp_path / "parts")
-    with pytest.raises(ValueError, match="shares of different jobs"):
+    with pytest.raises(ValueError, match="shards of different runs"):
         join()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="does not contain any parts"):
@@ -373,23 +373,23 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
         assert code == 2
         return printed
 
-    assert "--output DIR is needed" in message("embed", model, videos)
-    assert "give VIDEOS" in message("embed", model, "--output", "x")
+    assert "--output DIR is missing" in message("embed", model, videos)
+    assert "Give either VIDEOS" in message("embed", model, "--output", "x")
     for shard in ("4", "4/4", "-1/4", "0/0", "a/b"):
         assert f"--shard '{shard}' must be I/N" in message("embed", model, videos, "--output", "x", "--shard", shard)
-    assert "takes neither VIDEOS nor" in message("index", videos, "--index", "x", "--from-embeddings", "p")
-    assert "takes neither VIDEOS nor" in message("index", "x", "--from-embeddings", "p", "--window", "4")
-    assert "takes neither VIDEOS nor" in message("index", "--from-embeddings", "p")
+    assert "takes only --index DIR and --json" in message("index", videos, "--index", "x", "--from-embeddings", "p")
+    assert "takes only --index DIR and --json" in message("index", "x", "--from-embeddings", "p", "--window", "4")
+    assert "takes only --index DIR and --json" in message("index", "--from-embeddings", "p")
     export = ["index", "export", "--index", made_at_once.directory, "--output", tmp_path / "out", "--to"]
     assert "--index DIR, --to FORMAT and" in message(*export[:-1])
     assert "to='lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")
-    assert "files do not have one" in message(*export, "parquet", "--name", "x")
+    assert "not for Parquet files" in message(*export, "parquet", "--name", "x")
     for engine, package, module in (("lance", "lancedb", "lancedb"), ("qdrant", "qdrant-client", "qdrant_client")):
         monkeypatch.setitem(sys.modules, module, None)
         assert f"needs the package {package}: pip install {package}\n" in message(*export, engine)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
-    assert "has other files" in message(*export, "parquet")
+    assert "is not empty" in message(*export, "parquet")
     with locked(made_at_once.directory):
         assert "another run" in message(*export, "parquet")
 
@@ -455,15 +455,18 @@ DAMAGED = {
         column("end", 4, 6, 9, None),
         column("end", 4, 1, 7, None),
     ],
-    "its rows disagree": [column("size", 10, 10, 11, 10), column("sha256", "a" * 64, "a" * 64, "b" * 64, None)],
-    "it has windows and an error": [column("error", "x", "x", "x", "y"), column("vector", *ONE * 4)],
+    "its rows contradict each other": [
+        column("size", 10, 10, 11, 10),
+        column("sha256", "a" * 64, "a" * 64, "b" * 64, None),
+    ],
+    "it has both windows and an error": [column("error", "x", "x", "x", "y"), column("vector", *ONE * 4)],
     "its path is not": [
         column("path", *["v.mp4"] * 3, "/w"),
         column("path", *["/a/../v.mp4"] * 3, "/w"),
         column("path", *["/a\0"] * 3, "/w"),
         column("path", None, None, None, "/w"),
     ],
-    "it is in two places": [column("path", "/a", "/a", "/b", "/a"), lambda table: pa.concat_tables([table] * 2)],
+    "it occurs twice": [column("path", "/a", "/a", "/b", "/a"), lambda table: pa.concat_tables([table] * 2)],
     "it is not a member": [column("shard", *["/other.tar"] * 4), column("offset", 1, 1, 1, 1)],
     "a value is missing": [column("size", None, None, None, 1), column("modified", -1, -1, -1, 1)],
     "its hash or its duration": [
@@ -472,7 +475,7 @@ DAMAGED = {
         column("duration", *[float("inf")] * 3, None),
         column("duration", *[-1.0] * 3, None),
     ],
-    "its columns are not": [
+    "it does not have the columns": [
         lambda table: table.drop_columns(["root"]),
         lambda table: table.append_column("x", pa.array([1] * 4)),
         lambda table: table.set_column(3, "vector", table["vector"].cast(pa.list_(pa.float32()))),

@@ -294,7 +294,7 @@ def test_another_corpus_is_not_mixed_in(videos, tmp_path):
     with pytest.raises(CorpusError, match="rows is 2, not 3"):
         prepare_corpus(rows_of(videos[:3]), tmp_path, workers=1)
     changed = rows_of(videos[:2]).map(lambda row: row | {"captions": ["another"]})
-    with pytest.raises(CorpusError, match="ids, captions or other columns are not these"):
+    with pytest.raises(CorpusError, match="its ids, captions or other columns differ"):
         prepare_corpus(changed, tmp_path, workers=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").touch()

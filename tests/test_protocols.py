@@ -172,7 +172,7 @@ def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, 
     zero_shot = register_protocol("mine_too", replace(mine, zero_shot=True))
     shutil.copytree(places.model, tmp_path / "trained")
     (tmp_path / "trained" / "results.json").write_text(json.dumps({"arguments": {"corpus": "msvd_qa"}}))
-    with pytest.raises(ValueError, match=r"says that this one was: use a protocol with zero_shot=False\."):
+    with pytest.raises(ValueError, match=r"according to its results.json: use a protocol with zero_shot=False\."):
         evaluate_checkpoint(zero_shot, str(tmp_path / "trained"), places.data / "msvd")
 
 
@@ -449,7 +449,7 @@ def test_each_fold_has_its_own_published_size(places):
         (["--protocol=msvdd"], "The protocol 'msvdd' is not known; did you mean 'msvd'?"),
         (
             ["--protocol=msvd", "--corpus=msvd"],
-            "sets the corpus: leave out --protocol or --corpus",
+            "already sets the corpus: leave out --corpus or --protocol",
         ),
         (["--protocol=msvd", "--task=retrieval"], "sets the task"),
         (["--protocol=msvd", "--split=val"], "sets the split"),
@@ -457,14 +457,14 @@ def test_each_fold_has_its_own_published_size(places):
         (["--protocol=msvd", "--data-dir=nowhere"], "is not a directory"),
         (
             ["--protocol=msrvtt_1ka", '--corpus-options={"protocol": "full"}'],
-            "has protocol='1k-A'; leave that corpus option out",
+            "sets protocol='1k-A': leave that corpus option out",
         ),
         (["--protocol=msvd", "--clips=0"], "clips=0 must be a whole number, at least 1"),
-        (["--protocol=msvd", "--clips=2", "--window-stride=4"], "clips and window_stride exclude each other"),
+        (["--protocol=msvd", "--clips=2", "--window-stride=4"], "Give only one of clips and window_stride"),
         (["--protocol=msvd", "--window-stride=-1"], "window_stride=-1 must be a whole number"),
         (["--protocol=msrvtt_mc", "--dual-softmax"], "Dual-softmax re-scoring is for retrieval, not for the task"),
         (["--protocol=msvd", "--dual-softmax-temperature=0"], "dual_softmax_temperature=0.0 must be above 0"),
-        (["--protocol=msvd", "--prompts=actions"], "Prompts are for action recognition by the task 'zero_shot'"),
+        (["--protocol=msvd", "--prompts=actions"], "Prompts are for the task 'zero_shot'"),
         (["--protocol=hmdb51_zero_shot", "--prompts=no-such"], "Prompts 'no-such' are neither a set"),
         (["--protocol=msvd", "--all-folds"], "all_folds needs a protocol with folds: hmdb51, ucf101"),
         (
@@ -472,9 +472,12 @@ def test_each_fold_has_its_own_published_size(places):
             "write {fold} where the names of the models differ",
         ),
         (["--protocol=hmdb51_prompts", "--all-folds"], "Each fold needs the model that was trained on it"),
-        (["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'], "'fold' exclude each other"),
+        (
+            ["--protocol=hmdb51_zero_shot", "--all-folds", '--corpus-options={"fold": 1}'],
+            "leave out either all_folds or the corpus option 'fold'",
+        ),
         (["--task=retrievals"], "--task 'retrievals' is not known; did you mean 'retrieval'?"),
-        (["--protocol=msvd", "--output=."], "is a directory: give a file, such as"),
+        (["--protocol=msvd", "--output=."], "is a directory: name a file, such as"),
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
 )
@@ -541,7 +544,7 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
         load_checkpoint(str(tower), None)
     other = tmp_path / "other"
     model.text_model.save_pretrained(other)
-    with pytest.raises(ValueError, match="expected a RegionLearner model"):
+    with pytest.raises(ValueError, match="use a checkpoint of RegionLearner"):
         load_checkpoint(str(other), None)
     model.save_pretrained(tmp_path / "wider")
     config = json.loads((tmp_path / "wider" / "config.json").read_text())
@@ -614,7 +617,7 @@ def trained(places, tmp_path):
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
 def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
-    with pytest.raises(ValueError, match=r"not trained on msvd, but the results.json of .* says .*: use msvd\."):
+    with pytest.raises(ValueError, match=r"not trained on msvd, but .* was, according to .*: use msvd\."):
         trained("msvd_zero_shot", folder, corpus="msvd")
     with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])
@@ -650,14 +653,14 @@ def test_zero_shot_is_refused_for_what_an_earlier_run_was_trained_on(trained, tm
         ),
         ({"corpus": "webvid", "model": "SELF"}, "no results.json says how 'run' was trained"),
         ({"corpora": [{}]}, "no results.json says how 'checkpoint-7' was trained"),
-        ({"corpus": "webdataset"}, "its corpus 'webdataset' may hold any videos"),
+        ({"corpus": "webdataset"}, "its corpus 'webdataset' may contain any videos"),
     ],
 )
 def test_a_claim_that_cannot_be_checked_is_noted(trained, tmp_path, arguments, reason):
     if arguments.get("model") == "SELF":
         arguments["model"] = str(tmp_path / "run")
     found = trained("msvd_zero_shot", **arguments)
-    assert found.notes[-1] == f"That the model was not trained on msvd could not be checked: {reason}."
+    assert found.notes[-1] == f"Whether the model was trained on msvd could not be checked: {reason}."
     assert not any("could not be checked" in note for note in trained("msvd", **arguments).notes)
 
 

@@ -147,7 +147,7 @@ def test_directories_of_the_run_are_not_published(hub, checkpoint):
     published = commits(hub)[0]["results.json"]
     assert b"somebody" not in published
     assert json.loads(published) == RUN | {"arguments": {"corpus": "msvd", "learning_rate": 1e-4}}
-    assert any("results.json is published without directories" in note for note in pushed.notes)
+    assert any("results.json is published without data directories" in note for note in pushed.notes)
     assert json.loads((checkpoint / "results.json").read_text()) == RUN
 
 
@@ -162,7 +162,7 @@ def test_a_dry_run_shows_the_same_and_sends_nothing(hub, checkpoint, whole, caps
     assert "note: README.md is made from msvd.json" in err
     last = err.splitlines()[-1]
     assert last.startswith(f"Would push {len(whole)} files, ")
-    assert last.endswith(" kB, to the private repository tester/mine; nothing was sent")
+    assert last.endswith(" kB to the private repository tester/mine; nothing was sent")
     code, out, _ = run(capsys, checkpoint, REPO, "--dry-run", "--json")
     assert (code, json.loads(out)["url"]) == (0, None)
     assert hub.requests == []
@@ -245,7 +245,7 @@ def test_it_does_not_load_without_its_source_files(checkpoint, capsys):
     code, _, err = run(capsys, checkpoint, REPO, "--dry-run")
     assert code == 2
     (line,) = err.splitlines()
-    assert "does not load where region-learner is not installed" in line
+    assert "does not load without region-learner installed" in line
     assert "loss_region_learner" in line
     assert "save it again with save_pretrained" in line
 
@@ -337,7 +337,7 @@ def emissions(checkpoint):
 WRONG = {
     not_finite: "weights that are NaN or infinite (the first: text_projection.weight)",
     as_pickle: "no weights as safetensors (model.safetensors): load it and save it again",
-    cut_off: "model.safetensors is damaged or cut off",
+    cut_off: "model.safetensors is damaged or incomplete",
     part_is_missing: "model.safetensors.index.json and the files differ in model-00002-of-00002.safetensors",
     in_metadata_of_weights: "model.safetensors, line 1, has the path '/home/somebody/runs/3', which everybody",
     in_config("/home/somebody/data"): "config.json, line ",
@@ -347,10 +347,10 @@ WRONG = {
     with_card("---\nlicense: mit\nmodel-index: 3\n---\n"): "README.md: its metadata is not valid: ",
     with_card("---\ntags: [a]\n---\n"): "README.md names no license: write `license: ID`",
     with_edited_card("value: 45.68", "value: 55.68"): (
-        "README.md: its model-index claims t2v_R@1 = 55.68 on msvd (measured: 45.68), which no results file"
+        "README.md: its model-index claims t2v_R@1 = 55.68 on msvd (measured: 45.68), which is not in any results file"
     ),
     with_edited_card("| 45.7 |", "| 46.7 |"): (
-        "README.md: a table claims 46.7 for 't2v_R@1' (measured: 45.68), which no results file of these weights"
+        "README.md: a table claims 46.7 for 't2v_R@1' (measured: 45.68), which is not in any results file"
     ),
     with_edited_card("\n## Limits", "\n| IoU |\n|---|\n| 34.5 |\n\n## Limits"): "a table claims 34.5 for 'IoU'",
     results_of_other_weights: "no results of its weights to make one from (msvd.json: results of other weights)",
@@ -377,7 +377,7 @@ def test_what_must_not_be_published(checkpoint, hub, capsys, number):
         (["nowhere/at/all", REPO], "There is no directory nowhere/at/all"),
         (["owner/name", REPO], "owner/name is not a directory"),
         (["MODEL", "a/b/c"], "Repo id must be in the form"),
-        (["MODEL", REPO, "--public"], "The card states no license, so nobody may use the model: give --license ID"),
+        (["MODEL", REPO, "--public"], "The card states no license, so nobody may use the model: add --license ID"),
         (["MODEL", REPO, "--pubic"], "--pubic is not known; did you mean '--public'?"),
         (["MODEL"], "Missing argument 'REPO'"),
     ],
@@ -400,7 +400,7 @@ def test_a_card_that_was_made_here_passes(checkpoint, loads):
     with_edited_card("# ", "# ")(checkpoint)
     checked = check(checkpoint, REPO)
     assert checked.notes == [
-        "results.json is published without directories of data, and with paths cut to their last part"
+        "results.json is published without data directories, and with paths cut to their last part"
     ]
     notes = check(checkpoint, "tester/other").notes
     assert "the example of README.md loads 'tester/mine', not 'tester/other'" in notes
@@ -428,20 +428,20 @@ def test_leaks(text, found):
 
 # --- When the Hub does not take it ---------------------------------------------------------------------------
 
-NEW, REMOVED = "POST /api/repos/create", "The repository that was made for it is removed again."
+NEW, REMOVED = "POST /api/repos/create", "The repository that was created for it has been deleted again."
 FAILURES = {
     "the network breaks in the middle of the weights": ({"^PUT /lfs/": None}, "The connection to the Hub failed ("),
     "the network breaks in the middle of the commit": ({"/commit/": None}, "The connection to the Hub failed ("),
     "the token is revoked meanwhile": (
         {"/commit/": (401, "Invalid credentials in Authorization header")},
-        "The Hub refuses your token, which may be revoked or expired: make a new one",
+        "The Hub refuses your token, which may be revoked or expired: create a new one",
     ),
     "too large": (
         {"/commit/": (413, "Payload too large")},
-        "tester/mine does not fit: the storage of its owner is full",
+        "tester/mine does not fit: its owner's storage is full",
     ),
-    "not paid": ({"/info/lfs": (402, "Payment required")}, "The Hub wants to be paid for tester/mine (the Hub says:"),
-    "the card is refused": ({"/preupload/": (400, "Bad card")}, "The Hub failed with the status 400"),
+    "not paid": ({"/info/lfs": (402, "Payment required")}, "The Hub requires payment for tester/mine (the Hub says:"),
+    "the card is refused": ({"/preupload/": (400, "Bad card")}, "The Hub failed with status 400"),
 }
 
 
@@ -468,13 +468,15 @@ def test_a_failed_push_leaves_nothing(hub, checkpoint, capsys, name):
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n")
     code, _, err = run(capsys, checkpoint, REPO)
     assert code == 2
-    assert err.splitlines()[-1].endswith("tester/mine on the Hub is as it was before.")
+    assert err.splitlines()[-1].endswith("tester/mine on the Hub is unchanged.")
     assert commits(hub) == [before]
 
 
 def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint):
     hub.faults = {"/commit/": None, "^DELETE": (500, "out of order")}
-    with pytest.raises(OSError, match=r"The repository tester/mine, made for it, may be left empty on the Hub: push"):
+    with pytest.raises(
+        OSError, match=r"The repository tester/mine, which was created for it, may be empty on the Hub"
+    ):
         push(checkpoint, REPO)
     assert commits(hub) == []
 
@@ -494,9 +496,7 @@ def test_a_commit_whose_answer_is_lost_is_not_removed(hub, checkpoint, monkeypat
 
 def test_full_quota(hub, checkpoint):
     hub.quota = 1000
-    with pytest.raises(
-        OSError, match=r"does not fit: the storage .* \(the Hub says: Private repository storage limit"
-    ):
+    with pytest.raises(OSError, match=r"does not fit: .* storage .* \(the Hub says: Private repository storage limit"):
         push(checkpoint, REPO)
     assert hub.repositories == {}
 
@@ -507,7 +507,7 @@ def test_not_logged_in(hub, checkpoint, monkeypatch, capsys):
     assert (code, err) == (
         2,
         "region-learner: error: You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token "
-        "that may write.\n",
+        "with write access.\n",
     )
 
 
@@ -520,14 +520,14 @@ def test_a_revoked_token(hub, checkpoint):
 
 def test_somebody_elses_repository(hub, checkpoint):
     with pytest.raises(
-        OSError, match=r"else/mine is somebody else's: you are logged in as 'tester'. Push to tester/mine"
+        OSError, match=r"else/mine belongs to somebody else, as you are logged in as 'tester': push to tester/mine"
     ):
         push(checkpoint, "else/mine")
     assert all(request.startswith("GET") for request in hub.requests)
     hub.faults = {
         NEW: (403, "You don't have the rights to create a model under the namespace")
     }  # a token that only reads
-    with pytest.raises(OSError, match=r"You may not write to tester/mine \(the Hub says: You don't have the rights"):
+    with pytest.raises(OSError, match=r"You cannot write to tester/mine \(the Hub says: You don't have the rights"):
         push(checkpoint, REPO)
 
 

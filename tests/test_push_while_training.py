@@ -155,7 +155,7 @@ def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
     card = found["End of training"]["README.md"].decode()
     assert "license: mit" in card
     assert "- de" in card
-    assert "Not measured yet." in card
+    assert "This model has not been evaluated yet." in card
     assert b"somebody" not in found["End of training"]["results.json"]
     with pytest.raises(ValueError, match=r"push_to_hub does not take 'tags': write a README.md into"):
         trainers[0].push_to_hub(tags=["a"])
@@ -204,7 +204,7 @@ def test_a_push_that_fails_does_not_end_training(hub, tmp_path, caplog):
     (warning, *_) = [record.getMessage() for record in caplog.records if "was not pushed" in record.getMessage()]
     assert warning.startswith(
         "'Training in progress, step 1' was not pushed to tester/in-training, and training continues: "
-        "tester/in-training does not fit: the storage of its owner is full"
+        "tester/in-training does not fit: its owner's storage is full"
     )
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     with pytest.raises(OSError, match="tester/in-training does not fit"):

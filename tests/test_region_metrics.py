@@ -555,7 +555,7 @@ def test_quality_leaves_out_what_is_unreadable(shapes, video_processor, tmp_path
 def test_quality_bad_input(shapes, video_processor):
     with pytest.raises(ValueError, match="no regions to measure: its num_regions is 0"):
         region_quality(tiny_model(**NO_REGIONS), video_processor, shapes)
-    with pytest.raises(ValueError, match="no column 'masks': label maps of objects come with the built-in corpora"):
+    with pytest.raises(ValueError, match="no column 'masks': use a built-in corpus"):
         region_quality(tiny_model(), video_processor, shapes.remove_columns("masks"))
     with pytest.raises(ValueError, match="no rows"):
         region_quality(tiny_model(), video_processor, [])
@@ -623,7 +623,7 @@ def test_report_of_known_masks():
     assert report["change"] is report["codes"] is report["perplexity"] is None
     alone = mask_report(random(1, 2, 1, 4, 4))
     assert alone["overlap"] is alone["difference"] is alone["regions"][0]["overlap"] is None
-    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), got \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(B, T, S, h, w\), not \(2, 3, 4\)"):
         mask_report(torch.ones(2, 3, 4))
 
 
@@ -644,7 +644,7 @@ def test_report_of_a_model():
     assert region_report(tiny_model(codebook_size=0), videos)["codes"] is None
     with pytest.raises(ValueError, match="its num_regions is 0"):
         region_report(tiny_model(**NO_REGIONS), videos)
-    with pytest.raises(ValueError, match="`codebook_use` tells how much"):
+    with pytest.raises(ValueError, match="`codebook_use` measures how much"):
         region_report(tiny_model(num_regions=0, interaction_layers=0), videos)
 
 
@@ -776,14 +776,14 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
-        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "is not a picture: give it the extension .png"),
+        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "does not have the extension of a picture"),
         ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
         ([checkpoint], "Give either videos or --corpus"),
         ([checkpoint, video, "--corpus", "moving_shapes"], "Give either videos or --corpus"),
-        ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "leave it out with --corpus"),
+        ([checkpoint, "--corpus", "moving_shapes", "--output", "a.png"], "--output does not work with --corpus"),
         ([of_text_alone, video], "that the video tower needs are missing or of another shape (video_model."),
         ([checkpoint, video, "--split", "val"], "--split needs --corpus"),
-        ([*of_corpus, '{"split": "val"}'], "--corpus-options are the options of one corpus, not split"),
+        ([*of_corpus, '{"split": "val"}'], "--corpus-options takes options of the corpus, not split"),
     ):
         code, out, error = run(capsys, *arguments)
         assert (code, out) == (2, "")

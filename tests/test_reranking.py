@@ -235,9 +235,9 @@ def test_equal_tokens_are_tied_and_others_are_told_apart():
     ("changes", "message"),
     [
         ({"candidates": 0}, "candidates=0 must be at least 1"),
-        ({"words": 2}, "text_tokens has 2 entries for 3 embeddings"),
-        ({"regions": 4}, "video_tokens has 4 entries for 3 embeddings"),
-        ({"nan": True}, "video_tokens holds values that are not finite"),
+        ({"words": 2}, "text_tokens must have 3 entries, one per embedding, not 2"),
+        ({"regions": 4}, "video_tokens must have 3 entries, one per embedding, not 4"),
+        ({"nan": True}, "video_tokens contains values that are not finite"),
     ],
 )
 def test_arguments_that_do_not_fit(changes, message):
@@ -397,7 +397,7 @@ def test_what_cannot_be_reranked(model, processor, directory):
     for evaluate, dataset, rerank in (
         (retrieval_accuracy, rows, 5), (multiple_choice_accuracy, questions, True),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="Re-ranking needs a model with embeddings of words and regions"):
+        with pytest.raises(ValueError, match="Re-ranking needs a model with word-region embeddings"):
             evaluate(without, processor, dataset, rerank=rerank, progress=False)
         with pytest.raises(ValueError, match="Re-ranking needs one clip per video"):
             evaluate(model, processor, dataset, rerank=rerank, progress=False, views=Views(2))
@@ -464,7 +464,7 @@ def test_command_for_options(checkpoints, directory, tmp_path, capsys):
 
 def test_several_clips_are_noted(checkpoints, directory):
     protocol, name = get_protocol("moving_shapes"), str(checkpoints / "with")
-    note = "Not re-ranked by words and regions, which needs one clip per video."
+    note = "The results are not re-ranked by words and regions, as this needs one clip per video."
     found = evaluate_checkpoint(protocol, name, directory, views=Views(2))
     assert found.reranked is None
     assert note in found.notes
@@ -476,14 +476,14 @@ def test_several_clips_are_noted(checkpoints, directory):
 @pytest.mark.parametrize(
     ("which", "options", "message"),
     [
-        ("without", ["--protocol=moving_shapes", "--rerank=5"], "needs a model with embeddings of words and regions"),
+        ("without", ["--protocol=moving_shapes", "--rerank=5"], "needs a model with word-region embeddings"),
         ("with", ["--protocol=moving_shapes", "--rerank=5", "--clips=2"], "needs one clip per video"),
         ("with", ["--protocol=moving_shapes_compositional", "--rerank=5"], "multiple choice re-ranks all options"),
         ("with", ["--corpus=moving_shapes", "--task=zero_shot", "--rerank=5"], "not for the task 'zero_shot'"),
         (
             "with",
             ["--protocol=moving_shapes", "--rerank=-1"],
-            "'--rerank': Input should be greater than or equal to 0",
+            "--rerank must be at least 0, not '-1'",
         ),
     ],
 )

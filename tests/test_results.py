@@ -79,7 +79,7 @@ def test_versions():
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "does not hold results of `region-learner evaluate`: 'schema' is missing"),
+        ("[]", "does not contain results of `region-learner evaluate`: 'schema' is missing"),
         ('{"train": {}, "arguments": {}}', "'schema' is missing"),
         ('{"schema": 99}', f"the schema is 99, expected {SCHEMA}"),
         (f'{{"schema": {SCHEMA}, "metrics": {{}}}}', "missing or unknown: data, date"),
@@ -91,20 +91,20 @@ def test_files_that_hold_no_results(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_results(path)
-    with pytest.raises(ValueError, match=r"exists and would be overwritten .*: give another file") as error:
+    with pytest.raises(ValueError, match=r"exists and would be overwritten .*: name another file") as error:
         write_results(results(), path)
     assert "\n" not in str(error.value)
     assert path.read_text() == content
 
 
 def test_places_for_no_results(tmp_path):
-    with pytest.raises(ValueError, match=r"is a directory: give a file, such as .*evaluation.json"):
+    with pytest.raises(ValueError, match=r"is a directory: name a file, such as .*evaluation.json"):
         check_output(tmp_path)
     check_output(tmp_path / "new" / "file.json")
     assert list((tmp_path / "new").iterdir()) == []  # tried, and left as it was
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "e.json", tmp_path / ("a" * 250)):  # too long with what `.partial` adds
-        with pytest.raises(ValueError, match=r"Results cannot be written to .*: give another file"):
+        with pytest.raises(ValueError, match=r"Results cannot be written to .*: name another file"):
             check_output(place)
     with pytest.raises(OSError, match=r"none.json"):
         read_results(tmp_path / "none.json")
@@ -148,7 +148,7 @@ def test_contents_that_are_no_results(tmp_path, changes, message):
         where, _, key = name.partition(".")
         content[where] = content[where] | {key: value} if key else value
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"does not hold results of `region-learner evaluate`: {message}") as error:
+    with pytest.raises(ValueError, match=f"does not contain results of `region-learner evaluate`: {message}") as error:
         read_results(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500

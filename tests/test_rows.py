@@ -39,12 +39,12 @@ GOOD = {"video": "a.mp4", "video_id": "a", "captions": ["one", "two"]}
 BAD = [
     ({"captions": 3}, "captions must be a string or a list of strings, not 3"),
     ({"captions": [3]}, r"captions must be a string or a list of strings, not \[3\]"),
-    ({"captions": None}, "captions holds no caption"),
-    ({"captions": float("nan")}, "captions holds no caption"),
-    ({"captions": []}, "captions holds no caption"),
-    ({"captions": ["one", " "]}, "captions holds a caption that is blank or missing"),
-    ({"captions": ["one", None]}, "captions holds a caption that is blank or missing"),
-    ({"captions": "nan"}, "captions holds a caption that is blank or missing"),
+    ({"captions": None}, "captions has no caption"),
+    ({"captions": float("nan")}, "captions has no caption"),
+    ({"captions": []}, "captions has no caption"),
+    ({"captions": ["one", " "]}, "captions has a caption that is blank or missing"),
+    ({"captions": ["one", None]}, "captions has a caption that is blank or missing"),
+    ({"captions": "nan"}, "captions has a caption that is blank or missing"),
     ({"captions": "['a' 'b']"}, "captions looks like a list but is not a JSON list"),
     ({"captions": "a\ud800"}, "captions has half a surrogate pair"),
     ({"video_id": None}, "video_id is missing or blank"),
@@ -170,7 +170,7 @@ def test_a_caption_is_never_taken_for_letters(rows, processor):
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
 def test_the_first_rows_are_looked_at(form):
     check_dataset(form([GOOD, GOOD]), ("captions",), "mine")
-    with pytest.raises(CorpusError, match=r"^mine, row 1 .*: captions holds a caption that is blank"):
+    with pytest.raises(CorpusError, match=r"^mine, row 1 .*: captions has a caption that is blank"):
         check_dataset(form([GOOD, GOOD | {"captions": [""]}]), ("captions",), "mine")
     with pytest.raises(CorpusError, match=r"^mine.* has no column 'label'"):
         check_dataset(form([GOOD]), ("label",), "mine")
@@ -181,7 +181,7 @@ def test_the_first_rows_are_looked_at(form):
     [
         (DatasetDict(train=Dataset.from_list([GOOD])), "is a mapping of 'train': pass one split"),
         (GOOD, "is a mapping of 'video', 'video_id', 'captions': pass one split"),
-        (pd.DataFrame([GOOD]), "is a DataFrame of pandas: pass datasets.Dataset.from_pandas"),
+        (pd.DataFrame([GOOD]), "is a pandas DataFrame: convert it with datasets.Dataset.from_pandas"),
         ("msrvtt", "must be a data set or a list of rows, not 'msrvtt'"),
         (3, "must be a data set or a list of rows, not 3"),
         ([], "mine has no rows"),
@@ -198,7 +198,7 @@ def test_rows_that_can_only_be_read_once_are_left_for_training():
     check_dataset(rows, ("captions",), "mine")
     assert list(rows) == [GOOD]
     with pytest.raises(
-        CorpusError, match=r"is a TorchStream, which cannot be shuffled .* datasets.IterableDataset.from"
+        CorpusError, match=r"is a TorchStream, .* cannot be shuffled: .* datasets.IterableDataset.from"
     ):
         CorpusPart(TorchStream([GOOD]), 2)
 
@@ -217,7 +217,7 @@ def make_trainer(model, processor, tmp_path, arguments=(), **options):
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
 def test_the_trainer_refuses_rows_before_it_trains(model, processor, rows, tmp_path, form):
     bad = [*rows[:2], rows[2] | {"captions": [" "]}, *rows[3:]]
-    with pytest.raises(CorpusError, match=r"^the training data, row 2 .*: captions holds a caption that is blank"):
+    with pytest.raises(CorpusError, match=r"^the training data, row 2 .*: captions has a caption that is blank"):
         make_trainer(model, processor, tmp_path, train_dataset=form(bad))
     with pytest.raises(CorpusError, match=r"^eval_dataset, row 2 .*: captions holds"):
         make_trainer(model, processor, tmp_path, train_dataset=rows, eval_dataset=form(bad))
@@ -299,8 +299,8 @@ def test_negative_captions(processor, rows, tmp_path):
     assert seen == {"a b", "c d"}
     assert "negative_input_ids" not in RegionLearnerCollator(processor, training=False)(named[:4])
     for wrong, message in [
-        (["x", rows[0]["captions"][0].upper() + " "], "negative_captions holds a caption of the video itself"),
-        (["x", " "], "negative_captions holds a caption that is blank or missing"),
+        (["x", rows[0]["captions"][0].upper() + " "], "negative_captions contains a caption of the video itself"),
+        (["x", " "], "negative_captions has a caption that is blank or missing"),
         (7, "negative_captions must be a string or a list of strings, not 7"),
     ]:
         bad = [rows[0] | {"negative_captions": wrong}, *rows[1:]]
@@ -311,7 +311,7 @@ def test_negative_captions(processor, rows, tmp_path):
     late = [row | {"negative_captions": []} for row in rows]
     late[7] |= {"negative_captions": rows[7]["captions"][:1]}
     with pytest.raises(
-        CorpusError, match=r"the training data, row 7 .*: negative_captions holds a caption of the video"
+        CorpusError, match=r"the training data, row 7 .*: negative_captions contains a caption of the video"
     ):
         make_trainer(
             tiny_model(text=tiny_text_config(), num_frames=2), processor, tmp_path,
@@ -379,7 +379,7 @@ def test_labels_are_never_counted_from_the_end():
 def test_labels_of_a_callable_are_numbers(rows, processor):
     for wrong in ("1", 1.5, None):
         collator = RegionLearnerCollator(processor, training=True, task="classification", label=lambda row: wrong)  # noqa: B023
-        with pytest.raises(CorpusError, match=f"label= must give the number of a class, not {wrong!r}"):
+        with pytest.raises(CorpusError, match=f"label= must return a class index, not {wrong!r}"):
             collator(rows[:2])
     collator = RegionLearnerCollator(
         processor, training=True, task="classification", label=lambda row: torch.tensor(stable_id(row["video_id"]) % 3)
@@ -400,7 +400,7 @@ def test_evaluation_reads_rows_in_the_same_way(model, processor, rows, form):
     assert (result.texts, result.video_ids) == (expected.texts, expected.video_ids)
     assert result.metrics() == expected.metrics()
     for changed, message in BAD:
-        bare = "holds no caption" in message  # such a video is in the gallery
+        bare = "has no caption" in message  # such a video is in the gallery
         if form in (list, TorchRows) and not bare:
             with pytest.raises(ValueError, match=f"row 2.*{message}"):
                 embed_corpus(model, processor, form([*rows[:2], rows[2] | changed]), progress=False)
@@ -442,8 +442,8 @@ def test_check_and_prepare_want_ids(tmp_path, rows):
     ("texts", "videos", "message"),
     [
         (["7", "8"], [7, 8], r"2 videos of text_video_ids .*\['7', '8'\].*; some are strings and others numbers.*7"),
-        (["7", 8], ["7", "8"], "text_video_ids holds both strings and numbers, such as '7' and 8"),
-        ([7, 8], [7, "8"], "video_ids holds both strings and numbers, such as '8' and 7"),
+        (["7", 8], ["7", "8"], "text_video_ids mixes strings and numbers, such as '7' and 8"),
+        ([7, 8], [7, "8"], "video_ids mixes strings and numbers, such as '8' and 7"),
         (["a", None], ["a", "b"], r"text_video_ids\[1\] is None"),
         ([1.0, float("nan")], [1.0, 2.0], r"text_video_ids\[1\] is nan"),
         ([1, 2], [1, [2]], r"video_ids\[1\] is \[2\]"),
@@ -476,15 +476,15 @@ def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
         metric = load_metric("video_text_retrieval", cache_dir=str(tmp_path))
         return metric.compute(predictions=embeds, references=embeds, video_ids=ids)
 
-    for ids, message in ((["7", 7], "both strings and numbers"), ([7, None], r"video_ids\[1\] is None")):
+    for ids, message in ((["7", 7], "mixes strings and numbers"), ([7, None], r"video_ids\[1\] is None")):
         with pytest.raises(ValueError, match=message):
             retrieval(ids)
     metric = load_metric("video_text_retrieval", cache_dir=str(tmp_path))
     metric.add_batch(predictions=np.eye(2), references=np.eye(2), video_ids=[7, 8])
-    with pytest.raises(ValueError, match="video_ids such as '7' were of another kind before"):
+    with pytest.raises(ValueError, match="video_ids such as '7' are of another type than earlier ones"):
         metric.add_batch(predictions=np.eye(2), references=np.eye(2), video_ids=["7", "9"])
     for label in (1.5, None, float("nan"), "1"):
-        with pytest.raises(ValueError, match=rf"references\[1\] is {label!r}, but must be the index of a class"):
+        with pytest.raises(ValueError, match=rf"references\[1\] must be the index of a class, not {label!r}"):
             load_metric("action_accuracy", cache_dir=str(tmp_path)).compute(
                 predictions=np.eye(2), references=[0, label]
             )

@@ -73,7 +73,7 @@ def test_rows_of_a_corpus(tmp_path):
     references = Dataset.from_list([{"video": {"path": str(shard), "offset": member.offset, "size": member.size}}])
     (video,) = find_videos(references).videos.values()
     assert video.source()["bytes"] == b"video"
-    with pytest.raises(ValueError, match=r"https://a/b\.mp4: an index holds files"):
+    with pytest.raises(ValueError, match=r"https://a/b\.mp4, but only files can be indexed"):
         find_videos(Dataset.from_dict({"video": ["https://a/b.mp4"]}))
 
 
@@ -82,7 +82,7 @@ def test_rows_of_a_corpus(tmp_path):
     [
         ("videoz", "no file or folder .*videoz; did you mean 'videos'"),
         ("empty", "empty does not contain any videos"),
-        ("urls.txt", "lists https://a/b.mp4: an index holds files, so download it first"),
+        ("urls.txt", "lists https://a/b.mp4, but only files can be indexed: download it first"),
         ("none.txt", "none.txt does not contain any videos"),
         ("missing.txt", "no file or folder .*gone.mp4"),
     ],

@@ -300,18 +300,18 @@ def test_options(run, made, model, videos, tmp_path):
     code, _, printed = run("index", videos, "--index", without.directory, "--tokens")
     assert (code, "was made without tokens: leave the option out" in printed) == (2, True)
     code, _, printed = run("index", tmp_path / "new", "--from-embeddings", "parts", "--no-tokens")
-    assert (code, "takes neither VIDEOS nor options" in printed) == (2, True)
+    assert (code, "takes only --index DIR and --json" in printed) == (2, True)
 
 
 def test_a_model_without_tokens(run, videos, tmp_path):
     model = str(save_checkpoint("space_time", tmp_path / "model"))
-    with pytest.raises(ValueError, match=r"model does not have tokens .*: leave out --tokens, or use a model"):
+    with pytest.raises(ValueError, match=r"model does not have word-region tokens .*: leave out --tokens, or use"):
         VideoIndex.create(tmp_path / "index", model, tokens=True)
     for command in (["index", videos, "--index", tmp_path / "index", "--model", model],
                     ["embed", model, videos, "--output", tmp_path / "parts"]):  # fmt: skip
         code, _, printed = run(*command, "--tokens")
         assert code == 2
-        assert "does not have tokens" in printed.splitlines()[-1]
+        assert "does not have word-region tokens" in printed.splitlines()[-1]
     assert not (tmp_path / "index").exists()
     assert VideoIndex.create(tmp_path / "index", model).about()["tokens"] is None
 
@@ -379,7 +379,7 @@ def test_damaged_files(copied, tmp_path):
         with pytest.raises(ValueError, match="is damaged"):
             VideoIndex.open(copied).search("a")
     os.truncate(file, 100)
-    with pytest.raises(ValueError, match=r"tokens-00000\.f16 holds 1 vectors, expected 18: it is incomplete"):
+    with pytest.raises(ValueError, match=r"tokens-00000\.f16 has 1 vectors instead of 18: it is incomplete"):
         VideoIndex.open(copied).search("a")
     file.unlink()
     (tmp_path / "elsewhere").write_bytes(content)
@@ -419,9 +419,9 @@ def test_damaged_parts(made, tmp_path):
     assert "do not have 5 tokens" in refused(changed("tokens", lambda tokens: tokens[1:]))
     assert "do not have 5 tokens" in refused(changed("token_weights", lambda weights: [0.0, *weights]))
     assert "are not of length 1" in refused(changed("tokens", lambda tokens: None))
-    assert "its columns are not" in refused(whole.drop_columns(["tokens"]))
-    assert "its columns are not" in refused(whole, lambda about: about | {"tokens": None})
-    assert "its columns are not" in refused(whole, lambda about: about | {"tokens": [N, DIM + 1]})
+    assert "it does not have the columns" in refused(whole.drop_columns(["tokens"]))
+    assert "it does not have the columns" in refused(whole, lambda about: about | {"tokens": None})
+    assert "it does not have the columns" in refused(whole, lambda about: about | {"tokens": [N, DIM + 1]})
     for shape in ([0, 8], "x", [1], [5, 8.0]):
         assert "is not a part of format" in refused(whole, lambda about, shape=shape: about | {"tokens": shape})
 

@@ -130,7 +130,7 @@ def test_words_and_regions_of_a_model_without_them(tmp_path):
 
     tiny_model().save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no tokens of words and regions: use a RegionLearnerModel"):
+    with pytest.raises(ValueError, match="has no word-region tokens: use a RegionLearnerModel"):
         RegionLearnerTokens(str(tmp_path))
 
 

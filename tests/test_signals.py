@@ -51,7 +51,7 @@ def test_a_second_interruption_while_the_first_is_raised_again(monkeypatch):
                 raise KeyboardInterrupt
 
     def twice_interrupted():
-        with interruptible("The same command starts again."):
+        with interruptible("Run the same command to start again."):
             hook = sys.unraisablehook
             try:
                 signal.raise_signal(signal.SIGINT)

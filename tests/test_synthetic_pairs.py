@@ -124,11 +124,11 @@ def test_rows_without_phrases(made):
     for changed, message in [
         ({"captions": []}, "needs the columns 'objects' and 'captions'"),
         ({"objects": []}, "needs the columns"),
-        ({"captions": [caption + " slowly"]}, "does not tell all about the objects"),
-        ({"objects": objects[:-1]}, "does not tell all about the objects"),
-        ({"objects": objects[::-1]}, "does not tell all about the objects"),
+        ({"captions": [caption + " slowly"]}, "does not describe all objects"),
+        ({"objects": objects[:-1]}, "does not describe all objects"),
+        ({"objects": objects[::-1]}, "does not describe all objects"),
         ({"objects": [{"name": "cat"}]}, "are neither shapes nor letters: name"),
-        ({"captions": [re.sub(rf" ({words}) ", " ", caption, count=1)]}, "does not tell all about the objects"),
+        ({"captions": [re.sub(rf" ({words}) ", " ", caption, count=1)]}, "does not describe all objects"),
     ]:
         with pytest.raises(CorpusError, match=message):
             object_phrases(row | changed)

@@ -82,9 +82,9 @@ def test_shapes_videos_are_real(shapes):
     ("content", "message"),
     [
         ({"masks": np.zeros(3, np.uint8)}, "is damaged: .* more than 100"),
-        ({"other": np.zeros(3, np.uint8)}, "does not hold label maps"),
-        (b"not a zip file", "does not hold label maps"),
-        (b"", "does not hold label maps"),
+        ({"other": np.zeros(3, np.uint8)}, "does not contain label maps"),
+        (b"not a zip file", "does not contain label maps"),
+        (b"", "does not contain label maps"),
     ],
 )
 def test_files_that_are_not_label_maps(tmp_path, monkeypatch, content, message):

@@ -64,7 +64,7 @@ def test_other_values_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="corpora is an empty list"):
         DataArguments(corpora=[])
     (file := tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is a file: give a directory"):
+    with pytest.raises(ValueError, match="file is a file: name a directory"):
         check_arguments(*parse_stages([*TINY, f"--output_dir={file}"])[0])
 
 
@@ -109,10 +109,10 @@ def test_modules_that_do_not_exist():
     pytest.importorskip("peft")
     from region_learner.training.adapters import with_lora
 
-    with pytest.raises(ValueError, match="the model has no module 'video_head'"):
+    with pytest.raises(ValueError, match="modules_to_save names 'video_head'"):
         with_lora(tiny_model(), {"modules_to_save": ["video_head"]})
     with_lora(tiny_model(), {"modules_to_save": ["video_projection"]})
-    with pytest.raises(ValueError, match=r"do not fit peft\.LoraConfig"):
+    with pytest.raises(ValueError, match=r"are not valid for peft\.LoraConfig"):
         with_lora(tiny_model(), {"lora_alpha": "a"})
 
 
@@ -199,10 +199,10 @@ def test_several_corpora_are_parts(tmp_path):
 
 def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
     mine = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(ValueError, match="layer_decay has no effect on the optimizers="):
+    with pytest.raises(ValueError, match="layer_decay has no effect on an optimizer passed as optimizers="):
         trainer(tmp_path, rows("abcd"), layer_decay=0.5, optimizers=(mine, None))
     schedule = torch.optim.lr_scheduler.ConstantLR(mine)
-    with pytest.raises(ValueError, match="lr_milestones has no effect on the optimizers="):
+    with pytest.raises(ValueError, match="lr_milestones has no effect on an optimizer passed as optimizers="):
         trainer(tmp_path, rows("abcd"), lr_milestones=[0.5], optimizers=(mine, schedule))
     trainer(tmp_path, rows("abcd"), layer_decay=0.5)
 
@@ -267,7 +267,7 @@ def test_adapters_alone_are_not_a_checkpoint(tmp_path, argv, pictures, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(argv)
     assert exit_info.value.code == 2
-    assert "adapter holds only adapters. Give the checkpoint that they are in" in capsys.readouterr().err
+    assert "adapter contains only adapters: use the checkpoint that they belong to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path):
 
 
 def test_frozen_names():
-    with pytest.raises(ValueError, match=r"freeze='audio': no parameter's name begins like that .*video_model"):
+    with pytest.raises(ValueError, match=r"freeze='audio' is not the beginning of any parameter's name .*video_model"):
         freeze(tiny_model(), ["audio"])
     model = tiny_model()
     freeze(model, ["video_model", "text_model", "video_projection", "text_projection"])
@@ -137,8 +137,8 @@ def test_milestones_in_a_run(tmp_path):
     ("arguments", "message"),
     [
         ({"layer_decay": 2.0}, "layer_decay=2.0 must be above 0 and at most 1"),
-        ({"lr_milestones": [30.0]}, "are shares of the training"),
-        ({"lr_milestones": [0.5], "lr_scheduler_type": "cosine"}, "go with lr_scheduler_type constant"),
+        ({"lr_milestones": [30.0]}, "must be fractions of training"),
+        ({"lr_milestones": [0.5], "lr_scheduler_type": "cosine"}, "need lr_scheduler_type constant"),
         ({"gradient_cache_chunk": 0}, "gradient_cache_chunk=0 must be at least 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
     ],
@@ -351,7 +351,7 @@ def test_adapters(corpus, tmp_path):
     assert "video_model.layers.0.mlp.fc1.weight" in changed
     assert "video_model.embeddings.temporal_embeddings" in changed
     assert "video_model.embeddings.position_embeddings" not in changed
-    with pytest.raises(ValueError, match="are not towers of this model"):
+    with pytest.raises(ValueError, match="towers must be among"):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
 
 
@@ -458,7 +458,7 @@ def test_several_corpora_and_a_stream(corpus, tmp_path):
     results = train_stages(parse_stages(argv))
     assert len(results["log"]) == 4
     assert results["train"]["unreadable_videos"] == 0
-    with pytest.raises(ValueError, match="say how long to train with --max-steps"):
+    with pytest.raises(ValueError, match="set the number of training steps with --max-steps"):
         train_stages(parse_stages([*argv, "--max_steps=-1", "--overwrite"]))
 
 

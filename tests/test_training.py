@@ -458,7 +458,7 @@ def test_wrong_recipes(tmp_path, content, message):
         (["train", "moving_shape"], "'moving_shape' is neither a recipe nor a file; did you mean 'moving_shapes'"),
         (["train", "small_from_scratch", "--data_dir", "/nowhere"], "/nowhere"),
         (["train", *TINY, "--corpus=nothing"], "unknown corpus 'nothing'"),
-        (["train", "--corpus=nothing"], "The model comes from one of: model"),
+        (["train", "--corpus=nothing"], "Give exactly one source of the model: model"),
         (["evaluate", "model", "--corpus-options", "{"], "--corpus-options must be JSON"),
         (["convert", "/nowhere.pth", "out"], "no checkpoint /nowhere.pth"),
         (["convert", str(FROZEN), "out", "--config", '{"num_frames": "4"}'], "expected int, got str"),

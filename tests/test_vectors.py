@@ -89,7 +89,7 @@ def test_is_on_the_disk_when_write_returns(tmp_path, monkeypatch):
 def test_refuses_vectors_that_are_not_finite(tmp_path, bad):
     wrong = random_vectors(15)
     wrong[12, 1] = bad
-    with pytest.raises(ValueError, match="vector 12 of 15 is not finite"):
+    with pytest.raises(ValueError, match="Vector 12 of 15 is not finite"):
         Vectors(tmp_path, 3).write(0, wrong)
     assert list(tmp_path.iterdir()) == []
 
@@ -102,7 +102,7 @@ def test_refuses_other_shapes_and_gaps(tmp_path):
     with pytest.raises(ValueError, match="dim=0 must be at least 1"):
         Vectors(tmp_path, 0)
     vectors.write(0, random_vectors(5))
-    with pytest.raises(ValueError, match=r"vectors-00000.f32 holds 5 vectors, expected 6: it is incomplete"):
+    with pytest.raises(ValueError, match=r"vectors-00000.f32 has 5 vectors instead of 6: it is incomplete"):
         vectors.write(6, random_vectors(1))
     vectors.check(5)
 
@@ -125,7 +125,7 @@ def test_names_damaged_files(tmp_path):
             partial(fresh.take, np.array([3, 19])),
             partial(fresh.write, 25, random_vectors(1)),
         ):
-            with pytest.raises(ValueError, match=f"vectors-00001.f32 holds {held} vectors, expected 10") as error:
+            with pytest.raises(ValueError, match=f"vectors-00001.f32 has {held} vectors instead of 10") as error:
                 use()
             assert "\n" not in str(error.value)
         second.touch()

@@ -128,7 +128,7 @@ def test_filters(make_index, videos):
     for query in ({}, {"text": "x", "image": "y"}, {"text": ""}, {"text": []}, {"text": "x", "k": 0}):
         with pytest.raises(ValueError, match=r"one query|is empty|k=0"):
             index.search(**query)
-    with pytest.raises(ValueError, match=r"given as \(video, start, end\)"):
+    with pytest.raises(ValueError, match=r"must be given as \(video, start, end\)"):
         index.search(video=(str(videos / "a.mp4"), 1.0))
 
 
@@ -350,7 +350,7 @@ def test_a_model_that_was_moved(make_index, videos, model, tmp_path):
     index.update(videos)
     expected = index.search("a red")
     second = first.rename(tmp_path / "second")
-    with pytest.raises(OSError, match=r"There is no directory .*first.* if it was moved, pass its place as model"):
+    with pytest.raises(OSError, match=r"There is no directory .*first.* if it was moved, pass its path as model"):
         VideoIndex.open(tmp_path / "moved").search("a red")
     assert VideoIndex.open(tmp_path / "moved", str(second)).search("a red") == expected
     (tmp_path / "moved").rename(tmp_path / "elsewhere")
@@ -361,11 +361,11 @@ def test_create(make_index, model, tmp_path):
     index = make_index()
     about = index.about()
     assert (about["model"], about["window"], about["stride"], about["num_frames"]) == (model, WINDOW, STRIDE, 4)
-    with pytest.raises(FileExistsError, match="is an index already"):
+    with pytest.raises(FileExistsError, match="is already an index"):
         make_index()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(FileExistsError, match="has other files"):
+    with pytest.raises(FileExistsError, match="contains other files"):
         make_index("full")
     for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1)):
         with pytest.raises(ValueError, match="0 < stride <= window"):

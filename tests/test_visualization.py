@@ -241,7 +241,7 @@ def test_colors_are_fixed_distinct_and_as_many_as_asked():
     assert region_colors(3) == region_colors(8)[:3]
     assert region_colors(0) == []
     assert len(set(region_colors(24))) == 24
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+    with pytest.raises(ValueError, match="must be at least 0, not -1"):
         region_colors(-1)
 
 
@@ -325,7 +325,7 @@ def test_pictures_can_be_made_larger_than_the_frames():
     masks, codes = torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long)
     for images in (draw_regions(grey_frames(), masks, height=96), draw_clusters(grey_frames(), codes, height=96)):
         assert [image.size for image in images] == [(120, 96)] * 2
-    with pytest.raises(ValueError, match="height must be at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="height must be at least 1 pixel, not 0"):
         draw_regions(grey_frames(), masks, height=0)
 
 
@@ -363,16 +363,16 @@ def test_pixel_values_become_the_frames_they_were():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f, m, c: draw_regions(f.astype(float), m), TypeError, r"uint8 .*\(T, H, W, 3\), got float64"),
-        (lambda f, m, c: draw_regions([1], m), TypeError, r"\(T, H, W, 3\), got list"),
-        (lambda f, m, c: draw_regions(f[0], m), ValueError, r"\(T, H, W, 3\), got \(64, 80, 3\)"),
+        (lambda f, m, c: draw_regions(f.astype(float), m), TypeError, r"uint8 .*\(T, H, W, 3\), not float64"),
+        (lambda f, m, c: draw_regions([1], m), TypeError, r"\(T, H, W, 3\), not list"),
+        (lambda f, m, c: draw_regions(f[0], m), ValueError, r"\(T, H, W, 3\), not \(64, 80, 3\)"),
         (lambda f, m, c: draw_regions(f, m[None]), ValueError, r"one clip.*\(1, 2, 3, 8, 10\).*region_masks\[i\]"),
-        (lambda f, m, c: draw_regions(f, m.long()), TypeError, r"\(T, S, h, w\), got torch.int64"),
+        (lambda f, m, c: draw_regions(f, m.long()), TypeError, r"\(T, S, h, w\), not torch.int64"),
         (lambda f, m, c: draw_regions(f, None), TypeError, "a model without regions"),
         (lambda f, m, c: draw_regions(f[:1], m), ValueError, "1 frames, but region_masks is of 2"),
         (lambda f, m, c: draw_regions(f, m / 0), ValueError, "not finite"),
         (lambda f, m, c: draw_region_grid(f[:1], m), ValueError, "1 frames, but region_masks is of 2"),
-        (lambda f, m, c: draw_clusters(f, c.float()), TypeError, r"\(T, h, w\), got torch.float32"),
+        (lambda f, m, c: draw_clusters(f, c.float()), TypeError, r"\(T, h, w\), not torch.float32"),
         (lambda f, m, c: draw_clusters(f, None), TypeError, "a model without quantization"),
         (lambda f, m, c: draw_clusters(f, c[None]), ValueError, r"\(1, 2, 8, 10\).*cluster_ids\[i\]"),
         (lambda f, m, c: draw_clusters(f, c[:1]), ValueError, "2 frames, but cluster_ids is of 1"),
@@ -633,7 +633,7 @@ def test_file_names_that_are_no_text_can_be_written(tmp_path):
 
 
 def test_rows_as_long_as_the_header():
-    with pytest.raises(ValueError, match="has 2 cells, their header 3"):
+    with pytest.raises(ValueError, match="has 2 cells, but the header has 3"):
         render_page(Page("Wrong", metrics=Table(["", "R@1", "R@5"], [["Chance", 1.0]])))
 
 
@@ -647,5 +647,5 @@ def test_a_strip_joins_frames_with_gaps():
     assert (pixels[:, 42:] == [7, 7, 7, 255]).all()
     with pytest.raises(ValueError, match="at least one frame"):
         frame_strip([], 80)
-    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="at least 1 pixel, not 0"):
         frame_strip(frames, 0)

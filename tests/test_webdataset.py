@@ -381,7 +381,7 @@ def test_nothing_left(tmp_path):
     ("members", "message"),
     [
         ([("a.mp4", b"1"), ("a.mp4", b"2"), ("a.txt", b"t")], "two members 'a.mp4'"),
-        ([("a.mp4", b"1"), ("a.webm", b"2"), ("a.txt", b"t")], "members 'a.mp4' and 'a.webm' are of one sample"),
+        ([("a.mp4", b"1"), ("a.webm", b"2"), ("a.txt", b"t")], "members 'a.mp4' and 'a.webm' belong to the same"),
         ([*sample("a"), *sample("b"), *sample("a")], "sample 'a' do not follow one another.*--sort=name"),
     ],
 )

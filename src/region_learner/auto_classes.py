@@ -1,9 +1,9 @@
 """
 Registers the classes of this package with the Auto classes of transformers.
 
-`import region_learner` must not import transformers, which takes seconds: the command line answers `--help` without
-it, and processes that decode videos never need it. The classes are therefore registered when transformers is imported,
-by any code: with a post-import hook, as in wandb and OpenTelemetry.
+`import region_learner` must not import transformers, which takes seconds: the command line prints `--help` without it,
+and processes that decode videos never need it. A post-import hook, as in wandb and OpenTelemetry, therefore registers
+the classes when any code imports transformers.
 """
 
 import sys
@@ -16,8 +16,8 @@ from typing import Any
 
 def register_auto_classes() -> None:
     """
-    Registers the classes, their source files (which are saved with checkpoints, to load them without this package),
-    and the reader of URLs, which these files do not contain.
+    Registers the classes, their source files (which are saved with checkpoints, so that those load without this
+    package), and the reader of URLs, which these files do not contain.
     """
     from transformers import (
         AutoConfig,
@@ -51,7 +51,7 @@ def register_auto_classes() -> None:
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
     AutoProcessor.register(RegionLearnerConfig, RegionLearnerProcessor, exist_ok=True)
-    # AutoModel builds a dual encoder from these configurations; heads have Auto classes of their own.
+    # AutoModel builds a dual encoder from these configurations; models with heads have Auto classes of their own.
     for auto_class, head in (
         (AutoModelForVideoClassification, RegionLearnerForVideoClassification),
         (AutoModelForVisualQuestionAnswering, RegionLearnerForVideoQuestionAnswering),
@@ -77,7 +77,8 @@ def register_auto_classes() -> None:
 class _AfterTransformers:
     """
     An import hook that registers the classes after the import of transformers, or of the module of this package that
-    imports it. While that module is imported its classes do not exist yet: the outermost import has to finish first.
+    imports it. While that module is being imported, its classes do not exist yet: the outermost import must finish
+    first.
     """
 
     depth = 0  # of nested imports
@@ -108,7 +109,7 @@ class _AfterTransformers:
 
 
 def register_when_transformers_is_imported() -> None:
-    """Registers the classes now, if transformers has been imported, and otherwise as soon as it is."""
+    """Registers the classes now if transformers has been imported, and otherwise as soon as it is."""
     if "transformers" in sys.modules:
         register_auto_classes()
     else:

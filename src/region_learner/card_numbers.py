@@ -1,4 +1,4 @@
-"""Whether the numbers of a model card are those of results files."""
+"""Checks that the numbers in a model card come from results files."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt  # comes with rich
 
 from .evaluation.results import EvaluationResults
 
-# A number by itself: not one in a name such as R@1 or SHA-256, with a unit that scales it.
+# A number by itself, with a unit that scales it, but not a number in a name such as R@1 or SHA-256.
 _NUMBER = re.compile(r"(?<![\w.@#$-])-?\d[\d,]*(?:\.\d+)?(?![\w@]|\.\d)(\s?[kMB]\b)?")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
 _DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
@@ -30,14 +30,14 @@ def unbacked_numbers(
     text: str, results: Mapping[str, EvaluationResults], weights: Mapping[str, str], facts: Iterable[Any] = ()
 ) -> list[str]:
     """
-    Returns, in words, the numbers of a card that no results file gives: those of its metadata (`model-index`) and of
-    its tables, at the precision that they are written with. Other text is not checked.
+    Returns a description of each number in a card that is not in a results file. Numbers in the metadata
+    (`model-index`) and in tables are checked, at the precision that they are written with; other text is not.
 
     Args:
-        text: of the card.
-        results: by file name, all of the weights that the card is about.
+        text: text of the card.
+        results: results by file name, all of the weights that the card describes.
         weights: the SHA-256 of these weights by file.
-        facts: other mappings and lists whose numbers the tables may have: the configuration, the training run.
+        facts: other mappings and lists whose numbers may occur in tables: the configuration, the training run.
     """
     card = ModelCard(text)
     metrics = _metrics(results.values())
@@ -52,7 +52,7 @@ def _of_model_index(card: ModelCard, results: Mapping[str, EvaluationResults]) -
     measured: dict[tuple[str, str | None, str], list[float]] = {}
     for one in results.values():
         for metric, value in one.metrics.items():
-            for split in (one.data["split"], None):  # a card need not say which
+            for split in (one.data["split"], None):  # a card need not name the split
                 measured.setdefault((one.data["corpus"], split, metric), []).append(value)
     problems = []
     data: Any = card.data
@@ -90,7 +90,7 @@ def _instead(values: list[float]) -> str:
 
 
 def _is(text: str, scale: float, value: float) -> bool:
-    """Whether a number as it is written is a value, rounded."""
+    """Returns whether a number as it is written is a value, rounded."""
     try:
         written = float(text)
     except ValueError:
@@ -100,7 +100,7 @@ def _is(text: str, scale: float, value: float) -> bool:
 
 
 def _metrics(results: Iterable[EvaluationResults]) -> dict[str, list[float]]:
-    """The values of each metric in all results, those of single folds among them."""
+    """Returns the values of each metric in all results, those of single folds among them."""
     found: dict[str, list[float]] = {}
     for one in results:
         parts = [one.metrics, one.rescored or {}, one.reranked or {}, *(part["metrics"] for part in one.folds or [])]
@@ -110,7 +110,7 @@ def _metrics(results: Iterable[EvaluationResults]) -> dict[str, list[float]]:
 
 
 def _numbers(content: Any) -> Iterator[float]:
-    """The numbers in mappings and lists at any depth; of a list of names, how many there are."""
+    """Yields the numbers in mappings and lists at any depth, and the lengths of lists of names."""
     if isinstance(content, Mapping):
         content = list(content.values())
     if isinstance(content, list | tuple):
@@ -122,7 +122,7 @@ def _numbers(content: Any) -> Iterator[float]:
 
 
 def _cells(text: str) -> Iterator[_Cell]:
-    """The cells of the tables of a text in Markdown, but for those of headers and the names of rows."""
+    """Yields the cells of the tables in a Markdown text, except headers and the names of rows."""
     header: list[str] = []
     cells: list[str] = []
     for before, token in pairwise(MarkdownIt("commonmark").enable("table").parse(text)):

@@ -1,4 +1,4 @@
-"""Which files of a directory are the checkpoint, and which are only of the run that made it."""
+"""Tells which files in a directory belong to the checkpoint, and which only to the run that made it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ CARD = "README.md"
 RESULTS = "results.json"  # of the training run
 
 _CONFIGS = ("config.json", "processor_config.json", "tokenizer_config.json", "video_preprocessor_config.json")
-# What models, processors and tokenizers of transformers and sentence-transformers are loaded from, beside weights.
+# Files that transformers and sentence-transformers load models, processors and tokenizers from, except weights.
 _LOADED = {
     *_CONFIGS, "generation_config.json", "preprocessor_config.json", "tokenizer.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
@@ -27,7 +27,7 @@ _IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:)([^()\s]+)\)|src=\"(?!\w+:)([^\"]+)\"")
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4")
 
-# Why a file stays: the pattern of its name, and the reason.
+# Files that are not published: a pattern of their names, and the reason.
 _LEFT_OUT = (
     (r"checkpoint-\d+", "checkpoint within a training run"),
     (
@@ -45,7 +45,7 @@ _LEFT_OUT = (
 
 
 class CheckpointFiles(NamedTuple):
-    """The files of a directory by their name in it: those that belong to the checkpoint, and why others do not."""
+    """The files in a directory by name: those that belong to the checkpoint, and for others why they do not."""
 
     belong: dict[str, Path]
     left_out: dict[str, str]
@@ -53,13 +53,13 @@ class CheckpointFiles(NamedTuple):
 
 def checkpoint_files(directory: Path, also: Iterable[str] = ()) -> CheckpointFiles:
     """
-    Tells the files of a checkpoint from what else is in its directory.
+    Separates the files of a checkpoint from the other files in its directory.
 
     The checkpoint is what `from_pretrained` and sentence-transformers load (weights as safetensors, configuration,
     tokenizer, source files that a configuration names), its card with the pictures that it shows, and its license.
 
     Args:
-        directory: of the checkpoint.
+        directory: directory of the checkpoint.
         also: names of other files that belong to it, such as results files.
     """
     wanted = set(also) | _pictures(directory) | _sources(directory)
@@ -96,12 +96,12 @@ def _why(name: str) -> str:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):  # the checks of a checkpoint will tell
+    except (OSError, ValueError):  # the checks of a checkpoint report this
         return None
 
 
 def _sources(directory: Path) -> set[str]:
-    """The source files that the configurations name, and those that these import."""
+    """Returns the source files that the configurations name, and those that these import."""
     modules: set[str] = set()
     for name in _CONFIGS:
         config = _read(directory / name)
@@ -133,14 +133,14 @@ def _collect(config: dict[str, Any], modules: set[str]) -> None:
 
 
 def _folders_of_modules(directory: Path) -> list[str]:
-    """The directories of the modules of sentence-transformers."""
+    """Returns the directories of the modules of sentence-transformers."""
     modules = _read(directory / "modules.json")
     paths = [str(module.get("path", "")) for module in modules] if isinstance(modules, list) else []
     return [path.partition("/")[0] for path in paths if path]
 
 
 def _pictures(directory: Path) -> set[str]:
-    """The pictures and videos in the directory that the card shows."""
+    """Returns the pictures and videos in the directory that the card shows."""
     card = directory / CARD
     if not card.is_file():
         return set()
@@ -154,8 +154,8 @@ def _pictures(directory: Path) -> set[str]:
 
 def published_run(directory: Path) -> bytes | None:
     """
-    Returns the results.json of a training run as it is published, without directories of data and with paths cut to
-    their last part; None if there is none.
+    Returns the results.json of a training run for publication, without data directories and with paths cut to their
+    last part; None if the file does not exist.
     """
     path = directory / RESULTS
     try:

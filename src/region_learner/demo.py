@@ -1,4 +1,4 @@
-"""A demonstration of the main job on the built-in corpus, in a few minutes on a CPU."""
+"""Demonstrates training, evaluation and search on the built-in corpus, in a few minutes on a CPU."""
 
 import logging
 import math
@@ -48,12 +48,12 @@ NUM_CHECKED = 16  # windows that are embedded again without this package
 @dataclass
 class Found:
     """
-    What a query has found.
+    The hits of a query.
 
     Args:
         query: the words.
         hits: the best spans.
-        wanted: where the clip is that the words describe: path, start and end. None if they describe no clip.
+        wanted: path, start and end of the clip that the words describe. None if they describe none of the clips.
     """
 
     query: str
@@ -61,7 +61,7 @@ class Found:
     wanted: tuple[str, float, float] | None = None
 
     def is_right(self, hit: Hit) -> bool:
-        """Returns whether at least half of the clip, and of the hit, is in both."""
+        """Returns whether the overlap of clip and hit is at least half of each."""
         if self.wanted is None or hit.path != self.wanted[0]:
             return False
         start, end = self.wanted[1:]
@@ -70,7 +70,7 @@ class Found:
 
 
 def chance(videos: int) -> dict[str, float]:
-    """Returns text-to-video recall in percent, and ranks, of guessing among `videos`."""
+    """Returns the text-to-video recall in percent, and the ranks, of guessing among `videos` videos."""
     recalls = {f"R@{k}": 100 * min(1.0, k / videos) for k in RECALL_AT}
     return recalls | {"MedR": (videos + 1) / 2, "MeanR": (videos + 1) / 2}
 
@@ -100,8 +100,8 @@ def print_metrics(console: Console, metrics: dict[str, Any]):
 
 def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus_options: dict | None = None) -> Path:
     """
-    Makes the corpus, trains, evaluates and saves a model, indexes videos and searches them by words, loads the
-    checkpoint in a process that cannot import this package, and writes a page of what was found, with regions.
+    Makes the corpus, trains, evaluates and saves a model, indexes videos and searches them by text, loads the
+    checkpoint in a process that cannot import this package, and writes a page of the hits and their regions.
 
     Args:
         output: directory for the corpus, the checkpoint and the page.
@@ -133,8 +133,8 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found, seen = search_captions(index, places)
     found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY, regions=True)))
     rule = (
-        f"The queries are the shortest captions whose clip is found first, with a probability of {NO_MATCH:.0%} or "
-        f"more: {len(found) - 1} of the {seen} shortest ones. The last one describes none of the videos."
+        f"The queries are the shortest captions whose clip ranks first with a probability of at least {NO_MATCH:.0%}: "
+        f"{len(found) - 1} of the {seen} shortest ones. The last query describes none of the videos."
     )
     console.print(rule, soft_wrap=True)
     for result in found:
@@ -165,7 +165,7 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
     Joins the clips of a corpus into a few longer videos, and indexes them.
 
     Returns:
-        The index; and for each caption that describes one clip only, where it is: path, start and end in seconds.
+        The index, and for each caption that describes only one clip the path, start and end (in seconds) of the clip.
     """
     for name in ("videos", "videos.index"):
         shutil.rmtree(output / name, ignore_errors=True)
@@ -193,10 +193,11 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
 
 def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float]]) -> tuple[list[Found], int]:
     """
-    Searches captions, the shortest first, until `NUM_QUERIES` have found their clip first, and not as an unlikely hit.
+    Searches for captions, shortest first, until `NUM_QUERIES` of them have their clip as the first hit, and this hit
+    is not unlikely.
 
     Returns:
-        These, and the number of captions that were searched.
+        These hits, and the number of captions that were searched for.
     """
     captions = sorted(places, key=lambda caption: (len(caption.split()), len(caption), caption))
     found: list[Found] = []
@@ -214,7 +215,7 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
     Runs `demo_standalone.py` on some windows of the index.
 
     Raises:
-        RuntimeError: the checkpoint cannot be loaded without this package, or gives other embeddings.
+        RuntimeError: the checkpoint cannot be loaded without this package, or its embeddings differ.
     """
     record = index.record(index.paths()[0])
     request, result = output / "check.json", output / "check.safetensors"
@@ -228,7 +229,7 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
         raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")
     difference = np.abs(load_file(result)["video_embeds"] - index.vectors(record)[: len(windows)]).max()
     if not difference < 1e-4:
-        raise RuntimeError(f"Without this package, the checkpoint gives other embeddings (by {difference:.2g}).")
+        raise RuntimeError(f"Without this package, the embeddings of the checkpoint differ by {difference:.2g}.")
     message = f"{done.stdout.strip()}: the embeddings of {len(windows)} windows differ by at most {difference:.0e}"
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
@@ -249,18 +250,18 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
     ]
     header, rows = metrics_rows(results["test"])
     caption = (
-        f"Retrieval on {results['test']['videos']} clips that were not trained on, with all of their "
-        f"{results['test']['texts']} captions. R@k: how often the right one is among the first k, in percent. "
-        "MedR, MeanR: median and mean of its rank."
+        f"Retrieval on {results['test']['videos']} clips that were not used in training, with all of their "
+        f"{results['test']['texts']} captions. R@k is the percentage of queries whose match is among the first k. "
+        "MedR and MeanR are the median and the mean of its rank."
     )
     video = index.model.config.video_config
     size = sum(parameter.numel() for parameter in index.model.parameters()) / 1e6
     minutes = sum(index.duration(path) for path in index.paths()) / 60
     return Page(
         title="RegionLearner: moving shapes",
-        subtitle="Video search by words, with regions learned without labels",
+        subtitle="Video search by text, with regions that were learned without labels",
         facts=[
-            ("Searched", f"{len(index)} videos of {minutes:.0f} minutes in all"),
+            ("Searched", f"{len(index)} videos, {minutes:.0f} minutes in total"),
             ("Model", f"{size:.1f} M parameters, {_regions(video)}"),
             ("Trained on", f"{results['train']['videos']} other clips for {results['train']['train_runtime']:.0f} s"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}"),
@@ -272,7 +273,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
         queries=queries,
         queries_note=rule,
         num_regions=video.num_regions,
-        score_name="probabilities that a hit is right",
+        score_name="the probabilities that a hit is right",
     )
 
 

@@ -1,6 +1,6 @@
 """
-Embeds spans of videos with a checkpoint in a process that cannot import region_learner, as a user who only has
-transformers would. The demo runs it as a script; it is never imported.
+Embeds spans of videos with a checkpoint in a process that cannot import region_learner, like a user who has only
+transformers installed. The demo runs it as a script; it is never imported.
 
     python demo_standalone.py CHECKPOINT REQUEST.json RESULT.safetensors
 

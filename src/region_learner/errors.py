@@ -1,4 +1,4 @@
-"""Distinguishes mistakes of the user from bugs of this package, and formats errors as the one line that is printed."""
+"""Distinguishes user errors from bugs in this package, and formats errors as the single line that is printed."""
 
 import errno
 import re
@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent)
-# Whatever raises these errors, the cause is outside of the package: files, memory, installed packages or values.
+# The cause of these errors is always outside of this package: files, memory, installed packages or values.
 _NEVER_BUGS = (OSError, ImportError, MemoryError)
-# Such errors of libraries that some commands do not import: (module, class).
+# The same for errors of libraries that some commands do not import: (module, class).
 _NEVER_BUGS_OF_LIBRARIES = (
     ("torch", "OutOfMemoryError"),
     ("datasets.exceptions", "DatasetsError"),
@@ -23,8 +23,8 @@ _STRICT_LIBRARIES = ("accelerate/", "datasets/", "huggingface_hub/", "peft/", "t
 
 def is_for_user(error: Exception) -> bool:
     """
-    Returns whether the user's input can be the cause. This includes a `ValueError` that a library raised, or this
-    package with a `raise`, but not one from a bug in this package, such as `int("x")`.
+    Returns whether the user's input can be the cause of an error. This includes a `ValueError` that a library raises,
+    or that this package raises with a `raise` statement, but not one from a bug, such as `int("x")`.
     """
     if isinstance(error, _NEVER_BUGS) or _is_of_library(error):
         return True
@@ -36,8 +36,8 @@ def is_for_user(error: Exception) -> bool:
 
 def in_one_line(error: Exception) -> str:
     """
-    Returns the message of an error in one line. If a library raised it, the place is added, as the message may say too
-    little.
+    Returns the message of an error in one line. If a library raised it, the file and line are added, as the message
+    alone may not explain enough.
     """
     message = str(error)
     if message.startswith("Caught "):  # in a loader process: PyTorch puts the whole traceback before the message

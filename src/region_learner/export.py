@@ -1,9 +1,9 @@
 """
-Exports models to ONNX and OpenVINO, and compares what was written with PyTorch.
+Exports models to ONNX and OpenVINO, and compares the exported programs with PyTorch.
 
-The parts of a model are programs of their own (`parts_of`), with any number of texts and videos, any length of text
-and any number of frames up to what the model takes. `torch.export`, AOTInductor and other compilers of PyTorch take
-the same parts: see `ExportedPart`.
+Each part of a model (`parts_of`) is exported as a separate program, with dynamic batch sizes, text lengths and numbers
+of frames up to the limits of the model. `torch.export`, AOTInductor and other PyTorch compilers accept the same parts:
+see `ExportedPart`.
 """
 
 import importlib
@@ -28,17 +28,17 @@ FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "
 # output (at least 1).
 TOLERANCE = 1e-4
 
-# Above this, the weights do not fit into one ONNX file, which may have at most 2 GiB.
+# Above this size, the weights do not fit in one ONNX file, which can have at most 2 GiB.
 _LARGEST_FILE = 1.8 * 2**30
 
-# What a checkpoint is loaded for, by the class that saved it; by default "retrieval".
+# The task that a checkpoint is loaded for, by the class that saved it; by default "retrieval".
 _TASKS = {
     "RegionLearnerVideoModel": None,
     "RegionLearnerForVideoClassification": "classification",
     "RegionLearnerForVideoQuestionAnswering": "question_answering",
 }
 
-# How many random inputs are drawn, at most, until all patches have the same codes in both.
+# Maximum number of random inputs to draw until all patches have the same codes in both programs.
 _DRAWS = 3
 
 _TEXT = {"input_ids": {0: "texts", 1: "length"}, "attention_mask": {0: "texts", 1: "length"}}
@@ -77,11 +77,11 @@ _PARTS = {
 
 class ExportedPart(nn.Module):
     """
-    One program that a model is exported as, with tensors as inputs and a dictionary of tensors as outputs.
+    One part of a model to export, with tensors as inputs and a dictionary of tensors as outputs.
 
     Args:
         model: the model, in evaluation mode.
-        name: "text", "video" or "model", of which a model has those that `parts_of` returns.
+        name: "text", "video" or "model"; `parts_of` returns those that a model has.
 
     Attributes:
         dynamic_axes: the names of the dynamic axes of each input, such as `{"input_ids": {0: "texts", 1: "length"}}`.
@@ -131,7 +131,7 @@ class ExportedPart(nn.Module):
     def example(self, batch: int = 2, frames: int = 2, length: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
         """
         Returns random inputs: `batch` texts of up to `length` tokens with padding, or clips (`batch`, `frames`, C,
-        height, width). For both, there is one more text, unless the model takes as many texts as videos.
+        height, width). With both, there is one text more than clips, unless the model needs as many texts as videos.
         """
         generator = torch.Generator().manual_seed(seed)
         inputs = {}
@@ -215,22 +215,22 @@ def export_model(
     model: Any, output: str | Path, format: str = "onnx", parts: Sequence[str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """
-    Writes the parts of a model as files of another format, and compares each with the model in PyTorch, on random
-    inputs of other sizes than it was exported with.
+    Exports the parts of a model to files, and compares each of them with the model in PyTorch, on random inputs whose
+    sizes differ from those of the export.
 
     Args:
         model: a model of this package, in float32.
-        output: directory; made if it does not exist.
+        output: directory, which is created if it does not exist.
         format: "onnx" (files `text.onnx`, `video.onnx`, `model.onnx`; weights of 1.8 GiB and more lie beside the
             file), or "openvino" (`.xml` and `.bin`).
-        parts: names of parts, see `parts_of`. By default the towers of a dual encoder, and else the whole model.
+        parts: names of parts, see `parts_of`. By default the towers of a dual encoder, otherwise the whole model.
 
     Returns:
-        for each part its `file`, its `outputs`, and the largest `difference` of any value, in units of the largest
+        For each part its `file`, its `outputs`, and the largest `difference` of any value, relative to the largest
         value of its output (at least 1).
 
     Raises:
-        ValueError: the format or a part is not known, or an exported program computes something else than the model.
+        ValueError: the format or a part is not known, or the results of an exported program differ from the model's.
         ImportError: packages that the format needs are not installed.
 
     Example:
@@ -312,7 +312,7 @@ def _compare(
     part: ExportedPart, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], names: Sequence[str], path: Path
 ) -> float:
     """
-    Returns the largest difference between a part and what was written, in units of the largest value of an output.
+    Returns the largest difference between a part and its exported program, relative to the largest value of an output.
 
     Raises:
         ValueError: they differ by more than rounding.
@@ -326,14 +326,14 @@ def _compare(
                 name: _difference(value, found[name]) if found[name].shape == tuple(value.shape) else math.inf
                 for name, value in part(**inputs).items()
             }
-            # A patch as far from one code as from another may get either by rounding, and other regions with it.
+            # By rounding, a patch between two codes may get either of them, which changes the regions.
             if not 0 < differences.get("cluster_ids", 0) < math.inf:
                 break
         difference = max(difference, *differences.values())
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"{path} computes something else than the model: {max(differences, key=differences.__getitem__)} "
-                f"differs by {difference:.2g} for {size}. Use the model in PyTorch, and please report it."
+                f"{path} does not compute the same as the model: {max(differences, key=differences.__getitem__)} "
+                f"differs by {difference:.2g} for {size}. Use the model in PyTorch, and please report this."
             )
     return difference
 

@@ -1,4 +1,4 @@
-"""Computes the features of a frozen backbone once."""
+"""Computes the features of a frozen backbone and stores them."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ from .loading import check_checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# The size of files, and what an interrupted run may compute again.
+# The size of files: an interrupted run computes at most this much again.
 _SHARD_BYTES = 2**30
 
 _PROGRESS = "progress.json"
@@ -54,26 +54,27 @@ def compute_features(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """
-    Computes what the backbone of a model returns for each video of a corpus, with the transforms of evaluation, and
-    writes it to `output_dir/split`, for `load_corpus("features", output_dir, split)`. That directory appears when it
+    Computes the features of a model's backbone for each video of a corpus, with the transforms of evaluation, and
+    writes them to `output_dir/split`, for `load_corpus("features", output_dir, split)`. That directory appears when it
     is complete. The same call resumes an interrupted one.
 
     Args:
-        model: a directory or Hub name, of a CLIP-like checkpoint or of a RegionLearner with a backbone.
+        model: directory or Hub name of a CLIP-like checkpoint or of a RegionLearner with a backbone.
         dataset: rows of `load_corpus`, not streamed.
         output_dir: directory of the features of all splits.
         split: name of the split.
-        num_frames: frames per clip, by default that of the model.
+        num_frames: frames per clip; by default, as many as the model expects.
         batch_size: clips per batch.
-        num_workers: decoding processes, by default 0: the videos are decoded in this process.
-        max_unreadable: share of the videos that may be unreadable, and are left out.
+        num_workers: processes that decode; with 0, the default, this process decodes.
+        max_unreadable: share of the videos that may be unreadable; they are left out.
         overwrite: whether to replace features in `output_dir/split`.
 
     Returns:
-        `videos` and `rows` (the numbers of those written), `bytes`, and `unreadable`, the ids of the videos left out.
+        `videos` and `rows`, the numbers of written videos and rows, `bytes`, and `unreadable`, the ids of the videos
+        that were left out.
 
     Raises:
-        ValueError: the model does not have a backbone, its features do not fit float16, or too many videos are
+        ValueError: the model does not have a backbone, its features do not fit in float16, or too many videos are
             unreadable.
         CorpusError: `output_dir/split` already exists.
         BlockingIOError: another run is writing there.
@@ -86,7 +87,7 @@ def compute_features(
     if not split or Path(split).name != split or split.startswith("."):
         raise CorpusError(f"split={split!r} must be the name of a directory")
     if (output / split).exists() and not overwrite:
-        raise CorpusError(f"{output / split} already exists: choose another --output, or replace it by --overwrite")
+        raise CorpusError(f"{output / split} already exists: choose another --output, or replace it with --overwrite")
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable={max_unreadable} must be a share between 0 and 1.")
     check_checkpoint(model)
@@ -133,7 +134,7 @@ class _Encoder:
         black = np.zeros((1, size["height"], size["width"], 3), np.uint8)
         example = self(processor([black], return_tensors="pt")["pixel_values_videos"])
         with evaluation_mode(self.model):
-            self.model(example.to(self.model.device))  # takes them, or says why not
+            self.model(example.to(self.model.device))  # raises an error if the model does not accept the features
         self.shape = tuple(example.shape[1:])
 
     def __call__(self, clips: torch.Tensor) -> torch.Tensor:
@@ -165,7 +166,7 @@ def _class_names(dataset: Any) -> dict[str, list[str]]:
 
 
 def _start(partial: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Returns how far an interrupted run of the same model and corpus came; without one makes an empty directory."""
+    """Returns the progress of an interrupted run with the same model and corpus, or makes an empty directory."""
     try:
         done = json.loads((partial / _PROGRESS).read_text(encoding="utf-8"))
         if done["about"] == about:
@@ -212,13 +213,13 @@ def _write_shards(
                 if features.shape != encoder.shape:
                     raise ValueError(f"{name!r} has features of shape {tuple(features.shape)}, not {encoder.shape}.")
                 if not features.isfinite().all():
-                    raise ValueError(f"{name!r} has features that float16 cannot hold: use another backbone.")
+                    raise ValueError(f"{name!r} has features that do not fit in float16: use another backbone.")
                 yield last + index, as_stored(features)
         unreadable.update({last + index: reason for index, reason in failures.items()})
         if len(unreadable) > max_unreadable * total:
             raise ValueError(
-                f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable}; the "
-                f"last: {list(unreadable.values())[-1]}"
+                f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable} "
+                f"allows; the last one: {list(unreadable.values())[-1]}"
             )
 
     # A resumed run encodes its last clip again: it can be read, if all others cannot.

@@ -1,4 +1,4 @@
-"""Atomic writes, and locks of what one run writes at a time."""
+"""Atomic writes, and locks that keep two runs from writing to the same place."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Adds the path to errors of writing that do not have it, such as those of a full disk."""
+    """Adds the path to write errors that do not name it, such as those of a full disk."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def near_file(path: str | os.PathLike) -> str:
-    """Returns what `did_you_mean` returns for the names in the same directory."""
+    """Returns the hint of `did_you_mean` for the names in the same directory."""
     from .configuration_region_learner import did_you_mean  # imports transformers, which takes seconds
 
     names: list[str] = []
@@ -104,8 +104,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 @contextmanager
 def locked(directory: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """
-    Keeps other processes out of blocks with the same lock file. The system releases the lock when its process ends,
-    however that happens. Where the file system has no locks, a warning says so and nothing is locked.
+    Keeps other processes out of blocks with the same lock file. The system releases the lock when the process ends,
+    for whatever reason. If the file system does not support locks, nothing is locked and a warning is logged.
 
     Args:
         name: name of the lock file in `directory`. It is not removed, as this could let two waiting processes in.

@@ -1,4 +1,4 @@
-"""Commits on the Hub that have all files or none, and what goes wrong there in one line."""
+"""Pushes files to the Hub in a single commit, and reports errors of the Hub in one line."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from .checkpoint_files import CARD, WEIGHTS
 
-# The base of all errors of HTTP, of httpx or httpx2, which huggingface_hub does not export.
+# The base class of all HTTP errors of httpx or httpx2, which huggingface_hub does not export.
 _HTTPError = HfHubHTTPError.__bases__[0]
 
 
@@ -26,23 +26,23 @@ def commit_files(
     replaces: str | None = None,
 ) -> CommitInfo:
     """
-    Adds files to a repository in one commit, which also removes weights of another number of parts: of two kinds,
-    `from_pretrained` would load the older.
+    Adds files to a repository in one commit. The commit also removes weights that are split into another number of
+    shards, as `from_pretrained` could load those instead.
 
-    (`upload_folder` makes several commits of many or large files, of which the first do not have all weights.)
+    (`upload_folder` makes several commits for many or large files, and the first ones lack some of the weights.)
 
     Args:
-        api: that is logged in.
-        repo: that exists.
-        files: by their name in the repository.
-        message: of the commit.
+        api: an API object that is logged in.
+        repo: an existing repository.
+        files: the files, by their names in the repository.
+        message: message of the commit.
         repo_type: "model" or "space".
         revision: branch; by default "main".
-        keeps_card: leave out README.md if the repository has one.
+        keeps_card: whether to leave out README.md if the repository already has one.
         replaces: a directory of the repository whose other files are removed.
 
     Raises:
-        OSError, RuntimeError: of huggingface_hub; [`in_words`] says what they mean.
+        OSError, RuntimeError: errors of huggingface_hub, which [`in_words`] explains.
     """
     present = set(api.list_repo_files(repo, repo_type=repo_type, revision=revision))
     added = {name: file for name, file in files.items() if not (keeps_card and name == CARD and CARD in present)}
@@ -56,7 +56,7 @@ def commit_files(
 
 @contextmanager
 def in_words(repo: str) -> Iterator[None]:
-    """Raises what goes wrong with the Hub within this block as an `OSError` of one line that says what to do."""
+    """Turns errors of the Hub within this block into an `OSError` of one line that says what to do."""
     try:
         yield
     except (_HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
@@ -74,31 +74,31 @@ def _status(error: BaseException) -> int | None:
 
 
 def hub_error(error: BaseException, repo: str) -> str:
-    """Returns what went wrong with the Hub, in one line with a cure."""
+    """Returns a one-line explanation of an error of the Hub, and what to do."""
     said = " ".join(str(getattr(error, "server_message", None) or "").split())
     says = f" (the Hub says: {said[:300]})" if said else ""
     status = _status(error)
     if isinstance(error, LocalTokenNotFoundError):
-        return "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
+        return "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token with write access."
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it."
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
     if status == 401:
-        return "The Hub refuses your token, which may be revoked or expired: make a new one, and run `hf auth login`."
+        return "The Hub refuses your token, which may be revoked or expired: create a new one and run `hf auth login`."
     is_full = re.search("storage|quota|limit|upgrade", said, re.IGNORECASE) is not None
     if status in (413, 507) or (status in (402, 403) and is_full):
-        return f"{repo} does not fit: the storage of its owner is full{says}. Free some, or get more, and push again."
+        return f"{repo} does not fit: its owner's storage is full{says}. Free or buy some storage, and push again."
     if status == 402:
-        return f"The Hub wants to be paid for {repo}{says}: see the billing settings of its owner."
+        return f"The Hub requires payment for {repo}{says}: see the billing settings of its owner."
     if status in (403, 404):
         return (
-            f"You may not write to {repo}{says}: it is somebody else's, or your token has no write permission. Choose "
-            "another name, or run `hf auth login` with a token that may write."
+            f"You cannot write to {repo}{says}: it belongs to somebody else, or your token has no write access. "
+            "Choose another name, or run `hf auth login` with a token that has write access."
         )
     if status == 412 or status == 409:
-        return f"{repo} was changed meanwhile{says}: push again."
+        return f"{repo} was changed in the meantime{says}: push again."
     if status == 429:
-        return f"The Hub gets too many requests from you{says}: wait some minutes, and push again."
+        return f"You have sent too many requests to the Hub{says}: wait a few minutes, and push again."
     if status is not None:
-        return f"The Hub failed with the status {status}{says}: push again later."
+        return f"The Hub failed with status {status}{says}: push again later."
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"The connection to the Hub failed ({reason}): push again when it works."
+    return f"The connection to the Hub failed ({reason}): check it, and push again."

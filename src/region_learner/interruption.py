@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command soon, without a traceback, with a line that says how to continue."""
+"""Ends a command on Ctrl-C or SIGTERM, without a traceback and with a line that says how to continue."""
 
 import multiprocessing
 import os
@@ -13,13 +13,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
+def interruptible(how_to_continue: str | Callable[[], str]) -> Iterator[None]:
     """
     Prints how to continue and exits with status 130 on Ctrl-C, or 143 on SIGTERM, within this block. `finally` blocks
     run first. Does nothing outside of the main thread.
 
     Args:
-        how_to_go_on: a sentence, such as "The same command starts again.", or a function that returns it.
+        how_to_continue: a sentence, such as "Run the same command to start again.", or a function that returns it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,7 +34,7 @@ def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
         _kill_children()
         if int(os.environ.get("RANK", 0)) == 0:
             line_so_far = "\n" if sys.stderr.isatty() else ""  # "^C", and a progress bar
-            text = how_to_go_on if isinstance(how_to_go_on, str) else how_to_go_on()
+            text = how_to_continue if isinstance(how_to_continue, str) else how_to_continue()
             print(f"{line_so_far}region-learner: interrupted. {text}", file=sys.stderr, flush=True)
         sys.exit(128 + interruption.number)
     finally:
@@ -42,7 +42,7 @@ def interruptible(how_to_go_on: str | Callable[[], str]) -> Iterator[None]:
 
 
 class _Interruption:
-    """Raises `KeyboardInterrupt` at the first signal, and once more if Python ignored the exception."""
+    """Raises `KeyboardInterrupt` at the first signal, and again if Python dropped the exception."""
 
     def __init__(self):
         self.number: int | None = None  # of the first signal that was received
@@ -63,7 +63,7 @@ class _Interruption:
         elif issubclass(dropped.exc_type, KeyboardInterrupt):  # in a callback around a fork, or in `__del__`
             is_started = False
             while not is_started:
-                with suppress(KeyboardInterrupt):  # of another signal, which Python would ignore here with a traceback
+                with suppress(KeyboardInterrupt):  # from another signal: Python would drop it and print a traceback
                     threading.Timer(0.2, self._raise_again).start()
                     is_started = True
 
@@ -94,7 +94,7 @@ def _kill_children():
 
 @contextmanager
 def without_child_signals() -> Iterator[None]:
-    """Suspends PyTorch's handler of SIGCHLD, which raises errors at any place in the main thread."""
+    """Suspends PyTorch's SIGCHLD handler, which can raise an error anywhere in the main thread."""
     previous: Any = None
     with suppress(ValueError, AttributeError):  # in another thread; on Windows
         previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

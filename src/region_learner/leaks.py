@@ -1,4 +1,4 @@
-"""Secrets, and paths of the machine, in text that is going to be published."""
+"""Finds secrets and paths of this machine in text that is about to be published."""
 
 import getpass
 import re
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Leak(NamedTuple):
-    """What must not be published: in which `line`, counted from 1, and `what` it is, in words without the secret."""
+    """Something that must not be published: its `line`, counted from 1, and `what` it is, without the secret."""
 
     line: int
     what: str
 
 
-# Keys have well-known forms. What they are called in messages, by their pattern.
+# Well-known forms of keys: their names in messages, and their patterns.
 _SECRETS = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
     "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}",
@@ -28,7 +28,7 @@ _SECRETS = {
     r"[\"']?\s*[:=]\s*[\"'](?!<)[^\s\"']{8,}",
 }  # fmt: skip
 
-# Directories in which users and their data are, and those that every machine has.
+# Directories that contain users and their data, and directories that every machine has.
 _OF_USERS = {
     "home", "Users", "root", "mnt", "media", "scratch", "tmp", "gpfs", "lustre", "nfs", "fsx", "efs", "Volumes",
     "workspace",
@@ -44,8 +44,9 @@ def leaks(text: str) -> list[Leak]:
     """
     Returns the secrets and the paths of this machine in a text.
 
-    Secrets are keys of well-known forms. Paths are absolute ones in directories of users, or of which the first two
-    parts exist here, and any that contain the home directory or the name of the user. Addresses are not paths.
+    Secrets are keys of well-known forms. Paths are absolute paths in directories of users, absolute paths whose first
+    two parts exist on this machine, and all paths that contain the home directory or the name of the user. Addresses
+    are not paths.
 
     Example:
 

@@ -1,5 +1,5 @@
 """
-Loads a checkpoint in a process that cannot import region_learner, as a user who only has transformers would.
+Loads a checkpoint in a process that cannot import region_learner, like a user who has only transformers installed.
 `region-learner push` runs it as a script; it is never imported.
 
     python load_standalone.py CHECKPOINT

@@ -24,7 +24,7 @@ _BYTES = 1024  # of shared memory per process, for its id and the video that it 
 
 class LoaderWatch:
     """
-    Tells which video each process of a loader is reading, through memory shared with the main process.
+    Records which video each process of a loader is reading, in memory shared with the main process.
 
         watch = LoaderWatch(num_workers)
         loader = DataLoader(dataset, num_workers=num_workers, **watch.options)
@@ -35,7 +35,7 @@ class LoaderWatch:
 
     Args:
         num_workers: as for the `DataLoader`.
-        name_of: called with what `now_reading` was given, returns the name of the video for messages.
+        name_of: function that returns the name of a video for messages, called with the argument of `now_reading`.
     """
 
     def __init__(self, num_workers: int, name_of: Callable[[str], str] = str):
@@ -46,7 +46,7 @@ class LoaderWatch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Returns arguments for the `DataLoader`."""
+        """Returns keyword arguments for the `DataLoader`."""
         return {} if self.slots is None else {"worker_init_fn": _TakeSlot(self.slots)}
 
     def videos(self) -> dict[int, str]:
@@ -84,7 +84,7 @@ class LoaderWatch:
             arrived.set()
 
     def _kill_after_timeout(self, arrived: threading.Event):
-        for _ in range(TIMEOUT):  # counts seconds in which this process itself was not stopped
+        for _ in range(TIMEOUT):  # counts only seconds in which this process itself was running
             if arrived.wait(1):
                 return
         self.hung = self.videos()
@@ -94,7 +94,7 @@ class LoaderWatch:
 
 
 class WatchedLoader:
-    """Watches the processes of a `DataLoader` that exists already, such as the Trainer's."""
+    """Watches the processes of an existing `DataLoader`, such as the Trainer's."""
 
     def __init__(self, loader: Any):
         self.loader, self.watch = loader, LoaderWatch(loader.num_workers)
@@ -128,7 +128,7 @@ class _TakeSlot:
 
 
 def now_reading(video: str):
-    """Tells the main process which video this loader process is reading; "" for none. Elsewhere it does nothing."""
+    """Tells the main process which video this loader process is reading; "" for none. Has no effect elsewhere."""
     if _own_slot is not None:
         text = f"{os.getpid()} {video}".encode(errors="backslashreplace")[: _BYTES - 1]
         _own_slot[: len(text) + 1] = memoryview(text + b"\0")
@@ -207,7 +207,7 @@ def load_in_order(
         dataset: indexed from 0.
         batch_size: number of items in a list; the last one may be shorter.
         num_workers: number of loader processes; with 0 this process reads, without a time limit.
-        name_of: called with the index of an item, returns its name for error messages.
+        name_of: function that returns the name of an item for error messages, called with its index.
 
     Raises:
         ChildProcessError: a process was killed or crashed; the message names the item that it was reading.
@@ -243,7 +243,7 @@ class _Items(Dataset):
 def _child_errors_on_next() -> Iterator[Callable[[Iterator[Any]], Any]]:
     """
     Yields a `next` that raises an error if a loader process has ended. PyTorch raises it from a signal handler,
-    wherever the main thread is at the time, such as in a step of the model, where nobody can name the video.
+    wherever the main thread is at the time, such as in a step of the model, where the video is not known.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield next

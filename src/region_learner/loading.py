@@ -31,13 +31,13 @@ _READ = re.compile(
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-# In checkpoints of version 0.1, which held adapters without their model: the weights that PEFT does not save.
+# In checkpoints of version 0.1, which contained adapters without their model: the weights that PEFT does not save.
 BESIDE_ADAPTERS = "beside_adapters.safetensors"
 
 
 def refuse_bare_adapters(name: str) -> None:
     """
-    Refuses directories of which `from_pretrained` would load only a part.
+    Refuses directories that `from_pretrained` would load only partially.
 
     Args:
         name: a directory or Hub name.
@@ -47,13 +47,13 @@ def refuse_bare_adapters(name: str) -> None:
     """
     if (Path(name) / BESIDE_ADAPTERS).is_file():
         raise ValueError(
-            f"{name} is a checkpoint of adapters of version 0.1, which only its own run can load: finish that run "
-            "with --resume-from-checkpoint, and use the model in its output_dir."
+            f"{name} is an adapter checkpoint of version 0.1, which only its own training run can load: finish that "
+            "run with --resume-from-checkpoint, and use the model in its output_dir."
         )
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise ValueError(
-            f"{name} holds only adapters. Give the checkpoint that they are in, {Path(name).parent}: it has the "
-            "whole model, with the adapters merged into it."
+            f"{name} contains only adapters: use the checkpoint that they belong to, {Path(name).parent}, which has "
+            "the whole model with the adapters merged."
         )
 
 
@@ -65,7 +65,7 @@ def check_files(name: str | Path) -> None:
         name: a directory. Hub names are not checked.
 
     Raises:
-        ValueError: a file is a pointer of Git LFS, empty, or cut off.
+        ValueError: a file is a Git LFS pointer, empty, or incomplete.
         OSError: a file cannot be read.
     """
     directory = Path(name)
@@ -77,7 +77,7 @@ def check_files(name: str | Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Returns whether a file is the placeholder that a clone without Git LFS has in its place."""
+    """Returns whether a file is the placeholder that a clone without Git LFS contains instead."""
     return path.is_file() and _start_of(path) == _LFS_POINTER
 
 
@@ -103,7 +103,7 @@ def _check_file(path: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut off ({' '.join(str(error).split())}): {again}") from error
+        raise ValueError(f"{path} is damaged or incomplete ({' '.join(str(error).split())}): {again}") from error
 
 
 def load_model(auto_class: Any, name: str, **options) -> Any:
@@ -124,7 +124,7 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
         raise ValueError(
             f"{name} lacks {len(missing)} weights of its towers ({', '.join(missing[:3])}"
             f"{', ...' * (len(missing) > 3)}), which would be random: use a checkpoint of this version of the model, "
-            "and change no sizes of its towers."
+            "and do not change the sizes of its towers."
         )
     return model
 
@@ -146,7 +146,7 @@ def _load(auto_class: Any, name: str, **options) -> tuple[Any, dict[str, Any]]:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
-            f"Weights of {name} do not have the shapes of its configuration (the table above names them): change no "
+            f"Weights of {name} do not have the shapes of its configuration (see the table above): do not change "
             "sizes of a checkpoint, such as num_regions."
         ) from error
     refuse_non_finite(model, name)
@@ -162,8 +162,8 @@ def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
     """
     if (weight := first_non_finite(model.state_dict())) is not None:
         raise ValueError(
-            f"{name} has weights that are NaN or infinite (the first: {weight}): the run that saved it went wrong. "
-            "Take an earlier checkpoint."
+            f"{name} has weights that are NaN or infinite (the first: {weight}): its training diverged. Use an "
+            "earlier checkpoint."
         )
 
 
@@ -192,7 +192,7 @@ _CONFIGS = ("config.json", "adapter_config.json")
 
 def check_checkpoint(name: str):
     """
-    Checks that `name` can be a checkpoint, before anything is loaded. Hub names are only checked for their form.
+    Checks that `name` can be a checkpoint, before anything is loaded. Of Hub names, only the form is checked.
 
     Args:
         name: a directory or Hub name.
@@ -203,11 +203,11 @@ def check_checkpoint(name: str):
     """
     path = Path(name)
     if path.is_file():
-        cure = "give its directory, or a Hub name such as owner/name"
+        cure = "name its directory, or use a Hub name such as owner/name"
         if path.suffix in (".pth", ".pt"):
-            cure = f"convert it first, by `region-learner convert {name} DIRECTORY`"
+            cure = f"convert it first with `region-learner convert {name} DIRECTORY`"
         elif path.suffix.lower() in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
-            cure = "the checkpoint comes first, and videos after it"
+            cure = "give the checkpoint first, and then the videos"
         raise NotADirectoryError(f"{name} is a file, not a checkpoint: {cure}.")
     if path.is_dir():
         if not any((path / config).exists() for config in _CONFIGS):
@@ -261,7 +261,7 @@ def _has(name: str | os.PathLike, file: str) -> bool:
 
 def load_processor(name: str | os.PathLike, text_config: PreTrainedConfig | None) -> Any:
     """
-    Returns the processor of a checkpoint, or its video processor alone if no texts are to be read.
+    Returns the processor of a checkpoint, or only its video processor if no texts are read.
 
     Args:
         name: a directory or Hub name.
@@ -328,8 +328,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
     if model.config.model_type not in towers:
         raise ValueError(
-            f"{name} is a {is_a} of the type {model.config.model_type!r}: expected a RegionLearner model, or one of "
-            "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 with both sides."
+            f"{name} is a {is_a} of the type {model.config.model_type!r}: use a checkpoint of RegionLearner, or of "
+            "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 with both towers."
         )
     absent = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
     needed = "video_model." if task is None and hasattr(model, "video_model") else ""

@@ -22,13 +22,13 @@ from .training.arguments import PUBLISHED_ARGUMENTS
 
 _TAGS = ["video-text-retrieval", "text-to-video-retrieval", "region-learner"]
 
-# The pipelines of models that are not dual encoders; the template says how they are used.
+# The pipelines of models that are not dual encoders; the template shows how to use them.
 _PIPELINES = {
     "RegionLearnerForVideoClassification": "video-classification",
     "RegionLearnerForVideoQuestionAnswering": "visual-question-answering",
 }
 
-# Corpora whose name does not tell what is in them, and those with captions, questions or classes in English.
+# Corpora whose name does not say what they contain, and those with captions, questions or classes in English.
 _ANY_VIDEOS = {"features", "folder", "webdataset"}
 _ENGLISH = {
     "cc3m", "didemo", "drifting_letters", "hmdb51", "lsmdc", "moving_shapes", "msrvtt", "msvd", "ucf101", "webvid",
@@ -52,24 +52,24 @@ def model_card(
     Renders a model card.
 
     Args:
-        results: files that `region-learner evaluate --output` wrote, all of one model. The results of several folds
-            may be of one model per fold.
-        checkpoint: directory of the model; the `results.json` of its training run, if it is there, says how it was
+        results: files that `region-learner evaluate --output` wrote, all for one model. Results of several folds may
+            belong to one model per fold.
+        checkpoint: directory of the model. If it has the `results.json` of its training run, the card says how it was
             trained.
-        repo: name on the Hub, for the example; by default the name of the model in the results.
-        license: of the weights, an identifier of the Hub; by default "other", with the name "not stated".
-        title: by default the name.
-        description: in Markdown.
-        query: text of the example.
-        language: of the captions that it was trained on, as codes such as "en"; by default that of the benchmarks it
+        repo: name on the Hub, for the code example; by default the name of the model in the results.
+        license: license of the weights, as an identifier of the Hub; by default "other", with the name "not stated".
+        title: title of the card; by default the name of the model.
+        description: what the model is, in Markdown.
+        query: query of the code example.
+        language: languages of the training captions, as codes such as "en"; by default those of the benchmarks that it
             was trained on.
 
     Returns:
         The card in Markdown, with its metadata, including `model-index`, on top.
 
     Raises:
-        ValueError: there are no results, they are of several models or twice of the same evaluation, a file does not
-            hold any, the checkpoint has other weights, or `repo` cannot be a name on the Hub.
+        ValueError: there are no results, they belong to several models, an evaluation occurs twice, a file does not
+            contain results, the checkpoint has other weights, or `repo` is not a valid name on the Hub.
 
     Example:
 
@@ -77,7 +77,7 @@ def model_card(
     """
     measured = [read_results(path) for path in results]
     if not measured:
-        raise ValueError("A model card needs measured results: give files of `region-learner evaluate --output FILE`.")
+        raise ValueError("A model card needs measured results, from `region-learner evaluate --output FILE`.")
     if repo is not None:
         validate_repo_id(repo)
     _check_one_model(results, measured)
@@ -96,10 +96,10 @@ def draft_card(
     language: Sequence[str] = (),
 ) -> str:
     """
-    Renders the card of a model that was trained but not measured yet.
+    Renders the card of a model that was trained but not evaluated yet.
 
     Args:
-        model: what `describe_model` of `evaluation.provenance` returns for it.
+        model: the description of the model by `describe_model` of `evaluation.provenance`.
         checkpoint: its directory.
         repo: name on the Hub.
         license, title, language: as in [`model_card`].
@@ -154,7 +154,7 @@ def _metadata(
     languages: Sequence[str],
     energy: "Emissions | None",
 ) -> str:
-    """The metadata on top of a card, in YAML."""
+    """Returns the metadata on top of a card, in YAML."""
     emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
         base_model=_of_the_hub(origin.base_models) or None,
@@ -173,7 +173,7 @@ def _metadata(
 
 
 def _of_the_hub(names: Iterable[str]) -> list[str]:
-    """Those that can be names on the Hub."""
+    """Returns the names that are valid on the Hub."""
     found = []
     for name in names:
         with suppress(HFValidationError):
@@ -198,7 +198,7 @@ def _template():
 
 # --- Text that is put into the card --------------------------------------------------------------------------
 
-# The characters that have a meaning to Markdown inside of a line. A `_` between letters does not.
+# The characters with a meaning in Markdown within a line, which a `_` between letters does not have.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -208,12 +208,12 @@ def _markdown(text: Any) -> str:
 
 
 def _python(text: str) -> str:
-    """A string literal: that of JSON, which is also one of Python if characters such as emoji are not escaped."""
+    """Returns a string literal of JSON, which is also valid in Python if characters such as emoji are not escaped."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _block(text: str, language: str) -> str:
-    """A fenced block, with a fence that does not occur in the text."""
+    """Returns a fenced block, with a fence that does not occur in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
@@ -222,7 +222,7 @@ def _block(text: str, language: str) -> str:
 
 
 def _models(one: EvaluationResults) -> list[dict[str, Any]]:
-    """The models that were measured, each once: `model`, and its `fold` if there are several."""
+    """Returns the models that were measured, each once: `model`, and its `fold` if there are several."""
     models: dict[str, dict[str, Any]] = {}
     for part in one.folds or [{"fold": None, "model": one.model}]:
         models.setdefault(json.dumps(_identity(part["model"]), sort_keys=True), part)
@@ -230,7 +230,7 @@ def _models(one: EvaluationResults) -> list[dict[str, Any]]:
 
 
 def _identity(model: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all results of one model: its files, or its name if the weights are unknown."""
+    """Returns what must be the same in all results of one model: its files, or its name if the weights are unknown."""
     return (model["weights"] or {"name": model["name"], "revision": model["revision"]}) | model["files"]
 
 
@@ -238,11 +238,13 @@ def _check_one_model(paths: Sequence[str | os.PathLike[str]], measured: Sequence
     parts = _models(measured[0])
     for path, other in zip(paths, measured):
         if different := _what_differs(parts, _models(other)):
-            raise ValueError(f"{path} is of another model than {paths[0]} ({different}): a card describes one model.")
+            raise ValueError(
+                f"{path} has results of another model than {paths[0]} ({different}): a card describes one model."
+            )
 
 
 def _what_differs(parts: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """What differs, in words; empty if it is the same model, or the same ones."""
+    """Returns what differs, in words; empty if it is the same model, or the same ones."""
     if len(parts) != len(others):
         return f"models: {len(others)} instead of {len(parts)}"
     different = set()
@@ -267,7 +269,7 @@ def _model_rows(parts: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _each(values) -> str:
-    """The value, if all models have the same, or else all values."""
+    """Returns the value, if all models have the same, or else all values."""
     return " / ".join(dict.fromkeys(map(str, values)))
 
 
@@ -281,7 +283,7 @@ def _name(one: EvaluationResults) -> str:
 
 
 def _config(one: EvaluationResults) -> str:
-    """What distinguishes two evaluations of one name."""
+    """Returns what distinguishes two evaluations of one name."""
     protocol, data = one.protocol, one.data
     said = [one.mean_of] if one.folds else []
     said += [f"data in {data['data_dir']}"] if data["data_dir"] else []
@@ -303,7 +305,7 @@ def _check_different_evaluations(
     evaluations: dict[str, str | os.PathLike[str]] = {}
     for path, one in zip(paths, measured):
         if (name := f"{_name(one)}, {_config(one)}") in evaluations:
-            raise ValueError(f"{path} and {evaluations[name]} are of the same evaluation, {name}: leave one out.")
+            raise ValueError(f"{path} and {evaluations[name]} are both results of {name}: leave one of them out.")
         evaluations[name] = path
 
 
@@ -395,7 +397,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     weights = weights_of(checkpoint)
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
-        what = "holds other weights than those that were measured" if weights else "has no model.safetensors"
+        what = "has other weights than those that were evaluated" if weights else "has no model.safetensors"
         raise ValueError(f"{checkpoint} {what}: a card describes one model.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():
@@ -423,15 +425,15 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
 @dataclass(frozen=True)
 class _Origin:
     """
-    What a model was made of, as far as its training run recorded it.
+    What a model was made from, according to the records of its training runs.
 
     Args:
         base_models: names of the models and towers that training started from.
         corpora: names of the corpora it was trained on, in all of its runs.
-        is_complete: whether there are no others.
-        videos: how many, where there was one run.
-        in_words: where training started; empty if it is not known.
-        learned_tokens: the size of a tokenizer that was learned from the captions, or None.
+        is_complete: whether these are all of them.
+        videos: number of training videos, if there was only one run.
+        in_words: sentence about where training started; empty if that is not known.
+        learned_tokens: size of a tokenizer that was trained on the captions, or None.
     """
 
     base_models: tuple[str, ...] = ()
@@ -470,7 +472,7 @@ def _origin(
 
 def _base_models(checkpoint: Path, arguments: Mapping[str, Any]) -> tuple[list[str], int | None]:
     """
-    The models that the first of the runs that led to a checkpoint started from, and the size of the tokenizer that it
+    Returns the models that the first training run of a checkpoint started from, and the size of the tokenizer that it
     learned, if it did.
     """
     seen = {checkpoint.absolute()}
@@ -501,15 +503,15 @@ def _listed(names: Iterable[str]) -> str:
 @dataclass(frozen=True)
 class Emissions:
     """
-    What CodeCarbon measured of training.
+    The energy and emissions of training, as measured by CodeCarbon.
 
     Args:
         kwh: energy in kWh.
         kg: emissions in kg of CO2 equivalents.
-        runs: how many runs these are the sums of.
-        country: where.
-        hardware: GPUs, or else CPUs.
-        version: of CodeCarbon.
+        runs: number of runs that are summed up.
+        country: country of the machine.
+        hardware: the GPUs, or the CPUs if there are none.
+        version: version of CodeCarbon.
     """
 
     kwh: float
@@ -520,7 +522,7 @@ class Emissions:
     version: str
 
     def metadata(self) -> dict[str, Any]:
-        """The field `co2_eq_emissions` of a card; its emissions are in grams."""
+        """Returns the field `co2_eq_emissions` of a card; its emissions are in grams."""
         said = {"emissions": round(1000 * self.kg, 3), "source": f"CodeCarbon {self.version}".strip()}
         where = {"geographical_location": self.country, "hardware_used": self.hardware}
         return said | {name: text for name, text in where.items() if text}
@@ -531,7 +533,7 @@ def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
     Reads the `emissions.csv` of CodeCarbon beside a checkpoint, which transformers' `--report-to codecarbon` writes.
 
     Returns:
-        The sums of all runs in it; None if there is no such file, or nothing in it.
+        The sums of all runs in it; None if the file does not exist or is empty.
 
     Raises:
         ValueError: it is not a file of CodeCarbon.
@@ -546,7 +548,7 @@ def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
     try:
         kwh, kg = (math.fsum(float(row[name]) for row in runs.values()) for name in ("energy_consumed", "emissions"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of CodeCarbon ({error!r:.80}): remove it, or track again.") from error
+        raise ValueError(f"{path} was not written by CodeCarbon ({error!r:.80}): remove it or track again.") from error
     if not runs or not (math.isfinite(kwh) and math.isfinite(kg)):
         return None
     last = list(runs.values())[-1]
@@ -583,7 +585,7 @@ def _limits(
     origin: _Origin,
     languages: Sequence[str],
 ) -> list[str]:
-    """What this model, and not every model, cannot do, in sentences."""
+    """Returns sentences about the limits of this particular model, which not every model has."""
     return [
         *_limits_of_training(origin, measured),
         *_limits_of_clips(parts[0]["model"]["config"]),
@@ -636,7 +638,7 @@ def _limits_of_texts(
 
 
 def _text_length(checkpoint: Path) -> int | None:
-    """The number of tokens that the tokenizer and the text encoder take, as far as their files say."""
+    """Returns the number of tokens that the tokenizer and the text encoder take, as far as their files say."""
     tokenizer = _read_mapping(checkpoint / "tokenizer.json")
     settings = _read_mapping(checkpoint / "tokenizer_config.json")
     config = _read_mapping(checkpoint / "config.json").get("text_config") or {}

@@ -1,4 +1,4 @@
-"""Words and regions as the vectors of a `MultiVectorEncoder` of sentence-transformers."""
+"""Uses words and regions as the vectors of a `MultiVectorEncoder` of sentence-transformers."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ _MODALITIES = {
 
 class RegionLearnerTokens(Transformer):
     """
-    The only module of a `MultiVectorEncoder` that embeds texts by their words, and videos and images by their regions.
-    The checkpoint must be of a [`RegionLearnerModel`] with `token_dim`.
+    The single module of a `MultiVectorEncoder` that embeds texts by their words, and videos and images by their
+    regions. The checkpoint must be a [`RegionLearnerModel`] with `token_dim`.
 
-    The vectors of a query have the lengths of their weights, and those of a document have length 1. MaxSim, the sum
-    over the vectors of a query of the highest inner product, then is the weighted mean over the tokens of the query of
-    the highest cosine: one of the two halves of `word_region_similarity`. The other one, over the tokens of the
-    document, cannot be expressed by MaxSim.
+    Each vector of a query is scaled by its weight, and the vectors of a document have length 1. MaxSim, the sum
+    of the highest inner product of each query vector, is then the weighted mean over the tokens of the query of the
+    highest cosine. This is one of the two halves of `word_region_similarity`; the other half, over the tokens of
+    the document, cannot be expressed with MaxSim.
 
     Example:
 
@@ -43,8 +43,8 @@ class RegionLearnerTokens(Transformer):
         super().__init__(model_name_or_path, **kwargs)
         if not getattr(self.model.config, "token_dim", 0):
             raise ValueError(
-                f"{model_name_or_path} has no tokens of words and regions: use a RegionLearnerModel that was trained "
-                "with token_dim, or SentenceTransformer for single vectors."
+                f"{model_name_or_path} has no word-region tokens: use a RegionLearnerModel that was trained with "
+                "token_dim, or SentenceTransformer for single vectors."
             )
 
     def get_embedding_dimension(self) -> int:

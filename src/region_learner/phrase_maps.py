@@ -1,17 +1,18 @@
 """
-Where a clip shows what a phrase says: the one definition that metrics (`evaluation`) and pictures share.
+Defines where a clip shows a phrase, for both metrics (`evaluation`) and pictures.
 
 **Which region.** A model with `token_dim` embeds each word of a text and each region of a clip. The similarity of a
 phrase and a region is the mean of the cosines of its words with the region, weighted by `text_token_weights`. The
 region with the highest similarity is the one that the phrase finds.
 
-**Which heat map.** That of a region is how much it weighs each position of each frame (see `region_masks`), in all
-frames if it belongs to the whole clip, and 0 in all other frames if it belongs to one. A model without regions
-compares words with single patches. A phrase is then wherever it is similar, not only in the best patch, so its heat
-map holds the similarities themselves, and 0 in place of negative ones: these say that something else is there.
+**Which heat map.** The heat map of a region is the weight that it gives to each position of each frame (see
+`region_masks`). A region of the whole clip has weights in all frames; a region of one frame has 0 in all others. A
+model without regions compares words with single patches. A phrase can then be in all similar patches, not only in the
+best one, so its heat map consists of the similarities themselves, with 0 in place of negative ones, which mean that
+something else is there.
 
-**Which positions.** Those above Otsu's threshold of the heat map over all frames of the clip together, as a phrase may
-be in some of them only. Heat maps are enlarged frame by frame.
+**Which positions.** The positions above Otsu's threshold of the heat map over all frames of the clip together, as a
+phrase may be visible in only some of them. Heat maps are enlarged frame by frame.
 """
 
 import logging
@@ -33,23 +34,23 @@ Span = tuple[int, int]  # the first character, and the one after the last
 # A word may have a hyphen or an apostrophe within, straight or curved.
 _WORD = re.compile("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\\w+)*")
 
-# Words with less than this share of the mean weight of a word are not shown by themselves.
+# Words with less than this share of the mean weight per word are not shown by themselves.
 _LEAST_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
 class PhraseMatch:
     """
-    Where a clip shows what a phrase says.
+    Where a clip shows a phrase.
 
     Args:
         text: the phrase.
-        span: where it is in the text.
-        weight: the share of the weight of the text that its words have.
-        similarity: with the region that it finds, between -1 and 1.
-        region: the index of this region in `video_token_embeds`, or of the patch. None if the text was cut off before
-            the phrase.
-        heat_map: (T, h, w), at least 0; 0 everywhere without a region.
+        span: position of the phrase in the text.
+        weight: share of the text's weight that its words have.
+        similarity: similarity with the region that the phrase finds, between -1 and 1.
+        region: index of this region, or patch, in `video_token_embeds`. None if the text was truncated before the
+            phrase.
+        heat_map: (T, h, w), at least 0; 0 everywhere if there is no region.
     """
 
     text: str
@@ -61,8 +62,8 @@ class PhraseMatch:
 
     @property
     def peak(self) -> tuple[int, float, float] | None:
-        """The frame, counted from 0, with the peak of the heat map, and where it is there from the left and from the
-        top, as shares of the width and the height; None if the phrase is nowhere."""
+        """The peak of the heat map: the frame, counted from 0, and the position in it from the left and from the top,
+        as shares of the width and height. None if the phrase is nowhere."""
         if not self.heat_map.any():
             return None
         _, height, width = self.heat_map.shape
@@ -77,8 +78,8 @@ def check_tokens(model) -> None:
     """
     if not getattr(model.config, "token_dim", 0):
         raise ValueError(
-            "The model does not compare words with regions (token_dim=0), so it cannot tell where a phrase is: train "
-            """one that does, for example with --config '{"token_dim": 64, "phrase_window": 7}'."""
+            "The model does not compare words with regions (token_dim=0), so it cannot locate phrases: train one that "
+            """does, for example with --config '{"token_dim": 64, "phrase_window": 7}'."""
         )
 
 
@@ -181,10 +182,10 @@ class EmbeddedPairs:
         return torch.einsum("tshw,tu->tsuhw", maps, own_frame).flatten(0, 1)
 
     def _tokens(self, row: int, span: Span) -> list[int]:
-        """The tokens that share a character, other than a space, with a phrase."""
+        """Returns the tokens that share a character, other than a space, with a phrase."""
         text, (start, end) = self.texts[row], span
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
-            raise ValueError(f"The span {span} holds no words of the text {text!r}.")
+            raise ValueError(f"The span {span} contains no words of the text {text!r}.")
         characters = {at for at in range(start, end) if not text[at].isspace()}
         return [at for at, (a, b) in enumerate(self.offsets[row].tolist()) if characters & set(range(a, b))]
 
@@ -199,8 +200,8 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
     check_tokens(model)
     if not processor.tokenizer.is_fast:
         raise ValueError(
-            f"{type(processor.tokenizer).__name__} does not tell which characters a token is made of: load the fast "
-            "tokenizer of this model."
+            f"{type(processor.tokenizer).__name__} does not map tokens to characters: load the fast tokenizer of this "
+            "model."
         )
     inputs = processor(text=list(texts), return_tensors="pt", return_offsets_mapping=True)
     offsets = inputs.pop("offset_mapping")
@@ -212,9 +213,9 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
 
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:
     """
-    Returns where a clip shows a text as a whole, and then each of its phrases: neighboring words, without punctuation
-    between them, that find the same region, or patches that touch. Words of next to no weight are left out. A warning
-    tells which words the model does not read, as the text is too long.
+    Returns where a clip shows a text as a whole, and then each of its phrases. A phrase consists of neighboring words,
+    without punctuation between them, that find the same region, or patches that touch. Words with hardly any weight
+    are left out. If the text is too long, a warning names the words that the model does not read.
 
     Args:
         model, processor, pixel_values_videos, text: as in [`find_phrases`].
@@ -230,7 +231,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
         raise ValueError(f"The text {text!r} has no words that can be found.")
     if len(words) < len(found):
         logger.warning(
-            "The text is too long: the model reads it up to %r, and not the last %d words.",
+            "The text is too long: the model reads it up to %r, without the last %d words.",
             words[-1].text,
             len(found) - len(words),
         )
@@ -252,7 +253,7 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
 def _one_clip(pixel_values_videos: torch.Tensor) -> torch.Tensor:
     clip = pixel_values_videos if pixel_values_videos.ndim == 5 else pixel_values_videos[None]
     if clip.ndim != 5 or len(clip) != 1:
-        raise ValueError(f"Phrases are found in one clip, (T, C, H, W), not in {tuple(pixel_values_videos.shape)}.")
+        raise ValueError(f"Give one clip, (T, C, H, W), to find phrases in, not {tuple(pixel_values_videos.shape)}.")
     return clip
 
 

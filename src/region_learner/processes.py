@@ -1,6 +1,6 @@
-"""A pool of processes whose items may crash, hang or take too much memory.
+"""A pool of processes for work that may crash, hang or take too much memory.
 
-It replaces pebble's `ProcessPool`, in which all waiting items fail if a worker crashes before the parent has processed
+It replaces pebble's `ProcessPool`, where all waiting items fail if a worker crashes before the parent has processed
 its acknowledgement of the item (seen with pebble 5.2.3 and one worker).
 """
 
@@ -27,8 +27,8 @@ _ran_out_of_memory = False  # whether an earlier item exhausted the memory of th
 
 def end_with_parent() -> None:
     """
-    Ends this process, a worker of a pool, when its parent ends. Otherwise a worker whose parent is killed would wait
-    for its next task forever, as it holds both ends of the pipe from which it reads tasks.
+    Ends this worker process when its parent ends. Otherwise, a worker whose parent is killed would wait for its next
+    task forever, as it holds both ends of the pipe that it reads tasks from.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -84,7 +84,7 @@ def map_in_processes(
             try:
                 return pools.result(future)
             except (BrokenProcessPool, MemoryError):
-                # Any item in progress may be to blame: each is tried again alone, and others go to new processes.
+                # Any item in progress may be the cause: each is tried again alone, and others go to new processes.
                 _kill(pool)
                 return pools.alone(item)
         except BrokenProcessPool:
@@ -141,7 +141,7 @@ class _Pools(Generic[Item, Result]):
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "processes do not start: in a script, put the call under `if __name__ == '__main__':`"
+                "Worker processes do not start: in a script, put the call under `if __name__ == '__main__':`."
             ) from error
         return pool
 

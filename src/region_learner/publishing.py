@@ -1,4 +1,4 @@
-"""Publishing a checkpoint: what is checked before anything is sent, and one commit that holds all of it or nothing."""
+"""Publishes a checkpoint on the Hub, in one commit, after checks that send nothing."""
 
 import hashlib
 import json
@@ -44,14 +44,14 @@ class Pushed:
     What `push` has done, or would do.
 
     Args:
-        repo: the name on the Hub.
-        private: whether only its owners see it.
-        files: the size in bytes of each file of the commit, by its name.
-        left_out: why other files of the directory are not published, by their names.
-        notes: what a reader should know, such as a file that is changed.
-        url: of the commit; None if nothing was sent.
-        space_files: likewise `files`, of the Space; empty without one.
-        space_url: of the commit in the Space.
+        repo: name of the repository on the Hub.
+        private: whether only its owners can see it.
+        files: size in bytes of each file of the commit, by name.
+        left_out: why other files of the directory are not published, by name.
+        notes: what the user should know, such as a file that is changed.
+        url: address of the commit; None if nothing was sent.
+        space_files: the same as `files` for the Space; empty without one.
+        space_url: address of the commit in the Space.
     """
 
     repo: str
@@ -66,12 +66,12 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Checked:
-    """A checkpoint that may be published: its files by name, as a path or as bytes, and what stays."""
+    """A checkpoint that can be published: its files by name, as paths or bytes, and the files that are left out."""
 
     files: dict[str, Path | bytes]
     left_out: dict[str, str]
     notes: list[str]
-    draft: str | None  # the card that training has pushed, which one that is made here may replace; else None
+    draft: str | None  # the card that training has pushed, which may be replaced; otherwise None
 
 
 def push(
@@ -90,18 +90,18 @@ def push(
 
     Args:
         model: directory of the checkpoint.
-        repo: name on the Hub, "owner/name"; without an owner, yours.
-        private: whether a new repository is private. An existing one keeps what it is, and must be that.
-        dry_run: check and tell what would be sent; the Hub is not asked anything.
-        space: also publish a Space of the same name that searches videos with the model.
-        license: of the weights, for a card that is made here. A README.md says so itself.
-        message: of the commit.
-        token: by default the one of `hf auth login`, or HF_TOKEN.
+        repo: name on the Hub, "owner/name"; without an owner, the repository is yours.
+        private: whether a new repository is private. An existing one must already have this visibility.
+        dry_run: whether to only check and report what would be sent, without contacting the Hub.
+        space: whether to also publish a Space of the same name that searches videos with the model.
+        license: license of the weights, if the card is made here. An existing README.md names it itself.
+        message: commit message.
+        token: token for the Hub; by default that of `hf auth login`, or HF_TOKEN.
 
     Raises:
         ValueError: a check failed; nothing was sent.
-        OSError: the Hub refused, or could not be reached. The repository has no part of the commit, and one that was
-            made for it is removed again, or named.
+        OSError: the Hub refused the push, or could not be reached. The repository has no part of the commit. A
+            repository that was created for it is deleted again, or else the message names it.
 
     Example:
 
@@ -143,7 +143,7 @@ def push(
 
 
 def _validate_card(text: str, path: Path, repo: str) -> None:
-    """Asks the Hub whether it accepts the metadata of a card, which only it can tell."""
+    """Asks the Hub whether it accepts the metadata of a card, as this cannot be checked locally."""
     try:
         with in_words(repo):
             ModelCard(text).validate()
@@ -175,14 +175,14 @@ def check(
     Args:
         model: directory of the checkpoint.
         repo: its name on the Hub, for the card.
-        license: for a card that is made here.
-        is_public: whether everybody will see it, which takes a license.
-        loads: also load it in a fresh process without this package, which takes seconds.
+        license: license for a card that is made here.
+        is_public: whether everybody will be able to see it, which requires a license.
+        loads: whether to also load it in a fresh process without this package, which takes seconds.
 
     Raises:
-        ValueError: it may not: it is incomplete, its weights are damaged or not finite, it does not load without this
-            package, it has no valid card, a number in the card is not measured, or a file has a secret or a path of
-            this machine in it.
+        ValueError: it is incomplete, its weights are damaged or not finite, it does not load without this package, it
+            has no valid card, a number in the card is not measured, or a file contains a secret or a path of this
+            machine.
         OSError: a file cannot be read.
     """
     directory = _directory(model)
@@ -198,7 +198,7 @@ def check(
     if run:
         files[RESULTS] = run
         if run != (directory / RESULTS).read_bytes():
-            notes.append(f"{RESULTS} is published without directories of data, and with paths cut to their last part")
+            notes.append(f"{RESULTS} is published without data directories, and with paths cut to their last part")
     draft = None
     if CARD not in files:
         notes.append(f"{CARD} is made from {', '.join(results)}")
@@ -216,9 +216,9 @@ def _directory(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     check_checkpoint(name)
     if not Path(name).is_dir():
-        raise ValueError(f"{name} is not a directory{near_file(name)} Give the directory of a checkpoint.")
+        raise ValueError(f"{name} is not a directory{near_file(name)} Name the directory of a checkpoint.")
     if not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name} has only adapters: give the checkpoint that they are in, {Path(name).parent}.")
+        raise ValueError(f"{name} has only adapters: use the checkpoint that they belong to, {Path(name).parent}.")
     check_files(name)
     return Path(name)
 
@@ -232,23 +232,23 @@ def _check_weights(directory: Path) -> None:
     if index.is_file():
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
         if "model.safetensors" in names:
-            raise ValueError(f"{directory} has both model.safetensors and {index.name}: remove the one that is older.")
+            raise ValueError(f"{directory} has both model.safetensors and {index.name}: remove the older one.")
         if different := shards ^ (set(names) - {index.name}):
             raise ValueError(f"{directory}: {index.name} and the files differ in {min(different)}: {again}")
     elif names != ["model.safetensors"]:
-        raise ValueError(f"{directory} has parts of weights without {index.name}: {again}")
+        raise ValueError(f"{directory} has shards of weights without {index.name}: {again}")
     for name in (name for name in names if name.endswith(".safetensors")):
         with safe_open(directory / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 # not a mapping
                 if first_non_finite({key: file.get_tensor(key)}) is not None:
                     raise ValueError(
-                        f"{directory / name} has weights that are NaN or infinite (the first: {key}): the run that "
-                        "saved it went wrong. Publish an earlier checkpoint."
+                        f"{directory / name} has weights that are NaN or infinite (the first: {key}): its training "
+                        "diverged. Publish an earlier checkpoint."
                     )
 
 
 def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, EvaluationResults], dict[str, str]]:
-    """The results files of these weights, and why others in the directory do not count."""
+    """Returns the results files of these weights, and why others in the directory do not count."""
     try:
         paths = results_in(directory)
     except ValueError:  # there are none
@@ -273,7 +273,7 @@ def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, Evalua
 def _draft(
     results: Mapping[str, EvaluationResults], weights: dict[str, str], directory: Path, repo: str
 ) -> str | None:
-    """The card that training pushes at its end, before anything is measured."""
+    """Returns the card that training pushes at its end, before anything is measured."""
     for one in results.values():
         for part in one.folds or [{"model": one.model}]:
             if part["model"]["weights"] == weights:
@@ -296,12 +296,12 @@ def _card(
     if path.is_file():
         if license is not None:
             raise ValueError(
-                f"--license has no effect, as {path} exists: write `license: {license}` into its metadata."
+                f"--license has no effect, as {path} exists: write `license: {license}` into its metadata instead."
             )
         return path.read_text(encoding="utf-8")
     if not results:
         raise ValueError(
-            f"{directory} has no card, and no results of its weights to make one from{_why(others)}: measure it with "
+            f"{directory} has no card, and no results of its weights to make one from{_why(others)}: evaluate it with "
             f"`region-learner evaluate {directory} --protocol NAME --output {directory / 'NAME.json'}`, or write one."
         )
     return model_card([directory / name for name in results], directory, repo, license)
@@ -316,7 +316,7 @@ def _check_card(
     run: bytes | None,
     is_public: bool,
 ) -> list[str]:
-    """Checks the card. Returns what is to be said about it."""
+    """Checks the card, and returns notes about it."""
     name, notes = directory / CARD, []
     write = f"write a new card with `region-learner card {directory} --output {name}`"
     if REGEX_YAML_BLOCK.search(text) is None:
@@ -330,8 +330,8 @@ def _check_card(
     if data.get("license_name") == "not-stated":
         if is_public:
             raise ValueError(
-                "The card states no license, so nobody may use the model: give --license ID, such as apache-2.0, or "
-                f"write it into the metadata of {name}."
+                "The card states no license, so nobody may use the model: add --license ID, such as apache-2.0, or "
+                f"write the license into the metadata of {name}."
             )
         notes.append("the card states no license (--license ID): nobody else may use the model")
     config = json.loads((directory / "config.json").read_bytes())
@@ -342,8 +342,8 @@ def _check_card(
     if problems := unbacked_numbers(text, results, weights_of(directory), facts):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
-            f"{name}: {problems[0]}, which no results file of these weights in {directory} gives{_why(others)}{more}: "
-            f"measure it with `region-learner evaluate --output`, or {write}."
+            f"{name}: {problems[0]}, which is not in any results file of these weights in {directory}{_why(others)}"
+            f"{more}: evaluate the model with `region-learner evaluate --output`, or {write}."
         )
     if loaded := sorted(set(re.findall(r"from_pretrained\(\s*[\"']([^\"']+)[\"']", text)) - {repo}):
         notes.append(f"the example of {CARD} loads {loaded[0]!r}, not {repo!r}")
@@ -351,7 +351,7 @@ def _check_card(
 
 
 def _why(others: Mapping[str, str]) -> str:
-    """Says of the first results file that does not count why it does not."""
+    """Returns why the first of the results files that do not count does not count."""
     return next((f" ({name}: {reason})" for name, reason in others.items()), "")
 
 
@@ -361,7 +361,7 @@ def _check_energy(card: Path, claim: Any, energy: Emissions | None) -> None:
         return
     measured = None if energy is None else energy.metadata()["emissions"]
     if measured is None or not isinstance(grams, int | float) or abs(grams - measured) > 0.01 * abs(measured):
-        gives = "is not there" if measured is None else f"gives {measured}"
+        gives = "does not exist" if measured is None else f"has {measured}"
         raise ValueError(
             f"{card} claims emissions of {grams} g, but {card.with_name('emissions.csv')} {gives}: correct it."
         )
@@ -379,8 +379,8 @@ def _check_leaks(directory: Path, files: Mapping[str, Path | bytes]) -> None:
         if found := leaks(text):
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(
-                f"{directory / name}, line {found[0].line}, has {found[0].what}{more}, which everybody could read: "
-                "remove it from the file."
+                f"{directory / name}, line {found[0].line}, contains {found[0].what}{more}, which everybody could "
+                "read: remove it from the file."
             )
 
 
@@ -389,8 +389,8 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
     Loads a checkpoint from these files alone, in a fresh process that has transformers but not this package.
 
     Args:
-        files: by name.
-        directory: what to call it in messages.
+        files: the files, by name.
+        directory: name of the checkpoint in messages.
 
     Raises:
         ValueError: it does not load, or weights are missing, unexpected or of another shape.
@@ -399,7 +399,7 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
     with tempfile.TemporaryDirectory(prefix="region-learner-push-") as folder:
         place = Path(folder) / "checkpoint"
         write_files(files, place)
-        # The cache of modules is one of its own: nothing that was loaded before can help. No request leaves.
+        # The process has a module cache of its own, so that nothing loaded earlier can help, and sends no requests.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(folder) / "modules"), "HF_HUB_OFFLINE": "1"}
         script = Path(__file__).with_name("load_standalone.py")
         # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
@@ -410,7 +410,7 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
         )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].replace(str(place), "it")
-        raise ValueError(f"{directory} does not load where region-learner is not installed ({reason[:300]}): {again}")
+        raise ValueError(f"{directory} does not load without region-learner installed ({reason[:300]}): {again}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for kind, words in (
         ("missing", "missing"),
@@ -423,7 +423,7 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
 
 
 def write_files(files: Mapping[str, Path | bytes], place: Path) -> None:
-    """Puts files in a directory: links to those that exist, and the others."""
+    """Puts files in a directory: links to existing files, and new files for the others."""
     for name, file in files.items():
         target = place / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -445,7 +445,7 @@ def _publish(
     is_new: bool,
     repo_type: str = "model",
 ) -> str:
-    """Makes a repository, if it is to be new, and one commit in it. Returns the commit's address."""
+    """Creates a repository if it does not exist, makes one commit in it, and returns the commit's address."""
     is_space = repo_type == "space"
     if is_new:
         with in_words(repo):
@@ -453,7 +453,7 @@ def _publish(
             api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
     try:
         with in_words(repo):
-            # What a user wrote about an existing Space stays; this package in it is replaced as a whole.
+            # Texts that a user wrote about an existing Space are kept; the package in it is replaced as a whole.
             return commit_files(
                 api,
                 repo,
@@ -464,7 +464,7 @@ def _publish(
                 replaces="region_learner" if is_space else None,
             ).commit_url
     except BaseException as error:
-        left = _remove_if_empty(api, repo, repo_type) if is_new else f"{repo} on the Hub is as it was before."
+        left = _remove_if_empty(api, repo, repo_type) if is_new else f"{repo} on the Hub is unchanged."
         if isinstance(error, OSError | ValueError):
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{' '.join(str(error).split())} {left}") from error
@@ -479,45 +479,45 @@ def _is_new(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
         return True
     if info.private is not None and info.private != private:
         kinds = ("public", "private")
-        cure = "give --public to push to it" if private else "leave --public out, or change it in its settings"
+        cure = "add --public to push to it" if private else "leave --public out, or change the repository's settings"
         what = "The Space " * (repo_type == "space")
         raise ValueError(f"{what}{repo} exists and is {kinds[info.private]}, not {kinds[private]}: {cure}.")
     return False
 
 
 def _check_replaced_card(api: HfApi, repo: str, files: Mapping[str, Path | bytes], replaceable: str) -> None:
-    """Refuses to replace a card that somebody wrote on the Hub by one that is made here."""
+    """Refuses to replace a card that somebody wrote on the Hub with one that is made here."""
     if not api.file_exists(repo, CARD):
         return
     present = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
     if present not in (_text_of(files[CARD]), replaceable):
         raise ValueError(
-            f"{repo} has another card on the Hub, which would be replaced: put that {CARD}, or one that "
-            "`region-learner card MODEL --output` writes, into the directory of the checkpoint."
+            f"{repo} has another card on the Hub, which would be replaced: put that {CARD}, or one from "
+            "`region-learner card MODEL --output`, into the directory of the checkpoint."
         )
 
 
 def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
-    """Removes a repository that was made for a commit which did not arrive. Returns what became of it, in words."""
+    """Deletes a repository that was created for a commit that failed, and returns a sentence about the result."""
     try:
         made_by_hub = {".gitattributes", *([CARD] if repo_type == "space" else [])}
         if set(api.list_repo_files(repo, repo_type=repo_type)) <= made_by_hub:
             api.delete_repo(repo, repo_type=repo_type)
-            return "The repository that was made for it is removed again."
+            return "The repository that was created for it has been deleted again."
         return f"The commit may have arrived nevertheless: see {api.endpoint}/{repo}."
-    except Exception:  # whatever keeps it from being removed
-        return f"The repository {repo}, made for it, may be left empty on the Hub: push again, or delete it."
+    except Exception:  # for any reason, such as a lost connection
+        return f"The repository {repo}, which was created for it, may be empty on the Hub: push again, or delete it."
 
 
 def _owner(api: HfApi, repo: str) -> str:
-    """The owner of a repository that may be written to, as far as the account tells."""
+    """Returns the owner of a repository. Raises an error if the account clearly cannot write to it."""
     with in_words(repo):
         account = api.whoami()
     owner = repo.rpartition("/")[0] or account["name"]
     known = {account["name"], *(one["name"] for one in account.get("orgs", []))}
     if owner not in known:
         raise PermissionError(
-            f"{repo} is somebody else's: you are logged in as {account['name']!r}. Push to "
+            f"{repo} belongs to somebody else, as you are logged in as {account['name']!r}: push to "
             f"{account['name']}/{repo.rpartition('/')[2]}, or log in with `hf auth login`."
         )
     return owner

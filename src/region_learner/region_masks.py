@@ -1,23 +1,24 @@
 """
-What a region looks at: the one definition that metrics (`evaluation`) and pictures (`visualization`) share.
+Defines what a region looks at, for both metrics (`evaluation`) and pictures (`visualization`).
 
 **How much a mask weighs a position.** Region s of a frame is the mean over positions of mask_s x values. Masks come in
 three normalizations (the region option `mask_normalization`), which are read in two ways:
 
-- "none" gives *raw* masks, of any sign and offset. An offset only adds the frame's mean value, which does not say
-  where the region looks, and what follows is linear first of all, so that a mask and its negative serve equally well.
-  A raw mask weighs a position by how far it departs there from its mean over the frame, in either direction.
-- "positions" and "regions" give *normalized* masks: height x width times a distribution over the positions of a frame,
-  be it by a softmax over positions or by a softmax over regions that was divided by its mean. Neither sign nor offset
-  is free, and a mask weighs a position by its value. Such masks are recognized by `are_normalized`.
+- "none" gives *raw* masks, of any sign and offset. An offset only adds the mean value of the frame, which does not say
+  where the region looks. The next layer is linear, so a mask and its negative are equally useful. Therefore, a raw
+  mask weights a position by the distance of its value from its mean over the frame, in either direction.
+- "positions" and "regions" give *normalized* masks: a distribution over the positions of a frame, times
+  height x width, from a softmax over positions, or from a softmax over regions that was divided by its mean. Neither
+  sign nor offset is arbitrary, and a mask weights a position by its value. `are_normalized` recognizes such masks.
 
-**Which positions belong to a region.** Those whose weight is above Otsu's threshold (IEEE Trans. SMC 9, 1979) of the
-weights of this mask in this frame: the cut that leaves the least variance on its two sides. The rule has no parameter
-to tune, does not depend on the scale and offset of the weights (nor on the sign of a raw mask), and finds both parts
-of a mask of two values, whatever their sizes. If a mask weighs all positions alike, except for rounding, the whole
-frame belongs to its region; if it weighs none, as the mask of an empty cluster does, nothing belongs to it.
+**Which positions belong to a region.** The positions whose weight is above Otsu's threshold (IEEE Trans. SMC 9, 1979)
+of the weights of this mask in this frame, which is the cut with the least variance on its two sides. The rule has no
+parameter to tune, does not depend on the scale and offset of the weights (nor on the sign of a raw mask), and
+separates a mask of two values correctly, whatever their areas. If a mask weights all positions alike, except for
+rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster, no
+position does.
 
-**At which resolution.** Masks are enlarged bilinearly, and thresholds are those of the masks before that.
+**At which resolution.** Masks are enlarged bilinearly, with the thresholds of the masks before enlargement.
 """
 
 import math
@@ -42,7 +43,7 @@ def are_normalized(masks: torch.Tensor) -> bool:
 @dataclass(frozen=True)
 class RegionFocus:
     """
-    What regions look at; made by [`region_focus`].
+    What regions look at, as returned by [`region_focus`].
 
     Args:
         values: (..., S, h, w), what the weights are made of: between 0 and 1, or between -1 and 1 for raw masks,
@@ -82,7 +83,7 @@ class RegionFocus:
 
 def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
     """
-    Returns what the regions look at, by the definition at the head of this file.
+    Returns what the regions look at, as defined at the top of this file.
 
     Args:
         masks: floating-point numbers (..., S, h, w), as in `RegionLearnerVideoOutput.region_masks`.
@@ -97,7 +98,7 @@ def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
             f"Masks must be floating-point numbers of shape (..., S, h, w), got {tuple(masks.shape)} of {masks.dtype}."
         )
     if not masks.isfinite().all():
-        raise ValueError("The masks hold values that are not finite.")
+        raise ValueError("The masks contain values that are not finite.")
     if signed is None:
         signed = not are_normalized(masks)
     if not signed and (masks < 0).any():

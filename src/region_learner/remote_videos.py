@@ -1,4 +1,4 @@
-"""Reads videos at URLs. URLs come with the data of strangers, and must not reach into the local network."""
+"""Reads videos from URLs. URLs may come from strangers' data, and must not reach into the local network."""
 
 from __future__ import annotations
 

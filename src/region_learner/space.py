@@ -1,4 +1,4 @@
-"""A Space on the Hub that searches videos by words: its files, and what it serves."""
+"""A Space on the Hub that searches videos by text: its files, and the app that it serves."""
 
 import os
 from importlib import metadata
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent
 _PORT = 7860  # that Spaces expect
 
-_APP = '''"""Searches the videos of this Space by words."""
+_APP = '''"""Searches the videos of this Space by text."""
 
 from pathlib import Path
 
@@ -35,22 +35,22 @@ models:
 - {model}
 ---
 
-Search videos by words, pictures or clips with [{model}](https://huggingface.co/{model}), by RegionLearner.
+Search videos by text, picture or clip with [{model}](https://huggingface.co/{model}) and RegionLearner.
 
-Put videos into the directory `videos` of this Space: they are indexed when it starts. So that it starts at once, also
-put the index that `region-learner index` made of them into the directory `index`.
+Put videos into the directory `videos` of this Space. They are indexed when the Space starts. To make it start faster,
+also put an index of these videos, made with `region-learner index`, into the directory `index`.
 {private}"""
 
 _PRIVATE = """
-The model is private: add a token that may read it as the secret `HF_TOKEN` in the settings of this Space.
+The model is private: add a token with read access to it as the secret `HF_TOKEN` in the settings of this Space.
 """
 
-_NOTHING = """# Search videos by words
+_NOTHING = """# Search videos by text
 
-This Space has no videos yet. Add, in its repository,
+This Space has no videos yet. Add to its repository:
 
-- videos, in the directory `videos`: they are indexed when the Space starts;
-- so that it starts at once, the index that `region-learner index` made of them, in the directory `index`.
+- videos, in the directory `videos`; they are indexed when the Space starts;
+- to make it start faster, an index of these videos, made with `region-learner index`, in the directory `index`.
 
 The model is [{model}](https://huggingface.co/{model}).
 """
@@ -59,22 +59,22 @@ _FAILED = """# The videos cannot be searched
 
 {error}
 
-If the model, [{model}](https://huggingface.co/{model}), is private, add a token that may read it as the
+If the model, [{model}](https://huggingface.co/{model}), is private, add a token with read access to it as the
 secret `HF_TOKEN` in the settings of this Space.
 """
 
 
 def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
     """
-    Returns the files of a Space by name: a page about it, the app, what it needs, and this package itself, so that an
-    index and the app are of one version.
+    Returns the files of a Space by name: its README, the app, the requirements, and this package itself, so that the
+    index and the app have the same version.
 
     Args:
         model: name of the model on the Hub.
         private: whether the model is private, so that the Space needs a token.
 
     Raises:
-        ValueError: this package is not installed, so that it is not known what it needs.
+        ValueError: this package is not installed, so its requirements are not known.
     """
     try:
         sdk = metadata.version("gradio")
@@ -97,7 +97,7 @@ def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
 
 def requirements() -> list[str]:
     """
-    Returns what this package and its app need, as `pip` reads it.
+    Returns the requirements of this package and its app, in pip's format.
 
     Raises:
         ValueError: this package is not installed.
@@ -116,10 +116,10 @@ def requirements() -> list[str]:
 
 def serve_space(directory: str | os.PathLike[str], model: str) -> None:
     """
-    Serves the app of a Space until it is ended: a search in its videos, or else a page that says what to add.
+    Serves the app of a Space until it ends: a search of its videos, or a page that says what to add.
 
     Args:
-        directory: of the repository of the Space.
+        directory: directory of the Space's repository.
         model: name of the model on the Hub.
     """
     from .search.app import launch
@@ -139,15 +139,15 @@ def serve_space(directory: str | os.PathLike[str], model: str) -> None:
 
 def open_index(directory: Path, model: str) -> "VideoIndex | None":
     """
-    Returns the index of a Space: the one in `directory/index`, brought up to date with `directory/videos` if that is
-    there, or else a new one of these videos; None if there is neither.
+    Returns the index of a Space: that in `directory/index`, updated with `directory/videos` if these exist, or a new
+    index of these videos; None if there is neither.
 
     Args:
-        directory: of the repository of the Space.
+        directory: directory of the Space's repository.
         model: name of the model on the Hub, or its directory.
 
     Raises:
-        OSError: the model cannot be had, or a file cannot be read.
+        OSError: the model cannot be downloaded, or a file cannot be read.
         ValueError: the index was made with another model.
     """
     from .search import VideoIndex
@@ -158,9 +158,9 @@ def open_index(directory: Path, model: str) -> "VideoIndex | None":
     if not is_made and not videos.is_dir():
         return None
     index = VideoIndex.open(place, model) if is_made else VideoIndex.create(place, model)
-    _ = index.embedder  # another model is found now, not at the first search
+    _ = index.embedder  # raises an error now if the model is another one, not at the first search
     if videos.is_dir():
-        print(index.update(videos), flush=True)  # videos that were indexed elsewhere are known by their content
+        print(index.update(videos), flush=True)  # videos that were indexed elsewhere are recognized by their content
     return index
 
 
@@ -168,6 +168,6 @@ def page(text: str) -> "gradio.Blocks":
     """Returns an app that shows a text in Markdown."""
     import gradio as gr
 
-    with gr.Blocks(title="Search videos by words") as app:
+    with gr.Blocks(title="Search videos by text") as app:
         gr.Markdown(text)
     return app

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
     """
-    Checks that a text tower can embed the tokens of a tokenizer. Where there is one safe setting, it is set and
-    logged: texts are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer without
-    a padding token pads with its end-of-text token.
+    Checks that a text tower can embed the tokens of a tokenizer. Settings with only one safe value are set and logged:
+    texts are truncated to the positions of the tower (`tokenizer.model_max_length`), and a tokenizer without a padding
+    token pads with its end-of-text token.
 
     Args:
         text_config: the configuration of the text tower. For SigLIP, which attends to padding, its padding token is

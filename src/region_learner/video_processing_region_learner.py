@@ -688,7 +688,7 @@ def _prepare(clip: Any, scale: Scale | None, data_format: Any, do_convert_rgb: b
 
 
 def _is_decoder(item: Any) -> bool:
-    """Whether an item is a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`."""
+    """Returns whether an item is a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`."""
     return hasattr(item, "get_frames_at") and hasattr(item, "metadata")
 
 

@@ -266,7 +266,8 @@ def test_the_command_ends_cleanly(tmp_path, number):
         text=True,
     )
     try:
-        assert process.stdout.readline() == f"The app is at http://127.0.0.1:{port}/ until Ctrl-C.\n"
+        address = f"http://127.0.0.1:{port}/"
+        assert process.stdout.readline() == f"The app is running at {address}. Press Ctrl-C to end it.\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
             assert answer.status == 200
         assert any((tmp_path / "temporary").glob("region-learner-app-*"))

@@ -115,7 +115,7 @@ def test_qdrant(index, best_rows, tmp_path):
         points = client.query_points("videos", query=query.tolist(), limit=10).points
         check([((p.payload["path"], p.payload["start"], p.payload["end"]), p.score) for p in points], expected)
     client.close()
-    with pytest.raises(OSError, match="localhost:1 does not take the export"):
+    with pytest.raises(OSError, match="localhost:1 refused the export"):
         export_index(index, "qdrant", "http://localhost:1")
 
 
@@ -257,7 +257,7 @@ def test_slurm(model, videos, at_once, tmp_path):
     job.send_signal(signal.SIGTERM)
     _, printed = job.communicate(timeout=300)
     assert job.returncode == 143, printed
-    assert "The same command resumes" in printed
+    assert "Run the same command again to" in printed
     assert (tmp_path / "requeued").read_text() == "requeue 7_0\n"
     for number in range(2):
         job = start(number)

@@ -1,7 +1,7 @@
 """
 The command line, `region-learner COMMAND`.
 
-Commands import what they need when they run. Torch and transformers take seconds to import, and `--help` must not.
+Commands import what they need when they run: torch and transformers take seconds to import, and `--help` must be fast.
 """
 
 from .command_line import app, main

@@ -1,4 +1,4 @@
-"""All commands together, and how the command line ends."""
+"""The `region-learner` application: its commands, and how errors and exit codes are reported."""
 
 import logging
 import os
@@ -24,14 +24,14 @@ from .training import demo, train
 
 app = typer.Typer(
     cls=Commands,
-    help="Search videos by words; train, evaluate and publish the models that do it.",
+    help="Search videos by text, and train, evaluate and publish the models that do it.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={
         "help_option_names": ["--help", "-h"],
         "max_content_width": 100,
-        "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch_size, too
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # accepts --batch_size as well
     },
 )
 app.command(rich_help_panel="First steps")(demo)
@@ -42,7 +42,7 @@ app.command(rich_help_panel="Search")(embed)
 app.command("index export", rich_help_panel="Search")(index_export)
 app.command(
     rich_help_panel="Train and evaluate",
-    add_help_option=False,  # lists the options itself, which are not typer's
+    add_help_option=False,  # its options are not typer's, so it prints its own help
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(train)
 app.command(rich_help_panel="Train and evaluate")(evaluate)
@@ -78,9 +78,9 @@ class _Formatter(logging.Formatter):
 
 def main(argv: list[str] | None = None) -> None:
     """
-    Runs a command and exits: with 0 when it has finished, 2 and one line for wrong usage or input, 130 when it was
-    interrupted, and 1 and a traceback for an error of this program. With REGION_LEARNER_DEBUG set, all errors show a
-    traceback.
+    Runs a command and exits: with 0 on success, with 2 and a one-line message for wrong usage or input, with 130 when
+    interrupted, and with 1 and a traceback for a bug in this package. With REGION_LEARNER_DEBUG set, every error shows
+    a traceback.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report(error: Exception) -> int:
-    """Prints an error, and returns the exit code."""
+    """Prints an error and returns the exit code."""
     _end_progress_bars()
     for_user = is_for_user(error) or isinstance(error, UsageError)
     if for_user and not os.environ.get("REGION_LEARNER_DEBUG"):
@@ -107,7 +107,7 @@ def _report(error: Exception) -> int:
     traceback.print_exception(error)
     if not for_user:
         print(
-            "region-learner: this is a bug in region-learner: please report it with the command and the lines above.",
+            "region-learner: this is a bug: please report it with the command and the lines above.",
             file=sys.stderr,
         )
     return 1
@@ -121,8 +121,24 @@ def _end_progress_bars() -> None:
 
 
 def _usage_line(error) -> str:
-    message = " ".join(error.format_message().split())
+    message = _wrong_number(error) or " ".join(error.format_message().split())
     if hasattr(error, "possibilities"):  # an unknown option
         near = f"; did you mean {error.possibilities[0]!r}?" if error.possibilities else ""
         message = f"{error.option_name} is not known{near}"
     return f"{message} (see `{error.ctx.command_path} --help`)" if error.ctx else message
+
+
+def _wrong_number(error) -> str:
+    """Returns what a numeric option must be, with its range and an example; "" for other errors."""
+    option, problem = getattr(error, "param", None), error.__cause__
+    if option is None or not hasattr(problem, "errors"):  # not a value that typer's validator refused
+        return ""
+    found = problem.errors()[0]
+    expected = [{"int_parsing": "a whole number", "float_parsing": "a number"}.get(found["type"], "")]
+    if option.min is not None:
+        expected.append(f"at least {option.min}" if option.max is None else f"from {option.min} to {option.max}")
+    if not any(expected):
+        return ""
+    if example := option.default or (0.5 if option.max == 1 else None):
+        expected.append(f"such as {example}")
+    return f"{option.opts[0]} must be {', '.join(filter(None, expected))}, not {found['input']!r}"

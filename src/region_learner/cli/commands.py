@@ -1,4 +1,4 @@
-"""How the command line lists its commands."""
+"""Lists the commands in `--help`, and finds the nearest one on a typo."""
 
 import difflib
 import sys
@@ -7,7 +7,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Commands(TyperGroup):
-    """Lists commands in sections, the most needed first, and suggests the nearest command on a typo."""
+    """A group that lists its commands in sections, the most used first, and suggests the nearest one on a typo."""
 
     def parse_args(self, ctx, args):
         if not args:
@@ -16,11 +16,11 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
-        if (words := " ".join(args[:2])) in self.commands:  # "index export"; a folder of that name is ./export
+        if (words := " ".join(args[:2])) in self.commands:  # a folder "export" is indexed as ./export
             args = [words, *args[2:]]
         name = args[0].replace("_", "-")
         if not name.startswith("-") and name not in self.commands:
-            # (Our `did_you_mean` would import transformers.)
+            # Not our own `did_you_mean`: it would import transformers.
             near = difflib.get_close_matches(name, self.commands, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"{args[0]!r} is not a command{hint}")

@@ -1,4 +1,4 @@
-"""`region-learner corpus COMMAND`: the data."""
+"""`region-learner corpus COMMAND`: commands for data."""
 
 import os
 import sys
@@ -40,58 +40,67 @@ def list_(as_json: AsJson = False) -> None:
 @corpus_app.command()
 def make(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the corpus.")],
-    corpus: Annotated[str, typer.Option(metavar="NAME", help="moving_shapes or drifting_letters.")] = "moving_shapes",
+    corpus: Annotated[
+        str, typer.Option(metavar="NAME", help="Corpus to make: moving_shapes or drifting_letters.")
+    ] = "moving_shapes",
     corpus_options: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="Sizes and seed, as JSON; see MovingShapesOptions, DriftingLettersOptions."),
+        typer.Option(
+            metavar="JSON", help="Sizes and seed, as JSON; see MovingShapesOptions and DriftingLettersOptions."
+        ),
     ] = None,
     workers: Workers = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus that has other options.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing corpus that was made with other options.")
+    ] = False,
 ) -> None:
-    """Write a built-in corpus."""
+    """Make a built-in corpus."""
     from ..corpora import make_corpus
 
     options = mapping("--corpus-options", corpus_options)
-    with interruptible("Nothing was written; the same command starts again."):
+    with interruptible("Nothing was written. Run the same command to start again."):
         make_corpus(corpus, output, workers=workers, overwrite=overwrite, **options)
 
 
 @corpus_app.command()
 def prepare(
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="Directory for the shards, which are OUTPUT/SPLIT/*.tar.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the shards, OUTPUT/SPLIT/*.tar.")],
     corpus: Corpus = "folder",
     data_dir: DataDir = None,
     split: Split = "train",
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
-    short_side: Annotated[int, typer.Option(metavar="PIXELS", help="Short side; smaller videos keep theirs.")] = 256,
+    short_side: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Short side of the frames. Smaller videos keep their size.")
+    ] = 256,
     max_fps: Annotated[float, typer.Option(metavar="FPS", help="Maximum frames per second; 0 keeps all.")] = 30,
     num_frames: Annotated[
-        int | None, typer.Option(metavar="N", help="Frames per clip, evenly spread, instead of --max-fps.")
+        int | None, typer.Option(metavar="N", help="Frames per clip, evenly spaced, instead of --max-fps.")
     ] = None,
     group: Annotated[
-        int, typer.Option(metavar="N", help="Frames per group of pictures: fewer decode faster but make larger files.")
+        int, typer.Option(metavar="N", help="Frames per key frame: fewer decode faster, but make larger files.")
     ] = 6,
-    crf: Annotated[int, typer.Option(metavar="N", help="Quality of H.264; lower is better.")] = 23,
+    crf: Annotated[
+        int, typer.Option(metavar="N", help="Quality of H.264 (CRF): lower is better, but makes larger files.")
+    ] = 23,
     clips_per_shard: Annotated[
-        int, typer.Option(metavar="N", help="Clips per shard: what an interrupted run may repeat.")
+        int, typer.Option(metavar="N", help="Clips per shard. An interrupted run repeats its unfinished shard.")
     ] = 500,
     workers: Workers = None,
     timeout: Timeout = 1800,
     memory: Memory = 4,
-    retry: Annotated[bool, typer.Option("--retry", help="Retry clips that were left out before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again the clips that were left out before.")] = False,
     max_unreadable: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of clips that may be unreadable, and are left out.")
+        float, typer.Option(metavar="SHARE", help="Share of clips that may be unreadable; they are left out.")
     ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """
-    Re-encode a corpus into small shards that train fast.
+    Re-encode a corpus into small shards for fast training.
 
-    Frames become smaller and groups of pictures shorter. --corpus webdataset reads the shards.
-    The same command resumes an interrupted run. Exits with 1 if more clips than --max-unreadable cannot be read.
+    Frames are scaled down, and key frames become more frequent. To train on the shards, use --corpus webdataset. Run
+    the same command again to resume an interrupted run. Exits with 1 if more clips than --max-unreadable allows
+    cannot be read.
     """
     from ..corpora import PrepareOptions, UnreadableError, prepare_corpus
 
@@ -99,7 +108,7 @@ def prepare(
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
     size = int(memory * 2**30)
     try:
-        with interruptible("The same command resumes with the shards that are not finished."):
+        with interruptible("Run the same command again to write the remaining shards."):
             result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
     except UnreadableError as error:
         print(f"region-learner: error: {error}", file=sys.stderr)
@@ -112,7 +121,7 @@ def prepare(
 def features(
     model: Model,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory for the features of all splits: DIR/SPLIT is written.")
+        Path, typer.Option(metavar="DIR", help="Directory for the features, which are written to DIR/SPLIT.")
     ],
     corpus: Corpus = "folder",
     data_dir: DataDir = None,
@@ -120,26 +129,26 @@ def features(
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     num_frames: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default those of the model.")
+        int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default, as many as the model expects.")
     ] = None,
     batch_size: BatchSize = 16,
     workers: Workers = None,
     max_unreadable: Annotated[
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of videos that may be unreadable.")
     ] = 0.1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace features in DIR/SPLIT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing features in DIR/SPLIT.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Compute the features of a frozen backbone once.
+    Compute and store the features of a frozen backbone.
 
-    --corpus features reads them, to train regions and texts without videos; see docs/features.md.
-    The same command resumes an interrupted run.
+    With --corpus features, the regions and the text encoder then train without decoding videos; see docs/features.md.
+    Run the same command again to resume an interrupted run.
     """
     from ..features import compute_features
 
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-    with interruptible("The same command resumes with the last unfinished file."):
+    with interruptible("Run the same command again to write the remaining files."):
         result = compute_features(
             model,
             rows,
@@ -154,7 +163,7 @@ def features(
     print_result(result, as_json)
     size = result["bytes"]
     amount = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
-    print_wrote(f"features of {result['videos']} videos, {amount}, to {output / split}")
+    print_wrote(f"features of {result['videos']} videos ({amount}) to {output / split}")
 
 
 @corpus_app.command()
@@ -175,12 +184,12 @@ def check(
     """
     Find the videos that cannot be read.
 
-    Every video is decoded to its end. Exits with 1 if more videos than --max-unreadable cannot be read.
+    Decodes every video from start to end. Exits with 1 if more videos than --max-unreadable allows cannot be read.
     """
     from ..corpora import check_corpus
 
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-    with interruptible("Nothing was kept; the same command starts again."):
+    with interruptible("Nothing was written. Run the same command to start again."):
         result = check_corpus(rows, workers, timeout, memory=int(memory * 2**30))
     unreadable = result["unreadable"]
     if as_json:

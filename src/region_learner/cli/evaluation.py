@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate`, `mteb` and `regions`."""
+"""Commands that evaluate: `evaluate`, `mteb` and `regions`."""
 
 import dataclasses
 from pathlib import Path
@@ -21,16 +21,16 @@ _ModelOfFolds = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Checkpoint of a RegionLearner, CLIP or SigLIP: a directory or a Hub name. With --all-folds, {fold} is "
-        "replaced by the fold number.",
+        help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name. With --all-folds, {fold} in it is "
+        "replaced by the number of the fold.",
     ),
 ]
 _Protocol = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark: corpus, split and task.")
+    str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark, which sets the corpus, split and task.")
 ]
 _ListProtocols = Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")]
-_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol; by default folder.")]
-_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default test.")]
+_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, if not --protocol. By default folder.")]
+_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default test.")]
 _Task = Annotated[
     str | None,
     typer.Option(
@@ -39,42 +39,44 @@ _Task = Annotated[
     ),
 ]
 _ResultsFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Also write the whole result to this JSON file.")
+    Path | None, typer.Option(metavar="FILE", help="Also write the full results to this JSON file.")
 ]
 _Workers = Annotated[
-    int, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode; 0: the main process does.")
+    int, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode. With 0, the main process decodes.")
 ]
 _MaxUnreadable = Annotated[
-    float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable, and are left out.")
+    float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable; they are left out.")
 ]
 _NumFrames = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Frames per clip; by default those of the checkpoint.")
+    int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default, as many as the model expects.")
 ]
-_AllFolds = Annotated[bool, typer.Option("--all-folds", help="Mean over all folds of the protocol.")]
+_AllFolds = Annotated[bool, typer.Option("--all-folds", help="Evaluate all folds of the protocol and average them.")]
 _Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")]
 _WindowStride = Annotated[
-    int | None, typer.Option(metavar="FRAMES", help="Sliding windows instead of --clips, this far apart.")
+    int | None,
+    typer.Option(metavar="FRAMES", help="Instead of --clips, use sliding windows that are this many frames apart."),
 ]
 _Prompts = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="For zero_shot: few, name, original, actions, or a text file with one per line; by default few.",
+        help="Prompts for zero_shot: few, name, original, actions, or a text file with one prompt per line. By "
+        "default few.",
     ),
 ]
 _DualSoftmax = Annotated[
-    bool, typer.Option("--dual-softmax", help="For retrieval: also report re-scored metrics, separately.")
+    bool, typer.Option("--dual-softmax", help="For retrieval: also report metrics after dual softmax, separately.")
 ]
 _DualSoftmaxTemperature = Annotated[
-    float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax; by default that of the model.")
+    float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax. By default, that of the model.")
 ]
 _Rerank = Annotated[
     int | None,
     typer.Option(
         min=0,
         metavar="K",
-        help="For a model with tokens of words and regions: also report metrics of the best K re-ranked by them, "
-        "separately; 0: do not. By default 100.",
+        help="For a model with token_dim: also report metrics after re-ranking the best K candidates by word-region "
+        "similarity, separately. 0 turns this off. By default 100.",
     ),
 ]
 
@@ -104,17 +106,17 @@ def evaluate(
     rerank: _Rerank = None,
 ) -> None:
     """
-    Measure a checkpoint on a benchmark or on your own videos.
+    Evaluate a checkpoint on a benchmark or on your own videos.
 
-    Retrieval in both directions (every video once, with all of its captions), multiple choice, question answering,
-    action recognition by a classifier (classification) or by prompts (zero_shot), or where phrases are in the frames
-    (grounding). See docs/evaluation.md.
+    The tasks are retrieval in both directions (each video once, with all of its captions), multiple choice, question
+    answering, action recognition with a classifier (classification) or with prompts (zero_shot), and finding phrases
+    in the frames (grounding). See docs/evaluation.md.
     """
     if list_protocols:
         _print_protocols(as_json)
         return
     if model is None:
-        raise ValueError("Name the checkpoint to evaluate: `region-learner evaluate MODEL`.")
+        raise ValueError("Name the checkpoint to evaluate, as in `region-learner evaluate MODEL`.")
 
     from ..evaluation import Views, evaluate_checkpoint
     from ..evaluation.results import check_output, write_results
@@ -123,7 +125,7 @@ def evaluate(
     chosen = _choose_protocol(protocol, corpus, split, task)
     if output is not None:
         check_output(output)
-    with interruptible("Nothing was written; the same command starts again."):
+    with interruptible("Nothing was written. Run the same command to start again."):
         results = evaluate_checkpoint(
             chosen,
             model,
@@ -142,7 +144,7 @@ def evaluate(
         )
     try:
         _print_evaluation(results, as_json)
-    finally:  # a closed pipe or a full disk loses no numbers that took hours
+    finally:  # even if printing fails, as into a closed pipe: the results may have taken hours
         if output is not None:
             write_results(results, output)
             print_wrote(output)
@@ -155,7 +157,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
     if protocol is not None:
         for name, value in {"corpus": corpus, "split": split, "task": task}.items():
             if value is not None:
-                raise ValueError(f"--protocol {protocol} sets the {name}: leave out --protocol or --{name}.")
+                raise ValueError(f"--protocol {protocol} already sets the {name}: leave out --{name} or --protocol.")
         return get_protocol(protocol)
     task = task or "retrieval"
     if task not in EVALUATIONS:
@@ -163,7 +165,7 @@ def _choose_protocol(protocol: str | None, corpus: str | None, split: str | None
     return Protocol(corpus=corpus or "folder", task=task, split=split or "test")
 
 
-# Of `EvaluationResults.data`: what the command line said, and what only the file needs.
+# Entries of `EvaluationResults.data` that are not printed: the user gave them, or only the results file needs them.
 _NOT_SHOWN = ("corpus", "data_dir", "split", "trained_on", "options", "sha256")
 
 
@@ -191,14 +193,14 @@ def _print_evaluation(results: "EvaluationResults", as_json: bool) -> None:
         print(f"Fold {fold['fold']}:")
         print_result(shown(fold["metrics"], fold["data"]))
     if results.rescored:
-        print("Re-scored by dual softmax, with all queries at once:")
+        print("Re-scored by dual softmax over all queries:")
         print_result(results.rescored)
     candidates = results.protocol.get("rerank")
     print_reranked(results.reranked, f", the best {candidates} of each query" if candidates else ", all options")
 
 
 def print_reranked(metrics: dict[str, Any] | None, which: str = "") -> None:
-    """Prints metrics after re-ranking, if there are some, apart from the others."""
+    """Prints metrics after re-ranking, if there are any, under a heading of their own."""
     if metrics:
         print(f"Re-ranked by words and regions{which}:")
         print_result(metrics)
@@ -296,24 +298,22 @@ _Videos = Annotated[list[str] | None, typer.Argument(help="Files or URLs.", meta
 _Picture = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Also draw a picture: of regions, codes and masks, or of what --query finds where."
+        metavar="FILE", help="Also draw a picture of the regions, codes and masks, or of where --query is found."
     ),
 ]
 _Query = Annotated[
     str | None,
-    typer.Option(
-        metavar="TEXT", help="Where in the videos each phrase of this text is; needs a model with token_dim."
-    ),
+    typer.Option(metavar="TEXT", help="Find each phrase of this text in the videos; needs a model with token_dim."),
 ]
 _CorpusOfObjects = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Instead of videos: moving_shapes or drifting_letters, with their objects."),
+    typer.Option(metavar="NAME", help="Instead of videos, moving_shapes or drifting_letters, with their objects."),
 ]
 _CorpusBatchSize = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Clips per batch, of the corpus; by default 16.")
+    int | None, typer.Option(min=1, metavar="N", help="Clips per batch, with --corpus. By default 16.")
 ]
 _CorpusWorkers = Annotated[
-    int | None, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode the corpus; by default 0.")
+    int | None, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode, with --corpus. By default 0.")
 ]
 
 
@@ -331,12 +331,12 @@ def regions(
     workers: _CorpusWorkers = None,
 ) -> None:
     """
-    Show and measure what the regions of a model are.
+    Show and measure the regions of a model.
 
-    For videos: how much of a frame each region covers, how much regions overlap, how sharp, distinct and stable they
-    are, and how many codes are used. With --query: which region each phrase of a text finds. With --corpus: how well
-    they land on the objects, compared with other masks. Shares are in percent, averaged over the videos. See
-    docs/evaluation.md.
+    For videos: how much of a frame each region covers, how much the regions overlap, how sharp, distinct and stable
+    they are, and how many codes are used. With --query: which region matches each phrase of a text. With --corpus: how
+    well the regions match the objects, compared with other masks. Shares are percentages, averaged over the videos.
+    See docs/evaluation.md.
     """
     from ..loading import check_checkpoint, check_video
 
@@ -345,11 +345,11 @@ def regions(
     for video in videos:
         check_video(video)
     if bool(videos) == (corpus is not None):
-        raise ValueError("Give either videos or --corpus.")
+        raise ValueError("Give either videos or --corpus NAME.")
     if corpus is not None:
         for option, value in {"--output": output, "--query": query}.items():
             if value is not None:
-                raise ValueError(f"{option} is for videos that are given by name: leave it out with --corpus.")
+                raise ValueError(f"{option} does not work with --corpus: leave one of the two out.")
         dataset = read_corpus(corpus, data_dir, split or "test", corpus_options, None)
         _print_quality(model, dataset, batch_size or 16, workers or 0, as_json)
         return
@@ -361,7 +361,7 @@ def regions(
         "--workers": workers,
     }
     if given := [name for name, value in of_corpus.items() if value is not None]:
-        raise ValueError(f"{given[0]} needs --corpus.")
+        raise ValueError(f"{given[0]} needs --corpus NAME: add it, or leave {given[0]} out.")
     if output is not None:
         _check_picture(output)
     if query is None:
@@ -374,7 +374,7 @@ def _check_picture(output: Path) -> None:
     from PIL import Image
 
     if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {str(output)!r} is not a picture: give it the extension .png.")
+        raise ValueError(f"--output {str(output)!r} does not have the extension of a picture, such as .png.")
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -388,10 +388,10 @@ def _load(model: str, task: str | None = None) -> tuple[Any, Any]:
 
 
 def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_json: bool) -> None:
-    """How well regions land on the objects of a corpus."""
+    """Prints how well the regions match the objects of a corpus."""
     from ..evaluation import region_quality
 
-    with interruptible("Nothing was kept; the same command starts again."):
+    with interruptible("Nothing was written. Run the same command to start again."):
         quality = region_quality(*_load(model), dataset, batch_size=batch_size, num_workers=workers)
     if as_json:
         print_json(quality)
@@ -401,7 +401,7 @@ def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_j
 
 
 def _print_regions(model: str, videos: list[str], output: Path | None, as_json: bool) -> None:
-    """What regions are in videos, and a picture of them."""
+    """Prints statistics of the regions in videos, and draws the regions."""
     from ..evaluation import draw_report, region_report
     from ..files import naming
 
@@ -421,7 +421,7 @@ def _print_regions(model: str, videos: list[str], output: Path | None, as_json: 
 
 
 def _print_phrases(model: str, videos: list[str], query: str, output: Path | None, as_json: bool) -> None:
-    """Where the phrases of a text are in videos, and a picture of that."""
+    """Prints where the phrases of a text are in videos, and draws them."""
     from ..evaluation import draw_phrases
     from ..files import naming
     from ..phrase_maps import find_words
@@ -448,7 +448,7 @@ def _print_phrases(model: str, videos: list[str], query: str, output: Path | Non
 
 
 def _phrase_row(match: "PhraseMatch") -> dict[str, Any]:
-    """What is told of a phrase. Frames and regions are counted from 1."""
+    """Returns what is printed for a phrase. Frames and regions are counted from 1, as a reader would."""
     peak = match.peak
     return {
         "text": match.text,

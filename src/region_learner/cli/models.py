@@ -1,4 +1,4 @@
-"""Commands about checkpoints: `convert`, `export`, `card` and `push`."""
+"""Commands for checkpoints: `convert`, `export`, `card` and `push`."""
 
 import sys
 from pathlib import Path
@@ -11,22 +11,28 @@ from .output import print_json, print_result, print_rows, print_wrote
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The authors' .pth file.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The .pth file of the original code.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the converted checkpoint.")],
     text_config: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="Text encoder: JSON, a directory or a Hub name.")
+        str | None,
+        typer.Option(metavar="CONFIG", help="Configuration of the text encoder: JSON, a directory or a Hub name."),
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Directory or Hub name.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Tokenizer: a directory or a Hub name.")
+    ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="What the weights do not determine: num_attention_heads, temperature, ..."),
+        typer.Option(
+            metavar="JSON",
+            help="Configuration fields that the weights do not determine: num_attention_heads, temperature, ...",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Convert a checkpoint of the original code.
 
-    The file is read without running anything in it.
+    The file is read without running any code in it.
     """
     from ..conversion import convert_original_checkpoint
 
@@ -49,8 +55,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="`text`, `video`, or `model` for both in one file; repeat it for several. By default each tower, or "
-            "the model with a head.",
+            help="`text`, `video`, or `model` for the whole model in one file. May be repeated. By default, one file "
+            "per tower, or the whole model if it has a task head.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -58,8 +64,7 @@ def export(
     """
     Export a model to ONNX or OpenVINO, and compare it with PyTorch.
 
-    The number of texts and videos, the length of texts and the number of frames stay free. The processor is saved
-    beside the files.
+    Batch size, text length and number of frames stay dynamic. The processor is saved beside the exported files.
     """
     from ..export import check_format, export_model, load_for_export
 
@@ -83,23 +88,25 @@ def card(
         list[Path],
         typer.Argument(
             metavar="MODEL|RESULTS",
-            help="Checkpoint with results files in it, or files of `region-learner evaluate --output`.",
+            help="Checkpoint directory with results files in it, or files from `region-learner evaluate --output`.",
         ),
     ],
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Checkpoint of the results files; it records how it was trained."),
+        typer.Option(metavar="DIR", help="Checkpoint that was evaluated; it records how it was trained."),
     ] = None,
-    repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name on the Hub.")] = None,
+    repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model on the Hub.")] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="License of the weights: apache-2.0, ...")] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the card.")] = None,
     description: Annotated[str, typer.Option(metavar="MARKDOWN", help="What the model is.")] = "",
-    query: Annotated[str | None, typer.Option(metavar="TEXT", help="Text that the example searches for.")] = None,
+    query: Annotated[str | None, typer.Option(metavar="TEXT", help="Query of the code example in the card.")] = None,
     language: Annotated[
         list[str] | None,
-        typer.Option(metavar="CODE", help="Language of the captions it was trained on: en, ... May be repeated."),
+        typer.Option(metavar="CODE", help="Language of the training captions: en, ... May be repeated."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File; by default standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write. By default, standard output.")
+    ] = None,
 ) -> None:
     """Write a model card from measured results."""
     from ..files import naming
@@ -125,40 +132,43 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
             hint = near_file(path)
             if hint == ".":
                 hint = (
-                    ": `card` takes files that `region-learner evaluate MODEL --output FILE` writes, or the "
-                    "checkpoint's directory that they are in."
+                    ": `card` takes files that `region-learner evaluate MODEL --output FILE` writes, or the directory "
+                    "of the checkpoint that contains them."
                 )
             raise FileNotFoundError(f"{path} does not exist{hint}")
     directories = [path for path in given if path.is_dir()]
     if not directories:
         return given, checkpoint
     if len(given) > 1:
-        raise ValueError(f"{directories[0]} is a directory: give it alone, or files.")
+        raise ValueError(f"{directories[0]} is a directory: give either one directory or only files.")
     return results_in(directories[0]), checkpoint or directories[0]
 
 
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of the checkpoint.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub: OWNER/NAME, or NAME for your own.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it. By default, it is private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public. By default, it is private.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, and show what would be pushed; nothing is sent.")
+        bool, typer.Option("--dry-run", help="Check, and list what would be pushed, without sending anything.")
     ] = False,
     space: Annotated[
-        bool, typer.Option("--space", help="Also publish a Space REPO that searches videos with the model.")
+        bool, typer.Option("--space", help="Also publish a Space named REPO that searches videos with the model.")
     ] = False,
     license: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="License of the weights, for a card that is made here: apache-2.0, ..."),
+        typer.Option(metavar="ID", help="License of the weights, if this command makes the card: apache-2.0, ..."),
     ] = None,
-    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Check a checkpoint, and publish it on the Hub in one commit.
 
-    It must load without region-learner, each number of its card must be in a results file of its weights, and no file
-    may have a secret or a path of this machine in it. Without a README.md, the card is made from the results files.
+    The checkpoint must load without the region-learner package, each number in its card must come from a results file
+    of the same weights, and no file may contain a secret or a path of this machine. If there is no README.md, the card
+    is made from the results files.
     """
     from ..publishing import push as push_to_hub
 
@@ -173,9 +183,9 @@ def push(
     total = _size(sum(pushed.files.values()))
     what = f"{len(pushed.files)} files, {total}"
     if pushed.url is None:
-        print(f"Would push {what}, to the {kind} repository {pushed.repo}; nothing was sent", file=sys.stderr)
+        print(f"Would push {what} to the {kind} repository {pushed.repo}; nothing was sent", file=sys.stderr)
         return
-    print(f"Pushed {what}, to the {kind} repository {pushed.repo}: {pushed.url}", file=sys.stderr)
+    print(f"Pushed {what} to the {kind} repository {pushed.repo}: {pushed.url}", file=sys.stderr)
     if pushed.space_url is not None:
         print(f"Pushed the Space: {pushed.space_url}", file=sys.stderr)
 
@@ -188,7 +198,7 @@ def _print_pushed(pushed: Any) -> None:
         print_rows("left out", {name: {"because": reason} for name, reason in pushed.left_out.items()})
     if pushed.space_files:
         number, size = len(pushed.space_files), _size(sum(pushed.space_files.values()))
-        print(f"\nSpace: app.py, requirements.txt, README.md and this package ({number} files, {size})")
+        print(f"\nThe Space has app.py, requirements.txt, README.md and this package ({number} files, {size}).")
     for note in pushed.notes:
         print(f"note: {note}", file=sys.stderr)
 

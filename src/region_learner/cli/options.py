@@ -1,14 +1,14 @@
-"""Options that several commands share, and how they are read. One thing has one name in every command."""
+"""Options that several commands share, so that the same thing has the same name and help in every command."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-# Directories and files are arguments where a command cannot do without them, and otherwise options.
+# Directories and files are arguments where a command always needs them, and options otherwise.
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a directory or a Hub name.")]
 Corpus = Annotated[
-    str, typer.Option(metavar="NAME", help="Name of the corpus; `region-learner corpus list` shows all.")
+    str, typer.Option(metavar="NAME", help="Name of the corpus; `region-learner corpus list` lists them.")
 ]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the corpus.")]
 Split = Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")]
@@ -17,23 +17,66 @@ CorpusOptions = Annotated[
 ]
 MaxMissing = Annotated[
     float | None,
-    typer.Option(metavar="N", help="Missing videos to leave out instead of failing: a number, or a share below 1."),
+    typer.Option(
+        metavar="N",
+        help="Number of videos that may be missing, or their share if it is below 1; they are skipped. By default, a "
+        "missing video is an error.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per batch.")]
-Workers = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="Processes. By default one per core.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="Worker processes. By default, one per CPU core.")
+]
 Timeout = Annotated[
     float,
-    typer.Option(min=1, max=1_000_000, metavar="SECONDS", help="Time limit per video; a slower one is unreadable."),
+    typer.Option(
+        min=1,
+        max=1_000_000,
+        metavar="SECONDS",
+        help="Time limit per video. A video that takes longer counts as unreadable.",
+    ),
 ]
 Memory = Annotated[
-    float, typer.Option(min=0.1, metavar="GIB", help="Memory limit per video; a larger one is unreadable (Linux).")
+    float,
+    typer.Option(
+        min=0.1,
+        metavar="GIB",
+        help="Memory limit per video, on Linux. A video that needs more counts as unreadable.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# Of `index` and `embed`.
+Window = Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of each window. By default 10.")]
+Stride = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time from the start of one window to the start of the next. By default, half a window.",
+    ),
+]
+FramesPerWindow = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Frames per window. By default, as many as the model expects.")
+]
+Tokens = Annotated[
+    bool | None,
+    typer.Option(
+        "--tokens/--no-tokens",
+        help="Whether to keep the word-region tokens of each window, which re-rank the best hits of a text query. By "
+        "default, they are kept if the model has any (token_dim).",
+    ),
+]
+Retry = Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")]
+CorpusInstead = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Take the videos of this corpus instead of VIDEOS.")
+]
+SplitOfCorpus = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default train.")]
+IndexDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")]
 
 
 def mapping(option: str, text: str | None) -> dict[str, Any]:
     """
-    Parses an option in JSON.
+    Parses the JSON object that an option was given.
 
     Raises:
         ValueError: it is not a JSON object.
@@ -45,29 +88,29 @@ def mapping(option: str, text: str | None) -> dict[str, Any]:
 
 def options_of(corpus: str, text: str | None, max_missing: float | None = None) -> dict[str, Any]:
     """
-    The options of a corpus, from `--corpus-options` and `--max-missing`.
+    Returns the options of a corpus, from `--corpus-options` and `--max-missing`.
 
     Raises:
-        ValueError: an option has its own command-line option, or the corpus does not have it.
+        ValueError: an option has a command-line option of its own, or the corpus does not have it.
     """
     from ..corpora import corpus_options
 
     options = mapping("--corpus-options", text)
     if reserved := {"name", "data_dir", "split", "streaming"} & options.keys():
         raise ValueError(
-            f"--corpus-options are the options of one corpus, not {', '.join(sorted(reserved))}: see docs/corpora.md."
+            f"--corpus-options takes options of the corpus, not {', '.join(sorted(reserved))}: see docs/corpora.md."
         )
     if max_missing is not None:
         if "max_missing" not in corpus_options(corpus):
             raise ValueError(f"--max-missing does not apply to the corpus {corpus!r}: leave it out.")
         if "max_missing" in options:
-            raise ValueError("--max-missing and max_missing in --corpus-options exclude each other: give one of them.")
+            raise ValueError("--max-missing and max_missing in --corpus-options mean the same: give only one of them.")
         options["max_missing"] = max_missing
     return options
 
 
 def read_corpus(corpus: str, data_dir: Path | None, split: str, text: str | None, max_missing: float | None) -> Any:
-    """The rows of a split. Errors are those of [`options_of`] and [`load_corpus`]."""
+    """Returns the rows of a split. Raises the errors of [`options_of`] and [`load_corpus`]."""
     from ..corpora import load_corpus
 
     return load_corpus(corpus, data_dir, split=split, **options_of(corpus, text, max_missing))

@@ -26,7 +26,7 @@ def print_result(result: Mapping[str, Any], as_json: bool = False) -> None:
 
 
 def print_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints a table with one row per result. All have the same values; `title` is the header of their names."""
+    """Prints a table with one row per result, which all have the same keys. `title` heads their names."""
     from rich.table import Column, Table
 
     columns = [Column(name, justify="right", no_wrap=True) for name in next(iter(rows.values()))]
@@ -44,7 +44,7 @@ def print_table(table: Any) -> None:
 
 @contextmanager
 def without_loading_bars() -> Iterator[None]:
-    """Hides the bars that transformers shows for each checkpoint, as loading takes less time than reading them."""
+    """Hides the progress bars that transformers shows while it loads a checkpoint, which takes only a moment."""
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     were_shown = is_progress_bar_enabled()
@@ -57,13 +57,13 @@ def without_loading_bars() -> Iterator[None]:
 
 
 def print_wrote(path: Path | str) -> None:
-    """The closing line of a command that has written something."""
+    """Prints the closing line of a command that has written something."""
     print(f"Wrote {path}", file=sys.stderr)
 
 
 def _cell(value: Any) -> str:
     if value is None:  # cannot be measured
         return "-"
-    if isinstance(value, list):  # such as unreadable videos, which --json names
+    if isinstance(value, list):  # such as the unreadable videos, which --json lists
         return str(len(value))
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..interruption import interruptible
-from .options import AsJson, CorpusOptions, DataDir, MaxMissing, Workers, read_corpus
+from .options import (
+    AsJson,
+    CorpusInstead,
+    CorpusOptions,
+    DataDir,
+    FramesPerWindow,
+    IndexDir,
+    MaxMissing,
+    Retry,
+    SplitOfCorpus,
+    Stride,
+    Tokens,
+    Window,
+    Workers,
+    read_corpus,
+)
 from .output import print_json, print_wrote, without_loading_bars
 
 if TYPE_CHECKING:
@@ -17,7 +32,7 @@ if TYPE_CHECKING:
 
 _Index = Annotated[Path, typer.Argument(metavar="INDEX", help="Directory of the index.")]
 _MovedModel = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Where the model of the index is now, if it was moved.")
+    str | None, typer.Option(metavar="MODEL", help="Where the index's model is now, if it was moved.")
 ]
 
 # --- index ---------------------------------------------------------------------------------------------------
@@ -27,51 +42,35 @@ def index(
     videos: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="VIDEOS...",
+            metavar="VIDEOS",
             help="Folders (searched at any depth), video files, shards (.tar), or lists (.txt, one path per line).",
         ),
     ] = None,
-    index: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")] = None,
+    index: IndexDir = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Checkpoint of a new index: a RegionLearner, CLIP, SigLIP or SigLIP 2, as a directory or a Hub name. "
-            "By default SigLIP 2 base.",
+            help="Model of a new index: a RegionLearner, CLIP, SigLIP or SigLIP 2 checkpoint, as a directory or a Hub "
+            "name. By default, SigLIP 2 base.",
         ),
     ] = None,
-    window: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Length of the windows of a new index; by default 10.")
-    ] = None,
-    stride: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="From the start of one window to the next; by default half a window."),
-    ] = None,
-    num_frames: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Frames per window; by default those of the model.")
-    ] = None,
-    tokens: Annotated[
-        bool | None,
-        typer.Option(
-            "--tokens/--no-tokens",
-            help="Whether a new index keeps the tokens of each window, by which the best hits are ranked once more. "
-            "By default, it does if the model has any (token_dim).",
-        ),
-    ] = None,
+    window: Window = None,
+    stride: Stride = None,
+    num_frames: FramesPerWindow = None,
+    tokens: Tokens = None,
     workers: Workers = None,
     keep_missing: Annotated[
-        bool, typer.Option("--keep-missing", help="Keep videos in the index whose files are gone.")
+        bool, typer.Option("--keep-missing", help="Do not remove videos whose files no longer exist.")
     ] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")] = False,
+    retry: Retry = False,
     from_embeddings: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PARTS", help="Take the parts of `region-learner embed` instead of VIDEOS."),
+        typer.Option(metavar="PARTS", help="Read the output of `region-learner embed` instead of VIDEOS."),
     ] = None,
-    corpus: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Index the videos of a corpus instead of VIDEOS.")
-    ] = None,
+    corpus: CorpusInstead = None,
     data_dir: DataDir = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus; by default train.")] = None,
+    split: SplitOfCorpus = None,
     corpus_options: CorpusOptions = None,
     max_missing: MaxMissing = None,
     as_json: AsJson = False,
@@ -79,8 +78,8 @@ def index(
     """
     Index videos for `region-learner search`.
 
-    Run the same command again to embed new and changed videos and to remove those that are gone.
-    It also resumes an interrupted run.
+    Run the same command again to add new videos, to update changed ones and to remove those that no longer exist, or
+    to resume an interrupted run.
     """
     if from_embeddings:
         given = (
@@ -88,7 +87,7 @@ def index(
             window,
             stride,
             num_frames,
-            None if tokens is None else "tokens",  # False was given, too
+            None if tokens is None else "tokens",  # --no-tokens is False, which was given as well
             workers,
             keep_missing,
             retry,
@@ -101,13 +100,13 @@ def index(
         _index_parts(index, videos, from_embeddings, any(value not in (None, False) for value in given), as_json)
         return
     if index is None:
-        raise ValueError("--index DIR is needed: where the index is, or will be")
+        raise ValueError("--index DIR is missing: name the directory of the index, which is created if it is new")
     rows, root = given_videos(videos, corpus, data_dir, split, corpus_options, max_missing)
     if not corpus:
         from ..search import find_videos
 
-        find_videos(rows)  # raises what is wrong with them before the model is loaded
-    with interruptible("The same command resumes with the videos that are not in the index yet."):
+        find_videos(rows)  # reports wrong paths before the model is loaded
+    with interruptible("Run the same command again to index the remaining videos."):
         opened = _open_or_create(index, model, window, stride, num_frames, tokens)
         report = opened.update(
             rows, not keep_missing, retry=retry, num_workers=workers or os.cpu_count() or 1, root=root
@@ -126,20 +125,20 @@ def given_videos(
     max_missing: float | None,
 ) -> tuple[Any, str]:
     """
-    Returns what to index, paths or the rows of a corpus, and what to call the corpus.
+    Returns what to index, which is paths or the rows of a corpus, and a name for the corpus.
 
     Raises:
-        ValueError: both are given, or neither, or options of a corpus without one.
+        ValueError: both paths and a corpus are given, or neither, or options of a corpus without one.
     """
     if bool(videos) == bool(corpus):
-        raise ValueError("give VIDEOS, or --corpus with --data-dir")
+        raise ValueError("Give either VIDEOS or --corpus NAME with --data-dir DIR.")
     if corpus:
         split = split or "train"
         name = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
         return read_corpus(corpus, data_dir, split, corpus_options, max_missing), name
     options = {"data-dir": data_dir, "split": split, "corpus-options": corpus_options, "max-missing": max_missing}
     if unused := [f"--{name}" for name, value in options.items() if value is not None]:
-        raise ValueError(f"{', '.join(unused)} is of a corpus: add --corpus NAME, or leave it out")
+        raise ValueError(f"{', '.join(unused)} applies only to a corpus: add --corpus NAME, or leave it out.")
     return videos, ""
 
 
@@ -150,8 +149,8 @@ def _index_parts(
     places = [*(videos or ()), *([] if index is None else [index])]
     if len(places) != 1 or has_options:
         raise ValueError(
-            "--from-embeddings PARTS needs --index DIR, and takes neither VIDEOS nor options other than --json: parts "
-            "say what they were made with"
+            "--from-embeddings PARTS takes only --index DIR and --json: leave out VIDEOS and the other options, which "
+            "the parts have recorded."
         )
     from ..search import VideoIndex
     from .scale import index_parts
@@ -169,10 +168,10 @@ def _open_or_create(
     tokens: bool | None,
 ) -> "VideoIndex":
     """
-    Opens an index, or creates it.
+    Opens an index, or creates it if it does not exist.
 
     Raises:
-        ValueError: the index was made with other options.
+        ValueError: the existing index was made with other options.
     """
     from ..search import MODEL, WINDOW, VideoIndex
 
@@ -186,16 +185,16 @@ def _open_or_create(
         if value is not None and value != made_with[name]:
             raise ValueError(
                 f"{directory} was made with --{name.replace('_', '-')} {made_with[name]:g}, not {value:g}: leave the "
-                "option out, or make another index."
+                "option out, or create another index."
             )
     keeps = made_with["tokens"] is not None
     if tokens is not None and tokens != keeps:
         raise ValueError(
-            f"{directory} was made {'with' if keeps else 'without'} tokens: leave the option out, or make another "
+            f"{directory} was made {'with' if keeps else 'without'} tokens: leave the option out, or create another "
             "index."
         )
     if model is not None:
-        _ = opened.embedder  # refuses another model
+        _ = opened.embedder  # raises an error if the index was made with another model
     return opened
 
 
@@ -215,7 +214,7 @@ def print_unreadable(report: "UpdateReport") -> None:
     for path, reason in report.unreadable.items():
         print(f"unreadable: {reason if path in reason else f'{path}: {reason}'}")
     if report.unreadable:
-        print("Unreadable files are left out until they change; --retry tries them again.", file=sys.stderr)
+        print("Unreadable files are skipped until they change; --retry tries them again.", file=sys.stderr)
 
 
 # --- search --------------------------------------------------------------------------------------------------
@@ -224,38 +223,39 @@ def print_unreadable(report: "UpdateReport") -> None:
 def search(
     index: _Index,
     queries: Annotated[
-        list[str] | None, typer.Argument(metavar="WORDS...", help="What to look for; put each query in quotes.")
+        list[str] | None, typer.Argument(metavar="WORDS", help="What to look for. Put each query in quotes.")
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture as a query; may be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Search with a picture. May be repeated.")
     ] = None,
     video: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:START-END]", help="A video, or a span of it, as a query; may be repeated."),
+        typer.Option(metavar="FILE[:START-END]", help="Search with a video, or a span of one. May be repeated."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="Hits per query.")] = 10,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of hits per query.")] = 10,
     within: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Only search the videos of this folder, shard or file.")
+        Path | None, typer.Option(metavar="PATH", help="Search only the videos in this folder, shard or file.")
     ] = None,
     min_probability: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out hits that are less likely to be right.")
+        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out hits with a lower probability than P.")
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(min=-1, max=1, metavar="S", help="Leave out hits with a lower cosine similarity.")
+        float | None,
+        typer.Option(min=-1, max=1, metavar="S", help="Leave out hits with a lower cosine similarity than S."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures and players to this file.")
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page that shows and plays the hits.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Cut the hits out of their videos, into this directory.")
+        Path | None, typer.Option(metavar="DIR", help="Cut each hit out of its video and save it in this directory.")
     ] = None,
     model: _MovedModel = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Search an index by words, pictures or videos.
+    Search an index by text, picture or video.
 
-    Prints the probability that a hit is right, its score, its time and its video.
+    Prints for each hit the probability that it is right, its score, its start and end, and its video.
     """
     wanted: list[tuple[str, dict[str, Any]]] = [(words, {"text": words}) for words in queries or ()]
     for path in image or ():
@@ -264,7 +264,7 @@ def search(
     for name in video or ():
         wanted.append((name, {"video": _parse_video(name)}))
     if not wanted:
-        raise ValueError('give words in quotes, such as "a dog jumps", --image FILE or --video FILE')
+        raise ValueError('Give a query: words in quotes, such as "a dog jumps", --image FILE or --video FILE.')
     from ..search import VideoIndex
 
     opened = VideoIndex.open(index, model)
@@ -339,7 +339,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
         return
     if hits[0].probability < NO_MATCH:
         print(
-            f"Probably nothing in this index matches: the best hit is right with a probability of "
+            f"Probably nothing in this index matches: the best hit has a probability of only "
             f"{hits[0].probability:.1%}.",
             file=sys.stderr,
         )
@@ -348,7 +348,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
 
 
 def _printable(path: str) -> str:
-    """Returns a path for a terminal, which must not receive control characters from the name of a file."""
+    """Returns a path with control characters escaped, as a file name must not control the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
 
 
@@ -379,10 +379,11 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
 def app(
     index: _Index,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on. 0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port; by default the first free one from 7860.")
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Port. By default, the first free one from 7860 on."),
     ] = None,
     model: _MovedModel = None,
 ) -> None:

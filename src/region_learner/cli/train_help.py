@@ -1,4 +1,4 @@
-"""The text of `region-learner train --help`, whose options are fields of dataclasses. It needs no transformers."""
+"""Formats `region-learner train --help`, whose options are fields of dataclasses, without importing transformers."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ from ..training.recipes import list_recipes, recipe_description
 
 WIDTH = 100
 
-# What other commands call by a shorter name than transformers does.
+# Names of other commands for options of transformers, which are longer.
 SHORT_NAMES = {
     "output": "output_dir",
     "split": "train_split",
@@ -21,8 +21,8 @@ SHORT_NAMES = {
 _USAGE = """\
 Usage: region-learner train [RECIPE] [OPTIONS]
 
-  Train or fine-tune a model. RECIPE is one of those below, or a YAML file with values of options;
-  options on the command line override it. On several GPUs or machines:
+  Train or fine-tune a model. RECIPE is one of the recipes below or a YAML file of your own that
+  sets options; options on the command line override it. To train on several GPUs or machines, use
   accelerate launch -m region_learner.training [RECIPE] [OPTIONS]. See docs/training.md.
 """
 
@@ -32,35 +32,35 @@ _GENERAL = {
     "--help-all": "Also list all options of transformers.TrainingArguments, and exit.",
 }
 
-# The value and the help of those options of transformers that most runs need.
+# Placeholder and help of the options of transformers that most runs need.
 OF_TRANSFORMERS = {
-    "dataloader_num_workers": ("N", "Processes per device that decode."),
-    "num_train_epochs": ("N", "Passes over the corpus."),
+    "dataloader_num_workers": ("N", "Processes per device that decode videos."),
+    "num_train_epochs": ("N", "Epochs, which are passes over the corpus."),
     "max_steps": ("N", "Optimizer steps, instead of epochs."),
     "per_device_train_batch_size": ("N", "Pairs per device."),
     "gradient_checkpointing": ("", "Recompute activations in the backward pass, to save memory."),
-    "gradient_accumulation_steps": ("N", "Batches per optimizer step. Their pairs are not each other's negatives."),
-    "auto_find_batch_size": ("", "Halve the batch size until it fits into memory."),
+    "gradient_accumulation_steps": ("N", "Mini-batches per optimizer step. Negatives come from the same mini-batch."),
+    "auto_find_batch_size": ("", "Halve the batch size until it fits in memory."),
     "bf16": ("", "Train in bfloat16 mixed precision."),
     "fp16": ("", "Train in float16 mixed precision."),
     "torch_compile": ("", "Compile the model."),
     "learning_rate": ("X", "Peak learning rate."),
     "lr_scheduler_type": ("NAME", "Schedule of the learning rate: linear, cosine, constant, ..."),
-    "warmup_steps": ("N", "Steps of warm-up, or their share below 1."),
+    "warmup_steps": ("N", "Number of warm-up steps, or their share of all steps if it is below 1."),
     "weight_decay": ("X", "Weight decay."),
-    "max_grad_norm": ("X", "Gradients are clipped to this norm."),
+    "max_grad_norm": ("X", "Clip gradients to this norm."),
     "optim": ("NAME", "Optimizer: adamw_torch, adafactor, ..."),
-    "seed": ("N", "Seed of everything random."),
+    "seed": ("N", "Random seed."),
     "eval_strategy": ("NAME", "When to evaluate on --eval-split: epoch, steps or no."),
     "eval_steps": ("N", "Steps between evaluations."),
     "per_device_eval_batch_size": ("N", "Clips per device in evaluation."),
-    "load_best_model_at_end": ("", "Keep the checkpoint that was best on --eval-split."),
+    "load_best_model_at_end": ("", "Save the checkpoint that was best on --eval-split as the final model."),
     "metric_for_best_model": ("NAME", "Metric that decides which checkpoint is best."),
     "output_dir": ("DIR", "Directory for the checkpoint and results.json. By default runs/CORPUS."),
     "resume_from_checkpoint": ("true", "Resume from the last checkpoint in the output directory."),
     "save_strategy": ("NAME", "When to save a checkpoint to resume from: epoch, steps or no."),
     "save_steps": ("N", "Steps between checkpoints."),
-    "save_total_limit": ("N", "Checkpoints to keep."),
+    "save_total_limit": ("N", "Maximum number of checkpoints to keep."),
     "logging_steps": ("N", "Steps between log lines."),
     "report_to": ("NAME ...", "Trackers: tensorboard, wandb, ..."),
     "push_to_hub": ("", "Upload the model to the Hub."),

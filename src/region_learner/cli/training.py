@@ -14,15 +14,15 @@ from .train_help import SHORT_NAMES, train_help
 
 
 def demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Directory for corpus, checkpoint and page.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the corpus, checkpoint and page.")] = Path(
         "demo-output"
     ),
 ) -> None:
     """
-    Train, evaluate and search on the built-in corpus.
+    Train, evaluate and search on a built-in corpus.
 
-    Makes the corpus, trains, evaluates, saves, loads the checkpoint in a fresh process through AutoModel, searches by
-    words, and writes a page of pictures. Takes minutes on a CPU.
+    Makes the corpus, trains a small model, evaluates and saves it, loads it through AutoModel in a fresh process,
+    searches the clips by text, and writes an HTML page with pictures of the regions. Takes minutes on a CPU.
     """
     from ..demo import run_demo
 
@@ -48,13 +48,13 @@ def _full_name(argument: str) -> str:
 def _train(argv: list[str], as_json: bool) -> None:
     output_dirs: list[str] = []
 
-    def how_to_go_on() -> str:
+    def how_to_continue() -> str:
         from ..training.checkpoints import how_to_resume
 
         return how_to_resume(output_dirs)
 
     logs = redirect_stdout(sys.stderr) if as_json else nullcontext()  # the Trainer prints them
-    with interruptible(how_to_go_on), logs:
+    with interruptible(how_to_continue), logs:
         from accelerate import PartialState
 
         from ..training import parse_stages, train_stages

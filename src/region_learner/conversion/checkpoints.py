@@ -1,4 +1,4 @@
-"""Reads the configurations and weights of other people's checkpoints, and says in one line what is wrong with one."""
+"""Reads the configurations and weights of other people's checkpoints, with one-line errors for damaged ones."""
 
 import os
 import pickle
@@ -46,7 +46,10 @@ def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[
     try:
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"The weights of {name} hold more than tensors, and were not read.") from error
+        raise ValueError(
+            f"The weights of {name} contain more than tensors and were not read, as that would run code: use a "
+            "checkpoint with safetensors."
+        ) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights of {name} cannot be read: {start_of(error)}") from error
     return model, sorted(info["missing_keys"])
@@ -54,8 +57,8 @@ def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[
 
 def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
     """
-    Returns the tokenizer of a checkpoint. The padding token in the `text_config` of a SigLIP is set to that of the
-    tokenizer: the checkpoints of SigLIP 2 do not name it, and the default of transformers is another token.
+    Returns the tokenizer of a checkpoint. For SigLIP, the padding token in `text_config` is set to that of the
+    tokenizer, as the checkpoints of SigLIP 2 do not name it, and transformers' default is another token.
 
     Args:
         name: a directory or Hub name.
@@ -79,7 +82,7 @@ def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
 
 
 def rename_weights(target: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the weights of a part of a model by the names of a model of this part alone, which may have a prefix."""
+    """Returns the weights of a part of a model, renamed for a model of only this part, which may have a prefix."""
     prefixes = ("vision_model.", "text_model.")
 
     def plain(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Dual encoders of images and texts, such as CLIP and SigLIP, as RegionLearner models with late fusion."""
+"""Loads dual encoders of images and texts, such as CLIP and SigLIP, as RegionLearner models with late fusion."""
 
 import logging
 import math
@@ -55,7 +55,7 @@ def dual_encoder_config(name: str | os.PathLike, **config_overrides: Any) -> Reg
         video |= _NO_REGIONS
     is_siglip = original.model_type.startswith("siglip")
     if is_siglip:
-        load_tokenizer(name, original.text_config)  # which sets the padding token
+        load_tokenizer(name, original.text_config)  # sets the padding token
     found: dict[str, Any] = {
         "video_config": video,
         "text_config": original.text_config,
@@ -77,9 +77,8 @@ def _projection_dim(original: Any) -> int:
 def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> RegionLearnerModel:
     """
     Returns a dual encoder of images and texts as a model of videos: each frame is encoded on its own, and the
-    embedding of a clip is that of the mean of its frames' features. Images and texts have the embeddings that they
-    have in the original model. `region_form`, `num_regions` or `codebook_size` add regions, which start without
-    influence.
+    embedding of a clip is that of the mean of its frames' features. Images and texts have the same embeddings as in
+    the original model. `region_form`, `num_regions` or `codebook_size` add regions, which have no influence at first.
 
     Args:
         name: a directory or Hub name of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
@@ -97,7 +96,7 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
     state = original.state_dict()
     if "temperature" not in config_overrides:
         config.temperature = math.exp(-state["logit_scale"].item())
-    with no_init_weights():  # most weights are copied: drawing random ones first takes most of the time
+    with no_init_weights():  # most weights are copied, and drawing random ones first would take most of the time
         model = RegionLearnerModel(config)
     for ours, theirs in ((model.video_model.backbone, original.vision_model), (model.text_model, original.text_model)):
         copy_weights(ours, theirs, name)
@@ -109,7 +108,7 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
             model.video_projection.weight.copy_(state.get("visual_projection.weight", identity))
             model.text_projection.weight.copy_(state.get("text_projection.weight", identity))
         else:
-            logger.warning("projection_dim=%d: the projections of %s are replaced.", config.projection_dim, name)
+            logger.warning("projection_dim=%d replaces the projections of %s.", config.projection_dim, name)
         if model.logit_bias is not None and "logit_bias" in state and "sigmoid_bias" not in config_overrides:
             model.logit_bias.copy_(state["logit_bias"].reshape(1))
     return model.eval()

@@ -1,4 +1,4 @@
-"""Video processors that prepare frames as the image processor of a pre-trained model does."""
+"""Makes video processors that prepare frames like the image processor of a pre-trained model."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the authors' code, of RegionLearner and of Frozen in Time, to models of this package."""
+"""Converts checkpoints of the original code, of RegionLearner and of Frozen in Time, to models of this package."""
 
 import logging
 import math
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     saved = read_state_dict(path)
     state = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
     if len(state) < len(saved):
-        raise ValueError(f"{path} holds weights twice, with `module.` in front of their names and without.")
+        raise ValueError(f"{path} has weights twice, with and without the prefix `module.` in their names.")
     return state
 
 
@@ -126,7 +126,7 @@ def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.
 
 
 def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Returns what the weights tell about the video configuration."""
+    """Returns the fields of the video configuration that the weights determine."""
     state = {k.removeprefix("video_model."): v for k, v in state.items() if k.startswith("video_model.")}
     hidden_size, num_channels, patch_size, _ = _shape(state, "embeddings.patch_embedding.weight", 4)
     grid = math.isqrt(_shape(state, "embeddings.position_embeddings", 3)[1] - 1)
@@ -150,7 +150,7 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Returns what the weights tell about the text configuration: of DistilBERT, which the original uses, or BERT."""
+    """Returns the text configuration that the weights determine: of DistilBERT, as in the original, or of BERT."""
     vocab_size, width = _shape(state, "text_model.embeddings.word_embeddings.weight", 2)
     positions = _shape(state, "text_model.embeddings.position_embeddings.weight", 2)[0]
     common = {"vocab_size": vocab_size, "max_position_embeddings": positions}
@@ -164,7 +164,7 @@ def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike) -> PreTrainedConfig | dict[str, Any]:
-    """Returns the text configuration that was given whole, or the sizes that the weights tell."""
+    """Returns the text configuration if it was given completely, or else the sizes that the weights determine."""
     if isinstance(given, (str, os.PathLike)):
         return AutoConfig.from_pretrained(given)
     if isinstance(given, PreTrainedConfig):
@@ -173,12 +173,12 @@ def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike)
         return _text_sizes(state)
     except ValueError as error:
         raise ValueError(
-            f"The text encoder of {path} is neither DistilBERT nor BERT ({error}): give its text_config."
+            f"The text encoder of {path} is neither DistilBERT nor BERT ({error}): pass its text_config."
         ) from error
 
 
 def _sizes(state: dict[str, torch.Tensor], text_config, path: str | os.PathLike) -> dict[str, Any]:
-    """Returns what the weights, and a `text_config` that was given whole, tell about the configuration."""
+    """Returns the configuration that the weights, and a complete `text_config`, determine."""
     try:
         video, projection_dim = _video_sizes(state), _shape(state, "text_projection.weight", 2)[0]
     except ValueError as error:
@@ -198,13 +198,13 @@ def convert_original_checkpoint(
     """
     Converts a checkpoint of the authors' code, of RegionLearner or of Frozen in Time.
 
-    Sizes come from the weights. What weights do not tell has the value of the original: 12 heads in both towers,
-    8 in the interaction, temperature 0.05, temporal fusion by attention ("linear" if there are weights for it; "pool"
-    has none and must be given). The model has `codebook_mode="original"`.
+    Sizes come from the weights. Fields that weights do not determine have the values of the original: 12 heads in both
+    towers, 8 heads in the interaction, temperature 0.05, temporal fusion by attention ("linear" if there are weights
+    for it; "pool" has no weights and must be given). The model has `codebook_mode="original"`.
 
     Args:
         path: the `.pth` file. No code in it is run; see [`read_checkpoint`].
-        output_dir: where to save model, source files and processor; it must not hold a checkpoint yet.
+        output_dir: directory to save the model, source files and processor in. It must not contain a checkpoint yet.
         text_config: configuration of the text encoder, if it is not DistilBERT or BERT with 12 heads: an object, a
             dict (the weights provide the sizes that it lacks), or a directory or Hub name.
         tokenizer: a tokenizer, or a directory or Hub name, to save with the processor. By default that of
@@ -218,7 +218,7 @@ def convert_original_checkpoint(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileExistsError: `output_dir` holds a checkpoint.
+        FileExistsError: `output_dir` already contains a checkpoint.
         ValueError: the file is damaged, or not such a checkpoint; weights or tokenizer do not fit the configuration;
             an override is not known.
 
@@ -250,14 +250,14 @@ def convert_original_checkpoint(
 def _check_output(output_dir: Path):
     """
     Raises:
-        FileExistsError: the directory holds a checkpoint, or is a file.
+        FileExistsError: the directory already contains a checkpoint, or is a file.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is a file: name a directory for the converted checkpoint.")
     for pattern in ("*config.json", "*.safetensors", "*.bin", "*.pt", "*.pth"):
         if found := next(output_dir.glob(pattern), None):
             raise FileExistsError(
-                f"{output_dir} holds a checkpoint already ({found.name}): choose another directory, or delete it."
+                f"{output_dir} already contains a checkpoint ({found.name}): choose another directory, or delete it."
             )
 
 
@@ -314,7 +314,7 @@ def _save(model: RegionLearnerModel, output_dir: Path, tokenizer: Any):
         video_processor.save_pretrained(output_dir)
         logger.warning(
             "%s was saved without a tokenizer, so `evaluate` and `train` cannot read texts. Convert it again with "
-            "--tokenizer, a directory or Hub name (the authors used distilbert-base-uncased).",
+            "--tokenizer and a directory or Hub name (the authors used distilbert-base-uncased).",
             output_dir,
         )
     else:

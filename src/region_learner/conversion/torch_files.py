@@ -1,9 +1,9 @@
 """
 Reads the tensors of a file written by `torch.save`, without running code from it.
 
-A pickle is a program that may call anything. Here it is not executed: its opcodes are followed with plain containers,
-and every class or function that it names becomes a placeholder, except for those that tensors are made of. The sizes
-that a file declares are compared with what it holds before memory is allocated.
+A pickle is a program that can call any function. Here it is not executed: its opcodes are interpreted with plain
+containers, and every class or function that it names becomes a placeholder, except for those that tensors are made of.
+The sizes that a file declares are compared with its real size before memory is allocated.
 """
 
 import errno
@@ -73,13 +73,13 @@ class _Tensor:
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.size, self.stride))
         if not 0 < math.prod(self.size) <= self.storage.length or last >= self.storage.length:
             raise ValueError(
-                f"{name} has the shape {self.size} and its storage {self.storage.length} elements: they do not fit"
+                f"{name} has the shape {self.size}, which does not fit its storage of {self.storage.length} elements"
             )
 
 
 @dataclass
 class _Unpickler:
-    """Follows the opcodes of one pickle; see the module."""
+    """Interprets the opcodes of one pickle; see the module docstring."""
 
     storages: dict[str, _Storage] = field(default_factory=dict)
     stack: list[Any] = field(default_factory=list)
@@ -96,11 +96,11 @@ class _Unpickler:
             elif (step := getattr(self, f"_{opcode.name.lower()}", None)) is not None:
                 step(argument)
             elif opcode.name not in ("PROTO", "FRAME", "STOP"):
-                raise ValueError(f"a pickle of tensors does not hold {opcode.name}")
+                raise ValueError(f"a pickle of tensors does not contain {opcode.name}")
         return self.stack.pop()
 
     def _items(self) -> list[Any]:
-        """Pops what was put on the stack since the last mark."""
+        """Pops everything that was pushed on the stack since the last mark."""
         items = []
         while (value := self.stack.pop()) is not _MARK:
             items.append(value)
@@ -174,7 +174,7 @@ class _Unpickler:
     def _update(self, items: list[Any]):
         if type(self.stack[-1]) is dict:
             pairs = zip(items[::2], items[1::2])
-            # Other keys are dropped: hashing them is not safe, such as deeply nested tuples.
+            # Other keys, such as deeply nested tuples, are dropped, as hashing them is not safe.
             self.stack[-1].update((key, value) for key, value in pairs if type(key) in (str, int))
 
     def _stack_global(self, _):
@@ -254,7 +254,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
 
 
 class _Bounded:
-    """A file that is never asked for more than it has: a pickle may declare a text of many gigabytes."""
+    """A file that never reads more than it has, as a pickle may declare a text of many gigabytes."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size
@@ -291,7 +291,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], b
     bounded: Any = _Bounded(file, size)
     for expected in (_LEGACY_MAGIC, 1001):
         if _Unpickler().load(bounded) != expected:
-            raise ValueError("it does not begin as torch.save begins files")
+            raise ValueError("it does not begin like a file of torch.save")
     system = _Unpickler().load(bounded)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine, or is damaged")
@@ -306,7 +306,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], b
         starts[key] = position + 8
         position += 8 + storage.length * storage.dtype.itemsize
         if position > size:
-            raise ValueError(f"it is cut short: storage {key} ends at byte {position:,} of {size:,}")
+            raise ValueError(f"it is incomplete: storage {key} ends at byte {position:,} of {size:,}")
 
     def read(storage: _Storage) -> bytes:
         if storage.key not in starts:
@@ -330,7 +330,7 @@ def _find_state_dict(content: Any) -> dict[str, _Tensor]:
 
 def _read_tensors(state: dict[str, _Tensor], size: int, read: Callable[[_Storage], bytes]) -> dict[str, torch.Tensor]:
     if len(state) > _MOST_TENSORS:
-        raise ValueError(f"it holds {len(state):,} tensors, more than any model that can be converted")
+        raise ValueError(f"it has {len(state):,} tensors, more than any model that can be converted")
     declared = sum(tensor.nbytes for tensor in state.values())
     if declared > size:
         raise ValueError(f"its tensors declare {declared:,} bytes, but the file has {size:,}")
@@ -350,15 +350,15 @@ def _read_tensors(state: dict[str, _Tensor], size: int, read: Callable[[_Storage
 
 
 def _kind_of(start: bytes) -> str | None:
-    """Returns what a file is, by its beginning, if it was certainly not written by torch.save."""
+    """Returns what a file is, judging by its beginning, if it was certainly not written by torch.save."""
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
     if start[8:9] == b"{":
-        return "it is a safetensors file, and the authors' checkpoints are .pth files"
+        return "it is a safetensors file, but checkpoints of the original code are .pth files"
     if start.startswith(b"PK\x03\x04"):
-        return "it is cut short or damaged: a zip archive without its end"
+        return "it is incomplete or damaged: a zip archive without its end"
     if all(byte >= 32 or byte in b"\t\n\r" for byte in start):
         text = " ".join(start[:40].decode("utf-8", "replace").split())
         return f"it is a text file that begins with {text!r}"
@@ -367,12 +367,12 @@ def _kind_of(start: bytes) -> str | None:
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if it is one, on the CPU.
-    No code in the file is run, and it takes no more memory than it has bytes.
+    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if it is a `state_dict`,
+    on the CPU. No code in the file is run, and reading takes no more memory than the size of the file.
 
     Raises:
         OSError: the file does not exist, or cannot be read.
-        ValueError: the file is damaged, or does not hold tensors.
+        ValueError: the file is damaged, or does not contain tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -389,7 +389,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             file.seek(0)
             content, read = _read_zip(file, size) if is_zip else _read_legacy(file, size)
             return _read_tensors(_find_state_dict(content), size, read)
-        # What `zipfile` and the opcodes of a damaged pickle end in.
+        # Errors that `zipfile` and the opcodes of a damaged pickle raise.
         except (
             *(ValueError, IndexError, KeyError, OverflowError, OSError, EOFError, struct.error),
             *(zipfile.BadZipFile, RuntimeError),
@@ -399,4 +399,4 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, ValueError):
                 reason = f"it is damaged ({reason})"
-            raise ValueError(f"{path} cannot be read as a checkpoint of the authors' code: {reason}.") from error
+            raise ValueError(f"{path} cannot be read as a checkpoint of the original code: {reason}.") from error

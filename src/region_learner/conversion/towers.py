@@ -1,4 +1,4 @@
-"""Dual encoders from pre-trained image and text models: one checkpoint with both sides, or one for each side."""
+"""Makes dual encoders from pre-trained image and text models: one checkpoint with both towers, or one for each."""
 
 import json
 import logging
@@ -65,8 +65,9 @@ DEFAULT_TEXT = "distilbert-base-uncased"
 @dataclass
 class _ImageTower:
     """
-    A pre-trained image model: `fields` of the video configuration, and the weights: the `state` of the divided
-    space-time ViT with the `normalization` (mean, std) of its images if known, or the model itself as `backbone`.
+    A pre-trained image model: `fields` of the video configuration, and the weights. These are either the `state` of
+    the divided space-time ViT, with the `normalization` (mean, std) of its images if known, or the model itself, as
+    `backbone`.
     """
 
     fields: dict[str, Any]
@@ -96,7 +97,7 @@ def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def _is_of_timm(name: str | os.PathLike) -> bool:
-    """Returns whether an image model is of timm: a directory with its `architecture`, or a name without an owner."""
+    """Returns whether an image model is a timm model: a directory with `architecture`, or a name without an owner."""
     if (config := _local_config(name)) is not None:
         return "architecture" in config
     return "/" not in str(name) or str(name).startswith(("timm/", "hf-hub:", "local-dir:"))
@@ -107,7 +108,7 @@ def _has_both_sides(name: str | os.PathLike) -> bool:
     Returns whether both towers come from a checkpoint, given alone.
 
     Raises:
-        ValueError: it has a text encoder, too, but is of a family that is not supported.
+        ValueError: it also has a text encoder, but is not of a supported family.
     """
     if _is_of_timm(name):
         return False
@@ -116,8 +117,8 @@ def _has_both_sides(name: str | os.PathLike) -> bool:
     config = load_config(name)
     if hasattr(config, "text_config"):
         raise ValueError(
-            f"{name} is a {config.model_type!r} model. Both towers can be those of {', '.join(DUAL_ENCODERS)}; to use "
-            "the image model of another, name a text encoder as well."
+            f"{name} is a {config.model_type!r} model, but both towers can only come from "
+            f"{', '.join(DUAL_ENCODERS)}: to use only its image model, name a text encoder as well."
         )
     return False
 
@@ -143,7 +144,7 @@ def _load_timm(name: str, as_backbone: bool) -> _ImageTower:
         model: Any = timm.create_model(_timm_name(name), pretrained=True, num_classes=0)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"timm cannot load {name!r}: {start_of(error)} (Give a timm model that has pre-trained weights, "
+            f"timm cannot load {name!r}: {start_of(error)} (Use a timm model that has pre-trained weights, "
             '"owner/name" on the Hub, or a directory.)'
         ) from error
     weights = {new: tensor for key, tensor in model.state_dict().items() if (new := rename(key, VIT_NAMES))}
@@ -200,7 +201,7 @@ def _activation_of(module: torch.nn.Module, name: str) -> str:
 def _square(size: tuple[int, int] | int, name: str) -> int:
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     if height != width:
-        raise ValueError(f"{name!r} takes images or patches of {height} x {width} pixels, but they must be square.")
+        raise ValueError(f"{name!r} uses images or patches of {height} x {width} pixels, but they must be square.")
     return int(height)
 
 
@@ -290,9 +291,9 @@ def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[st
 
 @dataclass
 class _ClipHead:
-    """The projections of a CLIP, and its temperature."""
+    """The projections and the temperature of a CLIP."""
 
-    settings: dict[str, Any]  # fields of our configuration, with which the projections compute what they do in CLIP
+    settings: dict[str, Any]  # configuration fields with which the projections compute the same as in CLIP
     weights: dict[str, torch.Tensor]
 
 
@@ -342,10 +343,10 @@ def from_pretrained_towers(
     """
     Returns a dual encoder whose towers have pre-trained weights.
 
-    With one name, of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
-    temperature come from it. Frames are encoded one by one, and their features averaged; an image has the embedding
-    that it has in that model. A region module is only added if `region_form`, `num_regions` or `codebook_size` are
-    given; it then starts without influence.
+    With the name of one CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
+    temperature come from it. Frames are encoded one by one, and their features are averaged; an image has the same
+    embedding as in that model. A region module is only added if `region_form`, `num_regions` or `codebook_size` is
+    given; it has no influence at first.
 
     The same name twice is the same as one name, except for CLIP, which then initializes the divided space-time ViT
     unless `as_backbone=True`.
@@ -362,7 +363,7 @@ def from_pretrained_towers(
         video: the image model: a name in timm (the paper's by default), a Hub name ("owner/name"), or a directory.
         text: the text encoder: a Hub name or directory; of a CLIP, its text tower is used. By default that of
             `video`, if it has both sides, and otherwise DistilBERT.
-        as_backbone: whether a plain ViT or CLIP becomes the backbone, too, instead of the divided space-time ViT.
+        as_backbone: whether a plain ViT or CLIP also becomes the backbone, instead of the divided space-time ViT.
         config_overrides: fields of the video configuration, or top-level ones such as `projection_dim`.
 
     Raises:
@@ -390,8 +391,8 @@ def from_pretrained_towers(
     changed = [key for key in sizes if getattr(config.video_config, key) != sizes[key]]
     if changed:
         raise ValueError(
-            f"The weights of {video} have {', '.join(f'{key}={sizes[key]!r}' for key in changed)}; these cannot "
-            "be overridden. (Any model takes frames of another size with `interpolate_pos_encoding=True`.)"
+            f"The weights of {video} have {', '.join(f'{key}={sizes[key]!r}' for key in changed)}, which cannot be "
+            "overridden: leave them out. (For frames of another size, use `interpolate_pos_encoding=True`.)"
         )
     model = RegionLearnerModel(config)
     if tower.backbone is not None:
@@ -452,7 +453,7 @@ def processor_from_towers(
     else:
         mean, std = tower.normalization or (None, None)
         if mean is None or std is None:
-            logger.warning("%s does not say how its images are normalized: using the mean and std of ImageNet.", video)
+            logger.warning("%s does not say how its images are normalized. Using the mean and std of ImageNet.", video)
             mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
         video_processor = RegionLearnerVideoProcessor.for_image_size(
             tower.fields["image_size"], num_frames=num_frames, image_mean=mean, image_std=std

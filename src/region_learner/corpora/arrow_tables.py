@@ -1,4 +1,4 @@
-"""Millions of video-caption pairs as Arrow tables, column by column: what WebVid and Conceptual Captions share."""
+"""Reads millions of video-caption pairs as Arrow tables, for WebVid and Conceptual Captions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Strings that are turned into an Arrow array at once: Python strings take several times the memory.
+# Number of strings that are converted to an Arrow array at a time, as Python strings take several times the memory.
 _CHUNK = 100_000
 
 # Names that lead out of their directory, absolute paths, and blank names.
@@ -40,8 +40,8 @@ def read_delimited(
     Args:
         names: the names of all columns of a file without a header; None if the file has a header.
         wanted: the columns to read.
-        quoted: whether fields may be in double quotes, and then hold delimiters and line breaks. Otherwise a quote is
-            a character like any other.
+        quoted: whether fields may be in double quotes, and may then contain delimiters and line breaks. Otherwise, a
+            quote is an ordinary character.
     """
     try:
         table = pa_csv.read_csv(
@@ -66,7 +66,7 @@ def read_delimited(
 
 
 def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:
-    """Whether a field may have swallowed rows because a quote is not closed: it has line breaks and delimiters."""
+    """Returns whether a field has line breaks and delimiters, as if an unclosed quote has swallowed rows."""
     pattern = rf"[\r\n](?:[^{delimiter}\r\n]*{delimiter}){{{columns - 1}}}"
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
@@ -82,7 +82,7 @@ def read_header(path: Path, delimiter: str, quoted: bool) -> list[str]:
 
 
 def _find_damage(path: Path, delimiter: str, quoted: bool) -> str | None:
-    """Reads a file again, row by row, to say which line is wrong: Arrow reads blocks in parallel and does not tell."""
+    """Reads a file again, row by row, to find the wrong line: Arrow reads in parallel and does not report it."""
     line = expected = 0
     try:
         for line, row in _numbered_rows(path, delimiter, quoted):
@@ -110,7 +110,7 @@ def _numbered_rows(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[i
 
 
 def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
-    """Checks that no name of a file is blank or leads out of its directory, and not all gained a decimal point."""
+    """Checks that no file name is blank or leads out of its directory, and that not all gained a decimal point."""
     wrong = pc.match_substring_regex(names, _LEADS_OUTSIDE)
     if pc.any(wrong).as_py():
         row = pc.index(wrong, True).as_py()
@@ -126,7 +126,7 @@ def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
 
 
 def normalize_names(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns names of files with slashes instead of backslashes, in the composed form of Unicode."""
+    """Returns file names with slashes instead of backslashes, in the composed form of Unicode."""
     names = pc.replace_substring(names, "\\", "/")
     return names if pc.all(pc.string_is_ascii(names)).as_py() else pc.utf8_normalize(names, form="NFC")
 
@@ -211,7 +211,7 @@ def build_pairs(
     missing_list: PathLike | None,
     places: Sequence[Path] = (),
 ) -> Dataset:
-    """Builds the data set of a table. Blank captions and missing files are left out, with a warning of each kind.
+    """Builds the data set of a table. Blank captions and missing files are left out, with one warning for each kind.
 
     Args:
         table: columns `video_id`, `caption`, `video` (null for a missing file) and `expected` (the path where it
@@ -253,7 +253,7 @@ def _each_a_list(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _fingerprint(table: pa.Table) -> str:
-    """Hashes the content. The fingerprint that `datasets` makes by itself holds a copy of the table in memory."""
+    """Hashes the content. The fingerprint that `datasets` computes by default needs a copy of the table in memory."""
     digest = hashlib.blake2b(digest_size=8)
     for name, column in zip(table.column_names, table.columns):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What all corpora share: their error, checks of what a caller gave, and how rows become a data set."""
+"""Code that all corpora share: their error, checks of arguments, and building a data set from rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PathLike = str | os.PathLike[str]
 
-# Two names in use for the same split.
+# Two common names for the same split.
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
 
@@ -46,7 +46,7 @@ def check_options(corpus: str, options: Iterable[str], allowed: Iterable[str]) -
 def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
     """Returns the directory as an absolute path."""
     if data_dir is None:
-        raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that holds it")
+        raise CorpusError(f"corpus {corpus!r} needs data_dir= (--data-dir), the directory that contains it")
     path = Path(os.path.abspath(os.path.expanduser(data_dir)))
     if not path.is_dir():
         raise CorpusError(f"{path} is not a directory: check data_dir= (--data-dir) of corpus {corpus!r}")
@@ -54,10 +54,10 @@ def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
 
 
 def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None) -> Dataset:
-    """Builds a data set of rows; a column that a row lacks is None there. Paths stay strings: nothing is decoded.
+    """Builds a data set of rows. Columns that a row lacks are None. Paths remain strings: nothing is decoded.
 
     Args:
-        features: types of columns whose values do not tell them, such as lists that are all empty.
+        features: types of columns that cannot be inferred from their values, such as lists that are all empty.
     """
     # Imported here: `datasets` takes seconds to import, and processes that only write clips do not need it.
     import pyarrow as pa
@@ -72,8 +72,8 @@ def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None
             types.append((name, kind))
             Features.from_arrow_schema(pa.schema([(name, kind)]))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise CorpusError(f"column {name!r} holds values of different types: {error}") from error
+            raise CorpusError(f"column {name!r} has values of different types: {error}") from error
         except (pa.ArrowNotImplementedError, ValueError) as error:
-            raise CorpusError(f"column {name!r} cannot be kept in a data set: {error}; take it out") from error
+            raise CorpusError(f"column {name!r} cannot be stored in a data set: {error}; remove it") from error
     schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
     return Dataset.from_dict(columns, features=schema)

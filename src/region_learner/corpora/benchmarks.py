@@ -1,4 +1,4 @@
-"""What the benchmarks share: opening their directory, rows of each task, and building the data set."""
+"""Code that the benchmarks share: opening their directory, rows for each task, and building the data set."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_benchmark(
         source: the file that the captions come from, for messages.
         max_missing, missing_list: see `report_missing`.
         captioned: whether every row must have a caption.
-        features: types of columns whose values do not tell them.
+        features: types of columns that cannot be inferred from their values.
     """
     from datasets import List, Value
 
@@ -142,17 +142,17 @@ def choice_row(video: str, video_id: str, options: list[str], answer: Any, where
 
 
 def answer_vocabulary(rows: Iterable[Mapping[str, Any]], size: int) -> list[str]:
-    """Returns the most frequent answers: the classes of open-ended question answering. Ties go by alphabetical order.
+    """Returns the most frequent answers, the classes of open-ended question answering. Ties are in alphabetical order.
 
-    Usual sizes are 1,500 for MSRVTT-QA and 1,000 for MSVD-QA, counted over the training split.
+    Usual sizes are 1,500 for MSRVTT-QA and 1,000 for MSVD-QA, counted on the training split.
 
     Args:
         rows: a data set with questions, or its rows.
         size: the largest number of answers.
 
     Raises:
-        CorpusError: rows do not have the column `answer`, or it holds the index of an option instead of words; `size`
-            is not positive.
+        CorpusError: rows do not have the column `answer`, or it has the index of an option instead of words; `size` is
+            not positive.
 
     Example:
         >>> answers = answer_vocabulary(load_corpus("msrvtt_qa", "data/MSRVTT"), 1500)
@@ -165,13 +165,13 @@ def answer_vocabulary(rows: Iterable[Mapping[str, Any]], size: int) -> list[str]
     counts: Counter[str] = Counter()
     for row in rows:
         if not isinstance(row.get("answer"), str):
-            raise CorpusError("answer_vocabulary needs rows with a column 'answer' of words, such as msrvtt_qa has")
+            raise CorpusError("answer_vocabulary needs rows with words in the column 'answer', such as msrvtt_qa")
         counts[row["answer"]] += 1
     return sorted(counts, key=lambda answer: (-counts[answer], answer))[:size]
 
 
 def class_words(name: str) -> str:
-    """Writes the name of a class in words: "brush_hair" -> "brush hair", "ApplyEyeMakeup" -> "apply eye makeup"."""
+    """Returns the name of a class in words: "brush_hair" -> "brush hair", "ApplyEyeMakeup" -> "apply eye makeup"."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("_", " ")).lower()
 
 

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 def check_corpus(
     rows: Dataset, workers: int | None = None, timeout: float = 1800, memory: int = MEMORY
 ) -> dict[str, Any]:
-    """Decodes every frame of every video of a corpus, as training on random frames may need any of them.
+    """Finds the videos of a corpus that cannot be read, by decoding all frames: training may need any of them.
 
     Args:
         rows: a data set of `load_corpus`, not streamed. A video with several rows is decoded once.
         workers: the number of processes; by default one per core.
-        timeout: seconds that a video may take.
-        memory: bytes that a video may take, on Linux.
+        timeout: time limit per video, in seconds.
+        memory: memory limit per video, in bytes, on Linux.
 
     Returns:
-        A dictionary: `videos` is their number, and `unreadable` a list of `video_id` and `reason`.
+        A dictionary: `videos` is the number of videos, and `unreadable` a list of dicts with `video_id` and `reason`.
 
     Example:
         >>> check_corpus(load_corpus("folder", "data/mine"))

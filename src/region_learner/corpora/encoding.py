@@ -1,4 +1,4 @@
-"""Encodes videos so that equal frames give equal bytes. Everything in the package that writes videos uses this."""
+"""Encodes videos so that equal frames give equal bytes. All code of this package that writes videos uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that a backbone has computed of each video of a corpus once, in place of the videos.
+"""Stored features of a backbone for each video of a corpus, which replace the videos in training.
 
 DIR/SPLIT/features.json     what computed them, and their shape (T, 1 + N, D) per clip
 DIR/SPLIT/rows.jsonl        the rows of the corpus, with the number of the clip as `video`
@@ -30,7 +30,7 @@ FORMAT = 1
 
 _DTYPE = np.dtype("<f2")
 
-# What decides on the pixels that a backbone sees in evaluation.
+# Options that determine the pixels that a backbone sees in evaluation.
 _PREPROCESSING = (
     "do_resize", "size", "resample", "antialias", "do_center_crop", "crop_size", "output_size", "do_rescale",
     "rescale_factor", "do_normalize", "image_mean", "image_std",
@@ -47,7 +47,7 @@ def clip_bytes(shape: Sequence[int]) -> int:
 
 
 def load_features(data_dir: PathLike | None, split: str) -> Dataset:
-    """Features that `region-learner corpus features` has computed of the videos of any corpus, with its rows.
+    """Features from `region-learner corpus features` for the videos of any corpus, with its rows.
 
     The rows and columns are those of the source corpus, without unreadable videos. `video` is a reference to the
     features of the clip, which `read_features` reads.
@@ -61,7 +61,7 @@ def load_features(data_dir: PathLike | None, split: str) -> Dataset:
     directory = check_data_dir("features", data_dir)
     splits = [path.parent.name for path in sorted(directory.glob("[!.]*/" + ABOUT))]
     if not splits:
-        raise CorpusError(f"no features in {directory}: `region-learner corpus features MODEL` computes them")
+        raise CorpusError(f"no features in {directory}: compute them with `region-learner corpus features MODEL`")
     split = split if split in splits else SPLIT_ALIASES.get(split, split)
     check_split(split, splits, str(directory))
     directory = directory / split
@@ -100,7 +100,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         raise CorpusError(f"{path} is damaged: classes must be lists of different names, not {shown(classes)}")
     texts = all(isinstance(about.get(name), str) for name in ("model", "backbone_sha256"))
     if not texts or not isinstance(about.get("preprocessing"), dict):
-        raise CorpusError(f"{path} is damaged: it does not say what the features were computed by")
+        raise CorpusError(f"{path} is damaged: it does not say which model computed the features")
     return about
 
 
@@ -116,7 +116,7 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: str) -> Row:
-    """Replaces the number of a clip by a reference to its features, after checks of the row."""
+    """Replaces the number of a clip with a reference to its features, after checking the row."""
     where = f"{directory / ROWS}, {where}"
     clip, clips, per_shard = row.get("video"), about["clips"], about["clips_per_shard"]
     if type(clip) is not int or not 0 <= clip < clips:
@@ -128,7 +128,7 @@ def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: 
     }
     row = row | {"video": reference}
     if what := unstorable(row):
-        raise CorpusError(f"{where}: a value is {what}, which a data set cannot hold")
+        raise CorpusError(f"{where}: a value is {what}, which a data set cannot store")
     for name, names in about["classes"].items():
         label = row.get(name, "missing")
         if label is not None and (type(label) is not int or not -1 <= label < len(names)):
@@ -137,7 +137,7 @@ def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: 
 
 
 def is_features(video: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether the `video` of a row is a reference to features, which `read_features` reads."""
+    """Returns whether the `video` of a row is a reference to features, which `read_features` reads."""
     return isinstance(video, Mapping) and {"path", "offset", "shape"} <= video.keys()
 
 
@@ -168,9 +168,9 @@ def as_stored(features: torch.Tensor) -> np.ndarray:
 
 
 def write_rows(path: Path, rows: Dataset, clips: Sequence[int | None]) -> int:
-    """Writes rows with the numbers of their clips in place of videos; those with None are left out.
+    """Writes rows with the numbers of their clips in place of videos; rows with None are left out.
 
-    Values that JSON does not have, such as dates, become text. Returns the number of rows written.
+    Values that JSON does not support, such as dates, become text. Returns the number of rows that were written.
     """
     with open(path, "w", encoding="utf-8") as file:
         for row, clip in zip(rows.remove_columns("video"), clips):
@@ -198,7 +198,7 @@ def check_features(
         Whether there are features among the data sets.
 
     Raises:
-        ValueError: they are of another backbone, other frames or other pixels; the backbone is trained.
+        ValueError: they belong to another backbone, other frames or other pixels; or the backbone is trained.
     """
     processor = getattr(processor, "video_processor", processor)
     digest, found = "", False
@@ -208,30 +208,32 @@ def check_features(
         about, found = read_about(directory), True
         backbone = getattr(getattr(model, "video_model", model), "backbone", None)
         if backbone is None:
-            raise ValueError(f"{directory} holds features of a backbone, but the model does not have one.")
+            raise ValueError(
+                f"{directory} has features of a backbone, but the model has none: use a model with a backbone."
+            )
         trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
         if trains and trained:
             raise ValueError(
-                f"{directory} holds features of a frozen backbone, but this run trains the backbone: add --freeze "
+                f"{directory} has features of a frozen backbone, but this run trains the backbone: add --freeze "
                 "video_model.backbone, without adapters in it, or train on videos."
             )
         frames = num_frames or processor.num_frames
         if about["shape"][0] != frames:
             raise ValueError(
-                f"{directory} holds features of {about['shape'][0]} frames per clip, but the model reads {frames}: "
+                f"{directory} has features of {about['shape'][0]} frames per clip, but the model reads {frames}: "
                 f"pass --num-frames {about['shape'][0]}, or compute features with --num-frames {frames}."
             )
         digest = digest or digest_of_weights(backbone)
         if about["backbone_sha256"] != digest:
             raise ValueError(
-                f"{directory} holds features of the backbone of {about['model']}, whose weights are not those of the "
-                "backbone of this model: compute its own by `region-learner corpus features`."
+                f"{directory} has features of the backbone of {about['model']}, whose weights differ from the "
+                "backbone of this model: compute features for this model with `region-learner corpus features`."
             )
         theirs, ours = about["preprocessing"], preprocessing_of(processor)
         if changed := [name for name, value in ours.items() if theirs.get(name) != value]:
             name = changed[0]
             raise ValueError(
-                f"{directory} holds features of frames that were prepared differently ({name}={theirs.get(name)}, but "
+                f"{directory} has features of frames that were prepared differently ({name}={theirs.get(name)}, but "
                 f"the processor of this model has {ours[name]}): compute features with this model."
             )
     return found
@@ -249,7 +251,7 @@ def _directory_of(dataset: Any) -> Path | None:
 
 
 def digest_of_weights(module: torch.nn.Module) -> str:
-    """Returns the SHA-256 of the weights of a module with their names, the same for float32 and what it can hold."""
+    """Returns the SHA-256 of a module's weights and their names, as float32, so that narrower types give the same."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.float() if tensor.is_floating_point() else tensor

@@ -44,16 +44,16 @@ def load_folder(
 ) -> Dataset:
     """Videos, images or both beside metadata.csv, .jsonl or .parquet with `file_name` and `text` or `captions`.
 
-    An image is a clip of one frame; its path is in the column `video`, too. Rows of the same file become one row with
-    all their captions. Other columns are kept as they are; of several rows of a file, the first one counts. Nothing
-    checks whether the files can be decoded.
+    An image is a clip of one frame, and its path is also in the column `video`. Rows of the same file become one row
+    with all their captions. Other columns are kept as they are; if a file has several rows, those of the first one are
+    used. Whether the files can be decoded is not checked.
 
     Args:
         data_dir: directory with a metadata file, whose rows are the split "train", or with a subdirectory for each
             split that has one. "val" and "validation" are the same split.
         split: name of a split, or "all".
         caption_column: the column of the captions, if it has another name or several columns qualify. Its values are
-            strings or lists of strings. A string may be the text of a list, as JSON or Python write it.
+            strings or lists of strings. A string may also be a list written as JSON or Python.
         media: keep only "videos" or "images", told apart by their extensions.
         max_missing: how many files may be missing and are left out, with a warning: a number, or a fraction
             (a float below 1). By default a missing file is an error.
@@ -81,7 +81,7 @@ _MEDIA = {"all": ("",), "videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}
 def read_split(
     data_dir: Path, split: str, caption_column: str | None = None, listings: Listings | None = None
 ) -> list[Row]:
-    """Reads the rows of a split, one per video: `video` (absolute path), `video_id`, `captions`, other columns."""
+    """Returns the rows of a split, one per video: `video` (absolute path), `video_id`, `captions`, other columns."""
     metadata = _find_splits(data_dir)
     if split == "all":
         chosen = list(metadata.values())
@@ -110,7 +110,7 @@ def _add_negatives(known: Row, row: Row, path: Path) -> None:
 
 
 def _find_splits(data_dir: Path) -> dict[str, Path]:
-    """Returns the metadata file of every split. A folder without splits is all "train"."""
+    """Returns the metadata file of every split. A folder without splits has only the split "train"."""
     top = _metadata_file(data_dir)
     directories = sorted(path for path in data_dir.iterdir() if path.is_dir())
     splits = {path.name: found for path in directories if (found := _metadata_file(path))}
@@ -134,7 +134,7 @@ def _find_splits(data_dir: Path) -> dict[str, Path]:
 def _metadata_file(directory: Path) -> Path | None:
     found = [directory / name for name in METADATA_FILES if (directory / name).is_file()]
     if len(found) > 1:
-        raise CorpusError(f"both {found[0].name} and {found[1].name} in {directory}: keep one")
+        raise CorpusError(f"{directory} has both {found[0].name} and {found[1].name}: keep one of them")
     return found[0] if found else None
 
 
@@ -189,7 +189,7 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise CorpusError(
             f"{path}: no caption in column {caption_column!r} of {', '.join(empty[:3])}{more}: "
-            "fill them in or remove the rows"
+            "fill them in, or remove the rows"
         )
 
 
@@ -199,7 +199,7 @@ def _file_name(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise CorpusError(f"{where}: file_name must be a string, not {shown(value)}")
     if what := unstorable(value):
-        raise CorpusError(f"{where}: file_name has {what}, which the name of a file cannot have")
+        raise CorpusError(f"{where}: file_name has {what}, which file names cannot have")
     return value
 
 
@@ -215,7 +215,7 @@ def _other_columns(row: Row, where: str, caption_column: str) -> Row:
     others = {key: value for key, value in row.items() if key not in _RESERVED and key != caption_column}
     for key, value in others.items():
         if what := unstorable(key) or unstorable(value):
-            raise CorpusError(f"{where}: column {key!a} has {what}, which a data set cannot hold: remove it")
+            raise CorpusError(f"{where}: column {key!a} has {what}, which a data set cannot store: remove it")
     return others
 
 
@@ -225,14 +225,14 @@ def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
     if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
         number, video_id = ids[0]
         raise CorpusError(
-            f"{path}, {number}: video_id {video_id!r}, and all others, are numbers that gained a decimal point: write "
-            "ids as strings"
+            f"{path}, {number}: video_id {video_id!r}, and all others, are numbers that have gained a decimal point: "
+            "write ids as strings"
         )
 
 
 _WHOLE_NUMBER = re.compile(r"\d+\.0")
 
-# Columns that a corpus defines itself.
+# Columns that every corpus defines itself.
 _RESERVED = ("file_name", "video", "video_id", "captions")
 
 
@@ -257,7 +257,7 @@ def _caption_column(row: Row, caption_column: str | None, path: Path) -> str:
 
 
 def _check_ids(rows: Iterable[Row], data_dir: Path) -> None:
-    """Checks that ids are unique: training and evaluation take videos with the same id for the same video."""
+    """Checks that ids are unique, as training and evaluation treat videos with the same id as the same video."""
     owners: dict[str, str] = {}
     for row in rows:
         owner = owners.setdefault(row["video_id"], row["video"])

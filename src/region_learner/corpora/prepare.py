@@ -3,8 +3,8 @@
 Shards also hold the captions and the other columns of each row; `load_corpus("webdataset")` reads them.
 
 Each shard is written to a temporary file, moved to its place when it is complete, and then marked as done by a report.
-So a killed run resumes with the shard that was not finished, and no clip is lost or duplicated. The rows alone decide
-what is in which shard, not the number of processes.
+So a killed run resumes with the unfinished shard, and no clip is lost or duplicated. Which clips are in which shard
+depends only on the rows, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _USUAL_FPS = 25  # assumed for files without time stamps
 
 
 class UnreadableError(CorpusError):
-    """More clips cannot be decoded than `max_unreadable` allows."""
+    """More clips than `max_unreadable` allows cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class PrepareOptions:
 
     Args:
         short_side: length of the short side of frames, in pixels. Smaller frames keep their size.
-        max_fps: the most frames per second to keep, spread evenly. None keeps all.
-        num_frames: the number of frames per clip to keep, spread evenly, instead of `max_fps`. Shorter clips keep all.
-        group: frames in a group of pictures. On average, half as many are decoded to reach a frame; with 1, every
-            frame is a key frame, and files are largest.
+        max_fps: maximum number of frames per second to keep, evenly spaced. None keeps all.
+        num_frames: number of frames per clip to keep, evenly spaced, instead of `max_fps`. Shorter clips keep all.
+        group: frames per key frame. On average, half as many are decoded to reach a frame. With 1, every frame is a
+            key frame, and files are largest.
         crf: quality of x264: 0 is lossless, 18 looks lossless, and 6 more halve the size.
         clips_per_shard: the number of rows of the corpus per shard.
     """
@@ -110,9 +110,9 @@ def prepare_corpus(
         split: the name of the directory of the shards.
         options: how clips are re-encoded.
         workers: the number of processes that re-encode; by default one per core.
-        timeout: seconds that a clip may take; one that takes longer is left out.
-        retry: whether to write shards again from which clips were left out.
-        memory: bytes that a clip may take, on Linux; one that takes more is left out.
+        timeout: time limit per clip, in seconds; a clip that takes longer is left out.
+        retry: whether to write shards again that lack clips.
+        memory: memory limit per clip, in bytes, on Linux; a clip that needs more is left out.
         max_unreadable: share of the clips that may be left out because they cannot be decoded; 0 for none.
 
     Returns:
@@ -121,8 +121,9 @@ def prepare_corpus(
         every clip that was left out and why.
 
     Raises:
-        CorpusError: `output_dir/split` holds a corpus with other rows or options.
-        UnreadableError: more clips than `max_unreadable` cannot be decoded, or all. What has been written stays.
+        CorpusError: `output_dir/split` contains a corpus with other rows or options.
+        UnreadableError: more clips than `max_unreadable` allows cannot be decoded, or none can. The shards that were
+            written are kept.
         BlockingIOError: another run is writing there.
 
     Example:
@@ -132,7 +133,7 @@ def prepare_corpus(
     options = options or PrepareOptions()
     check_ids(rows, "the corpus")
     if not 0 <= max_unreadable <= 1:
-        raise CorpusError(f"max_unreadable={max_unreadable} is a share: it must be between 0 and 1")
+        raise CorpusError(f"max_unreadable={max_unreadable} must be a share between 0 and 1")
     directory = Path(output_dir) / split
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -163,7 +164,7 @@ def prepare_corpus(
 
 
 def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yields rows with the names of classes instead of their numbers, which mean nothing without the data set."""
+    """Yields rows with the names of classes instead of their numbers, which are meaningless without the data set."""
     classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
     for index in indices:
         row = rows[index]
@@ -183,16 +184,16 @@ def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> N
     if not path.exists():
         ours = (".lock", partial_of(path).name)  # left by a run that was killed before it wrote anything else
         if others := [other.name for other in directory.iterdir() if other.name not in ours]:
-            raise CorpusError(f"{directory} holds other files ({others[0]}): choose an empty directory")
+            raise CorpusError(f"{directory} contains other files ({others[0]}): choose an empty directory")
         write_json(path, wanted)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{name} is {before.get(name)}, not {new}" for name, new in wanted.items() if before.get(name) != new]
     if changed == [f"contents is {before.get('contents')}, not {wanted['contents']}"]:
-        changed = ["ids, captions or other columns are not these"]
+        changed = ["its ids, captions or other columns differ"]
     if changed:
         raise CorpusError(
-            f"{directory} holds a corpus with other rows or options ({'; '.join(changed)}): choose another directory"
+            f"{directory} has a corpus with other rows or options ({'; '.join(changed)}): choose another directory"
         )
 
 
@@ -275,8 +276,8 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
     count = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
     if len(left_out) > max_unreadable * rows:
         raise UnreadableError(
-            f"{count} of {rows} cannot be read, more than max_unreadable={max_unreadable:g}: {told}. Repair them and "
-            "try again (--retry), or allow more (--max-unreadable)."
+            f"{count} of {rows} cannot be read, more than max_unreadable={max_unreadable:g} allows: {told}. Repair "
+            "them and try again (--retry), or allow more (--max-unreadable)."
         )
     if left_out:
         logger.warning("%s of %d left out: %s. --retry tries again.", count, rows, told)
@@ -312,7 +313,7 @@ def _encode_row(row: dict[str, Any], options: PrepareOptions) -> _Encoded:
         raise
     except av.error.FFmpegError as error:
         return _Encoded(row, f"{row['video_id']}: cannot be encoded: {error.strerror}")
-    except Exception as error:  # one row of millions must not end this run and every later one
+    except Exception as error:  # a single row out of millions must not end every run
         return _Encoded(row, f"{row['video_id']}: {type(error).__name__}: {error}")
     prepared["source"]["bytes"] = _size(source)
     return _Encoded(row, None, data, extension, prepared)
@@ -387,7 +388,7 @@ def _frames(
     last, step, shift = -math.inf, 1 / _USUAL_FPS, 0.0
     for number, (image, at) in enumerate(iterate_frames(source, Scale(scaled))):
         moment = shift + (number / _USUAL_FPS if at is None else at)
-        if moment < last:  # time stamps start over
+        if moment < last:  # time stamps restart
             shift += last + step - moment
             moment = last + step
         elif number:
@@ -445,8 +446,8 @@ def _encode(
 def _x264(options: PrepareOptions) -> dict[str, str]:
     """Returns options of x264 for fast random access.
 
-    Without B-frames and scene cuts, at most one group is decoded to reach a frame. Without what is slow to decode
-    (arithmetic coding, deblocking), files are a tenth larger.
+    Without B-frames and scene cuts, at most one group is decoded to reach a frame. Features that are slow to decode
+    (arithmetic coding, deblocking) are turned off, which makes files a tenth larger.
     """
     group = str(options.group)
     fixed = {"preset": "fast", "tune": "fastdecode", "bf": "0", "sc_threshold": "0"}

@@ -1,6 +1,6 @@
 """Readers of metadata: CSV, JSON, tab-separated files, lists and Parquet. Each row comes with its place in the file.
 
-Everything that a file says is checked: a `CorpusError` names the file and the line.
+The contents of files are checked: a `CorpusError` names the file and the line.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def csv_records(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows of a CSV file, the header first, each with the number of its first line. Blank rows are skipped.
 
-    A quote that is opened and not closed makes the rest of the file, or the rows up to the next quote, part of one
-    field, and CSV readers accept that silently. Here it is an error.
+    A quote that is opened but not closed makes the rest of the file, or the rows up to the next quote, part of one
+    field. CSV readers accept this silently; here it is an error.
 
     Args:
-        strict: refuse text after a closing quote, `"Hello" he said`. Otherwise it becomes part of the field, without
-            the quotes.
-        is_row: tells whether a line within a field looks like a row that the field has swallowed, given the fields of
-            that line, as many as the header has. By default every such line does, from three columns on.
+        strict: whether to refuse text after a closing quote, as in `"Hello" he said`. Otherwise, it becomes part of
+            the field, without the quotes.
+        is_row: function that returns whether a line within a field looks like a swallowed row, given the fields of
+            that line, which are as many as in the header. By default, every such line does if there are at least three
+            columns.
     """
     line = ""
     columns = 0
@@ -72,7 +73,7 @@ def csv_records(
             if reader.line_num != start and _swallows_rows(fields, columns, delimiter, is_row):
                 raise CorpusError(
                     f"{path}, line {start}: a quote is opened here and closed in line {reader.line_num}, so the rows "
-                    "between are part of one field: close it, or double the quotes that are text, in a quoted field"
+                    "in between become one field: close it, or double the quotes that are text, in a quoted field"
                 )
             yield start, fields
 
@@ -92,7 +93,7 @@ def _csv_problem(path: Path, start: int, end: int, error: csv.Error) -> str:
 def _swallows_rows(
     fields: Sequence[str], columns: int, delimiter: str, is_row: Callable[[list[str]], bool] | None
 ) -> bool:
-    """Whether a field holds a line break followed by something that looks like a row."""
+    """Returns whether a field holds a line break followed by something that looks like a row."""
     for field in fields:
         for line in field.splitlines()[1:]:
             inner = next(csv.reader([line], delimiter=delimiter), [])
@@ -174,8 +175,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
             columns[name] = table[name].to_pylist()
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise CorpusError(
-                f"{path}: column {name!r} of type {table[name].type} holds values that Python cannot hold: {error}; "
-                "take it out, or write it as strings"
+                f"{path}: column {name!r} of type {table[name].type} has values that Python cannot represent: "
+                f"{error}; remove it, or write it as strings"
             ) from error
     for number in range(table.num_rows):
         yield f"row {number + 1}", {name: values[number] for name, values in columns.items()}
@@ -226,7 +227,7 @@ def given_file(data_dir: Path, file: PathLike) -> Path:
 
 
 def check_count(found: int, published: int | Sequence[int], what: str, path: Path) -> None:
-    """Warns of a list that is not as long as published. Some lists are cut to what could still be downloaded."""
+    """Warns if a list is not as long as published. Some lists only contain what could still be downloaded."""
     expected = [published] if isinstance(published, int) else list(published)
     if found not in expected:
         numbers = " or ".join(f"{number:,}" for number in expected)

@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-# As many loader processes can share the work of a streamed corpus.
+# Maximum number of loader processes that can share a streamed corpus.
 _STREAMING_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is known about a corpus.
+    """The description of a corpus.
 
     Args:
         name: its name in `load_corpus`.
         loader: function `loader(data_dir, split, **options)` that returns a split.
         description: one line about its format. By default the first line of the loader's docstring.
         horizontal_flip: whether captions stay true when a clip is mirrored. If not, training does not mirror clips.
-        synthetic: how the corpus is made, for a synthetic one. Its options are among those of the loader.
+        synthetic: how the corpus is made, if it is synthetic. Its options are among those of the loader.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Corpus:
 
     @property
     def options(self) -> list[str]:
-        """The names of the options. A loader with `**options` may take others, too."""
+        """The names of the options. A loader with `**options` may accept others."""
         named = [name for name, parameter in self.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
         made = self.synthetic.option_names if self.synthetic else []
         return [name for name in (*named, *made) if name != "streaming"]
@@ -113,7 +113,7 @@ def register_corpus(
     horizontal_flip: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Makes a corpus of your own known to `load_corpus`, training recipes, evaluation and the command line.
+    """Registers a corpus of your own for `load_corpus`, training recipes, evaluation and the command line.
 
     Args:
         name: its name.
@@ -149,7 +149,7 @@ def register_corpus(
 
 
 def corpus_info(name: str) -> Corpus:
-    """Returns what is known about a corpus.
+    """Returns the description of a corpus.
 
     Raises:
         CorpusError: the name is unknown.
@@ -197,7 +197,7 @@ def load_corpus(
         options: the options of this corpus; see its loader, such as `load_msrvtt`.
 
     Raises:
-        CorpusError: unknown name, split or option; data that is missing or damaged.
+        CorpusError: the name, the split or an option is unknown, or data is missing or damaged.
 
     Example:
         >>> train = load_corpus("msrvtt", "data/MSRVTT", split="train", protocol="full", max_missing=0.01)
@@ -234,13 +234,14 @@ def make_corpus(
     A directory that already holds the corpus with these options is left as it is.
 
     Args:
-        workers: how many clips are written at the same time; by default one per core.
+        workers: number of clips to write at the same time; by default one per CPU core.
         progress: whether to show progress on stderr.
         overwrite: whether to replace a corpus of this name that has other options.
         options: see `MovingShapesOptions` and `DriftingLettersOptions` in `region_learner.corpora.synthetic`.
 
     Raises:
-        CorpusError: it is not a synthetic corpus; unknown or impossible options; the directory holds something else.
+        CorpusError: it is not a synthetic corpus, options are unknown or impossible, or the directory contains
+            something else.
 
     Example:
         >>> make_corpus("moving_shapes", "data/shapes", train=500, size=64)

@@ -1,8 +1,7 @@
-"""What the rows of a data set hold: single values, such as captions and ids, and whole rows.
+"""Reads and checks the rows of a data set: single values, such as captions and ids, and whole rows.
 
-The same value means the same in files, in shards and in rows given from Python. A data set is checked where it is
-given, and each of its rows when it is read. Readers of a value raise an `UnfitValueError`, those of a row a
-`CorpusError`.
+A value has the same meaning in files, in shards and in rows from Python. A data set is checked when it is passed in,
+and each of its rows when it is read. Readers of a value raise an `UnfitValueError`, readers of a row a `CorpusError`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from .base import CorpusError
 
 # --- Values ----------------------------------------------------------------------------------------------------------
 
-# What pandas makes of a missing value as a string. "NA" and "null" are words like any other.
+# Strings that pandas writes for a missing value. "NA" and "null" are ordinary words.
 MISSING_WORDS = frozenset({"nan", "NaN", "None", "<NA>", "NaT"})
 
-# How the text of a list of strings begins, as JSON, Python or NumPy write it.
+# The beginning of a list of strings that was written as JSON, Python or NumPy.
 _LIST_BEGINS = re.compile(r"""\[\s*(["']|\]|None\b|nan\b|null\b)|array\(\[""")
 _PYTHON_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None"""
 _PYTHON_LIST = re.compile(rf"\[(?:(?:{_PYTHON_STRING})(?:, (?:{_PYTHON_STRING}))*)?\]", re.DOTALL)
@@ -31,7 +30,7 @@ _MAX_DEPTH = 32  # of nested lists and mappings
 
 
 class UnfitValueError(ValueError):
-    """A value is not what its column should hold. The message continues a sentence that begins with the column."""
+    """A value is not valid for its column. The message continues a sentence that begins with the column."""
 
 
 def shown(value: Any, length: int = 80) -> str:
@@ -46,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None, NaN, or pandas' NA or NaT."""
+    """Returns whether a value is None, NaN, or pandas' NA or NaT."""
     if isinstance(value, str):
         return False
     if isinstance(value, numbers.Real):
@@ -55,10 +54,10 @@ def is_missing(value: Any) -> bool:
 
 
 def read_captions(value: Any) -> list[str]:
-    """Returns the captions that a value holds, stripped. Blank and missing ones are "": callers can count them.
+    """Returns the captions in a value, stripped. Blank and missing captions are "", so that callers can count them.
 
-    A string is one caption, or several if it is the text of a list of strings, as JSON or Python write it: pandas and
-    `datasets` write "['a', 'b']" to CSV files. A missing value holds no captions.
+    A string is one caption, or several if it is a list of strings written as JSON or Python: pandas and `datasets`
+    write "['a', 'b']" to CSV files. A missing value has no captions.
     """
     if is_missing(value):
         return []
@@ -110,7 +109,7 @@ def read_id(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         if value in MISSING_WORDS:
-            raise UnfitValueError(f"is {value!r}, which stands for a missing value: fill it in")
+            raise UnfitValueError(f"is {value!r}, which means a missing value: fill it in")
         return read_text(value)
     if _is_integer(value):
         return str(int(value))
@@ -122,7 +121,7 @@ def read_id(value: Any) -> str | None:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether a value is an integer of Python or NumPy, but not a bool."""
+    """Returns whether a value is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -172,7 +171,7 @@ def _is_text(value: str) -> bool:
 
 
 def unstorable(value: Any, depth: int = 0) -> str | None:
-    """Says why a data set cannot hold a value, or returns None: JSON allows some values that Arrow does not."""
+    """Returns why a data set cannot store a value, or None: JSON allows some values that Arrow does not."""
     if isinstance(value, str):
         return None if _is_text(value) else "half a surrogate pair"
     if isinstance(value, int):
@@ -196,11 +195,11 @@ def check_dataset(
     """Checks the columns and the first rows of a data set.
 
     Args:
-        dataset: a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a data set of torch. Rows of other
-            iterables are not checked, as it may be possible only once to iterate over them.
-        columns: the columns that are needed beside `video` and `video_id`.
-        name: what the data set is called in messages.
-        first_rows: how many rows are checked.
+        dataset: a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a torch data set. Rows of other
+            iterables are not checked, as they may allow only one iteration.
+        columns: the columns that are needed in addition to `video` and `video_id`.
+        name: name of the data set in messages.
+        first_rows: number of rows to check.
         optional: columns that rows may have.
     """
     check_kind(dataset, name)
@@ -220,7 +219,7 @@ def check_dataset(
         read_row(row, columns, f"{name}, row {number}", optional=optional)
 
 
-# What other data sets call these columns.
+# Names of these columns in other data sets.
 _OTHER_NAMES = {
     "video": ("clip", "file", "filename", "file_name", "image", "media", "mp4", "path", "video_path", "videos"),
     "video_id": ("clip_id", "id", "name", "uid", "vid", "video_name", "videoid"),
@@ -229,16 +228,16 @@ _OTHER_NAMES = {
 
 
 def _how_to_map(absent: Sequence[str], known: Iterable[str]) -> str:
-    """Returns the cure for a data set without the columns `absent`, whose columns `known` may have other names."""
+    """Returns how to provide the columns `absent`, which may be among the columns `known` under other names."""
     renamed = {}
     for column in absent:
         if names := [name for name in known if name.lower() in _OTHER_NAMES.get(column, ())]:
             renamed[names[0]] = column
     if renamed:
-        return f"rename what holds it, `dataset.rename_columns({renamed})`."
+        return f"rename the column that has it, `dataset.rename_columns({renamed})`."
     if absent[0] == "video_id":
         return 'number the videos, `dataset.add_column("video_id", range(len(dataset)))`.'
-    return f"rename what holds it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or is it of another task?"
+    return f"rename the column that has it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or use another one."
 
 
 def check_negative_captions(dataset: Any, name: str) -> None:
@@ -253,7 +252,7 @@ def check_kind(dataset: Any, name: str) -> None:
     """Checks that an object can be a data set of rows."""
     if hasattr(dataset, "iloc"):
         raise CorpusError(
-            f"{name} is a {type(dataset).__name__} of pandas: pass datasets.Dataset.from_pandas(...) of it"
+            f"{name} is a pandas {type(dataset).__name__}: convert it with datasets.Dataset.from_pandas(...)"
         )
     if isinstance(dataset, Mapping):
         raise CorpusError(f"{name} is a mapping of {', '.join(map(repr, dataset))}: pass one split of it")
@@ -282,9 +281,9 @@ def read_row(
     """Returns a row with normalized values: an id as a string, captions as a list.
 
     Args:
-        columns: the columns that are needed beside `video` and `video_id`.
-        where: which row it is, for messages.
-        bare: whether the row may have no captions.
+        columns: the columns that are needed in addition to `video` and `video_id`.
+        where: description of the row for messages.
+        bare: whether the row may lack captions.
         with_video: whether the row must have a video.
         optional: further columns, which are None if the row does not have them.
     """
@@ -300,9 +299,9 @@ def read_row(
             elif name in _READERS:
                 result[name] = _READERS[name](result[name])
             if name == "captions" and not (result[name] or bare):
-                raise UnfitValueError("holds no caption")
+                raise UnfitValueError("has no caption")
             if name == "negative_captions" and (own := _own_captions(result.get("captions") or (), result[name])):
-                raise UnfitValueError(f"holds a caption of the video itself: {shown(own[0])}")
+                raise UnfitValueError(f"contains a caption of the video itself: {shown(own[0])}")
         except UnfitValueError as problem:
             of = "" if name == "video_id" else f" (video_id {result['video_id']!r})"
             raise CorpusError(f"{where}{of}: {name} {problem}") from problem
@@ -310,7 +309,7 @@ def read_row(
 
 
 def _own_captions(captions: Sequence[str], negatives: Sequence[str]) -> list[str]:
-    """Returns the negative captions that are also captions, but for case and space."""
+    """Returns the negative captions that are also captions, apart from case and spaces."""
     known = {" ".join(caption.casefold().split()) for caption in captions}
     return [text for text in negatives if " ".join(text.casefold().split()) in known]
 
@@ -323,7 +322,7 @@ def only_clip(clips: Any) -> Any:
         ValueError: there are several clips, because the video was a nested list.
     """
     if len(clips) != 1:
-        raise ValueError(f"the video of a row must be one clip, not {len(clips)}: give each a row of its own")
+        raise ValueError(f"the video of a row must be one clip, not {len(clips)}: use one row per clip")
     return clips[0]
 
 
@@ -335,7 +334,7 @@ def check_shapes(clips: Sequence[Any]) -> None:
         ValueError: their shapes differ, or some are videos and others cached features.
     """
     if len({clip.ndim for clip in clips}) > 1:
-        raise ValueError("A batch cannot have both videos and cached features: give them as corpora of their own.")
+        raise ValueError("A batch cannot have both videos and cached features: use two corpora.")
     if len(shapes := {tuple(clip.shape[-4:]) for clip in clips}) > 1:
         raise ValueError(
             f"Clips of different shapes cannot be batched: {sorted(shapes)}. Sample the same number of frames from "
@@ -353,12 +352,12 @@ def _read_id(value: Any) -> str:
 def _read_captions(value: Any) -> list[str]:
     captions = read_captions(value)
     if not all(captions):
-        raise UnfitValueError(f"holds a caption that is blank or missing: {shown(value)}")
+        raise UnfitValueError(f"has a caption that is blank or missing: {shown(value)}")
     return captions
 
 
 def read_negative_captions(value: Any) -> list[str]:
-    """Returns the negative captions that a value holds. None, and a string that is blank or missing, hold none."""
+    """Returns the negative captions in a value. None, and a string that is blank or missing, have none."""
     blank = isinstance(value, str) and (not value.strip() or value.strip() in MISSING_WORDS)
     return [] if blank else _read_captions(value)
 

@@ -1,7 +1,8 @@
-"""Walks through tar files by their headers, skipping the content of their members.
+"""Reads tar files by their headers, skipping the content of their members.
 
-The standard library's `tarfile` takes a damaged header for the end of the file, silently losing the rest. It is also
-slower: 3.8 times when only headers are read, 2.0 times when a stream of 30,000 samples with a .json each is replayed.
+The standard library's `tarfile` treats a damaged header as the end of the file, and silently loses the rest. It is
+also slower, by a factor of 3.8 if only headers are read, and of 2.0 if a stream of 30,000 samples with a .json each is
+replayed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finding the video and image files that metadata names, and reporting those that are missing."""
+"""Finds the video and image files that metadata names, and reports missing ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_nfc(name: str) -> str:
 def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what: str = "file_name") -> str:
     r"""Returns the absolute path of a file, which must lie within the corpus. Backslashes are read as slashes.
 
-    Only the name is checked: a link inside the directory was put there by its owner.
+    Only the name is checked, as links inside the directory were made by its owner.
     """
     name = file_name.replace("\\", "/")
     path = os.path.normpath(base / name)
@@ -42,7 +42,7 @@ def resolve_within(base: Path, file_name: str, data_dir: Path, where: str, what:
 
 
 class Listings:
-    """Looks up files by their paths, listing every directory once: millions of lookups take hours on network disks.
+    """Looks up files by their paths, listing every directory once, as millions of lookups take hours on network disks.
 
     Names are found in whatever form of Unicode they have on disk.
     """
@@ -291,7 +291,7 @@ def _elsewhere(path: str, data_dir: Path) -> str:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Writes all lines or none. `write_text` will not do: several processes may write the same list at once."""
+    """Writes all lines or none. Unlike with `write_text`, several processes may write the same list at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +304,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def some_names(paths: Sequence[str], data_dir: Path, limit: int) -> str:
-    """Lists at most `limit` paths relative to `data_dir`, and says how many more there are."""
+    """Returns at most `limit` paths relative to `data_dir`, and how many more there are."""
     inside = os.path.join(data_dir, "")
     names = ", ".join(path.removeprefix(inside) for path in paths[:limit])
     return f"{names} and {len(paths) - limit} more" if len(paths) > limit else names

@@ -1,6 +1,6 @@
-"""WebDataset shards: tar files of videos or images with their captions beside them, as video2dataset writes them.
+"""Reads WebDataset shards: tar files of videos or images with their captions, as video2dataset writes them.
 
-Only the headers of shards are read, not the videos, so that a stream can be shuffled, split and skipped quickly.
+Only the headers of shards are read, not the videos, so that shuffling, splitting and skipping in a stream is fast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SPLIT_NAMES = ("train", "val", "valid", "validation", "dev", "test")
 _MAX_TEXT = 2**24  # bytes of a .txt or .json member
 _MAX_MEDIA = 2**31  # bytes of a video or image, which is read at once
 
-_warned: set[str] = set()  # shards that this process has warned of: every epoch reads them again
+_warned: set[str] = set()  # shards that this process has warned about, as every epoch reads them again
 
 
 # --- Samples -------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
         reference: `{"path": shard, "offset": int, "size": int}`, the `video` of the row.
 
     Raises:
-        CorpusError: it is not a reference, or the shard is missing, or shorter than when it was indexed.
+        CorpusError: it is not a reference, or the shard is missing or shorter than when it was indexed.
     """
     try:
         shard, offset, size = str(reference["path"]), int(reference["offset"]), int(reference["size"])
@@ -61,8 +61,8 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
             length = file.seek(0, os.SEEK_END)
             if offset < 0 or size < 0 or offset + size > length:
                 raise CorpusError(
-                    f"{shard} has {length} bytes, so no member at bytes {offset} to {offset + size}: it was replaced "
-                    "after the corpus was loaded; load the corpus again"
+                    f"{shard} has only {length} bytes, so there is no member at bytes {offset} to {offset + size}: it "
+                    "was replaced after the corpus was loaded; load the corpus again"
                 )
             if size > _MAX_MEDIA:
                 raise CorpusError(f"{shard} at byte {offset}: {size} bytes, more than the {_MAX_MEDIA} of a video")
@@ -72,12 +72,12 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
 
 
 def is_reference(video: Any) -> bool:
-    """Whether the `video` of a row is a reference of a lazy corpus, which `read_member` reads."""
+    """Returns whether the `video` of a row is a reference of a lazy corpus, which `read_member` reads."""
     return isinstance(video, Mapping) and {"path", "offset", "size"} <= video.keys()
 
 
 def video_source(video: Any) -> Any:
-    """Turns the `video` of a row into what a video processor takes. References are read; the rest stays as it is."""
+    """Returns the input of a video processor for the `video` of a row. References are read; others are unchanged."""
     if not is_reference(video):
         return video
     return {"path": f"{video['path']} at byte {video['offset']}", "bytes": read_member(video)}
@@ -108,7 +108,7 @@ def read_samples(
             except DamagedShardError as error:
                 if damaged == "error":
                     raise CorpusError(
-                        f'{error}; get or pack it again, or leave out the rest of it with damaged="skip"'
+                        f'{error}; download or pack it again, or leave out the rest of it with damaged="skip"'
                     ) from error
                 report.damage = str(error)
             report.warn()
@@ -129,13 +129,13 @@ def _open_shard(shard: str) -> BinaryIO:
 
 def _compressed_message(shard: str, compression: str) -> str:
     return (
-        f"shard {shard} is compressed ({compression}): its videos cannot be reached without unpacking all before "
-        "them; decompress it to a .tar (videos hardly shrink)"
+        f"shard {shard} is compressed ({compression}), so that reading a video means unpacking everything before it: "
+        "decompress it to a .tar (compression hardly makes videos smaller)"
     )
 
 
 class _ShardReport:
-    """Collects what is left out of a shard."""
+    """Collects the samples that are left out of a shard."""
 
     def __init__(self, shard: str):
         self.shard = shard
@@ -169,11 +169,11 @@ def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _S
     members = ((_split_name(member.name), member) for member in walk_members(file, shard))
     samples = itertools.groupby(((key, member) for key, member in members if key), lambda item: item[0][0])
     for key, group in samples:
-        # All members are read before a row is made: a truncated sample makes no row.
+        # All members are read before a row is made, so that a truncated sample does not become a row.
         parts: dict[str, Member] = {}
         for (_, extension), member in group:
             if extension in parts:
-                raise CorpusError(f"{shard}: two members {member.name!r}: remove one")
+                raise CorpusError(f"{shard} has two members {member.name!r}: remove one of them")
             parts[extension] = member
         if key in seen:
             raise CorpusError(
@@ -246,7 +246,7 @@ def _choose_media(shard: str, parts: Mapping[str, Member]) -> Member | None:
         found = [member for extension, member in parts.items() if extension in extensions]
         if len(found) > 1:
             raise CorpusError(
-                f"{shard}: members {found[0].name!r} and {found[1].name!r} are of one sample: keep one of them"
+                f"{shard}: members {found[0].name!r} and {found[1].name!r} belong to the same sample: keep one of them"
             )
         if found:
             return found[0]
@@ -297,7 +297,7 @@ def _read_json(file: BinaryIO, shard: str, member: Member) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _UnusableError("with damaged .json", f"member {member.name!r} is not a JSON object")
     if what := unstorable(content):
-        raise _UnusableError("with damaged .json", f"member {member.name!r} has {what}, which no column can hold")
+        raise _UnusableError("with damaged .json", f"member {member.name!r} has {what}, which no column can store")
     return content
 
 
@@ -315,14 +315,14 @@ def load_webdataset(
 ) -> Dataset | IterableDataset:
     """WebDataset shards (.tar): samples of one video or image and .txt or .json with `caption` or `captions`.
 
-    The members of a sample follow one another and share the key, their name up to the first dot of the file name.
+    The members of a sample follow one another and share a key, which is the name up to the first dot of the file name.
     Captions come from `captions`, `caption` or `text` in .json, or else from .txt. Samples without captions are left
     out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key; it should
     be unique among all shards. Values are read by the rules of `folder`. Other fields of .json become columns. Other
-    members are ignored, and so is an image beside a video.
+    members are ignored, as are images beside a video.
 
-    A stream is shuffled by shards, and processes share it by shards: their number should be a multiple of the number
-    of processes, with several for each loader process.
+    Streams are shuffled and shared among processes by whole shards: the number of shards should be a multiple of the
+    number of processes, with several shards for each loader process.
 
     Args:
         data_dir: directory with SPLIT/*.tar, with SPLIT-*.tar, or with other *.tar files, which are the split "train".
@@ -343,7 +343,7 @@ def load_webdataset(
     if damaged not in ("error", "skip"):
         raise CorpusError(f"damaged must be 'error' or 'skip', not {damaged!r}")
     if lazy is False and not streaming:
-        raise CorpusError("without streaming=True webdataset rows are always lazy: leave out lazy=False")
+        raise CorpusError("without streaming=True, webdataset rows are always lazy: leave out lazy=False")
     directory = check_data_dir("webdataset", data_dir)
     paths = _find_shards(directory, split) if shards is None else _matching_shards(directory, shards)
     if compressed := [path for path in paths if path.endswith(_COMPRESSED)]:
@@ -390,8 +390,8 @@ def _find_shards(directory: Path, split: str) -> list[str]:
     top = _shards_in(directory)
     if top and splits:
         raise CorpusError(
-            f"shards both in {directory} ({os.path.basename(top[0])}) and in its subdirectory {next(iter(splits))}: "
-            "move them, or choose with shards="
+            f"there are shards both in {directory} ({os.path.basename(top[0])}) and in its subdirectory "
+            f"{next(iter(splits))}: move them, or choose with shards="
         )
     if not top and not splits:
         raise CorpusError(f"no shards (*.tar) in {directory} or its subdirectories: check data_dir=")
@@ -404,7 +404,7 @@ def _find_shards(directory: Path, split: str) -> list[str]:
     name = split if split in splits else SPLIT_ALIASES.get(split, split)
     if name not in splits:
         raise CorpusError(
-            f"no shards of split {split!r} in {directory}, which would be {split}/*.tar or {split}-*.tar (splits: "
+            f"no shards of split {split!r} in {directory}, which should be {split}/*.tar or {split}-*.tar (splits: "
             f"{', '.join([*splits, 'all'])}){did_you_mean(split, splits)}"
         )
     return splits[name]
@@ -436,9 +436,10 @@ _MAX_EXPANDED = 1_000_000
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """Expands braces as a shell does: "a{0..2}{b,c}" is a0b, a0c, a1b, ...; "{000..127}" keeps its zeros.
+    """Expands braces like a shell: "a{0..2}{b,c}" gives a0b, a0c, a1b, ...; "{000..127}" keeps its zeros.
 
-    Braces cannot be nested. The package `braceexpand` is not used: it holds all numbers of "{0..99999999}" in memory.
+    Braces cannot be nested. The package `braceexpand` is not used, as it keeps all numbers of "{0..99999999}" in
+    memory.
     """
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
@@ -456,12 +457,12 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _check_processes(shards: int) -> None:
-    """Warns if the processes of a distributed run cannot have shards of their own."""
+    """Warns if not every process of a distributed run can have its own shards."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if shards % world_size and int(os.environ.get("RANK", 0)) == 0:
         logger.warning(
-            "%d shards cannot be split evenly among %d processes: every process reads all of them, taking every %d-th "
-            "sample; pack the corpus into a multiple of %d shards",
+            "%d shards cannot be split evenly among %d processes: every process reads all of them and keeps every "
+            "%d-th sample; pack the corpus into a multiple of %d shards",
             *(shards, world_size, world_size, world_size),
         )
 

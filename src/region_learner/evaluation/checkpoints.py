@@ -1,4 +1,4 @@
-"""The evaluation of a checkpoint by a protocol."""
+"""Evaluates a checkpoint by a protocol."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ from .tasks import EVALUATIONS, TEMPLATES
 
 logger = logging.getLogger(__name__)
 
-# What an evaluation returns beside metrics.
+# What an evaluation returns in addition to metrics.
 _COUNTS = ("videos", "texts", "questions", "classes", "objects", "out_of_vocabulary", "cut_off")
 
 
@@ -45,25 +45,26 @@ def evaluate_checkpoint(
     Evaluates a checkpoint by a protocol.
 
     Args:
-        protocol: one of `PROTOCOLS`, or one's own.
-        model: directory or Hub name; with `all_folds`, "{fold}" in it stands for the number of the fold.
+        protocol: one of `PROTOCOLS`, or your own.
+        model: directory or Hub name. With `all_folds`, "{fold}" in it is replaced by the number of the fold.
         data_dir: directory of the corpus.
-        options: of the corpus, in addition to those of the protocol.
-        num_frames: frames per clip, by default those of the processor.
+        options: options of the corpus, in addition to those of the protocol.
+        num_frames: frames per clip; by default, as many as the processor samples.
         all_folds: whether to average over all folds. A model that was trained on one fold has seen the test videos of
-            the others, so each fold needs its own model; a model that was not trained on the corpus may serve all.
-        templates: prompts for action recognition by the task "zero_shot".
-        dual_softmax: whether to add re-scored metrics of retrieval.
+            the others, so each fold needs its own model; a model that was not trained on the corpus can be used for
+            all folds.
+        templates: prompts for the task "zero_shot".
+        dual_softmax: whether to add retrieval metrics that are re-scored by dual softmax.
         dual_softmax_temperature: implies `dual_softmax`; by default the temperature of the model.
-        rerank: for retrieval and multiple choice by a model with `token_dim`: the number of best entries of each query
-            that are re-ranked by words and regions, by default 100; 0 for none. Of multiple choice, all options are
-            re-ranked.
+        rerank: for retrieval and multiple choice with a model that has `token_dim`: the number of best candidates of
+            each query that are re-ranked by words and regions, by default 100; 0 for none. In multiple choice, all
+            options are re-ranked.
         reading: see [`ReadingOptions`].
 
     Raises:
-        ValueError: options do not fit the protocol, or a model was trained on the corpus that it is to be evaluated on
-            zero-shot.
-        CorpusError: data are missing or damaged.
+        ValueError: options do not fit the protocol, or the protocol is zero-shot and the model was trained on the
+            corpus.
+        CorpusError: data is missing or damaged.
         OSError: the checkpoint does not exist, or cannot be downloaded.
 
     Example:
@@ -79,7 +80,7 @@ def evaluate_checkpoint(
     corpus = dict(options or {})
     for name, value in protocol.options.items():
         if corpus.setdefault(name, value) != value:
-            raise ValueError(f"The protocol {protocol.name} has {name}={value!r}; leave that corpus option out.")
+            raise ValueError(f"The protocol {protocol.name} sets {name}={value!r}: leave that corpus option out.")
     if not all_folds:
         return _evaluate(protocol, model, data_dir, corpus, num_frames, of_task, reading)
     _check_folds(protocol, model, corpus)
@@ -95,7 +96,7 @@ def _options_of_task(
     task: str, templates: Sequence[str] | None, dual_softmax: bool, temperature: float | None, rerank: int | None
 ) -> dict[str, Any]:
     """
-    Returns the arguments that only the evaluation of this task has. A temperature of None stands for the model's.
+    Returns the arguments that only the evaluation of this task takes. A temperature of None means the model's.
 
     Raises:
         ValueError: a number is out of range, or an option does not fit the task.
@@ -109,7 +110,7 @@ def _options_of_task(
     if task == "zero_shot":
         return {"templates": list(TEMPLATES if templates is None else templates)}
     if templates is not None:
-        raise ValueError(f"Prompts are for action recognition by the task 'zero_shot', not for the task {task!r}.")
+        raise ValueError(f"Prompts are for the task 'zero_shot', not for the task {task!r}.")
     return ({"dual_softmax_temperature": temperature} if dual_softmax else {}) | reranking
 
 
@@ -129,7 +130,7 @@ def _rerank_of_task(task: str, rerank: int | None) -> dict[str, Any]:
     if task == "retrieval":
         return {"rerank": rerank}
     if rerank:
-        raise ValueError(f"rerank={rerank}: multiple choice re-ranks all options. Leave it out, or set it to 0.")
+        raise ValueError(f"rerank={rerank}: multiple choice re-ranks all options. Leave rerank out, or set it to 0.")
     return {"rerank": False}
 
 
@@ -138,11 +139,11 @@ def _check_folds(protocol: Protocol, model: str, options: Mapping[str, Any]) -> 
         with_folds = [name for name, other in PROTOCOLS.items() if other.folds]
         raise ValueError(f"all_folds needs a protocol with folds: {', '.join(with_folds)}.")
     if "fold" in options:
-        raise ValueError("all_folds and the corpus option 'fold' exclude each other.")
+        raise ValueError("all_folds evaluates every fold: leave out either all_folds or the corpus option 'fold'.")
     if "{fold}" not in model and not protocol.zero_shot:
         raise ValueError(
-            "Each fold needs the model that was trained on it, as the others have seen its test videos: write {fold} "
-            f"where the names of the models differ, as in {model}-{{fold}}."
+            "Each fold needs the model that was trained on it, as the other models have seen its test videos: write "
+            f"{{fold}} where the names of the models differ, as in {model}-{{fold}}."
         )
 
 
@@ -168,7 +169,7 @@ def _evaluate(
         if most is not None and num_frames > most:
             raise ValueError(
                 f"num_frames={num_frames}: {name} has temporal positions for {most} frames per clip. Use fewer, or a "
-                "copy with more, as `model.resize_frames` makes it."
+                "copy of the model with more positions, from `model.resize_frames`."
             )
         getattr(processor, "video_processor", processor).num_frames = num_frames
     check_features(model, processor, [(dataset, None)])
@@ -183,14 +184,14 @@ def _evaluate(
     if reranked and protocol.task == "retrieval":
         of_task["rerank"] = asked or CANDIDATES
     elif asked is None and protocol.task in _RANKING and has_tokens(model) and not reranked:
-        notes.append("Not re-ranked by words and regions, which needs one clip per video.")
+        notes.append("The results are not re-ranked by words and regions, as this needs one clip per video.")
     counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
     trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
     notes = [*protocol.size_notes(counts, options.get("fold", 1)), *notes]
     if trained_on:
         notes.append(
-            f"The model was trained on this split, {protocol.split}: the metrics do not tell how good it is on videos "
-            "that it has not seen."
+            f"The model was trained on this split, {protocol.split}: the metrics do not show how good it is on new "
+            "videos."
         )
     for note in notes:
         logger.warning(note)
@@ -239,10 +240,9 @@ def _check_zero_shot(protocol: Protocol, model: str, history: TrainingHistory) -
         base = str(protocol.name).removesuffix("_zero_shot")
         others = [name for name in (base, f"{base}_prompts") if name in PROTOCOLS and name != protocol.name]
         raise ValueError(
-            f"The protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but the "
-            f"results.json of the training of {model} says that this one was: use "
-            f"{' or '.join(others) or 'a protocol with zero_shot=False'}."
+            f"The protocol {protocol.name} is for models that were not trained on {protocol.corpus}, but {model} was, "
+            f"according to its results.json: use {' or '.join(others) or 'a protocol with zero_shot=False'}."
         )
     if not (doubts := history.doubts()):
         return []
-    return [f"That the model was not trained on {protocol.corpus} could not be checked: {', and '.join(doubts)}."]
+    return [f"Whether the model was trained on {protocol.corpus} could not be checked: {', and '.join(doubts)}."]

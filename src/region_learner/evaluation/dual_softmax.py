@@ -2,9 +2,9 @@
 Dual-softmax re-scoring (Cheng et al., "Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual
 Softmax Loss", arXiv 2109.04290), which many papers apply to the scores of a trained model.
 
-It uses the whole set of queries at once: what one query finds depends on which others are asked, and it gains from
-every entry being asked for equally often, which holds for benchmarks but not for users. Its metrics therefore have
-names of their own and are reported separately.
+It uses all queries at once, so the hits of a query depend on the other queries. It also profits from every entry being
+asked for equally often, which is true of benchmarks but not of users. Its metrics therefore have names of their own
+and are reported separately.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from .metrics import match_ids, summary
 from .ties import count_ties, mean_rank
 
-# Logarithms that differ by less than this share of their range are tied: 64 times their rounding.
+# Logarithms are tied if they differ by less than this share of their range, which is 64 times their rounding.
 TIED = 2.0**-46
 
 _SCORES_AT_ONCE = 2**21  # 16 MiB of float64
@@ -35,9 +35,9 @@ def dual_softmax_metrics(
     `s * softmax(s / temperature)`, with the softmax over all queries for the same entry. The queries of text-to-video
     are the texts, those of video-to-text the videos that have one.
 
-    As in the authors' code, the score itself is weighted, so that a negative score falls the further, the more it
-    stands out; there it is also multiplied by the number of queries, which does not change ranks. Scores are computed
-    in tiles, twice: for the sums of the softmax, and for the ranks.
+    As in the authors' code, the score itself is weighted, so that a negative score falls further the more it stands
+    out. Their code also multiplies it by the number of queries, which does not change ranks. Scores are computed in
+    tiles, twice: for the sums of the softmax, and for the ranks.
 
     Args:
         text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
@@ -45,7 +45,7 @@ def dual_softmax_metrics(
         text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
             text i describes the i-th video.
         video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
-        temperature: of the softmax; usually that of the model.
+        temperature: temperature of the softmax, usually that of the model.
 
     Returns:
         `dsl_t2v_R@1` and so on, as [`retrieval_metrics`], with the same rules for ties and for several texts per
@@ -82,12 +82,12 @@ def matrix(name: str, embeds: Any) -> torch.Tensor:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(f"{name} must be of shape (n, dim) with n > 0, not {tuple(embeds.shape)}.")
     if not torch.isfinite(embeds).all():
-        raise ValueError(f"{name} holds values that are not finite.")
+        raise ValueError(f"{name} contains values that are not finite.")
     return embeds
 
 
 def places(ids: Sequence[Any]) -> dict[Any, list[int]]:
-    """Returns the indices of each id."""
+    """Returns the indices of the entries with each id."""
     places: dict[Any, list[int]] = {}
     for i, video_id in enumerate(ids):
         places.setdefault(video_id, []).append(i)
@@ -107,7 +107,7 @@ def tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice,
 def _best_ranks(
     queries: torch.Tensor, gallery: torch.Tensor, relevant: Sequence[Sequence[int]], temperature: float
 ) -> np.ndarray:
-    """The rank of the best-ranked of the `relevant` entries of each query, (queries,)."""
+    """Returns the rank of the best-ranked of the `relevant` entries of each query, (queries,)."""
     normalizer = torch.full((len(gallery),), -torch.inf, dtype=torch.float64)  # log of the sum over all queries
     for _, scores in tiles(queries, gallery):
         normalizer = torch.logaddexp(normalizer, scores.div_(temperature).logsumexp(0))

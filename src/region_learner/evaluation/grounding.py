@@ -1,4 +1,4 @@
-"""How well the phrases of captions find the objects that they are about, on corpora that know where these are."""
+"""Measures how well the phrases of captions find their objects, on corpora that know where the objects are."""
 
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -29,10 +29,10 @@ def scores_of_heat_maps(
         objects: their number, O.
 
     Returns:
-        For each heat map and object, (P, O): the chance that the peak of the heat map is on the object, where ties
-        count in part; and the intersection over union of the object and what the heat map points at.
+        For each heat map and object, (P, O): the probability that the peak of the heat map is on the object, where
+        ties count partially; and the intersection over union of the object and the area that the heat map points at.
     """
-    tall = region_focus(heat_maps.flatten(1, 2)[None], signed=False)  # all frames below one another
+    tall = region_focus(heat_maps.flatten(1, 2)[None], signed=False)  # all frames stacked vertically
     on_object, _ = peaks_on_objects(tall, labels.flatten(0, 1)[None], objects)  # (1, P, O)
     focus = phrase_focus(heat_maps)
     points = thin_out(labels, focus.values.shape[-2:])  # (T, H, W)
@@ -64,35 +64,36 @@ def grounding_accuracy(
     model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
-    Measures how well the phrases of captions find the objects that they are about.
+    Measures how well the phrases of captions find their objects.
 
     The phrases are the clauses of the first caption, one for each object of the clip; `phrase_maps` defines what a
-    phrase finds. Objects that are not visible in the frames that the model sees do not count.
+    phrase finds. Objects that are not visible in the frames that the model sees are not counted.
 
     Args:
         model: a dual encoder with `token_dim`.
         processor: its processor.
-        dataset: rows of "moving_shapes" or "drifting_letters". Each video, by its id, counts once.
+        dataset: rows of "moving_shapes" or "drifting_letters". Videos with the same id count once.
         reading: see [`ReadingOptions`]. There is one clip per video.
 
     Returns:
-        In percent of the objects, `pointing`: the peak of the heat map is on the object, and `iou`: the mean
-        intersection over union of the object and what the heat map points at, over all frames of the clip together.
-        The same with a prefix for other heat maps: "chance_" for one that is the same everywhere; "cls_attention_"
-        for what CLS attends to, whatever the phrase (not with a backbone); and "best_region_" for the region with the
-        best score for the object, which is the most that can be had by choosing regions (not without regions).
+        `pointing`, the percentage of objects that the peak of the heat map is on, and `iou`, the mean intersection
+        over union, in percent, of the object and the area that the heat map points at, over all frames of the clip
+        together. The same with a prefix for other heat maps: "chance_" for a uniform one; "cls_attention_" for the
+        attention of CLS, whatever the phrase (not with a backbone); and "best_region_" for the best region for each
+        object, which is an upper bound for choosing regions (not without regions).
 
-        Also `videos` and `objects`, the numbers of what was measured; `cut_off`, the number of objects whose phrase is
-        beyond the length that the model reads, which count as not found; and `unreadable` (ids of videos).
+        Also `videos` and `objects`, the numbers of videos and objects that were measured; `cut_off`, the number of
+        objects whose phrase is beyond the maximum text length of the model, which count as not found; and `unreadable`
+        (ids of videos).
 
     Raises:
-        ValueError: the model does not compare words with regions, several clips per video are asked for, there are no
+        ValueError: the model does not compare words with regions, several clips per video are requested, there are no
             rows, the column `masks` is missing, no object is visible, or too many videos cannot be read.
-        CorpusError: the rows are of other corpora.
+        CorpusError: the rows are from another corpus.
     """
     check_tokens(model)
     if not reading.pop("views", ONE_VIEW).single:
-        raise ValueError("Phrases are found in one clip per video: leave out several clips and sliding windows.")
+        raise ValueError("Grounding uses one clip per video: leave out --clips and --window-stride.")
     rows = rows_with_masks(dataset)
     spans = [object_phrases(row) for row in rows]
     unreadable: dict[int, str] = {}
@@ -129,13 +130,13 @@ def grounding_accuracy(
 
 
 def _visible(labels: torch.Tensor, objects: int, grid: tuple[int, int, int]) -> torch.Tensor:
-    """Which objects are visible in any frame of a clip, (O,), for label maps (T, H, W)."""
+    """Returns which objects are visible in any frame of a clip, (O,), for label maps (T, H, W)."""
     points = thin_out(labels, torch.Size(grid[1:]))
     return one_hot(points, objects, torch.bool).flatten(2).any(2).any(0)
 
 
 def _cls_attention(tower, record: dict[str, torch.Tensor], pairs: EmbeddedPairs) -> torch.Tensor | None:
-    """What CLS attends to in the last block, as a mean over heads, (B, T, h, w); None with a backbone."""
+    """Returns what CLS attends to in the last block, as a mean over heads, (B, T, h, w); None with a backbone."""
     if tower.backbone is not None:
         return None
     frames, *grid = pairs.grid()

@@ -1,9 +1,9 @@
 """
-Retrieval metrics from embeddings, without ever holding the matrix of scores.
+Retrieval metrics from embeddings, without storing the whole matrix of scores.
 
-Scores are computed in float32, one tile at a time, and each tile serves both directions. Where float32 cannot tell
-whether a score is above the one that it is compared with, it is computed again in float64: the results are those of
-float64 at nearly the cost of float32.
+Scores are computed in float32, one tile at a time, and each tile is used for both directions. If float32 is not
+precise enough to compare two scores, they are computed again in float64: the results are those of float64 at nearly
+the cost of float32.
 """
 
 import warnings
@@ -65,7 +65,7 @@ class _Side:
         self.at_once = max(1, _NUMBERS_AT_ONCE // max(1, self.dim))
         self.lengths = torch.cat([part.double().norm(dim=1) for part in self.embeds.split(self.at_once)])
         if not torch.isfinite(self.lengths).all():
-            raise ValueError(f"{name} holds values that are not finite.")
+            raise ValueError(f"{name} contains values that are not finite.")
         self.longest = float(self.lengths.max())
         self.best = torch.full_like(self.lengths, -torch.inf)
         self.above = torch.zeros(len(embeds), dtype=torch.int64)
@@ -75,7 +75,7 @@ class _Side:
         return len(self.embeds)
 
     def ranks(self) -> np.ndarray:
-        """The ranks of the best relevant entries, (n,), float64."""
+        """Returns the ranks of the best relevant entries, (n,), float64."""
         return mean_rank(self.above.numpy(), (self.at_least - self.above).numpy())
 
 
@@ -128,7 +128,7 @@ def _mask(compare: Callable, scores: torch.Tensor, bound: torch.Tensor, dim: int
 
 
 def _count(mask: torch.Tensor, dim: int) -> torch.Tensor:
-    """How many entries are true along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
+    """Returns how many entries are true along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
     sums = mask.view(torch.int64).sum(dim).view(torch.uint8)
     return sums.long() if dim == 0 else sums.view(len(mask), 8).sum(1)
 
@@ -285,7 +285,7 @@ def best_ranks(queries: Any, gallery: Any, relevant: Sequence[Sequence[int]]) ->
     """
     left, right = _Side("queries", queries), _Side("gallery", gallery)
     if left.dim != right.dim:
-        raise ValueError(f"queries have {left.dim} dimensions, gallery {right.dim}.")
+        raise ValueError(f"queries and gallery must have the same dimension, not {left.dim} and {right.dim}.")
     if len(relevant) != len(left):
         raise ValueError(f"relevant has {len(relevant)} entries for {len(left)} queries.")
     counts = np.array([len(indices) for indices in relevant], dtype=np.int64)
@@ -325,7 +325,7 @@ def checked_ids(name: str, ids: list[Any]) -> list[Hashable]:
     if str in kinds and len(kinds) > 1:
         text = next(value for value in ids if isinstance(value, str))
         other = next(value for value in ids if not isinstance(value, str))
-        raise ValueError(f"{name} holds both strings and numbers, such as {text!r} and {other!r}: make all strings.")
+        raise ValueError(f"{name} mixes strings and numbers, such as {text!r} and {other!r}: make all strings.")
     return ids
 
 
@@ -339,10 +339,12 @@ def match_ids(
         ValueError: dimensions or numbers of ids do not fit, or the video of a text is missing.
     """
     if texts.shape[1] != videos.shape[1]:
-        raise ValueError(f"text_embeds have {texts.shape[1]} dimensions, video_embeds {videos.shape[1]}.")
+        raise ValueError(
+            f"text_embeds and video_embeds must have the same dimension, not {texts.shape[1]} and {videos.shape[1]}."
+        )
     if text_video_ids is None and len(texts) != len(videos):
         raise ValueError(
-            f"There are {len(texts)} texts and {len(videos)} videos: say which belong together, by text_video_ids."
+            f"There are {len(texts)} texts and {len(videos)} videos: pass text_video_ids to say which belong together."
         )
     ids = _ids("video_ids", video_ids, len(videos))
     owners = ids if text_video_ids is None else _ids("text_video_ids", text_video_ids, len(texts))
@@ -371,8 +373,8 @@ def retrieval_metrics(
     """
     Returns the metrics of text-to-video (`t2v_`) and video-to-text (`v2t_`) retrieval.
 
-    The matrix of scores is never held, and the embeddings are not copied: they may be tensors, arrays or
-    memory-mapped files, of any floating type. Computes on the CPU, with torch's threads.
+    The whole matrix of scores is never stored, and the embeddings are not copied: they may be tensors, arrays or
+    memory-mapped files, of any floating-point type. The metrics are computed on the CPU, with torch's threads.
 
     Args:
         text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
@@ -428,7 +430,7 @@ def compute_retrieval_metrics(prediction) -> dict[str, float]:
 
 _RANKING = {f"R@{k}": True for k in RECALL_AT} | {"MedR": False, "MeanR": False, "gmean": True}
 
-# The metrics of evaluation during training that say how good the model is, and whether greater is better.
+# The metrics of evaluation during training that measure the quality of the model, and whether greater is better.
 GREATER_IS_BETTER: dict[str, dict[str, bool]] = {
     "retrieval": {f"{side}_{name}": better for side in ("t2v", "v2t") for name, better in _RANKING.items()}
     | {"loss": False},

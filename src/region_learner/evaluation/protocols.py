@@ -1,9 +1,9 @@
 """
 The evaluation protocols of the benchmarks, by name.
 
-A protocol says what is evaluated on which data: the videos, the texts that are queries, the primary metric, and the
-source of these rules. Sizes are the published ones; an evaluation on other sizes gets a note. docs/evaluation.md tells
-what other papers do differently.
+A protocol defines an evaluation: the videos, the texts that are queries, the primary metric, and the source of these
+rules. Sizes are the published ones; results on other sizes get a note. docs/evaluation.md explains how other papers
+differ.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ PRIMARY_METRIC = {
     "grounding": "pointing",
 }
 
-# What can be counted of each task, to be compared with published numbers.
+# What is counted for each task, to be compared with published sizes.
 _COUNTS = {
     "retrieval": ("videos", "texts"),
     "multiple_choice": ("questions",),
@@ -37,19 +37,19 @@ _COUNTS = {
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """
-    What is evaluated on which data.
+    The definition of an evaluation.
 
     Args:
         corpus: name of the corpus.
-        task: one of `PRIMARY_METRIC`. "zero_shot" is action recognition by prompts.
-        split: of the corpus.
-        options: of the corpus.
-        captions: which texts are queries, in words.
-        sizes: published numbers by name ("videos", "texts", "questions"); one per fold where they differ.
-        source: paper, and repository if it set the rules.
+        task: a key of `PRIMARY_METRIC`. "zero_shot" is action recognition with prompts.
+        split: split of the corpus.
+        options: options of the corpus.
+        captions: description of the texts that are queries.
+        sizes: published numbers by name ("videos", "texts", "questions"); one number per fold if they differ.
+        source: paper, and the repository if that set the rules.
         zero_shot: whether the model must not have been trained on the corpus.
         folds: number of folds, of which fold 1 is the default; 0 for a corpus without folds.
-        name: the name under which it is registered; None for a corpus and task chosen freely.
+        name: name of the protocol; None if corpus and task were chosen freely.
     """
 
     corpus: str
@@ -75,10 +75,10 @@ class Protocol:
 
     def size_notes(self, counts: Mapping[str, int], fold: int = 1) -> list[str]:
         """
-        Returns a note if not exactly the videos, texts and questions of the benchmark were evaluated.
+        Returns a note if the numbers of videos, texts or questions are not those of the benchmark.
 
         Args:
-            counts: the numbers of what was evaluated, by name.
+            counts: the numbers of evaluated videos, texts and questions, by name.
             fold: number of the fold.
         """
         different = [
@@ -90,7 +90,7 @@ class Protocol:
             return []
         return [
             f"{self.name} was evaluated on {' and '.join(different)}: videos are missing or unreadable, or the lists "
-            "differ. The results are not comparable with published ones."
+            "differ. The results cannot be compared with published ones."
         ]
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Where numbers come from: descriptions of models, data and software, and what a model was trained on."""
+"""Describes where numbers come from: models, data and software, and what a model was trained on."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _VIDEO_CONFIG = (
     "interaction_layers", "motion_excitation",
 )  # fmt: skip
 
-# The files that numbers depend on beside the weights, as far as a checkpoint has them.
+# Files that numbers depend on in addition to the weights, if a checkpoint has them.
 _FILES = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -25,7 +25,7 @@ _FILES = (
 # The columns of a corpus that are evaluated.
 _COLUMNS = ("video_id", "captions", "question", "options", "answer", "aspect", "label")
 
-# Corpora whose name does not tell what is in them.
+# Corpora whose name does not say what they contain.
 _ANY_VIDEOS = {"features", "folder", "webdataset"}
 
 
@@ -43,7 +43,7 @@ def versions() -> dict[str, str | None]:
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """Returns a path or Hub name fit for publishing: `name` and `directory/name` unchanged, else the last part."""
+    """Returns a path or Hub name for publication: `name` and `directory/name` unchanged, otherwise the last part."""
     text = os.fspath(path)
     parts = re.split(r"[/\\]+", text.rstrip("/\\"))
     of_this_machine = parts[0] in ("", ".", "..") or parts[0].startswith("~") or parts[0].endswith(":")
@@ -51,7 +51,7 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 def shown_options(value: Any) -> Any:
-    """Returns options fit for publishing: paths shortened by [`shown_path`], at any depth, without `data_dir`."""
+    """Returns options for publication: paths shortened by [`shown_path`], at any depth, and without `data_dir`."""
     if isinstance(value, Mapping):
         return {key: shown_options(entry) for key, entry in value.items() if key not in ("data_dir", "data_dirs")}
     if isinstance(value, list | tuple):
@@ -89,7 +89,7 @@ def describe_model(model, name: str) -> dict[str, Any]:
 def describe_data(
     corpus: str, data_dir: str | os.PathLike[str] | None, split: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what `EvaluationResults.data` holds, except for what comes from the rows; of paths the last part."""
+    """Returns the entries of `EvaluationResults.data` that do not come from the rows. Paths are shortened."""
     directory = None if data_dir is None else Path(data_dir).resolve().name
     return {"corpus": corpus, "data_dir": directory, "split": split, "options": shown_options(options)}
 
@@ -111,12 +111,12 @@ def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dic
     files = ["model.safetensors"]
     if index is not None:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [file for file in files if Path(file).name == file]  # an index must not point out of the checkpoint
+        files = [file for file in files if Path(file).name == file]  # an index must not point outside the checkpoint
     return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
 
 
 def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path | None:
-    """The path of a file in a directory, or of a Hub model in the cache."""
+    """Returns the path of a file in a directory, or of a Hub model in the cache."""
     if os.path.isdir(name):
         path = Path(name) / file
         return path if path.is_file() else None
@@ -147,7 +147,7 @@ class TrainingCorpus(NamedTuple):
     split: str
 
     def is_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
-        """Returns whether it is this split of a corpus; one's own videos must be in the same directory."""
+        """Returns whether it is this split of a corpus. For a folder, the directory must be the same as well."""
         if (videos_of(self.corpus), self.split) != (videos_of(corpus), split):
             return False
         return corpus not in _ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
@@ -155,10 +155,10 @@ class TrainingCorpus(NamedTuple):
 
 class TrainingHistory(NamedTuple):
     """
-    What a model was trained on, as far as the results.json of its training run, and of the runs that this one started
-    from, say.
+    What a model was trained on, according to the results.json of its training run and of the runs that it started
+    from.
 
-    `corpora`: those that are known; `unknown`: the checkpoint whose training is not known, or None if all is known.
+    `corpora` are the known corpora; `unknown` is the checkpoint whose training is not known, or None.
     """
 
     corpora: set[TrainingCorpus]
@@ -178,8 +178,8 @@ class TrainingHistory(NamedTuple):
         return any(entry.is_split(corpus, data_dir, split) for entry in self.corpora)
 
     def doubts(self) -> list[str]:
-        """Returns the reasons, if any, for which the model may have been trained on other corpora, too."""
-        reasons = [f"its corpus {name!r} may hold any videos" for name in self.names if name in _ANY_VIDEOS]
+        """Returns the reasons, if any, why the model may also have been trained on other corpora."""
+        reasons = [f"its corpus {name!r} may contain any videos" for name in self.names if name in _ANY_VIDEOS]
         if self.unknown is not None:
             reasons.append(f"no results.json says how {shown_path(self.unknown)!r} was trained")
         return reasons

@@ -23,7 +23,7 @@ BATCH_SIZE = 16
 
 
 class _Videos(Sequence):
-    """The videos of some rows, looked up when needed: the encoded videos of a corpus do not fit into memory."""
+    """The videos of some rows, looked up when needed, as the encoded videos of a corpus do not fit in memory."""
 
     def __init__(self, rows: Any, indices: Sequence[int]):
         self.rows, self.indices = rows, indices
@@ -44,12 +44,12 @@ class CorpusRows:
 
     Args:
         dataset: the rows.
-        columns: the columns that are needed beside `video` and `video_id`.
-        optional: further columns, None in rows that do not have them.
+        columns: columns that are needed in addition to `video` and `video_id`.
+        optional: further columns, which are None in rows that lack them.
 
     Attributes:
-        columns: for each row, the columns asked for, without its video.
-        videos: each video once, by its id.
+        columns: for each row, its columns without the video.
+        videos: the videos, one for each id.
         ids: ids of the videos.
         owners: index of the video of each row.
 
@@ -86,22 +86,22 @@ class CorpusRows:
         return [row[name] for row in self.columns]
 
     def of_readable(self, unreadable: Collection[int]) -> torch.Tensor:
-        """Returns which rows have a readable video, as booleans (rows,), given the indices of the others."""
+        """Returns which rows have a readable video, as booleans (rows,), given the indices of unreadable videos."""
         return torch.tensor([owner not in unreadable for owner in self.owners.tolist()])
 
 
 @dataclass(frozen=True)
 class Views:
     """
-    Test-time views: the clips of a video that are embedded and averaged. All of them span the whole video, as clips
-    in training do, and differ in the frame that they take from each segment.
+    Test-time views: the clips of a video that are embedded and averaged. Each of them spans the whole video, as clips
+    in training do; they differ in the frame that they take from each segment.
 
     Args:
         clips: number of clips. Each of the `num_frames` segments is divided into `clips` equal parts, and clip k has
-            the middle frame of each k-th part: with one clip, the middle frame of each segment.
-        window_stride: sliding windows instead (Frozen in Time, arXiv 2104.00650, option `sliding_window_stride`): a
-            clip has frame i of each segment, for i = 0, stride, 2 * stride, ... as long as all segments have one. The
-            number of clips grows with the length of the video.
+            the middle frame of each k-th part. A single clip has the middle frame of each segment.
+        window_stride: use sliding windows instead (Frozen in Time, arXiv 2104.00650, option `sliding_window_stride`).
+            There is a clip with frame i of each segment for i = 0, stride, 2 * stride, ... as long as all segments
+            have such a frame. Longer videos have more clips.
 
     Raises:
         ValueError: either is less than 1, or both are given.
@@ -116,7 +116,7 @@ class Views:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 1.")
         if self.clips > 1 and self.window_stride is not None:
-            raise ValueError("clips and window_stride exclude each other: the stride decides how many there are.")
+            raise ValueError("Give only one of clips and window_stride: the stride determines the number of clips.")
 
     @property
     def single(self) -> bool:
@@ -150,10 +150,10 @@ class ReadingOptions(TypedDict, total=False):
 
     Args:
         batch_size: clips per batch, by default 16.
-        num_workers: decoding processes, by default 0: the videos are decoded in this process.
-        progress: whether to show progress bars, if standard error is a terminal; by default True.
-        views: the clips of each video; by default one, of the middle frames.
-        max_unreadable: the share of the videos that may be unreadable, and are left out; by default 1.0.
+        num_workers: processes that decode; with 0, the default, this process decodes.
+        progress: whether to show progress bars if standard error is a terminal, by default True.
+        views: the clips of each video, by default one clip of the middle frames.
+        max_unreadable: share of the videos that may be unreadable, by default 1.0; they are left out.
     """
 
     batch_size: int
@@ -172,9 +172,9 @@ class _Clips(torch.utils.data.Dataset):
     def __init__(self, videos: Sequence[Any], video_processor, views: Views):
         self.videos, self.video_processor, self.views = videos, video_processor, views
         if not views.single and video_processor.num_frames is None:
-            raise ValueError("Several clips per video need a video processor with num_frames instead of fps.")
+            raise ValueError("Several clips per video need a video processor with num_frames set instead of fps.")
         if not views.single and len(videos) and is_features(videos[0]):
-            raise ValueError("Cached features are of one clip per video: leave out --clips and --window-stride.")
+            raise ValueError("Cached features have one clip per video: leave out --clips and --window-stride.")
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -193,7 +193,7 @@ class _Clips(torch.utils.data.Dataset):
             raise ValueError(f"{_name(self.videos[index], index)}: {error}") from error
 
     def _views(self, video: Any):
-        """The clips of a video, decoded once."""
+        """Decodes a video once and returns its clips."""
         processor = self.video_processor
 
         def choose(metadata):
@@ -218,9 +218,9 @@ def read_clips(
     max_unreadable: float = 1.0,
 ) -> Iterator[tuple[list[int], Sequence[torch.Tensor]]]:
     """
-    Yields batches of the readable ones of `videos`: the index of the video of each clip, and the center-cropped clips
-    in parts of at most `batch_size`, (B, T, C, H, W). All clips of a video are in one batch, which has several parts
-    only if a video has more than `batch_size` clips.
+    Yields batches of readable videos: the index of the video of each clip, and the center-cropped clips in parts of at
+    most `batch_size`, (B, T, C, H, W). All clips of a video are in the same batch, which has several parts only if a
+    video has more than `batch_size` clips.
 
     Args:
         processor: a processor, or its video processor.
@@ -230,7 +230,7 @@ def read_clips(
         batch_size, num_workers, progress, views, max_unreadable: see [`ReadingOptions`].
 
     Raises:
-        ValueError: more of the videos are unreadable, or all.
+        ValueError: more videos than `max_unreadable` allows are unreadable, or all of them.
         ChildProcessError: a decoding process was killed, crashed or hangs.
     """
     batches = read_items(
@@ -262,7 +262,7 @@ def read_items(
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """
     Yields batches of the readable items of a data set, with their indices. An item that is a string is an error
-    message, and goes into `unreadable`. `name` says what to call an item if its decoding process dies.
+    message and is added to `unreadable`. `name` returns the name of an item, for the case that its process dies.
 
     Raises:
         ValueError: more than a share `max_unreadable` of the items are unreadable, or all.
@@ -276,8 +276,8 @@ def read_items(
         unreadable.update(messages)
         if len(unreadable) > max_unreadable * total:
             raise ValueError(
-                f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable}; the "
-                f"last: {list(unreadable.values())[-1]}"
+                f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable} "
+                f"allows; the last one: {list(unreadable.values())[-1]}"
             )
         if readable := {index: item for index, item in items.items() if index not in messages}:
             yield list(readable), list(readable.values())
@@ -286,7 +286,7 @@ def read_items(
 
 
 def _name(video: Any, index: int) -> str:
-    """What to call a video in messages."""
+    """Returns what to call a video in messages."""
     if is_reference(video):
         return f"{video['path']} at byte {video['offset']}"
     path = video.get("path") if isinstance(video, Mapping) else video
@@ -294,15 +294,15 @@ def _name(video: Any, index: int) -> str:
 
 
 def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """Averages the clips of each video: (clips, dim), with the index of the video of each, to (videos, dim)."""
+    """Averages the clips (clips, dim) of each video, given the index of each clip's video: (videos, dim)."""
     counts = torch.unique_consecutive(torch.tensor(indices), return_counts=True)[1].tolist()
     return torch.stack([of_video.mean(0) for of_video in values.split(counts)])
 
 
 def warn_of_unreadable(unreadable: Mapping[int, str], video_ids: Sequence[str]) -> list[str]:
     """
-    Logs a warning that names the first of the videos that were left out, and returns the ids of all; `unreadable`
-    holds an error message for each, by its index.
+    Logs a warning that names the first videos that were left out, and returns the ids of all of them. `unreadable`
+    maps the index of each to its error message.
     """
     if unreadable:
         names = "; ".join(f"{video_ids[i]} ({message})" for i, message in list(unreadable.items())[:5])

@@ -1,4 +1,4 @@
-"""The masks that learned ones are compared with, by the same functions."""
+"""The masks that learned masks are compared with, by the same functions."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from .region_metrics import one_hot
 # grid: S cells of the frame, the same in all frames.
 # random_positions: the learned masks, each moved to a random place in each frame, wrapping around the borders: their
 #     shapes and sizes are kept, their places are not.
-# kmeans: clusters of the features that the region module is given, over all frames of a clip, k = S.
+# kmeans: clusters of the input features of the region module, over all frames of a clip, with k = S.
 # cls_attention: what the CLS token attends to in the last block, one map per head.
 # oracle: not a baseline but an upper bound: each object's own share of each position, one mask per object.
 BASELINES = ("uniform", "grid", "random_positions", "kmeans", "cls_attention", "oracle")
@@ -33,8 +33,8 @@ def grid_masks(regions: int, height: int, width: int) -> torch.Tensor:
 
 def moved_masks(masks: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """
-    Returns masks of one clip, (T, S, h, w), each moved by its own random number of rows and columns; what leaves the
-    frame on one side comes in on the other.
+    Returns masks of one clip, (T, S, h, w), each moved by its own random number of rows and columns, wrapping around
+    the borders of the frame.
     """
     *batch, height, width = masks.shape
     down, right = (
@@ -78,14 +78,14 @@ def kmeans(features: torch.Tensor, k: int, iterations: int = 30, seed: int = 0) 
 
 
 def _nearest(features: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    """The nearest of `centers` (B, k, D) to each of `features` (B, n, D): (B, n)."""
+    """Returns the nearest of `centers` (B, k, D) to each of `features` (B, n, D): (B, n)."""
     return (centers.square().sum(-1)[:, None] - 2 * features @ centers.mT).argmin(-1)
 
 
 def _first_centers(features: torch.Tensor, k: int, seed: int) -> torch.Tensor:
     """
-    The centers (B, k, D) of k-means++ (Arthur and Vassilvitskii, 2007): each is a feature, drawn with a probability
-    proportional to its squared distance to the centers before it.
+    Returns the centers (B, k, D) of k-means++ (Arthur and Vassilvitskii, 2007): each is a feature, drawn with a
+    probability proportional to its squared distance to the nearest center before it.
     """
     batch = torch.arange(len(features), device=features.device)
     distances = torch.ones_like(features[..., 0])  # (B, n)
@@ -121,7 +121,7 @@ def record_patches(tower) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _cls_attention(attention, hidden_states: torch.Tensor) -> torch.Tensor:
-    """How much the CLS query attends to each patch, (B, heads, T * N), for `hidden_states` (B, 1 + T * N, D)."""
+    """Returns the attention of CLS to each patch, (B, heads, T * N), for `hidden_states` (B, 1 + T * N, D)."""
     query, key, _ = attention.project(hidden_states)
     scores = torch.einsum("bhd,bnhd->bhn", query[:, 0].float(), key.float()) * attention.scaling
     return scores.softmax(-1)[..., 1:]

@@ -1,4 +1,4 @@
-"""What can be said of the regions of a model on any clips, as numbers and as pictures."""
+"""Describes the regions of a model on any clips, in numbers and pictures."""
 
 import math
 import os
@@ -27,7 +27,7 @@ _LABEL = 60  # the most characters of a phrase in a picture
 
 def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None) -> dict[str, Any]:
     """
-    Describes region masks of any origin; [`region_report`] tells what it returns.
+    Describes region masks of any origin; [`region_report`] explains what it returns.
 
     Args:
         masks: (B, T, S, h, w).
@@ -36,7 +36,7 @@ def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None)
     """
     masks = torch.as_tensor(masks)
     if masks.ndim != 5:
-        raise ValueError(f"Masks of clips must be of shape (B, T, S, h, w), got {tuple(masks.shape)}.")
+        raise ValueError(f"Masks must have the shape (B, T, S, h, w), not {tuple(masks.shape)}.")
     clips, frames, regions, *grid = masks.shape
     focus = region_focus(masks, signed)
     weights = focus.distributions().flatten(3)  # (B, T, S, N)
@@ -74,13 +74,13 @@ def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None)
 
 
 def _mean_over_others(pairs: torch.Tensor) -> torch.Tensor | None:
-    """Of pairs of regions, (..., S, S), the mean of each with all others, (..., S); None for a single region."""
+    """Returns the mean of each region's values with all others, (..., S, S) to (..., S); None for a single region."""
     others = pairs.shape[-1] - 1
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / others if others else None
 
 
 def _codes(cluster_ids: Any) -> tuple[int | None, float | None]:
-    """The number of different codes, and the perplexity of their distribution."""
+    """Returns the number of different codes, and the perplexity of their distribution."""
     if cluster_ids is None:
         return None, None
     counts = torch.as_tensor(cluster_ids).unique(return_counts=True)[1]
@@ -100,19 +100,20 @@ def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
         `clips`, `frames` (per clip), and `masks`: "raw" (of any sign and offset) or "normalised". Then, in percent and
         averaged over regions, frames and clips:
 
-        - `coverage`: positions that belong to any region.
-        - `area`: positions that belong to a region.
+        - `coverage`: share of the positions that belong to any region.
+        - `area`: share of the positions that belong to a region.
         - `overlap`: intersection over union of the positions of two regions, averaged over all pairs.
-        - `entropy`: of a region's weights as a distribution over positions; 100 is even, 0 is a single position.
-        - `difference`: between the weights of two regions, averaged over all pairs: the share of its weight that one
-          would have to move to become the other. 0 for equal ones, 100 for those that have nothing in common.
+        - `entropy`: entropy of a region's weights as a distribution over positions. 100 means uniform weights, 0 means
+          a single position.
+        - `difference`: share of the weight of one region that would have to move to turn it into another region,
+          averaged over all pairs. 0 means equal regions, 100 means regions that have nothing in common.
         - `change`: the same between one frame and the next, for one region.
 
-        `codes`: how many different codes occur in all clips; `perplexity`: of their distribution. And `regions`: for
-        each region a dict with its own `area`, `overlap`, `entropy`, `difference` and `change`, with respect to all
-        other regions where there are two.
+        Also `codes`, the number of different codes in all clips, and `perplexity`, that of their distribution. And
+        `regions`, a list with one dict per region of its own `area`, `overlap`, `entropy`, `difference` and `change`;
+        values for pairs are averaged over all other regions.
 
-        None stands for what the model (without codes, with one region) or the clips (of one frame) do not have.
+        Values are None if the model has no codes or only one region, or if the clips have only one frame.
 
     Raises:
         ValueError: the model has no regions.
@@ -126,7 +127,7 @@ def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
 
 
 def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Masks (B, T, S, h, w) and codes (B, T, h, w) of any number of clips, on the CPU."""
+    """Returns the masks (B, T, S, h, w) and codes (B, T, h, w) of any number of clips, on the CPU."""
     tower = tower_with_regions(model)
     with evaluation_mode(model):
         parts = pixel_values_videos.split(_CLIPS_AT_ONCE)
@@ -181,9 +182,7 @@ def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> I
         masks, cluster_ids = _outputs(model, seen)
         frames = frames_of_height(video_processor, video, height, seen.shape[-2])
         name = f"{os.path.basename(video)}: " if isinstance(video, str | os.PathLike) else ""
-        blocks.append(
-            (f"{name}what belongs to each region", frame_strip(draw_regions(frames, masks[0], height=height), height))
-        )
+        blocks.append((f"{name}the regions", frame_strip(draw_regions(frames, masks[0], height=height), height)))
         if cluster_ids is not None:
             blocks.append(
                 ("The code of each patch", frame_strip(draw_clusters(frames, cluster_ids[0], height=height), height))
@@ -227,7 +226,7 @@ def _label(match: PhraseMatch) -> str:
 
 
 def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:
-    """Stacks pictures below one another, each under its heading."""
+    """Stacks pictures vertically, each under its heading."""
     font = ImageFont.load_default(size=text)
     width = max(max(picture.width, math.ceil(font.getlength(heading))) for heading, picture in blocks)
     sheet = Image.new("RGB", (width + 2 * text, sum(picture.height + 3 * text for _, picture in blocks)), "white")

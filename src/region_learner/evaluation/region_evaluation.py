@@ -1,4 +1,4 @@
-"""How well the regions of a model land on the objects of a corpus, and what other masks reach on the same clips."""
+"""Measures how well the regions of a model match the objects of a corpus, compared with other masks."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def tower_with_regions(model):
     """
     tower = getattr(model, "video_model", model)
     if not tower.config.num_regions:
-        codes = " `codebook_use` tells how much of its codebook is in use." if tower.config.codebook_size else ""
+        codes = " `codebook_use` measures how much of its codebook is used." if tower.config.codebook_size else ""
         raise ValueError(f"The model has no regions to measure: its num_regions is 0.{codes}")
     return tower
 
@@ -35,17 +35,17 @@ def region_quality_of_batches(
     model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], baselines: Sequence[str] = BASELINES
 ) -> dict[str, Any]:
     """
-    Measures how well the regions of a model land on objects, and what other masks reach on the same clips.
+    Measures how well the regions of a model match objects, and how well other masks do on the same clips.
 
     Args:
         model: any model with a video tower, or the tower alone.
         batches: pairs of `pixel_values_videos` (B, T, C, height, width) and label maps, integers (B, T, H, W), of
             exactly what the model sees; see [`align_label_maps`].
-        baselines: of `BASELINES`. With a backbone, "cls_attention" is left out.
+        baselines: names from `BASELINES`. With a backbone, "cls_attention" is left out.
 
     Returns:
-        The numbers of `clips`, `frames` and `objects` (visible ones, summed over frames); and for "learned" and each
-        of the baselines a dict of the metrics of [`RegionMetrics`].
+        The numbers of `clips`, `frames` and visible `objects` (summed over frames); and for "learned" and each of the
+        baselines a dict of the metrics of [`RegionMetrics`].
 
     Raises:
         ValueError: the model has no regions, there are no clips or objects, or a baseline is not known.
@@ -56,7 +56,7 @@ def region_quality_of_batches(
     if tower.backbone is not None:  # has an attention of its own, or none
         baselines = [name for name in baselines if name != "cls_attention"]
     metrics = {"learned": RegionMetrics()}
-    # Moved masks are read as the learned ones are. All others are weights, though their mean is not 1.
+    # Moved masks are interpreted like the learned ones. All others are weights, though their mean is not 1.
     metrics |= {name: RegionMetrics(None if name == "random_positions" else False) for name in baselines}
     with evaluation_mode(model), record_patches(tower) as record:
         for pixel_values, label_maps in batches:
@@ -75,10 +75,10 @@ def align_label_maps(
     video_processor, label_maps: np.ndarray, frames: Sequence[int] | np.ndarray | None = None
 ) -> np.ndarray:
     """
-    Takes label maps through the evaluation transforms of a video processor, so that they match its pixel values.
+    Applies the evaluation transforms of a video processor to label maps, so that they match its pixel values.
 
-    The processor itself transforms a picture of coordinates, which tells where each of its pixels comes from, whatever
-    its settings are. Each label is that of the nearest source pixel; what a crop adds around the frame is background.
+    The processor transforms a picture of coordinates, which shows where each pixel comes from, whatever the settings
+    are. Each label is that of the nearest source pixel; pixels that a crop adds around the frame are background.
 
     Args:
         video_processor: a `RegionLearnerVideoProcessor`.
@@ -94,7 +94,7 @@ def align_label_maps(
 
 
 def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column, in frames of `height` x `width`, of each output pixel, and whether it is inside of the frame."""
+    """Returns the row and column of each output pixel in frames of `height` x `width`, and whether it is inside."""
     row, column = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     picture = torch.stack([row, column, torch.ones_like(row)])[None]  # (1, 3, height, width)
     options: dict[str, Any] = {
@@ -152,20 +152,21 @@ def region_quality(
     baselines: Sequence[str] = BASELINES,
 ) -> dict[str, Any]:
     """
-    Measures how well the regions of a model land on the objects of a corpus with label maps, and what other masks
-    reach.
+    Measures how well the regions of a model match the objects of a corpus with label maps, and how well other masks
+    do.
 
     Args:
         model: any model with a video tower, or the tower alone.
         processor: its processor, or the video processor alone.
-        dataset: rows with `video`, `video_id` and `masks`, as of "moving_shapes". Each video, by its id, counts once.
+        dataset: rows with `video`, `video_id` and `masks`, such as those of "moving_shapes". Videos with the same id
+            count once.
         batch_size: videos per batch.
         num_workers: decoding processes.
         progress: whether to show a progress bar.
-        baselines: of `BASELINES`.
+        baselines: names from `BASELINES`.
 
     Returns:
-        As [`region_quality_of_batches`], and `unreadable`, the ids of the videos left out.
+        The dict of [`region_quality_of_batches`], and `unreadable`, the ids of the videos that were left out.
 
     Raises:
         ValueError: the model has no regions, the column `masks` is missing, label maps do not fit their video, no
@@ -190,7 +191,7 @@ def region_quality(
 
 def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Returns the rows of a corpus with label maps, one for each video by its id.
+    Returns the rows of a corpus with label maps, one for each video id.
 
     Raises:
         ValueError: there are no rows, or the column `masks` is missing.
@@ -200,7 +201,7 @@ def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("The data set has no rows.")
     if "masks" not in next(iter(rows.values())):
-        raise ValueError("The data set has no column 'masks': label maps of objects come with the built-in corpora.")
+        raise ValueError("The data set has no column 'masks': use a built-in corpus, which has label maps of objects.")
     return list(rows.values())
 
 
@@ -208,8 +209,8 @@ def read_labelled_clips(
     processor, rows: Sequence[Mapping[str, Any]], unreadable: dict[int, str], description: str, **options: Any
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """
-    Yields batches of the readable videos of rows: their indices, the clips (B, T, C, height, width), and the label
-    maps (B, T, height, width) of exactly what these show.
+    Yields batches of readable videos: their indices, the clips (B, T, C, height, width), and the label maps
+    (B, T, height, width) for exactly these pixels.
 
     Args:
         processor: a processor, or its video processor.

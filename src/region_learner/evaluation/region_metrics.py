@@ -1,10 +1,11 @@
 """
-How well region masks land on objects whose label maps are known.
+Measures how well region masks match objects whose label maps are known.
 
-What belongs to a region, and at which resolution, is defined in `region_masks`. Label maps are not pooled to the grid
-of the masks: that would lose small objects and let every method choose among a few dozen cells only.
+`region_masks` defines which positions belong to a region, and at which resolution. Label maps are not pooled to the
+grid of the masks: that would lose small objects, and leave every method with only a few dozen cells to choose from.
 
-All shares are in percent. What cannot be measured, such as a change over time in clips of one frame, is None.
+All shares are percentages. Values that cannot be measured, such as the change over time in clips of one frame, are
+None.
 """
 
 import math
@@ -22,7 +23,7 @@ _POINTS = 8
 
 class RegionMetrics:
     """
-    How well masks land on objects, over any number of clips.
+    Measures how well masks match objects, over any number of clips.
 
     An object counts once in every frame in which it is visible (on at least one of 8 x 8 points per position of the
     masks); means are over these.
@@ -38,8 +39,8 @@ class RegionMetrics:
     - `stability`: the owner of the object also owns it in the next frame, if the object is still visible there. (Of
       several owners, the one with the largest IoU.)
 
-    All are in percent. Uniform masks give what guessing reaches: a random point hits objects by their share of the
-    area of the frame. The best of more masks is better, so the number of `masks` is reported, too.
+    All are percentages. Uniform masks give the result of guessing: a random point hits an object with a probability of
+    its share of the frame. With more masks, the best one is better, so the number of `masks` is reported as well.
 
     Args:
         signed: as in [`~region_learner.region_masks.region_focus`].
@@ -73,7 +74,7 @@ class RegionMetrics:
         if masks.ndim == 4 and labels.ndim == 3:
             masks, labels = masks[None], labels[None]
         _check_shapes(masks, labels)
-        # From here on the frames of all clips are in one row, F = B * T.
+        # From here on, the frames of all clips are in one dimension, F = B * T.
         focus = region_focus(masks.flatten(0, 1), self.signed)
         batch, frames, regions = masks.shape[:3]
         self.clips, self.frames = self.clips + batch, self.frames + batch * frames
@@ -82,7 +83,7 @@ class RegionMetrics:
             self._count(focus, labels.flatten(0, 1), objects, (batch, frames))
 
     def _count(self, focus: RegionFocus, labels: torch.Tensor, objects: int, clips: tuple[int, int]) -> None:
-        """Adds what `focus` (F, S, h, w) and `labels` (F, H, W) of (clips, frames) give for O = `objects` objects."""
+        """Adds the measurements of `focus` (F, S, h, w) and `labels` (F, H, W) for O = `objects` objects."""
         hit, has_peak = peaks_on_objects(focus, labels, objects)  # (F, S, O), (F, S)
         labels = thin_out(labels, focus.values.shape[-2:])
         of_object = one_hot(labels, objects, focus.values.dtype).flatten(2).mT  # (F, H * W, O)
@@ -189,8 +190,8 @@ def thin_out(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
 
 def _around_centers(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
     """
-    The pixels of label maps (F, H, W) around the center of each position of a grid (h, w): (F, 2 * h, 2 * w). They
-    are four times the same pixel where the center is in a pixel, not between two.
+    Returns the four pixels of label maps (F, H, W) around the center of each position of a grid (h, w), as
+    (F, 2 * h, 2 * w). Where the center is inside a pixel, and not between two, all four are this pixel.
     """
     for axis, cells in enumerate(grid, start=1):
         centers = (torch.arange(cells, device=labels.device) + 0.5) * labels.shape[axis] / cells

@@ -1,9 +1,9 @@
 """
-Retrieval in two stages: all entries are ranked by the single vector, and the best of them once more by words and
+Retrieval in two stages: all entries are ranked by a single vector, and the best ones are re-ranked by words and
 regions.
 
-Metrics of this second ranking have names of their own and are reported separately: a score that compares every word
-with every region is not that of a dual encoder, whose embeddings can be searched by an index.
+Metrics after re-ranking have names of their own and are reported separately: a score that compares every word with
+every region is not the score of a dual encoder, whose embeddings can be searched with an index.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from .ties import count_ties, mean_rank
 
 CANDIDATES = 100  # of each query, by default
 
-# Float32 may take similarities, of at most 1, for equal or not that differ by less: they are computed in float64.
+# Float32 is not precise enough to compare similarities that differ by less than this: they are computed in float64.
 _UNSURE = 2.0**-13
 
 _NUMBERS_AT_ONCE = 2**20  # 4 MiB of float32
@@ -34,8 +34,8 @@ class Tokens:
     """
     Embeddings of the words of texts, or of the regions of videos.
 
-    They are kept in float32, as the model returns them, so that scores are those of the model. float16 would halve
-    the memory, but the CPU would convert it for each product.
+    They are stored in float32, as the model returns them, so that scores are those of the model. float16 would halve
+    the memory, but the CPU would have to convert it for each product.
 
     Args:
         embeds: (n, length, dim), of length 1.
@@ -58,7 +58,7 @@ class Tokens:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Tokens"]) -> "Tokens":
-        """Returns all of `parts`, padded to the longest."""
+        """Concatenates `parts`, padded to the longest."""
         longest = max(part.weights.shape[1] for part in parts)
         missing = [longest - part.weights.shape[1] for part in parts]
         return cls(
@@ -79,23 +79,23 @@ def check_tokens(model: Any, views: Views) -> None:
             as many times more regions, and the windows of videos of different lengths could not be compared.)
     """
     if not has_tokens(model):
-        raise ValueError("Re-ranking needs a model with embeddings of words and regions (token_dim): leave it out.")
+        raise ValueError("Re-ranking needs a model with word-region embeddings (token_dim): leave out --rerank.")
     if not views.single:
         raise ValueError("Re-ranking needs one clip per video: leave out --clips and --window-stride, or --rerank.")
 
 
 def number_to_rerank(model: Any, rerank: int | None, views: Views) -> int:
     """
-    Returns how many of the best entries of each query are ranked once more; 0: none.
+    Returns how many of the best entries of each query are re-ranked; 0 means none.
 
     Args:
         model: the dual encoder.
-        rerank: what was asked for. None stands for `CANDIDATES` if the model has tokens of words and regions and each
-            video is one clip, and for 0 otherwise.
+        rerank: the requested number. None means `CANDIDATES` if the model has word-region tokens and each video is one
+            clip, and 0 otherwise.
         views: the clips of each video.
 
     Raises:
-        ValueError: re-ranking was asked for and is not possible, or the number is negative.
+        ValueError: re-ranking was requested but is not possible, or the number is negative.
     """
     if rerank is None:
         return CANDIDATES if has_tokens(model) and views.single else 0
@@ -142,7 +142,7 @@ def exact_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
 def _of_candidates(
     similarity: Callable[[Tokens, Tokens], torch.Tensor], query: Tokens, gallery: Tokens, candidates: torch.Tensor
 ) -> torch.Tensor:
-    """The similarities (K,), float64, of a query and the entries `candidates` (K,) of a gallery."""
+    """Returns the similarities (K,), float64, of a query and the entries `candidates` (K,) of a gallery."""
     step = max(1, _NUMBERS_AT_ONCE // gallery.embeds[0].numel())
     return torch.cat([similarity(query, gallery[part]) for part in candidates.split(step)]).double()
 
@@ -160,12 +160,12 @@ def reranked_metrics(
     candidates: int = CANDIDATES,
 ) -> dict[str, float]:
     """
-    Returns retrieval metrics after re-ranking: of each query, the entries with the highest cosines are sorted by
+    Returns retrieval metrics after re-ranking. For each query, the entries with the highest cosines are sorted by
     `cosine / temperature + similarity / token_temperature`, the sum of the model's `logits_per_text` and
-    `token_logits_per_text`. All others keep their places behind them.
+    `token_logits_per_text`. All other entries keep their ranks behind them.
 
-    Entries that are tied with the last of the candidates are candidates, too, so that the result does not depend on
-    the order of the gallery. Similarities are computed for one query and its candidates at a time.
+    Entries that are tied with the last candidate are candidates as well, so that the result does not depend on the
+    order of the gallery. Similarities are computed for one query and its candidates at a time.
 
     Args:
         text_embeds (array of shape `(texts, dim)`): of length 1.
@@ -191,9 +191,9 @@ def reranked_metrics(
     owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
     for name, embeds, tokens in (("text", texts, text_tokens), ("video", videos, video_tokens)):
         if len(tokens) != len(embeds):
-            raise ValueError(f"{name}_tokens has {len(tokens)} entries for {len(embeds)} embeddings.")
+            raise ValueError(f"{name}_tokens must have {len(embeds)} entries, one per embedding, not {len(tokens)}.")
         if not (torch.isfinite(tokens.embeds).all() and torch.isfinite(tokens.weights).all()):
-            raise ValueError(f"{name}_tokens holds values that are not finite.")
+            raise ValueError(f"{name}_tokens contains values that are not finite.")
     texts_of, videos_of = places(owners), places(ids)
     of_texts = {i: videos_of[video_id] for i, video_id in enumerate(owners)}
     of_videos = {i: texts_of[video_id] for i, video_id in enumerate(ids) if video_id in texts_of}
@@ -212,7 +212,7 @@ def _best_ranks(
     token_temperature: float,
     candidates: int,
 ) -> np.ndarray:
-    """The rank of the best-ranked of the `relevant` entries of each query that has some, (queries,)."""
+    """Returns the rank of the best-ranked of the `relevant` entries of each query that has some, (queries,)."""
 
     def rank(i: int, cosines: torch.Tensor) -> torch.Tensor:
         own = torch.tensor(relevant[i])

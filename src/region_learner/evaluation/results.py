@@ -1,9 +1,9 @@
 """
-The results of an evaluation as one JSON file, from which model cards are made.
+The results of an evaluation as a JSON file, from which model cards are made.
 
-A file says what its numbers depend on, with a SHA-256 of weights, configuration, preprocessing and tokenizer, and of
-the ids and texts that were evaluated, but not of the videos themselves. It does not hold paths of the machine. Its
-keys are the fields of [`EvaluationResults`] and `schema`, which is raised when their meaning changes.
+A file records what its numbers depend on, with SHA-256 hashes of the weights, configuration, preprocessing and
+tokenizer, and of the ids and texts that were evaluated, but not of the videos. It contains no paths of the machine.
+Its keys are the fields of [`EvaluationResults`] and `schema`, which increases when their meaning changes.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SCHEMA = 2
 
 Metrics = dict[str, int | float]
 
-# "class" is a keyword, hence this form.
+# In this form because "class", one of the keys, is a keyword of Python.
 ModelRecord = TypedDict(
     "ModelRecord",
     {
@@ -45,7 +45,7 @@ ModelRecord = TypedDict(
 
 
 class DataRecord(TypedDict):
-    """What was evaluated on. The numbers are there as far as the task has them."""
+    """The data of an evaluation. It has only those numbers that apply to the task."""
 
     corpus: str
     data_dir: str | None  # its name alone
@@ -90,7 +90,7 @@ class FoldRecord(TypedDict):
 
 
 class _NamedRecord(TypedDict):
-    """What is known of a model that stands for those of several folds."""
+    """What the models of several folds have in common."""
 
     name: str
 
@@ -207,7 +207,7 @@ def _check_finite(where: str, metrics: Mapping[str, int | float]) -> None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """The innermost cause, which names the field, and not more of the value than a line takes."""
+    """Returns the innermost cause, which names the field, and not more of the value than a line takes."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()).split(" Errors: ")[0]
@@ -245,17 +245,17 @@ def check_output(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     try:
         if path.is_dir():
-            raise ValueError(f"{path} is a directory: give a file, such as {path / 'evaluation.json'}.")
+            raise ValueError(f"{path} is a directory: name a file, such as {path / 'evaluation.json'}.")
         if path.exists():
             try:
                 read_results(path)
             except ValueError as error:
-                raise ValueError(f"{path} exists and would be overwritten ({error}): give another file.") from error
+                raise ValueError(f"{path} exists and would be overwritten ({error}): name another file.") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_of(path).touch()
         partial_of(path).unlink()
     except OSError as error:
-        raise ValueError(f"Results cannot be written to {path} ({error}): give another file.") from error
+        raise ValueError(f"Results cannot be written to {path} ({error}): name another file.") from error
 
 
 def results_in(directory: str | os.PathLike[str]) -> list[Path]:
@@ -285,11 +285,11 @@ def results_in(directory: str | os.PathLike[str]) -> list[Path]:
 
 def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     """
-    Reads a file of [`write_results`].
+    Reads a file that [`write_results`] has written.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: the file is not JSON, not the results of an evaluation, or of another version.
+        OSError: the file does not exist.
+        ValueError: the file is not JSON, does not contain the results of an evaluation, or has another schema.
     """
     path = Path(path)
     try:
@@ -299,7 +299,7 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     try:
         return _parse(content)
     except ValueError as error:
-        raise ValueError(f"{path} does not hold results of `region-learner evaluate`: {error}") from error
+        raise ValueError(f"{path} does not contain results of `region-learner evaluate`: {error}") from error
 
 
 def _parse(content: Any) -> EvaluationResults:
@@ -322,8 +322,8 @@ def _parse(content: Any) -> EvaluationResults:
 
 def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], name: str) -> EvaluationResults:
     """
-    Returns one result for several folds: the mean of each metric, the sum of the seconds, all notes, and under `folds`
-    what each gave. What is true of one fold alone, such as numbers of videos, is only there.
+    Returns one result for several folds: the mean of each metric, the sum of the seconds, all notes, and the results
+    of each fold under `folds`. Values that belong to one fold, such as numbers of videos, are only given there.
 
     Args:
         results: one for each fold, of one protocol.

@@ -1,4 +1,4 @@
-"""Embeddings of the videos and texts of a corpus, and retrieval by them."""
+"""Embeds the videos and texts of a corpus, and evaluates retrieval with the embeddings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +166,7 @@ def embed_corpus(
     rows = CorpusRows(dataset, ("captions",))
     ids, captions = rows.ids, rows.column("captions")
     if not any(captions):
-        raise ValueError("No row has a caption, so nothing can be retrieved. Is the corpus for another task?")
+        raise ValueError("No row has a caption, so retrieval cannot be evaluated: choose the task of this corpus.")
     if tokens:
         check_tokens(model, reading.get("views", ONE_VIEW))
     of_videos: list[Tokens] = []

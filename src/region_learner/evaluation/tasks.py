@@ -1,9 +1,9 @@
 """
 The evaluation of a model on a corpus for each task, and `compute_metrics` for the Trainer.
 
-All accuracies are in percent. Where the best scores are tied, a right answer among them counts for the chance of
-drawing it, so that a model that scores everything alike does not look good. Videos that cannot be read are left out,
-listed by their ids, and named in a warning.
+All accuracies are percentages. If the right answer is tied for the best score, it counts with the probability of
+drawing it at random, so that a model that gives everything the same score does not look good. Videos that cannot be
+read are left out, listed by their ids, and named in a warning.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ from .reranking import Tokens, exact_similarity, number_to_rerank, temperatures_
 from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
 
-# Among them the bare class name, as the captions of action corpora are class names.
+# The bare class name is one of them, as the captions of action corpora are class names.
 TEMPLATES = ("{}", "a video of {}", "a person is doing {}")
 
 # Sets of prompts by name. The authors' code tests HMDB51 with a sentence and UCF101 with the bare class name.
@@ -64,7 +64,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
     the class.
 
     Raises:
-        ValueError: there is neither such a set nor such a file; the file has no prompts, or a line without "{}".
+        ValueError: it is neither a set nor a file, the file has no prompts, or a line lacks "{}".
     """
     if name in PROMPTS:
         return PROMPTS[name]
@@ -99,8 +99,8 @@ def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     if scores.isnan().any():
         rows = int(scores.isnan().any(1).sum())
         raise ValueError(
-            f"{rows} of {len(scores)} rows have scores that are NaN: did the training diverge, or half precision "
-            "overflow?"
+            f"{rows} of {len(scores)} rows have scores that are NaN: training may have diverged, or half precision "
+            "may have overflowed."
         )
     if len(labels) and int(labels.max()) >= scores.shape[1]:
         raise ValueError(f"The label {int(labels.max())} must be below the number of classes, {scores.shape[1]}.")
@@ -112,8 +112,8 @@ def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
 
 def _cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
-    The cosines of embeddings of length 1, (n, dim) and (m, dim): (n, m), float64. They are rounded, as matrix products
-    sum in another order at the edges of a matrix, which could break ties of equal embeddings.
+    Returns the cosines of embeddings of length 1, (n, dim) and (m, dim), as (n, m) in float64. They are rounded, as
+    matrix products sum in another order at the edges of a matrix, which could break ties of equal embeddings.
     """
     return (left.double() @ right.double().T).round(decimals=10)
 
@@ -126,19 +126,19 @@ def _percent(right: torch.Tensor) -> float:
 
 
 def _class_labels(dataset: Any) -> list[str] | None:
-    """The class names of the column `label`, if it has any."""
+    """Returns the class names of the column `label`, if it has any."""
     features = getattr(dataset, "features", None) or {}
     return getattr(features.get("label"), "names", None)
 
 
 def _label_names(questions: CorpusRows, names: Sequence[str] | None) -> list[str]:
-    """The class name of each row."""
+    """Returns the class name of each row."""
     labels = questions.column("label")
     if all(isinstance(label, str) for label in labels):
         return labels
     if names is None:
         raise ValueError(
-            "The column 'label' has numbers without names: cast it to datasets.ClassLabel, or to strings."
+            "The column 'label' has numbers without class names: cast it to datasets.ClassLabel, or to strings."
         )
     known = set(names)
     for row, label in enumerate(labels):
@@ -181,9 +181,10 @@ def multiple_choice_accuracy(
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one),
-            and optionally `aspect`, what the question is about (str or None). Each video, by its id, is embedded once.
-        rerank: whether to also choose by words and regions. By default, if the model has `token_dim` and each video is
-            one clip.
+            and optionally `aspect`, what the question is about (str or None). Videos with the same id are embedded
+            once.
+        rerank: whether to also choose by words and regions. By default, this is done if the model has `token_dim` and
+            each video is one clip.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
@@ -193,7 +194,7 @@ def multiple_choice_accuracy(
 
     Raises:
         ValueError: there are no rows, a column is missing, an answer is not the index of an option, too many videos
-            cannot be read, or re-ranking was asked for and is not possible.
+            cannot be read, or re-ranking was requested but is not possible.
     """
     questions = CorpusRows(dataset, ("options", "answer"), optional=("aspect",))
     views = reading.get("views", ONE_VIEW)
@@ -206,7 +207,7 @@ def multiple_choice_accuracy(
 
 
 def _choice_metrics(scores: Sequence[torch.Tensor | None], questions: CorpusRows, name: str) -> dict[str, float]:
-    """The accuracy, under `name`, and that of each aspect, by the scores of [`_score_options`]."""
+    """Returns the accuracy, under `name`, and that of each aspect, by the scores of [`_score_options`]."""
     right = [
         top_k(some, torch.tensor([answer]), 1)
         for some, answer in zip(scores, questions.column("answer"))
@@ -223,9 +224,9 @@ def _score_options(
     model, processor, questions: CorpusRows, with_tokens: bool, **reading: Unpack[ReadingOptions]
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], dict[int, str]]:
     """
-    How well each option of a row fits its video: scores (1, options), or None if the video cannot be read. First those
-    of embeddings, then with tokens the sums of both logits. Also the error messages of unreadable videos by their
-    indices. This is the only place where options are scored.
+    Returns how well each option of a row fits its video, as scores (1, options), or None if the video cannot be read:
+    first the scores of embeddings, then, for a model with tokens, the sums of both logits. Also returns the error
+    messages of unreadable videos, by their indices. This is the only place where options are scored.
     """
     options = questions.column("options")
     # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
@@ -267,7 +268,7 @@ def zero_shot_accuracy(
     **reading: Unpack[ReadingOptions],
 ) -> dict[str, Any]:
     """
-    Evaluates action recognition by prompts: the embedding of a class is the normalized mean of those of its prompts.
+    Evaluates action recognition with prompts: the embedding of a class is the normalized mean of those of its prompts.
 
     Args:
         model: the dual encoder.
@@ -282,7 +283,7 @@ def zero_shot_accuracy(
         `top1`, `top5`, `videos` (the number of those read), `classes` (their number), `unreadable` (ids of videos).
 
     Raises:
-        ValueError: there are no rows or names, a label is not a class, a template is without "{}", or too many videos
+        ValueError: there are no rows or names, a label is not a class, a template lacks "{}", or too many videos
             cannot be read.
     """
     questions = CorpusRows(dataset, ("label",))
@@ -311,9 +312,10 @@ def _names_in_prompts(dataset: Any, class_names: Sequence[str] | None) -> list[s
     known = _class_labels(dataset)
     names = list(class_names if class_names is not None else known or [])
     if not names:
-        raise ValueError("The data set does not name its classes: pass class_names.")
+        raise ValueError("The data set does not name its classes: pass their names as class_names.")
     if len(set(names)) < len(names):
-        raise ValueError(f"Two classes are called {next(name for name in names if names.count(name) > 1)!r}.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Two classes have the name {twice!r}: rename one of them.")
     if known is not None and len(known) != len(names):
         raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
     return names
@@ -321,7 +323,7 @@ def _names_in_prompts(dataset: Any, class_names: Sequence[str] | None) -> list[s
 
 def _check_templates(templates: Sequence[str]) -> None:
     if not templates or isinstance(templates, str):
-        raise ValueError(f"templates must be a sequence of one or more prompts, got {templates!r}.")
+        raise ValueError(f"templates must be a sequence of one or more prompts, not {templates!r}.")
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"The template {wrong[0]!r} needs '{{}}' in the place of the class name.")
 
@@ -334,7 +336,7 @@ def _top_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
 
 
 def _labels_of(model) -> dict[str, int]:
-    """The number of each class, or answer, of a model."""
+    """Returns the number of each class, or answer, of a model."""
     return {str(label): int(number) for number, label in model.config.id2label.items()}
 
 
@@ -387,7 +389,7 @@ def answer_accuracy(
     model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
-    Evaluates open-ended question answering: how often the answer with the highest score is the right one.
+    Evaluates open-ended question answering by how often the answer with the highest score is the right one.
 
     Args:
         model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
@@ -442,8 +444,8 @@ def _answer_logits(
     model, processor, questions: list[str], features: torch.Tensor, clips: Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """
-    The logits of questions, (questions, answers), on the CPU. `features`: (n, dim), of clips; `clips`: the indices of
-    those that each question is about, whose logits are averaged.
+    Returns the logits of questions, (questions, answers), on the CPU. `features` (n, dim) belong to clips; `clips` are
+    the indices of the clips that each question is about, whose logits are averaged.
     """
     inputs = processor(text=questions, return_tensors="pt").to(model.device)
     of_clip = [i for i, some in enumerate(clips) for _ in some]
@@ -469,7 +471,7 @@ EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def _logits_and_labels(prediction) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits and labels of an `EvalPrediction`, without the rows that are left out."""
+    """Returns the logits and labels of an `EvalPrediction`, without the rows that are left out."""
     logits, labels = (
         torch.as_tensor(part[0] if isinstance(part, tuple | list) else part)
         for part in (prediction.predictions, prediction.label_ids)

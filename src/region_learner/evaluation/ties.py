@@ -26,12 +26,13 @@ def count_ties(scores: torch.Tensor, own: torch.Tensor, margin: float = 0.0) -> 
 
 def mean_rank(better: _Array, tied: _Array) -> _Array:
     """
-    The rank of an entry, from 1, with `better` entries before it and `tied` ones, itself included: ties share the mean
-    of their ranks, so that a model that embeds everything alike ranks in the middle, not first.
+    Returns the rank of an entry, counted from 1, with `better` entries before it and `tied` entries including itself.
+    Tied entries share the mean of their ranks, so that a model that embeds everything alike ranks in the middle, not
+    first.
     """
     return better + (tied + 1) / 2
 
 
 def chance_of_top_k(better: torch.Tensor, tied: torch.Tensor, k: int) -> torch.Tensor:
-    """The chance, float64, that an entry is among the `k` best if ties, itself included, are broken at random."""
+    """Returns the probability, float64, that an entry is among the `k` best if ties are broken at random."""
     return ((k - better) / tied.clamp(min=1).double()).clamp(0, 1)

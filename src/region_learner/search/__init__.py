@@ -1,4 +1,4 @@
-"""Searching one's own videos by words, pictures and videos."""
+"""Search your own videos by text, picture or video."""
 
 from .index import LIKELY, MODEL, NO_MATCH, Hit, VideoIndex
 from .jobs import embed_videos

@@ -1,9 +1,10 @@
 """
-Searching an index in a browser, on this machine: words, a picture or a clip find spans, and a click plays them.
+An app that searches an index in a browser, on this machine: words, a picture or a clip find spans, and a click plays
+one.
 
-The browser gets pictures and previews within the answers to its requests, made from videos of the index. It cannot
-name a file of this machine, only the number of a hit. What is dropped in as a query is kept in a temporary directory,
-which is removed when the app ends. Nothing is sent to, or loaded from, anywhere else.
+The answers to the browser's requests contain the pictures and previews, which are made from videos of the index. A
+request cannot name a file of this machine, only the number of a hit. Files that are dropped in as queries are kept in
+a temporary directory, which is removed when the app ends. Nothing is sent to, or loaded from, other machines.
 """
 
 import os
@@ -30,19 +31,19 @@ _MOST_LETTERS = 1000  # of a query
 _KEPT = 3600  # seconds until an uploaded file is removed
 _PICTURES_AT_ONCE = 6
 _MOST_FOLDERS = 500  # to choose from
-# What may happen to a video since it was indexed, or to the index; and wrong queries.
+# Errors that are shown to the user: a video or the index has changed meanwhile, or a query is wrong.
 _UNREADABLE = (ValueError, OSError, KeyError)
 
 
 @dataclass(frozen=True)
 class Query:
     """
-    What is searched for.
+    A query.
 
     Args:
-        label: what it is called in the answer.
-        options: the arguments of `VideoIndex.search` for it.
-        itself: the hit that others shall be like; it is not found again.
+        label: its name in the answer.
+        options: its arguments of `VideoIndex.search`.
+        itself: for "More like this", the hit that it is about, which is left out of the hits.
     """
 
     label: str
@@ -57,20 +58,20 @@ def launch(index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, 
     Args:
         index: a `VideoIndex`.
         host: the address to listen on. By default, only this machine can reach the app. There is no password: on
-            "0.0.0.0", everybody in the network can search and watch the videos.
-        port: by default the first free one from 7860 on.
-        open_browser: whether to open it in the browser.
+            "0.0.0.0", everybody on the network can search and watch the videos.
+        port: by default, the first free one from 7860 on.
+        open_browser: whether to open the app in the browser.
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: the port is not free.
+        OSError: the port is in use.
 
     Example:
 
         launch(VideoIndex.open("my-index"))
     """
     with interruptible("The app has ended."), serving(index, host, port, open_browser) as address:
-        print(f"The app is at {address} until Ctrl-C.", flush=True)
+        print(f"The app is running at {address}. Press Ctrl-C to end it.", flush=True)
         threading.Event().wait()
 
 
@@ -78,7 +79,7 @@ def launch(index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, 
 def serving(
     index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
 ) -> Iterator[str]:
-    """Serves the app, as `launch` does, within a `with` statement, and gives its address."""
+    """Serves the app, as `launch` does, within a `with` statement, and yields its address."""
     gr = _gradio()
     from starlette.middleware import Middleware
 
@@ -112,7 +113,7 @@ def serving(
             yield address
         except OSError as error:
             if port is not None and "empty port" in str(error):
-                raise OSError(f"Port {port} is not free: choose another one with --port.") from None
+                raise OSError(f"Port {port} is already in use: choose another one with --port.") from None
             raise
         finally:
             if app is not None:
@@ -177,7 +178,7 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
 
         filters = [within, least, count]
         found = [query, hits, answer, results, panel, words, file]
-        # One event at a time, as they share the model.
+        # One event at a time, as all of them use the same model.
         event: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "index", "concurrency_limit": 1}
         slow, quick = event | {"show_progress": "minimal"}, event | {"show_progress": "hidden"}
         app.load(answers.heading, None, [heading], **quick)  # whenever a browser opens it
@@ -195,8 +196,8 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
 
 class Answers:
     """
-    What the app answers. The methods that start with `to_` search; like `again`, they give values for the components
-    `found` of `build_app`, first with the hits alone, then with pictures.
+    Answers the events of the app. The methods that start with `to_` search; like `again`, they yield values for the
+    components `found` of `build_app`, first with the hits alone and then with pictures.
 
     Args:
         index: a `VideoIndex`.
@@ -204,7 +205,7 @@ class Answers:
 
     def __init__(self, index: VideoIndex):
         self.index, self.parts, self.gr = index, _parts(), _gradio()
-        self.lock = threading.Lock()  # Gradio calls from many threads, and an index serves one at a time
+        self.lock = threading.Lock()  # Gradio calls from many threads, but an index serves one at a time
 
     def heading(self) -> str:
         with self.lock:
@@ -243,14 +244,14 @@ class Answers:
             yield from self._search(query, filters, self.gr.skip(), self.gr.skip())
 
     def play(self, hit: Hit | None) -> tuple[Any, Any]:
-        """Returns the panel of the player, opened, and the player of a hit."""
+        """Returns the opened panel of the player, and the player of a hit."""
         if hit is None:
             return self.gr.skip(), self.gr.skip()
         with self.lock:
             return self.gr.Column(visible=True), self.parts.player(show_hit(self.index, hit))
 
     def draw(self, hit: Hit | None, wanted: bool, query: Query | None = None) -> str:
-        """Returns the frames of a hit with the regions of the query over them, or nothing if they are not wanted."""
+        """Returns the frames of a hit with the regions of the query drawn over them, or nothing if not wanted."""
         if hit is None or not wanted:
             return ""
         with self.lock:
@@ -299,7 +300,7 @@ def folders_of(index: VideoIndex) -> list[str]:
 
 
 def hit_of(hits: Sequence[Hit], data: Any) -> Any:
-    """Returns the hit whose number a browser sent, or None if there is none: whatever it sent, it is not trusted."""
+    """Returns the hit whose number a browser sent, or None. The browser is not trusted: it may send anything."""
     number = data.get("hit") if isinstance(data, dict) else None
     return hits[number] if type(number) is int and 0 <= number < len(hits) else None
 
@@ -320,7 +321,7 @@ def kind_of(file: str) -> str:
 
 
 def _parts() -> Any:
-    """The macros of the template."""
+    """Returns the macros of the template."""
     return environment().get_template("app.html.jinja").module
 
 
@@ -330,14 +331,14 @@ def _refuse_addresses(file: Any) -> None:
 
     async def move_local(path: Any) -> str | None:
         if path is not None and not os.path.isabs(path):
-            raise ValueError("Only uploaded files are taken.")
+            raise ValueError("Only uploaded files are accepted.")
         return await move(path)
 
     file.async_move_resource_to_block_cache = move_local
 
 
 def _names(host: str) -> set[str] | None:
-    """The names by which an app that listens on `host` may be addressed; None for any."""
+    """Returns the host names under which an app that listens on `host` may be reached; None for any."""
     local = {"localhost", "127.0.0.1", "::1"}
     return local | {host} if host in local else None
 

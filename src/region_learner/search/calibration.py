@@ -1,28 +1,29 @@
 """The probability that a hit is right.
 
-A cosine similarity by itself does not tell: how high it is depends on the model, on the words, and on how many windows
-there are to choose from. Two numbers do, both in units of the logits that the model was trained with:
+A cosine similarity alone does not tell, as it depends on the model, on the words, and on how many windows there are to
+choose from. Two numbers do, both in units of the logits that the model was trained with:
 
-- *contrast*: how far the hit is above the best hit of all neutral texts, which describe no video. The more windows
-  there are, the better that one is.
-- *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if others match as well.
+- *contrast*: by how much the hit exceeds the best hit of all neutral texts, which describe none of the videos. The
+  more windows there are, the higher that best hit scores.
+- *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if other windows match
+  just as well.
 
-The probability is the logistic function of a weighted sum of both, whose weights were fitted by
-`experiments/calibration.py`; docs/calibration.md says how far it can be trusted.
+The probability is the logistic function of a weighted sum of the two. `experiments/calibration.py` fitted the weights,
+and docs/calibration.md says how reliable the probability is.
 """
 
 import numpy as np
 
 from .nearest import inner_products
 
-# Of contrast and share, as experiments/calibration.py prints them. Its offset, 0.03, is left out: a hit without rivals
-# that is as good as the best of a neutral text is right or wrong with equal chances.
+# Weights of contrast and share, as experiments/calibration.py prints them. Its offset, 0.03, is left out: a hit
+# without rivals that is as good as the best hit of a neutral text is then right with a probability of one half.
 WEIGHTS = np.array([0.42, 1.64])
 
-# Hits that are more alike than this, by their cosine similarity, are copies of one video, which are all right or none.
+# Hits with a higher cosine similarity than this are copies of one video: either all of them are right or none is.
 _COPY = 0.99
 
-# Who does what where, in no video: of each, the neutral texts combine one with another.
+# Neutral texts combine a subject, an action and a place that are unlikely to occur together in any video.
 _WHO = (
     "a penguin", "an astronaut", "a nun", "a polar bear", "a knight in armour", "a giraffe", "a mermaid", "a clown",
     "a crocodile", "a Roman emperor", "a snowman", "an octopus", "a ballerina", "a kangaroo", "a pirate", "a robot",
@@ -42,7 +43,7 @@ _WHERE = (
 
 def neutral_texts() -> tuple[str, ...]:
     """
-    Returns 128 texts that are about visible things, as queries are, but describe no video, for [`score_by_chance`].
+    Returns 128 texts about visible things, as queries are, that describe none of the videos, for [`score_by_chance`].
     """
     return tuple(
         f"{who} {_WHAT[(i + 3 * turn) % 16]}" + (f" {_WHERE[(5 * i + 7 * turn) % 16]}" if turn % 2 else "")
@@ -56,9 +57,9 @@ def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> fl
     Returns the highest score that a window of an index has for a neutral text.
 
     Args:
-        sample: embeddings of windows of the index (m, D), m > 0: all, or some thousand random ones. All embeddings
-            have length 1.
-        neutral: of [`neutral_texts`], (P, D).
+        sample: embeddings of windows of the index (m, D), m > 0: all of them, or a few thousand random ones. All
+            embeddings have length 1.
+        neutral: embeddings of [`neutral_texts`], (P, D).
         windows: number of windows in the index. If there are more than in the sample, the score is extrapolated from
             how much higher it is in the sample than in quarters of it.
     """
@@ -74,11 +75,11 @@ def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> fl
 
 def clip_score_by_chance(sample: np.ndarray, windows: int) -> float:
     """
-    Returns the highest score that a window of an index has for a window of another part of it: [`score_by_chance`] for
-    images and videos as queries, which are nearer to all windows than texts are.
+    Returns the highest score that a window of an index has for a window of another part of it. This is
+    [`score_by_chance`] for images and videos as queries, which are closer to all windows than texts are.
 
     Args:
-        sample: as of [`score_by_chance`], in the order of the index.
+        sample: as in [`score_by_chance`], in the order of the index.
         windows: number of windows in the index.
     """
     half = len(sample) // 2
@@ -91,10 +92,10 @@ def evidence(
     query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
 ) -> np.ndarray:
     """Returns contrast and share of each hit, float64 (k, 2). The arguments are those of [`hit_probabilities`]."""
-    # Not products of matrices, so that a hit has the same score as its window in the sample.
+    # Matrix products would round differently: here, a hit has the same score as its window in the sample.
     scores, others = (inner_products(vectors, query).astype(np.float64) for vectors in (hits, sample))
-    # The rivals of a hit are the other hits, and all windows below the hits, for which those of the sample stand. What
-    # lies between the hits are other windows of the same spans.
+    # The rivals of a hit are the other hits and all windows with lower scores, which the sample represents. Windows
+    # with scores between those of the hits belong to the same spans.
     below = others[others < scores[-1]]
     copies = np.array([(hits @ hit > _COPY).sum() for hit in hits])
     highest = scores.max()
@@ -111,14 +112,16 @@ def hit_probabilities(
     Returns the probability that each hit of a query is right.
 
     Args:
-        query: its embedding (D,). All embeddings have length 1.
-        hits: of the best window of each hit (k, D), best first; the more, the better, up to about ten.
-        sample, windows: as of [`score_by_chance`].
-        chance: what it returns, for images and videos [`clip_score_by_chance`]. It is the same for all queries.
-        scale: of the logits of the model, 1 / temperature.
+        query: embedding of the query (D,). All embeddings have length 1.
+        hits: embeddings of the best window of each hit (k, D), best first. More hits, up to about ten, give better
+            estimates.
+        sample, windows: as in [`score_by_chance`].
+        chance: the value of [`score_by_chance`], or for images and videos of [`clip_score_by_chance`]. It is the same
+            for all queries.
+        scale: factor of the model's logits, 1 / temperature.
 
     Returns:
-        float64 (k,), between 0 and 1. None is higher than the one before.
+        float64 (k,), between 0 and 1, in descending order.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Cuts spans out of videos, without encoding them again wherever that gives the right frames."""
+"""Cuts spans out of videos, without re-encoding them wherever that gives the right frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # The containers that are written. MP4 and MOV can hide the frames before a span in an edit list.
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _HIDING = {"mp4", "mov"}
-# FFmpeg's readers of containers with a time stamp for every packet. Others, such as AVI, may make them up.
+# FFmpeg's readers of containers that store a time stamp for every packet. Others, such as that of AVI, may guess them.
 _WITH_TIMES = ("mov,", "matroska,", "mpegts", "flv")
 _LEAD_IN = 60  # seconds that a copy may hide before the span
 _BEFORE = 10  # seconds before the first packet, and _AFTER the last one, in which sound of the span may be stored
@@ -47,7 +47,7 @@ _QUALITY = {"libx264": {"crf": "18", "preset": "fast"}, "mpeg4": {"qmin": "2", "
 
 
 class _OutsideError(Exception):
-    """Passes an error that says all through `open_video`, which would say that the source cannot be read."""
+    """Carries an error with a complete message through `open_video`, which would report an unreadable source."""
 
     def __init__(self, cause: Exception):
         self.cause = cause
@@ -62,19 +62,19 @@ def cut_span(source: Any, start: float | None, end: float | None, output: str | 
     Writes a span of a video to a file of its own, with its sound.
 
     The file has the frames that are shown in the span, the first of them at 0 seconds. The packets of the video are
-    copied, together with those before and after the span on which its frames depend. In MP4 and MOV files an edit list
-    hides the latter. Other containers cannot hide frames: they are used if there is nothing to hide, and otherwise an
-    MP4 file is written. If the packets cannot be copied, because of their codec, because they are damaged, or because
-    they have no time stamps of their own, the pictures are encoded again with H.264, and the sound is copied.
+    copied, together with those before and after the span that its frames depend on. In MP4 and MOV files, an edit list
+    hides these additional frames. Other containers cannot hide frames: they are used if there is nothing to hide, and
+    an MP4 file is written otherwise. If the packets cannot be copied, because of their codec, because they are damaged
+    or because they do not have time stamps, the frames are re-encoded with H.264, and the sound is copied.
 
     Args:
         source: a path, the bytes of a file, or a dictionary `{"path": ..., "bytes": ...}`, as in `read_clip`.
         start, end: seconds from the first frame, as in calls of the processor; None for the start and the end.
-        output: the path of the file. Its suffix is chosen here, and replaces that of a video file: it is that of
-            `source` if such a file can be written with its codecs, otherwise `.mp4` or `.mkv`.
+        output: the path of the file. If it ends in the suffix of a video file, that is replaced by the suffix of
+            `source` if a file of this type can hold its codecs, and by `.mp4` or `.mkv` otherwise.
 
     Returns:
-        The path of the file, which appears when it is complete and replaces another one.
+        The path of the file, which is written atomically and replaces an existing one.
 
     Raises:
         VideoDecodeError: if the video, or a frame of the span, cannot be read.
@@ -104,7 +104,7 @@ def _cut(source: Any, start: float | None, end: float | None, output: Path) -> P
     if span is not None:
         for suffix in _suffixes(source, span.has_hidden):
             try:
-                with open_video(source) as stream:  # anew, as not every container can be sought to its beginning
+                with open_video(source) as stream:  # opened again, as not every container can seek to its beginning
                     return _write(output, suffix, partial(_copy, stream, span))
             except _NotCopiedError as error:
                 logger.debug("%s is not copied to %s: %s", _name(source), suffix, error)
@@ -182,7 +182,7 @@ class _Span:
 def _choose_packets(
     stream: Any, packets: PacketList, metadata: ClipMetadata, start: float | None, end: float | None
 ) -> _Span | None:
-    """Chooses the packets of a span, from the key frame before it; None if the container has no times of its own."""
+    """Returns the packets of a span, from the key frame before it on; None if the container does not store times."""
     times, start, end = check_span(metadata, start, end)
     if not stream.container.format.name.startswith(_WITH_TIMES):
         return None
@@ -206,8 +206,8 @@ def _choose_packets(
 
 def _decoding_times(stamps: np.ndarray) -> dict[int, int]:
     """
-    Returns decoding time stamps by time stamps, which are given in decoding order. Those of files may be missing. They
-    are the ordered time stamps, delayed by as many frames as are needed for none to be later than its frame.
+    Returns the decoding time stamp for each time stamp; these are given in decoding order. (Files may lack decoding
+    time stamps.) They are the sorted time stamps, shifted by as few frames as keep each no later than its frame.
     """
     ordered = np.sort(stamps)
     delay = int(np.max(np.arange(len(stamps)) - ordered.searchsorted(stamps)))
@@ -218,8 +218,8 @@ def _decoding_times(stamps: np.ndarray) -> dict[int, int]:
 
 def _is_entry(stream: Any, packet: Any) -> bool:
     """
-    Returns whether a file may start with a key frame. In H.264 it must be an IDR frame (of NAL type 5): frames after
-    any other one may name frames before it, also without needing them.
+    Returns whether a file may start with a key frame. In H.264, it must be an IDR frame (NAL type 5): frames that
+    follow any other key frame may refer to frames before it, even if they do not need them.
     """
     context = stream.codec_context
     if context.codec.canonical_name != "h264":
@@ -236,14 +236,14 @@ def _is_entry(stream: Any, packet: Any) -> bool:
 
 
 def _copy(stream: Any, span: _Span, file: BinaryIO, name: str) -> None:
-    """Copies a span to a container. Raises `_NotCopiedError`, or an error of FFmpeg, if that cannot be done."""
+    """Copies a span to a container. Raises `_NotCopiedError` or an FFmpeg error if that is not possible."""
     others = [other for other in stream.container.streams if _is_sound(other) or _is_other_video(other, stream)]
     missing = set(span.stamps)
     with _open_output(file, name) as container:
         if wrong := {source.codec.canonical_name for source in (stream, *others)} - container.supported_codecs:
-            raise _NotCopiedError(f"{name} does not take {', '.join(sorted(wrong))}")
+            raise _NotCopiedError(f"{name} does not support {', '.join(sorted(wrong))}")
         targets = {source.index: _add_copy(container, source) for source in (stream, *others)}
-        begun = set()  # other video streams begin with a key frame, too
+        begun = set()  # other video streams must begin with a key frame as well
         for packet in _packets_around(stream, [stream, *others], min(span.stamps), span.end):
             source = packet.stream
             if source == stream:
@@ -270,7 +270,7 @@ def _copy(stream: Any, span: _Span, file: BinaryIO, name: str) -> None:
 
 
 def _open_output(file: BinaryIO, name: str) -> OutputContainer:
-    """Opens a container for writing. Where possible, negative time stamps are hidden and not shifted."""
+    """Opens a container for writing. Where possible, negative time stamps hide frames instead of being shifted."""
     import av
 
     options = {"avoid_negative_ts": "disabled"} if name in _HIDING else {}
@@ -328,7 +328,7 @@ def _packets_around(stream: Any, streams: Sequence[Any], first: int, end: Fracti
             if decides and at is not None and at > end + _AFTER:
                 return
     except IndexError as error:  # raised by PyAV if streams appear later on
-        raise _NotCopiedError("its streams are not those that it begins with") from error
+        raise _NotCopiedError("new streams appear in the middle of the file") from error
 
 
 def _is_in(packet: Any, start: Fraction, end: Fraction) -> bool:
@@ -352,7 +352,7 @@ def _encode(source: Any, start: float | None, end: float | None, output: Path) -
         suffix = ".mkv" if _refused(sounds, "mp4") else ".mp4"
         for sound in _refused(sounds, _CONTAINERS[suffix]):
             name = sound.codec_context.name
-            logger.warning("%s: its sound (%s) is left out, as no container takes it", _name(source), name)
+            logger.warning("%s: its sound (%s) is left out, as no container supports it", _name(source), name)
             sounds.remove(sound)
 
         def encode(file: BinaryIO, name: str) -> None:
@@ -386,7 +386,7 @@ def _encode_frames(source: Any, start: float | None, end: float | None, encoder_
 
 
 def _even(height: int, width: int) -> tuple[int, int]:
-    """The size of an encoded frame: H.264 stores colours for two by two pixels."""
+    """Returns the size of an encoded frame. It is even, as H.264 stores colours for blocks of two by two pixels."""
     return max(2, height // 2 * 2), max(2, width // 2 * 2)
 
 
@@ -447,7 +447,7 @@ class _Encoder:
         self.container.mux(self.video.encode(frame))
 
     def finish(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining frames and sound."""
         self._mux_sound(math.inf)
         self.container.mux(self.video.encode())
 
@@ -456,6 +456,6 @@ class _Encoder:
 
 
 def _refused(sounds: Sequence[Any], name: str) -> list[Any]:
-    """Returns the streams whose codecs a container does not take."""
+    """Returns the streams whose codecs a container does not support."""
     with _open_output(io.BytesIO(), name) as container:
         return [sound for sound in sounds if sound.codec.canonical_name not in container.supported_codecs]

@@ -1,4 +1,4 @@
-"""The SQLite file of an index: what it was made with, its videos, and the rows of their vectors."""
+"""The SQLite file of an index: the settings it was made with, its videos, and the rows of their vectors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..configuration_region_learner import did_you_mean
 from .sources import Video
 from .vectors import check_is_file
 
 FILE = "index.sqlite"
 FORMAT = 1
 
-# Paths are bytes, as the names of files need not be text.
+# Paths are stored as bytes, as file names need not be valid text.
 _SCHEMA = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,"
@@ -60,9 +61,9 @@ class Record(NamedTuple):
 
 class Database:
     """
-    The SQLite file of an index. All changes between two commits become visible, and permanent, at once.
+    The SQLite file of an index. All changes between two commits become visible and permanent at the same time.
 
-    An index may come from a stranger: its schema must be that of this version, so that nothing but data is in it.
+    An index may come from a stranger: its schema must be exactly that of this version, so that it holds only data.
 
     Args:
         directory: of the index.
@@ -87,7 +88,7 @@ class Database:
                 uri=True,
                 isolation_level=None,
                 timeout=60,
-                check_same_thread=False,  # threads may take turns, as those of the app do
+                check_same_thread=False,  # several threads may use it in turn, as in the app
             )
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "synchronous=FULL"):
                 self.connection.execute(f"PRAGMA {pragma}")
@@ -115,14 +116,14 @@ class Database:
         return cls(directory, writes=True)
 
     def _check_files(self) -> None:
-        """Refuses files with which SQLite would reach others, before it sees them."""
+        """Refuses files that would make SQLite open or delete other files, before SQLite sees them."""
         for suffix in ("", "-journal", "-wal", "-shm"):
             check_is_file(self.path.with_name(FILE + suffix))
-        # A journal that ends like this names another journal, which SQLite deletes. Ours never do.
+        # A journal with this ending names another journal, which SQLite would delete. Ours never have it.
         with suppress(FileNotFoundError), open(self.path.with_name(f"{FILE}-journal"), "rb") as journal:
             journal.seek(max(0, os.fstat(journal.fileno()).st_size - 8))
             if journal.read(8) == _NAMES_ANOTHER:
-                raise ValueError(f"{journal.name} names another file, as no journal of an index does: remove it.")
+                raise ValueError(f"{journal.name} names another file, which no journal of an index does: remove it.")
 
     def close(self) -> None:
         self.connection.close()
@@ -132,7 +133,7 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path} cannot be used: {error}.") from error
+            raise OSError(f"{self.path} cannot be opened: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is damaged ({error}): make the index again.") from error
 
@@ -154,7 +155,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """All reads of the block see one state, whatever another process commits."""
+        """Makes all reads of the block see the same state, whatever another process commits."""
         self.execute("BEGIN")
         try:
             yield
@@ -165,7 +166,7 @@ class Database:
         """Returns a number that changes when another process changes the index."""
         return self.execute("PRAGMA data_version")[0][0]
 
-    # --- What the index was made with, and how many rows it has ---
+    # --- Settings and numbers of rows ---
 
     def about(self, name: str) -> Any:
         found = self.execute("SELECT value FROM about WHERE name = ?", [name])
@@ -181,7 +182,7 @@ class Database:
             raise ValueError(f"{self.path} is damaged (vectors): make the index again.")
         directory = self.path.parent / name
         if directory.is_symlink():
-            raise ValueError(f"{directory} is a link, which is refused: put the directory itself there.")
+            raise ValueError(f"{directory} is a symbolic link, which is not allowed: move the directory itself there.")
         return directory
 
     def _ranges(self, found: list[Any]) -> np.ndarray:
@@ -267,20 +268,27 @@ class Database:
         statement = f"SELECT first_row, first_row + rows FROM videos WHERE {_WITHIN} AND rows > 0 ORDER BY path"
         return self._ranges(self.execute(statement, _limits(path)))
 
+    def near(self, path: str) -> str:
+        """Returns what `did_you_mean` returns for the folders and videos of the index beside `path`."""
+        folder = os.path.dirname(path)
+        paths = self.execute(f"SELECT path FROM videos WHERE {_WITHIN}", _limits(folder))
+        names = {os.path.relpath(os.fsdecode(name), folder).split(os.sep)[0] for (name,) in paths}
+        return did_you_mean(os.path.basename(path), names)
+
     def sampled_rows(self, count: int) -> np.ndarray:
         """
         Returns up to `count` rows, as [`evenly_spaced`] does, of all videos, or of some if there are very many. Which
         rows, and their order, depend on the contents of the videos only.
         """
         videos = self.execute("SELECT COUNT(*) FROM videos WHERE first_row IS NOT NULL")[0][0]
-        # The hashes are evenly distributed: so many videos are below this one.
+        # The hashes are evenly distributed: about `count` videos have a hash below this limit.
         limit = "g" if videos <= count else f"{count * 2**32 // videos:08x}"
         condition = "first_row IS NOT NULL AND sha256 < ? ORDER BY sha256"
         found = self.execute(f"SELECT first_row, first_row + rows FROM videos WHERE {condition}", [limit])
         return evenly_spaced(self._ranges(found), count)
 
     def put(self, record: Record) -> None:
-        """Adds a video, or replaces it."""
+        """Adds a video, replacing an entry with the same path."""
         self.remove(record.video.path)
         video, spans = record.video, record.spans
         shard = None if video.shard is None else os.fsencode(video.shard)
@@ -301,7 +309,7 @@ class Database:
         )  # fmt: skip
 
     def remove(self, path: str) -> bool:
-        """Removes a video, whose rows become a hole. Returns whether it was there."""
+        """Removes a video and marks its rows as a hole. Returns whether it was in the index."""
         name = os.fsencode(path)
         for first, rows in self.execute("SELECT first_row, rows FROM videos WHERE path = ?", [name]):
             if rows:
@@ -312,7 +320,7 @@ class Database:
 
 
 def _are_spans(times: np.ndarray) -> bool:
-    """Returns whether times (n, 2) are starts and ends in order, within a thousand years."""
+    """Returns whether times (n, 2) are valid starts and ends in order, below about a thousand years."""
     starts, ends = times.T
     return bool(((starts >= 0) & (starts <= ends) & (ends < 2**35)).all() and (np.diff(starts) >= 0).all())
 
@@ -321,14 +329,14 @@ _WITHIN = "(path = ? OR (path > ? AND path < ?))"
 
 
 def _limits(path: str) -> list[bytes]:
-    """Returns a path, and the paths between which those are that it contains."""
+    """Returns a path, and the two limits between which the paths of its members sort."""
     name = os.fsencode(path)
     begin = name.rstrip(b"/") + b"/"
     return [name, begin, begin[:-1] + b"0"]  # "0" follows "/"
 
 
 def evenly_spaced(ranges: np.ndarray, count: int) -> np.ndarray:
-    """Returns up to `count` of the rows in ranges (n, 2), in their order, int64: all of them if they are no more."""
+    """Returns up to `count` evenly spaced rows of ranges (n, 2), int64, in their order."""
     rows = np.concatenate([np.arange(start, stop) for start, stop in ranges.tolist()] or [np.empty(0, np.int64)])
     return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
 

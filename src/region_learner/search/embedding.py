@@ -1,4 +1,4 @@
-"""Embeds windows of videos, and queries, with one model."""
+"""Embeds windows of videos and queries with the same model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .sources import Video
 from .spans import Plan
 from .windows import MOST_TOKENS, Windows, is_token_shape, pack_tokens
 
-# Batches never mix videos: the embeddings of a video do not depend on which others are new.
+# Batches never mix videos, so that the embeddings of a video do not depend on which other videos are new.
 _FRAMES = 32
 _WINDOWS = 8
 
@@ -32,12 +32,12 @@ _SAMPLED = 1024  # values per tensor that the hash of the weights covers
 
 class Query(NamedTuple):
     """
-    The embeddings of what is searched for.
+    The embeddings of a query.
 
     Args:
         vector: float32 (D,), of length 1.
-        words: of the tokens of a text, float32 (1, L, d), of length 1, and their weights, (1, L); None for images,
-            videos, and models without tokens.
+        words: embeddings of the tokens of a text, float32 (1, L, d), of length 1, and their weights, (1, L); None for
+            images, videos, and models without tokens.
     """
 
     vector: np.ndarray
@@ -53,7 +53,7 @@ class Embedder:
         num_frames: frames per window; by default those of the processor.
 
     Raises:
-        ValueError: the checkpoint cannot embed texts and videos, or not of so many frames.
+        ValueError: the checkpoint cannot embed texts and videos, or does not support this number of frames.
         OSError: it does not exist.
     """
 
@@ -65,14 +65,14 @@ class Embedder:
         if num_frames is not None:
             video_processor.num_frames, video_processor.fps = num_frames, None
         if video_processor.num_frames is None:
-            raise ValueError(f"{name} samples frames by their rate: say how many a window has (--num-frames).")
+            raise ValueError(f"{name} samples frames by frame rate: set the frames per window with --num-frames.")
         most = self.model.video_model.max_frames
         if most is not None and video_processor.num_frames > most:
-            raise ValueError(f"{name} takes at most {most} frames per window, not {video_processor.num_frames}.")
+            raise ValueError(f"{name} supports at most {most} frames per window, not {video_processor.num_frames}.")
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def about(self) -> dict[str, Any]:
-        """Returns what an index must agree with, as JSON has it."""
+        """Returns the settings that an index must match, as JSON values."""
         return {
             "model": self.name,
             "revision": getattr(load_config(self.name), "_commit_hash", None),
@@ -94,20 +94,20 @@ class Embedder:
 
     def token_shape(self, wanted: bool | None) -> list[int] | None:
         """
-        Returns the number and the length of the tokens of a window, which is the same for all windows, as they have
-        the same number of frames; None if they are not to be kept.
+        Returns the number and the length of the tokens of a window, or None if they are not to be kept. They are the
+        same for all windows, as all have the same number of frames.
 
         Args:
-            wanted: whether to keep them; None: if the model has any.
+            wanted: whether to keep them; None keeps them if the model has any.
 
         Raises:
-            ValueError: they are wanted, and the model does not have any; or they are too long.
+            ValueError: they are wanted but the model does not have any, or they are too long.
         """
         dim = self.model.config.token_dim
         if wanted and not self.has_tokens:
             raise ValueError(
-                f"{self.name} does not have tokens of words and regions (token_dim=0): leave out --tokens, or use a "
-                "model that was trained with token_dim."
+                f"{self.name} does not have word-region tokens (token_dim=0): leave out --tokens, or use a model that "
+                "was trained with token_dim."
             )
         if not dim or wanted is False:
             return None
@@ -118,7 +118,7 @@ class Embedder:
             found = self.model(**self.processor(videos=[frames]).to(self.model.device)).video_token_embeds
         shape = [min(found.shape[1], MOST_TOKENS), dim]
         if not is_token_shape(shape):
-            raise ValueError(f"{self.name} has token_dim={dim}, too many for an index: leave the tokens out.")
+            raise ValueError(f"{self.name} has token_dim={dim}, which is too large for an index: add --no-tokens.")
         return shape
 
     @contextmanager
@@ -147,7 +147,7 @@ class Embedder:
         return found
 
     def clip(self, **given: Any) -> np.ndarray:
-        """Returns the embedding of what the processor is given, one image or video, float32 (D,), of length 1."""
+        """Returns the embedding of one image or video, as passed to the processor, float32 (D,), of length 1."""
         inputs = self.processor(**given).to(self.model.device)
         with self._running():
             return _as_array(self.model(**inputs).video_embeds)[0]
@@ -177,8 +177,8 @@ class Embedder:
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """
-        Returns what windows are put together from: the features of frames (n, 1 + N, D) if the model has a backbone,
-        which sees each frame alone; otherwise their pixels.
+        Returns what windows are assembled from: features of frames (n, 1 + N, D) if the model has a backbone, which
+        encodes each frame separately, and pixels otherwise.
 
         Args:
             frames: (n, 3, H, W), not normalized.
@@ -219,8 +219,8 @@ def _hash_of_weights(model: torch.nn.Module) -> str:
 
 class WindowEmbeddings:
     """
-    The embeddings of the windows of one video, whose frames arrive in parts. Each frame is encoded once, and is kept
-    until no window needs it.
+    Embeds the windows of one video, whose frames arrive in parts. Each frame is encoded once, and kept until no window
+    needs it any more.
     """
 
     def __init__(self, embedder: Embedder, plan: Plan):
@@ -230,7 +230,7 @@ class WindowEmbeddings:
         self.done = 0
 
     def add(self, part: Part) -> None:
-        """Adds frames, and embeds the windows that are complete."""
+        """Adds frames and embeds the windows that are now complete."""
         self.kept.update(zip(part.indices.tolist(), self.embedder.encode(part.frames)))
         ready = int(self.plan.frames.max(1).searchsorted(part.indices[-1], "right"))
         while self.done < ready:
@@ -257,7 +257,7 @@ class Embedded(NamedTuple):
 def embed_events(
     events: Iterable[tuple[Video, Event]], embedder: Embedder
 ) -> Iterator[tuple[Video, Embedded | Known | Failed]]:
-    """Embeds videos as they are read: yields each with its embeddings, or with why there are none."""
+    """Embeds videos as they are read. Yields each with its embeddings, or with the reason why it has none."""
     open_videos: dict[str, tuple[str, WindowEmbeddings]] = {}
     for video, event in events:
         if isinstance(event, Begin):

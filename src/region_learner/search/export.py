@@ -1,4 +1,4 @@
-"""Exports an index to Parquet files, or to the engines of larger collections: LanceDB and Qdrant."""
+"""Exports an index to Parquet files, LanceDB or Qdrant."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "videos"
 
-_ROWS = 2**13  # that are read together
-_POINTS = 256  # of one request
+_ROWS = 2**13  # read at a time
+_POINTS = 256  # per request
 
 
 def export_index(index: VideoIndex, to: str, output: str, name: str | None = None) -> int:
@@ -33,20 +33,20 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
     keeps them.
 
     Args:
-        index: stays as it is. It cannot be changed while it is exported.
-        to: "parquet", for parts as `embed_videos` writes them; "lance", for a table of LanceDB; or "qdrant", for a
-            collection of Qdrant that compares vectors by their cosine. With tokens, its vectors are called "vector"
-            and "tokens"; the latter is a multivector, which is compared by the sum of the highest inner products.
-        output: of "parquet", a directory that is empty or does not exist; of "lance", the directory or address of a
-            database; of "qdrant", the address of a server (`http://...`, with the key in QDRANT_API_KEY if it needs
+        index: the index, which is not changed. Nothing else can change it during the export.
+        to: "parquet" writes parts as `embed_videos` does, "lance" a LanceDB table, and "qdrant" a Qdrant collection
+            that compares vectors by their cosine. With tokens, the vectors of a collection are called "vector" and
+            "tokens"; the latter is a multivector, compared by the sum of the highest inner products.
+        output: for "parquet", a directory that is empty or does not exist; for "lance", the directory or address of a
+            database; for "qdrant", the address of a server (`http://...`, with its key in QDRANT_API_KEY if it needs
             one), or a directory for Qdrant's local mode.
-        name: of the table or collection, which must not exist; by default "videos".
+        name: name of the table or collection, which must not exist yet. By default "videos".
 
     Returns:
         The number of windows.
 
     Raises:
-        FileExistsError: there already is a table or collection of this name, or a file in the directory.
+        FileExistsError: the table or collection already exists, or the directory is not empty.
         ImportError: the package of the engine is not installed.
         BlockingIOError: another process is changing the index.
 
@@ -54,17 +54,17 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
 
         export_index(VideoIndex.open("videos.index"), "qdrant", "http://localhost:6333")
     """
-    if to not in _EXPORTS:
-        raise ValueError(f"to={to!r} is not known{nearest_or_all(to, _EXPORTS)}")
+    if to not in FORMATS:
+        raise ValueError(f"to={to!r} is not known{nearest_or_all(to, FORMATS)}")
     if to == "parquet" and name is not None:
-        raise ValueError(f"name={name!r} is of a table or a collection: files do not have one. Leave it out.")
+        raise ValueError(f"name={name!r} (--name) is for tables and collections, not for Parquet files: leave it out.")
     with locked(index.directory):
-        _EXPORTS[to](index, output, name or NAME)
+        FORMATS[to](index, output, name or NAME)
         return index.database.execute("SELECT SUM(rows) FROM videos")[0][0] or 0
 
 
 def _tables(index: VideoIndex) -> Iterator[pa.Table]:
-    """Yields the windows with their rows in the index as "id", a bounded number at a time."""
+    """Yields tables of windows, of bounded size, with the row in the index as the column "id"."""
     import pyarrow as pa
 
     for videos in _batches(index):
@@ -79,7 +79,7 @@ def _columns(index: VideoIndex) -> list[str]:
 
 
 def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, Windows]]]:
-    """Yields videos that are searched with their windows, in the order of their rows."""
+    """Yields readable videos with their windows, in the order of their rows."""
     about = index.about()
     windows = WindowStore(index.database.vectors_directory(), about["dim"], about["tokens"])
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
@@ -97,7 +97,7 @@ def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, Windows]]]:
 def _to_parquet(index: VideoIndex, output: str, name: str) -> None:
     directory = Path(output)
     if directory.exists() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} has other files: choose another directory for the parts.")
+        raise FileExistsError(f"{directory} is not empty: choose another directory for the parts.")
     directory.mkdir(parents=True, exist_ok=True)
     with PartWriter(directory, index.about() | {"neutral": index.database.about("neutral")}, 0, 1) as writer:
         for record in index.database.records("error IS NOT NULL"):
@@ -122,7 +122,7 @@ def _to_lance(index: VideoIndex, output: str, name: str) -> None:
         database = lancedb.connect(output)
         with suppress(ValueError, FileNotFoundError):  # there is no such table
             database.open_table(name)
-            raise FileExistsError(f"{output} has a table {name} already: choose another --name, or drop it first.")
+            raise FileExistsError(f"{output} already has a table {name}: choose another --name, or drop it first.")
         try:
             database.create_table(name, pa.RecordBatchReader.from_batches(schema, batches))
         except BaseException:
@@ -146,7 +146,7 @@ def _to_qdrant(index: VideoIndex, output: str, name: str) -> None:
         with closing(QdrantClient(**where)) as client:
             if client.collection_exists(name):
                 raise FileExistsError(
-                    f"{output} has a collection {name} already: choose another --name, or delete it first."
+                    f"{output} already has a collection {name}: choose another --name, or delete it first."
                 )
             client.create_collection(name, _qdrant_vectors(models, index.about()))
             try:
@@ -156,7 +156,7 @@ def _to_qdrant(index: VideoIndex, output: str, name: str) -> None:
                 client.delete_collection(name)
                 raise
     except ApiException as error:
-        raise OSError(f"{output} does not take the export: {' '.join(str(error).split())}") from error
+        raise OSError(f"{output} refused the export: {' '.join(str(error).split())}") from error
 
 
 def _qdrant_vectors(models: Any, about: dict[str, Any]) -> Any:
@@ -166,9 +166,9 @@ def _qdrant_vectors(models: Any, about: dict[str, Any]) -> Any:
         return vector
     tokens = models.VectorParams(
         size=about["tokens"][1],
-        distance=models.Distance.DOT,  # so that a query may weigh its words by their lengths
+        distance=models.Distance.DOT,  # so that a query can weight its words by the lengths of their vectors
         multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-        hnsw_config=models.HnswConfigDiff(m=0),  # only what "vector" has found is ranked by tokens
+        hnsw_config=models.HnswConfigDiff(m=0),  # tokens only re-rank what "vector" has found
         datatype=models.Datatype.FLOAT16,
     )
     return {"vector": vector, "tokens": tokens}
@@ -187,7 +187,7 @@ def _upload(client: Any, models: Any, name: str, table: pa.Table) -> None:
         client.upsert(name, points, wait=True)
 
 
-_EXPORTS: dict[str, Callable[[VideoIndex, str, str], None]] = {
+FORMATS: dict[str, Callable[[VideoIndex, str, str], None]] = {
     "parquet": _to_parquet,
     "lance": _to_lance,
     "qdrant": _to_qdrant,

@@ -1,8 +1,8 @@
 """
-What a browser may ask of the app: a short list of addresses, from pages of the app only.
+Limits the requests that a browser may send to the app: a short list of addresses, and only from pages of the app.
 
 Gradio also serves files of other directories, fetches addresses for its clients, and has endpoints that this app does
-not need. What is not on the list is refused before Gradio sees it.
+not need. Requests that are not on the list are refused before Gradio sees them.
 """
 
 import os
@@ -30,13 +30,13 @@ _FILE = "/gradio_api/file="
 
 class Guard:
     """
-    ASGI middleware that refuses whatever the app does not need.
+    ASGI middleware that refuses requests that the app does not need.
 
     Args:
-        app: what answers the other requests.
-        folder: the only directory whose files are served: those that were uploaded as queries.
-        hosts: names by which the app may be addressed, so that no page of another site can reach it by a name that
-            leads here; None for any.
+        app: the application that answers the other requests.
+        folder: the only directory whose files are served, which holds the uploaded queries.
+        hosts: host names under which the app may be reached; None for any. They keep pages of other sites from
+            reaching it through a name of their own that resolves to this machine.
     """
 
     def __init__(self, app: Callable, folder: Path, hosts: set[str] | None):
@@ -53,13 +53,13 @@ class Guard:
         await PlainTextResponse(reason, status)(scope, receive, send)
 
     def _refusal(self, scope: dict[str, Any]) -> tuple[int, str] | None:
-        """Returns a status and a reason, or None for what is allowed."""
+        """Returns the status and reason of a refusal, or None for a request that is allowed."""
         if scope["type"] != "http":
             return 404, "Not found."
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
-            return 403, "The app is not served under this name."
+            return 403, "The app is not served under this host name."
         if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
             return 403, "Pages of other sites cannot use the app."
         method, path = scope["method"], scope["path"]

@@ -1,4 +1,4 @@
-"""An index of videos on disk, which follows their files and is searched by texts, images and videos."""
+"""An index of videos on disk, which stays in sync with their files and is searched by text, image or video."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 MODEL = "google/siglip2-base-patch16-224"
 
-# The probability from which on a hit is likely to be right, and below which probably nothing in the index matches.
+# Above the first probability, a hit is likely to be right; below the second, probably nothing in the index matches.
 LIKELY = 0.5
 NO_MATCH = 0.1
 
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
-_NEAREST = 200  # windows that are looked at for each query, at least
-_PART = 512  # windows of a long video in which a span is looked for
-# Spans that are ranked once more by words and regions.
+_NEAREST = 200  # windows that are examined for each query, at least
+_PART = 512  # windows of a long video in which a span is searched
+# Spans that are re-ranked by words and regions.
 _RERANKED = 50
-_RIVALS = 10  # best spans that are compared with one another, so that a probability does not depend on `k`
-_SAMPLE = 4096  # windows of which the calibration sees the scores
+_RIVALS = 10  # best spans that probabilities are computed from, so that they do not depend on `k`
+_SAMPLE = 4096  # windows that the calibration scores
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,16 @@ class Hit:
     A span of a video that matches a query.
 
     Args:
-        path: of the video; of a member of a shard, the path of the shard followed by the name of the member.
-        start, end: in seconds from the first frame.
+        path: path of the video; for a member of a shard, the path of the shard followed by the name of the member.
+        start, end: start and end in seconds from the first frame.
         score: cosine similarity of the query and the best window of the span.
-        probability: that this is what the query means, from 0 to 1; see docs/calibration.md for how far it can be
-            trusted.
-        regions: of a clip of the span, float32 (T, S, h, w), if they were asked for and the model has any: for texts
-            and a model with tokens a heat map of each of `phrases`, otherwise the masks of all regions.
-        phrases: what each of `regions` shows: the query as a whole, and then phrases of it; empty for all regions.
+        probability: probability that the hit is what the query means, from 0 to 1. docs/calibration.md says how
+            reliable it is.
+        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested and the model has any. For
+            a text and a model with tokens, they are heat maps, one for each of `phrases`; otherwise they are the masks
+            of all regions.
+        phrases: what each of `regions` shows: the query as a whole, then its phrases. Empty for the masks of all
+            regions.
     """
 
     path: str
@@ -72,11 +74,11 @@ class VideoIndex:
     An index of videos.
 
     Args:
-        directory: of an index that exists; see [`VideoIndex.create`].
+        directory: directory of an existing index; [`VideoIndex.create`] makes a new one.
         model: where the model of the index is now, if it was moved.
 
     Raises:
-        FileNotFoundError: there is no index.
+        FileNotFoundError: the directory does not contain an index.
         ValueError: it is damaged, or of another version.
 
     Example:
@@ -94,7 +96,7 @@ class VideoIndex:
         self._given_model = model
         self._embedder: Embedder | None = None
         self._view: _View | None = None
-        self._lock = threading.Lock()  # threads take turns
+        self._lock = threading.Lock()  # one thread at a time
 
     @classmethod
     def create(
@@ -110,18 +112,18 @@ class VideoIndex:
         Makes an empty index.
 
         Args:
-            directory: where nothing, or an empty directory, is.
-            model: a directory or Hub name, of a RegionLearner or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+            directory: directory of the index, which must be empty or not exist.
+            model: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
             window: length of a window in seconds.
             stride: seconds from the start of one window to that of the next.
-            num_frames: frames per window; by default those of the model.
-            tokens: whether to keep the tokens of each window beside its vector, with which texts are searched better;
-                by default, if the model has any (`token_dim`).
+            num_frames: frames per window; by default, as many as the model expects.
+            tokens: whether to keep the tokens of each window beside its vector, which makes searching by text more
+                accurate. By default, they are kept if the model has any (`token_dim`).
 
         Raises:
-            FileExistsError: the directory is an index, or has other files.
-            ValueError: `window` and `stride` do not fit, the model cannot embed texts and videos, or `tokens` is True
-                and the model does not have any.
+            FileExistsError: the directory is an index already, or contains other files.
+            ValueError: `window` and `stride` do not fit together, the model cannot embed texts and videos, or `tokens`
+                is True and the model does not have any.
             OSError: the model does not exist.
         """
         path = Path(directory)
@@ -145,15 +147,16 @@ class VideoIndex:
         cls, directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     ) -> VideoIndex:
         """
-        Makes an index from the parts of `region-learner embed`, or adds them to an index. Neither the videos nor the
-        model are read.
+        Makes an index from the parts that `region-learner embed` has written, or adds them to an existing index.
+        Neither the videos nor the model are read.
 
         Args:
-            directory: an index, or where nothing or an empty directory is.
-            parts: one or several directories of parts, or their files.
+            directory: directory of an index, or one that is empty or does not exist.
+            parts: one or several directories of parts, or single parts.
 
         Raises:
-            ValueError: parts are missing, damaged, or of another model, or other windows, than the rest or the index.
+            ValueError: parts are missing or damaged, or were made with another model or other windows than the other
+                parts or the index.
             BlockingIOError: another process is changing the index.
 
         Example:
@@ -166,12 +169,12 @@ class VideoIndex:
         return cls(directory)
 
     def __len__(self) -> int:
-        """Returns the number of videos that are searched."""
+        """Returns the number of readable videos in the index."""
         return self.database.execute("SELECT COUNT(*) FROM videos WHERE error IS NULL")[0][0]
 
     def about(self) -> dict[str, Any]:
         """
-        Returns what the index was made with: model, revision, hash of weights, preprocessing, window, stride, and the
+        Returns the settings of the index: model, revision, hash of the weights, preprocessing, window, stride, and the
         number and length of the tokens of a window (None without tokens).
         """
         names = ("model", "revision", "weights", "preprocessing", "num_frames", "dim", "window", "stride", "tokens")
@@ -196,7 +199,7 @@ class VideoIndex:
                 if self._given_model:
                     raise
                 raise OSError(
-                    f"{error} {self.directory} was made with it: if it was moved, pass its place as model."
+                    f"{error} {self.directory} was made with it: if it was moved, pass its path as model (--model)."
                 ) from error
             shape = self.database.about("tokens")
             found = embedder.about()
@@ -206,7 +209,7 @@ class VideoIndex:
                 if found[what] != self.database.about(what):
                     raise ValueError(
                         f"{self.directory} was made with {made_with}, but {name} has "
-                        f"{_DIFFERENT[what]}: use that model, or make another index."
+                        f"{_DIFFERENT[what]}: use that model, or create another index."
                     )
             self._embedder = embedder
         return self._embedder
@@ -233,20 +236,21 @@ class VideoIndex:
         root: str = "rows of a corpus",
     ) -> UpdateReport:
         """
-        Brings the index up to date with files: embeds new and changed ones, and removes those that are gone. What has
-        not changed is not read. An interrupted update goes on where it stopped when it is called again.
+        Brings the index up to date with files: embeds new and changed videos, and removes those that no longer exist.
+        Unchanged videos are not read. Call it again to resume an interrupted update.
 
         Args:
             paths: one or several paths of folders, videos, shards (.tar) or lists (.txt); or rows of `load_corpus`.
-            remove_missing: whether to remove videos that these folders, lists, shards or rows had earlier and do not
-                have now.
-            retry: whether to read files again that could not be read.
-            num_workers: processes that decode; by default 0: the videos are decoded in this process.
-            root: what to call the rows of a corpus, so that a later update knows which videos came from them.
+            remove_missing: whether to remove videos that were found in these folders, lists, shards or rows earlier
+                but no longer exist there.
+            retry: whether to try files again that could not be read.
+            num_workers: processes that decode; with 0, the default, this process decodes.
+            root: name for the rows of a corpus, by which a later update knows which videos came from them.
 
         Raises:
             BlockingIOError: another process is changing the index.
-            FileNotFoundError, ValueError: a path does not exist, or does not have any videos.
+            FileNotFoundError: a path does not exist.
+            ValueError: a path does not contain any videos.
         """
         with locked(self.directory), Updater(self.directory, lambda: self.embedder) as updater:
             return updater.update(paths, remove_missing, retry, num_workers, root)
@@ -262,7 +266,7 @@ class VideoIndex:
             The number of videos that were removed.
 
         Raises:
-            ValueError: a path has no videos in the index; nothing is removed.
+            ValueError: the index has no videos within a path; nothing is removed.
             BlockingIOError: another process is changing the index.
         """
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
@@ -270,19 +274,19 @@ class VideoIndex:
             return updater.remove([_absolute(path) for path in given])
 
     def unreadable(self) -> dict[str, str]:
-        """Returns why videos could not be read, by their paths."""
+        """Returns why each unreadable video could not be read, by path."""
         return {record.video.path: record.error or "" for record in self.database.records("error IS NOT NULL")}
 
     # --- Reading the videos of the index ---
 
     def paths(self) -> list[str]:
-        """Returns the paths of the videos that are searched."""
+        """Returns the paths of the readable videos."""
         return [os.fsdecode(path) for (path,) in self.database.execute(
             "SELECT path FROM videos WHERE error IS NULL ORDER BY path"
         )]  # fmt: skip
 
     def source(self, path: str) -> Any:
-        """Returns what the processor reads for a video of the index. Raises a `KeyError` for other paths."""
+        """Returns the processor's input for a video of the index. Raises a `KeyError` for other paths."""
         return self.record(path).video.source()
 
     def duration(self, path: str) -> float:
@@ -290,7 +294,7 @@ class VideoIndex:
         return self.record(path).duration
 
     def record(self, path: str) -> Record:
-        """Returns what the index knows about a video. Raises a `KeyError` for other paths."""
+        """Returns the record of a video of the index. Raises a `KeyError` for other paths."""
         record = self.database.record(path)
         if record is None:
             raise KeyError(f"{path} is not in the index {self.directory}")
@@ -328,32 +332,31 @@ class VideoIndex:
         regions: bool = False,
     ) -> Any:
         """
-        Returns the spans of videos that match a query best.
+        Returns the spans of videos that match a query best. Exactly one of `text`, `image` and `video` is required.
 
-        If the index keeps tokens, the best spans for a text are ranked once more, by their words and regions too. This
-        changes the order of the hits only: `score` stays the cosine similarity, and `probability` what the single
-        vector says about the hit of this rank.
+        If the index keeps tokens, the best spans for a text are re-ranked by words and regions. This changes only the
+        order of the hits: `score` remains the cosine similarity, and `probability` remains that of the rank, as
+        computed from the vectors.
 
         Args:
-            text: words; or a list of texts, each of which is a query.
+            text: a text, or a list of texts, each of which is a query.
             image: a picture: a path, a PIL image or an array.
-            video: a video: a path, frames, or `(video, start, end)` in seconds. One of these three is given.
-            k: the greatest number of hits.
-            within: a folder, shard or video of the index: only its videos are searched.
-            min_score: the lowest cosine similarity of a hit.
-            min_probability: the lowest probability of a hit.
-            regions: whether to run the model on the hits, to tell where in their frames the words are, or for the
-                masks of all regions where it cannot tell.
+            video: a video: a path, frames, or `(video, start, end)` in seconds.
+            k: maximum number of hits.
+            within: a folder, shard or video of the index, to search only the videos in it.
+            min_score: minimum cosine similarity of a hit.
+            min_probability: minimum probability of a hit.
+            regions: whether to run the model on the hits to fill `Hit.regions`.
 
         Returns:
-            The hits, best first; for a list of texts a list of them for each.
+            The hits, best first; for a list of texts, one list of hits per text.
 
         Raises:
-            ValueError: not exactly one query is given, `k` is less than 1, or no video of the index is `within`.
+            ValueError: not exactly one query is given, `k` is less than 1, or the index has no videos `within`.
             VideoDecodeError: the image or video cannot be read.
         """
         if sum(query is not None for query in (text, image, video)) != 1:
-            raise ValueError("Give one query: text, image or video.")
+            raise ValueError("Give exactly one query: text, image or video.")
         if k < 1:
             raise ValueError(f"k={k} must be at least 1.")
         queries = self._embed(text, image, video)
@@ -370,13 +373,13 @@ class VideoIndex:
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if not texts or not all(isinstance(item, str) and item.strip() for item in texts):
-                raise ValueError("A query is empty: expected words.")
+                raise ValueError('A query is empty: give words, such as "a dog jumps".')
             return self.embedder.queries(texts)
         if image is not None:
             return [Query(self.embedder.clip(images=[image]))]
         video, *span = video if isinstance(video, tuple) else (video,)
         if len(span) not in (0, 2):
-            raise ValueError("A span of a video is given as (video, start, end).")
+            raise ValueError("A span of a video must be given as (video, start, end), in seconds.")
         start, end = span or (None, None)
         return [Query(self.embedder.clip(videos=[video], start=start, end=end))]
 
@@ -386,7 +389,9 @@ class VideoIndex:
             if within is not None:
                 ranges = self.database.rows_within(within)
                 if not len(ranges):
-                    raise ValueError(f"The index {self.directory} has no videos within {within}.")
+                    raise ValueError(
+                        f"The index {self.directory} has no videos within {within}{self.database.near(within)}"
+                    )
                 view = view.restricted(ranges)
             for query in queries:
                 yield self._hits(view, query, k, is_text) if view.count else []
@@ -405,14 +410,14 @@ class VideoIndex:
         probabilities = hit_probabilities(query.vector, best, view.sample, chance, view.count, scale)
         if reranks:
             found[:_RERANKED] = self._reranked(view, query, found[:_RERANKED])
-        # The probabilities are those of the ranks. More of the first hits are right once they are ranked by words.
+        # The probabilities belong to the ranks. After re-ranking by words, more of the first hits are right.
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found[:k], probabilities)
         ]
 
     def _reranked(self, view: _View, query: Query, spans: list[_Span]) -> list[_Span]:
-        """Returns spans in the order of the sum of both logits of the model, for the best window of each."""
+        """Returns spans sorted by the sum of the model's two logits for the best window of each."""
         assert query.words is not None
         tokens = torch.from_numpy(view.windows.take_tokens(np.array([span.best for span in spans], np.int64))).float()
         similarities = word_region_similarity(*query.words, tokens[..., 1:], tokens[..., 0])[0]
@@ -442,14 +447,14 @@ class VideoIndex:
         return sorted(found)
 
     def _current_view(self) -> _View:
-        """Returns what is searched, loaded again if another process has changed the index."""
+        """Returns the current view of the index, which is loaded again if another process has changed it."""
         version = self.database.version()
         if self._view is None or self._view.version != version:
             self._view = _View(self.directory, self.database, version)
         return self._view
 
     def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
-        """Returns a hit with the regions where a text is, or without a text, or tokens, with all of the model's."""
+        """Returns a hit with the heat maps of a text, or with the masks of all regions without a text or tokens."""
         source, span = self.source(hit.path), self.span_of(hit)
         if text is None or not self.embedder.has_tokens:
             return replace(hit, regions=self.embedder.regions(source, **span), phrases=())
@@ -457,7 +462,7 @@ class VideoIndex:
         return replace(hit, regions=heat_maps, phrases=phrases)
 
     def span_of(self, hit: Hit) -> dict[str, float | None]:
-        """Returns the `start` and `end` with which the processor reads a hit: None for all of a video."""
+        """Returns the `start` and `end` with which the processor reads a hit: None for a whole video."""
         whole = hit.start == 0 and hit.end >= self.duration(hit.path)
         return {"start": None, "end": None} if whole else {"start": hit.start, "end": hit.end}
 
@@ -479,17 +484,17 @@ class _Span(NamedTuple):
 def check_new(path: Path) -> None:
     """Raises a `FileExistsError` unless an index can be made in a directory."""
     if (path / FILE).exists():
-        raise FileExistsError(f"{path} is an index already: open it, or choose another directory.")
+        raise FileExistsError(f"{path} is already an index: open it, or choose another directory.")
     if path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"{path} has other files: choose another directory for the index.")
+        raise FileExistsError(f"{path} contains other files: choose another directory for the index.")
 
 
 def new_about(embedder: Embedder, window: float, stride: float, tokens: bool | None) -> dict[str, Any]:
     """
-    Returns what an index is made with, as JSON has it.
+    Returns the settings of a new index, as JSON values.
 
     Raises:
-        ValueError: `tokens` are to be kept, and the model does not have any.
+        ValueError: `tokens` is True and the model does not have any.
     """
     shape = embedder.token_shape(tokens)
     neutral = embedder.texts(neutral_texts()).astype("<f4").tobytes().hex()
@@ -497,7 +502,7 @@ def new_about(embedder: Embedder, window: float, stride: float, tokens: bool | N
 
 
 def _check_about(database: Database) -> None:
-    """Raises a `ValueError` unless an index, which may come from a stranger, says what it was made with."""
+    """Raises a `ValueError` unless the settings of an index, which may come from a stranger, are valid."""
     numbers = {name: database.about(name) for name in ("dim", "num_frames", "window", "stride")}
     if not isinstance(database.about("model"), str) or not all(
         type(number) in (int, float) and 0 < number < 2**31 for number in numbers.values()
@@ -524,11 +529,11 @@ class _View:
     The windows of an index at one time.
 
     Attributes:
-        windows: their vectors and tokens.
+        windows: vectors and tokens of the windows.
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
         sample: some of their vectors.
-        text_chance, clip_chance: scores that the best window has for texts, and for clips, that it does not show.
+        text_chance, clip_chance: scores that the best window reaches by chance, for texts and for clips.
     """
 
     def __init__(self, directory: Path, database: Database, version: int):

@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 ABOUT = "nearest.json"
 
-# Vectors per list that k-means is trained on. FAISS advises 39 to 256.
+# Vectors per list that k-means is trained on. FAISS recommends 39 to 256.
 TRAINED_PER_LIST = 64
 ITERATIONS = 10
-# The lists are trained again when there are so many times as many rows.
+# The lists are trained again when the number of rows has grown by this factor.
 RETRAIN = 2
-# New rows that are searched exactly, in 1 to 3 ms at 256 dimensions, before they are worth a segment.
+# Up to this many new rows are searched exactly, in 1 to 3 ms at 256 dimensions, before they become a segment.
 TAIL_ROWS = 2**14
-# New rows are merged with the segments before them that have less than so many times their rows. So a search meets few
-# segments, one more for each time that the number of rows grows by this factor, and a small update writes little.
+# New rows are merged with preceding segments that have less than this many times as many rows. So there are few
+# segments to search, one more each time the number of rows grows by this factor, and a small update writes little.
 MERGE = 4
-# A segment of which this share is deleted is written again. Until then a search leaves its deleted rows out.
+# A segment is rewritten when this share of its rows is deleted. Until then, searches skip its deleted rows.
 DELETED = 0.2
 # Rows whose lists or codes are computed at a time: with 4,096 lists, 32 MiB of products.
 _BLOCK_ROWS = 2**11
@@ -66,10 +66,10 @@ class About:
     What `nearest.json` holds.
 
     Attributes:
-        prefix: that of the vectors; compacted vectors have another one.
+        prefix: prefix of the vectors' files; compacted vectors have another one.
         dim: length of the vectors.
         lists: number of lists.
-        trained: number of rows that were there when the lists were trained.
+        trained: number of rows when the lists were trained.
         generation: number in the name of the file of the centroids.
         segments: contiguous from row 0.
     """
@@ -91,7 +91,7 @@ def read_about(directory: Path, vectors: Vectors) -> About:
     Reads `nearest.json`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         ValueError: it is damaged, or belongs to other vectors.
     """
     path = directory / ABOUT
@@ -145,7 +145,7 @@ def _numbered(directory: Path) -> dict[Path, int]:
 
 
 def _write_new(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that must not be in use yet, to the disk."""
+    """Writes a file, which must not be in use yet, and flushes it to the disk."""
     with naming(path), open(path, "xb") as file:
         write(file)
         file.flush()
@@ -155,9 +155,9 @@ def _write_new(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 class Quantizer:
     """
-    Assigns vectors to lists by centroids (lists, D), and turns them into codes of 8 bits per dimension by the smallest
-    values and ranges (2, D) of the dimensions, as `QT_8bit` of FAISS does. It is written in NumPy, whose products of
-    matrices are several times as fast as the search for the nearest centroid in FAISS.
+    Assigns vectors to lists by their centroids (lists, D), and encodes them with 8 bits per dimension by the smallest
+    values and ranges (2, D) of the dimensions, as FAISS's `QT_8bit` does. It uses NumPy, whose matrix products are
+    several times as fast as FAISS's search for the nearest centroid.
     """
 
     def __init__(self, centroids: np.ndarray, ranges: np.ndarray):
@@ -189,8 +189,8 @@ class Quantizer:
         Reads what `write` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a regular file, or holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: it is not a regular file, or has other contents.
         """
         check_is_file(path)
         if path.stat().st_size != 4 * (lists + 2) * dim:
@@ -219,7 +219,7 @@ class SegmentFile:
     The file of a segment, memory-mapped.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not a regular file, or its sizes are wrong.
     """
 
@@ -232,7 +232,7 @@ class SegmentFile:
             raise ValueError(f"{self.path} is damaged.")
         self.data = np.memmap(self.path, np.uint8, "r")
         self.sizes = self.data[-8 * about.lists :].view("<i8").copy()
-        # The sum alone could wrap around.
+        # The sum alone could overflow and wrap around.
         if self.sizes.min() < 0 or self.sizes.max() > segment.entries or self.sizes.sum() != segment.entries:
             raise ValueError(f"{self.path} is damaged.")
         self.starts = (np.cumsum(self.sizes) - self.sizes) * entry_bytes
@@ -244,7 +244,7 @@ class SegmentFile:
         return np.frombuffer(self.data[start : start + 8 * size].tobytes(), "<i8")
 
     def lists(self) -> np.ndarray:
-        """Returns the list of each row of the segment, (stop - start,), -1 for those that are not there."""
+        """Returns the list of each row of the segment, (stop - start,), with -1 for missing rows."""
         result = np.full(self.segment.stop - self.segment.start, -1, np.int32)
         for number in np.flatnonzero(self.sizes).tolist():
             rows = self.ids(number) - self.segment.start
@@ -253,8 +253,8 @@ class SegmentFile:
 
     def as_faiss(self, quantizer: Quantizer, coarse: Any) -> Any:
         """
-        Returns an index of FAISS over the file, which reads only the lists that a search probes. It points to
-        `coarse`, the centroids as an index of FAISS, and to this object.
+        Returns a FAISS index over the file, which reads only the lists that a search probes. It points to `coarse`,
+        the FAISS index of the centroids, and to this object.
         """
         import faiss
 
@@ -262,20 +262,20 @@ class SegmentFile:
         index: Any = faiss.IndexIVFScalarQuantizer(coarse, self.about.dim, self.about.lists, kind, metric, False)
         faiss.copy_array_to_vector(quantizer.ranges.ravel(), index.sq.trained)
         index.is_trained, index.ntotal = True, self.segment.entries
-        self._lists = self._mapped_lists() or self._copied_lists()  # kept here, as FAISS only points to them
+        self._lists = self._mapped_lists() or self._copied_lists()  # kept alive here, as FAISS only holds a pointer
         index.replace_invlists(self._lists, False)
         return index
 
     def _mapped_lists(self) -> Any:
         import faiss
 
-        # FAISS does not have it on Windows, takes only paths in UTF-8, and cannot map an empty file.
+        # FAISS cannot do this on Windows, accepts only UTF-8 paths, and cannot map an empty file.
         path = os.fspath(self.path)
         if not hasattr(faiss, "OnDiskInvertedLists") or path != path.encode(errors="ignore").decode():
             return None
         lists = faiss.OnDiskInvertedLists(self.about.lists, self.about.dim, path)
         lists.read_only, lists.prefetch_nthread = True, 0
-        sizes = self.sizes.astype(np.uint64)  # a variable, as the pointer does not keep it
+        sizes = self.sizes.astype(np.uint64)  # in a variable, as the pointer does not keep it alive
         lists.set_all_lists_sizes(faiss.swig_ptr(sizes))
         lists.totsize = len(self.data)
         lists.do_mmap()
@@ -317,7 +317,7 @@ class Selection:
 
     Attributes:
         bits: one bit per row.
-        counts: how many of them each list holds, (lists,); None where these are nearly all of its rows.
+        counts: number of selected rows in each list, (lists,); None if nearly all rows are selected.
     """
 
     bits: np.ndarray
@@ -326,10 +326,10 @@ class Selection:
 
 class InvertedLists:
     """
-    The inverted lists of a directory, loaded for a search. They may hold rows that were added after the search began.
+    The inverted lists of a directory, loaded for a search. They may contain rows that were added after it began.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the files do not exist.
         ValueError: they are damaged, or belong to other vectors.
     """
 
@@ -368,8 +368,8 @@ class InvertedLists:
 
     def candidates(self, query: np.ndarray, k: int, rows: int, selection: Selection | None) -> np.ndarray:
         """
-        Returns the numbers of up to `k` rows near `query` (D,) from each segment, after comparing about `rows` rows.
-        They are what the files say: -1 for none, and anything if these are damaged.
+        Returns the numbers of up to `k` rows near `query` (D,) from each segment, after comparing about `rows` rows. A
+        missing row is -1. The numbers are read from the files and not checked: if those are damaged, they can be any.
         """
         import faiss
 
@@ -394,7 +394,7 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
     except FileNotFoundError:
         about = None
     except ValueError as error:
-        logger.info("%s It is made again.", error)
+        logger.info("%s It is rebuilt.", error)
         about = None
     else:
         about, quantizer, files = lists.about, lists._quantizer, lists._files
@@ -425,14 +425,12 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
 def _train(vectors: Vectors, live: np.ndarray) -> Quantizer:
     lists = min(2 ** round(np.log2(4 * len(live) ** 0.5)), 2**16, -(-len(live) // 40))
     size = min(len(live), TRAINED_PER_LIST * lists)
-    logger.info(
-        "Training %s lists of nearest vectors on %s of %s vectors.", *(f"{n:,}" for n in (lists, size, len(live)))
-    )
+    logger.info("Training %s inverted lists on %s of %s vectors.", *(f"{n:,}" for n in (lists, size, len(live))))
     return Quantizer.train(vectors.take(np.sort(np.random.default_rng(0).choice(live, size, replace=False))), lists)
 
 
 def _kept_segments(about: About, live: np.ndarray) -> int | None:
-    """Returns how many segments stay, in front of a new one. None if nothing needs to be written."""
+    """Returns how many segments are kept, before a new one. None if nothing needs to be written."""
 
     def count(start: int, stop: int | None = None) -> int:
         last = len(live) if stop is None else np.searchsorted(live, stop)

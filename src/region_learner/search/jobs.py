@@ -1,4 +1,4 @@
-"""Jobs on many machines: each embeds a share of the videos, and one joins them into an index."""
+"""Indexing on many machines: each job embeds one shard of the videos, and one process joins them into an index."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def embed_videos(
     root: str = "rows of a corpus",
 ) -> UpdateReport:
     """
-    Embeds one of n equal shares of videos, and writes the embeddings as Parquet parts. What is in parts already is not
-    read again, so the same call resumes an interrupted one, and adds new and changed videos.
+    Embeds one of n equal shards of videos, and writes the embeddings as Parquet files, called parts. Videos that are
+    already in parts are not read again: the same call resumes an interrupted one, and adds new and changed videos.
 
     Args:
-        model: a directory or Hub name, of a RegionLearner or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
-        paths: as in [`VideoIndex.update`]: the same for every share.
+        model: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
+        paths: as in [`VideoIndex.update`]; the same for every shard.
         output_dir: directory of the parts, which all jobs may share.
-        shard: (i, n): every n-th video, in the order of the paths, from the i-th on. i counts from 0.
-        window, stride: of the windows, in seconds.
-        num_frames: frames per window; by default those of the model.
-        tokens: whether to keep the tokens of each window; by default, if the model has any.
-        retry: whether to read files again that could not be read.
-        num_workers: processes that decode; by default 0: the videos are decoded in this process.
-        root: what to call the rows of a corpus.
+        shard: (i, n) takes every n-th video in the order of the paths, starting with the i-th; i counts from 0.
+        window, stride: length of a window, and time from one start to the next, in seconds.
+        num_frames: frames per window; by default, as many as the model expects.
+        tokens: whether to keep the tokens of each window. By default, they are kept if the model has any.
+        retry: whether to try files again that could not be read.
+        num_workers: processes that decode; with 0, the default, this process decodes.
+        root: name for the rows of a corpus.
 
     Returns:
-        What was done, of this share.
+        What was done for this shard.
 
     Raises:
-        ValueError: the directory has parts of another model, other windows or other n; or as `VideoIndex.update`.
-        BlockingIOError: another process is writing the parts of this share.
+        ValueError: the directory has parts of another model, other windows or another n; or as `VideoIndex.update`.
+        BlockingIOError: another process is writing the parts of this shard.
 
     Example:
 
@@ -86,7 +86,7 @@ def embed_videos(
         for part in parts:
             if part.shards != count:
                 raise ValueError(
-                    f"{directory} has parts of {part.shards} shards, not of {count}: use --shard I/{part.shards}, or "
+                    f"{directory} has parts of {part.shards} shards, not {count}: use --shard I/{part.shards}, or "
                     "another directory."
                 )
             _check_same(about, "This run", part.about, part.path)
@@ -142,7 +142,7 @@ def _embed(
 
 
 def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tuple[Any, ...]]:
-    """Returns size, time, offset and error of those videos that are in parts, by path; of the part written last."""
+    """Returns size, time, offset and error of the videos in parts, by path, from the part that was written last."""
     columns = ["path", "size", "modified", "offset", "error"]
     wanted = {as_text(video.path) for video in videos}
     stamps: dict[str, tuple[Any, ...]] = {}
@@ -159,7 +159,7 @@ def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tup
 def join_parts(
     directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 ) -> UpdateReport:
-    """Makes an index from parts, or adds them to one; see [`VideoIndex.from_embeddings`]."""
+    """Makes an index from parts, or adds them to an existing one; see [`VideoIndex.from_embeddings`]."""
     files = list_parts([parts] if isinstance(parts, str | os.PathLike) else parts)
     _check_complete(files)
     path, first = Path(directory), files[0]
@@ -182,7 +182,7 @@ def _no_model() -> Embedder:
 
 
 def _newest(files: Sequence[PartFile]) -> Iterator[tuple[Record, Windows]]:
-    """Yields the videos of parts. Of a video that is in several, the one that was written last."""
+    """Yields the videos of parts. For a video that is in several parts, yields the one that was written last."""
     seen: set[str] = set()
     newest = sorted(files, key=lambda file: (file.created, file.number), reverse=True)
     for file in progress_bar(newest, "joining", unit="part"):
@@ -203,26 +203,28 @@ def _check_complete(files: Sequence[PartFile]) -> None:
         parts = list(group)  # sorted by shard and number
         count = parts[0].shards
         if other := [part for part in parts if part.shards != count]:
-            raise ValueError(f"{parts[0].path} and {other[0].path} are shares of different jobs: join one of them.")
+            raise ValueError(
+                f"{parts[0].path} and {other[0].path} are shards of different runs: join the parts of one run only."
+            )
         shards = {shard: list(own) for shard, own in groupby(parts, key=lambda part: part.shard)}
         if missing := [shard for shard in range(count) if shard not in shards]:
             raise ValueError(
-                f"{directory} does not have the parts of {_shares(missing, count)}: copy them there, or run "
+                f"{directory} lacks the parts of {_shares(missing, count)}: copy them there, or run "
                 f"`region-learner embed` with --shard {missing[0]}/{count}."
             )
         for own in shards.values():
             for number, part in enumerate(own):
                 if part.number != number:
                     lost = part.path.name.replace(f"{part.number:04}.parquet", f"{number:04}.parquet")
-                    raise ValueError(f"{directory} does not have {lost}: copy it there, or embed its videos again.")
+                    raise ValueError(f"{directory} lacks {lost}: copy it there, or embed its videos again.")
         if unfinished := [shard for shard, own in shards.items() if own[-1].finished is None]:
             raise ValueError(
-                f"{directory}: {_shares(unfinished, count)} is not finished: the same `region-learner embed` command "
-                f"with --shard {unfinished[0]}/{count} resumes it."
+                f"{directory}: {_shares(unfinished, count)} is not finished: run the same `region-learner embed` "
+                f"command with --shard {unfinished[0]}/{count} to resume it."
             )
         if other := [own[-1] for own in shards.values() if own[-1].finished != parts[-1].finished]:
             raise ValueError(
-                f"{directory}: shards {other[0].shard} and {parts[-1].shard} of {count} have other lists of videos: "
+                f"{directory}: shards {other[0].shard} and {parts[-1].shard} of {count} list different videos: "
                 "run `region-learner embed` with the same VIDEOS for each shard."
             )
 
@@ -241,7 +243,7 @@ def _tokens(about: dict[str, Any]) -> str:
 
 def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_where: Any) -> None:
     """
-    Checks that two were made with the same model, preprocessing and windows.
+    Checks that two indexes or parts were made with the same model, preprocessing and windows.
 
     Raises:
         ValueError: they were not; the message names the first difference.
@@ -257,6 +259,6 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
                 what = f"{where} has {name}={about[name]:g}, but {other_where} has {name}={other[name]:g}"
             raise ValueError(f"{what}: {cure}")
     ours, theirs = (np.frombuffer(bytes.fromhex(each["neutral"]), "<f4") for each in (about, other))
-    # Machines differ in the last digits, on a GPU in more of them.
+    # Results differ between machines in the last digits, and more so on GPUs.
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=0.05):
-        raise ValueError(f"{where} and {other_where} are of different versions of region-learner: {cure}")
+        raise ValueError(f"{where} and {other_where} were made by different versions of region-learner: {cure}")

@@ -1,7 +1,8 @@
 """
-The vectors with the greatest inner products with a query: exact in blocks, and by FAISS above `EXACT_ROWS` rows.
+Finds the vectors with the greatest inner products with a query: exactly, in blocks, or with FAISS above `EXACT_ROWS`
+rows.
 
-Scores are computed from the stored vectors by one function, so they do not depend on which of the two found a row.
+The same function computes all scores from the stored vectors, so they do not depend on which of the two found a row.
 """
 
 import functools
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Up to so many rows, exact search takes milliseconds, and nothing has to be trained.
+# Up to this many rows, exact search takes milliseconds, and nothing has to be trained.
 EXACT_ROWS = 300_000
 # The rows and queries whose inner products are computed at a time: 64 MiB of vectors of 256 dimensions.
 BLOCK_ROWS = 2**16
 BLOCK_QUERIES = 128
-# Of n rows in the lists, the codes of SCANNED * n ** 0.5 are compared with a query, and of some more for each result.
-# `benchmarks/search.py` measures the recall. If so few rows are allowed, all of them are searched.
+# Of n rows in the lists, the codes of SCANNED * n ** 0.5 rows, and of some more per result, are compared with a query.
+# `benchmarks/search.py` measures the recall. If no more rows than that are allowed, all of them are searched.
 SCANNED = 44
 SCANNED_PER_RESULT = 64
 
@@ -42,12 +43,12 @@ class NearestRows:
 
     Args:
         vectors: the vectors.
-        directory: where `update_nearest` writes.
-        rows: number of rows that are complete. Later ones are not read.
+        directory: directory that `update_nearest` writes to.
+        rows: number of complete rows. Later ones are not read.
         holes: sorted disjoint ranges [start, stop) of deleted rows, (n, 2).
 
     Raises:
-        ValueError: the files of the vectors are incomplete, or `holes` are not such ranges.
+        ValueError: the files of the vectors are incomplete, or `holes` are not sorted disjoint ranges.
 
     Example:
 
@@ -93,8 +94,8 @@ class NearestRows:
     def _search_exactly(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
         """Returns the best rows in `ranges` (n, 2)."""
         best = [_NONE] * len(queries)
-        # Products of matrices round differently by the place in a block: what is so near to the k-th best score that
-        # this could matter is scored again.
+        # Matrix products round differently at different places in a block: rows whose scores are so close to the k-th
+        # best that this could matter are scored again.
         slack = 2 * queries.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1)
         for numbers, block in self._blocks(_rows_of(ranges)):
             for first in range(0, len(queries), BLOCK_QUERIES):
@@ -107,7 +108,7 @@ class NearestRows:
         return best
 
     def _search_lists(self, queries: np.ndarray, k: int, ranges: np.ndarray) -> list[_Found]:
-        """Returns the best rows in `ranges` (n, 2) that the lists find, and that are not in the lists."""
+        """Returns the best rows in `ranges` (n, 2), from the lists and from the rows that are not in them yet."""
         assert self._lists is not None
         stop = min(self._lists.about.stop, self.rows)
         inside = _without(ranges, np.array([[stop, self.rows]]))
@@ -125,7 +126,7 @@ class NearestRows:
     def _search_query(self, query: np.ndarray, k: int, ranges: np.ndarray, selection: "Selection | None") -> _Found:
         assert self._lists is not None
         candidates = self._lists.candidates(query, k + max(k // 2, 32), self._scanned(k), selection)
-        # Damaged lists could say anything.
+        # Damaged lists could return any numbers.
         rows = np.unique(candidates[_within(ranges, candidates)])
         if len(rows) < min(k, _count(ranges)):
             return self._search_exactly(query[None], k, ranges)[0]
@@ -133,7 +134,7 @@ class NearestRows:
 
     @functools.cached_property
     def _live_selection(self) -> "Selection | None":
-        """The rows that are not deleted, None if the lists hold no others."""
+        """Returns the rows that are not deleted; None if the lists contain no deleted rows."""
         assert self._lists is not None
         selected = self._selected(self._live)
         return self._lists.select(selected, few=False) if selected.sum() < self._lists.entries else None
@@ -160,11 +161,12 @@ class NearestRows:
 
 def update_nearest(vectors: Vectors, directory: Path, rows: int, holes: np.ndarray) -> None:
     """
-    Brings what `NearestRows` searches by above `EXACT_ROWS` rows up to date with the first `rows` rows, of which
-    `holes` are deleted, (n, 2). Most calls return at once, as a search covers some thousand new rows without it. The
-    first call takes minutes for a million rows, as does one when their number has doubled.
+    Updates the inverted lists that `NearestRows` uses above `EXACT_ROWS` rows, for the first `rows` rows, of which
+    `holes` are deleted, (n, 2). Most calls return at once, as a search covers a few thousand new rows without it. The
+    first call for a million rows takes minutes, as does one after their number has doubled.
 
-    One process may call it at a time, while others search. If it is killed, they use what was there before.
+    Only one process may call it at a time, but others can search meanwhile. If it is killed, they continue to use the
+    earlier lists.
 
     Raises:
         ValueError: the files of the vectors are incomplete.
@@ -192,16 +194,16 @@ def _load_lists(directory: Path, vectors: Vectors) -> "InvertedLists | None":
         except (ValueError, OSError, RuntimeError) as error:
             problem = str(error)
             break
-    logger.warning("%s All vectors are searched, which is slower, until the index is updated.", problem)
+    logger.warning("%s Until the index is updated, all vectors are searched, which is slower.", problem)
     return None
 
 
-@functools.cache  # one warning
+@functools.cache  # warns once
 def _has_faiss() -> bool:
     if importlib.util.find_spec("faiss"):
         return True
     logger.warning(
-        "More than %s vectors are searched slowly without FAISS: pip install 'region-learner[search]'",
+        "Searching more than %s vectors is slow without FAISS: pip install 'region-learner[search]'",
         f"{EXACT_ROWS:,}",
     )
     return False
@@ -209,8 +211,8 @@ def _has_faiss() -> bool:
 
 def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """
-    Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each depends on its own vector only,
-    to the last bit, which products of matrices do not promise.
+    Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each is independent of the other
+    vectors, bit for bit, which matrix products do not guarantee.
     """
     return np.einsum("ij,j->i", vectors, query)
 
@@ -236,7 +238,7 @@ def _as_queries(queries: np.ndarray, dim: int) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must have the shape (Q, {dim}), not {queries.shape}.")
     if not np.isfinite(queries).all():
-        raise ValueError("a query is not finite; the model may have overflowed.")
+        raise ValueError("The embedding of a query is not finite: the model may have overflowed.")
     return queries
 
 
@@ -251,12 +253,12 @@ def _as_ranges(ranges: np.ndarray, rows: int, name: str) -> np.ndarray:
 
 def _within(ranges: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns whether each of `rows` (n,) is in one of the ranges."""
-    # Between the edges of sorted ranges, odd places are inside.
+    # In the sorted edges of the ranges, odd positions are inside a range.
     return np.searchsorted(ranges.ravel(), rows, side="right") % 2 == 1
 
 
 def _without(ranges: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Returns the ranges of what is in `ranges` and not in `holes`."""
+    """Returns the ranges of rows that are in `ranges` but not in `holes`."""
     edges = np.unique(np.concatenate((ranges.ravel(), holes.ravel())))
     starts, stops = edges[:-1], edges[1:]
     kept = _within(ranges, starts) & ~_within(holes, starts)

@@ -1,8 +1,8 @@
 """
-A page of what a search found: one self-contained HTML file, with a player for every hit.
+A page that shows the results of a search: one self-contained HTML file, with a player for every hit.
 
-The page loads nothing: frames and previews are inlined, and a content security policy allows only its own script, by
-its hash. Paths and queries may come from strangers; the template escapes all of them.
+The page loads nothing else: frames and previews are inlined, and a content security policy allows only its own script,
+by its hash. Paths and queries may come from strangers, so the template escapes all of them.
 """
 
 import base64
@@ -38,11 +38,11 @@ class ShownHit:
     A hit, ready to be shown.
 
     Args:
-        hit: what was found.
+        hit: the hit.
         strip: frames of the span side by side; None if they cannot be read.
-        regions: pictures of frames side by side, each with what it shows: a phrase of the query, where it is over the
-            frames; or nothing, for the frames of `strip` with all regions of the model over them.
-        preview: the URI of a video, from `begin` on the span, until `stop` (both in seconds); empty without one.
+        regions: pairs of a phrase and a picture of frames side by side. A phrase of the query comes with its heat map
+            over the frames; the empty phrase comes with the frames of `strip` and all regions of the model over them.
+        preview: URI of a video that shows the span from `begin` to `stop` (both in seconds); empty if there is none.
         problem: why something is missing, in one sentence.
     """
 
@@ -59,10 +59,10 @@ def write_search_page(
     path: str | os.PathLike[str], index: VideoIndex, results: Sequence[tuple[str, Sequence[Hit]]]
 ) -> Path:
     """
-    Writes what queries found as one HTML file, atomically, and returns its path. Missing directories are created.
+    Writes the hits of queries as one HTML file, atomically, and returns its path. Missing directories are created.
 
-    Every hit has frames of its span, its probability, and a preview that plays the span. Videos that cannot be read
-    any more are named as such. The regions of a hit, if it has any, are drawn over its frames.
+    Every hit is shown with frames of its span, its probability, and a preview that plays the span. If its video can no
+    longer be read, the page says so. The regions of a hit, if it has any, are drawn over its frames.
 
     Args:
         path: of the HTML file.
@@ -78,7 +78,7 @@ def write_search_page(
         write_search_page("found.html", index, list(zip(["a dog", "rain"], hits)))
     """
     path = Path(path)
-    previews: dict[tuple, ShownHit] = {}  # of spans, which several queries may find
+    previews: dict[tuple, ShownHit] = {}  # by span, as several queries may find the same one
     queries: list[tuple[str, list[ShownHit]]] = []
     for query, hits in results:
         queries.append((query, []))
@@ -95,11 +95,11 @@ def write_search_page(
 
 def show_hit(index: VideoIndex, hit: Hit, with_preview: bool = True) -> ShownHit:
     """
-    Decodes what is shown of a hit of an index.
+    Decodes the frames and the preview that show a hit of an index.
 
     Args:
         index: the index.
-        hit: one of its hits, with `regions` if they shall be drawn.
+        hit: one of its hits, with `regions` if they are to be drawn.
         with_preview: whether to encode a preview.
     """
     try:
@@ -141,7 +141,7 @@ def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, tupl
 
 
 def _with_peak(chosen: list[int], heat: torch.Tensor) -> list[int]:
-    """Returns the chosen frames, the nearest one replaced by that with the peak of a heat map (T, h, w)."""
+    """Returns the chosen frames, with the nearest one replaced by the frame of the peak of a heat map (T, h, w)."""
     peak = int(heat.flatten(1).amax(1).argmax())
     nearest = min(chosen, key=lambda frame: abs(frame - peak))
     return [peak if frame == nearest else frame for frame in chosen]
@@ -163,7 +163,7 @@ def percent(probability: float) -> str:
 
 
 def likelihood(probability: float) -> str:
-    """Returns a probability in a word: `likely`, `possible` or `unlikely`."""
+    """Returns a word for a probability: `likely`, `possible` or `unlikely`."""
     return "likely" if probability >= LIKELY else "possible" if probability >= NO_MATCH else "unlikely"
 
 
@@ -197,7 +197,7 @@ def _render(queries: Sequence[tuple[str, Sequence[ShownHit]]]) -> str:
 
 
 def _folder(path: str) -> str:
-    """The path up to its last name, with the slash."""
+    """Returns the path up to its last component, with the slash."""
     return readable(path[: path.rfind("/") + 1])
 
 
@@ -206,5 +206,5 @@ def _name(path: str) -> str:
 
 
 def _sha256(script: str) -> str:
-    """How a content security policy names a script."""
+    """Returns the hash by which a content security policy allows a script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -34,12 +34,12 @@ FORMAT = 1
 _KEY = b"region_learner"
 _NAME = re.compile(r"part-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.parquet")
 
-# A part is written when it has so many windows, or after so many seconds: what a killed job loses.
+# A part is written when it has this many windows, or after this many seconds: a killed job loses no more than that.
 _WINDOWS = 2**15
 _SECONDS = 300
 
-_GROUP = 2**13  # rows that are compressed, and read, together
-_MOST_PIECES = 128  # of so many rows, of one video: 60 days in steps of 5 s
+_GROUP = 2**13  # rows that are compressed and read together
+_MOST_PIECES = 128  # of that many rows each, per video: 60 days in steps of 5 s
 _MOST_DIMENSIONS = 2**14
 _EMBEDDINGS = ("vector", "tokens", "token_weights")
 _ROUNDING = 1e-3
@@ -49,7 +49,7 @@ COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride", "
 
 
 def schema_of(about: dict[str, Any]) -> pa.Schema:
-    """Returns the columns of a part. Those of windows are null for a video that could not be read."""
+    """Returns the columns of a part. Columns of windows are null for an unreadable video."""
     import pyarrow as pa
 
     tokens = []
@@ -81,12 +81,12 @@ class PartFile:
     A part that was found.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shard, shards: job `shard` of `shards`, counted from 0, wrote it.
         number: counts the parts of the job.
-        about: what an index must agree with, as `VideoIndex.about` has it, and "neutral".
+        about: the settings that an index must match, as in `VideoIndex.about`, and "neutral".
         created: when it was written, in nanoseconds.
-        finished: hash of the list of videos that the job has finished with this part; None if there is more to come.
+        finished: hash of the list of videos that the job has finished with this part; None if the job is not finished.
     """
 
     path: Path
@@ -103,13 +103,13 @@ class PartFile:
 
 class PartWriter:
     """
-    Writes the parts of one job, each atomically. When an error ends the block, what was put is still written.
+    Writes the parts of one job, each atomically. If an error ends the block, the videos so far are still written.
 
     Args:
-        directory: of the parts.
-        about: what made the embeddings.
+        directory: directory of the parts.
+        about: the settings that made the embeddings.
         shard, shards: the job.
-        parts: those that exist.
+        parts: the existing parts.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class PartWriter:
             self._write(None)
 
     def finish(self, videos: str) -> None:
-        """Writes what is left. `videos` is the hash of the list of videos that is finished."""
+        """Writes the remaining videos. `videos` is the hash of the list of videos that is finished."""
         if self.waiting or self.last is None or self.last.finished != videos:
             self._write(videos)
 
@@ -150,7 +150,7 @@ class PartWriter:
         partial = partial_of(path)
         try:
             with naming(path):
-                names = [name for name in table.column_names if name not in _EMBEDDINGS]  # whose values repeat
+                names = [name for name in table.column_names if name not in _EMBEDDINGS]  # as their values repeat
                 with open(partial, "wb") as file:
                     pq.write_table(
                         table,
@@ -223,7 +223,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def as_text(path: str) -> str:
-    """Returns a path as text: Parquet cannot hold names of files that are not UTF-8, whose bytes become escapes."""
+    """Returns a path as text. Parquet cannot store file names that are not UTF-8, so their bytes become escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -232,11 +232,11 @@ def as_text(path: str) -> str:
 
 def list_parts(paths: Sequence[str | os.PathLike[str]], may_be_empty: bool = False) -> list[PartFile]:
     """
-    Returns the parts that `paths` stand for, each a directory of parts or a part, sorted by their names.
+    Returns the parts in `paths`, each of which is a part or a directory of parts, sorted by name.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: there are no parts, or a file is not a part, or is damaged.
+        ValueError: a path has no parts, or a file is not a part or is damaged.
     """
     files: set[Path] = set()
     for given in paths:
@@ -251,7 +251,7 @@ def list_parts(paths: Sequence[str | os.PathLike[str]], may_be_empty: bool = Fal
 
 
 def _header(path: Path) -> PartFile:
-    """Returns what the name and the metadata of a part say."""
+    """Returns a part, as described by its name and its metadata."""
     name = _NAME.fullmatch(path.name)
     if not name or int(name[1]) >= int(name[2]):
         raise ValueError(f"{path} does not have the name of a part, such as part-00000-of-00004-0000.parquet.")
@@ -269,7 +269,7 @@ def _header(path: Path) -> PartFile:
                 f"{path} is not a part of format {FORMAT}: `region-learner embed` of this version makes them."
             )
         if file.schema_arrow.remove_metadata() != schema_of(about):
-            raise ValueError(f"{path} is damaged: its columns are not those of a part. Embed the videos again.")
+            raise ValueError(f"{path} is damaged: it does not have the columns of a part. Embed the videos again.")
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group)
             if size.num_rows > _GROUP or size.total_byte_size > _GROUP * _most_bytes(about):
@@ -278,13 +278,13 @@ def _header(path: Path) -> PartFile:
 
 
 def _most_bytes(about: dict[str, Any]) -> int:
-    """Returns how many bytes a row may have: its numbers, and the rest."""
+    """Returns how many bytes a row may have: its numbers, and an allowance for the rest."""
     number, dim = about["tokens"] or (0, 0)
     return 4 * about["dim"] + 4 * number * (1 + dim) + 2**14
 
 
 def _is_about(about: Any) -> bool:
-    """Returns whether `about` is what an index can be made with."""
+    """Returns whether an index can be made with the settings `about`."""
     if set(about) != {*COMMON, "model", "revision", "neutral"} or not isinstance(about["preprocessing"], dict):
         return False
     if not is_token_shape(about["tokens"]):
@@ -307,7 +307,7 @@ def _are_units(vectors: np.ndarray) -> bool:
 
 @contextmanager
 def open_part(path: Path) -> Iterator[Any]:
-    """Opens a Parquet file. It is data only: extension types are not made."""
+    """Opens a Parquet file as plain data: extension types are not created."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -327,7 +327,7 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
     Yields the videos of a part with their windows. One video at a time is in memory.
 
     Raises:
-        ValueError: the part is damaged, or is not what `region-learner embed` writes.
+        ValueError: the part is damaged, or was not written by `region-learner embed`.
     """
     import pyarrow as pa
 
@@ -341,7 +341,7 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
                 if len(pieces) > _MOST_PIECES:
                     raise ValueError("it has too many windows")
                 if path in seen:
-                    raise ValueError("it is in two places")
+                    raise ValueError("it occurs twice")
                 seen.add(path)
                 found = _video(pa.concat_tables(pieces).combine_chunks(), part.about)
             except ValueError as error:
@@ -352,7 +352,7 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
 
 
 def _runs(table: pa.Table) -> Iterator[pa.Table]:
-    """Yields the successive rows of each video."""
+    """Yields the consecutive rows of each video."""
     paths = table["path"].to_pylist()
     starts = [row for row, path in enumerate(paths) if not row or path != paths[row - 1]]
     for start, stop in pairwise([*starts, len(paths)]):
@@ -369,12 +369,12 @@ def _video(table: pa.Table, about: dict[str, Any]) -> tuple[Record, Windows]:
     of_window = ["start", "end", *(name for name in _EMBEDDINGS if name in table.column_names)]
     of_video = table.drop_columns(of_window)
     if of_video != of_video.take(np.zeros(len(table), np.int64)):
-        raise ValueError("its rows disagree")
+        raise ValueError("its rows contradict each other")
     record = _record(of_video.slice(0, 1).to_pylist()[0])
     nulls = {table[name].null_count for name in of_window}
     if record.error is not None:
         if len(table) > 1 or nulls != {1}:
-            raise ValueError("it has windows and an error")
+            raise ValueError("it has both windows and an error")
         return record, Windows.empty(about)
     spans = np.stack([table["start"].to_numpy(), table["end"].to_numpy()], axis=1)
     vectors = table["vector"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, about["dim"])
@@ -383,7 +383,7 @@ def _video(table: pa.Table, about: dict[str, Any]) -> tuple[Record, Windows]:
     times = np.concatenate([[0], spans[:, 0], [record.duration]])
     is_right = np.isfinite(spans).all() and (np.diff(times) >= 0).all() and (np.diff(spans) >= 0).all()
     if not is_right or spans.max() > record.duration + _ROUNDING:
-        raise ValueError("its windows are not spans of the video in order")
+        raise ValueError("its windows are not consecutive spans of the video")
     return record._replace(spans=spans), Windows(vectors, _tokens(table, about["tokens"]))
 
 
@@ -412,10 +412,10 @@ def _tokens(table: pa.Table, shape: list[int] | None) -> np.ndarray | None:
 
 def _record(row: dict[str, Any]) -> Record:
     """
-    Returns what a row says of its video.
+    Returns the video of a row.
 
     Raises:
-        ValueError: it cannot be.
+        ValueError: a value of the row is not valid.
     """
     path, shard, error = row["path"], row["shard"], row["error"]
     if not path or not os.path.isabs(path) or os.path.normpath(path) != path or "\0" in path:

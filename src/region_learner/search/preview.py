@@ -1,8 +1,8 @@
 """
-Small pictures and videos of what a search found, for pages and for the app.
+Small pictures and videos that show a hit, for pages and for the app.
 
-A preview is H.264 in an MP4 file, which every browser plays, whatever the format of the video; it has no sound. Only
-the frames that are shown are decoded.
+A preview is an H.264 video in an MP4 file, which every browser can play, whatever the format of the original; it is
+silent. Only the frames that are shown are decoded.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..visualization import frame_strip
 
 LONGEST_PREVIEW = 60.0  # seconds
 _MAX_RATE = 15  # frames per second: enough to see what happens
-_MIN_RATE = Fraction(1, 2)  # so that a slow time-lapse, too, has a frame where the span begins
+_MIN_RATE = Fraction(1, 2)  # so that even a slow time-lapse has a frame where the span begins
 _WIDEST = 4  # times the height of a strip, or the short side of a preview
 _CRF = "27"  # with 240 lines, 10 seconds take about 0.15 MB
 _FRAMES_AT_ONCE = 64
@@ -38,10 +38,10 @@ def write_preview(
     short_side: int = 240,
 ) -> float:
     """
-    Writes a small MP4 of a span of a video, with what happens before and after it.
+    Writes a small MP4 file that shows a span of a video, and a few seconds before and after it.
 
-    The file is written atomically. A preview is at most `LONGEST_PREVIEW` seconds long: of a longer span it shows the
-    beginning.
+    The file is written atomically. A preview is at most `LONGEST_PREVIEW` seconds long: it shows the beginning of a
+    longer span.
 
     Args:
         source: a video as `read_clip` takes it, of any format.
@@ -63,7 +63,7 @@ def write_preview(
         begin = write_preview("holidays.mkv", 42.0, 52.0, "preview.mp4")  # 5.0
     """
     if "libx264" not in av.codecs_available:
-        raise ImportError("Previews need PyAV with x264, as its wheels have it: pip install --force-reinstall av")
+        raise ImportError("Previews need a PyAV with x264, such as its wheels: pip install --force-reinstall av")
     grid = _Grid(start, end, context)
     partial = partial_of(Path(output))
     scale = Scale(lambda height, width: _preview_size(height, width, short_side))
@@ -113,7 +113,7 @@ def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int
 
 class _Grid:
     """
-    The times of the frames of a preview, which are evenly spaced, whatever those of the video are.
+    The times of the frames of a preview, which are evenly spaced even if those of the video are not.
 
     Attributes:
         begin: seconds from the first frame of the video to that of the preview.
@@ -128,7 +128,7 @@ class _Grid:
 
     def select(self, metadata: Any, **_: Any) -> list[int]:
         interval = metadata.frame_interval or 1 / _MAX_RATE
-        # Every so many frames, a whole number, so that movements stay smooth. (Time stamps are rounded.)
+        # Every n-th frame, with a whole number n, so that movements stay smooth. (Time stamps are rounded.)
         one_of = max(1, math.ceil(1 / (interval * _MAX_RATE) - 0.05))
         self.rate = max(_MIN_RATE, Fraction(1 / (interval * one_of)).limit_denominator(1001))
         length = min(self.stop, _end(metadata)) - self.begin
@@ -139,7 +139,7 @@ class _Grid:
 
 def _check_span(start: float, end: float) -> None:
     if not 0 <= start < end < float("inf"):
-        raise ValueError(f"A span begins at 0 s or later and ends after it begins, got {start:g}-{end:g} s.")
+        raise ValueError(f"A span must begin at 0 s or later and end after it begins, not {start:g}-{end:g} s.")
 
 
 def _frames_at(metadata: Any, times: np.ndarray, start: float) -> list[int]:
@@ -164,7 +164,7 @@ def _end(metadata: Any) -> float:
 
 
 def _preview_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Even, as H.264 with halved colours needs it."""
+    """Rounds a size to an even number, as H.264 with subsampled colours requires."""
     scale = min(1.0, short_side / min(height, width), _WIDEST * short_side / max(height, width))
     return max(16, round(height * scale / 2) * 2), max(16, round(width * scale / 2) * 2)
 
@@ -188,7 +188,7 @@ def _on_black(image: Image.Image, height: int) -> Image.Image:
 
 
 class _File:
-    """An MP4 file with one H.264 stream, whose tables come first, so that browsers play before they have it all."""
+    """An MP4 file with one H.264 stream. Its tables come first, so that browsers can play it while it loads."""
 
     def __init__(self, path: Path, rate: Fraction, height: int, width: int):
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})

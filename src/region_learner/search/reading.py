@@ -1,4 +1,4 @@
-"""Reads the frames of many videos in processes, each video once and from its beginning to its end."""
+"""Reads the frames of many videos in worker processes, each video once and from start to end."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Options(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The content of a video is known: it is not read."""
+    """The content of a video is already known, so it is not read."""
 
     sha256: str
 
 
 class Begin(NamedTuple):
-    """The frames of a video follow. A second one for the same video voids what was sent before."""
+    """The frames of a video follow. A second `Begin` for the same video invalidates what was sent before."""
 
     sha256: str
     plan: Plan
@@ -117,8 +117,8 @@ def _transform(processor: Any, frames: np.ndarray) -> np.ndarray:
 
 def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Generator[tuple[Video, Event], None, None]:
     """
-    Reads videos in processes, so that one that crashes its process, or hangs, is `Failed` like any other that cannot
-    be read. A process waits until what it sent has been taken, so that memory stays bounded.
+    Reads videos in worker processes. A video that makes its process crash or hang is `Failed`, like any other
+    unreadable one. A process waits until its last event has been received, so that memory stays bounded.
 
     Args:
         jobs: consumed lazily.
@@ -126,8 +126,8 @@ def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Gene
         workers: number of processes; 0 to read in this process.
 
     Yields:
-        Videos with their events. Those of one video are in order; videos that are read at the same time are mixed.
-        Close the generator if you do not consume all of it, so that the processes end.
+        Videos with their events. The events of one video are in order; those of videos that are read at the same time
+        are interleaved. Close the generator if you do not consume all of it, so that the processes end.
 
     Raises:
         RuntimeError: processes do not start.
@@ -183,16 +183,16 @@ class _Reader:
             self.connection.recv()
         except EOFError as error:
             raise RuntimeError(
-                "processes do not start: in a script, put the call under `if __name__ == '__main__':`"
+                "Worker processes do not start: in a script, put the call under `if __name__ == '__main__':`."
             ) from error
 
     def begin(self, job: Job) -> None:
         self.job, self.since = job, time.monotonic()
-        with suppress(BrokenPipeError):  # it has crashed, which `event` notices
+        with suppress(BrokenPipeError):  # the process has crashed, which `event` reports
             self.connection.send(job)
 
     def event(self) -> Event | None:
-        """Returns the next event of the video; None if there is none yet."""
+        """Returns the next event of the video, or None if there is none yet."""
         event: Event | None = None
         try:
             if self.connection.poll():
@@ -219,7 +219,7 @@ class _Reader:
 
 
 def _serve(connection: Connection, options: Options, memory: int, environment: dict[str, str]) -> None:
-    """Reads the videos that it is sent, until its parent ends."""
+    """Reads the videos that are sent to it, until its parent ends."""
     initialize_process(memory, environment)
     torch.set_num_threads(1)
     connection.send(None)
@@ -228,6 +228,6 @@ def _serve(connection: Connection, options: Options, memory: int, environment: d
         try:
             for event in read_video(job, options):
                 connection.send(event)
-        except MemoryError:  # libraries may not release it: this process is replaced
+        except MemoryError:  # libraries may not release the memory, so this process is replaced
             connection.send(Failed(f"reading it takes more than {memory / 2**30:g} GiB of memory"))
             return

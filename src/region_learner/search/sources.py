@@ -1,4 +1,4 @@
-"""Which videos are meant by what a user gives: folders, files, lists, shards and the rows of a corpus."""
+"""Finds the videos in folders, files, lists, shards and the rows of a corpus."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Video(NamedTuple):
     A video file, or a member of a shard.
 
     Args:
-        path: absolute path; of a member, that of its shard followed by its own name.
-        size: in bytes.
-        modified: when the file, or the shard, was last changed, in nanoseconds.
+        path: absolute path; for a member, the path of its shard followed by its name.
+        size: size in bytes.
+        modified: when the file or the shard was last changed, in nanoseconds.
         offset: where a member begins in its shard; None for a file.
         shard: path of the shard of a member.
     """
@@ -41,10 +41,10 @@ class Video(NamedTuple):
 
     def source(self) -> Any:
         """
-        Returns what a video processor reads: the path, or the name and the bytes of a member.
+        Returns the input for a video processor: the path, or the name and the bytes of a member.
 
         Raises:
-            CorpusError: the shard cannot be read, or is shorter than it was.
+            CorpusError: the shard cannot be read, or is shorter than before.
         """
         if self.shard is None:
             return self.path
@@ -71,7 +71,7 @@ class FoundVideos:
 
     Args:
         videos: by path, each once.
-        roots: which argument each path came from. A video that its argument no longer has is gone.
+        roots: the argument that each path came from. A video that is no longer found there is gone.
         folders: the folders that were searched.
         unlisted: folders and shards that could not be listed. Whether their videos are gone is unknown.
         unreadable: why shards in folders could not be read to their end, by their paths.
@@ -96,17 +96,17 @@ class FoundVideos:
 
 def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
     """
-    Returns the videos that `paths` stand for.
+    Returns the videos in `paths`.
 
     Args:
-        paths: a path or several, each a folder, a video, a shard (.tar) or a list (.txt, one path per line, relative
-            to the list); or rows of `load_corpus`. In folders, files with the extension of a video and shards are
-            found at any depth. Names that begin with a dot are skipped there.
-        root: what to call a corpus.
+        paths: one or several paths, each a folder, a video, a shard (.tar) or a list (.txt, one path per line,
+            relative to the list); or rows of `load_corpus`. Folders are searched at any depth for files with the
+            extension of a video and for shards, except for names that begin with a dot.
+        root: name for a corpus.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a path does not have any videos, or a row refers to something that is not a file.
+        ValueError: a path does not contain any videos, or a row refers to something that is not a file.
     """
     found = FoundVideos()
     if hasattr(paths, "column_names"):
@@ -154,14 +154,14 @@ def _video_file(path: str) -> Video:
 
 def _in_folder(folder: str, found: FoundVideos) -> Iterator[Video]:
     def note(error: OSError) -> None:
-        logger.warning("%s cannot be listed (%s): its videos are left as they are.", error.filename, error.strerror)
+        logger.warning("%s cannot be listed (%s): its videos are kept unchanged.", error.filename, error.strerror)
         found.unlisted.append(error.filename)
 
     for directory, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = os.path.join(directory, name)
-            if name.startswith(".") or not os.path.isfile(path):  # such as a link to nothing
+            if name.startswith(".") or not os.path.isfile(path):  # such as a dangling link
                 continue
             try:
                 if name.lower().endswith(VIDEO_EXTENSIONS):
@@ -189,7 +189,7 @@ def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
         lines = [line.strip() for line in file]
     for line in filter(None, lines):
         if "://" in line:
-            raise ValueError(f"{path} lists {line}: an index holds files, so download it first.")
+            raise ValueError(f"{path} lists {line}, but only files can be indexed: download it first.")
         yield from _expand(os.path.join(os.path.dirname(path), os.path.expanduser(line)), found, is_listed=True)
 
 
@@ -200,7 +200,7 @@ def _video_of_row(video: Any) -> Video:
         return Video(name, int(video["size"]), os.stat(path).st_mtime_ns, offset, path)
     if not isinstance(video, str) or "://" in video:
         kind = video if isinstance(video, str) else type(video).__name__
-        raise ValueError(f"A row has the video {kind}: an index holds files, so use a corpus of video files.")
+        raise ValueError(f"A row has the video {kind}, but only files can be indexed: use a corpus of video files.")
     return _video_file(os.path.abspath(video))
 
 

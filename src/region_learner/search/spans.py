@@ -1,4 +1,4 @@
-"""Windows over the time of a video, and spans of the windows that match a query."""
+"""Splits a video into windows, and merges windows that match a query into spans."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WINDOW = 10.0
 STRIDE = 5.0
 
 _ROUNDING = 1e-6  # seconds
-_LEVEL = 0.7  # of 0.4 to 0.9, the one with the best intersection over union with true spans (docs/search.md)
-_MOST = 2**17  # windows of a video: a week, every 5 seconds
+_LEVEL = 0.7  # among 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search.md)
+_MOST = 2**17  # windows per video: a week, with one every 5 seconds
 
 
 class Plan(NamedTuple):
@@ -33,11 +33,11 @@ class Plan(NamedTuple):
 
 
 def check_windows(window: float, stride: float) -> None:
-    """Raises a `ValueError` unless windows with these seconds cover a video."""
+    """Raises a `ValueError` unless windows of this length and stride, in seconds, cover a video."""
     if not 0 < stride <= window < float("inf"):
         raise ValueError(
-            f"window={window} and stride={stride} must be seconds, 0 < stride <= window: with a longer stride, "
-            "parts of the videos would be left out."
+            f"window={window} and stride={stride} must be seconds with 0 < stride <= window: a longer stride would "
+            "leave out parts of the videos."
         )
 
 
@@ -45,12 +45,12 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
     """
     Returns the windows of a video.
 
-    A window begins at each multiple of `stride`, and has `processor.num_frames` frames at equal distances. The last
-    one begins as late as fits, at a multiple of that distance, so that it shares frames with the one before. A video
-    that is not longer than a window is one window, sampled as a whole.
+    A window begins at each multiple of `stride`, and has `processor.num_frames` evenly spaced frames. The last window
+    begins as late as possible, at a multiple of the distance between frames, so that it shares frames with the window
+    before it. A video that is not longer than a window is one window, sampled as a whole.
 
     Args:
-        metadata: a `ClipMetadata`, of the whole video.
+        metadata: the `ClipMetadata` of the whole video.
         processor: a `RegionLearnerVideoProcessor` with `num_frames`.
         window, stride: in seconds.
     """
@@ -66,7 +66,7 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
     spans = np.stack([starts, starts + window], axis=1)
     frames = np.stack([processor.span_frames(metadata, start, end) for start, end in spans.tolist()])
     spans[-1, 1] = duration  # less than one distance of frames later
-    # Windows that show the same frames are one, as in a slide show: so their number is bounded by that of the frames.
+    # Windows with the same frames, as in a slide show, are merged, so there are no more windows than frames.
     is_first = np.append(True, (frames[1:] != frames[:-1]).any(axis=1))
     ends = spans[np.append(is_first[1:], True), 1]
     return Plan(np.stack([spans[is_first, 0], ends], axis=1), frames[is_first], duration)
@@ -76,14 +76,14 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
     """
     Merges the windows of one video into spans.
 
-    Time is cut at the borders of all windows, and each piece has the mean score of the windows that cover it. A span
-    is a run of pieces around a peak that are at least `_LEVEL` of the way from the median to the peak. The span
-    of the best window comes first; further ones are of the best windows outside of the earlier spans that are at
-    least halfway as well.
+    Time is cut at the borders of all windows, and the score of each piece is the mean score of the windows that cover
+    it. A span is a run of pieces around a peak whose scores reach at least `_LEVEL` of the way from the median to the
+    peak. The first span is that of the best window. Each further one is that of the best window outside of the earlier
+    spans, if its score reaches at least half of that way.
 
     Args:
-        scores: of the windows, (W,).
-        spans: of the windows in seconds, (W, 2), in order.
+        scores: scores of the windows, (W,).
+        spans: start and end of the windows in seconds, (W, 2), in order.
 
     Returns:
         For each span its start and end, and the index of its best window.
@@ -123,7 +123,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
 
 
 def clock(start: float, end: float) -> str:
-    """Returns a span as it is shown, in whole seconds that contain it: "00:42-00:52", or "1:02:03-1:02:13"."""
+    """Formats a span, rounded outwards to whole seconds: "00:42-00:52", or "1:02:03-1:02:13"."""
 
     def shown(second: int) -> str:
         hours, rest = divmod(second, 3600)

@@ -23,22 +23,22 @@ from .windows import Windows, WindowStore
 
 logger = logging.getLogger(__name__)
 
-_WINDOWS = 2048  # that are committed at once
-_SECONDS = 10  # after which they are committed anyway: what a killed process loses
+_WINDOWS = 2048  # committed at once
+_SECONDS = 10  # after which they are committed in any case: a killed process loses no more than that
 
 
 @dataclass
 class UpdateReport:
     """
-    What an update has done, as paths.
+    What an update has done, as lists of paths.
 
     Args:
-        new: embedded for the first time.
-        changed: embedded again, as their content had changed.
-        moved: found under another path, and not read again.
-        unchanged: left as they are.
-        removed: no longer there.
-        unreadable: why videos are not searched, by their paths; of this update and of earlier ones.
+        new: videos that were embedded for the first time.
+        changed: videos that were embedded again, as their content had changed.
+        moved: videos that were found under another path, and not read again.
+        unchanged: videos that have not changed.
+        removed: videos that no longer exist.
+        unreadable: why videos could not be read, by path, in this update or in an earlier one.
     """
 
     new: list[str] = field(default_factory=list)
@@ -54,11 +54,11 @@ class UpdateReport:
 
 class Updater:
     """
-    The only writer of an index. Windows are on the disk before the transaction that makes them part of the index.
+    The only writer of an index. Windows are on the disk before a transaction makes them part of the index.
 
     Args:
-        directory: of the index, which the caller has locked.
-        embedder: called when the model is needed.
+        directory: directory of the index, which the caller has locked.
+        embedder: function that returns the model, called when it is needed.
     """
 
     def __init__(self, directory: Path, embedder: Callable[[], Embedder]):
@@ -72,7 +72,7 @@ class Updater:
 
     def __enter__(self) -> Updater:
         for path in self.directory.glob("vectors-*"):
-            if path.name != self.database.about("vectors"):  # readers that used it have moved on
+            if path.name != self.database.about("vectors"):  # no reader uses it any more
                 shutil.rmtree(path)
         return self
 
@@ -116,13 +116,16 @@ class Updater:
             for path in paths:
                 records = self.database.records_within(path)
                 if not records:
-                    raise ValueError(f"The index {self.directory} has no videos within {path}: nothing is removed.")
+                    hint = self.database.near(path)
+                    raise ValueError(
+                        f"Nothing was removed: the index {self.directory} has no videos within {path}{hint}"
+                    )
                 count += sum(self.database.remove(record.video.path) for record in records)
         self._tidy()
         return count
 
     def add(self, videos: Iterable[tuple[Record, Windows]]) -> UpdateReport:
-        """Adds videos that were embedded elsewhere. Those that have not changed are left as they are."""
+        """Adds videos that were embedded elsewhere. Videos that have not changed are skipped."""
         stamps = self.database.stamps()
         try:
             for record, windows in videos:
@@ -169,7 +172,7 @@ class Updater:
                 self._take(video, again, root, gone, options)
 
     def _reuse(self, video: Video, sha256: str, root: str, gone: set[str]) -> bool:
-        """Takes over the windows of a video with the same content, if there still is one."""
+        """Reuses the windows of a video with the same content, if it is still in the index."""
         self._commit()
         same = self.database.records("size = ? AND sha256 = ? AND error IS NULL", [video.size, sha256])
         by_path = {record.video.path: record for record in same}
@@ -201,9 +204,9 @@ class Updater:
             self._commit()
 
     def _commit(self) -> None:
-        """Makes the videos that wait part of the index."""
+        """Commits the waiting videos to the index."""
         self.since = time.monotonic()
-        waiting, self.waiting = self.waiting, []  # what cannot be written is not tried again
+        waiting, self.waiting = self.waiting, []  # if they cannot be written, this is not tried again
         if not waiting:
             return
         first = self.database.about("rows")
@@ -215,7 +218,7 @@ class Updater:
             self.database.set_about("rows", first)
 
     def _tidy(self) -> None:
-        """Leaves out the holes if they are most of the rows, and brings the index of nearest rows up to date."""
+        """Removes the holes if they are most of the rows, and updates the inverted lists."""
         holes = self.database.holes()
         rows, lost = self.database.about("rows"), int((holes[:, 1] - holes[:, 0]).sum())
         if lost > rows / 2:
@@ -224,7 +227,7 @@ class Updater:
         update_nearest(self.windows.vectors, self.windows.directory, rows, holes)
 
     def _compact(self) -> None:
-        """Writes the windows that are left to a new directory, and then switches to it."""
+        """Writes the remaining windows to a new directory, and then switches to it."""
         number = int(self.database.about("vectors").removeprefix("vectors-")) + 1
         directory = self.directory / f"vectors-{number}"
         shutil.rmtree(directory, ignore_errors=True)
@@ -251,7 +254,7 @@ class Updater:
 
 
 class Progress:
-    """A progress bar of videos, with the hours of video that are done and, by the size of the files, to go."""
+    """A progress bar of videos that also shows the hours of video that are done and, by file size, still to do."""
 
     def __init__(self, description: str, videos: list[Video]):
         self.bytes_left = sum(video.size for video in videos)

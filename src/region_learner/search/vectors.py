@@ -10,7 +10,7 @@ import numpy as np
 
 from ..files import naming, sync_directory
 
-# A file of 256 dimensions has 256 MiB.
+# With 256 dimensions, a file has 256 MiB.
 ROWS_PER_FILE = 2**18
 
 
@@ -53,7 +53,7 @@ class Vectors:
             raise ValueError(f"vectors must have the shape (n, {self.dim}), not {vectors.shape}.")
         if not np.isfinite(vectors).all():
             bad = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
-            raise ValueError(f"vector {bad} of {len(vectors)} is not finite; the model may have overflowed.")
+            raise ValueError(f"Vector {bad} of {len(vectors)} is not finite: the model may have overflowed.")
         self.check(row)
         for file, first, start, stop in self._pieces(row, row + len(vectors)):
             path = self._path(file)
@@ -87,7 +87,7 @@ class Vectors:
         Returns a copy of the rows with the numbers `rows` (n,), (n, dim).
 
         Raises:
-            ValueError: the files do not hold a row.
+            ValueError: the files lack one of the rows.
         """
         rows = np.asarray(rows, dtype=np.int64)
         result = np.empty((len(rows), self.dim), self.dtype)
@@ -99,7 +99,7 @@ class Vectors:
 
     def check(self, rows: int) -> None:
         """
-        Checks that the files hold `rows` rows.
+        Checks that the files contain `rows` rows.
 
         Raises:
             ValueError: a file is missing, is not a regular file, or is too short.
@@ -110,8 +110,8 @@ class Vectors:
             size = path.stat().st_size if path.exists() else 0
             if size < (first + stop - start) * self._row_bytes:
                 raise ValueError(
-                    f"{path} holds {size // self._row_bytes:,} vectors, expected {stop - start:,}: it is incomplete. "
-                    "Copy or make the index again."
+                    f"{path} has {size // self._row_bytes:,} vectors instead of {stop - start:,}: it is incomplete. "
+                    "Copy the index again, or index the videos again."
                 )
 
     @property
@@ -145,6 +145,6 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
 def check_is_file(path: Path) -> None:
-    """Refuses links and devices: an index from a stranger must not lead to other files."""
+    """Refuses links and devices: an index from a stranger must not refer to other files."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError(f"{path} is not a regular file: links and devices are refused. Put the file itself there.")
+        raise ValueError(f"{path} is not a regular file, as links and devices are not allowed: copy the file itself.")

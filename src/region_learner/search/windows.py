@@ -1,4 +1,4 @@
-"""What an index keeps of each window: its vector, and the tokens that the words of a query are compared with."""
+"""The embeddings that an index stores for each window: its vector, and the tokens that words are compared with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .vectors import Vectors
 # Tokens per window, at most. Models with regions have fewer; with patches they have hundreds, of which nearly all are
 # never the best match of a word.
 MOST_TOKENS = 32
-_MOST_TOKEN_DIMENSIONS = 2**10  # so that files of strangers take bounded memory
+_MOST_TOKEN_DIMENSIONS = 2**10  # so that files from strangers take bounded memory
 
-_ROUNDING = 1e-2  # of numbers in float16, and of sums of them
+_ROUNDING = 1e-2  # tolerance for float16 numbers and their sums
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Windows:
 
     @classmethod
     def empty(cls, about: dict[str, Any]) -> Windows:
-        """Returns no windows, of the shapes that an index with this `about` has."""
+        """Returns an empty set of windows with the shapes of an index with the settings `about`."""
         tokens = about["tokens"]
         none = None if tokens is None else np.empty((0, tokens[0], 1 + tokens[1]), np.float16)
         return cls(np.empty((0, about["dim"]), np.float32), none)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Windows]) -> Windows:
-        """Returns the windows of all parts, at least one. Without tokens if any of them has none."""
+        """Concatenates the windows of one or more parts. There are no tokens if any part lacks them."""
         tokens = [part.tokens for part in parts if part.tokens is not None]
         return cls(
             np.concatenate([part.vectors for part in parts]),
@@ -57,8 +57,8 @@ class Windows:
 
 def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     """
-    Returns the tokens of windows as they are kept, float16 (B, n, 1 + d). Of more than `MOST_TOKENS`, those are kept
-    that differ most from each other, in their order; their weights sum to 1 again.
+    Returns the tokens of windows as they are stored, float16 (B, n, 1 + d). If there are more than `MOST_TOKENS`, the
+    ones that differ most from each other are kept, in their order, and their weights are rescaled to sum to 1.
 
     Args:
         embeds: (B, tokens, d), of length 1.
@@ -70,23 +70,24 @@ def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
         weights = weights.gather(1, kept)
         weights = weights / weights.sum(1, keepdim=True)
         embeds = embeds.gather(1, kept[..., None].expand(-1, -1, embeds.shape[2]))
-    # In float16 a small weight could become 0, which stands for an absent token.
+    # In float16, a small weight could become 0, which means that the token is absent.
     weights = weights.where(weights == 0, weights.clamp(min=torch.finfo(torch.float16).tiny))
     return torch.cat([weights[..., None], embeds], -1).half().numpy()
 
 
 def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Returns the indices (B, count) of tokens by greedy farthest-point sampling: it starts with the heaviest token and
-    repeatedly adds the token that is least similar to those chosen; of equal ones the first, and absent ones last.
-    (The heaviest tokens often show the same thing, and queries ask for other things, too.)
+    Chooses tokens by greedy farthest-point sampling, and returns their indices (B, count). It starts with the token of
+    the highest weight and repeatedly adds the token that is least similar to the chosen ones. Among equal tokens the
+    first is chosen, and absent tokens come last. (The tokens with the highest weights often show the same thing, but
+    queries ask for other things as well.)
     """
     points = embeds.double()
     newest = weights.argmax(1)
     greatest = torch.where(weights == 0, 2.0, -2.0).double()  # cosine with a chosen token; 2: absent, 3: chosen
     chosen = [newest]
     while len(chosen) < count:
-        # Rounding removes what a cosine owes to the other windows of the batch and to the place of a token.
+        # Rounding removes differences that come from the other windows in the batch and the position of a token.
         cosines = (points @ points.take_along_dim(newest[:, None, None], 1).mT).squeeze(2).round(decimals=10)
         greatest = torch.maximum(greatest, cosines).scatter(1, newest[:, None], 3.0)
         newest = greatest.argmin(1)
@@ -95,7 +96,7 @@ def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) ->
 
 
 def are_tokens(tokens: np.ndarray) -> bool:
-    """Returns whether tokens (W, n, 1 + d) are as `pack_tokens` makes them."""
+    """Returns whether tokens (W, n, 1 + d) have the form that `pack_tokens` gives them."""
     weights, embeds = tokens[..., 0].astype(np.float32), tokens[..., 1:].astype(np.float32)
     lengths = np.linalg.norm(embeds, axis=-1)
     is_unit = (np.abs(lengths - 1) < _ROUNDING) | ((weights == 0) & (lengths == 0))
@@ -130,7 +131,7 @@ class WindowStore:
             self.tokens = Vectors(directory, math.prod(self._shape), "tokens", "<f2")
 
     def write(self, row: int, windows: Windows) -> None:
-        """Writes windows as the rows from `row` on; see [`Vectors.write`]. Tokens that are not kept are left out."""
+        """Writes windows as the rows from `row` on; see [`Vectors.write`]. Tokens are left out if none are stored."""
         self.vectors.write(row, windows.vectors)
         if self.tokens is not None:
             if windows.tokens is None or windows.tokens.shape[1:] != self._shape:

@@ -1,4 +1,4 @@
-"""Training with the Trainer of transformers: arguments, recipes, collator, Trainer."""
+"""Training with transformers' Trainer: arguments, recipes, collator and Trainer."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .trainer import RegionLearnerTrainer
     from .training_arguments import RegionLearnerTrainingArguments
 
-# Imported when first used, so that arguments and recipes are listed without torch.
+# Imported when first used, so that arguments and recipes can be listed without torch.
 _MODULES = {
     "CorpusPart": "data",
     "DataArguments": "arguments",

@@ -18,7 +18,7 @@ from ..loading import BESIDE_ADAPTERS
 ADAPTER = "adapter"
 
 _WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # of the names in it
+_PREFIX = "base_model.model."  # of parameter names in the adapter file
 
 
 def _import_peft():
@@ -48,9 +48,8 @@ def check_lora(options: dict[str, Any]):
 
 def with_lora(model: Any, options: dict[str, Any]):
     """
-    Returns a model with low-rank adapters (PEFT) in the blocks of its towers. Everything that is not part of a
-    pre-trained tower (region module, temporal fusion and positions, projections, heads, a learned temperature) is
-    trained in full.
+    Returns a model with LoRA adapters (PEFT) in the blocks of its towers. Everything that is not part of a pre-trained
+    tower (region module, temporal fusion and positions, projections, heads, a learned temperature) is trained in full.
 
     Args:
         model: a model of any task.
@@ -66,8 +65,10 @@ def with_lora(model: Any, options: dict[str, Any]):
     towers = options.pop("towers", ["video_model", "text_model"])
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
     if unknown := set(towers) - set(known):
-        raise ValueError(f"lora: {sorted(unknown)} are not towers of this model (towers: {', '.join(known)}).")
-    # (torch's attention, of SigLIP's pooling head, reads the weight of its layer without calling it.)
+        raise ValueError(
+            f"lora: towers must be among {', '.join(known)}, which does not include {', '.join(sorted(unknown))}."
+        )
+    # torch's attention, as in SigLIP's pooling head, reads the weight of its layer without calling the layer.
     is_called = {
         name: not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
         for name, module in model.named_modules()
@@ -84,17 +85,17 @@ def with_lora(model: Any, options: dict[str, Any]):
         trained_in_full += [name for name in parts if getattr(model.video_model, name) is not None]
     for module in options.get("modules_to_save") or ():
         if not any(name == module or name.endswith(f".{module}") for name, _ in model.named_modules()):
-            raise ValueError(f"lora: modules_to_save: the model has no module {module!r}.")
+            raise ValueError(f"lora: modules_to_save names {module!r}, which is not a module of the model.")
     if "video_model" not in towers and model.quantizer is not None:
         model.quantizer.frozen = True
     defaults = {"target_modules": in_blocks, "modules_to_save": trained_in_full}
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**defaults | options))
     except TypeError as error:  # PEFT does not check the types of values
-        raise ValueError(f"lora: {options} do not fit peft.LoraConfig: {error}") from error
+        raise ValueError(f"lora: {options} are not valid for peft.LoraConfig: {error}") from error
     for name, parameter in adapted.named_parameters():
-        # PEFT freezes parameters outside of modules: scale and bias of the loss, and the temporal positions, which may
-        # all still be zero.
+        # PEFT freezes parameters outside of modules: the scale and bias of the loss, and the temporal positions, which
+        # may still be all zeros.
         is_temporal = name.endswith("temporal_embeddings") and "video_model" in towers
         if name.endswith(("logit_scale", "logit_bias")) or is_temporal:
             parameter.requires_grad_(True)
@@ -152,12 +153,10 @@ def load_adapters(model: Any, folder: Path) -> None:
     prefix = _PREFIX if hasattr(model, "merge_and_unload") else ""
     values = {prefix + name.removeprefix(_PREFIX): value for name, value in load_file(folder / _WEIGHTS).items()}
     if lacking := sorted(_beside_adapters(model).keys() - values.keys()):
-        raise ValueError(f"{folder} lacks {', '.join(lacking[:3])}: it belongs to another model.")
+        raise ValueError(f"{folder} belongs to another model: it lacks {', '.join(lacking[:3])}.")
     found: Any = set_peft_model_state_dict(model, values, adapter_name=_active_adapter(model))
     if found.unexpected_keys:
-        raise ValueError(
-            f"{folder} has {', '.join(sorted(found.unexpected_keys)[:3])}, which this model does not have."
-        )
+        raise ValueError(f"{folder} belongs to another model: it has {', '.join(sorted(found.unexpected_keys)[:3])}.")
 
 
 def _active_adapter(model: Any) -> str:

@@ -1,5 +1,5 @@
 """
-The arguments of a training run, beside those of `transformers.TrainingArguments`, and the groups of `--help`.
+The arguments of a training run in addition to `transformers.TrainingArguments`, and the groups of `--help`.
 
 This module imports neither torch nor transformers, so that `region-learner train --help` is fast.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import nearest_or_all
 
-# Mappings and lists come as such from recipes and Python, and as JSON from the command line, until `__post_init__`.
+# Recipes and Python give mappings and lists, the command line gives JSON, which `__post_init__` parses.
 if TYPE_CHECKING:
     JsonMapping = dict[str, Any] | None
     JsonList = list[dict[str, Any]] | None
@@ -57,7 +57,7 @@ ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def argument(help: str, default: Any = None, factory: Any = MISSING) -> Any:
-    """Returns a field with its help, and with a default or what makes it."""
+    """Returns a dataclass field with its help, and with a default or a default factory."""
     if factory is not MISSING:
         return field(default_factory=factory, metadata={"help": help})
     return field(default=default, metadata={"help": help})
@@ -94,13 +94,13 @@ def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> An
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} must be JSON, such as '{example}': {error}") from error
     if not isinstance(parsed, kind):
-        raise ValueError(f"{name} must be a JSON {what}, not {value}")
+        raise ValueError(f"{name} must be a JSON {what}, such as '{example}', not {value}")
     return parsed
 
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     """
-    Parses a mapping given as JSON, with None for "none". Returns a mapping as it is.
+    Parses a mapping given as JSON; "none" gives None. A mapping is returned unchanged.
 
     Raises:
         ValueError: it is not a JSON object; the message names `name`.
@@ -116,29 +116,29 @@ def _without_none(options: dict | None) -> dict | None:
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pre-trained towers, or a configuration."""
 
-    model: str | None = argument("Checkpoint to start from, with its processor: a directory or Hub name.")
+    model: str | None = argument("Checkpoint to start from, with its processor: a directory or a Hub name.")
     video_tower: str | None = argument("Pre-trained image model to start from: a timm or Hub name, or a directory.")
     text_tower: str | None = argument("Pre-trained text encoder to start from: a Hub name or a directory.")
     video_config: JsonMapping = argument(
-        "Fields of the video configuration, as JSON. With --model they override those of the checkpoint."
+        "Fields of the video configuration, as JSON. With --model, they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Form of the region module: {' or '.join(FORMS)}. It adds regions to a model without, such as CLIP."
+        f"Region form: {' or '.join(FORMS)}. It adds regions to a model that has none, such as CLIP."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
     task: str = argument(f"What the model is trained for: {', '.join(TASKS)}.", "retrieval")
-    max_answers: int = argument("Question answering: number of answers of a new head, the most frequent ones.", 1500)
-    lora: JsonMapping = argument("Train low-rank adapters: fields of peft.LoraConfig and `towers`, as JSON.")
+    max_answers: int = argument("Question answering: a new head has this many of the most frequent answers.", 1500)
+    lora: JsonMapping = argument("Train LoRA adapters: fields of peft.LoraConfig and `towers`, as JSON.")
     frame_fill: str = argument(f"How to fill temporal positions that a checkpoint lacks: {', '.join(FILLS)}.", "zeros")
     tokenizer: str | None = argument(
-        "Tokenizer of a new model: a directory or Hub name, or 'train' to learn one from the captions."
+        "Tokenizer of a new model: a directory or a Hub name, or 'train' to train one on the captions."
     )
-    vocab_size: int = argument("Maximum number of tokens for --tokenizer train.", 4000)
+    vocab_size: int = argument("Maximum vocabulary size for --tokenizer train.", 4000)
     num_frames: int | None = argument("Frames per clip. By default, the number of temporal positions of the model.")
     flip_probability: float | None = argument(
-        "Probability that a training clip is mirrored. By default 0.5, and 0 for corpora whose captions tell left "
-        "from right.",
+        "Probability of mirroring a training clip. By default 0.5, and 0 for corpora whose captions mention left and "
+        "right.",
     )
 
     def __post_init__(self):
@@ -155,7 +155,7 @@ class ModelArguments:
             raise ValueError(f"flip_probability={self.flip_probability} must be between 0 and 1.")
 
 
-# The keys of an entry of `corpora`: the types that its value may have, these in words, and its lower bound.
+# For each key of an entry of `corpora`: the types that its value may have, the same in words, and its lower bound.
 _CORPUS_KEYS: dict[str, tuple[tuple[type, ...], str, float | None]] = {
     "corpus": ((str,), "text", None),
     "data_dir": ((str, Path, type(None)), "text", None),
@@ -183,22 +183,21 @@ def _check_corpus(entry: dict[str, Any]) -> None:
 class DataArguments:
     """The corpus to train on, or several."""
 
-    corpus: str = argument("Name of a corpus; `region-learner corpus list` shows them.", "folder")
+    corpus: str = argument("Name of the corpus; `region-learner corpus list` lists them.", "folder")
     data_dir: str | None = argument("Directory of the corpus.")
     corpus_options: JsonMapping = argument("Options of the corpus, as JSON.")
     train_split: str = argument("Split to train on.", "train")
-    eval_split: str | None = argument("Split to evaluate on during training; 'none' overrides the one of a recipe.")
-    test_split: str | None = argument(
-        "Split to evaluate on once, after training; 'none' overrides the one of a recipe."
-    )
+    eval_split: str | None = argument("Split to evaluate on during training; 'none' turns off that of a recipe.")
+    test_split: str | None = argument("Split to evaluate on once, after training; 'none' turns off that of a recipe.")
     corpora: JsonList = argument(
         "Several corpora to train on, as a JSON list of mappings with the keys " + ", ".join(_CORPUS_KEYS) + ".",
     )
     data_dirs: list[str] | None = argument("Directories of the corpora of a recipe: cc3m=DIR webvid=DIR ...")
     streaming: bool = argument("Read the training corpus as a stream of shards; needs --max-steps.", False)
-    shuffle_buffer: int = argument("Number of rows that a stream is shuffled within.", 10_000)
+    shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
-        "Number or share of videos that may be missing; they are skipped and listed in a file.", 0.0
+        "Number of videos that may be missing, or their share if below 1; they are skipped and listed in a file.",
+        0.0,
     )
     max_train_videos: int | None = argument("Train on the first N videos only.")
 
@@ -238,39 +237,39 @@ class OwnTrainingArguments:
     """What [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
-        "Share of videos that may be unreadable; each is replaced by another one and reported.", 0.1
+        "Share of videos that may be unreadable; each is reported, and another one is substituted.", 0.1
     )
     mix: str = argument(
-        "Several corpora: 'alternate' takes a batch of each in turn, 'weighted' draws by their weights.",
+        "How to mix several corpora: 'alternate' takes a batch of each in turn, 'weighted' draws by their weights.",
         "alternate",
     )
     samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
     gradient_cache_chunk: int | None = argument(
-        "Compute cached gradients, this many pairs at a time: the memory of a small batch, the loss of a large one.",
+        "Gradient caching (GradCache): the memory of a batch of this many pairs, with the loss of the whole batch.",
     )
     lr_milestones: list[float] = argument(
-        "Multiply the learning rate by --lr-gamma at these shares of the training: 0.6 0.8 ...",
+        "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ...",
         factory=list,
     )
-    lr_gamma: float = argument("Factor of --lr-milestones.", 0.1)
+    lr_gamma: float = argument("Learning rate factor at each of --lr-milestones.", 0.1)
     video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
     text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(
-        "Factor on the learning rate for each block between a parameter and the output of its tower."
+        "Layer-wise decay: factor of the learning rate per block between a parameter and the output of its tower."
     )
     freeze: list[str] = argument(
-        "Parameters that are not trained, by the beginnings of their names: text_model ...",
+        "Parameters to freeze, by prefixes of their names: text_model ...",
         factory=list,
     )
     overwrite: bool = argument(
-        "Replace an earlier run in --output-dir: its checkpoints and results are removed.", False
+        "Replace an earlier run in --output-dir, and delete its checkpoints and results.", False
     )
 
 
 _CLASSES: tuple[type, ...] = (ModelArguments, DataArguments, OwnTrainingArguments)
 
-# What `results.json` and model cards say about how a model was trained. Other arguments are about a machine or an
-# account, with directories and keys among them, and are not published.
+# The arguments that `results.json` and model cards publish. The others describe a machine or an account, and may
+# contain directories and keys.
 PUBLISHED_ARGUMENTS = {item.name for cls in _CLASSES for item in fields(cls)} - {"data_dir", "data_dirs", "overwrite"}
 PUBLISHED_ARGUMENTS |= {
     "optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",

@@ -1,4 +1,4 @@
-"""Batch sizes: a contrastive loss needs two pairs, and `auto_find_batch_size` finds the largest one that fits."""
+"""Checks that batches have negatives, and finds the largest batch size that fits in memory."""
 
 import copy
 import logging
@@ -24,13 +24,13 @@ T = TypeVar("T")
 def check_batch_size(size: int, processes: int) -> None:
     """
     Raises:
-        ValueError: all processes together have one pair in a batch.
+        ValueError: a batch has one pair in all processes together.
     """
     if size * processes == 1:
         raise ValueError(
             "A batch of 1 pair has no negatives, so a contrastive loss learns nothing from it: set "
-            "--per-device-train-batch-size (of corpora, batch_size) to 2 or more. Accumulated batches are not each "
-            "other's negatives; with --gradient-cache-chunk 1 a larger batch takes the memory of one pair."
+            "--per-device-train-batch-size (batch_size in corpora) to 2 or more. Gradient accumulation does not help, "
+            "but with --gradient-cache-chunk 1 a larger batch takes the memory of one pair."
         )
 
 
@@ -45,10 +45,10 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
             raise ValueError("A corpus of 1 row has no negatives: a contrastive loss needs at least 2 videos.")
         if _all_of_one_video(part.dataset):
             raise ValueError(
-                f"All {len(part.dataset)} rows of a corpus have the video_id {part.dataset[0]['video_id']!r}, so they "
-                "are not each other's negatives: a contrastive loss needs at least 2 videos."
+                f"All {len(part.dataset)} rows of a corpus have the video_id {part.dataset[0]['video_id']!r}, so "
+                "there are no negatives: a contrastive loss needs at least 2 videos."
             )
-    # In an evaluation, each process has a loss of its own.
+    # In evaluation, each process computes a loss of its own.
     if args.eval_strategy == "no" or args.per_device_eval_batch_size > 1:
         return
     without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and so no contrastive loss"
@@ -56,11 +56,11 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
         raise ValueError(
             f"{without}. Set 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}."
         )
-    logger.info("%s: evaluation reports none.", without)
+    logger.info("%s: evaluation does not report a loss.", without)
 
 
 def _all_of_one_video(dataset: Any) -> bool:
-    """Returns False where the ids cannot be read without the rest of the rows."""
+    """Returns whether all ids are equal; False if the ids cannot be read without the rest of the rows."""
     if not hasattr(dataset, "__len__") or "video_id" not in (getattr(dataset, "column_names", None) or ()):
         return False
     ids = iter(dataset["video_id"])
@@ -72,12 +72,12 @@ def _all_of_one_video(dataset: Any) -> bool:
 
 
 def with_batch_size(parts: Sequence[CorpusPart], size: int, of: int) -> list[CorpusPart]:
-    """Returns `parts` with batches of `size` where they had `of`; corpora with other sizes keep their proportion."""
+    """Returns `parts` with batch size `size` in place of `of`; other batch sizes change in proportion."""
     return [replace(part, batch_size=part.batch_size * size // of) for part in parts]
 
 
 class InitialState:
-    """The weights, optimizer state and random numbers that a run starts with, so that each attempt starts the same."""
+    """The weights, optimizer state and random numbers at the start of a run, from which each attempt starts."""
 
     def __init__(self, model: torch.nn.Module, optimizer: Any):
         self.weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
@@ -85,7 +85,7 @@ class InitialState:
         self.random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def restore(self, model: torch.nn.Module, optimizer: Any) -> Any:
-        """Returns the optimizer to start with; None if there was none."""
+        """Returns the optimizer to start with, or None if there was none."""
         model.load_state_dict(self.weights)
         torch.set_rng_state(self.random[0])
         if self.random[1]:
@@ -108,7 +108,7 @@ def train_with_largest_batch(trainer: Any, train: Callable[..., T], size: int, *
         trainer.optimizer = start.restore(trainer.model, trainer.optimizer)
         return train(size, *args, **kwargs)
 
-    # A corpus may have smaller batches than the others.
+    # The corpora may have different batch sizes.
     per_pair = trainer.batch_size_as_given / min(part.batch_size for part in trainer.parts_as_given)
     smallest = math.ceil((2 if trainer.contrastive else 1) * per_pair)
     return halve_until_it_fits(attempt, size, smallest, kwargs.get("resume_from_checkpoint") is not None)
@@ -125,22 +125,22 @@ def halve_until_it_fits(train: Callable[[int], T], size: int, smallest: int, res
         resumed: whether the run started from a checkpoint, whose batch size has to stay.
 
     Raises:
-        ValueError: not even the smallest batch fits, or that of a checkpoint does not.
+        ValueError: even the smallest batch does not fit, or that of a checkpoint does not.
     """
 
     def half() -> int:
         nonlocal size
         if resumed:
             raise ValueError(
-                f"Batches of {size}, with which this checkpoint was trained, do not fit in memory any more: give "
+                f"Batches of {size}, with which this checkpoint was trained, no longer fit in memory: add "
                 "--gradient-cache-chunk or --gradient-checkpointing true, or train from the beginning."
             )
         if size // 2 < smallest:
             raise ValueError(
-                f"auto_find_batch_size: not even batches of {size} fit in memory. Use fewer or smaller frames, or "
+                f"auto_find_batch_size: even batches of {size} do not fit in memory. Use fewer or smaller frames, or "
                 "--gradient-checkpointing true."
             )
-        logger.warning("Batches of %d do not fit in memory: training starts again with %d.", size, size // 2)
+        logger.warning("Batches of %d do not fit in memory: restarting training with %d.", size, size // 2)
         size //= 2
         return size
 

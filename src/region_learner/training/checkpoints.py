@@ -1,5 +1,6 @@
 """
-Complete checkpoints, and resuming from them. The last file to be written holds the sizes and checksums of all others.
+Writes complete checkpoints, and resumes from them. The last file to be written records the sizes and checksums of all
+others.
 """
 
 import hashlib
@@ -27,10 +28,10 @@ from .training_arguments import RegionLearnerTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Written last into a checkpoint: a checkpoint without it was cut off when the process ended.
+# Written last into a checkpoint: if it is missing, saving was interrupted.
 COMPLETE = "complete.json"
 
-# The mark of `enable_jit_checkpoint`, which removes it after the checkpoint is complete.
+# The marker of `enable_jit_checkpoint`, which is removed when the checkpoint is complete.
 _JIT_MARK = "checkpoint-is-incomplete.txt"
 
 
@@ -55,7 +56,7 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 @contextmanager
 def moved_when_complete(target: Path) -> Iterator[Path]:
     """
-    Gives a directory to save a model in, and moves its files to `target` afterwards. Until then `target` keeps all
+    Yields a directory to save a model in, and moves its files to `target` afterwards. Until then, `target` keeps all
     files of an earlier model.
     """
     folder = partial_of(target / "model")
@@ -71,7 +72,7 @@ def moved_when_complete(target: Path) -> Iterator[Path]:
             (folder / path).replace(target / path)
         if any(_WEIGHTS.fullmatch(path.name) for path in written):
             for path in target.iterdir():
-                if _WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:  # parts of the earlier model
+                if _WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:  # shards of the earlier model
                     path.unlink()
         sync_directory(target)
     finally:
@@ -86,13 +87,13 @@ def naming_write_failures(
     remove: bool = True,
 ) -> Iterator[None]:
     """
-    Within this block, an error of writing the files of `folder`, as on a full disk, says so in one line.
+    Within this block, errors of writing to `folder`, such as a full disk, become one line.
 
     Args:
         folder: a directory.
-        output_dir: of the run.
-        target: where the files will be moved to.
-        remove: whether to remove `folder` then. A half-written one would take the space that the next attempt needs.
+        output_dir: directory of the run.
+        target: directory that the files will be moved to.
+        remove: whether to remove `folder` after an error, as it would take the space that the next attempt needs.
 
     Raises:
         OSError: the message names the file, and the checkpoint to resume from.
@@ -110,7 +111,7 @@ def naming_write_failures(
             file = target / file.relative_to(folder)
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
-        cure = "Free some space" if re.search("space|quota", reason) else "Solve that"
+        cure = "Free some space" if re.search("space|quota", reason) else "Fix this"
         raise OSError(
             f"{file} could not be written: {reason}. {cure}, and resume with --resume-from-checkpoint true. "
             f"{described(output_dir)}"
@@ -118,13 +119,13 @@ def naming_write_failures(
 
 
 def _write_failure(error: Exception, folder: Path) -> str | None:
-    """Returns why a file could not be written, if `error` is about that."""
+    """Returns why a file could not be written, or None if `error` has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = " ".join(str(error).split())
     if isinstance(error, RuntimeError) and "inline_container" not in text:  # not from torch.save
         return None
-    # Neither torch.save nor safetensors pass on the error of the system.
+    # Neither torch.save nor safetensors passes on the error of the operating system.
     if "No space left" in text or shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20:
         return "No space left on device"
     return text
@@ -145,18 +146,18 @@ def _sha256(path: Path) -> str:
 
 def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) -> str | None:
     """
-    Returns what is wrong with a checkpoint of [`RegionLearnerTrainer`], in words; None if it is complete.
+    Returns what is wrong with a checkpoint of [`RegionLearnerTrainer`], in words, or None if it is complete.
 
     Args:
         checkpoint: its directory.
-        contents: also compare its files with their checksums. (Checkpoints of version 0.1 have none.)
+        contents: whether to compare its files with their checksums, too. (Checkpoints of version 0.1 have none.)
     """
     folder = Path(checkpoint)
     try:
         saved = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         sizes, digests = dict(saved["files"]), dict(saved.get("sha256", {}))
     except FileNotFoundError:
-        return f"it has no {COMPLETE}, so that saving it was interrupted"
+        return f"it has no {COMPLETE}, as saving it was interrupted"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {COMPLETE} is damaged"
     for name, size in sizes.items():
@@ -165,9 +166,9 @@ def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) ->
             if is_lfs_pointer(path):
                 return f"its file {name} is a pointer of Git LFS: run `git lfs pull`"
             if not path.is_file() or path.stat().st_size != size:
-                return f"its file {name} is missing or has another size than it was saved with"
+                return f"its file {name} is missing or does not have the size that was saved"
             if contents and name in digests and _sha256(path) != digests[name]:
-                return f"its file {name} is damaged: it does not hold what was saved"
+                return f"its file {name} is damaged: its content is not what was saved"
         except OSError as error:
             return f"its file {name} cannot be read ({error.strerror})"
     return None
@@ -175,8 +176,8 @@ def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) ->
 
 def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> tuple[str | None, dict[str, str]]:
     """
-    Returns the complete checkpoint of the highest step in `output_dir`, and what is wrong with those of higher steps,
-    by path. `contents` is as in [`incompleteness`].
+    Returns the complete checkpoint with the highest step in `output_dir`, and what is wrong with checkpoints of higher
+    steps, by path. `contents` is as in [`incompleteness`].
     """
     found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
@@ -188,13 +189,13 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
-    """Returns a sentence that names the checkpoint a run in `output_dir` can resume from."""
+    """Returns a sentence that names the checkpoint that a run in `output_dir` can resume from."""
     checkpoint, _ = last_complete(output_dir)
     return "No checkpoint has been saved." if checkpoint is None else f"The last complete checkpoint is {checkpoint}."
 
 
 def how_to_resume(output_dirs: Sequence[str]) -> str:
-    """Returns what to do after a run in `output_dirs`, one for each of its stages, was interrupted."""
+    """Returns how to resume an interrupted run, whose stages are in `output_dirs`."""
     for directory in reversed(output_dirs):
         checkpoint, _ = last_complete(directory, contents=False)
         if checkpoint is not None:
@@ -215,11 +216,11 @@ def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | boo
     Returns the checkpoint to resume from, the same in all processes; None to start from the beginning.
 
     Args:
-        args: of the run.
+        args: arguments of the run.
         resume: a checkpoint, or True for the last complete one in `output_dir`, if there is one.
 
     Raises:
-        ValueError: the checkpoint does not exist, is not complete, or is not seen by all processes.
+        ValueError: the checkpoint does not exist, is incomplete, or is not visible to all processes.
     """
     if resume is None or resume is False:
         return None
@@ -239,7 +240,8 @@ def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | boo
     lacking = [process for process, seen in enumerate(gather_object([is_seen])) if not seen]
     if lacking:
         raise ValueError(
-            f"Processes {lacking} do not see all of {chosen[0]}: output_dir must be on a disk that all machines share."
+            f"Processes {lacking} do not see all files of {chosen[0]}: output_dir must be on a disk that all machines "
+            "share."
         )
     return chosen[0]
 
@@ -259,14 +261,14 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
             raise ValueError(f"The checkpoint {checkpoint} does not exist.")
         if (fault := incompleteness(checkpoint)) is not None:
             raise ValueError(
-                f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` takes the last "
+                f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` uses the last "
                 "complete one."
             )
     # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which the file `latest` names.
     if not any(Path(checkpoint).glob("optimizer*")) and not (Path(checkpoint) / "latest").is_file():
         raise ValueError(
             f"{checkpoint} cannot be resumed from: it was saved with save_only_model, without optimizer and schedule. "
-            f"To start another run from its weights, give --model {checkpoint} and another --output-dir."
+            f"To start a new run from its weights, use --model {checkpoint} and another --output-dir."
         )
     return checkpoint
 
@@ -280,8 +282,8 @@ _STREAM = "stream.json"  # the data order of streams, in checkpoints of version 
 
 def data_order(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments) -> dict[str, Any]:
     """
-    Returns the settings that the order of the training data depends on. Without streams, it does not depend on how
-    processes share a batch.
+    Returns the settings that determine the order of the training data. Without streams, the order does not depend on
+    how processes share a batch.
     """
     settings: dict[str, Any] = {
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -308,7 +310,7 @@ def data_order(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments
 
 
 def _digest_of_ids(part: CorpusPart) -> str | None:
-    """Tells a corpus from another one of the same length, by 16 of its ids. (A digest, as ids may be private.)"""
+    """Returns a digest of 16 ids, which tells apart corpora of the same length. (The ids may be private.)"""
     dataset: Any = part.dataset
     if part.streamed:
         return None
@@ -322,7 +324,7 @@ def _digest_of_ids(part: CorpusPart) -> str | None:
 
 
 def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -> dict[str, Any]:
-    """Returns the settings of the optimizer, which on resume come from the checkpoint, whatever the arguments say."""
+    """Returns the settings of the optimizer. On resume, those of the checkpoint are used, not the arguments."""
     names = (
         "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay",
         "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -332,7 +334,7 @@ def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -
 
 
 def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any]) -> None:
-    """Writes what [`data_order`] and [`optimization`] return into a checkpoint."""
+    """Writes the settings from [`data_order`] and [`optimization`] into a checkpoint."""
     for name, settings in ((_DATA_ORDER, order), (_OPTIMIZATION, optimizer)):
         (checkpoint / name).write_text(json.dumps(settings), encoding="utf-8")
 
@@ -340,13 +342,13 @@ def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str,
 def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:
     """
     Raises:
-        ValueError: the checkpoint was trained with other settings of the data. Those that it lacks may be any.
+        ValueError: the checkpoint was trained with other data settings. Settings that it does not record are ignored.
     """
     record = checkpoint / _DATA_ORDER
     if changed := _changed(record if record.is_file() else checkpoint / _STREAM, now):
         raise ValueError(
-            f"{checkpoint} was trained with {', '.join(changed)}: with other settings rows would be repeated or left "
-            "out. Use the same ones, or start the data from its beginning with --ignore-data-skip true."
+            f"{checkpoint} was trained with {', '.join(changed)}: with other settings, rows would be repeated or left "
+            "out. Use the same settings, or restart the data from its beginning with --ignore-data-skip true."
         )
 
 
@@ -358,7 +360,7 @@ def check_optimization(checkpoint: Path, now: dict[str, Any]) -> None:
     if changed := _changed(checkpoint / _OPTIMIZATION, now):
         raise ValueError(
             f"{checkpoint} has the optimizer of a run with {', '.join(changed)}, and resuming continues with it. Use "
-            f"the same settings, or start another run from its weights: --model {checkpoint} and another --output-dir."
+            f"the same settings, or start a new run from its weights: --model {checkpoint} and another --output-dir."
         )
 
 

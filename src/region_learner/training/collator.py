@@ -1,4 +1,4 @@
-"""Makes a batch of the model from rows of a corpus: decodes clips, chooses captions. Runs in loader processes."""
+"""Makes batches from rows of a corpus, in loader processes: decodes clips and chooses captions."""
 
 import hashlib
 import numbers
@@ -19,19 +19,19 @@ from ..video_decoding_region_learner import VideoDecodeError
 from .arguments import TASKS, UNLABELLED_TASKS
 from .data import DRAWN, CorpusPart, Draw
 
-# For a row that nothing was drawn for: random choices come from torch's own generator.
+# For rows without drawn numbers: random choices come from torch's own generator.
 _NOT_DRAWN = Draw(part=0, row=0, seed=None)
 
 
 def needed_columns(task: str, training: bool) -> tuple[str, ...]:
-    """Returns the columns that batches are made of, beside `video`, `video_id` and what a label is read from."""
+    """Returns the columns that batches are made of, except `video`, `video_id` and the column of the label."""
     if task == "multiple_choice" and not training:
         return ("options", "answer")
     return {"question_answering": ("question",), "classification": ()}.get(task, ("captions",))
 
 
 def optional_columns(task: str, training: bool) -> tuple[str, ...]:
-    """Returns the columns that batches are made of if rows have them."""
+    """Returns the optional columns that batches are made of."""
     return ("negative_captions",) if training and task in UNLABELLED_TASKS else ()
 
 
@@ -40,7 +40,7 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
     Checks the first rows of the data sets of a Trainer.
 
     Raises:
-        CorpusError: a column is missing, or does not hold what the task needs.
+        CorpusError: a column is missing, or its values are not what the task needs.
     """
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
@@ -55,14 +55,14 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
 
 
 def stable_id(video_id: str) -> int:
-    """Returns a number for a video's id that is the same in every process: 62 bits of its BLAKE2 digest."""
+    """Returns a number for a video's id, the same in every process: 62 bits of its BLAKE2 digest."""
     return int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest()) >> 2
 
 
 class RegionLearnerCollator:
     """
-    Makes batches from rows of `load_corpus`. All have `pixel_values_videos`: clips (B, T, C, H, W), or from the corpus
-    `features` what a backbone has computed of them, (B, T, 1 + N, D). The task decides on the rest:
+    Makes batches from rows of `load_corpus`. All batches have `pixel_values_videos`: clips (B, T, C, H, W), or
+    features of a backbone, (B, T, 1 + N, D), from the corpus `features`. The rest depends on the task:
 
     - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
       train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of them
@@ -73,33 +73,33 @@ class RegionLearnerCollator:
     - "question_answering": `input_ids` and `attention_mask` of the question, and `labels` (B,).
     - "classification": `labels` (B,).
 
-    For training, frames, crop and caption are random. For rows of the Trainer they depend on the seed in the column
-    `DRAWN`, so a resumed run draws what an uninterrupted one does; otherwise they depend on the generator of torch.
-    For evaluation, they are the middle frames, the center crop and the first caption.
+    In training, frames, crop and caption are random. For rows of the Trainer, they depend on the seed in the column
+    `DRAWN`, so that a resumed run draws the same as an uninterrupted one; otherwise they come from torch's generator.
+    In evaluation, they are the middle frames, the center crop and the first caption.
 
-    Features are of middle frames and center crops in training, too.
+    Cached features always belong to middle frames and center crops, also in training.
 
     Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are ignored.
 
-    Black frames are never substituted for an unreadable video in training: another row of its corpus is. In
-    evaluation, another row of the batch is substituted, or a black clip if all are unreadable, with the id -1 or the
+    In training, an unreadable video is substituted by another row of its corpus, never by black frames. In evaluation,
+    it is substituted by another row of the batch, or by a black clip if all rows are unreadable, with the id -1 or the
     label -100, so that it does not count. The batch lists unreadable videos in `unreadable`, as pairs of video id and
     reason. `videos` is the number of clips that are not images.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
         training: whether choices are random.
-        datasets: where substitutes come from, by the `part` of a row; by default the batch itself.
+        datasets: the data sets that substitutes come from, by the `part` of a row; by default the batch itself.
         task: as above.
-        label: returns the label of a row, for tasks that have one; -1 for an unknown one.
-        normalize: False leaves clips of uint8 as they are, for the video processor's `normalize_clips` on the device;
-            [`RegionLearnerTrainer`] does that.
+        label: function that returns the label of a row, for tasks that have one; -1 for an unknown label.
+        normalize: False leaves uint8 clips as they are, so that the video processor's `normalize_clips` can run on the
+            device, as in [`RegionLearnerTrainer`].
 
     Raises:
-        ValueError: for an unknown task, or `label` without a task that has labels.
+        ValueError: the task is unknown, or `label` is given for a task without labels.
     """
 
-    MAX_REPLACEMENTS = 20  # tries to find a readable video, before the corpus is taken to be broken
+    MAX_REPLACEMENTS = 20  # attempts to find a readable video before the corpus is considered broken
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class RegionLearnerCollator:
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
         if (label is None) != (task in UNLABELLED_TASKS):
-            raise ValueError(f"label= goes with the tasks that have labels; task={task!r}.")
+            raise ValueError(f"label= is only for tasks that have labels, not for task={task!r}.")
         self.processor = processor
         self.training = training
         self.datasets = datasets
@@ -158,7 +158,7 @@ class RegionLearnerCollator:
         return batch | {"unreadable": unreadable, "videos": sum(_is_video(row) for row, _, _ in pairs)}
 
     def _stack(self, clips: list[torch.Tensor]) -> torch.Tensor:
-        """Stacks clips. If some are normalized, as are those that were given as floats, all are."""
+        """Stacks clips. If some are normalized, such as those that were given as floats, all are normalized."""
         if len({clip.dtype for clip in clips}) > 1:
             normalize = self.processor.video_processor.normalize_clips
             clips = [normalize(clip) if clip.dtype == torch.uint8 else clip for clip in clips]
@@ -185,8 +185,8 @@ class RegionLearnerCollator:
 
     def _filler(self, row: dict[str, Any]) -> torch.Tensor:
         """
-        Returns a clip of the shape of the others, for a batch of evaluation without a readable video. (Where clips
-        keep the size of their videos, nobody knows it; the processor's crop size is the usual one.)
+        Returns a black clip in the shape of the others, for an evaluation batch without readable videos. (If clips
+        keep the size of their videos, that size is unknown, and the processor's crop size is used.)
         """
         processor = self.processor.video_processor
         size = processor.crop_size if processor.output_size is None else processor.output_size
@@ -222,10 +222,10 @@ class RegionLearnerCollator:
             clip = self._decode(other, generator, unreadable)
             if clip is not None:
                 return other, clip
-        raise VideoDecodeError(f"no readable video found in place of unreadable ones, the last: {unreadable[-1][1]}")
+        raise VideoDecodeError(f"no readable video found in place of unreadable ones; the last: {unreadable[-1][1]}")
 
     def _texts(self, row: dict[str, Any], generator) -> tuple[str, str | None]:
-        """Returns the text of a row, and a negative one if it has any."""
+        """Returns the text of a row, and a negative text if it has any."""
         if self.task == "question_answering":
             return row["question"], None
         if not self.training:
@@ -247,7 +247,7 @@ def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
 
 
 def _is_video(row: dict[str, Any]) -> bool:
-    """Returns whether a row's clip is from a video and not an image, by the name of its file."""
+    """Returns whether a row's clip is a video and not an image, judging by its file name."""
     return not (isinstance(row["video"], str) and row["video"].lower().endswith(IMAGE_EXTENSIONS))
 
 
@@ -259,5 +259,5 @@ def _generator(row: dict[str, Any]) -> torch.Generator | None:
 def _number(label: Any, row: dict[str, Any]) -> int:
     label = plain(label)
     if isinstance(label, bool) or not isinstance(label, numbers.Integral):
-        raise CorpusError(f"label= must give the number of a class, not {shown(label)} (video_id {row['video_id']!r})")
+        raise CorpusError(f"label= must return a class index, not {shown(label)} (video_id {row['video_id']!r})")
     return int(label)

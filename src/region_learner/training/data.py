@@ -1,6 +1,6 @@
 """
-The training data. Which rows make a batch depends on the seed and the number of the batch alone, so that several
-processes draw what one process would, and a resumed run continues as if it had never stopped.
+The training data. The rows of a batch depend only on the seed and the number of the batch, so that several processes
+draw what one process would, and a resumed run continues as if it had never stopped.
 """
 
 import bisect
@@ -18,12 +18,12 @@ from ..corpora import CorpusError
 from ..corpora.rows import check_kind
 from .arguments import MIXES
 
-# The key under which a row carries what was drawn for it. No column has this name.
+# The key of a row's draw. No column has this name.
 DRAWN = "__drawn__"
 
 
 def draw(*numbers: int) -> int:
-    """Returns a number of 63 bits that looks random but depends on `numbers` alone."""
+    """Returns a pseudo-random number of 63 bits that depends only on `numbers`."""
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -31,15 +31,15 @@ def draw(*numbers: int) -> int:
 @dataclass
 class CorpusPart:
     """
-    One of the corpora that are trained on.
+    One of the training corpora.
 
     Args:
-        dataset: rows of `load_corpus`, a `Dataset` or an `IterableDataset`; or a list of rows, or a map-style data
-            set of torch.
+        dataset: rows of `load_corpus`, which is a `Dataset` or an `IterableDataset`; or a list of rows, or a map-style
+            data set of torch.
         batch_size: rows per batch of one process.
-        num_frames: frames per clip; by default that of the processor.
+        num_frames: frames per clip; by default, as many as the processor samples.
         weight: how often its batches are drawn, relative to the other corpora, with `mix="weighted"`.
-        shuffle_buffer: number of rows that a stream is shuffled within.
+        shuffle_buffer: size of the shuffle buffer of a stream, in rows.
     """
 
     dataset: Any
@@ -52,8 +52,8 @@ class CorpusPart:
         check_kind(self.dataset, "the training data")
         if self.streamed and not hasattr(self.dataset, "shuffle"):
             raise CorpusError(
-                f"the training data is a {type(self.dataset).__name__}, which cannot be shuffled or told how long it "
-                "is: pass a list of rows, or datasets.IterableDataset.from_generator(...) of it"
+                f"the training data is a {type(self.dataset).__name__}, which has no length and cannot be shuffled: "
+                "pass a list of rows, or datasets.IterableDataset.from_generator(...) of it"
             )
 
     @property
@@ -63,10 +63,10 @@ class CorpusPart:
 
 def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
     """
-    Returns the parts of a training data set: a list of them as it is, and rows as one part.
+    Returns the parts of a training data set: a list of parts unchanged, and rows as one part.
 
     Raises:
-        ValueError: a list holds both.
+        ValueError: a list contains both parts and rows.
     """
     if train_dataset is None:
         return []
@@ -74,15 +74,15 @@ def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
         return [CorpusPart(train_dataset, batch_size)]
     if other := [part for part in train_dataset if not isinstance(part, CorpusPart)]:
         raise ValueError(
-            f"train_dataset: each of several corpora must be a CorpusPart, not a {type(other[0]).__name__}."
+            f"train_dataset: every entry of a list of corpora must be a CorpusPart, not a {type(other[0]).__name__}."
         )
     return list(train_dataset)
 
 
 class Draw(NamedTuple):
     """
-    A row that was drawn: the number of its part, its own number in there (in a stream, within one pass), and the seed
-    of frames, crop and caption.
+    A row that was drawn: the number of its part, its number in that part (in a stream, within one pass), and the seed
+    for frames, crop and caption.
     """
 
     part: int
@@ -93,11 +93,11 @@ class Draw(NamedTuple):
 
 class TrainingRows(MapDataset):
     """
-    Looks up what `TrainingBatchSampler` draws: rows of a corpus, with the draw in the column `DRAWN`.
+    Looks up the rows that `TrainingBatchSampler` draws, and adds the draw as the column `DRAWN`.
 
     Args:
         parts: the corpora.
-        rows_per_epoch: the length of this data set; by default that of all corpora together.
+        rows_per_epoch: the length of this data set; by default the number of rows of all corpora.
     """
 
     def __init__(self, parts: Sequence[CorpusPart], rows_per_epoch: int | None = None):
@@ -113,21 +113,21 @@ class TrainingRows(MapDataset):
 
 class TrainingBatchSampler(Sampler[list[Draw]]):
     """
-    The batches of one process in one epoch. Each is of one corpus, in one step the same for all processes. Corpora are
-    shuffled again in each epoch.
+    Yields the batches of one process in one epoch. Each batch comes from one corpus, the same in all processes in each
+    step. Corpora are reshuffled in each epoch.
 
     Args:
         parts: the corpora.
-        mix: "alternate": one batch of each in turn until the shortest ends (as the paper trains on images and
-            videos). "weighted": at random by their weights, as many batches as all corpora hold.
-        seed: what order and draws depend on, together with the epoch.
-        rank, world_size: the number of this process, and of all.
+        mix: "alternate" takes one batch of each corpus in turn until the shortest ends (as the paper trains on images
+            and videos). "weighted" draws corpora at random by their weights, for as many batches as all corpora have.
+        seed: seed of the order and the draws, together with the epoch.
+        rank, world_size: number of this process, and number of processes.
         samples_per_epoch: maximum number of rows per epoch, over all corpora and processes.
-        drop_last: leave out rows that do not fill a batch of all processes. Otherwise rows from the beginning of the
-            epoch fill it, as the contrastive loss needs batches of equal size.
+        drop_last: whether to leave out rows that do not fill a batch of all processes. Otherwise, the batch is filled
+            with rows from the beginning of the epoch, as the contrastive loss needs batches of equal size.
 
     Raises:
-        ValueError: for an unknown `mix`, an empty corpus, or limits that leave no batch.
+        ValueError: `mix` is unknown, a corpus is empty, or the limits leave no batch.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
             bound -= bound % len(parts) if mix == "alternate" else 0  # whole rounds
             if bound == 0:
                 raise ValueError(
-                    f"samples_per_epoch={samples_per_epoch} is less than one batch of each corpus and process "
-                    f"({int(rows_per_step)} rows per step)."
+                    f"samples_per_epoch={samples_per_epoch} is less than one batch of each corpus and process: set it "
+                    f"to at least {int(rows_per_step)}, or use smaller batches."
                 )
             steps = min(steps, bound)
         self._steps = steps
@@ -186,7 +186,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
             number = _part_of_step(self.parts, self.mix, self.seed + self.epoch, step)
             part = self.parts[number]
             length, size = len(part.dataset), part.batch_size * self.world_size
-            # Each pass through a corpus within an epoch has an order of its own.
+            # Each pass through a corpus within an epoch has a different order.
             through, nth = divmod(taken[number], self._steps_through[number])
             if (number, through) not in orders:
                 orders.pop((number, through - 1), None)
@@ -204,16 +204,17 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
 
 class TrainingStream(IterableDataset):
     """
-    Endless batches (lists of rows) of streamed corpora for one process. Each loader process has shards of its own.
+    Yields endless batches (lists of rows) of streamed corpora for one process. Each loader process has its own shards.
 
-    Resuming replays the stream up to where it stopped, without decoding anything: with rows that refer to their videos
-    (`load_corpus("webdataset", streaming=True, lazy=True)`) only names are read. The batches that follow are those of
-    an uninterrupted run, also from within a shuffle buffer, if the numbers of processes and loader processes stay.
+    Resuming replays the stream up to where it stopped, without decoding anything: if rows refer to their videos
+    (`load_corpus("webdataset", streaming=True, lazy=True)`), only names are read. The batches that follow are those of
+    an uninterrupted run, even within a shuffle buffer, as long as the numbers of processes and loader processes do not
+    change.
 
     Args:
-        parts: the corpora. Those that are not streamed are read as endless streams, too.
+        parts: the corpora. Those that are not streamed are also read as endless streams.
         mix, seed, rank, world_size: as in [`TrainingBatchSampler`].
-        skip: number of batches of this process that were trained on before.
+        skip: number of batches that this process has already trained on.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class TrainingStream(IterableDataset):
             return
         stream = part.dataset.shuffle(seed=seed % 2**32, buffer_size=part.shuffle_buffer)
         if self.world_size > 1 and stream.num_shards % self.world_size and stream.num_shards > self.world_size:
-            # (With `split_dataset_by_node`, every process would read all shards and throw most rows away.)
+            # (With `split_dataset_by_node`, every process would read all shards and discard most rows.)
             stream = stream.shard(num_shards=self.world_size, index=self.rank)
         elif self.world_size > 1:
             from datasets.distributed import split_dataset_by_node
@@ -277,7 +278,7 @@ class TrainingStream(IterableDataset):
 
 
 class StreamLoader(DataLoader):
-    """The loader of a [`TrainingStream`], which yields whole batches."""
+    """The loader for a [`TrainingStream`], which yields whole batches."""
 
     def __init__(self, stream: TrainingStream, **kwargs):
         super().__init__(stream, batch_size=None, **kwargs)
@@ -290,7 +291,7 @@ class StreamLoader(DataLoader):
 
 
 class RowLoader(DataLoader):
-    """The loader of [`TrainingRows`], which tells its [`TrainingBatchSampler`] which epoch begins."""
+    """The loader for [`TrainingRows`], which tells its [`TrainingBatchSampler`] which epoch begins."""
 
     def set_epoch(self, epoch: int):  # the Trainer calls it
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
@@ -300,15 +301,15 @@ def make_train_dataloader(
     parts: Sequence[CorpusPart], args: Any, data_collator: Any, loader_options: dict[str, Any], skip: int = 0
 ) -> DataLoader:
     """
-    Returns the loader of the training batches of this process. What each process reads is decided here, and not by
+    Returns the loader of the training batches of this process. It decides what each process reads, instead of
     `accelerate`.
 
     Args:
         parts: the corpora.
-        args: [`RegionLearnerTrainingArguments`].
+        args: the [`RegionLearnerTrainingArguments`].
         data_collator: makes a batch from rows.
         loader_options: more arguments of the `DataLoader`.
-        skip: number of batches of a stream that were trained on before.
+        skip: number of batches of a stream that this process has already trained on.
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     share = {"mix": args.mix, "seed": seed, "rank": args.process_index, "world_size": args.world_size}
@@ -335,7 +336,7 @@ def _check_mix(parts: Sequence[CorpusPart], mix: str):
         raise ValueError(f"mix={mix!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
     for part in parts:
         if not part.weight > 0 or part.batch_size < 1:
-            raise ValueError(f"batch_size={part.batch_size} must be at least 1, and weight={part.weight} positive.")
+            raise ValueError(f"batch_size={part.batch_size} must be at least 1, and weight={part.weight} above 0.")
 
 
 def _part_of_step(parts: Sequence[CorpusPart], mix: str, seed: int, step: int) -> int:

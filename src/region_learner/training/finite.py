@@ -24,8 +24,8 @@ class NonFiniteError(ValueError):
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
     """
-    Returns `loss`, whose gradients are all NaN if it is not finite itself: the norm of the gradient then tells all
-    processes that the loss of one of them is not finite. The gradients of a finite loss are unchanged, bit for bit.
+    Returns `loss`. If it is not finite, its gradients are all NaN, so that the gradient norm tells all processes that
+    the loss of one of them is not finite. The gradients of a finite loss are unchanged, bit-for-bit.
     """
     one_or_nan = loss.detach() * 0 + 1
     loss.register_hook(lambda gradient: gradient * one_or_nan)
@@ -34,16 +34,16 @@ def contagious(loss: torch.Tensor) -> torch.Tensor:
 
 class SkipNonFiniteSteps(TrainerCallback):
     """
-    Skips each step whose loss or gradient is not finite in any process: weights, optimizer and codebook stay as they
-    are, and the learning rate schedule continues. In float16, the loss scaler itself skips gradients that overflow
-    while it searches for a scale; these are not counted.
+    Skips each step whose loss or gradient is not finite in any process: weights, optimizer and codebook do not change,
+    and the learning rate schedule continues. In float16, the loss scaler itself skips gradients that overflow while it
+    searches for a scale; these are not counted.
 
     The norm of the gradient is read once per step, after the Trainer has waited for the device anyway to check whether
     the loss is NaN.
 
     Raises:
-        NonFiniteError: after [`MAX_IN_SEQUENCE`] such steps in a row, or as soon as a weight is not finite. All
-            processes raise it in the same step.
+        NonFiniteError: [`MAX_IN_SEQUENCE`] such steps occur in a row, or a weight is not finite. All processes raise
+            it in the same step.
     """
 
     def __init__(self, trainer: "RegionLearnerTrainer"):
@@ -55,7 +55,7 @@ class SkipNonFiniteSteps(TrainerCallback):
 
     @property
     def skipped_last_step(self) -> bool:
-        """Whether the last step was skipped. No step may be finite with the current weights."""
+        """Whether the last step was skipped, in which case the current weights may be the cause."""
         return self._in_sequence > 0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -104,7 +104,7 @@ class SkipNonFiniteSteps(TrainerCallback):
         )
 
     def correct(self, logs: dict[str, float]):
-        """Logs NaN, and not the Trainer's 0, as the mean loss if all steps since the last log were skipped."""
+        """Logs NaN as the mean loss, instead of the Trainer's 0, if all steps since the last log were skipped."""
         if not self._finite_since_log and self._in_sequence:
             logs["loss"] = math.nan
         if self.skipped:

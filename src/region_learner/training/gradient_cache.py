@@ -12,10 +12,10 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# The outputs that the loss is computed from: those with one row per pair or per negative text, which are split among
-# the chunks, and those that all pairs share.
+# The outputs that the loss is computed from. Those with one row per pair or per negative text are split among the
+# chunks; the others are shared by all pairs.
 _TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
-_NEGATIVE = "negative_"  # how inputs and outputs with one row per negative text begin
+_NEGATIVE = "negative_"  # prefix of inputs and outputs with one row per negative text
 _NEGATIVES = ("negative_text_embeds", "negative_token_embeds", "negative_token_weights")
 _PER_PAIR = ("text_embeds", "video_embeds", "region_loss", *_TOKENS, *_NEGATIVES)
 _SHARED = ("temperature", "logit_bias", "token_temperature")
@@ -109,7 +109,7 @@ def _as_leaves(by_chunk: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 
 def _gradients(loss: torch.Tensor, leaves: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    # A loss of the user's may leave some of them out.
+    # A custom loss may not use all of them.
     return torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
 
 

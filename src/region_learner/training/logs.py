@@ -1,4 +1,4 @@
-"""What a run logs: measurements of its progress, and readable lines on the terminal."""
+"""Measures the progress of a run, and logs it as readable lines on the terminal."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 class Progress(TrainerCallback):
     """
-    Collects, between two logs: clips trained on, seconds of steps and of waiting for data, assigned codes, and the
-    loss of the regions. Counts and sums stay on the device until they are logged.
+    Collects measurements between two logs: clips trained on, seconds of steps and of waiting for data, assigned codes,
+    and the loss of the regions. Counts and sums stay on the device until they are logged.
 
     Args:
-        codebook_size: number of codes, 0 for none.
+        codebook_size: number of codes; 0 without a codebook.
     """
 
     def __init__(self, codebook_size: int = 0):
@@ -73,11 +73,10 @@ class Progress(TrainerCallback):
         """
         Returns what happened in all processes since the last summary. Every process has to call this.
 
-        `samples_per_second` counts clips, `videos_per_second` those that are not images, in the time of training
-        alone, without evaluations and saving; `data_wait` is the share of it spent waiting for data;
-        `unreadable_videos` counts those so far; `codebook_use` is the percentage of codes that were assigned, and
-        `codebook_perplexity` the number of equally frequent codes that would be as diverse; `region_loss` is the mean
-        over clips, before it is weighted.
+        `samples_per_second` counts clips, and `videos_per_second` clips that are not images, over the time of training
+        without evaluation and saving; `data_wait` is the share of this time spent waiting for data;
+        `unreadable_videos` is their number so far; `codebook_use` is the percentage of codes that were assigned, and
+        `codebook_perplexity` the perplexity of their distribution; `region_loss` is the unweighted mean over clips.
         """
         seconds = max(self.in_steps + self.waited, 1e-9)
         numbers = [self.samples, self.videos, self.waited, unreadable]
@@ -105,8 +104,8 @@ class Progress(TrainerCallback):
 
 def temperatures_of(model: Any) -> dict[str, float]:
     """
-    Returns the temperature of a contrastive model by its name in logs, with tokens of words and regions also theirs;
-    nothing for other models.
+    Returns the temperatures of a contrastive model by their names in logs: one for embeddings, and one for tokens if
+    there are any. Other models have none.
     """
     if not hasattr(model, "temperature"):
         return {}
@@ -122,7 +121,7 @@ def temperatures_of(model: Any) -> dict[str, float]:
 
 # Lines
 
-# How values of a training step are shown, in this order. What a run rarely needs is in `results.json` alone.
+# Format of the values of a training step, in order. Rarely needed values are only written to `results.json`.
 _STEP_FORMATS = {
     "loss": "loss {:7.4f}",
     "grad_norm": "grad {:7.3f}",
@@ -134,7 +133,7 @@ _STEP_FORMATS = {
     "token_temperature": "of tokens {:.4f}",
 }
 _ONLY_IF_ANY = ("skipped_steps", "unreadable_videos")
-# The ends of the names of other values that are not shown.
+# Suffixes of other names that are not shown.
 _NOT_SHOWN = (
     "runtime", "per_second", "preparation_time", "epoch", "total_flos", "R@50", "MeanR", "gmean",
 )  # fmt: skip
@@ -142,13 +141,13 @@ _NOT_SHOWN = (
 
 def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
     """
-    Returns what the Trainer logs as one line, such as these of a training step and of an evaluation:
+    Formats what the Trainer logs as one line. A training step and an evaluation give lines such as:
 
         step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96 %
         step 120/800  epoch  3.00  eval  loss  1.5012  t2v R@1  40.00  R@5  71.50  R@10  84.00  MedR   2.00
 
     Args:
-        logs: names and values; of a training step, of an evaluation, or those at the end.
+        logs: names and values of a training step, of an evaluation, or of the whole run.
         step: steps so far.
         max_steps: steps of the whole run.
     """
@@ -174,7 +173,7 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
 
 
 class LogLines(TrainerCallback):
-    """Prints what is logged as lines, on standard error."""
+    """Prints logs as lines on standard error."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -182,7 +181,7 @@ class LogLines(TrainerCallback):
 
 
 class LogLinesAndBar(ProgressCallback):
-    """Prints what is logged as lines, above a progress bar."""
+    """Prints logs as lines above a progress bar."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -194,7 +193,7 @@ class LogLinesAndBar(ProgressCallback):
 
 
 def print_lines(trainer: Any) -> None:
-    """Replaces the callbacks of transformers that print logs as dictionaries. A progress bar needs a terminal."""
+    """Replaces transformers' callbacks, which print logs as dictionaries. The progress bar is only for terminals."""
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback) in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)

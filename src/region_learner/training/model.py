@@ -37,19 +37,19 @@ _HEADS: dict[str, type[PreTrainedModel]] = {
 }
 
 
-# Checks that need neither weights nor captions, in their order
+# Checks that need neither weights nor captions
 
 
 def check_model_arguments(arguments: ModelArguments, from_earlier_stage: bool = False):
     """
     Args:
-        arguments: where the model comes from, and what changes in it.
-        from_earlier_stage: `model` is the checkpoint of an earlier stage, which does not exist yet.
+        arguments: where the model comes from, and changes to its configuration.
+        from_earlier_stage: whether `model` is the checkpoint of an earlier stage, which does not exist yet.
 
     Raises:
         ValueError: the arguments name no source of the model, or several; a field does not exist, a value is out of
             range, or sizes do not fit together.
-        OSError: `model` cannot be a checkpoint.
+        OSError: `model` is not a checkpoint.
     """
     if not from_earlier_stage:
         _check_source(arguments)
@@ -69,11 +69,13 @@ def _check_source(arguments: ModelArguments):
     chosen = [name for name, given in named.items() if given]
     if len(chosen) != 1:
         given = " and ".join(chosen) or "none of them"
-        raise ValueError(f"The model comes from one of: {', '.join(named)}. Give exactly one; given: {given}.")
+        raise ValueError(f"Give exactly one source of the model: {', '.join(named)}. Given: {given}.")
     if arguments.model is not None:
         check_checkpoint(arguments.model)
     if arguments.tokenizer is not None and arguments.text_config is None:
-        raise ValueError("tokenizer is only for a new model (text_config): pre-trained models have their own.")
+        raise ValueError(
+            "tokenizer is only for a new model (text_config), as pre-trained models have their own: leave it out."
+        )
     if arguments.text_config is not None and arguments.tokenizer is None:
         raise ValueError("A new model needs a tokenizer: a directory, a Hub name, or 'train'.")
     if arguments.tokenizer not in (None, "train"):
@@ -87,7 +89,7 @@ def _check_configuration(arguments: ModelArguments, from_earlier_stage: bool):
     if from_earlier_stage:  # the names are checked now, the values when its checkpoint exists
         nest_overrides(overrides.get("video_config") or {})
     elif arguments.video_tower is not None:
-        # The width is that of the tower: whether `interaction_heads` divide it is not known yet.
+        # The width comes from the tower, so it is not known yet whether `interaction_heads` divides it.
         video = {k: v for k, v in overrides.get("video_config", {}).items() if k != "interaction_heads"}
         RegionLearnerConfig.from_dict({}, **overrides | {"video_config": video})
     elif arguments.model is None or overrides:
@@ -100,12 +102,12 @@ def _check_configuration(arguments: ModelArguments, from_earlier_stage: bool):
 
 
 def _overrides(arguments: ModelArguments) -> dict[str, Any]:
-    """Returns what the arguments change in a configuration, as `from_pretrained` takes it."""
+    """Returns the changes to a configuration, as keyword arguments of `from_pretrained`."""
     overrides = nest_overrides(arguments.config or {})
     of_video = dict(arguments.video_config or {})
     form = arguments.region_form
     if form is not None and of_video.setdefault("region_form", form) != form:
-        raise ValueError(f"region_form={form!r} contradicts the one in video_config.")
+        raise ValueError(f"region_form={form!r} contradicts region_form in video_config: leave one of them out.")
     if of_video:
         video = overrides.get("video_config") or {}
         overrides["video_config"] = merge_fields(video, of_video, keep_null=True)
@@ -113,7 +115,7 @@ def _overrides(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def _dual_encoder_overrides(arguments: ModelArguments) -> dict[str, Any]:
-    """Returns the overrides of a CLIP or the like, in which `num_frames` is also the number of temporal positions."""
+    """Returns the overrides for CLIP and similar models, where `num_frames` also sets the temporal positions."""
     overrides = _overrides(arguments)
     if arguments.num_frames is not None:
         overrides["video_config"] = {"num_frames": arguments.num_frames} | (overrides.get("video_config") or {})
@@ -121,15 +123,15 @@ def _dual_encoder_overrides(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
-    """Returns the configuration of the checkpoint `model`, with what the arguments change."""
+    """Returns the configuration of the checkpoint `model`, changed by the arguments."""
     assert arguments.model is not None
     if is_dual_encoder(arguments.model):
         return dual_encoder_config(arguments.model, **_dual_encoder_overrides(arguments))
     config: Any = AutoConfig.from_pretrained(arguments.model)
     if not isinstance(config, RegionLearnerConfig):
         raise ValueError(
-            f"{arguments.model} is a {config.model_type!r} model: expected a RegionLearner checkpoint, or one of "
-            "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 with both sides."
+            f"{arguments.model} is a {config.model_type!r} model: use a checkpoint of RegionLearner, or of CLIP, "
+            "MetaCLIP 2, SigLIP or SigLIP 2 with both towers."
         )
     overrides, saved = _overrides(arguments), config.video_config
     if arguments.region_form is not None and not (saved.codebook_size or saved.num_regions):  # it adds regions
@@ -160,11 +162,11 @@ def build_model(
     `text_tower`), or new (`text_config` and `tokenizer`).
 
     Args:
-        arguments: where they come from.
-        captions: what `tokenizer="train"` learns from.
+        arguments: where the model comes from.
+        captions: the texts that `tokenizer="train"` is trained on.
 
     Raises:
-        ValueError: the arguments name none of these, or several, or the tokenizer does not fit the text tower.
+        ValueError: the arguments name no source, or several, or the tokenizer does not fit the text tower.
     """
     _check_source(arguments)
     if arguments.model is not None:
@@ -225,12 +227,12 @@ def with_head(
     model: RegionLearnerModel, arguments: ModelArguments, labels: Sequence[str]
 ) -> RegionLearnerForVideoQuestionAnswering | RegionLearnerForVideoClassification:
     """
-    Returns the towers of a dual encoder under the head of a task. A checkpoint that has this head already keeps it,
-    with its labels.
+    Returns the towers of a dual encoder with the head of a task. If the checkpoint already has this head, the head and
+    its labels are kept.
 
     Args:
         model: the dual encoder.
-        arguments: its `task`, and the checkpoint the model came from.
+        arguments: arguments with the task, and with the checkpoint that the model came from.
         labels: names of the classes, or the answers, of a new head.
     """
     head = _HEADS[arguments.task]

@@ -1,4 +1,4 @@
-"""Which parameters are trained, at which learning rate, and with weight decay or not."""
+"""Decides which parameters are trained, at which learning rate, and with or without weight decay."""
 
 import bisect
 import re
@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .training_arguments import RegionLearnerTrainingArguments
 
-# Besides norms and biases, which the Trainer exempts, weight decay leaves out positions, class tokens, and scales of
-# logits and of weight norms.
+# Parameters without weight decay, in addition to norms and biases, which the Trainer exempts: positions, class tokens,
+# and scales of logits and of weight norms.
 _NO_DECAY = re.compile(
     r"position|pos_embed|temporal_embeddings|cls_token|class_embedding|reg(ister)?_token|logit_|\.scale$"
 )
@@ -27,17 +27,17 @@ def _plain(name: str) -> str:
 
 def freeze(model: nn.Module, prefixes: Sequence[str]):
     """
-    Freezes the parameters whose names begin with one of `prefixes`, such as "text_model" or "video_model.layers.0.".
-    A codebook among them is frozen, too.
+    Freezes the parameters whose names begin with one of `prefixes`, such as "text_model" or "video_model.layers.0.",
+    including a codebook.
 
     Raises:
-        ValueError: no parameter has a prefix.
+        ValueError: a prefix matches no parameter.
     """
     for prefix in prefixes:
         matching = [p for name, p in model.named_parameters() if _plain(name).startswith(prefix)]
         if not matching:
             parts = ", ".join(dict.fromkeys(_plain(name).split(".")[0] for name, _ in model.named_parameters()))
-            raise ValueError(f"freeze={prefix!r}: no parameter's name begins like that (parts: {parts}).")
+            raise ValueError(f"freeze={prefix!r} is not the beginning of any parameter's name (parts: {parts}).")
         for parameter in matching:
             parameter.requires_grad_(False)
         for name, module in model.named_modules():
@@ -98,9 +98,9 @@ def parameter_groups(
     """
     Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
     `args.layer_decay` for each block between it and the output of the tower. In a video tower with a backbone, only
-    the backbone has the rate of the tower; the rest is new, and has `args.learning_rate`. Beside a backbone, a
-    projection without bias comes from a checkpoint such as CLIP, and has the rate of its tower. Weight decay is
-    applied to the names in `decayed`, except for positions, class tokens and scales.
+    the backbone has the rate of the tower; the rest is new and has `args.learning_rate`. In a model with a backbone, a
+    projection without bias comes from a checkpoint such as CLIP and has the rate of its tower. Weight decay is applied
+    to the names in `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
     names = {_plain(name) for name, _ in model.named_parameters()}
@@ -124,8 +124,8 @@ def parameter_groups(
         decay = args.weight_decay if name in with_decay else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
-        raise ValueError("All parameters are frozen: there is nothing to train.")
-    # The first group's learning rate is the one that logs show.
+        raise ValueError("All parameters are frozen, so there is nothing to train: freeze fewer of them.")
+    # Logs show the learning rate of the first group.
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != args.learning_rate, -item[0][0], -item[0][1]))
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in ordered]
 
@@ -141,5 +141,5 @@ def optimizer_with_groups(
     """
     optimizer_class, options = chosen
     if options.keys() & {"params", "model", "optimizer_dict"} or not isinstance(optimizer_class, type):
-        raise ValueError(f"{optimizer_class} chooses parameters itself: it is not supported here.")
+        raise ValueError(f"{optimizer_class} is not supported, as it chooses parameters itself: use another one.")
     return optimizer_class, {**options, "params": groups}

@@ -1,4 +1,4 @@
-"""From the command line and a recipe to the arguments of each stage of a run."""
+"""Parses the command line and a recipe into the arguments of each stage of a run."""
 
 import argparse
 import itertools
@@ -34,7 +34,7 @@ class _Parser(HfArgumentParser):
                 options = {name for name in self._option_string_actions if "_" not in name}
                 message = f"{unknown} is not known{did_you_mean(unknown.replace('_', '-'), options)}"
             else:
-                message = f"{unknown!r} is not expected: only a recipe has no --name, and it comes first."
+                message = f"{unknown!r} is not expected: give only one recipe, before all options."
         # argparse names both spellings: "argument --max_steps/--max-steps: ..."
         message = re.sub(r"^argument (?:--\w+/)?(--[\w-]+)", r"\1", message)
         raise ValueError(f"{message} (`region-learner train --help` lists all options)")
@@ -43,10 +43,10 @@ class _Parser(HfArgumentParser):
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
     """
     Parses `[RECIPE] [--name value ...]`. The command line overrides the recipe, and `overrides` override both.
-    Mappings merge key by key, and null in them takes a key of the recipe back.
+    Mappings are merged key by key, and null removes a key of the recipe.
 
     Raises:
-        ValueError: for an unknown recipe, key or option, a value that does not parse, or a recipe of several stages.
+        ValueError: a recipe, key or option is unknown, a value cannot be parsed, or the recipe has several stages.
     """
     stages = parse_stages(argv, **overrides)
     if len(stages) > 1:
@@ -57,8 +57,8 @@ def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Argu
 def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Arguments]:
     """
     Like [`parse_arguments`], for recipes with `stages`: a list of mappings, each of which overrides the values that
-    all stages share. Each stage starts from the checkpoint of the one before it. The last one's is saved in
-    `output_dir`, those of the others in `output_dir/stage-N`.
+    all stages share. Each stage starts from the checkpoint of the stage before it. The last checkpoint is saved in
+    `output_dir`, and the others in `output_dir/stage-N`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         changes |= dict.fromkeys(_changes_in_recipe(parser, of_recipe, given, values))
         _set_paths(values, number, is_last=number == len(stages))
         if number > 1:
-            # What the stages share of the configuration is in the checkpoint that they start from.
+            # The shared part of the configuration is already in the checkpoint that the stage starts from.
             names = ("config", "video_config")
             own, on_top = ({name: some[name] for name in names if name in some} for some in (stage, given))
             values |= dict.fromkeys(("text_config", *names)) | _merge_arguments(own, on_top)
@@ -108,7 +108,7 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 
 
 def _set_paths(values: dict[str, Any], number: int, is_last: bool) -> None:
-    """Sets where a stage saves its checkpoint, and where it finds the one that it starts from."""
+    """Sets the directory that a stage saves its checkpoint in, and the checkpoint that it starts from."""
     output_dir = values.get("output_dir") or os.path.join("runs", f"{values['corpus']}")
     values["output_dir"] = output_dir if is_last else os.path.join(output_dir, f"stage-{number}")
     if number > 1:
@@ -139,7 +139,7 @@ def _changes_in_recipe(
 
 
 def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """How the `arguments` differ from a recipe, in words: `video_config.num_regions 8 -> 4`."""
+    """Yields how the `arguments` differ from a recipe, such as `video_config.num_regions 8 -> 4`."""
     for name, before in recipe.items():
         before, now = (_as_mapping(name, value) for value in (before, arguments.get(name)))
         if isinstance(before, dict) and isinstance(now, dict):
@@ -157,7 +157,7 @@ def _in_words(value: Any) -> str:
 
 
 def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]) -> None:
-    """A checkpoint to resume from belongs to one stage: those before it have finished, those after it start anew."""
+    """Resumes the stage that a checkpoint belongs to: earlier stages have finished, later ones start anew."""
     resume = stages[0].resume_from_checkpoint
     if resume is None or resume.lower() in ("true", "false"):
         return

@@ -1,4 +1,4 @@
-"""Pushing a model to the Hub while it is trained: commits that can be loaded, and never another card."""
+"""Pushes a model to the Hub during training, in commits that can be loaded, without changing an existing card."""
 
 import logging
 import shutil
@@ -21,16 +21,16 @@ _SNAPSHOT = ".push-"
 
 class HubPushes:
     """
-    The pushes of a training run to one repository.
+    Pushes the checkpoints of a training run to one repository.
 
-    What is pushed is a commit that `from_pretrained` loads: weights, configuration, processor and source files. (The
-    Trainer of transformers pushes whatever is in `output_dir`, with the files as they are when their turn comes, and
-    many files in several commits.) A card that is on the Hub stays as it is.
+    Each push is a commit that `from_pretrained` can load: weights, configuration, processor and source files.
+    (transformers' Trainer pushes whatever is in `output_dir` at that time, and splits many files into several
+    commits.) An existing card on the Hub is not changed.
 
     Args:
-        repo: that exists.
-        output_dir: of the run.
-        token, revision: of the Hub; None for the default.
+        repo: an existing repository.
+        output_dir: directory of the run.
+        token, revision: token and revision for the Hub; None for the default.
     """
 
     def __init__(self, repo: str, output_dir: Path, token: str | None = None, revision: str | None = None):
@@ -40,16 +40,16 @@ class HubPushes:
     def push_checkpoint(self, checkpoint: Path, message: str, state_folder: str | None = None) -> Future | None:
         """
         Pushes a complete checkpoint in the background, one after the other. Its files are copied first, as it may be
-        removed meanwhile. What goes wrong is logged, and training continues.
+        removed meanwhile. Errors are logged, and training continues.
 
         Args:
-            checkpoint: its directory.
-            message: of the commit.
-            state_folder: where to put the checkpoint as a whole, so that it can be resumed from: a directory of the
-                repository, whose other files are removed; None for the model alone.
+            checkpoint: directory of the checkpoint.
+            message: message of the commit.
+            state_folder: directory of the repository for the whole checkpoint, from which training can be resumed; its
+                other files are removed. None pushes only the model.
 
         Returns:
-            The push that has begun; None if the files could not be copied.
+            The push in progress, or None if the files could not be copied.
         """
         snapshot: Path | None = None
         try:
@@ -72,7 +72,7 @@ class HubPushes:
     ) -> CommitInfo | None:
         try:
             return self._commit(files, message, state_folder)
-        except Exception as error:  # whatever it is, training is worth more
+        except Exception as error:  # no error of pushing should end training
             self._warn(message, error, None)
             return None
         finally:
@@ -89,15 +89,15 @@ class HubPushes:
         Pushes the model in `output_dir`, with the results of the run if there are any.
 
         Args:
-            message: of the commit.
-            card: for a repository that has none; by default the README.md of `output_dir`, if there is one.
-            blocking: whether to wait until it has arrived.
+            message: message of the commit.
+            card: card for a repository without one; by default the README.md of `output_dir`, if there is one.
+            blocking: whether to wait until the push has finished.
 
         Returns:
-            The commit; without `blocking` a future of it.
+            The commit, or its future if not `blocking`.
 
         Raises:
-            OSError: the Hub refused, or could not be reached.
+            OSError: the Hub refused the push, or could not be reached.
         """
         files: dict[str, Path | bytes] = dict(_files_of_model(self.output_dir))
         own = self.output_dir / CARD
@@ -126,7 +126,7 @@ class HubPushes:
 
 
 def remove_snapshots(output_dir: Path) -> None:
-    """Removes what the pushes of a process that was killed have left."""
+    """Removes leftovers from the pushes of a killed process."""
     for folder in output_dir.glob(f"{_SNAPSHOT}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -135,6 +135,6 @@ def _files_of_model(directory: Path) -> dict[str, Path]:
     files = {name: path for name, path in checkpoint_files(directory).belong.items() if name != CARD}
     if not any(WEIGHTS.fullmatch(name) for name in files):
         raise OSError(
-            f"{directory} has no model.safetensors: weights that are sharded between processes are not pushed."
+            f"{directory} has no model.safetensors: weights that are sharded across processes cannot be pushed."
         )
     return files

@@ -1,4 +1,4 @@
-"""One training run from its arguments: corpora, model, Trainer, final evaluation, checkpoint."""
+"""Runs training from its arguments: corpora, model, Trainer, final evaluation and checkpoint."""
 
 import copy
 import logging
@@ -39,11 +39,11 @@ def train(
     one, and writes `results.json`.
 
     Returns:
-        What `results.json` holds: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task) and
+        The content of `results.json`: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task) and
         `tested_on` (their `corpus` and `split`, and whether it was `trained_on`), the `log`, and the `arguments`.
 
     Raises:
-        ValueError: for arguments that do not fit together; CorpusError and VideoDecodeError are ValueErrors.
+        ValueError: arguments do not fit together. `CorpusError` and `VideoDecodeError` are ValueErrors as well.
 
     Example:
 
@@ -78,8 +78,8 @@ def train(
 
 def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
     """
-    Trains one stage after the other, each from the checkpoint of the one before it. With `resume_from_checkpoint` of
-    true, stages that have already finished are skipped, and those after the one that is resumed start anew.
+    Trains one stage after the other, each from the checkpoint of the stage before it. With `resume_from_checkpoint`,
+    stages that have already finished are skipped, and stages after the resumed one start anew.
 
     Returns:
         The results of the last stage.
@@ -96,7 +96,7 @@ def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
             continue
         if len(stages) > 1:
             logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
-        if number > finished + 1:  # what lies in the directories of later stages started from other weights
+        if number > finished + 1:  # earlier runs of later stages started from other weights
             training_arguments = copy.copy(training_arguments)
             training_arguments.resume_from_checkpoint, training_arguments.overwrite = None, True
         results = train(model_arguments, data_arguments, training_arguments)
@@ -133,14 +133,14 @@ def check_arguments(
     from_earlier_stage: bool = False,
 ) -> None:
     """
-    Finds what cannot work before corpora are loaded, which can take minutes, and before earlier stages are trained.
+    Checks arguments before corpora are loaded, which can take minutes, and before earlier stages are trained.
 
     Args:
-        model_arguments, data_arguments, training_arguments: of a run, or of a stage of it.
+        model_arguments, data_arguments, training_arguments: arguments of a run, or of a stage of it.
         from_earlier_stage: whether the stage starts from a checkpoint that does not exist yet.
 
     Raises:
-        ValueError: for arguments that do not fit together.
+        ValueError: the arguments do not fit together.
         OSError: `model` is not a checkpoint.
     """
     check_model_arguments(model_arguments, from_earlier_stage)
@@ -150,9 +150,9 @@ def check_arguments(
             size = entry.get("batch_size", training_arguments.per_device_train_batch_size)
             check_batch_size(size, training_arguments.world_size)
     if training_arguments.do_predict:
-        raise ValueError("do_predict is not supported: --test-split NAME evaluates at the end. Leave it out.")
+        raise ValueError("do_predict is not supported: leave it out, and set --test-split to evaluate at the end.")
     if training_arguments.do_eval and training_arguments.eval_strategy == "no":
-        raise ValueError("do_eval is not supported: --eval-split NAME evaluates while training. Leave it out.")
+        raise ValueError("do_eval is not supported: leave it out, and set --eval-split to evaluate while training.")
     _check_output_dir(training_arguments)
 
 
@@ -173,7 +173,7 @@ def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
     """
     output_dir, resume = _output_dir(arguments), parsed_resume(arguments)
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output-dir {output_dir} is a file: give a directory.")
+        raise ValueError(f"--output-dir {output_dir} is a file: name a directory.")
     if arguments.overwrite or isinstance(resume, str):
         return
     if resume:
@@ -192,7 +192,7 @@ def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
 
 
 def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearnerTrainingArguments) -> dict[str, Any]:
-    """Returns the arguments as `results.json` has them: all of model and data, and how the model was trained."""
+    """Returns the arguments for `results.json`: those of the model and the data, and how the model was trained."""
     how = {name: value for name, value in training.to_dict().items() if name in PUBLISHED_ARGUMENTS}
     return {name: value for name, value in (vars(model) | vars(data) | how).items() if value is not None}
 
@@ -203,7 +203,7 @@ def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearne
 def _tell_if_trained_on(arguments: DataArguments) -> None:
     if is_trained_on(arguments, arguments.eval_split):
         logger.warning(
-            "--eval-split %s is also the training split: its metrics do not tell how good the model is on new videos.",
+            "--eval-split %s is also the training split: its metrics do not show how good the model is on new videos.",
             arguments.eval_split,
         )
     if is_trained_on(arguments, arguments.test_split):  # on purpose in `small_from_scratch`, to see what it memorizes
@@ -223,7 +223,7 @@ def _build(arguments: ModelArguments, data_arguments: DataArguments, data: RunDa
     if positions is not None and most > positions:
         raise ValueError(
             f"num_frames={most}: the model has temporal positions for {positions} frames per clip. Use fewer, or add "
-            f"positions by --video-config '{{\"num_frames\": {most}}}'."
+            f"positions with --video-config '{{\"num_frames\": {most}}}'."
         )
     if arguments.task in ("question_answering", "classification"):
         model = with_head(model, arguments, data.labels(arguments.task, arguments.max_answers))
@@ -257,7 +257,7 @@ def _make_trainer(
     check_features(model, processor, [(data.test_dataset, None)], trains=True)
     if data.test_dataset is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
-            "--test-split is not supported with sharded weights (FSDP, DeepSpeed): give --test-split none, and run "
+            "--test-split is not supported with sharded weights (FSDP, DeepSpeed): set --test-split none, and run "
             "`region-learner evaluate` after training."
         )
     return trainer
@@ -265,8 +265,8 @@ def _make_trainer(
 
 class _RemoveEarlierRun(TrainerCallback):
     """
-    Removes the results of an earlier run in the same directory when training begins, and its checkpoints where it is
-    replaced: otherwise they would be resumed if this run is killed before it saves one.
+    Removes the results of an earlier run in the same directory when training begins, and also its checkpoints if the
+    run is replaced: otherwise they would be resumed from if this run is killed before it saves one.
     """
 
     def __init__(self, output_dir: Path, replace: bool):
@@ -284,7 +284,7 @@ class _RemoveEarlierRun(TrainerCallback):
 
 
 def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
-    if has_adapters:  # what is saved, and tested, is a plain model
+    if has_adapters:  # a plain model is saved and tested
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # the next stage reads what the first process has written

@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints are complete and finite. It knows nothing of videos."""
+"""A Trainer whose checkpoints are always complete and finite. It does not depend on videos."""
 
 import logging
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 class SafeTrainer(Trainer):
     """
-    [`~transformers.Trainer`] that never leaves a checkpoint in doubt.
+    A [`~transformers.Trainer`] whose checkpoints are always complete and finite.
 
-    A checkpoint is marked as complete when all of its files are on the disk, and older ones are removed only then.
+    A checkpoint is marked as complete when all of its files are on the disk, and only then are older ones removed.
     Steps that are not finite are skipped, and weights that are not finite are never saved. Models with adapters are
-    saved as plain models, with the adapters beside them.
+    saved as plain models, with the adapters in a subdirectory.
     """
 
     args: RegionLearnerTrainingArguments
@@ -53,17 +53,17 @@ class SafeTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Returns the norm of the gradients. All of a step are known here, and the optimizer has not seen them yet."""
+        """Returns the gradient norm. Called when all gradients of a step are known, before the optimizer's step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         self.finite_steps.check(model, grad_norm)
         return grad_norm
 
     def _run_epoch(self, **kwargs):
-        """Trains one epoch, but not a step more than the last one, which the Trainer does when it is resumed."""
+        """Trains one epoch, but never past the last step, as the Trainer does when it is resumed."""
         if self.state.global_step >= self.state.max_steps:
             if self.is_world_process_zero():
                 logger.info(
-                    "Training has already finished (step %d of %d): no step is trained again.",
+                    "Training has already finished (step %d of %d): there is nothing left to train.",
                     self.state.global_step,
                     self.state.max_steps,
                 )
@@ -82,7 +82,7 @@ class SafeTrainer(Trainer):
         """
         if (weight := self.non_finite_weight()) is not None:
             raise self.finite_steps.error(
-                f"Step {self.state.global_step}: the weights are not finite (the first: {weight}), and are not saved"
+                f"Step {self.state.global_step}: the weights are not finite (the first: {weight}) and are not saved"
             )
         run_dir, should_save = self._get_output_dir(trial=trial), self.args.should_save
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
@@ -119,13 +119,13 @@ class SafeTrainer(Trainer):
         return self._pushes
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        """Pushes a complete checkpoint. The Trainer would push `output_dir`, as it is when its turn comes."""
+        """Pushes a complete checkpoint, whereas the Trainer would push `output_dir` as it is at that time."""
         strategy = self.args.hub_strategy
         if self._is_saving_checkpoint or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if is_busy and not self.args.hub_always_push:
-            logger.info("Step %d is not pushed, as an earlier push is not finished.", self.state.global_step)
+            logger.info("Step %d is not pushed, as an earlier push is still running.", self.state.global_step)
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
@@ -151,15 +151,16 @@ class SafeTrainer(Trainer):
         **card_options: Any,
     ):
         """
-        Pushes the model, its processor and the results of the run in one commit. A card that is on the Hub stays as it
-        is; where there is none, the README.md of `output_dir` is pushed, or one that says how the model was trained.
+        Pushes the model, its processor and the results of the run in one commit. An existing card on the Hub is not
+        changed; if there is none, the README.md of `output_dir` is pushed, or a card that says how the model was
+        trained.
 
         Args:
             commit_message, blocking, token, revision, private: as in [`~transformers.Trainer.push_to_hub`].
-            card_options: `license`, `language` (codes such as "en") and `title` of such a card.
+            card_options: `license`, `language` (codes such as "en") and `title` of a card that is made here.
 
         Raises:
-            OSError: the Hub refused, or could not be reached.
+            OSError: the Hub refused the push, or could not be reached.
         """
         if unknown := card_options.keys() - {"license", "language", "title", "model_name"}:
             raise ValueError(
@@ -180,7 +181,7 @@ class SafeTrainer(Trainer):
         return pushes.push_model(str(commit_message), self._draft_card(pushes.repo, **card_options), blocking)
 
     def _draft_card(self, repo: str, language: Any = (), model_name: str | None = None, **options: Any) -> str:
-        """The card of a model that is not measured yet."""
+        """Returns the card of a model that is not measured yet."""
         from ..evaluation.provenance import describe_model
         from ..model_card import draft_card
 
@@ -205,7 +206,7 @@ class SafeTrainer(Trainer):
             return
         target = Path(output_dir or str(self.args.output_dir))
         if (weight := self.non_finite_weight(agreed=self.is_fsdp_enabled)) is not None:
-            raise self.finite_steps.error(f"The weights are not finite (the first: {weight}), and are not saved")
+            raise self.finite_steps.error(f"The weights are not finite (the first: {weight}) and are not saved")
         moved = checkpoints.moved_when_complete(target) if self.args.should_save else nullcontext(target)
         with moved as folder:
             super().save_model(str(folder), _internal_call=True)
@@ -218,7 +219,7 @@ class SafeTrainer(Trainer):
         Returns the name of a weight that is NaN or infinite; None if all are finite.
 
         Args:
-            agreed: look at the weights of all processes, each of which has to call this, and not of this one alone.
+            agreed: whether to check the weights of all processes, each of which must call this, or only of this one.
         """
         weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
         names = [first_non_finite(weights)]
@@ -227,7 +228,7 @@ class SafeTrainer(Trainer):
     # Adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        """Writes the model; one with adapters as a plain model, and its adapters beside it."""
+        """Writes the model. A model with adapters is written as a plain model, with the adapters in a subdirectory."""
         model = self.model
         # `training_args.bin`, which may be pushed, must not have the token.
         with without_progress_bars(), temporarily(self.args, hub_token=None):
@@ -241,7 +242,7 @@ class SafeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """
-        Loads the weights of a checkpoint; adapters come from their own directory.
+        Loads the weights of a checkpoint, and its adapters from their own directory.
 
         Raises:
             ValueError: a weight is not finite, or the adapters are of another model.
@@ -253,7 +254,7 @@ class SafeTrainer(Trainer):
             refuse_non_finite(model or self.model, resume_from_checkpoint)  # type: ignore[arg-type]
 
     def _load_best_model(self):
-        """Loads the best checkpoint of the run, which may have adapters, too."""
+        """Loads the best checkpoint of the run, including its adapters if it has any."""
         best = Path(str(self.state.best_model_checkpoint))
         if not self._load_adapters(best):
             super()._load_best_model()
@@ -269,7 +270,7 @@ class SafeTrainer(Trainer):
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Turns off the bars of transformers within a block: those of saving a model would lie between lines of logs."""
+    """Turns off transformers' progress bars within a block: those of saving would interrupt the lines of logs."""
     if not transformers_logging.is_progress_bar_enabled():
         yield
         return
@@ -282,7 +283,7 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def temporarily(owner: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes within a block, for methods of the Trainer that read them from there."""
+    """Sets attributes within a block, for methods of the Trainer that read them."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
         setattr(owner, name, value)

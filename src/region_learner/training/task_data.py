@@ -1,4 +1,4 @@
-"""The corpora of a run, and what a task needs of their rows: columns, labels, and texts for a new tokenizer."""
+"""Loads the corpora of a run, and what a task needs from their rows: columns, labels and texts for a tokenizer."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from .collator import needed_columns
 from .data import CorpusPart
 from .training_arguments import RegionLearnerTrainingArguments
 
-# The columns that evaluation needs for each task, beside those that all corpora have.
+# The columns that evaluation needs for each task, in addition to those that all corpora have.
 _EVALUATION_COLUMNS = {
     "retrieval": (),
     "multiple_choice": ("options", "answer"),
@@ -23,7 +23,7 @@ _EVALUATION_COLUMNS = {
     "classification": ("label",),
 }
 
-# A tokenizer is learned from this many rows of a stream.
+# A tokenizer is trained on this many rows of a stream.
 _ROWS_FOR_TOKENIZER = 100_000
 
 
@@ -49,20 +49,20 @@ class RunData:
             CorpusError: a column is missing.
         """
         if any(part.streamed for part in self.parts) and max_steps <= 0:
-            raise ValueError("A stream has no end: say how long to train with --max-steps.")
+            raise ValueError("A stream has no end: set the number of training steps with --max-steps.")
         for split, dataset in (("eval_split", self.eval_dataset), ("test_split", self.test_dataset)):
             columns = getattr(dataset, "column_names", None)
             needed = _EVALUATION_COLUMNS[task]
             if columns is not None and (missing := [name for name in needed if name not in columns]):
                 raise CorpusError(
-                    f"task={task!r} is evaluated on the columns {', '.join(needed)}, and the {split} of this corpus "
+                    f"task={task!r} is evaluated on the columns {', '.join(needed)}, but the {split} of this corpus "
                     f"has no {missing[0]!r} (columns: {', '.join(columns)}): see its corpus_options."
                 )
         for part in self.parts:
             check_dataset(part.dataset, needed_columns(task, training=True), "the training data", first_rows=0)
 
     def texts(self, task: str) -> Iterator[str]:
-        """Yields the texts that a tokenizer is learned from."""
+        """Yields the texts that a tokenizer is trained on."""
         for part in self.parts:
             rows: Iterable[dict[str, Any]] = itertools.islice(part.dataset, _ROWS_FOR_TOKENIZER)
             if not part.streamed:
@@ -75,7 +75,7 @@ class RunData:
 
     def labels(self, task: str, max_answers: int) -> list[str]:
         """
-        Returns the names of the labels that a new head is to tell apart, from the training corpus.
+        Returns the names of the labels of a new head, from the training corpus.
 
         Raises:
             ValueError: there are several corpora, or a stream.
@@ -83,7 +83,7 @@ class RunData:
         """
         if len(self.parts) != 1 or self.parts[0].streamed:
             raise ValueError(
-                f"task={task!r} trains on one corpus that is not streamed: leave out corpora and streaming."
+                f"task={task!r} needs a single corpus that is not streamed: leave out corpora and streaming."
             )
         dataset = self.parts[0].dataset
         column = "answer" if task == "question_answering" else "label"
@@ -96,7 +96,7 @@ class RunData:
         return answer_vocabulary(dataset, max_answers) if column == "answer" else list(dataset.features[column].names)
 
     def label_function(self, task: str, label2id: dict[str, int]) -> Callable[[dict[str, Any]], int] | None:
-        """Returns what gives the label of a row; None for tasks without labels."""
+        """Returns the function that gives the label of a row; None for tasks without labels."""
         if task == "question_answering":
             return AnswerLabel(label2id)
         if task == "classification":
@@ -105,7 +105,7 @@ class RunData:
 
 
 class AnswerLabel:
-    """Returns the number of a row's answer in the vocabulary of a model, -1 if it is not in it."""
+    """Returns the number of a row's answer in the vocabulary of a model, or -1 if it is not in the vocabulary."""
 
     def __init__(self, label2id: dict[str, int]):
         self.label2id = label2id
@@ -134,8 +134,8 @@ class ClassLabel:
 
 def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments) -> RunData:
     """
-    Loads the corpora to train on, those of `corpora` or `corpus`, and the splits of `corpus` to evaluate on. Missing
-    videos are counted, and listed in a file in `output_dir`.
+    Loads the training corpora (`corpora`, or `corpus`) and the splits of `corpus` to evaluate on. Missing videos are
+    counted, and listed in a file in `output_dir`.
     """
     parts = []
     for number, entry in enumerate(arguments.corpora or [{}]):
@@ -195,6 +195,6 @@ def is_trained_on(arguments: DataArguments, split: str | None) -> bool:
 
 
 def default_flip_probability(arguments: DataArguments) -> float:
-    """Returns 0.5, or 0 if the captions of one of the corpora tell left from right."""
+    """Returns 0.5, or 0 if the captions of one of the corpora mention left and right."""
     names = {_source(arguments, entry)[0] for entry in arguments.corpora or [{}]}
     return 0.5 if all(corpus_info(name).horizontal_flip for name in names) else 0.0

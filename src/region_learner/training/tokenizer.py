@@ -10,12 +10,12 @@ _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "s
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
-    Learns a byte pair encoding of lower-case words. Texts become `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The
-    same texts in the same order give the same tokenizer in every process. (WordPiece, whose trainer numbers tokens by
-    a hash map, does not.)
+    Trains a byte-pair encoding of lower-case words. Texts become `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The
+    same texts in the same order give the same tokenizer in every process. (This is not true of WordPiece, whose
+    trainer numbers tokens in the order of a hash map.)
 
     Args:
-        texts: what it is learned from.
+        texts: the training texts.
         vocab_size: maximum number of tokens.
         max_length: texts are truncated to this number of tokens.
 

@@ -1,4 +1,4 @@
-"""The Trainer of transformers for video-text pairs."""
+"""transformers' Trainer for video-text pairs."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 class RegionLearnerTrainer(SafeTrainer):
     """
-    [`~transformers.Trainer`] for RegionLearner models on rows of `load_corpus`.
+    A [`~transformers.Trainer`] for RegionLearner models on rows of `load_corpus`.
 
     It differs from the Trainer in these ways:
 
@@ -59,16 +59,16 @@ class RegionLearnerTrainer(SafeTrainer):
     Args:
         model: a model of the task.
         args: the arguments.
-        processing_class (`RegionLearnerProcessor`): makes batches, and is saved with the model.
+        processing_class (`RegionLearnerProcessor`): the processor, which makes batches and is saved with the model.
         train_dataset: rows, or a list of `CorpusPart`.
         task: "retrieval", "multiple_choice" (which trains as retrieval does), "question_answering" or
             "classification".
-        label: returns the label of a row, for the tasks that have one; see [`RegionLearnerCollator`].
+        label: function that returns the label of a row, for tasks that have one; see [`RegionLearnerCollator`].
         callbacks: more callbacks.
         kwargs: other arguments of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: for arguments or data that do not fit together.
+        ValueError: arguments or data do not fit together.
 
     Example:
 
@@ -93,7 +93,7 @@ class RegionLearnerTrainer(SafeTrainer):
         **kwargs,
     ):
         if processing_class is None:
-            raise ValueError("RegionLearnerTrainer needs the processor: pass processing_class=RegionLearnerProcessor.")
+            raise ValueError("RegionLearnerTrainer needs a RegionLearnerProcessor: pass it as processing_class.")
         args = args or RegionLearnerTrainingArguments()
         self.parts = as_parts(train_dataset, args.per_device_train_batch_size)
         # Before `auto_find_batch_size` or a trial of `hyperparameter_search` changes them.
@@ -137,11 +137,11 @@ class RegionLearnerTrainer(SafeTrainer):
         evaluated = given.values() if isinstance(given, dict) else [given]
         checked = partial(check_features, model, self.processing_class, trains=True)
         if checked([(part.dataset, part.num_frames) for part in self.parts]):
-            logger.info("Cached features are of middle frames and center crops: training draws no random ones.")
+            logger.info("Cached features belong to middle frames and center crops: training uses no random ones.")
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        """Lets DDP look for unused parameters only where there can be any."""
+        """Lets DDP look for unused parameters only if there can be any."""
         find_unused = self.args.ddp_find_unused_parameters
         if find_unused is None and self.model is not None:
             find_unused = _may_leave_out_parameters(self.model)
@@ -163,8 +163,8 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """
-        Returns the training batches of this process. They are a function of the seed and the step, so `accelerate` has
-        nothing to prepare.
+        Returns the training batches of this process. They are a function of the seed and the step, so `accelerate`
+        does not need to prepare them.
         """
         self._watch = LoaderWatch(self.args.dataloader_num_workers)
         return make_train_dataloader(
@@ -187,8 +187,8 @@ class RegionLearnerTrainer(SafeTrainer):
         if self.args.world_size > 1 and not has_length(dataset):
             # Processes may have different numbers of batches, and it is unknown which rows are repeated as padding.
             raise ValueError(
-                "In several processes a stream cannot be evaluated on without repeating or losing rows: load the "
-                "corpus with streaming=False."
+                "Several processes cannot evaluate a stream without repeating or losing rows: load the corpus with "
+                "streaming=False."
             )
         with (
             temporarily(self, data_collator=self.eval_collator),
@@ -201,7 +201,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return watched
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Takes what is not the model's out of the batch, and normalizes clips on the device."""
+        """Removes entries that are not inputs of the model from a batch, and normalizes clips on the device."""
         unreadable, videos = inputs.pop("unreadable", ()), inputs.pop("videos", 0)
         is_training = self.model.training
         if is_training:
@@ -228,7 +228,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Creates the schedule, also that of `lr_milestones`, which transformers does not have."""
+        """Creates the schedule, including that of `lr_milestones`, which transformers does not have."""
         if self.args.lr_milestones and self.lr_scheduler is None:
             self.lr_scheduler = milestones(
                 self.optimizer if optimizer is None else optimizer,  # type: ignore[arg-type]
@@ -308,7 +308,7 @@ class RegionLearnerTrainer(SafeTrainer):
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Logs values, and with those of training the throughput, the state of the codebook and the temperature."""
+        """Logs values; in training also the throughput, the state of the codebook and the temperature."""
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
@@ -336,7 +336,7 @@ class RegionLearnerTrainer(SafeTrainer):
         skip_data = self.args.ignore_data_skip
         if checkpoint is not None:
             self._prepare_to_resume(Path(checkpoint))
-            # The Trainer would decode, and drop, all that a stream has yielded; the stream knows how to skip.
+            # The Trainer would decode and drop everything that a stream has yielded; the stream itself can skip it.
             skip_data = skip_data or self.streamed
         try:
             with naming_the_video(), temporarily(self.args, ignore_data_skip=skip_data):
@@ -364,15 +364,15 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
         """
-        Trains with a given batch size. `auto_find_batch_size` starts each attempt anew, where the Trainer would
-        continue with what the last one left.
+        Trains with a given batch size. `auto_find_batch_size` starts each attempt anew, whereas the Trainer would
+        continue from the state of the last one.
         """
         if not self.args.auto_find_batch_size:
             return super()._inner_training_loop(batch_size, *args, **kwargs)
         return train_with_largest_batch(self, super()._inner_training_loop, batch_size, *args, **kwargs)
 
     def use_batch_size(self, size: int):
-        """Trains with batches of `size`; corpora with other sizes keep their proportion."""
+        """Trains with batch size `size`; other batch sizes of corpora change in proportion."""
         self.parts = with_batch_size(self.parts_as_given, size, of=self.batch_size_as_given)
 
     def _hp_search_setup(self, trial):
@@ -399,7 +399,7 @@ class RegionLearnerTrainer(SafeTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def write_to_checkpoint(self, folder: Path):
-        """Writes what resuming compares, and the unreadable videos so far."""
+        """Writes the settings that resuming compares, and the unreadable videos so far."""
         self.unreadable.save(folder, self.args.process_index)
         if self.args.should_save:
             order = checkpoints.data_order(self.parts, self.args)
@@ -437,7 +437,7 @@ class _CodebookUpdates(TrainerCallback):
 
 
 class _EpochOfStream(TrainerCallback):
-    """Counts the epoch of a stream from the start of the run; the Trainer counts it from where it resumed."""
+    """Counts the epochs of a stream from the start of the run; the Trainer counts them from where it resumed."""
 
     def __init__(self, trainer: RegionLearnerTrainer):
         self.trainer = trainer

@@ -1,8 +1,8 @@
 """
 [`RegionLearnerTrainingArguments`]: `transformers.TrainingArguments` with other defaults, more checks, and more fields.
 
-Most arguments of transformers work by its own code, some by that of this package, and those in [`REFUSED`] are an
-error. `tests/test_argument_rules.py` has the list, and fails for an argument of a new version that is not in it.
+Most arguments of transformers are handled by its own code, some by this package, and those in [`REFUSED`] are an
+error. `tests/test_argument_rules.py` lists all of them, and fails if a new version of transformers adds an argument.
 """
 
 import logging
@@ -32,7 +32,7 @@ from .arguments import MIXES, UNLABELLED_TASKS, JsonMapping, OwnTrainingArgument
 
 logger = logging.getLogger(__name__)
 
-# What each task is evaluated by during training.
+# The metrics of each task during training.
 METRICS = {
     "retrieval": compute_retrieval_metrics,
     "multiple_choice": compute_multiple_choice_metrics,
@@ -40,7 +40,7 @@ METRICS = {
     "classification": compute_classification_metrics,
 }
 
-# Arguments that would do nothing, or something wrong, with any value but the default: why, or what to do instead.
+# Arguments that would have no effect, or a wrong one, with any value but the default, and the reason.
 REFUSED = {
     "train_sampling_strategy": "rows are shuffled by the seed, so that a run can be resumed",
     "length_column_name": "rows are shuffled by the seed, not grouped by length",
@@ -98,7 +98,7 @@ _PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "fly
 
 @dataclass
 class RegionLearnerTrainingArguments(OwnTrainingArguments, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the defaults that a contrastive model of videos needs."""
+    """[`~transformers.TrainingArguments`] with defaults for contrastive training on videos."""
 
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Not supported: the collator reads columns that the model does not know."}
@@ -129,7 +129,7 @@ class RegionLearnerTrainingArguments(OwnTrainingArguments, TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process. On the CPU "cpu" and not "cpu:0", which `torch.load` does not understand."""
+        """The device of this process. On the CPU it is "cpu", as `torch.load` does not understand "cpu:0"."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
@@ -141,7 +141,7 @@ def _check_ranges(args: RegionLearnerTrainingArguments) -> None:
             finite = ", and finite" if isinstance(value, float) else ""
             raise ValueError(f"{name}={value} must be at least {minimum}{finite}.")
     if args.max_steps == 0:
-        raise ValueError("max_steps=0 must be at least 1, or -1 for as many steps as num_train_epochs has.")
+        raise ValueError("max_steps=0 must be at least 1, or -1 to train for num_train_epochs.")
     if args.layer_decay is not None and not 0.0 < args.layer_decay <= 1.0:
         raise ValueError(f"layer_decay={args.layer_decay} must be above 0 and at most 1.")
     if not 0.0 <= args.max_unreadable <= 1.0:
@@ -153,7 +153,7 @@ def _check_ranges(args: RegionLearnerTrainingArguments) -> None:
 def _check_supported(args: RegionLearnerTrainingArguments) -> None:
     """
     Raises:
-        ValueError: for an argument that would not do what it says.
+        ValueError: an argument would not have the effect that it is documented for.
     """
     for item in fields(args):
         value = getattr(args, item.name)
@@ -163,14 +163,14 @@ def _check_supported(args: RegionLearnerTrainingArguments) -> None:
     if optim.startswith(_OPTIMIZERS_THAT_CHOOSE_PARAMETERS):
         raise ValueError(
             f"optim={optim} is not supported: it chooses parameters itself, and would ignore learning "
-            "rates by tower and layer. Use another one, such as adamw_torch."
+            "rates by tower and layer. Use another optimizer, such as adamw_torch."
         )
     modes = _compile_modes() if args.torch_compile_mode is not None else ()
     if modes and args.torch_compile_backend == "inductor" and args.torch_compile_mode not in modes:
         raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
     given: Any = args.accelerator_config
     for name, only in _REFUSED_BY_ACCELERATOR.items():
-        # None leaves the choice to accelerate, which chooses the same for rows with a length.
+        # None leaves the choice to accelerate, which then uses the same for rows with a length.
         if getattr(given, name) not in (only, None):
             raise ValueError(
                 f"accelerator_config: {name}={getattr(given, name)} is not supported: each process makes batches of "
@@ -178,8 +178,8 @@ def _check_supported(args: RegionLearnerTrainingArguments) -> None:
             )
     if args.auto_find_batch_size and args.world_size > 1:
         raise ValueError(
-            "auto_find_batch_size is not supported in several processes, which would find different sizes: set "
-            "per_device_train_batch_size."
+            "auto_find_batch_size is not supported with several processes, as they would find different sizes: set "
+            "per_device_train_batch_size instead."
         )
 
 
@@ -204,11 +204,11 @@ def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
     schedule = SchedulerType(args.lr_scheduler_type)
     is_constant = schedule in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
     if any(not 0.0 < share < 1.0 for share in args.lr_milestones):
-        raise ValueError(f"lr_milestones={args.lr_milestones} are shares of the training, between 0 and 1.")
+        raise ValueError(f"lr_milestones={args.lr_milestones} must be fractions of training, between 0 and 1.")
     if args.lr_milestones and not is_constant:
-        raise ValueError("lr_milestones go with lr_scheduler_type constant or constant_with_warmup.")
+        raise ValueError("lr_milestones need lr_scheduler_type constant or constant_with_warmup.")
     if args.lr_milestones and args.lr_scheduler_kwargs:
-        raise ValueError("lr_milestones have no lr_scheduler_kwargs but lr_gamma: leave them out.")
+        raise ValueError("lr_milestones take lr_gamma instead of lr_scheduler_kwargs: leave lr_scheduler_kwargs out.")
     if args.lr_scheduler_kwargs and is_constant:
         raise ValueError(f"lr_scheduler_type={schedule.value} takes no lr_scheduler_kwargs: leave them out.")
     if options := _scheduler_options(args):
@@ -223,7 +223,7 @@ def _check_schedule(args: RegionLearnerTrainingArguments) -> None:
 
 def _check_trackers(names: Sequence[str]) -> None:
     """
-    Checks that the trackers of `report_to` are installed now, not when everything is loaded.
+    Checks that the trackers of `report_to` are installed, before everything else is loaded.
 
     Raises:
         ValueError: a tracker is not known, or not installed.
@@ -235,8 +235,8 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"report_to={name!r} is not known{nearest_or_all(str(name), ['none', 'all', *known])}")
         if name not in _MODULES or find_spec(_MODULES[name]) is None:
             raise ValueError(
-                f"report_to={name!r}: it is not installed. Install it (pip install {_PACKAGES.get(name, name)}), or "
-                "give --report-to none."
+                f"report_to={name!r} is not installed: install it with `pip install {_PACKAGES.get(name, name)}`, or "
+                "set --report-to none."
             )
 
 
@@ -245,8 +245,8 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     Checks arguments against the task, and against other arguments of the Trainer.
 
     Args:
-        args: of the run.
-        task: of the model.
+        args: arguments of the run.
+        task: task of the model.
         options: other arguments of the Trainer, by name.
 
     Raises:
@@ -254,7 +254,7 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process per GPU with "
+            f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process per GPU, with "
             "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
         )
     data = options.get("eval_dataset")
@@ -262,31 +262,31 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     check_evaluation(args, task, data is not None, data if isinstance(data, dict) else (), own_metrics)
     if args.gradient_cache_chunk is not None:
         if task not in UNLABELLED_TASKS:
-            raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}.")
+            raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}: leave it out.")
         if options.get("compute_loss_func") is not None:
             raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")
     if task == "classification" and args.neftune_noise_alpha is not None:
-        raise ValueError("neftune_noise_alpha is for the embeddings of words, and a classifier has no text.")
+        raise ValueError("neftune_noise_alpha is for word embeddings, which a classifier does not have: leave it out.")
     optimizer, schedule = options.get("optimizers") or (None, None)
     of_optimizer = ("video_learning_rate", "text_learning_rate", "layer_decay") if optimizer is not None else ()
     of_schedule = ("lr_milestones",) if schedule is not None else ()
     for name in of_optimizer + of_schedule:
         if getattr(args, name):
-            raise ValueError(f"{name} has no effect on the optimizers= that were given: leave out one of the two.")
+            raise ValueError(f"{name} has no effect on an optimizer passed as optimizers=: leave out one of the two.")
     chosen: Any = options.get("optimizer_cls_and_kwargs")
     if chosen is not None and chosen[1].get("lr", args.learning_rate) != args.learning_rate:
-        raise ValueError("optimizer_cls_and_kwargs: give the learning rate as learning_rate of the arguments.")
+        raise ValueError("optimizer_cls_and_kwargs must not set the learning rate: use learning_rate instead.")
 
 
 def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: bool, is_deepspeed: bool) -> None:
     """
-    Checks arguments against the model, whose parts are frozen already, and against how it is sharded.
+    Checks arguments against the model, after parts of it were frozen, and against how it is sharded.
 
     Raises:
         ValueError: they do not fit together.
     """
     if has_adapters(model) and (is_fsdp or is_deepspeed):
-        raise ValueError("lora is not supported with FSDP or DeepSpeed: adapters take little memory; use DDP.")
+        raise ValueError("lora is not supported with FSDP or DeepSpeed: use DDP, as adapters take little memory.")
     if args.gradient_cache_chunk is None:
         return
     if is_deepspeed:
@@ -294,8 +294,8 @@ def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: b
     quantizer = model.quantizer
     if quantizer is not None and quantizer.mode == "original" and not (quantizer.frozen or quantizer.is_unsaved):
         raise ValueError(
-            'codebook_mode="original" looks codes up after their update by the whole batch, which cached gradients '
-            'do not see at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
+            'codebook_mode="original" assigns codes after updating them with the whole batch, which gradient caching '
+            'never sees at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
         )
 
 
@@ -306,15 +306,15 @@ _SCHEDULES_BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 def _check_direction(args: TrainingArguments, given: bool | None) -> None:
     """
-    Sets `greater_is_better`, and the mode of a schedule that follows a metric, by the metric. For metrics of the
-    user's own, transformers decides.
+    Sets `greater_is_better`, and the mode of a schedule that follows a metric, according to the metric. For custom
+    metrics, transformers decides.
 
     Args:
-        args: its `__post_init__` has run.
-        given: `greater_is_better` as the user gave it.
+        args: arguments whose `__post_init__` has run.
+        given: `greater_is_better` as the user set it.
 
     Raises:
-        ValueError: what was given contradicts the metric.
+        ValueError: the given value contradicts the metric.
     """
     name = args.metric_for_best_model
     if name is None:
@@ -348,8 +348,8 @@ def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
 
 def set_best_model_metric(args: TrainingArguments, task: str) -> None:
     """
-    Lets accuracy choose the best checkpoint in multiple choice, which is evaluated without the loss that transformers
-    takes by default.
+    Makes accuracy choose the best checkpoint in multiple choice. transformers would use the loss, but multiple choice
+    is evaluated without one.
     """
     if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
         logger.info("Multiple choice is evaluated without a loss: accuracy chooses the best checkpoint.")
@@ -360,34 +360,34 @@ def check_evaluation(
     args: TrainingArguments, task: str, has_data: bool, data_sets: Iterable[str] = (), own_metrics: bool = False
 ) -> None:
     """
-    Checks that evaluation during training will happen, and report the metric that chooses the best checkpoint.
+    Checks that evaluation during training will run, and report the metric that chooses the best checkpoint.
 
     Args:
-        args: of the run.
-        task: of the model.
+        args: arguments of the run.
+        task: task of the model.
         has_data: whether there is data to evaluate on.
         data_sets: names of the evaluation data sets, if there are several.
-        own_metrics: whether the metrics are the user's own, and not those of the task.
+        own_metrics: whether the metrics are custom ones instead of those of the task.
 
     Raises:
-        ValueError: otherwise, training would end at the first evaluation, or save no checkpoint.
+        ValueError: training would end at the first evaluation, or would not save a checkpoint.
     """
     evaluates = args.eval_strategy != IntervalStrategy.NO
     saves_best = args.save_strategy == SaveStrategy.BEST
     name = args.metric_for_best_model
     if evaluates and not has_data:
         raise ValueError(
-            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: give --eval-split "
-            "(in Python eval_dataset), or leave out eval_strategy."
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value} needs data to evaluate on: set --eval-split "
+            "(in Python, eval_dataset), or leave out eval_strategy."
         )
     if saves_best and not evaluates:
-        raise ValueError("save_strategy=best saves after an evaluation: give --eval-split and --eval-strategy.")
+        raise ValueError("save_strategy=best saves after an evaluation: set --eval-split and --eval-strategy.")
     if saves_best and name is None:
         raise ValueError(
             f"save_strategy=best needs metric_for_best_model: one of {', '.join(GREATER_IS_BETTER[task])}."
         )
     if args.prediction_loss_only and task == "multiple_choice":
-        raise ValueError("prediction_loss_only: multiple choice is evaluated without a loss; leave it out.")
+        raise ValueError("prediction_loss_only: multiple choice is evaluated without a loss. Leave it out.")
     if name is None or own_metrics:
         return
     metrics = ["loss"] if args.prediction_loss_only else list(GREATER_IS_BETTER[task])
@@ -400,7 +400,7 @@ def check_evaluation(
 
 
 def _nearest_metrics(name: str, known: list[str]) -> str:
-    """Like `did_you_mean`, but `R@1` is near to all metrics that end in it."""
+    """Works like `did_you_mean`, but takes `R@1` as close to all metrics that end in it."""
     bare = name.removeprefix("eval_").lower()
     near = [one for one in known if one.lower() == bare or one.lower().endswith(f"_{bare}")]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(bare, known)

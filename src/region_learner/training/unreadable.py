@@ -1,4 +1,4 @@
-"""Videos that cannot be read in a run: each is reported once, and more than a share of them ends the run."""
+"""Reports each unreadable video of a run once, and ends the run if there are too many of them."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ class UnreadableVideos:
         parts: the corpora that are trained on.
 
     Attributes:
-        in_training, in_evaluation: error message by video id.
+        in_training, in_evaluation: error messages by video id.
     """
 
     def __init__(self, output_dir: Path, max_share: float, parts: list[CorpusPart]):
@@ -37,8 +37,8 @@ class UnreadableVideos:
         Args:
             video_id: id of the video.
             reason: why it cannot be read.
-            in_training: whether it was drawn for training, where another video takes its place.
-            samples_seen: number of clips trained on so far: of a stream, nobody knows the number of videos.
+            in_training: whether it was drawn for training, where another video is substituted.
+            samples_seen: number of clips trained on so far, as the number of videos of a stream is unknown.
 
         Raises:
             VideoDecodeError: too many videos are unreadable.
@@ -56,12 +56,12 @@ class UnreadableVideos:
             self._write(self.in_training)
             raise VideoDecodeError(
                 f"{len(self.in_training)} of {total} videos are unreadable, more than max_unreadable="
-                f"{self.max_share}: see unreadable_videos.json in {self.output_dir}; repair or remove them, or raise "
-                "the limit."
+                f"{self.max_share} allows: see unreadable_videos.json in {self.output_dir}. Repair or remove them, or "
+                "raise the limit."
             )
 
     def _videos(self, samples_seen: int) -> int:
-        """Returns the number of videos of the corpora; of streams, whose length is unknown, of those seen so far."""
+        """Returns the number of videos in the corpora; for streams, whose length is unknown, those seen so far."""
         if any(part.streamed for part in self.parts):
             return max(samples_seen, 100)
         if self._number_of_videos is None:
@@ -71,7 +71,7 @@ class UnreadableVideos:
         return self._number_of_videos
 
     def finish(self, is_main_process: bool) -> int:
-        """Lists the unreadable videos of all processes, and returns their number. Every process has to call this."""
+        """Lists the unreadable videos of all processes, and returns their number. Every process must call this."""
         unreadable = dict(gather_object(list(self.in_training.items())))
         if unreadable and is_main_process:
             logger.warning("%d videos could not be read.", len(unreadable))
@@ -84,7 +84,7 @@ class UnreadableVideos:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, unreadable, indent=2)
             logger.warning("%s lists the unreadable videos.", path)
-        except OSError as error:  # not worth hours of training
+        except OSError as error:  # not worth losing hours of training
             logger.warning("The list of unreadable videos could not be written: %s", error)
 
     def save(self, checkpoint: Path, process_index: int) -> None:

@@ -1,4 +1,4 @@
-"""Regions and codes as pictures, and pages of results."""
+"""Draws regions and codes as pictures, and writes pages of results."""
 
 from .page import Page, Query, Result, Table, frame_strip, render_page, write_page
 from .regions import (

@@ -1,5 +1,5 @@
 """
-Pages of results: what a search found and what the regions looked at, with metrics and the training loss.
+Writes pages of results: the hits of searches and their regions, with metrics and the training loss.
 
 `write_page` writes one self-contained HTML file: pictures and styles are inlined, there are no scripts, and a content
 security policy keeps the browser from loading anything. Titles, queries, captions and paths may come from strangers;
@@ -24,10 +24,10 @@ from .regions import region_colors
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# Captions of a result that are always visible; the others can be unfolded.
+# Number of captions of a result that are always visible; the others can be expanded.
 CAPTIONS_SHOWN = 2
 _WEBP_QUALITY = 80
-# The most raw losses in the chart: more could not be told apart and would make the file large.
+# Maximum number of raw losses in the chart: more would be indistinguishable and make the file large.
 _LOSS_POINTS = 600
 _Item = TypeVar("_Item")
 _MINUS = "\N{MINUS SIGN}"
@@ -36,15 +36,15 @@ _MINUS = "\N{MINUS SIGN}"
 @dataclass(frozen=True)
 class Result:
     """
-    One clip that a query found.
+    One clip that was found for a query.
 
     Args:
         title: name of the clip, for example its id or path.
         score: similarity of clip and query, see `Page.score_name`; a string is shown as it is.
         strip: its frames side by side, see `frame_strip`.
         regions: the same frames with regions drawn over them, of the same size.
-        captions: captions that the clip has in its corpus.
-        correct: whether it is the clip that was searched for; None if that is not known.
+        captions: captions of the clip in its corpus.
+        correct: whether it is the clip that was searched for; None if this is not known.
         note: one more line, for example a time span.
         phrases: phrases of the query, each with frames over which a heat map shows where it is.
     """
@@ -96,10 +96,10 @@ class Page:
         facts: pairs of a name and a value, such as ("parameters", "3.1 M").
         metrics: the table of results.
         loss: (step, training loss), in any order.
-        queries: searches with what they found.
+        queries: searches with their hits.
         queries_note: a sentence about the queries, such as how they were chosen.
         num_regions: number of regions in the pictures, for the legend; 0 leaves it out.
-        score_name: what the scores are.
+        score_name: description of the scores, which completes the sentence "Scores are ...".
     """
 
     title: str
@@ -115,7 +115,7 @@ class Page:
 
 def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
     """
-    Joins the frames of one clip to one picture, `height` pixels high, with small transparent gaps (RGBA).
+    Joins the frames of one clip into one picture, `height` pixels high, with small transparent gaps (RGBA).
 
     Raises:
         ValueError: there are no images, or the height is below 1.
@@ -123,7 +123,7 @@ def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
     if not images:
         raise ValueError("A strip needs at least one frame.")
     if height < 1:
-        raise ValueError(f"height must be at least 1 pixel, got {height}.")
+        raise ValueError(f"height must be at least 1 pixel, not {height}.")
     widths = [max(1, round(image.width * height / image.height)) for image in images]
     gap = max(1, height // 40)
     strip = Image.new("RGBA", (sum(widths) + gap * (len(images) - 1), height), (0, 0, 0, 0))
@@ -161,7 +161,7 @@ def render_page(page: Page) -> str:
         for row in page.metrics.rows:
             if len(row) != len(page.metrics.header):
                 raise ValueError(
-                    f"A row of the metrics has {len(row)} cells, their header {len(page.metrics.header)}: {row}."
+                    f"A row of the metrics has {len(row)} cells, but the header has {len(page.metrics.header)}: {row}."
                 )
     template = html_environment().get_template("page.html.jinja")
     results = [result for query in page.queries for result in query.results]
@@ -180,7 +180,7 @@ def html_environment(package: str | None = None) -> "Environment":
     Returns the Jinja environment of all pages. It escapes every value.
 
     Args:
-        package: where templates are looked for, before this package.
+        package: package whose templates take precedence over those of this package.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -235,7 +235,7 @@ class _LossChart:
 
 
 def _loss_chart(loss: Iterable[tuple[float, float]]) -> _LossChart | None:
-    """What the template draws; None without two finite points to draw a line between."""
+    """Returns the curve for the template; None if there are not at least two finite points."""
     recorded = sorted((float(step), float(value)) for step, value in loss)
     points = [point for point in recorded if all(map(math.isfinite, point))]
     if len(points) < 2 or points[0][0] == points[-1][0]:
@@ -268,15 +268,15 @@ def _loss_chart(loss: Iterable[tuple[float, float]]) -> _LossChart | None:
 
 
 def _thin(items: Sequence[_Item]) -> Sequence[_Item]:
-    """Evenly spaced ones of many items, at most `_LOSS_POINTS`, and the last item."""
+    """Returns at most `_LOSS_POINTS` evenly spaced items, and the last item."""
     return [*items[: -1 : math.ceil(len(items) / _LOSS_POINTS)], items[-1]]
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """
-    Replaces each value by that of a straight line fitted to its neighbors, a 25th of all on either side. Unlike a
-    running average, this does not lag behind a falling curve, nor depend on single points at the ends. Only the points
-    that `_thin` keeps are returned.
+    Replaces each value with that of a straight line fitted to its neighbors, a 25th of all values on either side.
+    Unlike a running average, this does not lag behind a falling curve or depend on single points at the ends. Only the
+    points that `_thin` keeps are returned.
     """
     values = np.array([value for _, value in points])
     reach = max(2, len(values) // 25)
@@ -291,7 +291,7 @@ def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers that span [low, high]; the outermost may be just outside."""
+    """Returns about `count` round numbers that span [low, high]; the outermost may be just outside."""
     if low == high:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / count

@@ -1,10 +1,10 @@
 """
-Regions and codes as pictures, drawn over the frames that the video tower saw.
+Draws regions and codes as pictures, over the frames that the video tower saw.
 
-What belongs to a region is defined in `region_masks`, for pictures as for metrics: a position of a picture has the
-color of a region if and only if it belongs to one. The more a region weighs a position, the denser is the color. Where
-positions belong to several regions, they show the one with the greatest weight above its threshold; `draw_region_grid`
-shows every mask by itself.
+`region_masks` defines which positions belong to a region, for pictures as well as for metrics: a position of a picture
+has the color of a region if and only if it belongs to one. The more weight a region gives to a position, the stronger
+the color. A position that belongs to several regions shows the one with the greatest weight above its threshold;
+`draw_region_grid` shows every mask separately.
 
 Regions are numbered from 1 in pictures: region 1 is `region_masks[:, 0]`.
 """
@@ -23,9 +23,9 @@ from ..region_masks import RegionFocus, region_focus
 
 Color = tuple[int, int, int]
 
-# The colors of Okabe and Ito ("Color Universal Design", 2008), with a violet instead of their black, which would
-# vanish over dark frames. Any two are at least 16 apart in CIELAB, also under simulated protanopia, deuteranopia
-# and tritanopia.
+# The colors of Okabe and Ito ("Color Universal Design", 2008), with violet instead of black, which would be invisible
+# over dark frames. Any two are at least 16 apart in CIELAB, also under simulated protanopia, deuteranopia and
+# tritanopia.
 _PALETTE: tuple[Color, ...] = (
     (230, 159, 0),  # orange
     (86, 180, 233),  # sky blue
@@ -44,7 +44,7 @@ _BELOW: Color = (56, 150, 255)
 _BORDER: Color = (255, 255, 255)
 # Overlays are drawn this much larger and averaged down, for smooth edges.
 _SUPERSAMPLING = 2
-# What the heat of `draw_region_grid` means, for normalized and for raw masks.
+# The legend of `draw_region_grid`, for normalized and for raw masks.
 _SCALE = ("Weight of the region: 0 … largest", "Mask of the region: below … above its mean")
 
 
@@ -54,7 +54,7 @@ def region_colors(num_regions: int) -> list[Color]:
     any common color vision deficiency; more are distinct, but without that guarantee.
     """
     if num_regions < 0:
-        raise ValueError(f"num_regions must not be negative, got {num_regions}.")
+        raise ValueError(f"num_regions must be at least 0, not {num_regions}.")
     more = (_spread_color(index) for index in range(num_regions - len(_PALETTE)))
     return [*_PALETTE[:num_regions], *more]
 
@@ -64,7 +64,7 @@ def frames_from_pixel_values(pixel_values: torch.Tensor, mean: Sequence[float], 
     Undoes the normalization of one clip.
 
     Args:
-        pixel_values: what the model was given, (T, C, H, W), from values in [0, 1]. A single channel becomes gray.
+        pixel_values: input of the model, (T, C, H, W), made from values in [0, 1]. A single channel becomes gray.
         mean, std: the C values that the processor subtracted and divided by.
 
     Returns:
@@ -75,11 +75,11 @@ def frames_from_pixel_values(pixel_values: torch.Tensor, mean: Sequence[float], 
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
         raise ValueError(
-            f"pixel_values must be one clip, (T, C, H, W) with C 1 or 3, got {tuple(pixel_values.shape)}."
+            f"pixel_values must be one clip, (T, C, H, W) with C 1 or 3, not {tuple(pixel_values.shape)}."
         )
     channels = pixel_values.shape[1]
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"mean and std must have {channels} values, one per channel, got {len(mean)} and {len(std)}.")
+        raise ValueError(f"mean and std must have {channels} values, one per channel, not {len(mean)} and {len(std)}.")
     pixels = pixel_values.detach().cpu().float()
     pixels = pixels * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -90,13 +90,13 @@ def frames_of_height(
     video_processor, video: Any, height: int, seen: int, start: float | None = None, end: float | None = None
 ) -> np.ndarray:
     """
-    Returns the frames that a video processor takes of a video, in more, or fewer, pixels than the model sees.
+    Returns the frames that a video processor samples from a video, at another resolution than the model sees.
 
     Args:
-        video_processor: a `RegionLearnerVideoProcessor`. Where it does not resize, frames keep their size.
-        video: what it takes.
-        height: of the frames, about, in pixels.
-        seen: the height of the frames that the model sees.
+        video_processor: a `RegionLearnerVideoProcessor`. If it does not resize, frames keep their size.
+        video: a video that it accepts.
+        height: approximate height of the frames in pixels.
+        seen: height of the frames that the model sees.
         start, end: a span of the video in seconds.
 
     Returns:
@@ -121,17 +121,17 @@ def draw_regions(
     signed: bool | None = None,
 ) -> list[Image.Image]:
     """
-    Draws what belongs to each region of a clip over its frames.
+    Draws the regions of a clip over its frames.
 
-    Each position that belongs to a region has its color (`region_colors`), the denser, the more the region weighs it;
-    thin lines bound the areas. Of several regions, the one with the greatest weight above its threshold is shown, and
-    the first one of equals. Positions that belong to no region are left as they are. In frames in which a raw mask
-    varies less than in others, its color is paler.
+    Each position that belongs to a region has its color (`region_colors`), which is stronger the more weight the
+    region gives to it; thin lines bound the areas. Of several regions, the one with the greatest weight above its
+    threshold is shown, or the first of equal ones. Positions that belong to no region are unchanged. In frames where a
+    raw mask varies less than in others, its color is paler.
 
     Args:
-        frames: what the model saw, uint8 (T, H, W, 3); see `frames_from_pixel_values`.
+        frames: the frames that the model saw, uint8 (T, H, W, 3); see `frames_from_pixel_values`.
         region_masks: (T, S, h, w) of the same clip, as in `RegionLearnerVideoOutput.region_masks[i]`.
-        height: of the pictures in pixels; by default that of the frames.
+        height: height of the pictures in pixels; by default that of the frames.
         signed: as in [`~region_learner.region_masks.region_focus`].
 
     Returns:
@@ -171,16 +171,16 @@ def draw_region_grid(
 ) -> Image.Image:
     """
     Draws a contact sheet of a clip: the frames in the first row, and below them one row per region with its mask over
-    the dimmed frames. A white line bounds what belongs to the region.
+    the dimmed frames. A white line bounds the positions that belong to the region.
 
-    Raw masks are orange where they are above their mean and blue where they are below. A mask and its negative may
-    serve a trained model equally well, so compare rows by where they are strong rather than by color. Normalized masks
-    are orange by their weight.
+    Raw masks are orange where they are above their mean and blue where they are below it. A mask and its negative can
+    be equivalent in a trained model, so compare rows by where they are strong rather than by color. Normalized masks
+    are orange according to their weight.
 
     Args:
-        frames: what the model saw, uint8 (T, H, W, 3).
+        frames: the frames that the model saw, uint8 (T, H, W, 3).
         region_masks: (T, S, h, w) of the same clip.
-        height: of one frame in pixels; by default that of the frames.
+        height: height of one frame in pixels; by default that of the frames.
         signed: as in [`~region_learner.region_masks.region_focus`].
 
     Returns:
@@ -196,7 +196,7 @@ def draw_region_grid(
     size = [_SUPERSAMPLING * side for side in frames.shape[1:3]]
     inside, heat = focus.areas(size), focus.enlarged(size) * _contrast(focus)
     even = focus.threshold == -torch.inf
-    heat = heat.masked_fill(even, 0.0)  # a mask that weighs all alike has nothing to show
+    heat = heat.masked_fill(even, 0.0)  # a uniform mask has nothing to show
     rows = [[Image.fromarray(frame) for frame in frames]]
     rows += [
         [_draw_heat(*cell) for cell in zip(frames, heat[:, s], inside[:, s])] for s in range(region_masks.shape[1])
@@ -208,13 +208,13 @@ def draw_heat_maps(
     frames: np.ndarray | torch.Tensor, heat_maps: torch.Tensor, *, height: int | None = None
 ) -> list[list[Image.Image]]:
     """
-    Draws where a clip shows what phrases say: each heat map over the dimmed frames, in orange by its value, compared
-    with its largest value in the clip. A white line bounds what it points at.
+    Draws where a clip shows phrases: each heat map over the dimmed frames, in orange according to its value relative
+    to its largest value in the clip. A white line bounds the area that it points at.
 
     Args:
-        frames: what the model saw, uint8 (T, H, W, 3).
+        frames: the frames that the model saw, uint8 (T, H, W, 3).
         heat_maps: (P, T, h, w), at least 0, as in [`~region_learner.phrase_maps.PhraseMatch`].
-        height: of the pictures in pixels; by default that of the frames.
+        height: height of the pictures in pixels; by default that of the frames.
 
     Returns:
         For each heat map one RGB picture per frame.
@@ -236,13 +236,13 @@ def draw_clusters(
     frames: np.ndarray | torch.Tensor, cluster_ids: torch.Tensor, *, height: int | None = None
 ) -> list[Image.Image]:
     """
-    Draws the code of each patch over the frames. A code has the same color in every picture; with thousands of
-    codes some look alike, so compare within a clip.
+    Draws the code of each patch over the frames. A code has the same color in every picture. With thousands of codes,
+    some colors look alike, so compare codes within a clip.
 
     Args:
-        frames: what the model saw, uint8 (T, H, W, 3).
+        frames: the frames that the model saw, uint8 (T, H, W, 3).
         cluster_ids: integers (T, h, w), of the same clip, as in `RegionLearnerVideoOutput.cluster_ids[i]`.
-        height: of the pictures in pixels; by default that of the frames.
+        height: height of the pictures in pixels; by default that of the frames.
 
     Returns:
         One RGB picture per frame.
@@ -266,11 +266,11 @@ def _check_frames(frames: np.ndarray | torch.Tensor) -> np.ndarray:
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
         kind = frames.dtype if isinstance(frames, np.ndarray) else type(frames).__name__
         raise TypeError(
-            f"frames must be a uint8 array or tensor of shape (T, H, W, 3), got {kind}; "
+            f"frames must be a uint8 array or tensor of shape (T, H, W, 3), not {kind}; "
             "`frames_from_pixel_values` makes one from pixel values."
         )
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames must have the shape (T, H, W, 3), got {frames.shape}.")
+        raise ValueError(f"frames must have the shape (T, H, W, 3), not {frames.shape}.")
     return frames
 
 
@@ -290,10 +290,10 @@ def _check_clip(name: str, values: Any, kind: str, dims: Sequence[str], absent: 
     found = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
     if not isinstance(found, torch.dtype) or _kind(found) != kind:
         hint = f"; a model without {absent} has none." if values is None else "."
-        raise TypeError(f"{name} must be {kind} tensor of shape {shape}, got {found}{hint}")
+        raise TypeError(f"{name} must be {kind} tensor of shape {shape}, not {found}{hint}")
     if values.ndim != len(dims) or 0 in values.shape:
         hint = f"; take one clip out of the batch, {name}[i]." if values.ndim == len(dims) + 1 else "."
-        raise ValueError(f"{name} must be those of one clip, {shape}, got {tuple(values.shape)}{hint}")
+        raise ValueError(f"{name} must be those of one clip, {shape}, not {tuple(values.shape)}{hint}")
     return values.detach().cpu()
 
 
@@ -305,14 +305,14 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _check_same_length(frames: np.ndarray, other: torch.Tensor, name: str) -> None:
     if len(frames) != len(other):
-        raise ValueError(f"There are {len(frames)} frames, but {name} is of {len(other)}: {tuple(other.shape)}.")
+        raise ValueError(f"There are {len(frames)} frames, but {name} has {len(other)}: {tuple(other.shape)}.")
 
 
 # --- Drawing one frame -----------------------------------------------------------------------------------------
 
 
 def _contrast(focus: RegionFocus) -> torch.Tensor:
-    """How strong each mask is in a frame, compared with the strongest frame of its clip: (T, S, 1, 1), at most 1."""
+    """Returns the strength of each mask in a frame, relative to the strongest frame of its clip, (T, S, 1, 1)."""
     if not focus.signed:
         return torch.ones_like(focus.scale)
     scale = focus.scale.masked_fill(focus.threshold == -torch.inf, 0.0)
@@ -320,14 +320,14 @@ def _contrast(focus: RegionFocus) -> torch.Tensor:
 
 
 def _strength(focus: RegionFocus, size: Sequence[int]) -> torch.Tensor:
-    """How dense to draw each region, (T, S, *size): from 0 at the threshold to 1 at the peak of the mask."""
+    """Returns the opacity of each region, (T, S, *size): from 0 at the threshold to 1 at the peak of the mask."""
     threshold = focus.threshold.masked_fill(focus.threshold.isinf(), 1.0)
     rise = (focus.weights(size) - threshold) / (1 - threshold).clamp(min=1e-6)
     return rise.clamp(0, 1) * _contrast(focus)
 
 
 def _draw_frame_clusters(frame: np.ndarray, codes: torch.Tensor) -> Image.Image:
-    """`frame`: uint8 (H, W, 3); `codes`: (h, w)."""
+    """Draws `codes` (h, w) over `frame`, uint8 (H, W, 3)."""
     size = [_SUPERSAMPLING * side for side in frame.shape[:2]]
     distinct, index = codes.unique(return_inverse=True)
     rows, columns = (torch.arange(side) * cells // side for side, cells in zip(size, codes.shape))
@@ -348,7 +348,7 @@ def _draw_heat(frame: np.ndarray, values: torch.Tensor, inside: torch.Tensor) ->
 
 
 def _outlines(labels: torch.Tensor) -> torch.Tensor:
-    """Which positions of `labels` (H, W) are next to another label, as booleans; about 1 pixel in small pictures."""
+    """Returns which positions of `labels` (H, W) border on another label, as booleans; 1 pixel in small pictures."""
     width = max(1, round(labels.shape[0] / 400))
     values = labels.double()[None]
     highest = F.max_pool2d(values, 2 * width + 1, stride=1, padding=width)
@@ -373,14 +373,14 @@ def _resize(frames: np.ndarray, height: int | None) -> np.ndarray:
     if height is None or height == frames.shape[1]:
         return frames
     if height < 1:
-        raise ValueError(f"height must be at least 1 pixel, got {height}.")
+        raise ValueError(f"height must be at least 1 pixel, not {height}.")
     width = max(1, round(frames.shape[2] * height / frames.shape[1]))
     resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in resized])
 
 
 def _spread_color(index: int) -> Color:
-    """The `index`-th of an endless row of colors: hues a golden section apart, in three lightnesses."""
+    """Returns the `index`-th color of an endless series: hues a golden ratio apart, in three lightnesses."""
     hue = (0.35 + index * 0.6180339887498949) % 1
     red, green, blue = colorsys.hls_to_rgb(hue, (0.62, 0.42, 0.78)[index % 3], 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -425,7 +425,7 @@ def _draw_scale(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     signed: bool,
 ) -> None:
-    """Draws a bar of the heat, as it looks over black, and what it means."""
+    """Draws a legend: a bar of the heat, as it looks over black, and its meaning."""
     x, y = corner
     length = 8 * text
     for offset in range(length):

@@ -1,4 +1,4 @@
-"""What the synthetic corpora share: options, scenes, writing and loading.
+"""Code that the synthetic corpora share: options, scenes, writing and loading.
 
 A synthetic corpus is described by a `SyntheticCorpus`. Its clips show *scenes*.
 
@@ -54,9 +54,10 @@ _HOME_SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """What a corpus holds. Two corpora with equal options are equal.
+    """The options of a corpus. Two corpora with equal options are equal.
 
-    Options with two numbers are ranges (least, most), both included, or one number; a value is drawn for every clip.
+    Options with two numbers are ranges (least, most), both included, from which a value is drawn for every clip. They
+    can also be set to a single number.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
@@ -85,7 +86,7 @@ class SyntheticOptions:
         _check_integer("captions", self.captions, 1, 10)
 
     def check_range(self, name: str, least: int, most: int) -> None:
-        """Checks that an option is (least, most) or one number, and makes it a pair."""
+        """Checks that an option is (least, most) or a single number, and makes it a pair."""
         value = getattr(self, name)
         pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
         for bound in pair:
@@ -144,7 +145,7 @@ class SyntheticCorpus:
 
 
 def check_task(corpus: SyntheticCorpus, task: str, tasks: Sequence[str], negative_captions: bool) -> None:
-    """Checks that `task` is one of the tasks of a corpus, and that negative captions are asked for retrieval alone."""
+    """Checks that `task` is a task of a corpus, and that negative captions are only requested for retrieval."""
     if task not in tasks:
         raise CorpusError(
             f"unknown task {task!r} of {corpus.name} (tasks: {', '.join(tasks)}){did_you_mean(str(task), tasks)}"
@@ -183,17 +184,17 @@ def plan_scenes(corpus: SyntheticCorpus, options: Any, split: str) -> list[Any]:
 
 
 def _rng(options: Any, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Returns the random numbers of one clip: one stream for its scene (0), one for its frames and captions (1)."""
+    """Returns the random generator of one clip: stream 0 for its scene, stream 1 for its frames and captions."""
     return np.random.default_rng([options.seed, options.splits.index(split), index, purpose])
 
 
 def make_clip(corpus: SyntheticCorpus, options: Any, split: str, index: int, scene: Any) -> Clip:
-    """Draws a clip of a split and its captions: that of the scene of the same index, see `plan_scenes`."""
+    """Draws a clip of a split and its captions, from the scene with the same index; see `plan_scenes`."""
     return corpus.make_clip(scene, options, _rng(options, split, index, purpose=1))
 
 
 def _home_split(multiset: tuple[Any, ...]) -> str:
-    """Returns the only one of train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
+    """Returns the split among train, val and test in which a scene may occur: 8, 1 and 1 of 10 scenes."""
     description = json.dumps([dataclasses.astuple(thing) for thing in multiset])
     bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big") % 10
     return {0: "val", 1: "test"}.get(bucket, "train")
@@ -226,15 +227,15 @@ def make_synthetic(
     """Writes a corpus and returns its directory; see `make_corpus`.
 
     The directory appears when everything is written. Leftovers of an interrupted run do not look like a corpus, and
-    the next run removes them. If several processes make the same corpus at the same time, one makes it and the others
-    wait. Workers are threads, as drawing and encoding mostly release Python's global lock.
+    the next run removes them. If several processes make the same corpus at the same time, one of them makes it and the
+    others wait. Workers are threads, as drawing and encoding mostly release Python's global lock.
     """
     wanted = corpus.read_options(options)
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if not _is_in_place(corpus, target, wanted, overwrite):
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.parent, _beside(target, "lock").name, wait=True):
-            for what in ("partial", "old"):  # left by killed runs: a live one would hold the lock
+            for what in ("partial", "old"):  # left by killed runs, as a running one would hold the lock
                 shutil.rmtree(_beside(target, what), ignore_errors=True)
             if not _is_in_place(corpus, target, wanted, overwrite):
                 partial_dir = _beside(target, "partial")
@@ -255,7 +256,7 @@ def _beside(target: Path, what: str) -> Path:
 
 
 def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: bool) -> bool:
-    """Whether `target` already holds the corpus."""
+    """Returns whether `target` already holds the corpus."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if _read_info(corpus, target) is None:
@@ -263,14 +264,14 @@ def _is_in_place(corpus: SyntheticCorpus, target: Path, wanted: Any, overwrite: 
     difference = _difference(corpus, target, wanted.to_json())
     if difference and not overwrite:
         raise CorpusError(
-            f"{target} holds {corpus.title} with other options ({difference}): choose another directory, or "
+            f"{target} contains {corpus.title} with other options ({difference}): choose another directory, or "
             "replace it with overwrite=True (--overwrite)"
         )
     return not difference
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Moves a new corpus to `target`, which does not exist, is empty, or holds a corpus to be replaced."""
+    """Moves a new corpus to `target`, which does not exist, is empty, or contains a corpus to be replaced."""
     if target.is_dir() and any(target.iterdir()):
         old = _beside(target, "old")
         target.rename(old)
@@ -305,7 +306,7 @@ def _write_corpus(corpus: SyntheticCorpus, directory: Path, options: Any, worker
         "options": options.to_json(),
         "splits": splits,
         **corpus.info,
-        "horizontal_flip": False,  # captions tell left from right
+        "horizontal_flip": False,  # captions mention left and right
         "codec": available_codec(),
         "versions": {name: _version(name) for name in ("region-learner", "av", "numpy", "pillow")},
     }
@@ -382,7 +383,7 @@ def load_masks(source: PathLike | Mapping[str, Any]) -> np.ndarray:
         source: a row of the data set, or the path in its column `masks`.
 
     Raises:
-        CorpusError: the file does not exist, or does not hold label maps.
+        CorpusError: the file does not exist, or does not contain label maps.
 
     Example:
         >>> row = load_corpus("moving_shapes")[0]
@@ -401,7 +402,7 @@ def load_masks(source: PathLike | Mapping[str, Any]) -> np.ndarray:
     except (KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, CorpusError):
             raise
-        raise CorpusError(f"{path} does not hold label maps ({error}): make the corpus again") from error
+        raise CorpusError(f"{path} does not contain label maps ({error}): make the corpus again") from error
 
 
 def _cached(corpus: SyntheticCorpus, options: Any, workers: int | None, progress: bool) -> Path:
@@ -427,14 +428,14 @@ def _checked(corpus: SyntheticCorpus, data_dir: PathLike, wanted: Any, options: 
     difference = _difference(corpus, directory, {name: made_with[name] for name in options})
     if difference:
         raise CorpusError(
-            f"{directory} holds {corpus.title} with other options ({difference}): leave the options out, or make "
+            f"{directory} contains {corpus.title} with other options ({difference}): leave the options out, or make "
             "another corpus"
         )
     return directory
 
 
 def _read_info(corpus: SyntheticCorpus, directory: Path) -> dict[str, Any] | None:
-    """Reads `corpus.json`. Returns None if the directory does not hold a complete corpus of this name."""
+    """Reads `corpus.json`. Returns None if the directory does not contain a complete corpus of this name."""
     try:
         info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -443,7 +444,7 @@ def _read_info(corpus: SyntheticCorpus, directory: Path) -> dict[str, Any] | Non
 
 
 def _difference(corpus: SyntheticCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
-    """Says how the corpus in a directory differs from what is wanted; empty if it does not."""
+    """Returns how the corpus in a directory differs from the requested one; empty if it does not."""
     info = _read_info(corpus, directory) or {}
     has = {"format": info.get("format"), **info.get("options", {})}
     return ", ".join(

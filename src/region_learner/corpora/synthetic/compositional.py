@@ -1,7 +1,7 @@
 """Compositional pairs: the full caption of a clip, and the same caption with an attribute of two objects exchanged.
 
-The stored caption is read instead of being written anew: the words of the two objects change places, so both captions
-have the same words, but for "a" and "an". Only which words belong together tells them apart.
+The stored caption is parsed instead of being written anew: the words of the two objects change places, so that both
+captions have the same words, apart from "a" and "an". They differ only in which words belong together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def any_of(phrases: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Wording:
-    """How the first caption of a clip is worded. It tells all about each object, in the order of the scene.
+    """The wording of the first caption of a clip. It tells everything about each object, in the order of the scene.
 
     Args:
         thing: the dataclass of an object.
@@ -65,7 +65,7 @@ class Wording:
         pattern = f"(?:{self.opening}){f'(?:{self.link})'.join(f'({self.clause(thing)})' for thing in scene)}"
         match = re.fullmatch(pattern, caption)
         if match is None:
-            raise CorpusError(f"the caption {caption!r} does not tell all about the objects of the clip")
+            raise CorpusError(f"the caption {caption!r} does not describe all objects of the clip in full")
         return [match.span(number) for number in range(1, len(scene) + 1)]
 
     def exchange_words(self, scene: Sequence[Any], caption: str, aspect: str, pair: tuple[int, int]) -> str:
@@ -106,7 +106,7 @@ class Wording:
 
 
 def task_rng(task: str, row: Mapping[str, Any]) -> np.random.Generator:
-    """Returns the random numbers of a task on a clip. They depend on its description, not on the corpus it is in."""
+    """Returns the random generator of a task on a clip. It depends on the clip's description, not on its corpus."""
     seed = json.dumps([task, row["video_id"], row["objects"]])
     return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
 

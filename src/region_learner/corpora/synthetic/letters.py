@@ -283,7 +283,7 @@ LETTERS_WORDING = Wording(
 
 
 def _is_possible(scene: Scene) -> bool:
-    """Whether a scene could have been drawn: no letter changes to the colour that it has."""
+    """Returns whether a scene could have been drawn: no letter changes to the colour that it has."""
     return not any(letter.event == "recolours" and letter.into == letter.colour for letter in scene)
 
 

@@ -133,13 +133,13 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, directions: Sequence[float], distance: float) -> np.ndarray:
-    """A convex shape with one side at `distance` from the centre in each direction (degrees, 90 is down)."""
+    """Returns a convex shape with one side at `distance` from the centre in each direction (degrees, 90 is down)."""
     sides = [u * math.cos(math.radians(d)) + v * math.sin(math.radians(d)) - distance for d in directions]
     return np.maximum.reduce(sides)
 
 
 def _star(u: np.ndarray, v: np.ndarray, tip: float = 1.12, dent: float = 0.5) -> np.ndarray:
-    """A five-pointed star, one tip up. Folded into the tenth between a tip and a dent, it has a single edge."""
+    """Returns a five-pointed star, one tip up. Folded into the tenth between a tip and a dent, it has one edge."""
     fold = 2 * np.pi / 5
     turned = np.abs((np.arctan2(u, -v) + fold / 2) % fold - fold / 2)
     distance = np.hypot(u, v)
@@ -204,7 +204,7 @@ def _noise(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _tiles(frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A board of tiles, each slightly different."""
+    """Returns a board of tiles, each slightly different."""
     tile = rng.uniform(0.12, 0.3)
     column, row = (np.floor((_grid(size) + rng.uniform(0, tile)) / tile).astype(int) for _ in range(2))
     board = (column[None, :] + row[:, None]) % 2 * 0.7

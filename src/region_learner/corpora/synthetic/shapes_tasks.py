@@ -167,7 +167,7 @@ _ATTRIBUTES: dict[str, Collection[str]] = {
 
 
 def _is_possible(scene: Scene, split: str) -> bool:
-    """Whether a scene could have been drawn. Otherwise its caption alone would show that it is wrong."""
+    """Returns whether a scene could have been drawn. Otherwise its caption alone would show that it is wrong."""
     pairs = [(shape_object.shape, shape_object.colour) for shape_object in scene]
     return (
         len(set(pairs)) == len(pairs)

@@ -1,4 +1,4 @@
-"""The rows that a module collects: checked as they are added, kept as Arrow columns, read as writable arrays."""
+"""The rows that a module collects: checked when added, stored as Arrow columns, read as writable arrays."""
 
 import numbers
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from region_learner.evaluation.metrics import checked_ids
 def info(
     description: str, inputs: str, features: datasets.Features | Sequence[datasets.Features]
 ) -> evaluate.MetricInfo:
-    """The description of a module. Rows are kept as Arrow: Python lists would take eight times as much memory."""
+    """Returns the description of a module. Rows are stored as Arrow, as Python lists would take 8 times the memory."""
     result = evaluate.MetricInfo(description=description, citation="", inputs_description=inputs, features=features)
     result.format = "arrow"  # the constructor refuses it for sequences
     return result
 
 
 def scores_and_labels(dtype: str) -> datasets.Features:
-    """Features of rows of scores, `predictions`, with the index of the right one, `references`."""
+    """Returns the features of rows of scores, `predictions`, with the index of the right one, `references`."""
     scores = datasets.Sequence(datasets.Value(dtype))
     return datasets.Features({"predictions": scores, "references": datasets.Value("int64")})
 
 
 class RowsMetric(evaluate.Metric):
-    """A metric whose rows are checked when added: `evaluate` would turn 1.5 into the label 1, and "7" into 7."""
+    """A metric that checks rows when they are added: `evaluate` would turn 1.5 into the label 1, and "7" into 7."""
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Adds rows. Both arguments, and `video_ids`, have one entry per row."""
@@ -54,22 +54,23 @@ class RowsMetric(evaluate.Metric):
             kept = self.selected_feature_format and self.selected_feature_format["video_ids"].dtype
             if ids and self.writer is not None and isinstance(ids[0], str) != (kept == "string"):
                 raise ValueError(
-                    f"video_ids such as {ids[0]!r} were of another kind before: make all strings, or all integers."
+                    f"video_ids such as {ids[0]!r} are of another type than earlier ones: make all of them "
+                    "strings or all of them integers."
                 )
         elif isinstance(self.features, datasets.Features):
             for row, label in enumerate(references):
                 label = plain(label)
                 if isinstance(label, bool) or not isinstance(label, numbers.Real) or label % 1:
-                    raise ValueError(f"references[{row}] is {shown(label)}, but must be the index of a class.")
+                    raise ValueError(f"references[{row}] must be the index of a class, not {shown(label)}.")
 
 
 def list_lengths(column: pa.ChunkedArray) -> np.ndarray:
-    """The length of each list of a column, (rows,)."""
+    """Returns the length of each list of a column, (rows,)."""
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
 def flat(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers of a column, or of all lists of a column of lists, as one array."""
+    """Returns the numbers of a column, or of all lists of a column of lists, as one array."""
     if pa.types.is_nested(column.type):
         column = pc.list_flatten(column)
     return np.require(column.to_numpy(), requirements="W")
@@ -86,7 +87,8 @@ def vectors(name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]
     rows = np.flatnonzero(lengths)
     dims = np.unique(lengths[rows])
     if len(dims) != 1:
-        raise ValueError(f"{name} must be sequences of one length; they have {dims.tolist() or 'none that is not 0'}.")
+        found = f"have lengths {dims.tolist()}" if len(dims) else "are empty"
+        raise ValueError(f"{name} must be sequences of the same length, but they {found}.")
     return flat(column).reshape(-1, dims[0]), rows
 
 
@@ -99,5 +101,5 @@ def matrix(name: str, column: pa.ChunkedArray) -> np.ndarray:
     """
     result, rows = vectors(name, column)
     if len(rows) != len(column):
-        raise ValueError(f"{name} must be sequences of one length; {len(column) - len(rows)} of them are empty.")
+        raise ValueError(f"{name} must be sequences of the same length, but {len(column) - len(rows)} are empty.")
     return result

@@ -1,6 +1,6 @@
 """
-Recipes: YAML files with the arguments of a run. The comment at the top of each holds a line that describes it, its
-command, the data it needs and what it should give.
+Recipes: YAML files with the arguments of a run. The comment at the top of each describes it in one line, and gives its
+command, the data that it needs and the results to expect.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from ...files import near_file
 
 
 def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Returns the recipes that come with the package, by name."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
 def recipe_description(path: Path) -> str:
-    """The first line of a recipe's comment."""
+    """Returns the first line of a recipe's comment."""
     with open(path, encoding="utf-8") as file:
         return file.readline().removeprefix("#").strip()
 
@@ -28,7 +28,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     Reads a recipe: one of the package by its name, or a YAML file.
 
     Raises:
-        ValueError: the recipe is not known, or the file does not hold a mapping.
+        ValueError: the recipe is not known, or the file does not contain a mapping.
     """
     recipes = list_recipes()
     path = recipes.get(name_or_path, Path(name_or_path))
