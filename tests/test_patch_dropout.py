@@ -8,6 +8,7 @@ from region_learner import RegionLearnerVideoConfig
 from . import naive
 from .conftest import NO_REGIONS, TINY_VIDEO, checkpoint_activations, clips, texts, tiny_model, tiny_video_model
 from .test_modeling import OPTIONS
+from .test_words_and_regions import literal_queries
 
 GRID = TINY_VIDEO["image_size"] // TINY_VIDEO["patch_size"]
 QUERIES = {"region_form": "queries", "codebook_size": 0, "region_layer": 1, "video_pooling": "cls_patch_max"}
@@ -55,20 +56,24 @@ def test_masks_and_codes_are_in_the_places_of_the_kept_patches(options):
         assert (outputs.cluster_ids[~places.expand(-1, 3, -1, -1)] == -1).all()
 
 
-def test_the_masks_of_queries_are_those_of_the_kept_patches():
-    model = frozen(tiny_video_model(**QUERIES | {"region_layer": None}, patch_dropout=0.5).double())
+def test_queries_look_at_the_kept_patches_where_they_are():
+    model = frozen(
+        tiny_video_model(**QUERIES | {"region_layer": None, "interaction_layers": 0}, patch_dropout=0.5).double()
+    )
     videos = clips(frames=3).double()
     kept = kept_patches(2, GRID**2 // 2, seed=1)
     torch.manual_seed(1)
     with torch.no_grad():
-        masks = model(videos).region_masks
-        for clip, mask, its in zip(videos, masks, kept):
+        outputs = model(videos)
+        for clip, mask, regions, its in zip(videos, outputs.region_masks, outputs.region_states, kept):
             patches = naive.encoder(model, clip, its)[1:].view(1, 3, 1, len(its), -1)
             if model.temporal_embeddings is not None:
                 patches = patches + model.temporal_embeddings[:, :3, None, None]
             weights = model.region_module.aggregation.attend(patches).mean((0, 1))  # (T, S, n)
             expected = weights * len(its)
             torch.testing.assert_close(mask.flatten(2)[:, :, its], expected)
+            literal, _ = literal_queries(model.region_module.aggregation, patches[0, :, 0], 4, its.tolist(), GRID)
+            torch.testing.assert_close(regions, literal, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, QUERIES, NO_REGIONS], ids=["decoupled", "queries", "no_regions"])

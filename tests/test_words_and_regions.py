@@ -1,5 +1,8 @@
 """Words against regions: similarities, their loss, masks and padding, against literal readings."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,7 +150,18 @@ def literal_tube_mlp(module, patches: torch.Tensor) -> torch.Tensor:
     return literal_max_mlp(module.mlp, torch.stack(tubes))
 
 
-def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def literal_centers(looked: torch.Tensor, places: Sequence[int], side: int) -> torch.Tensor:
+    """Where a query looked (T, 2), of its weights (T, n) for patches in `places` of a square grid, row by row."""
+    ends = [-1 + 2 * n / side for n in range(side + 1)]
+    middles = [(before + after) / 2 for before, after in pairwise(ends)]
+    at = [(middles[place // side], middles[place % side]) for place in places]
+    centers = [[sum(float(w) * xy[i] for w, xy in zip(frame, at)) for i in range(2)] for frame in looked]
+    return torch.tensor(centers, dtype=looked.dtype)
+
+
+def literal_queries(
+    module, frames: torch.Tensor, heads: int, places: Sequence[int] = range(16), side: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Regions (S, D) and attention (S, T, n) of one clip (T, n, D): one query, one frame and one head at a time."""
     regions, attention = [], []
     for query in module.queries[0]:
@@ -164,6 +178,8 @@ def literal_queries(module, frames: torch.Tensor, heads: int) -> tuple[torch.Ten
             found.append(torch.cat(gathered))
             looked.append(torch.stack(weights).mean(0))
         region = query + module.out_proj(literal_moments(torch.stack(found)).flatten())
+        centers = literal_centers(torch.stack(looked), places, side)
+        region = region + module.path_proj(4 * literal_moments(centers).flatten())
         regions.append(region + module.fc2(F.gelu(module.fc1(module.mlp_norm(region)))))
         attention.append(torch.stack(looked))
     return torch.stack(regions), torch.stack(attention)

@@ -55,6 +55,8 @@ _AUTO_CLASSES = {
 _SPLIT = 0.1
 # How many cosine moments over time a region of queries has.
 _MOMENTS = 4
+# What the path of a query over a frame, from -1 to 1, is multiplied by: most movements are short.
+_PATH_SCALE = 4.0
 
 # Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
 _DISTANCES_AT_ONCE = 2**24
@@ -962,7 +964,8 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
 
     What a query finds in the frames is not averaged, which would lose what was where at which time: a region is made
     of the first four cosine moments over time (as in a discrete cosine transform), the first of which is the mean.
-    For up to four frames they contain all that was found. They fit clips of any number of frames.
+    For up to four frames they contain all that was found. They fit clips of any number of frames. What follows an
+    object does not see it move, so a region also has the moments of where the query looked.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -977,6 +980,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         self.k_proj = RegionLearnerLinear(width, width, bias=False)
         self.v_proj = RegionLearnerLinear(width, width, bias=False)
         self.out_proj = RegionLearnerLinear(_MOMENTS * width, width)
+        self.path_proj = RegionLearnerLinear(_MOMENTS * 2, width, bias=False)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.fc1 = RegionLearnerLinear(width, config.intermediate_size)
         self.fc2 = RegionLearnerLinear(config.intermediate_size, width)
@@ -992,17 +996,21 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         """
         The queries look for `features` (B, T, h, w, D) and gather `values` (B, T, h, w, D). `frame_mask`: (B, T).
         Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
-        mean of 1 over each frame, and 0 in masked frames; and no loss. Queries do not need the `grid` of patch
-        dropout, as patches contain their positions.
+        mean of 1 over each frame, and 0 in masked frames; and no loss. With patch dropout, the `grid` tells where the
+        patches are.
         """
         frames, height, width = features.shape[1:4]
         weights = self.attend(features)
         value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3)))).unflatten(2, (frames, -1))
         found = weights.to(value.dtype) @ value  # (B, H, T, S, D / H)
         moments = _moments(found.transpose(1, 2), frame_mask)  # (B, 4, H, S, D / H)
+        masks = weights.mean(1)  # (B, T, S, h * w)
+        centers = masks @ self._places(height, width, grid, masks)  # (B, T, S, 2)
+        path = _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)  # (B, S, 4 * 2)
         regions = self.queries + self.out_proj(moments.permute(0, 3, 1, 2, 4).flatten(2))
+        regions = regions + self.path_proj(path.to(regions.dtype))
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
-        masks = weights.mean(1).unflatten(3, (height, width)) * (height * width)
+        masks = masks.unflatten(3, (height, width)) * (height * width)
         return regions, masks if frame_mask is None else masks * frame_mask[:, :, None, None, None], None
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
@@ -1015,6 +1023,16 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """Splits the last axis of `x` (B, n, D) into heads: (B, H, n, D / H)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _places(self, height: int, width: int, grid: _Grid | None, like: torch.Tensor) -> torch.Tensor:
+        """Returns row and column of the center of each patch, from -1 to 1: (h * w, 2) or (B, 1, n, 2)."""
+        if grid is not None:
+            height, width = grid.height, grid.width
+        rows, columns = (
+            (2 * torch.arange(n, device=like.device, dtype=like.dtype) + 1) / n - 1 for n in (height, width)
+        )
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
+        return places if grid is None else places[grid.kept][:, None]
 
 
 class RegionLearnerInteractionLayer(nn.Module):
