@@ -182,7 +182,10 @@ def test_all_refusals_are_tested():
         ({"accelerator_config": {"even_batch": False}}, "unknown key 'even_batch'; did you mean 'even_batches'"),
         ({"optim": "galore_adamw"}, "optim=galore_adamw is not supported: it chooses parameters itself"),
         ({"optim": "adalomo"}, "optim=adalomo is not supported"),
-        ({"lr_milestones": [0.5], "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "take lr_gamma instead of"),
+        (
+            {"lr_milestones": [0.5], "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}},
+            "take lr_gamma",
+        ),
     ],
 )
 def test_refused_arguments_name_themselves(options, message):

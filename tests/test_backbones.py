@@ -250,9 +250,7 @@ def test_clips_are_the_mean_of_their_frames(checkpoints, family):
 def test_other_dual_encoders_are_refused(tmp_path):
     CONFIG_MAPPING["chinese_clip"]().save_pretrained(tmp_path)
     for load in (from_pretrained_towers, processor_from_towers):
-        with pytest.raises(
-            ValueError, match=r"'chinese_clip' model, but both towers can only come from clip"
-        ):
+        with pytest.raises(ValueError, match=r"'chinese_clip' model, but both towers can only come from clip"):
             load(tmp_path)
 
 

@@ -1009,7 +1009,7 @@ def test_frames_a_second(processor, video):
     assert slow.num_frames is None
     assert slow.decode(video)[0].shape[0] == 8
     assert slow(video, num_frames=2, return_tensors="pt")["pixel_values_videos"].shape[1] == 2
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="only one of|not both"):
         processor(video, fps=5, num_frames=2)
     with pytest.raises(ValueError, match="from a video of 25"):
         processor(video, fps=30)
@@ -1229,7 +1229,7 @@ def test_processors_go_to_other_processes(processor):
         ({"flip_probability": 2}, "flip_probability"),
         ({"short_clips": "black"}, 'short_clips is "repeat" or "error"'),
         ({"num_frames": 0}, "num_frames"),
-        ({"num_frames": 2, "fps": 1}, "exclude each other"),
+        ({"num_frames": 2, "fps": 1}, "Give only one of"),
     ],
 )
 def test_wrong_settings(kwargs, message):
