@@ -1,4 +1,4 @@
-"""A resumed run goes on with the data where it stopped, or says why it cannot."""
+"""A resumed run continues with the data where it stopped, or says why it cannot."""
 
 import json
 import shutil

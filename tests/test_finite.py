@@ -24,7 +24,7 @@ from .toy_run import KeepState, launch, run
     ids=["plain", "cached", "accumulated", "original"],
 )
 def test_a_bad_batch_changes_nothing(tmp_path, caplog, options):
-    """Neither weights nor the optimizer's averages nor the codebook, bit for bit; the steps after it go on."""
+    """Neither weights nor the optimizer's averages nor the codebook, bit-for-bit; later steps continue as usual."""
     states = KeepState()
     result = run(tmp_path, bad_steps=(3,), callbacks=(states,), weight_decay=0.1, **options)
     _, before, after, then = states.steps

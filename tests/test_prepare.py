@@ -100,7 +100,7 @@ def test_what_the_options_say(tmp_path):
     frames, known = prepared(short_side=90)
     assert frames[0][0].shape == (90, 160, 3)
     assert known["source"] == {"width": 320, "height": 180}
-    np.testing.assert_allclose([at for _, at in frames], np.arange(30) / 30, atol=1e-3)  # half of 60 a second
+    np.testing.assert_allclose([at for _, at in frames], np.arange(30) / 30, atol=1e-3)  # half of 60 per second
     frames, _ = prepared(max_fps=None)
     np.testing.assert_allclose([at for _, at in frames], np.arange(60) / 60, atol=1e-3)
     frames, _ = prepared(max_fps=25)
@@ -260,7 +260,7 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
 
 
 def test_time_that_begins_anew(tmp_path):
-    """Of two recordings in one file as many frames a second are kept as of one."""
+    """Of two recordings in one file as many frames per second are kept as of one."""
     with av.open(str(tmp_path / "0.ts"), "w") as container:
         stream = add_video_stream(container, rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -358,7 +358,7 @@ def test_items_that_crash_while_others_are_drawn(workers):
 
 
 def test_processes_that_do_not_start(tmp_path):
-    """As in a script without a main guard: that is no fault of the clips."""
+    """As in a script without a main guard: which is not the fault of the clips."""
     script = tmp_path / "script.py"
     script.write_text(
         "from region_learner.processes import map_in_processes\n"

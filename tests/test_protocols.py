@@ -53,7 +53,7 @@ ACTIONS = ("brush_hair", "climb", "wave")
 
 
 def make_folds(root, media):
-    """HMDB51 with three videos a class, of which fold N tests the N-th."""
+    """HMDB51 with three videos per class, of which fold N tests the N-th."""
     for label in ACTIONS:
         names = [f"{label}{n}.avi" for n in (1, 2, 3)]
         media.link(root / "hmdb51_org" / label, names)
@@ -235,7 +235,7 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
     assert found.protocol["name"] == name
     assert found.primary[0] == get_protocol(name).metric
     assert found.data["unreadable"] == []
-    # Galleries of three videos are no benchmark, and say so.
+    # Galleries of three videos are not a benchmark, and a note says so.
     assert found.notes == printed["notes"]
     assert f"{name} was evaluated on 3 " in found.notes[0]
     assert ("could not be checked" in found.notes[-1]) == name.endswith("_zero_shot")  # there is no training run

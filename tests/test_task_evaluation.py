@@ -627,7 +627,7 @@ def F_normalize(vector):  # noqa: N802
 
 
 class Bent(Head):
-    """A head whose logits are no linear function of the features: means of the one are not those of the other."""
+    """A head whose logits are not a linear function of the features: means of the one are not those of the other."""
 
     @staticmethod
     def classifier(question, video):

@@ -267,7 +267,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
     assert exit_info.value.code == 0
     printed = json.loads(capsys.readouterr().out)
     assert {name: printed[name] for name in again} == pytest.approx(again)
-    # and goes on from there, with more frames
+    # and continues from there, with more frames
     argv = [
         f"--model={tmp_path}", "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'more'}",
         '--video_config={"num_frames": 4}', "--max_steps=1", *TINY[5:],
