@@ -155,7 +155,9 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
     """An error with exit code 1, at the shard where it is clear; what is written stays, and is not written again."""
     rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
     options = PrepareOptions(clips_per_shard=2)
-    message = r"2 clips of 8 cannot be read, more than max_unreadable=0.1: gone0, gone1 \(listed in .*report.json"
+    message = (
+        r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in .*report.json"
+    )
     for _ in range(2):
         with pytest.raises(UnreadableError, match=message):
             prepare_corpus(rows, tmp_path / "out", options=options, workers=1)
@@ -178,7 +180,7 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
         codes.append(exit.value.code or 0)
     assert codes == [1, 0]
     errors = capsys.readouterr().err
-    assert "1 clip of 2 cannot be read, more than max_unreadable=0.1: broken" in errors
+    assert "1 clip of 2 cannot be read, more than max_unreadable=0.1 allows: broken" in errors
     assert errors.splitlines()[-1] == f"Wrote {tmp_path / 'cli' / 'train'}"
 
 

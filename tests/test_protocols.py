@@ -312,7 +312,7 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
     assert "msvd was evaluated on 1 videos instead of 3" in printed["notes"][0]
     assert read_results(tmp_path / "e.json").data["options"] == {"video_dir": "videos", "max_missing": 1}
     with pytest.raises(
-        ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4; the last: .*id8"
+        ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4 allows; the last one: .*id8"
     ):
         evaluate_checkpoint(protocol, places.model, places.data / "msvd", options=options, max_unreadable=0.4)
     with pytest.raises(ValueError, match="max_unreadable=2 must be a share"):
@@ -534,9 +534,7 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
     processor.save_pretrained(tower)
     weights = load_file(tower / "model.safetensors")
     assert torch.equal(load_checkpoint(str(tower), None)[0].embeddings.cls_token, weights["embeddings.cls_token"])
-    with pytest.raises(
-        ValueError, match="is a RegionLearnerVideoModel of the type 'region_learner_video': expected a"
-    ):
+    with pytest.raises(ValueError, match="is a RegionLearnerVideoModel of the type 'region_learner_video': use a"):
         load_checkpoint(str(tower), "retrieval")
     del weights["embeddings.cls_token"]
     save_file(weights, tower / "model.safetensors", {"format": "pt"})
