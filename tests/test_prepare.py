@@ -156,7 +156,7 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
     rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
     options = PrepareOptions(clips_per_shard=2)
     message = (
-        r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in .*report.json"
+        r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in"
     )
     for _ in range(2):
         with pytest.raises(UnreadableError, match=message):
