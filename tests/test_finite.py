@@ -71,7 +71,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path):
             if state.global_step == 3:
                 optimizer.param_groups[0]["lr"] = math.inf
 
-    with pytest.raises(NonFiniteError, match=r"^Step 4: the weights are not finite .*, and are not saved"):
+    with pytest.raises(NonFiniteError, match=r"^Step 4: the weights are not finite .* and are not saved"):
         run(tmp_path / "a", callbacks=(TooLong(),), save_steps=1, **diverge)
     assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-3"]
     assert incompleteness(tmp_path / "a" / "checkpoint-3") is None
