@@ -1,6 +1,7 @@
 """
-Share of a 256-code codebook that held-out clips use in evaluation mode, after training on the built-in corpus: the
-default ("ema") compared with the reference implementation ("original": EMA decay 0.1, dead codes are not revived).
+Measures the share of a 256-code codebook that held-out clips use in evaluation mode, after training on the built-in
+corpus. Compares the default ("ema") with the reference implementation ("original": EMA decay 0.1, no revival of unused
+codes).
 
     python benchmarks/codebook.py [--steps 200] [--json FILE]
 """
@@ -23,7 +24,7 @@ CODES = 256
 
 
 def measure(mode: str, steps: int, output_dir: Path) -> dict:
-    """Trains the recipe `moving_shapes` for `steps` steps and looks at the codes of its 200 test clips."""
+    """Trains the recipe `moving_shapes` for `steps` steps and inspects the codes of its 200 test clips."""
     arguments = parse_arguments(
         ["moving_shapes", "--max_steps", str(steps), "--disable_tqdm", "true"], output_dir=str(output_dir)
     )

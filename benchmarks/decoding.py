@@ -1,5 +1,5 @@
 """
-Clips per second from video files, compared with the alternatives: the loader of transformers, decord and torchcodec.
+Measures clips per second from video files, compared with transformers' video loader, decord and torchcodec.
 
     python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
 
@@ -12,9 +12,8 @@ implementation that cannot be loaded is reported and left out.
 
 Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
 and only one works at a time. Times are processor times of all threads, so that other work on the machine matters
-little: medians over repetitions, summed over clips. Before times are compared, frames are: ours with those of
-decoding the whole file, bit for bit, and those of the alternatives with ours, in levels of 255, since not all convert
-colours alike.
+little: medians over repetitions, summed over clips. Frames are compared before times are: ours with those of decoding
+the whole file, bit-for-bit, and those of the alternatives with ours, in levels of 255, as colour conversions differ.
 
 "frames" counts "all" frames; those "between" a key frame and a wanted frame, which the alternatives decode; those
 "needed", without the ones that are neither wanted nor referenced by another frame; and those "decoded" by ours.
@@ -328,7 +327,7 @@ def main():
     parser.add_argument("directories", nargs="*", type=Path)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clips", type=int, help="of each directory, at most")
+    parser.add_argument("--clips", type=int, help="maximum number of clips per directory")
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-Embedding a folder of videos from end to end, decoding included: `region-learner index` beside transformers and
-sentence-transformers, in one run.
+Measures embedding a folder of videos from end to end, including decoding: `region-learner index` compared with
+transformers and sentence-transformers, in one run.
 
     python benchmarks/embedding.py [DIRECTORY] [--size base] [--clips 24] [--frames 8] [--repeats 3] [--device cuda]
                                    [--json FILE]

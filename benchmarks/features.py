@@ -1,5 +1,6 @@
 """
-Seconds that a step of training regions and texts takes on a frozen backbone: from videos, and from cached features.
+Measures the seconds per training step of regions and text encoder on a frozen backbone, from videos and from cached
+features.
 
     python benchmarks/features.py [DIRECTORY] [--size base] [--batch 8] [--frames 4] [--steps 5] [--threads 1]
                                   [--json FILE]
@@ -118,8 +119,8 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
     parser.add_argument("--frames", type=int, default=4, help="frames per clip")
-    parser.add_argument("--steps", type=int, default=5, help="steps measured of each")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU")
+    parser.add_argument("--steps", type=int, default=5, help="number of steps to measure of each")
+    parser.add_argument("--threads", type=int, default=1, help="number of PyTorch threads on the CPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 """
-Clips per second from files to model inputs, as training reads them, by number of loader processes; and where one
-process spends its time.
+Measures clips per second from files to model inputs, as training reads them, by the number of loader processes, and
+where a single process spends its time.
 
     python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
 
@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--clips", type=int, help="of each directory, at most")
+    parser.add_argument("--clips", type=int, help="maximum number of clips per directory")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

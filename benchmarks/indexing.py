@@ -1,5 +1,5 @@
 """
-Where the time of `region-learner index` goes, and what 1,000 hours of video would take.
+Measures where `region-learner index` spends its time, and how long 1,000 hours of video would take.
 
     python benchmarks/indexing.py [DIRECTORY] [--size base] [--clips 12] [--frames 12] [--window 10] [--stride 5]
                                   [--workers N] [--json FILE]

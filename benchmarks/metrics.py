@@ -1,5 +1,5 @@
 """
-Time and memory of retrieval metrics in both directions, compared with plain NumPy on the whole matrix of scores.
+Measures time and memory of retrieval metrics in both directions, compared with NumPy on the whole matrix of scores.
 
     python benchmarks/metrics.py [--large] [--dim 256] [--repeats 3] [--threads N] [--json FILE]
 

@@ -213,7 +213,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--codes", type=int, default=2048)
     parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--threads", type=int, help="of the CPU; 1 gives the steadier times on a busy machine")
+    parser.add_argument("--threads", type=int, help="number of CPU threads; 1 gives steadier times on a busy machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: by autocast")
     parser.add_argument("--json", type=Path, metavar="FILE")

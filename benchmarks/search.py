@@ -1,5 +1,5 @@
 """
-Nearest vectors: ours beside plain FAISS, NumPy and LanceDB, at the sizes of an index of videos.
+Measures nearest-vector search, compared with plain FAISS, NumPy and LanceDB, at the sizes of an index of videos.
 
     python benchmarks/search.py [--rows 100000 1000000] [--dim 256] [--queries 200] [--engines ours numpy ...]
                                 [--directory DIR] [--json FILE]
@@ -285,7 +285,7 @@ def main():
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[name for name in ENGINES if name != "hnsw"])
-    parser.add_argument("--directory", type=Path, help="where files are written, by default a temporary directory")
+    parser.add_argument("--directory", type=Path, help="directory to write files to; by default a temporary one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--phase", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

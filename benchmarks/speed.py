@@ -1,5 +1,5 @@
 """
-Training steps and inference of whole video-text models, ours and others, in one run on one machine.
+Measures training steps and inference of whole video-text models, ours and others, in one run on one machine.
 
     python benchmarks/speed.py [--models ours clip ...] [--batch 2 16] [--frames 1 4 8] [--dtypes fp32 bf16]
                                [--passes train inference] [--device cuda] [--profile] [--json FILE]
@@ -447,7 +447,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--passes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--threads", type=int, help="number of CPU threads")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", action="store_true", help="print where the time of a training step goes")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -1,5 +1,5 @@
 """
-Time of a training step (forward, loss, backward, codebook, AdamW), and what it means for pre-training.
+Measures the time of a training step (forward, loss, backward, codebook, AdamW), and estimates that of pre-training.
 
     python benchmarks/training.py [--size paper] [--batch 64] [--frames 1 4] [--device cuda] [--dtype bf16] [--gpus 16]
                                   [--price 2.5] [--methods plain checkpointing cached compiled] [--json FILE]
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["plain", "checkpointing", "cached"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--price", type=float, help="per GPU hour")
+    parser.add_argument("--price", type=float, help="price per GPU hour")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     on_gpu = options.device == "cuda"

@@ -3,7 +3,7 @@ The experiments behind `docs/evidence.md`. They are not part of the installed pa
 repository.
 
     python -m experiments.ablation   trains and compares small models with and without each part of the method
-    python -m experiments.seeds      tells the seed of the weights from the seed of the data
+    python -m experiments.seeds      compares the effects of the seed of the weights and the seed of the data
     python -m experiments.calibration fits and measures the probabilities of search
     python -m experiments.render     writes the tables and figures of docs/evidence.md from the recorded runs
 

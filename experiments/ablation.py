@@ -40,15 +40,15 @@ def run_missing(
     Trains each of `rows` from each of `seeds`, unless that run is recorded in `output/NAME.jsonl`, and records it.
 
     Args:
-        name: of the setting.
+        name: name of the setting.
         jobs: number of runs at a time.
         use_cpu: whether to leave GPUs unused.
-        data_seeds: seeds of the order and sampling of the data. Each of `seeds`, which is then that of the weights
-            alone, is combined with each of them, and the runs are recorded in `output/NAME_seeds.jsonl`.
+        data_seeds: seeds of the order and sampling of the data. Each of `seeds`, which then only determines the
+            weights, is combined with each of them, and the runs are recorded in `output/NAME_seeds.jsonl`.
 
     Raises:
-        ValueError: if recorded runs of these rows were of another setting or model.
-        ChildProcessError: after all others are done, if runs have failed.
+        ValueError: if recorded runs of these rows had another setting or model.
+        ChildProcessError: if runs have failed; raised after all others are done.
         BlockingIOError: if another process is writing to `output`.
     """
     path = output / (f"{name}.jsonl" if data_seeds is None else f"{name}_seeds.jsonl")
@@ -76,7 +76,7 @@ def entries_of(output: Path, name: str, setting: Setting, rows: Sequence[Row]) -
 
 
 def step_times_of(output: Path, name: str, table: str) -> dict[str, float]:
-    """Reads the relative times of training steps that were measured for a table; there are none if they were not."""
+    """Reads the relative times of training steps that were measured for a table; empty if they were not measured."""
     return read_json(output / "step_times.json").get(name, {}).get(table, {})
 
 
@@ -93,7 +93,7 @@ def measure_step_times(
 
 
 def report(entries: Sequence[dict[str, Any]], step_times: dict[str, float]) -> str:
-    """Returns all that the entries of [`summarize`] tell, in Markdown."""
+    """Returns the entries of [`summarize`] in Markdown."""
     parts = [model_table(entries, step_times), contrast_table(entries, CONTRASTS), mask_table(entries)]
     correlation = loss_correlation(entries)
     if correlation is not None:

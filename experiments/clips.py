@@ -1,4 +1,4 @@
-"""The clips of a setting, decoded once and held in memory."""
+"""The clips of a setting, decoded once and kept in memory."""
 
 import json
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -
     corpus it is.
 
     Raises:
-        ValueError: if the directory holds another corpus.
+        ValueError: if the directory contains another corpus.
     """
     described = json.loads(json.dumps({"corpus": setting.corpus, "options": setting.options}))
     label = directory / "corpus.json"
     if label.exists():
         if json.loads(label.read_text(encoding="utf-8")) != described:
-            raise ValueError(f"{directory} holds the clips of another corpus: choose another output, or remove it.")
+            raise ValueError(f"{directory} contains the clips of another corpus: choose another output, or remove it.")
     else:
         directory.mkdir(parents=True, exist_ok=True)
         label.write_text(json.dumps(described) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Other ways to gather a clip into as many vectors as learned queries do, all else equal. None is part of the package.
+"""Alternatives to learned queries that gather a clip into the same number of vectors. None is part of the package.
 
-Each replaces what the queries attend to. What follows, from the projection of the values to the MLP, stays. All clips
-of the experiments have the same number of frames, so none of them takes a `frame_mask`.
+Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. All
+clips of the experiments have the same number of frames, so none of them takes a `frame_mask`.
 """
 
 import torch
@@ -16,7 +16,7 @@ _KMEANS_ITERATIONS = 10
 
 
 class _Gathering(RegionLearnerQueries):
-    """Does not need what finds patches for queries."""
+    """Base class: removes the layers that find patches for queries."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -47,8 +47,8 @@ class FrameCells(_Gathering):
 
 class RandomPatches(_Gathering):
     """
-    Each vector is a patch, in the same place in all frames: in others in each step of training, evenly drawn once for
-    evaluation.
+    Each vector is a patch at the same position in all frames. Training draws new positions in each step; evaluation
+    uses evenly spaced ones.
     """
 
     def attend(self, features):

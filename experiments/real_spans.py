@@ -1,11 +1,11 @@
 """
 Measures the spans that a search finds: joins captioned clips into long videos, indexes them, searches each caption,
-and compares the best span with where its clip is.
+and compares the best span with the position of its clip.
 
     python -m experiments.real_spans CHECKPOINT CLIPS --output runs/spans
 
-CLIPS is a folder with metadata (corpus `folder`). The model may have been trained on these clips: what is measured is
-where a hit is, not whether an unseen one is found.
+CLIPS is a folder with metadata (corpus `folder`). The model may have been trained on these clips, as this measures
+where a hit is, not whether unseen clips are found.
 """
 
 import argparse

@@ -18,13 +18,13 @@ from region_learner.files import write_text
 
 from .settings import Row, Setting
 
-# Of fields that older runs do not tell.
+# Defaults of fields that older runs did not record.
 _DEFAULTS = {field.name: field.default for field in fields(Setting) if field.default is not MISSING}
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
     """
-    Reads the runs of a file; there are none if it does not exist.
+    Reads the runs in a file; the list is empty if the file does not exist.
 
     Raises:
         ValueError: if a line is damaged.
@@ -54,7 +54,7 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     Reads the runs of `rows` from a file.
 
     Raises:
-        ValueError: if one of them was of another setting or model.
+        ValueError: if one of them had another setting or model.
     """
     wanted = {row.name: row for row in rows}
     runs = [run for run in read_runs(path) if run["row"] in wanted]
@@ -93,11 +93,11 @@ def run_in_processes(
     own. They share the CPU cores and take turns on the GPUs.
 
     Args:
-        keep: is called here with each result as it comes.
+        keep: called in this process with each result as soon as it is available.
         use_cpu: whether to leave GPUs unused.
 
     Raises:
-        ChildProcessError: after all others are done, if tasks have failed.
+        ChildProcessError: if tasks have failed; raised after all others are done.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     gpus = [] if use_cpu else _visible_gpus()

@@ -1,4 +1,4 @@
-"""What is compared: the settings, and the models that are the rows of each table."""
+"""The settings of the experiments, and the models that are compared in the rows of each table."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Setting:
     """
-    What all runs of a table share: the corpus, the encoders around the region module, and the training.
+    The common parts of all runs of a table: the corpus, the encoders around the region module, and the training.
 
     Args:
         corpus: name of a built-in corpus.
@@ -368,7 +368,7 @@ SETTINGS: dict[str, Setting] = {
 
 def rows_of(names: Iterable[str]) -> list[Row]:
     """
-    Returns the rows that `names`, of tables or single rows, stand for, each once.
+    Returns the rows for `names`, which are names of tables or rows, each once.
 
     Raises:
         ValueError: if a name is not known.
@@ -377,7 +377,7 @@ def rows_of(names: Iterable[str]) -> list[Row]:
     chosen: dict[str, Row] = {}
     for name in names:
         if name not in TABLES and name not in single:
-            raise ValueError(f"{name!r} is not a table or a row. Known are: {', '.join([*TABLES, *single])}.")
+            raise ValueError(f"{name!r} is not a table or a row; choose one of {', '.join([*TABLES, *single])}.")
         chosen |= {row.name: row for row in TABLES.get(name) or [single[name]]}
     return list(chosen.values())
 

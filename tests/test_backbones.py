@@ -264,7 +264,7 @@ def test_one_side_of_a_dual_encoder_is_refused(checkpoints, tmp_path):
 
 @torch.no_grad()
 def test_regions_are_added_to_a_saved_model(checkpoints, tmp_path):
-    """The second stage of: fine-tune without regions, and go on with regions."""
+    """The second stage of: fine-tune without regions, then continue with regions."""
     plain = from_pretrained_towers(checkpoints("clip")[0])
     plain.save_pretrained(tmp_path)
     processor_from_towers(checkpoints("clip")[0]).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A resumed run goes on with the data where it stopped, or says why it cannot."""
+"""A resumed run continues with the data where it stopped, or says why it cannot."""
 
 import json
 import shutil
@@ -141,5 +141,5 @@ def test_a_model_alone_is_not_resumed_from(tmp_path, explicit):
     options = OPTIONS | {"save_only_model": True}
     run(tmp_path, **options | {"max_steps": 2})
     checkpoint = str(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimizer and schedule.* give --model"):
+    with pytest.raises(ValueError, match=r"saved with save_only_model, without optimizer and schedule.* use --model"):
         run(tmp_path, resume=checkpoint if explicit else True, **options)

@@ -25,7 +25,7 @@ from .test_model_card import MSVD
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with a checkpoint, a run, a folder of videos that are none, and files."""
+    """A directory with a checkpoint, a run, a folder with a file that is not a video, and files."""
     place = tmp_path_factory.mktemp("place")
     tiny_model().save_pretrained(place / "model")
     processor = RegionLearnerProcessor(RegionLearnerVideoProcessor(), train_tokenizer(["a red square"], 50, 16))

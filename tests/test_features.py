@@ -434,7 +434,7 @@ def test_unreadable_videos_are_left_out_by_name(root, tmp_path, capsys):
     assert json.loads(out) == {
         "videos": 6, "rows": 6, "bytes": 6 * FRAMES * 17 * 32 * 2, "unreadable": ["train-000001", "train-000002"]
     }  # fmt: skip
-    assert last_line(err) == f"Wrote features of 6 videos, 0.03 MB, to {tmp_path / 'cached' / 'train'}"
+    assert last_line(err) == f"Wrote features of 6 videos (0.03 MB) to {tmp_path / 'cached' / 'train'}"
     found, expected = cached(tmp_path), cached(root)
     kept = [0, *range(3, 8)]
     assert found["video_id"][:] == [f"train-00000{i}" for i in kept]

@@ -24,7 +24,7 @@ from .toy_run import KeepState, launch, run
     ids=["plain", "cached", "accumulated", "original"],
 )
 def test_a_bad_batch_changes_nothing(tmp_path, caplog, options):
-    """Neither weights nor the optimizer's averages nor the codebook, bit for bit; the steps after it go on."""
+    """Neither weights nor the optimizer's averages nor the codebook, bit-for-bit; later steps continue as usual."""
     states = KeepState()
     result = run(tmp_path, bad_steps=(3,), callbacks=(states,), weight_decay=0.1, **options)
     _, before, after, then = states.steps
@@ -71,7 +71,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path):
             if state.global_step == 3:
                 optimizer.param_groups[0]["lr"] = math.inf
 
-    with pytest.raises(NonFiniteError, match=r"^Step 4: the weights are not finite .*, and are not saved"):
+    with pytest.raises(NonFiniteError, match=r"^Step 4: the weights are not finite .* and are not saved"):
         run(tmp_path / "a", callbacks=(TooLong(),), save_steps=1, **diverge)
     assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-3"]
     assert incompleteness(tmp_path / "a" / "checkpoint-3") is None

@@ -1,4 +1,4 @@
-"""Ctrl-C during commands that take long: they end at once, with exit code 130 and one line on how to go on."""
+"""Ctrl-C during commands that take long: they end at once, with exit code 130 and one line on how to continue."""
 
 import os
 import signal

@@ -358,7 +358,7 @@ def test_weights_that_are_not_known(card, run, tmp_path):
     assert ["SHA-256 of the weights", "not known"] in parse(card(unknown))[1][-1]
     with pytest.raises(ValueError, match="has other weights than those that were evaluated"):
         card(unknown, checkpoint=run({}))
-    (tmp_path / "empty").mkdir()  # no weights are no proof, either
+    (tmp_path / "empty").mkdir()  # missing weights do not prove anything, either
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
         card(unknown, checkpoint=tmp_path / "empty")
 

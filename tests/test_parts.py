@@ -376,7 +376,9 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
     assert "--output DIR is missing" in message("embed", model, videos)
     assert "Give either VIDEOS" in message("embed", model, "--output", "x")
     for shard in ("4", "4/4", "-1/4", "0/0", "a/b"):
-        assert f"--shard '{shard}' must be I/N" in message("embed", model, videos, "--output", "x", "--shard", shard)
+        assert f"must be I/N with I from 0 to N - 1, such as 0/4, not '{shard}'" in message(
+            "embed", model, videos, "--output", "x", "--shard", shard
+        )
     assert "takes only --index DIR and --json" in message("index", videos, "--index", "x", "--from-embeddings", "p")
     assert "takes only --index DIR and --json" in message("index", "x", "--from-embeddings", "p", "--window", "4")
     assert "takes only --index DIR and --json" in message("index", "--from-embeddings", "p")

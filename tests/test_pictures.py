@@ -240,7 +240,7 @@ def test_levels_are_not_normalised_as_if_within_0_to_1(processor, tmp_path, phot
     unscaled = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1, do_rescale=False)
     with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised"):
         unscaled.normalize_clips(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    # What is meant so goes on: floats as they are, and statistics of 0 to 255.
+    # What is meant this way still works: floats as they are, and statistics of 0 to 255.
     expected = processor(clip / 255, return_tensors="pt")["pixel_values_videos"]
     given = processor(clip / 255, do_rescale=False, return_tensors="pt")["pixel_values_videos"]
     torch.testing.assert_close(given, expected)

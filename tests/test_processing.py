@@ -130,7 +130,7 @@ def test_options_reach_the_video_processor(processor, video):
 
 
 def test_training_follows_the_generator(processor, video):
-    """One generator goes on from call to call; it is not copied on the way."""
+    """A generator continues from call to call, as it is not copied."""
 
     def clips(seed=None, calls=2, nested=False):
         options = {"generator": None if seed is None else torch.Generator().manual_seed(seed)}

@@ -53,7 +53,7 @@ ACTIONS = ("brush_hair", "climb", "wave")
 
 
 def make_folds(root, media):
-    """HMDB51 with three videos a class, of which fold N tests the N-th."""
+    """HMDB51 with three videos per class, of which fold N tests the N-th."""
     for label in ACTIONS:
         names = [f"{label}{n}.avi" for n in (1, 2, 3)]
         media.link(root / "hmdb51_org" / label, names)
@@ -235,7 +235,7 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
     assert found.protocol["name"] == name
     assert found.primary[0] == get_protocol(name).metric
     assert found.data["unreadable"] == []
-    # Galleries of three videos are no benchmark, and say so.
+    # Galleries of three videos are not a benchmark, and a note says so.
     assert found.notes == printed["notes"]
     assert f"{name} was evaluated on 3 " in found.notes[0]
     assert ("could not be checked" in found.notes[-1]) == name.endswith("_zero_shot")  # there is no training run
@@ -312,7 +312,7 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
     assert "msvd was evaluated on 1 videos instead of 3" in printed["notes"][0]
     assert read_results(tmp_path / "e.json").data["options"] == {"video_dir": "videos", "max_missing": 1}
     with pytest.raises(
-        ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4; the last: .*id8"
+        ValueError, match=r"1 of 2 videos cannot be read, more than max_unreadable=0.4 allows; the last one: .*id8"
     ):
         evaluate_checkpoint(protocol, places.model, places.data / "msvd", options=options, max_unreadable=0.4)
     with pytest.raises(ValueError, match="max_unreadable=2 must be a share"):
@@ -534,9 +534,7 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
     processor.save_pretrained(tower)
     weights = load_file(tower / "model.safetensors")
     assert torch.equal(load_checkpoint(str(tower), None)[0].embeddings.cls_token, weights["embeddings.cls_token"])
-    with pytest.raises(
-        ValueError, match="is a RegionLearnerVideoModel of the type 'region_learner_video': expected a"
-    ):
+    with pytest.raises(ValueError, match="is a RegionLearnerVideoModel of the type 'region_learner_video': use a"):
         load_checkpoint(str(tower), "retrieval")
     del weights["embeddings.cls_token"]
     save_file(weights, tower / "model.safetensors", {"format": "pt"})

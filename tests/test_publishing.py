@@ -158,7 +158,7 @@ def test_a_dry_run_shows_the_same_and_sends_nothing(hub, checkpoint, whole, caps
     rows = dict(re.findall(r"^(\S+)\s+([\d.]+ k?B)\s*$", out, re.MULTILINE))
     assert rows.keys() >= whole
     assert "total" in rows
-    assert "Space: app.py, requirements.txt" in out
+    assert "The Space has app.py, requirements.txt" in out
     assert "note: README.md is made from msvd.json" in err
     last = err.splitlines()[-1]
     assert last.startswith(f"Would push {len(whole)} files, ")
@@ -176,7 +176,7 @@ def test_a_name_without_an_owner_is_ones_own(hub, checkpoint):
 def test_public_on_request(hub, checkpoint):
     assert not push(checkpoint, REPO, private=False, license="apache-2.0").private
     assert not hub.repositories[REPO].private
-    with pytest.raises(ValueError, match="tester/mine exists and is public, not private: give --public"):
+    with pytest.raises(ValueError, match="tester/mine exists and is public, not private: add --public"):
         push(checkpoint, REPO)
     push(checkpoint, "tester/other")
     with pytest.raises(ValueError, match="tester/other exists and is private, not public: leave --public out"):
@@ -568,7 +568,7 @@ def test_space(hub, checkpoint, capsys):
 
 def test_a_space_that_fails_is_told_from_the_model(hub, checkpoint):
     hub.faults = {"/api/spaces/.*/commit/": (402, "Spaces need a subscription")}
-    with pytest.raises(OSError, match=r"The model is published \(http.*\), but not its Space: .* removed again."):
+    with pytest.raises(OSError, match=r"The model is published \(http.*\), but not its Space: .* deleted again."):
         push(checkpoint, REPO, space=True)
     assert hub.repositories.keys() == {REPO}
 

@@ -1,4 +1,4 @@
-"""Checkpoints pushed to a Hub while training goes on: each can be loaded where the package is absent."""
+"""Checkpoints pushed to a Hub while training continues: each can be loaded where the package is absent."""
 
 import json
 import shutil

@@ -47,8 +47,8 @@ class Toy:
     """
     Args:
         options: where data and model of the run lie: "{data}", "{checkpoint}" and so on are filled in.
-        frames: frames a clip in each of the steps.
-        rate: learning rate of the first step of each stage; where it rises from nothing, that is 0.
+        frames: frames per clip in each of the steps.
+        rate: learning rate of the first step of each stage; with warm-up, this is 0.
         metrics: some of the final ones; none if there is no test.
         rows: training rows of each corpus.
         evaluated: a metric of each evaluation while training, if there are any; with a star, the checkpoint is
@@ -380,7 +380,7 @@ def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monke
 
 
 def test_stages_go_on_from_one_another(places, trainers, tmp_path):
-    """The temporal positions grow, and a stage that is through is not run again."""
+    """The temporal positions grow, and a stage that has finished is not run again."""
     options = f"{TOWERS} {IMAGES_AND_VIDEOS} {SIZES}".format_map(vars(places)).split()
     argv = ["curriculum_1f_4f_8f", *options, "--max_steps=1", f"--output_dir={tmp_path}", "--eval_strategy=no"]
     stages = parse_stages(argv)

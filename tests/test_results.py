@@ -38,7 +38,7 @@ def results(**changes) -> EvaluationResults:
             "split": "test",
             "options": {},
             "videos": 2,
-            "unreadable": ["ä", "\udcff"],  # the second is a name of a file that is no UTF-8
+            "unreadable": ["ä", "\udcff"],  # the second is a file name that is not UTF-8
         },
         "protocol": {"name": "msvd", "task": "retrieval", "zero_shot": False, "primary_metric": "t2v_R@1"}
         | dict.fromkeys(("captions", "frames", "clips", "window_stride")),

@@ -219,9 +219,9 @@ def test_the_trainer_refuses_rows_before_it_trains(model, processor, rows, tmp_p
     bad = [*rows[:2], rows[2] | {"captions": [" "]}, *rows[3:]]
     with pytest.raises(CorpusError, match=r"^the training data, row 2 .*: captions has a caption that is blank"):
         make_trainer(model, processor, tmp_path, train_dataset=form(bad))
-    with pytest.raises(CorpusError, match=r"^eval_dataset, row 2 .*: captions holds"):
+    with pytest.raises(CorpusError, match=r"^eval_dataset, row 2 .*: captions has"):
         make_trainer(model, processor, tmp_path, train_dataset=rows, eval_dataset=form(bad))
-    with pytest.raises(CorpusError, match=r"^eval_dataset\['b'\], row 2 .*: captions holds"):
+    with pytest.raises(CorpusError, match=r"^eval_dataset\['b'\], row 2 .*: captions has"):
         make_trainer(model, processor, tmp_path, eval_dataset={"a": rows, "b": form(bad)})
     parts = [CorpusPart(form(rows), 2), CorpusPart(form(bad), 2)]
     with pytest.raises(CorpusError, match=r"^corpus 2 of the training data, row 2 "):

@@ -114,7 +114,7 @@ def test_export_and_page(run, root, tmp_path):
         (["search", "index", "--video", "videos/a.mp5:1-2"], "There is no file videos/a.mp5; did you mean 'a.mp4'?"),
         (["search", "index", "words", "--within", "/nowhere"], "has no videos within /nowhere."),
         (["search", "index", "words", "--within", "videos/a.mp3"], "videos/a.mp3; did you mean 'a.mp4'?"),
-        (["search", "index", "words", "--within", "vidoes"], "vidoes; did you mean 'videos'?"),
+        (["search", "index", "words", "--within", "videoz"], "videoz; did you mean 'videos'?"),
         (["search", "index", "words", "--model", "none/at/all"], "There is no directory none/at/all"),
         (["index", "videos"], "--index DIR is missing"),
         (

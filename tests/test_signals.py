@@ -89,7 +89,7 @@ def test_a_second_interruption_while_the_first_is_raised_again(monkeypatch):
     ],
     ids=["starting loader processes", "stopped loader processes", "saving"],
 )
-def test_an_interrupted_run_ends_with_a_line_that_says_how_to_go_on(tmp_path, at_fork, options, code, says):
+def test_an_interrupted_run_ends_with_a_line_that_says_how_to_continue(tmp_path, at_fork, options, code, says):
     output_dir, log = tmp_path / "run", tmp_path / "log"
     process = _PROCESSES.Process(target=_interrupted, args=(str(log), str(output_dir), at_fork, options))
     process.start()
@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_with_a_line_that_says_how_to_go_on(tmp_path, at
 def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(KeyError), interruptible("Start again."):  # what is no interruption passes through
+    with pytest.raises(KeyError), interruptible("Start again."):  # other errors pass through
         raise KeyError
     assert [signal.getsignal(number) for number in numbers] == before
     monkeypatch.setattr("region_learner.training.train_stages", lambda stages: signal.raise_signal(signal.SIGINT))

@@ -273,7 +273,7 @@ def test_bad_questions(model, processor, tables):
     row = tables["multiple_choice"][0]
     with pytest.raises(ValueError, match=r"no rows"):
         multiple_choice_accuracy(model, processor, [])
-    with pytest.raises(ValueError, match=r"no column 'options' .*another task"):
+    with pytest.raises(ValueError, match=r"no column 'options' .*another one"):
         multiple_choice_accuracy(model, processor, tables["retrieval"])
     for answer in (5, -1, "0"):
         with pytest.raises(ValueError, match=f"must be the index .* of 5 options, counted from 0, not {answer!r}"):
@@ -627,7 +627,7 @@ def F_normalize(vector):  # noqa: N802
 
 
 class Bent(Head):
-    """A head whose logits are no linear function of the features: means of the one are not those of the other."""
+    """A head whose logits are not a linear function of the features: means of the one are not those of the other."""
 
     @staticmethod
     def classifier(question, video):

@@ -407,7 +407,7 @@ def write(path):
     path.write_text("{}")
 
 
-def test_how_to_go_on_after_a_stage_without_checkpoints(tmp_path):
+def test_how_to_continue_after_a_stage_without_checkpoints(tmp_path):
     stages = [str(tmp_path / "stage-1"), str(tmp_path)]
     assert "No checkpoint has been saved" in how_to_resume(stages)
     (tmp_path / "stage-1").mkdir()

@@ -365,7 +365,7 @@ def test_adapters_leave_nothing_new_frozen():
 
 
 def test_adapters_resume(corpus, tmp_path):
-    """What PEFT does not save, a learned temperature for one, goes on where it was."""
+    """What PEFT does not save, such as a learned temperature, continues where it was."""
     pytest.importorskip("peft")
     options = ["--config", json.dumps({"learn_temperature": True}), "--learning_rate=0.01", "--save_strategy=steps",
                "--save_steps=2", "--lora", '{"r": 2}', "--max_steps=4"]  # fmt: skip

@@ -201,7 +201,7 @@ def test_the_trainer_reports_unreadable_videos(damaged, processor, tmp_path, cap
     listed = json.loads((tmp_path / "run" / "unreadable_videos.json").read_text())
     assert sorted(listed) == ["clip3", "clip7"]
     assert sum("clip3.mp4" in record.message for record in caplog.records) == 1
-    with pytest.raises(VideoDecodeError, match=r"2 of 12 videos are unreadable, more than max_unreadable=0.1:"):
+    with pytest.raises(VideoDecodeError, match=r"2 of 12 videos are unreadable, more than max_unreadable=0.1 allows:"):
         trainer(limit=0.1).train()
     with pytest.raises(VideoDecodeError, match=r"1 of 12 videos are unreadable, more than max_unreadable=0.0:"):
         trainer(limit=0.0).train()
@@ -267,7 +267,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
     assert exit_info.value.code == 0
     printed = json.loads(capsys.readouterr().out)
     assert {name: printed[name] for name in again} == pytest.approx(again)
-    # and goes on from there, with more frames
+    # and continues from there, with more frames
     argv = [
         f"--model={tmp_path}", "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'more'}",
         '--video_config={"num_frames": 4}', "--max_steps=1", *TINY[5:],

@@ -72,7 +72,7 @@ def test_corpora_in_turn_until_the_shortest_is_through():
     assert [len(batch) for batch in batches] == [4, 2, 4, 2]
     first = {drawn.row for batch in batches for drawn in batch if drawn.part == 1}
     second = {drawn.row for batch in epoch(sampler, 1) for drawn in batch if drawn.part == 1}
-    assert first != second  # the longer one goes on with other rows
+    assert first != second  # the longer one continues with other rows
 
 
 def test_corpora_mixed_by_weight():

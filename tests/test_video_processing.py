@@ -673,7 +673,7 @@ def test_packets_of_mpeg4_that_show_nothing_are_not_counted(folder, extension):
         data = bytes(packet)
         start = data.index(b"\0\0\1\xb6") + 4
         bits = "".join(f"{byte:08b}" for byte in data[start : start + 8])
-        end = bits.index("0", 2) + 1 + 1 + 5 + 1  # after seconds, a marker, 5 bits of 25 steps a second, a marker
+        end = bits.index("0", 2) + 1 + 1 + 5 + 1  # after seconds, a marker, 5 bits of 25 steps per second, a marker
         assert bits[end] == "1"
         bits = bits[:end] + "00"
         bits += "1" * (-len(bits) % 8)
@@ -688,7 +688,7 @@ def test_packets_of_mpeg4_that_show_nothing_are_not_counted(folder, extension):
 
 @pytest.mark.parametrize("codec", ["libsvtav1", "libvpx-vp9", "libx264"])
 def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
-    """Where nothing moves a frame takes a few bytes: that is no reason to decode all of them."""
+    """Where nothing moves a frame takes a few bytes: which is not a reason to decode all of them."""
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot encode with {codec}")
     path = folder / f"still_{codec}.mkv"
@@ -736,7 +736,7 @@ def test_time_that_begins_anew(folder):
 
     second = remux(first, folder / "second.ts", later, container_options={"avoid_negative_ts": "disabled"})
     path = folder / "both.ts"
-    # The counters of packets go on, so that nothing else tells where the second one begins.
+    # The counters of packets continue, so that nothing else tells where the second one begins.
     data = bytearray(second.read_bytes())
     last: dict[int, int] = {}
     whole = first.read_bytes()
@@ -1009,7 +1009,7 @@ def test_frames_a_second(processor, video):
     assert slow.num_frames is None
     assert slow.decode(video)[0].shape[0] == 8
     assert slow(video, num_frames=2, return_tensors="pt")["pixel_values_videos"].shape[1] == 2
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="Give only one of"):
         processor(video, fps=5, num_frames=2)
     with pytest.raises(ValueError, match="from a video of 25"):
         processor(video, fps=30)
@@ -1229,7 +1229,7 @@ def test_processors_go_to_other_processes(processor):
         ({"flip_probability": 2}, "flip_probability"),
         ({"short_clips": "black"}, 'short_clips is "repeat" or "error"'),
         ({"num_frames": 0}, "num_frames"),
-        ({"num_frames": 2, "fps": 1}, "exclude each other"),
+        ({"num_frames": 2, "fps": 1}, "Give only one of"),
     ],
 )
 def test_wrong_settings(kwargs, message):

@@ -564,7 +564,7 @@ def test_sections_without_content_are_left_out():
     assert "Region 1" not in reader.all_text()  # no picture shows one
     assert "clip 0.500" in reader.all_text()
     assert "right clip" not in reader.all_text()
-    assert "Nothing found." in reader.all_text()
+    assert "Nothing was found." in reader.all_text()
     assert not reader.attributes("img")
 
 

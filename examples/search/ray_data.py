@@ -4,8 +4,8 @@ Embeds videos on a Ray cluster with Ray Data, and joins the parts into an index.
     pip install region-learner "ray[data]"
     python examples/search/ray_data.py MODEL VIDEOS --parts DIR --index DIR --shards 64 --gpus 1
 
-Each task embeds one share of the videos. Ray starts the task of a worker that dies again, and it resumes with the
-videos that are not in parts yet. All machines must see VIDEOS and --parts under the same paths.
+Each task embeds one shard of the videos. If a worker dies, Ray restarts its task, which resumes with the videos that
+are not in parts yet. All machines must see VIDEOS and --parts under the same paths.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("videos", nargs="+", help="folders, files, shards or lists")
     parser.add_argument("--parts", required=True, help="directory of the parts, which all machines see")
     parser.add_argument("--index", required=True, help="directory of the index")
-    parser.add_argument("--shards", type=int, default=64, help="shares of the videos: several per worker")
-    parser.add_argument("--cpus", type=int, default=1, help="cores of each task, which decode")
+    parser.add_argument("--shards", type=int, default=64, help="number of shards of the videos: several per worker")
+    parser.add_argument("--cpus", type=int, default=1, help="cores per task, for decoding")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each task")
     parser.add_argument("--address", help="address of a Ray cluster; by default this machine")
     options = parser.parse_args()

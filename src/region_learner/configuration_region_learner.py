@@ -625,7 +625,7 @@ class RegionLearnerConfig(_StrictConfig):
             DistilBERT.
         projection_dim (`int`, defaults to 256): size of the embeddings.
         temperature (`float`, defaults to 0.05): cosine similarities are divided by it.
-        learn_temperature (`bool`, defaults to `False`): make the temperature a parameter, which starts there.
+        learn_temperature (`bool`, defaults to `False`): whether the temperature is learned, starting from this value.
         loss (`str`, defaults to `"infonce"`): "infonce": cross-entropy among all pairs of a batch. "sigmoid": every
             pair on its own, as in SigLIP (arXiv 2303.15343), with a learned bias added to the logits. "max_margin":
             a ranking loss on the cosine similarities, without a temperature.
@@ -638,18 +638,18 @@ class RegionLearnerConfig(_StrictConfig):
             GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
         text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
         projection_bias (`bool`, defaults to `True`): a bias in both projections.
-        phrase_window (`int`, defaults to 0): how many words, an odd number, a phrase has. The embedding of a text then
-            also says which phrases are in it: an MLP whose hidden layer is the maximum over the phrases is added. 0:
-            there are no phrases.
-        tube_mlp (`bool`, defaults to `False`): the same for videos. The embedding then also says what happens at the
-            positions of patches in the course of time: an MLP whose hidden layer is the maximum over the positions is
-            added. Each position is represented by its cosine moments over time, of the patches that regions are made
-            of. An index does not grow.
-        token_dim (`int`, defaults to 0): size of the embeddings of single tokens, which `word_region_similarity`
-            compares: the phrases of a text (without `phrase_window` its words), and the regions of a video (without
-            regions its patches). 0: there are none.
+        phrase_window (`int`, defaults to 0): number of words per phrase, which must be odd. The text embedding then
+            also encodes which phrases the text contains: the output of an MLP whose hidden layer is the maximum over
+            the phrases is added to it. 0 disables phrases.
+        tube_mlp (`bool`, defaults to `False`): the same for videos. The video embedding then also encodes what happens
+            at each patch position over time: the output of an MLP whose hidden layer is the maximum over the positions
+            is added to it. Each position is represented by the cosine moments over time of the patches that the
+            regions are made of. The size of an index does not change.
+        token_dim (`int`, defaults to 0): size of the token embeddings that `word_region_similarity` compares: the
+            phrases of a text (its words without `phrase_window`), and the regions of a video (its patches without
+            regions). 0 disables token embeddings.
         token_temperature (`float`, defaults to 0.05): similarities of words and tokens are divided by it. With
-            `learn_temperature`, a parameter that starts there.
+            `learn_temperature`, it is the initial value of a parameter.
         token_loss_weight (`float`, defaults to 1.0): weight of the contrastive loss of these similarities.
 
     Example:
@@ -701,7 +701,7 @@ class RegionLearnerConfig(_StrictConfig):
     token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
 
-    # Whether the pipelines are registered: then no code of a checkpoint is needed, nor the leave to run it.
+    # Whether the pipelines are registered: then no code of a checkpoint is needed, and no permission to run it.
     _has_pipelines: ClassVar[bool] = False
 
     def __post_init__(self, **kwargs):
@@ -719,8 +719,8 @@ class RegionLearnerConfig(_StrictConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """
-        Saves the configuration, and with that of a dual encoder what the pipeline "video-text-retrieval" and
-        sentence-transformers load a checkpoint by. Files of sentence-transformers that exist stay as they are.
+        Saves the configuration. For a dual encoder, also saves the files by which the pipeline "video-text-retrieval"
+        and sentence-transformers load a checkpoint. Existing files of sentence-transformers are not changed.
         """
         if self.architectures != ["RegionLearnerModel"]:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -760,7 +760,7 @@ class RegionLearnerConfig(_StrictConfig):
 
     @classmethod
     def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-        # Towers cannot be reset to a default: None means that there is no change.
+        # Towers cannot be reset to a default: None means no change.
         changes = {name: value for name, value in changes.items() if value is not None or name not in cls.sub_configs}
         if isinstance(video := changes.get("video_config"), Mapping):
             saved = values.get("video_config") or {}

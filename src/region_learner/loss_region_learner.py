@@ -146,7 +146,7 @@ def contrastive_loss(
 def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]) -> None:
     """
     Registers your own contrastive loss, which `RegionLearnerConfig(loss=name)` then selects. The loss of the region
-    masks is added to it. Where the loss is not registered, load a model that was trained with it by
+    masks is added to it. To load a model that was trained with it where the loss is not registered, use
     `from_pretrained(..., loss="infonce")`.
 
     Args:
@@ -156,7 +156,7 @@ def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, 
             negative texts and tokens included, temperature and bias.
 
     Raises:
-        ValueError: there is a built-in loss of this name.
+        ValueError: a built-in loss has this name.
 
     Example:
 

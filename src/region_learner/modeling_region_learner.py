@@ -374,8 +374,8 @@ class RegionLearnerConv1d(nn.Conv1d):
 
 class RegionLearnerMaxMLP(nn.Module):
     """
-    Makes a set of tokens one vector: an MLP whose hidden layer, in each channel, is the maximum over the tokens. Each
-    channel of the hidden layer, of which there are many, can say that there is a token with certain properties.
+    Reduces a set of tokens to one vector, with an MLP whose hidden layer is the maximum over the tokens in each
+    channel. Each of its many channels can indicate that there is a token with certain properties.
     """
 
     def __init__(self, width: int, out_width: int):
@@ -391,9 +391,9 @@ class RegionLearnerMaxMLP(nn.Module):
 
 class RegionLearnerTubeMLP(nn.Module):
     """
-    Makes the patches of a clip one vector. A tube is one position of the grid in all frames. Its cosine moments over
-    time become one state, and [`RegionLearnerMaxMLP`] makes the states of all tubes one vector: each of its channels
-    can say that somewhere, something happens in a certain order. Not in the original.
+    Reduces the patches of a clip to one vector. A tube is one position of the grid in all frames. Its cosine moments
+    over time form one state, and [`RegionLearnerMaxMLP`] reduces the states of all tubes to one vector. Each of its
+    channels can indicate that something happens somewhere in a certain order. Not in the original.
     """
 
     def __init__(self, width: int, out_width: int):
@@ -962,10 +962,11 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
     Gathers a clip into S regions. Each of S learned queries attends to the patches of every frame, as in DETR or a
     Perceiver, and so follows something through the clip. Not in the original.
 
-    What a query finds in the frames is not averaged, which would lose what was where at which time: a region is made
-    of the first four cosine moments over time (as in a discrete cosine transform), the first of which is the mean.
-    For up to four frames they contain all that was found. They fit clips of any number of frames. What follows an
-    object does not see it move, so a region also has the moments of where the query looked.
+    The results of a query in the frames are not averaged, which would lose their order in time. Instead, a region is
+    made of their first four cosine moments over time (as in a discrete cosine transform), the first of which is the
+    mean. For up to four frames, these contain all results. They are defined for clips of any number of frames.
+    The features of what a query follows do not tell where it moves. So a region is also made of the same moments of
+    the centers of the query's masks.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -1173,7 +1174,7 @@ class RegionLearnerTemporalFusion(nn.Module):
 
 
 class RegionLearnerPreTrainedModel(PreTrainedModel):
-    """What all models have: `from_pretrained` and `save_pretrained` of transformers, frames, and the codebook."""
+    """Base class of all models: `from_pretrained` and `save_pretrained` of transformers, frames, and the codebook."""
 
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
@@ -1246,7 +1247,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
                 module.is_unsaved = is_adapted and ".modules_to_save." not in name
         if self.training and self.quantizer is not None and self.quantizer.is_unsaved and not self.quantizer.frozen:
             logger.warning_once(
-                "The codebook is frozen, because adapters (PEFT) are saved without it. To train it with them: "
+                "The codebook is frozen, as adapters (PEFT) are saved without it. To train it as well, use "
                 'LoraConfig(..., modules_to_save=["quantizer"]).'
             )
 
@@ -1848,8 +1849,8 @@ class RegionLearnerTextOutput(BaseModelOutputWithPooling):
 
 class RegionLearnerPhrases(nn.Module):
     """
-    What is said around each word: its embedding, to which a convolution over a window of words is added. Not in the
-    original.
+    Encodes the phrase around each word: a convolution over a window of words is added to the embedding of the word.
+    Not in the original.
 
     The states of a text encoder that is trained from scratch soon mix the whole text. "A red square and a blue circle"
     then looks the same as "a blue square and a red circle", and nothing in a batch of random pairs tells them apart.
@@ -2140,7 +2141,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         ```
         """
         if input_ids is None and pixel_values_videos is None:
-            raise ValueError("Give input_ids, pixel_values_videos, or both.")
+            raise ValueError("There is no input: give input_ids, pixel_values_videos, or both.")
         text_outputs = video_outputs = text_embeds = video_embeds = negative_text_embeds = None
         words: Any = (None, None)
         negative_words: Any = (None, None)
@@ -2440,7 +2441,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         """
         if input_ids is None or pixel_values_videos is None or input_ids.shape[0] != pixel_values_videos.shape[0]:
             questions, videos = (0 if x is None else x.shape[0] for x in (input_ids, pixel_values_videos))
-            raise ValueError(f"Give one video for each question: there are {questions} questions, {videos} videos.")
+            raise ValueError(f"Give one video for each question: there are {questions} questions and {videos} videos.")
         text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         video_outputs = self.get_video_features(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         outputs = RegionLearnerQuestionAnsweringOutput(

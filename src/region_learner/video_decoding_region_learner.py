@@ -403,7 +403,7 @@ def _select(metadata: ClipMetadata, sample_indices_fn: Callable) -> None:
 
 
 class _Clock:
-    """The time that is left for reading a clip, or a part of it."""
+    """The remaining time for reading a clip, or a part of it."""
 
     def __init__(self) -> None:
         self.restart()
@@ -513,7 +513,7 @@ def _open_content(content: str | bytes | bytearray | memoryview) -> BinaryIO:
 
 
 def _describe_text(file: BinaryIO) -> str | None:
-    """Says what a text file is, often an error page saved in place of the video. None if it is not text."""
+    """Describes a text file, often an error page saved instead of the video. Returns None if it is not text."""
     file.seek(0)
     head = file.read(60)
     if head.startswith(b"version https://git-lfs."):
@@ -679,7 +679,7 @@ def _demux(stream: Any) -> Iterator[Any]:
     try:
         yield from stream.container.demux(stream)
     except IndexError as error:  # raised by PyAV if streams appear later on
-        raise VideoDecodeError("damaged: its streams are not those that it begins with") from error
+        raise VideoDecodeError("damaged: new streams appear in the middle of the file") from error
 
 
 # --- Decoding -------------------------------------------------------------------------------------------------------
@@ -1037,7 +1037,7 @@ def _check_jpeg(data: bytes) -> None:
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Turns whatever Pillow's plugins raise for damaged files into a `VideoDecodeError`."""
+    """Turns the various errors of Pillow's plugins for damaged files into a `VideoDecodeError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata, and sizes, which are checked here

@@ -254,7 +254,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         clip = _prepare(clips[0], scale, None, bool(self.do_convert_rgb), do_rescale=False)
         if spans := _as_spans(start, end, 1):
             if sample_indices_fn is not None:
-                raise ValueError("start and end, and sample_indices_fn, exclude each other; give one of them.")
+                raise ValueError("Give either start and end or sample_indices_fn, not both.")
             clip = _Span(clip, start, end)
         do_sample_frames = self.do_sample_frames or num_frames is not None or sample_indices_fn or spans
         choose = partial(self.sample_frames, num_frames=num_frames, training=training, generator=generator)
@@ -400,7 +400,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if fps is None:
             return num_frames
         if num_frames is not None:
-            raise ValueError("num_frames and fps exclude each other; give one of them.")
+            raise ValueError("Give only one of num_frames and fps.")
         if metadata.fps is None:
             raise ValueError(
                 f"Sampling {fps} frames per second needs the frame rate of the video: give `video_metadata` with "
@@ -539,7 +539,7 @@ def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = dict(kwargs)
     if kwargs.get("fps") is not None:
         if kwargs.setdefault("num_frames", None) is not None:
-            raise ValueError("num_frames and fps exclude each other; give one of them.")
+            raise ValueError("Give only one of num_frames and fps.")
     elif kwargs.get("num_frames") is not None:
         kwargs["fps"] = None
     if kwargs.get("crop_size") is not None:
@@ -754,7 +754,7 @@ def _clips_of_item(item: Any) -> list[Any]:
     if not isinstance(item, list | tuple):
         return _as_clips(item)
     if not item:
-        raise ValueError("A clip has no frames: expected at least one.")
+        raise ValueError("A clip has no frames: give at least one.")
     if all(_is_frame(part) or _is_encoded(part) for part in item):
         return [item[0]] if len(item) == 1 and _is_encoded(item[0]) else [list(item)]
     return [clip for part in item for clip in _clips_of_item(part)]
@@ -773,8 +773,8 @@ def _sample_given_frames(
     if sample_indices_fn is not None:
         if metadata.total_num_frames != total:
             raise ValueError(
-                f"The metadata says {metadata.total_num_frames} frames, the video has {total}. Are they sampled "
-                "already? Then set do_sample_frames=False."
+                f"The metadata says {metadata.total_num_frames} frames, but the video has {total}: if they are "
+                "already sampled, set do_sample_frames=False."
             )
         indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
         metadata = dataclasses.replace(metadata, frames_indices=indices)

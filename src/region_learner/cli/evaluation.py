@@ -29,7 +29,7 @@ _Protocol = Annotated[
     str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark, which sets the corpus, split and task.")
 ]
 _ListProtocols = Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")]
-_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, if not --protocol. By default folder.")]
+_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol. By default folder.")]
 _Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default test.")]
 _Task = Annotated[
     str | None,
