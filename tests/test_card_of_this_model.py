@@ -123,7 +123,7 @@ def test_energy_that_was_not_tracked(card, run):  # noqa: F811
     (checkpoint / "emissions.csv").write_text(HEADER)
     assert emissions_of(checkpoint) is None
     (checkpoint / "emissions.csv").write_text(HEADER + "a,many,0.5,France,,,,3.0\n")
-    with pytest.raises(ValueError, match=r"emissions.csv is not a file of CodeCarbon \(.*many"):
+    with pytest.raises(ValueError, match=r"emissions.csv was not written by CodeCarbon \(.*many"):
         emissions_of(checkpoint)
 
 
