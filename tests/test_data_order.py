@@ -46,7 +46,7 @@ def resume(interrupted, tmp_path, **options):
 def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as error:
         resume(interrupted, tmp_path, **changed)
-    assert "rows would be repeated or left out. Use the same ones" in str(error.value)
+    assert "rows would be repeated or left out. Use the same settings" in str(error.value)
 
 
 @pytest.mark.parametrize(

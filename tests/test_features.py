@@ -360,7 +360,7 @@ DAMAGE = {
     "a flat shape": (lambda split: change(split / "features.json", shape=[2176]), "must be above 0"),
     "no clips": (lambda split: change(split / "features.json", clips=True), "must be above 0"),
     "classes": (lambda split: change(split / "features.json", classes={"label": ["a", "a"]}), "of different names"),
-    "no model": (lambda split: change(split / "features.json", model=None), "does not say what"),
+    "no model": (lambda split: change(split / "features.json", model=None), "does not say which model"),
     "another format": (lambda split: change(split / "features.json", format=2), "is not of format 1"),
     "not JSON": (lambda split: (split / "features.json").write_text("{"), "not JSON"),
     "a list": (lambda split: (split / "features.json").write_text("[]"), "is not of format 1"),

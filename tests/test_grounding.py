@@ -522,7 +522,7 @@ def test_heat_over_frames():
     assert large[0][0].size == (80, 64)
     for wrong, error, message in (
         (heat[0], ValueError, r"\(P, T, h, w\), not \(2, 4, 5\)"),
-        (heat[:, :1], ValueError, "2 frames, but a heat map is of 1"),
+        (heat[:, :1], ValueError, "2 frames, but a heat map has 1"),
         (-heat, ValueError, "negative"),
         (heat.long(), TypeError, "heat_maps must be a floating-point"),
     ):

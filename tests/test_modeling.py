@@ -399,7 +399,7 @@ def test_late_fusion_encodes_frames_as_images():
 def test_errors_name_the_thing_and_the_cure():
     model = tiny_model()
     for call, message in [
-        (lambda: model(), "Give input_ids, pixel_values_videos, or both"),
+        (lambda: model(), "give input_ids, pixel_values_videos, or both"),
         (lambda: model.video_model(clips()[:, 0]), r"images are clips of one frame: `pixel_values.unsqueeze\(1\)`"),
         (lambda: model.video_model(clips(frames=5)), r"5 frames.*4 temporal positions.*resize_frames\(5\)"),
         (lambda: model.video_model(clips(size=30)), "30 x 30 pixels, but the model takes 32 x 32: .* `interpolate"),

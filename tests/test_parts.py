@@ -384,7 +384,7 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
     assert "takes only --index DIR and --json" in message("index", "--from-embeddings", "p")
     export = ["index", "export", "--index", made_at_once.directory, "--output", tmp_path / "out", "--to"]
     assert "--index DIR, --to FORMAT and" in message(*export[:-1])
-    assert "to='lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")
+    assert "--to 'lanse' is not known; did you mean 'lance'?" in message(*export, "lanse")
     assert "not for Parquet files" in message(*export, "parquet", "--name", "x")
     for engine, package, module in (("lance", "lancedb", "lancedb"), ("qdrant", "qdrant-client", "qdrant_client")):
         monkeypatch.setitem(sys.modules, module, None)

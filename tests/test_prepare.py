@@ -155,9 +155,7 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
     """An error with exit code 1, at the shard where it is clear; what is written stays, and is not written again."""
     rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
     options = PrepareOptions(clips_per_shard=2)
-    message = (
-        r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in"
-    )
+    message = r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in"
     for _ in range(2):
         with pytest.raises(UnreadableError, match=message):
             prepare_corpus(rows, tmp_path / "out", options=options, workers=1)
@@ -166,7 +164,7 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
         assert load(tmp_path / "out")["video_id"] == ["0", "1"]
     result = prepare_corpus(rows, tmp_path / "out", options=options, workers=1, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (4, 4)
-    with pytest.raises(CorpusError, match="max_unreadable=50 is a share"):
+    with pytest.raises(CorpusError, match="max_unreadable=50 must be a share"):
         prepare_corpus(rows, tmp_path / "out", max_unreadable=50)
 
     (tmp_path / "broken.mp4").write_bytes(b"not a video")

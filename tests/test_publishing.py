@@ -264,7 +264,7 @@ def without_a_module(checkpoint):
 )
 def test_pipelines_and_sentence_transformers_load_without_the_package(checkpoint, change, message):
     change(checkpoint)
-    with pytest.raises(ValueError, match="mine does not load where region-learner is not installed") as refused:
+    with pytest.raises(ValueError, match="mine does not load without region-learner installed") as refused:
         check_loads_without_package(checkpoint_files(checkpoint).belong, checkpoint)
     assert message in str(refused.value)
 
@@ -339,9 +339,9 @@ WRONG = {
     as_pickle: "no weights as safetensors (model.safetensors): load it and save it again",
     cut_off: "model.safetensors is damaged or incomplete",
     part_is_missing: "model.safetensors.index.json and the files differ in model-00002-of-00002.safetensors",
-    in_metadata_of_weights: "model.safetensors, line 1, has the path '/home/somebody/runs/3', which everybody",
+    in_metadata_of_weights: "model.safetensors, line 1, contains the path '/home/somebody/runs/3', which everybody",
     in_config("/home/somebody/data"): "config.json, line ",
-    in_config("hf_" + "aB3" * 12): "has a Hugging Face token (hf_aB3…), which everybody could read: remove it",
+    in_config("hf_" + "aB3" * 12): "contains a Hugging Face token (hf_aB3…), which everybody could read: remove it",
     with_card("# Mine\n"): "README.md has no metadata (YAML between two lines of ---): write a new card with",
     with_card("---\na: [\n---\n"): "README.md: its metadata is not valid: while parsing",
     with_card("---\nlicense: mit\nmodel-index: 3\n---\n"): "README.md: its metadata is not valid: ",
@@ -354,7 +354,7 @@ WRONG = {
     ),
     with_edited_card("\n## Limits", "\n| IoU |\n|---|\n| 34.5 |\n\n## Limits"): "a table claims 34.5 for 'IoU'",
     results_of_other_weights: "no results of its weights to make one from (msvd.json: results of other weights)",
-    changed_since_measured: "gives (msvd.json: results of another processor_config.json)",
+    changed_since_measured: "(msvd.json: results of another processor_config.json)",
     emissions: "README.md claims emissions of 3.5 g, but ",
 }
 

@@ -100,7 +100,7 @@ def test_the_length_of_an_epoch_is_bounded_by_samples(mix, steps):
 def test_wrong_mixes():
     with pytest.raises(ValueError, match="mix='both' is not known; choose one of 'alternate', 'weighted'"):
         TrainingBatchSampler([CorpusPart(rows(4), 2)], "both")
-    with pytest.raises(ValueError, match="weight=0 positive"):
+    with pytest.raises(ValueError, match="weight=0 above 0"):
         TrainingBatchSampler([CorpusPart(rows(4), 2, weight=0)], "weighted")
 
 

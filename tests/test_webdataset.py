@@ -388,7 +388,7 @@ def test_nothing_left(tmp_path):
 @pytest.mark.parametrize("damaged", ["error", "skip"])
 def test_duplicates_are_refused(tmp_path, members, message, damaged):
     write_shard(tmp_path / "0.tar", members)
-    with pytest.raises(CorpusError, match=rf"0.tar: .*{message}"):
+    with pytest.raises(CorpusError, match=rf"0.tar:? .*{message}"):
         load_corpus("webdataset", tmp_path, damaged=damaged)
 
 
@@ -509,7 +509,7 @@ def test_no_tar_file(tmp_path):
 def test_compressed_shards_are_refused(tmp_path):
     content = write_shard(tmp_path / "x" / "0.tar", sample("a")).read_bytes()
     (tmp_path / "0.tar").write_bytes(gzip.compress(content))
-    with pytest.raises(CorpusError, match=r"0.tar is compressed \(gzip\): .*decompress it"):
+    with pytest.raises(CorpusError, match=r"0.tar is compressed \(gzip\), .*decompress it"):
         list(load_corpus("webdataset", tmp_path, streaming=True, shards="0.tar"))
     (tmp_path / "x" / "0.tar").rename(tmp_path / "x" / "1.tar.gz")
     with pytest.raises(CorpusError, match=r"1.tar.gz is compressed \(gz\): .*decompress it"):
