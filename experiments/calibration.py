@@ -242,7 +242,7 @@ def nonsense(embedded: Embedded) -> str:
 
 
 def measure(paths: Sequence[Path], fit_on: Sequence[str]) -> None:
-    """Prints the tables of docs/search.md."""
+    """Prints the tables of docs/calibration.md."""
     everything = [Embedded.load(path) for path in paths]
     by_sizes = {
         embedded.name: {size: draw_cases(embedded, size) for size in SIZES if size <= len(embedded.videos)}

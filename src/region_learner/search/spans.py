@@ -13,7 +13,7 @@ WINDOW = 10.0
 STRIDE = 5.0
 
 _ROUNDING = 1e-6  # seconds
-_LEVEL = 0.7  # among 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search.md)
+_LEVEL = 0.7  # among 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search_details.md)
 _MOST = 2**17  # windows per video: a week, with one every 5 seconds
 
 
