@@ -247,7 +247,7 @@ def test_errors():
     model = tiny_head(ANSWERS)
     with pytest.raises(ValueError, match="one video for each question: there are 3 questions and 2 videos"):
         model(**texts(3), pixel_values_videos=clips(2))
-    with pytest.raises(ValueError, match="there are 0 questions, 2 videos"):
+    with pytest.raises(ValueError, match="there are 0 questions and 2 videos"):
         model(pixel_values_videos=clips(2))
 
 
