@@ -13,7 +13,7 @@ implementation that cannot be loaded is reported and left out.
 Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
 and only one works at a time. Times are processor times of all threads, so that other work on the machine matters
 little: medians over repetitions, summed over clips. Frames are compared before times are: ours with those of decoding
-the whole file, bit-for-bit, and those of the alternatives with ours, in levels of 255, as colour conversions differ.
+the whole file, bit-for-bit, and those of the alternatives with ours, in levels of 255, as color conversions differ.
 
 "frames" counts "all" frames; those "between" a key frame and a wanted frame, which the alternatives decode; those
 "needed", without the ones that are neither wanted nor referenced by another frame; and those "decoded" by ours.

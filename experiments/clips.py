@@ -120,7 +120,7 @@ class Split:
 
 class ClipsInMemory:
     """
-    Makes model inputs from decoded clips: samples and normalises frames as the processor does. Frames are never
+    Makes model inputs from decoded clips: samples and normalizes frames as the processor does. Frames are never
     cropped, because a crop could remove what a caption names.
     """
 

@@ -359,7 +359,7 @@ SETTINGS: dict[str, Setting] = {
         epochs=3,
         drawn=True,
     ),
-    # Shows how much of the differences between seeds comes from the optimisation.
+    # Shows how much of the differences between seeds comes from the optimization.
     "shapes_unclipped": Setting(
         corpus="moving_shapes", options=_SHAPES, **_ENCODERS, warmup_steps=50, max_grad_norm=0
     ),

@@ -1,8 +1,8 @@
 """
 Definition of what a region looks at, for both metrics (`evaluation`) and pictures (`visualization`).
 
-**How much a mask weighs a position.** Region s of a frame is the mean over positions of mask_s x values. Masks have
-one of three normalizations (the region option `mask_normalization`), which are read in two ways:
+**How much weight a mask gives a position.** Region s of a frame is the mean over positions of mask_s x values. Masks
+have one of three normalizations (the region option `mask_normalization`), which are read in two ways:
 
 - "none" gives *raw* masks, of any sign and offset. An offset only adds the mean value of the frame, which does not say
   where the region looks. The next layer is linear, so a mask and its negative are equally useful. Therefore, a raw

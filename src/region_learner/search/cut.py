@@ -386,7 +386,7 @@ def _encode_frames(source: Any, start: float | None, end: float | None, encoder_
 
 
 def _even(height: int, width: int) -> tuple[int, int]:
-    """Returns the size of an encoded frame. It is even, as H.264 stores colours for blocks of two by two pixels."""
+    """Returns the size of an encoded frame. It is even, as H.264 stores colors for blocks of two by two pixels."""
     return max(2, height // 2 * 2), max(2, width // 2 * 2)
 
 

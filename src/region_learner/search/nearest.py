@@ -38,7 +38,7 @@ _NONE: _Found = (np.empty(0, np.float32), np.empty(0, np.int64))
 
 class NearestRows:
     """
-    Finds the rows whose vectors have the greatest inner products with queries. The vectors are L2-normalised, so these
+    Finds the rows whose vectors have the greatest inner products with queries. The vectors are L2-normalized, so these
     are cosines. The search is exact for up to `EXACT_ROWS` rows.
 
     Args:
@@ -70,7 +70,7 @@ class NearestRows:
         row numbers -1.
 
         Args:
-            queries: L2-normalised embeddings, (Q, D).
+            queries: L2-normalized embeddings, (Q, D).
             k: number of rows per query.
             allowed: sorted disjoint ranges [start, stop) of rows to search, (n, 2). None searches all.
 

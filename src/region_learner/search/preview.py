@@ -164,7 +164,7 @@ def _end(metadata: Any) -> float:
 
 
 def _preview_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Rounds a size to an even number, as H.264 with subsampled colours requires."""
+    """Rounds a size to an even number, as H.264 with subsampled colors requires."""
     scale = min(1.0, short_side / min(height, width), _WIDEST * short_side / max(height, width))
     return max(16, round(height * scale / 2) * 2), max(16, round(width * scale / 2) * 2)
 
