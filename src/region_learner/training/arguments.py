@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import nearest_or_all
 
-# Recipes and Python give mappings and lists, the command line gives JSON, which `__post_init__` parses.
+# Recipes and Python pass mappings and lists. The command line passes JSON, which `__post_init__` parses.
 if TYPE_CHECKING:
     JsonMapping = dict[str, Any] | None
     JsonList = list[dict[str, Any]] | None
@@ -26,7 +26,7 @@ FORMS = ("decoupled", "paper")  # as in the configuration, which is not imported
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 
-# The groups of `--help`, and what they show in this order: all arguments of this package, and those of
+# The groups of `--help` and their arguments, in this order: all arguments of this package, and those of
 # `transformers.TrainingArguments` that most runs need.
 ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
@@ -74,7 +74,7 @@ def _check_at_least_1(arguments: Any, *names: str) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-# How the command line says None.
+# The values that stand for None on the command line.
 NONE = ("none", "null")
 
 
@@ -100,10 +100,10 @@ def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> An
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     """
-    Parses a mapping given as JSON; "none" gives None. A mapping is returned unchanged.
+    Returns the mapping that is given as JSON, or None for "none". A mapping is returned unchanged.
 
     Raises:
-        ValueError: it is not a JSON object; the message names `name`.
+        ValueError: the value is not a JSON object. The message contains `name`.
     """
     return _from_json(name, value, dict, "object", '{"key": 1}')
 
@@ -114,7 +114,7 @@ def _without_none(options: dict | None) -> dict | None:
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from: a checkpoint, two pre-trained towers, or a configuration."""
+    """The source of the model: a checkpoint, two pre-trained towers, or a configuration."""
 
     model: str | None = argument("Checkpoint to start from, with its processor: a directory or a Hub name.")
     video_tower: str | None = argument("Pre-trained image model to start from: a timm or Hub name, or a directory.")
@@ -181,7 +181,7 @@ def _check_corpus(entry: dict[str, Any]) -> None:
 
 @dataclass
 class DataArguments:
-    """The corpus to train on, or several."""
+    """The corpus or corpora to train on."""
 
     corpus: str = argument("Name of the corpus; `region-learner corpus list` lists them.", "folder")
     data_dir: str | None = argument("Directory of the corpus.")
@@ -225,7 +225,7 @@ class DataArguments:
             raise ValueError(f"data_dirs: {corpus!r} is not a corpus of this run{nearest_or_all(corpus, names)}")
         if corpus == self.corpus:
             self.data_dir = data_dir
-        if self.corpora is not None:  # a new list, as other stages of a recipe share the old one
+        if self.corpora is not None:  # a new list, because other stages of a recipe share the old one
             self.corpora = [
                 entry | {"data_dir": data_dir} if entry.get("corpus", self.corpus) == corpus else entry
                 for entry in self.corpora
@@ -234,7 +234,7 @@ class DataArguments:
 
 @dataclass
 class OwnTrainingArguments:
-    """What [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
+    """The arguments that [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
         "Share of videos that may be unreadable; each is reported, and another one is substituted.", 0.1
