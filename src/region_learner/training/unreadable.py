@@ -73,7 +73,7 @@ class UnreadableVideos:
         return self._number_of_videos
 
     def finish(self, is_main_process: bool) -> int:
-        """Writes the list of unreadable videos of all processes, and returns their number. All processes must call it."""
+        """Writes the list of unreadable videos of all processes, and returns their number. All must call it."""
         unreadable = dict(gather_object(list(self.in_training.items())))
         if unreadable and is_main_process:
             logger.warning("%d videos could not be read.", len(unreadable))
