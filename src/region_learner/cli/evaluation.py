@@ -303,7 +303,8 @@ _Videos = Annotated[list[str] | None, typer.Argument(help="Video files or URLs."
 _Picture = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Also draw a picture of the regions, codes and masks, or of where --query is found."
+        metavar="FILE",
+        help="Also draw a picture: the regions, codes and masks or, with --query, where its phrases are found.",
     ),
 ]
 _Query = Annotated[
@@ -341,10 +342,10 @@ def regions(
     """
     Show and measure the regions of a model.
 
-    For videos: how much of a frame each region covers, how much the regions overlap, how sharp, distinct and stable
-    they are, and how many codes are used. With --query: which region matches each phrase of a text. With --corpus: how
-    well the regions match the objects, compared with other masks. Shares are percentages, averaged over the videos.
-    See docs/evaluation.md.
+    For videos, prints how much of a frame each region covers, how much the regions overlap, how sharp, distinct and
+    stable they are, and how many codes are used. With --query, prints which region matches each phrase of a text. With
+    --corpus, prints how well the regions match known objects, compared with other masks. Shares are percentages,
+    averaged over the videos. See docs/evaluation.md.
     """
     from ..loading import check_checkpoint, check_video
 

@@ -56,10 +56,11 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """
-    Embed one shard of the videos into Parquet files, for jobs on many machines.
+    Embed one shard of the videos into Parquet files.
 
-    `region-learner index DIR --from-embeddings PARTS` joins the files, called parts, into an index. Run the same
-    command again to embed new and changed videos, or to resume an interrupted run.
+    Run it as jobs on many machines, one per shard. `region-learner index DIR --from-embeddings PARTS` then joins the
+    files, called parts, into an index. Run the same command again to embed new and changed videos, or to resume an
+    interrupted run.
     """
     if output is None:
         raise ValueError("--output DIR is missing: name a directory for the parts")
