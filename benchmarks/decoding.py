@@ -14,7 +14,7 @@ Every implementation runs in its own process, all on the same core and with one 
 and only one works at a time. Times are CPU times of all threads, so that other work on the machine matters little:
 medians over repetitions, summed over clips. Before times are compared, frames are: our frames must be bit-for-bit the
 same as when the whole file is decoded. The frames of the alternatives are compared with ours, in levels of 255,
-because colour conversions differ.
+because color conversions differ.
 
 "frames" counts "all" frames; the frames "between" a key frame and a wanted frame, which the alternatives decode; the
 frames that are "needed", because they are wanted or referenced by another frame; and the frames "decoded" by our

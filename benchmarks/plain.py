@@ -1,5 +1,5 @@
 """
-The method in straightforward PyTorch, written from the paper: vectorised, with softmax(QK^T)V written out along each
+The method in straightforward PyTorch, written from the paper: vectorized, with softmax(QK^T)V written out along each
 axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
 
 Parameters have the same names as in the package, up to `fused`, so that the weights of one load into the other.

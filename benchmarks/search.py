@@ -4,7 +4,7 @@ Measures nearest-vector search, compared with plain FAISS, NumPy and LanceDB, at
     python benchmarks/search.py [--rows 100000 1000000] [--dim 256] [--queries 200] [--engines ours numpy ...]
                                 [--directory DIR] [--json FILE]
 
-The vectors resemble those of windows of videos: L2-normalised, 60 windows per video on average, videos within topics
+The vectors resemble those of windows of videos: L2-normalized, 60 windows per video on average, videos within topics
 of unequal sizes, scenes within videos, a common mean direction, and variances that decrease from one dimension to the
 next. Half of the queries are like texts, in a cone of their own (their best scores are far below 1), and half like
 other windows. Each engine builds its index in one process, and loads and searches it in another, one query at a time,
