@@ -5,17 +5,18 @@ transformers and sentence-transformers, in one run.
     python benchmarks/embedding.py [DIRECTORY] [--size base] [--clips 24] [--frames 8] [--repeats 3] [--device cuda]
                                    [--json FILE]
 
-All read the same videos (without DIRECTORY, clips of 10 seconds and 256p are made), take the same evenly spaced frames
-of each, and embed them with the same CLIP with random weights; a video is the mean of its frames.
+All read the same videos (without DIRECTORY, clips of 10 seconds and 256p are generated), take the same evenly spaced
+frames of each, and embed them with the same CLIP with random weights. The embedding of a video is the mean over its
+frames.
 
 | | |
 |---|---|
 | ours | `VideoIndex.update` with one window per video, which also hashes the files and writes the index |
-| ours, one process | the same with no other processes that decode |
+| ours, one process | the same, without other processes that decode |
 | transformers | its `load_video`, `CLIPImageProcessor` and `CLIPModel`, eight videos per batch |
 | sentence-transformers | `SentenceTransformer.encode` on the frames, which transformers' `load_video` reads |
 
-The last column is the lowest cosine of a video with ours: resizing differs by rounding.
+The last column is the lowest cosine similarity of a video's embedding with ours; resizing differs by rounding.
 """
 
 import argparse

@@ -4,11 +4,11 @@ where a single process spends its time.
 
     python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
 
-Directories hold videos; without any, clips are made (see benchmarks/decoding.py). Each directory is read as it is
-and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and flips. Batches
-of uint8 are moved to the device and normalised there by the Trainer's own code. The model does not run: this measures
-how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the machine
-counts.
+The directories contain videos; without a directory, clips are generated (see benchmarks/decoding.py). Each directory
+is read as it is and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and
+flips. Batches of uint8 are moved to the device and normalised there by the Trainer's own code. The model does not run:
+this measures how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the
+machine counts.
 """
 
 import argparse

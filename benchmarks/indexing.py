@@ -4,10 +4,11 @@ Measures where `region-learner index` spends its time, and how long 1,000 hours 
     python benchmarks/indexing.py [DIRECTORY] [--size base] [--clips 12] [--frames 12] [--window 10] [--stride 5]
                                   [--workers N] [--json FILE]
 
-DIRECTORY holds videos; without it, clips of 256p are made (see benchmarks/decoding.py). Weights are random, which does
-not change the time. `--size base` is a CLIP with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels), `small` 6 layers
-of width 384 at 112 pixels. First the parts run alone in this process, each video after the other: hashing, decoding
-with the transforms, and the model. Then `VideoIndex.update` does all of it, with processes that decode.
+DIRECTORY contains videos; without it, clips of 256p are generated (see benchmarks/decoding.py). Weights are random,
+which does not change the time. `--size base` is a CLIP with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
+`small` 6 layers of width 384 at 112 pixels. First, the parts run separately in this process, one video after the
+other: hashing, decoding with the transforms, and the model. Then `VideoIndex.update` does all of this, with processes
+that decode.
 """
 
 import argparse

@@ -5,10 +5,10 @@ Measures time and memory of retrieval metrics in both directions, compared with 
 
 10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos of 1 to 9 captions; `--large` adds 100,000 texts
 with 1,000,000 videos, whose matrix of scores would take 400 GB. Each case runs in its own process, on the same
-embeddings: float32, L2-normalized. Before times are compared, results are. The plain implementation is what one would
-write, in float32, where ranks can differ because of the last bits of scores, and in float64, where they are equal.
-Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is that of the whole
-process, imports and embeddings included, and "added" is what the metrics add to it.
+embeddings: float32, L2-normalized. Before times are compared, results are. The plain implementation is straightforward
+NumPy code. It runs in float32, in which ranks can differ because of the last bits of scores, and in float64, in which
+ranks are equal. Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is for the
+whole process, including imports and embeddings, and "added" is what the metrics add to it.
 """
 
 import argparse

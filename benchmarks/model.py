@@ -6,7 +6,7 @@ weights.
 
 `benchmarks/plain.py` is the plain implementation. Before anything is timed, outputs, gradients and updated codebooks
 of both are compared. Repetitions of both alternate; times are medians. Memory is the peak that one training step of
-the quantizer adds, on CPU that of a separate process (Linux only).
+the quantizer adds; on a CPU, it is measured in a separate process (Linux only).
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """
-The method in plain PyTorch, as one would write it from the paper: vectorised, with softmax(QK^T)V written out along
-each axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
+The method in straightforward PyTorch, written from the paper: vectorized, with softmax(QK^T)V written out along each
+axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
 
-Parameters have the names of the package, up to `fused`, so that the weights of one load into the other.
+Parameters have the same names as in the package, up to `fused`, so that the weights of one load into the other.
 """
 
 import re

@@ -5,7 +5,7 @@ Measures training steps and inference of whole video-text models, ours and other
                                [--passes train inference] [--device cuda] [--profile] [--json FILE]
 
 All models have a video tower of the size of ViT-B/16, the same text tower (DistilBERT), the same loss, and random
-weights; none needs a download. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
+weights, so no downloads are needed. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
 "inference" embeds clips. A name with "+compile" is compiled by `torch.compile`, one with "+graphs" with CUDA graphs.
 Repetitions alternate between models, and times are medians.
 

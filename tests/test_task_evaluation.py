@@ -141,7 +141,7 @@ def test_top_k_of_scores_that_are_not_finite():
 
 
 def test_top_k_of_probabilities():
-    """However small they are, they are told apart: the same as of logits."""
+    """However small they are, they are distinguished, as logits are."""
     logits = torch.arange(10.0)[None] * 40
     for label in range(10):
         chances = [top_k(scores.double(), torch.tensor([label]), 5) for scores in (logits, logits.double().softmax(1))]

@@ -231,7 +231,7 @@ def test_turned_videos_are_set_upright():
 
 
 def test_the_first_of_several_video_streams(folder):
-    """And not the one that FFmpeg would choose, the largest."""
+    """The first stream is read, not the largest, which FFmpeg would choose."""
     path = folder / "two.mkv"
     with av.open(str(path), "w") as container:
         streams = [add_video_stream(container, rate=25) for _ in range(2)]

@@ -123,12 +123,14 @@ class ModelArguments:
         "Fields of the video configuration, as JSON. With --model, they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Region form: {' or '.join(FORMS)}. It adds regions to a model that has none, such as CLIP."
+        f"Form of the regions: {' or '.join(FORMS)}. Adds regions to a model without them, such as CLIP."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
     task: str = argument(f"What the model is trained for: {', '.join(TASKS)}.", "retrieval")
-    max_answers: int = argument("Question answering: a new head has this many of the most frequent answers.", 1500)
+    max_answers: int = argument(
+        "For question answering: number of the most frequent answers that a new head chooses from.", 1500
+    )
     lora: JsonMapping = argument("Train LoRA adapters: fields of peft.LoraConfig and `towers`, as JSON.")
     frame_fill: str = argument(f"How to fill temporal positions that a checkpoint lacks: {', '.join(FILLS)}.", "zeros")
     tokenizer: str | None = argument(
@@ -187,19 +189,23 @@ class DataArguments:
     data_dir: str | None = argument("Directory of the corpus.")
     corpus_options: JsonMapping = argument("Options of the corpus, as JSON.")
     train_split: str = argument("Split to train on.", "train")
-    eval_split: str | None = argument("Split to evaluate on during training; 'none' turns off that of a recipe.")
-    test_split: str | None = argument("Split to evaluate on once, after training; 'none' turns off that of a recipe.")
+    eval_split: str | None = argument(
+        "Split to evaluate on during training. 'none' turns off the evaluation in a recipe."
+    )
+    test_split: str | None = argument(
+        "Split to evaluate on once, after training. 'none' turns off the test in a recipe."
+    )
     corpora: JsonList = argument(
-        "Several corpora to train on, as a JSON list of mappings with the keys " + ", ".join(_CORPUS_KEYS) + ".",
+        "Several corpora to train on, as a JSON list of objects with the keys " + ", ".join(_CORPUS_KEYS) + ".",
     )
     data_dirs: list[str] | None = argument("Directories of the corpora of a recipe: cc3m=DIR webvid=DIR ...")
-    streaming: bool = argument("Read the training corpus as a stream of shards; needs --max-steps.", False)
+    streaming: bool = argument("Read the training corpus as a stream of shards. Needs --max-steps.", False)
     shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
-        "Number of videos that may be missing, or their share if below 1; they are skipped and listed in a file.",
+        "Number of videos that may be missing, or a share below 1. Missing videos are skipped, and listed in a file.",
         0.0,
     )
-    max_train_videos: int | None = argument("Train on the first N videos only.")
+    max_train_videos: int | None = argument("Train only on the first N videos.")
 
     def __post_init__(self):
         self.corpus_options = _without_none(mapping_from_json("corpus_options", self.corpus_options)) or {}
@@ -237,21 +243,21 @@ class OwnTrainingArguments:
     """The arguments that [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
-        "Share of videos that may be unreadable; each is reported, and another one is substituted.", 0.1
+        "Share of videos that may be unreadable. Each is reported, and another video is substituted.", 0.1
     )
     mix: str = argument(
-        "How to mix several corpora: 'alternate' takes a batch of each in turn, 'weighted' draws by their weights.",
+        "How to mix several corpora: 'alternate' takes a batch from each in turn, 'weighted' draws by their weights.",
         "alternate",
     )
     samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
     gradient_cache_chunk: int | None = argument(
-        "Gradient caching (GradCache): the memory of a batch of this many pairs, with the loss of the whole batch.",
+        "Gradient caching (GradCache): embed this many pairs at a time, with the loss over the whole batch.",
     )
     lr_milestones: list[float] = argument(
         "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ...",
         factory=list,
     )
-    lr_gamma: float = argument("Learning rate factor at each of --lr-milestones.", 0.1)
+    lr_gamma: float = argument("Factor of the learning rate at each of --lr-milestones.", 0.1)
     video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
     text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(
