@@ -51,13 +51,13 @@ EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 
 def middle_frames(total: int, frames: int) -> list[int]:
-    """Returns the middles of equal segments."""
+    """Returns the indices of the middle frames of equal segments."""
     borders = np.floor(np.linspace(0, total, min(frames, total) + 1)).astype(int)
     chosen = ((borders[:-1] + borders[1:] - 1) // 2).tolist()
     return chosen + chosen[-1:] * (frames - len(chosen))
 
 
-# --- What is measured: each reads the wanted frames of a path, uint8 (T, height, width, 3), and their indices --------
+# --- Implementations: each reads the wanted frames of a path, uint8 (T, height, width, 3) ----------------------------
 
 
 def read_ours(path: str, frames: int) -> np.ndarray:
@@ -106,7 +106,7 @@ READERS: dict[str, Any] = {
 
 
 def scaled_size(processor: Any, path: str) -> tuple[int, int] | None:
-    """Returns the size that ours scales frames to while it decodes; None where it does not."""
+    """Returns the size that our reader scales frames to while it decodes; None if it does not scale them."""
     import av
 
     with av.open(path) as container:
@@ -202,7 +202,7 @@ def whole_file(path: str, frames: int) -> np.ndarray:
 
 
 def moved_by(path: str, frames: int) -> tuple[float, float]:
-    """Mean distance of key frames from the random ones, in frames and as a share of a segment."""
+    """Returns the mean distance of key frames from random frames, in frames and as a share of a segment."""
     import torch
 
     from region_learner import RegionLearnerVideoProcessor
@@ -221,7 +221,7 @@ def moved_by(path: str, frames: int) -> tuple[float, float]:
 
 
 def make_clips(directory: Path, height: int, count: int) -> None:
-    """Scrolling noise of several scales and a moving square: 10 s at 30 fps, H.264 with the defaults of x264."""
+    """Writes clips of scrolling noise and a moving square: 10 s at 30 fps, H.264 with the defaults of x264."""
     import av
     from PIL import Image
 

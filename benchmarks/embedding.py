@@ -49,9 +49,9 @@ class Ours:
 
     def __call__(self, videos: list[str]) -> tuple[float, np.ndarray]:
         with tempfile.TemporaryDirectory() as folder:
-            # Windows are longer than the videos, so that each video is one.
+            # Windows are longer than the videos, so that each video is one window.
             index = VideoIndex.create(Path(folder) / "index", str(self.checkpoint), 600, 600, self.frames)
-            start = time.perf_counter()  # the others have loaded their models before, too
+            start = time.perf_counter()  # the others have also loaded their models before
             index.update(videos, num_workers=self.workers)
             seconds = time.perf_counter() - start
             return seconds, np.concatenate([index.vectors(index.record(video)) for video in videos])
@@ -78,7 +78,7 @@ class Peer:
 
 
 def frames_of(video: str, count: int) -> np.ndarray:
-    """Returns evenly spaced frames (count, height, width, 3), those in the middle of equal parts of the video."""
+    """Returns evenly spaced frames (count, height, width, 3), from the middle of equal parts of the video."""
 
     def choose(metadata, **kwargs):
         return np.array(middle_frames(metadata.total_num_frames, count))
@@ -135,7 +135,7 @@ def main() -> None:
             "transformers": Transformers(checkpoint, options.frames, options.device),
             "sentence-transformers": SentenceTransformers(checkpoint, options.frames, options.device),
         }
-        embeds = {name: run(videos)[1] for name, run in systems.items()}  # warm, and what is compared
+        embeds = {name: run(videos)[1] for name, run in systems.items()}  # warm-up, and the embeddings to compare
         times: dict[str, list[float]] = {name: [] for name in systems}
         for _ in range(options.repeats):
             for name, run in systems.items():

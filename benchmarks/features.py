@@ -80,7 +80,7 @@ def make_trainer(checkpoint: Path, rows: Dataset, options: argparse.Namespace) -
     trainer = RegionLearnerTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     trainer.model.to(arguments.device)
     trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1  # as `trainer.train` sets it
+    trainer.current_gradient_accumulation_steps = 1  # as set by `trainer.train`
     return trainer
 
 

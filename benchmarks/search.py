@@ -39,13 +39,13 @@ KS = (10, 100)
 
 
 def directions(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
-    """Random vectors (rows, dim), of length 1 on average, with decreasing variances."""
+    """Returns random vectors (rows, dim), of length 1 on average, with decreasing variances."""
     scale = np.arange(1, dim + 1, dtype=np.float32) ** -0.35
     return rng.standard_normal((rows, dim), dtype=np.float32) * (scale / np.linalg.norm(scale))
 
 
 def make_data(directory: Path, rows: int, dim: int, queries: int) -> None:
-    """Writes vectors.npy (rows, dim) and queries.npy (queries, dim), and the best rows of these, best.npy."""
+    """Writes vectors.npy (rows, dim), queries.npy (queries, dim), and best.npy, the best rows of the queries."""
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(np.float32)
     cones = directions(rng, 2, dim)

@@ -41,7 +41,7 @@ METHODS = ("plain", "checkpointing", "cached", "compiled")
 
 
 class OneProcess:
-    """What `cached_backward` needs of an accelerator, for one process."""
+    """The part of an accelerator that `cached_backward` needs, for one process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -54,7 +54,7 @@ class OneProcess:
 
 
 def make_step(method: str, options: argparse.Namespace, frames: int):
-    """Returns a function that makes one training step with a method."""
+    """Returns a function that runs one training step with a method."""
     device = torch.device(options.device)
     video, text = SIZES[options.size]
     torch.manual_seed(0)
