@@ -975,7 +975,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
 
     The results of a query in the T frames are not averaged, because an average loses their order in time. Instead, a
     region is computed from their first four cosine moments over time (as in a discrete cosine transform), the first of
-    which is the mean. The moments are defined for any number of frames, and up to four frames they lose nothing. The
+    which is the mean. The moments are defined for any number of frames, and lose nothing for up to four frames. The
     results of a query do not tell where its object moves, so a region also depends on the same moments of the centers
     of the query's masks.
     """
