@@ -111,6 +111,11 @@ def test_links_of_notebook_lead_somewhere(path):
 # --- Running them --------------------------------------------------------------------------------------------
 
 
+def overlap(one: list, other: list) -> float:
+    """How many seconds two spans share; each is a path, a start and an end."""
+    return min(one[2], other[2]) - max(one[1], other[1]) if one[0] == other[0] else 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_search_finds_the_clips(tmp_path):
@@ -120,11 +125,9 @@ def test_search_finds_the_clips(tmp_path):
         "clips": clips, "first": first, "among_5": among_5, "again": len(index.update(VIDEOS).unchanged),
     }"""
     found, pictures = run(SEARCH, tmp_path, report, CLIPS=400)
-    (wanted,) = [place for caption, *place in found["clips"] if "red" in caption and "heart" in caption]
-    path, start, end = found["hits"][0]
-    assert path == wanted[0]
-    assert min(end, wanted[2]) > max(start, wanted[1])
-    assert found["more"][0] == found["hits"][0]
+    ((_, *wanted),) = [clip for clip in found["clips"] if {"red", "heart"} <= set(clip[0].split())]
+    assert overlap(found["hits"][0], wanted) > 0
+    assert overlap(found["more"][0], found["hits"][0]) > 0
     assert found["again"] == 4
     # There are 19 windows in each of 4 videos: by chance, a first hit is right for about 1 of 40 captions.
     assert found["first"] >= 8
@@ -132,6 +135,7 @@ def test_search_finds_the_clips(tmp_path):
     assert pictures >= 7
     output = tmp_path / "search-output"
     _, metadata = read_clip(output / "best.mp4", lambda metadata: range(1))
+    _, start, end = found["hits"][0]
     assert metadata.end == pytest.approx(end - start)
     assert "red heart" in (output / "hits.html").read_text(encoding="utf-8")
 
@@ -140,7 +144,7 @@ def test_search_finds_the_clips(tmp_path):
 @pytest.mark.timeout(1800)
 def test_training_learns_regions(tmp_path):
     report = "{name: metrics[name] for name in ('videos', 't2v_R@1', 'reranked')} | grounding"
-    found, pictures = run(FINETUNE, tmp_path, report, CLIPS=400, TEST_CLIPS=60)
+    found, pictures = run(FINETUNE, tmp_path, report, CLIPS=400, TEST_CLIPS=60, EPOCHS=10)
     chance = 100 / 60
     assert found["videos"] == 60
     assert found["t2v_R@1"] > 5 * chance
