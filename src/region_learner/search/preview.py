@@ -100,6 +100,10 @@ def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int
     Raises:
         VideoDecodeError: the video cannot be read.
         ValueError: the span is empty, or begins after the end of the video.
+
+    Example:
+
+        strip_of("lecture.mkv", 62.5, 75).save("definition.png")
     """
 
     def select(metadata: Any, **_: Any) -> list[int]:
