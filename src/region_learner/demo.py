@@ -264,7 +264,10 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
             ("Searched", f"{len(index)} videos, {minutes:.0f} minutes in total"),
             ("Model", f"{size:.1f} M parameters, {_regions(video)}"),
             ("Trained on", f"{results['train']['videos']} other clips for {results['train']['train_runtime']:.0f} s"),
-            ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__.partition('+')[0]}"),
+            (
+                "Machine",
+                f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__.partition('+')[0]}",
+            ),
             ("Whole demo", f"{seconds:.0f} s"),
             ("Text to video", f"R@1 {_times_chance(results['test']):.0f} times chance"),
         ],
