@@ -25,6 +25,7 @@ FIXTURES = ROOT / "tests" / "fixtures" / "original"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # the fast tier runs in several processes
+os.fsync = os.fstat  # which waits for no disk, and refuses the same descriptors: no test loses power
 
 
 def preload_for_all_tests(modules: list[str]):
@@ -38,6 +39,7 @@ def preload_for_all_tests(modules: list[str]):
 
 
 multiprocessing.forkserver.set_forkserver_preload = preload_for_all_tests
+preload_for_all_tests([])
 
 
 @pytest.hookimpl(wrapper=True)

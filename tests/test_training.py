@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +35,7 @@ from region_learner.video_decoding_region_learner import VideoDecodeError
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import FIXTURES, TINY_VIDEO, clips, tiny_model, tiny_text_config
+from .fresh_process import run_fresh
 
 FROZEN = FIXTURES / "frozen_in_time.pth"
 TINY = [
@@ -369,10 +368,7 @@ def test_tokenizers_are_the_same_in_every_process(tmp_path):
         "import sys, json; from region_learner.training.tokenizer import train_tokenizer; "
         "print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 60, 16).backend_tokenizer.to_str()))"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(texts)],
-        env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    other = run_fresh(script, json.dumps(texts), isolated=False)  # which hashes strings in another way
     tokenizer = train_tokenizer(texts, 60, 16)
     assert json.loads(other.stdout) == tokenizer.backend_tokenizer.to_str()
     ids = tokenizer("a red square")["input_ids"]
