@@ -25,17 +25,17 @@ FIXTURES = ROOT / "tests" / "fixtures" / "original"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # the fast tier runs in several processes
-os.fsync = os.fstat  # which waits for no disk, and refuses the same descriptors: no test loses power
+os.fsync = os.fstat  # refuses the same descriptors, and does not wait for the disk: no test cuts the power
 
 
-def preload_for_all_tests(modules: list[str]):
+def preload_for_all_tests(modules: list[str], **options):
     """
-    Whoever starts the fork server of this process first decides what it imports, and every process forked from it
-    imports the rest by itself, which takes seconds: let it import what the processes of all tests need.
+    In place of `set_forkserver_preload`. A test process has one fork server, and what that has not imported when it
+    starts takes each process that it forks several seconds: it imports what the processes of all tests need.
     """
-    needed = ["pytest", "tests.toy_run", "region_learner.corpora.check", "region_learner.corpora.prepare"]
+    needed = ["tests.toy_run", "region_learner.corpora.check", "region_learner.corpora.prepare"]
     needed += ["region_learner.search.reading", "region_learner.video_decoding_region_learner"]
-    multiprocessing.forkserver._forkserver.set_forkserver_preload([*needed, *modules])
+    multiprocessing.forkserver._forkserver.set_forkserver_preload([*needed, *modules], **options)
 
 
 multiprocessing.forkserver.set_forkserver_preload = preload_for_all_tests
@@ -45,8 +45,8 @@ preload_for_all_tests([])
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """
-    Libraries and tests are a million objects, and a third of the time would pass with visiting them again and again:
-    `accelerate` collects garbage before each training. They are frozen, that is, left out of all later collections.
+    Libraries and tests are a million objects, and visiting them again and again would take a third of the time:
+    `accelerate` collects garbage before each training run. They are frozen: later collections leave them out.
     """
     gc.disable()
     try:

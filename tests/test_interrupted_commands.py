@@ -44,7 +44,7 @@ def interrupt(command: list[str], started, folder: Path) -> tuple[int, str]:
     log = folder / "messages"
     process = multiprocessing.get_context("forkserver").Process(target=run_command, args=(command, folder, log))
     process.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not started() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
