@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from region_learner.video_decoding_region_learner import VideoDecodeError
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import FIXTURES, TINY_VIDEO, clips, tiny_model, tiny_text_config
-from .fresh_process import run_fresh
+from .fresh_process import run_fresh, run_script
 
 FROZEN = FIXTURES / "frozen_in_time.pth"
 TINY = [
@@ -491,9 +492,10 @@ def test_a_model_comes_from_one_place():
         build_model(ModelArguments(text_config={"model_type": "bert"}))
 
 
-def test_the_demo_runs_through(tmp_path, capsys):
+def test_the_demo_runs_through(tmp_path, capsys, monkeypatch):
     from region_learner.demo import run_demo
 
+    monkeypatch.setattr(subprocess, "run", run_script)
     sizes = {"train": 24, "test": 8, "size": 48, "frames": 4}
     options = [
         "--max_steps=2",
