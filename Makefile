@@ -1,5 +1,5 @@
-# Every target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt, or with
-# those that CONSTRAINTS=constraints-oldest.txt allows, or with CONSTRAINTS= the latest ones.
+# Every target first sets up a virtual environment in .venv, with the tested versions in constraints.txt. For the oldest
+# versions, use CONSTRAINTS=constraints-oldest.txt; for the latest ones, use CONSTRAINTS=.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PINS = $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -21,17 +21,17 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PIP) --editable '.[dev]' $(PINS)
 	@touch $(READY)
 
-demo: $(READY)  ## The main job on the built-in corpus, from training to a page of search results
+demo: $(READY)  ## Train, evaluate and search on the built-in corpus
 	$(BIN)/region-learner demo --output demo-output
 
-test: $(READY)  ## The fast tests
+test: $(READY)  ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(READY)  ## All tests, with downloads of packages
+test-slow: $(READY)  ## Run all tests (downloads packages)
 	$(PIP) --editable '.[dev,docs,engines]' $(PINS)
 	$(BIN)/python -m pytest --slow
 
-check: $(READY)  ## Lint, format and types
+check: $(READY)  ## Check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/typos
@@ -48,7 +48,7 @@ docs: $(READY)  ## Build the site into build/site
 docs-serve: docs  ## Show the site on this machine, and follow changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-bench: $(READY)  ## The benchmarks, as tables
+bench: $(READY)  ## Run the benchmarks, and print tables
 	$(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/codebook.py
 	$(BIN)/python benchmarks/metrics.py

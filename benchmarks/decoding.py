@@ -3,26 +3,28 @@ Measures clips per second from video files, compared with transformers' video lo
 
     python benchmarks/decoding.py [DIRECTORY ...] [--frames 8] [--repeats 3] [--no-rivals] [--json FILE]
 
-Each implementation reads the middle frame of each of 8 equal segments of a clip, resized and cropped to 224 x 224,
-uint8, as loader processes pass them on; frames of the alternatives are resized by the same code as ours. The
-"scaling" variants are told to scale large frames while they decode, to the same size as ours, which saves them much
-work. Directories hold videos; without any, clips are made (H.264 with the defaults of x264, 256p and 1080p). The
-alternatives are installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the system; an
-implementation that cannot be loaded is reported and left out.
+Each implementation reads the middle frame of each of 8 equal segments of a clip, resized and cropped to 224 x 224, in
+uint8, as loader processes pass them on. Frames of the alternatives are resized by the same code as ours. The "scaling"
+variants scale large frames to our size while they decode, which saves them much work. The directories contain videos;
+without a directory, clips are generated (H.264 with the defaults of x264, 256p and 1080p). The alternatives are
+installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the system; an implementation that cannot be
+loaded is reported and left out.
 
 Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
-and only one works at a time. Times are processor times of all threads, so that other work on the machine matters
-little: medians over repetitions, summed over clips. Frames are compared before times are: ours with those of decoding
-the whole file, bit-for-bit, and those of the alternatives with ours, in levels of 255, as colour conversions differ.
+and only one works at a time. Times are CPU times of all threads, so that other work on the machine matters little:
+medians over repetitions, summed over clips. Before times are compared, frames are: our frames must be bit-for-bit the
+same as when the whole file is decoded. The frames of the alternatives are compared with ours, in levels of 255,
+because color conversions differ.
 
-"frames" counts "all" frames; those "between" a key frame and a wanted frame, which the alternatives decode; those
-"needed", without the ones that are neither wanted nor referenced by another frame; and those "decoded" by ours.
+"frames" counts "all" frames; the frames "between" a key frame and a wanted frame, which the alternatives decode; the
+frames that are "needed", because they are wanted or referenced by another frame; and the frames "decoded" by our
+reader.
 
-"prepared" is ours on the same clips from shards made by `region-learner corpus prepare`, with at most 30 frames per
-second and a short side of 256, so not the same frames.
+"prepared" is our reader on the same clips from shards made by `region-learner corpus prepare`, with at most 30 frames
+per second and a short side of 256, so the frames are not the same.
 
-"keyframes" is ours with `sampling="keyframes"`, compared with ours on random frames as in training. It reads other
-frames, and the output says how far they are from the random ones.
+"keyframes" is our reader with `sampling="keyframes"`, compared with our reader on random frames, as in training. It
+reads other frames, and the output says how far they are from the random frames.
 """
 
 import argparse
@@ -49,13 +51,13 @@ EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 
 def middle_frames(total: int, frames: int) -> list[int]:
-    """Returns the middles of equal segments."""
+    """Returns the indices of the middle frames of equal segments."""
     borders = np.floor(np.linspace(0, total, min(frames, total) + 1)).astype(int)
     chosen = ((borders[:-1] + borders[1:] - 1) // 2).tolist()
     return chosen + chosen[-1:] * (frames - len(chosen))
 
 
-# --- What is measured: each reads the wanted frames of a path, uint8 (T, height, width, 3), and their indices --------
+# --- Implementations: each reads the wanted frames of a path, uint8 (T, height, width, 3) ----------------------------
 
 
 def read_ours(path: str, frames: int) -> np.ndarray:
@@ -104,7 +106,7 @@ READERS: dict[str, Any] = {
 
 
 def scaled_size(processor: Any, path: str) -> tuple[int, int] | None:
-    """Returns the size that ours scales frames to while it decodes; None where it does not."""
+    """Returns the size that our reader scales frames to while it decodes; None if it does not scale them."""
     import av
 
     with av.open(path) as container:
@@ -200,7 +202,7 @@ def whole_file(path: str, frames: int) -> np.ndarray:
 
 
 def moved_by(path: str, frames: int) -> tuple[float, float]:
-    """Mean distance of key frames from the random ones, in frames and as a share of a segment."""
+    """Returns the mean distance of key frames from random frames, in frames and as a share of a segment."""
     import torch
 
     from region_learner import RegionLearnerVideoProcessor
@@ -219,7 +221,7 @@ def moved_by(path: str, frames: int) -> tuple[float, float]:
 
 
 def make_clips(directory: Path, height: int, count: int) -> None:
-    """Scrolling noise of several scales and a moving square: 10 s at 30 fps, H.264 with the defaults of x264."""
+    """Writes clips of scrolling noise and a moving square: 10 s at 30 fps, H.264 with the defaults of x264."""
     import av
     from PIL import Image
 
@@ -304,7 +306,7 @@ def measure(
             if name == "ours":
                 ours = clip
                 if not np.array_equal(clip, whole_file(path, frames)):
-                    raise SystemExit(f"{path}: our frames are not those of decoding the whole file")
+                    raise SystemExit(f"{path}: our frames differ from the frames that decoding the whole file gives")
             elif name not in OURS and ours is not None:
                 differences[name].append(float(np.abs(clip.astype(int) - ours.astype(int)).mean()))
             seconds[name].append([])

@@ -5,17 +5,18 @@ transformers and sentence-transformers, in one run.
     python benchmarks/embedding.py [DIRECTORY] [--size base] [--clips 24] [--frames 8] [--repeats 3] [--device cuda]
                                    [--json FILE]
 
-All read the same videos (without DIRECTORY, clips of 10 seconds and 256p are made), take the same evenly spaced frames
-of each, and embed them with the same CLIP with random weights; a video is the mean of its frames.
+All read the same videos (without DIRECTORY, clips of 10 seconds and 256p are generated), take the same evenly spaced
+frames of each, and embed them with the same CLIP with random weights. The embedding of a video is the mean over its
+frames.
 
 | | |
 |---|---|
 | ours | `VideoIndex.update` with one window per video, which also hashes the files and writes the index |
-| ours, one process | the same with no other processes that decode |
+| ours, one process | the same, without other processes that decode |
 | transformers | its `load_video`, `CLIPImageProcessor` and `CLIPModel`, eight videos per batch |
 | sentence-transformers | `SentenceTransformer.encode` on the frames, which transformers' `load_video` reads |
 
-The last column is the lowest cosine of a video with ours: resizing differs by rounding.
+The last column is the lowest cosine similarity of a video's embedding with ours; resizing differs by rounding.
 """
 
 import argparse
@@ -48,9 +49,9 @@ class Ours:
 
     def __call__(self, videos: list[str]) -> tuple[float, np.ndarray]:
         with tempfile.TemporaryDirectory() as folder:
-            # Windows are longer than the videos, so that each video is one.
+            # Windows are longer than the videos, so that each video is one window.
             index = VideoIndex.create(Path(folder) / "index", str(self.checkpoint), 600, 600, self.frames)
-            start = time.perf_counter()  # the others have loaded their models before, too
+            start = time.perf_counter()  # the others have also loaded their models before
             index.update(videos, num_workers=self.workers)
             seconds = time.perf_counter() - start
             return seconds, np.concatenate([index.vectors(index.record(video)) for video in videos])
@@ -77,7 +78,7 @@ class Peer:
 
 
 def frames_of(video: str, count: int) -> np.ndarray:
-    """Returns evenly spaced frames (count, height, width, 3), those in the middle of equal parts of the video."""
+    """Returns evenly spaced frames (count, height, width, 3), from the middle of equal parts of the video."""
 
     def choose(metadata, **kwargs):
         return np.array(middle_frames(metadata.total_num_frames, count))
@@ -134,7 +135,7 @@ def main() -> None:
             "transformers": Transformers(checkpoint, options.frames, options.device),
             "sentence-transformers": SentenceTransformers(checkpoint, options.frames, options.device),
         }
-        embeds = {name: run(videos)[1] for name, run in systems.items()}  # warm, and what is compared
+        embeds = {name: run(videos)[1] for name, run in systems.items()}  # warm-up, and the embeddings to compare
         times: dict[str, list[float]] = {name: [] for name in systems}
         for _ in range(options.repeats):
             for name, run in systems.items():

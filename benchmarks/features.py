@@ -5,11 +5,11 @@ features.
     python benchmarks/features.py [DIRECTORY] [--size base] [--batch 8] [--frames 4] [--steps 5] [--threads 1]
                                   [--json FILE]
 
-DIRECTORY holds videos; without it, clips of 256p are made (see benchmarks/decoding.py). Weights are random, which does
-not change the time. Features are computed as `region-learner corpus features` does. Then steps of both alternate in
-one process; times are medians by the clock. A step reads a batch in the same process (where cores are idle, loader
-processes hide reading behind the model) and trains by the trainer's own code. `--size base` is a ViT-B/16 at 224
-pixels with DistilBERT, `small` 6 layers of width 384 at 112 pixels with 2 layers of text.
+DIRECTORY contains videos; without it, clips of 256p are generated (see benchmarks/decoding.py). Weights are random,
+which does not change the time. Features are computed as by `region-learner corpus features`. Then steps of both
+alternate in one process; times are medians of wall-clock times. A step reads a batch in the same process (where cores
+are idle, loader processes hide reading behind the model) and trains with the Trainer's own code. `--size base` is a
+ViT-B/16 at 224 pixels with DistilBERT, `small` 6 layers of width 384 at 112 pixels with 2 layers of text.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def make_trainer(checkpoint: Path, rows: Dataset, options: argparse.Namespace) -
     trainer = RegionLearnerTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     trainer.model.to(arguments.device)
     trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1  # as `trainer.train` sets it
+    trainer.current_gradient_accumulation_steps = 1  # as set by `trainer.train`
     return trainer
 
 

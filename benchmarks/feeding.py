@@ -4,11 +4,11 @@ where a single process spends its time.
 
     python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
 
-Directories hold videos; without any, clips are made (see benchmarks/decoding.py). Each directory is read as it is
-and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and flips. Batches
-of uint8 are moved to the device and normalised there by the Trainer's own code. The model does not run: this measures
-how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the machine
-counts.
+The directories contain videos; without a directory, clips are generated (see benchmarks/decoding.py). Each directory
+is read as it is and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and
+flips. Batches of uint8 are moved to the device and normalized there by the Trainer's own code. The model does not run:
+this measures how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the
+machine counts.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def make_trainer(
 
 
 def clips_per_second(trainer: RegionLearnerTrainer) -> float:
-    """Measured from the first batch on, so that starting the processes does not count."""
+    """Returns the speed, measured from the first batch on, so that starting the processes does not count."""
     fastest = 0.0
     for _ in range(PASSES):
         count, start = 0, None
@@ -86,7 +86,7 @@ def clips_per_second(trainer: RegionLearnerTrainer) -> float:
 
 
 def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
-    """Milliseconds per clip in one process, by activity; each excludes the activities nested in it."""
+    """Returns the milliseconds per clip in one process, by activity. Each excludes the activities nested in it."""
     seconds: dict[str, float] = defaultdict(float)
     running: list[float] = []
 

@@ -1,10 +1,10 @@
 #!/bin/bash
-# What is measured on a GPU, in one command of about ten minutes: tests, speed beside others, and a short training.
+# Runs the measurements on a GPU, in about ten minutes: tests, speed compared with other models, and a short training.
 #
 #   bash benchmarks/gpu.sh OUTPUT
 #
-# Needs torch, transformers, timm, accelerate, pyarrow and pytest, but neither PyAV nor datasets. Each part that fails is
-# reported, and the next one runs.
+# Needs torch, transformers, timm, accelerate, pyarrow and pytest, but neither PyAV nor datasets. If a part
+# fails, this is reported, and the next part runs.
 set -u
 output=${1:?"Usage: bash benchmarks/gpu.sh OUTPUT"}
 mkdir -p "$output"

@@ -4,10 +4,11 @@ Measures where `region-learner index` spends its time, and how long 1,000 hours 
     python benchmarks/indexing.py [DIRECTORY] [--size base] [--clips 12] [--frames 12] [--window 10] [--stride 5]
                                   [--workers N] [--json FILE]
 
-DIRECTORY holds videos; without it, clips of 256p are made (see benchmarks/decoding.py). Weights are random, which does
-not change the time. `--size base` is a CLIP with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels), `small` 6 layers
-of width 384 at 112 pixels. First the parts run alone in this process, each video after the other: hashing, decoding
-with the transforms, and the model. Then `VideoIndex.update` does all of it, with processes that decode.
+DIRECTORY contains videos; without it, clips of 256p are generated (see benchmarks/decoding.py). Weights are random,
+which does not change the time. `--size base` is a CLIP with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
+`small` 6 layers of width 384 at 112 pixels. First, the parts run separately in this process, one video after the
+other: hashing, decoding with the transforms, and the model. Then `VideoIndex.update` does all of this, with processes
+that decode.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SIZES = {
 
 
 def save_checkpoint(directory: Path, size: str) -> None:
-    """Saves a random CLIP of a size with its processor."""
+    """Saves a CLIP of the given size with random weights, and its processor."""
     torch.manual_seed(0)
     pixels = 224 if size == "base" else 112
     tokenizer = train_tokenizer(["a dog runs in a park", "a red car"], 200, 64)
@@ -51,7 +52,7 @@ def save_checkpoint(directory: Path, size: str) -> None:
 
 
 def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
-    """Returns the seconds that each part takes in this process, and what it worked on."""
+    """Returns the seconds that each part takes in this process, and the amounts that it processed."""
     about, seconds = index.about(), dict.fromkeys(("hash", "decode", "model"), 0.0)
     options = Options(index.processor.video_processor, about["window"], about["stride"])
     duration, frames, windows = 0.0, 0, 0
@@ -72,7 +73,7 @@ def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
         windows += len(embeddings.windows())
         duration += embeddings.plan.duration
         seconds["model"] += time.perf_counter() - start
-    seconds["decode"] -= seconds["hash"]  # which reading does, too
+    seconds["decode"] -= seconds["hash"]  # reading also hashes the file
     return {"seconds": seconds, "duration": duration, "frames": frames, "windows": windows}
 
 
@@ -95,7 +96,7 @@ def main():
         save_checkpoint(root / "model", options.size)
         index = VideoIndex.create(root / "index", str(root / "model"), options.window, options.stride, options.frames)
         videos = list(find_videos(videos_in(directory, options.clips)).videos.values())
-        parts_alone(index, videos[:1])  # warm
+        parts_alone(index, videos[:1])  # warm-up
         found = parts_alone(index, videos)
         start = time.perf_counter()
         index.update([video.path for video in videos], num_workers=options.workers)

@@ -5,10 +5,10 @@ Measures time and memory of retrieval metrics in both directions, compared with 
 
 10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos of 1 to 9 captions; `--large` adds 100,000 texts
 with 1,000,000 videos, whose matrix of scores would take 400 GB. Each case runs in its own process, on the same
-embeddings: float32, L2-normalised. Before times are compared, results are. The plain implementation is what one would
-write, in float32, where ranks can differ because of the last bits of scores, and in float64, where they are equal.
-Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is that of the whole
-process, imports and embeddings included, and "added" is what the metrics add to it.
+embeddings: float32, L2-normalized. Before times are compared, results are. The plain implementation is straightforward
+NumPy code. It runs in float32, in which ranks can differ because of the last bits of scores, and in float64, in which
+ranks are equal. Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is for the
+whole process, including imports and embeddings, and "added" is what the metrics add to it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 
 from region_learner.evaluation import retrieval_metrics
 
-# Texts and videos, and what is compared with ours.
+# Numbers of texts and videos, and the implementations that are compared with ours.
 CASES = {
     "pairs": (10_000, 10_000, ("ours", "plain float32", "plain float64")),
     "captions": (10_000, 2_000, ("ours", "plain float32", "plain float64")),
@@ -36,7 +36,7 @@ CASES = {
 
 
 def embeddings(case: str, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Texts (texts, dim), videos (videos, dim), and the index of the video that each text describes, (texts,)."""
+    """Returns texts (texts, dim), videos (videos, dim), and the index of the video of each text, (texts,)."""
     texts, videos, _ = CASES[case]
     rng = np.random.default_rng(0)
     if case == "captions":
@@ -46,14 +46,14 @@ def embeddings(case: str, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         owners = rng.permutation(videos)[:texts]
     video = rng.standard_normal((videos, dim), dtype=np.float32)
     video /= np.linalg.norm(video, axis=1, keepdims=True)
-    # Captions that find their video first about half of the time among 10,000.
+    # Captions that rank their video first among 10,000 about half of the time.
     text = video[owners] + rng.standard_normal((texts, dim), dtype=np.float32) * np.float32(0.24)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     return text, video, owners
 
 
 def plain_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Of `scores` (queries, gallery), where `relevant` tells which entries are right ones."""
+    """Returns the ranks for `scores` (queries, gallery), where `relevant` marks the right entries."""
     best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
     return 1 + (scores > best).sum(1) + ((scores == best).sum(1) - 1) / 2
 
@@ -77,7 +77,7 @@ def plain_metrics(text: np.ndarray, video: np.ndarray, owners: np.ndarray, dtype
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Returns the peak memory of this process in bytes."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else 1024 * size
 
@@ -137,7 +137,7 @@ def main():
         ours = results["ours"]["metrics"]
         for name, result in results.items():
             for key, value in result["metrics"].items():
-                # One rank in a thousand texts that float32 takes for another would be seen.
+                # A rank that differs in float32 for one of a thousand texts would be noticed.
                 allowed = 1e-9 if name == "plain float64" else 1e-3 * abs(ours[key])
                 if abs(value - ours[key]) > allowed:
                     raise SystemExit(f"{case}: {key} is {ours[key]}, with {name} {value}")

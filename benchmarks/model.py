@@ -6,7 +6,7 @@ weights.
 
 `benchmarks/plain.py` is the plain implementation. Before anything is timed, outputs, gradients and updated codebooks
 of both are compared. Repetitions of both alternate; times are medians. Memory is the peak that one training step of
-the quantizer adds, on CPU that of a separate process (Linux only).
+the quantizer adds; on a CPU, it is measured in a separate process (Linux only).
 """
 
 import argparse
@@ -35,7 +35,7 @@ NO_REGIONS = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
 IMPLEMENTATIONS = ("ours", "plain")
 
 
-# Both of each part, on the same weights
+# Both implementations of each part, with the same weights
 
 
 def build_encoders(options: argparse.Namespace) -> dict[str, nn.Module]:
@@ -49,7 +49,7 @@ def build_encoders(options: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def build_region_modules(options: argparse.Namespace) -> dict[str, nn.Module]:
-    # Only the region module is used: one layer before it will do.
+    # Only the region module is used, so one layer before it is enough.
     sizes = options.sizes | {"num_hidden_layers": 1, "codebook_size": options.codes}
     config = RegionLearnerVideoConfig(**sizes, region_form="paper")
     ours = RegionLearnerVideoModel(config).region_module.to(options.device).train()
@@ -71,7 +71,7 @@ def pixels(options: argparse.Namespace, clips: int) -> torch.Tensor:
 
 
 class Part:
-    """One part of the model in both implementations, with the input and the gradient of the output they get."""
+    """One part of the model in both implementations, with their input and the gradient of their output."""
 
     def __init__(self, name: str, modules: dict[str, nn.Module], inputs: torch.Tensor, options: argparse.Namespace):
         self.name, self.modules, self.options = name, modules, options
@@ -83,7 +83,7 @@ class Part:
         bf16 = self.options.dtype == "bf16"
         with torch.autocast(self.inputs.device.type, torch.bfloat16) if bf16 else nullcontext():
             output = module(self.inputs)
-        if isinstance(output, tuple):  # of our region module: regions, masks, codes
+        if isinstance(output, tuple):  # the regions, masks and codes of our region module
             return output[0]
         return output if isinstance(output, torch.Tensor) else output.last_hidden_state
 
@@ -97,7 +97,7 @@ class Part:
         self.output(implementation, training=True).backward(self.gradient)
 
     def check(self):
-        """Raises if outputs, gradients or updated codebooks differ."""
+        """Raises an error if outputs, gradients or updated codebooks differ."""
         results = []
         for implementation in IMPLEMENTATIONS:
             with torch.no_grad():
@@ -109,7 +109,7 @@ class Part:
             tensors |= dict(self.modules[implementation].named_buffers())
             results.append(tensors)
         ours, plain = fused(results[0]), results[1]
-        # In bfloat16 the two round in different places; a feature between two codes may choose either.
+        # In bfloat16, the two round in different places, and a feature between two codes may be assigned to either.
         tolerance = 0.05 if self.options.dtype == "bf16" else 1e-3
         for name, expected in plain.items():
             difference = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-6)
@@ -147,7 +147,7 @@ def measure_times(part: Part, repetitions: int) -> list[dict]:
 
 
 def peak_of_process() -> int:
-    """Bytes; Linux only."""
+    """Returns the peak memory of this process in bytes (Linux only)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
@@ -155,7 +155,7 @@ def peak_of_process() -> int:
 
 
 def memory_of_quantizer(implementation: str, clips: int, options: argparse.Namespace) -> int:
-    """Bytes that one training step of the quantizer takes at its peak beyond its input, gradient included."""
+    """Returns the peak memory in bytes that one training step of the quantizer adds to its input, with gradients."""
     quantizer = build_region_modules(options)[implementation].quantizer.train()
     inputs = features(options, clips).flatten(0, 3).requires_grad_()
 
@@ -164,13 +164,13 @@ def memory_of_quantizer(implementation: str, clips: int, options: argparse.Names
         inputs.grad = None
 
     if options.device.type == "cuda":
-        step()  # libraries take their workspaces
+        step()  # libraries allocate their workspaces
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_of_process()
     step()
     return peak_of_process() - before
@@ -183,13 +183,13 @@ def measure_memory(clips: int, options: argparse.Namespace) -> dict | None:
             bytes_of[implementation] = memory_of_quantizer(implementation, clips, options)
         elif Path("/proc/self/clear_refs").exists():
             command = [sys.executable, __file__, *options.arguments, "--memory-of", implementation, str(clips)]
-            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory is returned at once
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             bytes_of[implementation] = int(output)
         else:
             return None
     tokens = clips * options.tokens_of_clip
-    # What one float32 matrix of tokens x codes takes; the plain one holds several at once.
+    # The size of one float32 matrix of tokens x codes. The plain implementation holds several at once.
     return {"clips": clips, "tokens": tokens, "bytes": bytes_of, "one_matrix": 4 * tokens * options.codes}
 
 

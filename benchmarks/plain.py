@@ -1,8 +1,8 @@
 """
-The method in plain PyTorch, as one would write it from the paper: vectorised, with softmax(QK^T)V written out along
-each axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
+The method in straightforward PyTorch, written from the paper: vectorized, with softmax(QK^T)V written out along each
+axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
 
-Parameters have the names of the package, up to `fused`, so that the weights of one load into the other.
+Parameters have the same names as in the package, up to `fused`, so that the weights of one load into the other.
 """
 
 import re
@@ -15,7 +15,7 @@ from region_learner import RegionLearnerVideoConfig
 
 
 def heads_of(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, n, D) to (B, heads, n, D / heads)."""
+    """Splits `x` (B, n, D) into heads: (B, heads, n, D / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
@@ -135,7 +135,7 @@ class PlainAggregation(nn.Module):
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B * T, D, h, w) to (B * T, S, D)."""
+        """Returns regions (B * T, S, D) of `features` (B * T, D, h, w)."""
         masks = self.conv(features)
         regions = [(masks[:, s : s + 1] * features).mean((2, 3)) for s in range(masks.shape[1])]
         return torch.stack(regions, dim=1)
@@ -161,7 +161,7 @@ class PlainRegionModule(nn.Module):
         self.interaction = nn.ModuleList([PlainInteraction(config) for _ in range(config.interaction_layers)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, T, h, w, D) to (B, T * S, D)."""
+        """Returns regions (B, T * S, D) of `features` (B, T, h, w, D)."""
         batch, frames = features.shape[:2]
         quantized, _ = self.quantizer(features.flatten(0, 3))
         quantized = quantized.view_as(features).flatten(0, 1).permute(0, 3, 1, 2)
@@ -172,7 +172,7 @@ class PlainRegionModule(nn.Module):
 
 
 class PlainVideoTower(nn.Module):
-    """Clips to one feature: encoder, region module, and CLS plus the mean of the regions."""
+    """The video tower: encoder, region module, and CLS plus the mean of the regions as the feature of a clip."""
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
@@ -180,7 +180,7 @@ class PlainVideoTower(nn.Module):
         self.encoder, self.region_module = PlainEncoder(config), PlainRegionModule(config)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, height, width) to (B, D)."""
+        """Returns the features (B, D) of `clips` (B, T, C, height, width)."""
         x = self.encoder(clips)
         patches = x[:, 1:].unflatten(1, (clips.shape[1], self.grid, self.grid))
         return x[:, 0] + self.region_module(patches).mean(1)

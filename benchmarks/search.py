@@ -4,14 +4,14 @@ Measures nearest-vector search, compared with plain FAISS, NumPy and LanceDB, at
     python benchmarks/search.py [--rows 100000 1000000] [--dim 256] [--queries 200] [--engines ours numpy ...]
                                 [--directory DIR] [--json FILE]
 
-The vectors are like those of windows of videos: L2-normalised, 60 windows per video on average, videos within topics
+The vectors resemble those of windows of videos: L2-normalized, 60 windows per video on average, videos within topics
 of unequal sizes, scenes within videos, a common mean direction, and variances that decrease from one dimension to the
 next. Half of the queries are like texts, in a cone of their own (their best scores are far below 1), and half like
 other windows. Each engine builds its index in one process, and loads and searches it in another, one query at a time,
-with the files in the system's cache. "exact" is the recall against all inner products, for 10 and 100 results.
-Memory is what loading and searching add to the process; pages of mapped files,
-which the system takes back when it needs memory, are counted apart (on Linux). Engines that are not installed
-are left out by name. At 1,000,000 rows, HNSW and LanceDB take several minutes each.
+with the files in the system's cache. "exact" is the recall against all inner products, for 10 and 100 results. Memory
+is what loading and searching add to the process. Pages of mapped files, which the system takes back when it needs
+memory, are counted separately (on Linux). Engines that are not installed are named and left out. At 1,000,000 rows,
+HNSW and LanceDB take several minutes each.
 """
 
 import argparse
@@ -39,13 +39,13 @@ KS = (10, 100)
 
 
 def directions(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
-    """Random vectors (rows, dim), of length 1 on average, with decreasing variances."""
+    """Returns random vectors (rows, dim), of length 1 on average, with decreasing variances."""
     scale = np.arange(1, dim + 1, dtype=np.float32) ** -0.35
     return rng.standard_normal((rows, dim), dtype=np.float32) * (scale / np.linalg.norm(scale))
 
 
 def make_data(directory: Path, rows: int, dim: int, queries: int) -> None:
-    """Writes vectors.npy (rows, dim) and queries.npy (queries, dim), and the best rows of these, best.npy."""
+    """Writes vectors.npy (rows, dim), queries.npy (queries, dim), and best.npy, the best rows of the queries."""
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(np.float32)
     cones = directions(rng, 2, dim)
@@ -235,7 +235,7 @@ def query(engine: str, data: Path, directory: Path) -> dict[str, float]:
 
 
 def _memory() -> tuple[int, int]:
-    """Returns the memory of this process without, and that of, pages of mapped files, which the system takes back."""
+    """Returns the memory of this process without pages of mapped files, and the memory of these pages."""
     info = psutil.Process().memory_info()
     return info.rss - info.shared, info.shared
 

@@ -5,7 +5,7 @@ Measures training steps and inference of whole video-text models, ours and other
                                [--passes train inference] [--device cuda] [--profile] [--json FILE]
 
 All models have a video tower of the size of ViT-B/16, the same text tower (DistilBERT), the same loss, and random
-weights; none needs a download. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
+weights, so no downloads are needed. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
 "inference" embeds clips. A name with "+compile" is compiled by `torch.compile`, one with "+graphs" with CUDA graphs.
 Repetitions alternate between models, and times are medians.
 
@@ -93,11 +93,11 @@ WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "tube_mlp": True}
 PEERS = ("plain", "clip", "xclip", "videoprism")
 
 
-# The models. Each takes ids, their mask and clips (B, T, 3, side, side), and returns the loss.
+# The models. Each takes token ids, their mask, and clips (B, T, 3, side, side), and returns the loss.
 
 
 class Frames(nn.Module):
-    """CLIP on every frame, and the mean of the frames."""
+    """CLIP on every frame, and the mean over frames."""
 
     def __init__(self, sizes: dict[str, int], side: int):
         super().__init__()
@@ -145,7 +145,7 @@ class VideoPrism(nn.Module):
 
 
 class Peer(nn.Module):
-    """A video tower beside the text tower and the loss that all models have."""
+    """A video tower with the text tower and the loss that all models share."""
 
     def __init__(self, tower: nn.Module, width: int, text: DistilBertConfig):
         super().__init__()
@@ -178,7 +178,7 @@ class Ours(nn.Module):
 
 
 def side_of(name: str, side: int) -> int:
-    """Returns the side of frames of a model, which is larger for VideoPrism, as its patches have 18 pixels."""
+    """Returns the frame size of a model, which is larger for VideoPrism because its patches have 18 pixels."""
     return {224: 288, 32: 36}[side] if name == "videoprism" else side
 
 
@@ -189,7 +189,7 @@ def tokens_of(name: str, side: int, frames: int) -> int:
 
 
 def build(name: str, size: str, frames: int) -> nn.Module:
-    """Returns a model by its name, without what follows "+"."""
+    """Returns a model by its name, without the suffix after "+"."""
     sizes, text_sizes, side = SIZES[size]
     text = DistilBertConfig(**text_sizes, dropout=0.0, attention_dropout=0.0)
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def build(name: str, size: str, frames: int) -> nn.Module:
         tower = PlainVideoTower(
             RegionLearnerVideoConfig(**sizes, image_size=side, patch_size=16, num_frames=frames, region_form="paper")
         )
-        for parameter in [*tower.parameters(), *tower.buffers()]:  # some of these are left empty
+        for parameter in [*tower.parameters(), *tower.buffers()]:  # some of these are left uninitialized
             parameter.data.normal_(std=0.02)
     elif name == "clip":
         tower = Frames(sizes, side)
@@ -216,7 +216,7 @@ def build(name: str, size: str, frames: int) -> nn.Module:
     return Peer(tower, sizes["hidden_size"], text)
 
 
-# What is timed
+# Timing
 
 
 class Runner:
@@ -224,8 +224,8 @@ class Runner:
     One model and its inputs.
 
     Args:
-        name: of the model, with "+compile" or "+graphs".
-        train: whether a training step is timed, or inference.
+        name: name of the model, with "+compile" or "+graphs".
+        train: whether to time a training step instead of inference.
     """
 
     def __init__(self, name: str, options: argparse.Namespace, train: bool, dtype: str, frames: int, batch: int):
@@ -242,7 +242,7 @@ class Runner:
         elif dtype == "bf16":
             self.model, self.clips = self.model.bfloat16(), self.clips.bfloat16()
             for module in self.model.modules():
-                if isinstance(module, PlainQuantizer):  # ours keeps its statistics in float32 by itself
+                if isinstance(module, PlainQuantizer):  # our quantizer keeps its statistics in float32 by itself
                     module.float()
         self.called: Callable[..., torch.Tensor] = self.model if train else self.model.embed  # type: ignore[assignment]
         if suffix:
@@ -264,7 +264,7 @@ class Runner:
                 self.called(self.clips)
 
     def flops(self) -> int:
-        """Returns the arithmetic of one call, without the optimizer."""
+        """Returns the floating-point operations of one call, without the optimizer."""
         with FlopCounterMode(display=False) as counter:
             if self.train:
                 self.plain_call()
@@ -273,7 +273,7 @@ class Runner:
         return counter.get_total_flops()
 
     def plain_call(self) -> None:
-        """One call without the optimizer, for what counts operators."""
+        """Makes one call without the optimizer, to count operators."""
         if self.train:
             self.forward_backward()
             self.optimizer.zero_grad()
@@ -293,7 +293,7 @@ def seconds_of(run: Callable[[], Any], device: torch.device, times: int = 1) -> 
     return (time.perf_counter() - start) / times
 
 
-# What a machine can do
+# Peak performance
 
 
 class ProductRecorder(TorchDispatchMode):
@@ -335,12 +335,12 @@ def _arguments(described: tuple, device: torch.device) -> Any:
 
 
 def seconds_of_products(runner: Runner, repeats: int) -> float:
-    """Returns the time that the matrix products of one call take alone: medians over `repeats`, added up."""
+    """Returns the time that the matrix products of one call take alone, as the sum of medians over `repeats`."""
     with ProductRecorder() as recorder:
         runner.plain_call()
     total = 0.0
     for (func, args, kwargs), count in recorder.calls.items():
-        # Other operands each time, as in the model: those of the last call would still be in the cache.
+        # Use other operands each time, as in the model: those of the last call would still be in the cache.
         operands = itertools.cycle([_arguments(args, runner.device) for _ in range(3)])
         run = partial(_call, func, operands, _arguments(kwargs, runner.device))
         with torch.no_grad():
@@ -355,7 +355,7 @@ def _call(func: Callable[..., Any], operands: Iterator[Any], named: dict[str, An
 
 
 def peak_flops(dtype: str, device: torch.device) -> float:
-    """Returns the arithmetic per second of a large matrix product, the best of several sizes."""
+    """Returns the floating-point operations per second of a large matrix product, the best of several sizes."""
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     rates = []
     for side in (4096, 8192) if device.type == "cuda" else (1024, 2048):

@@ -1,11 +1,12 @@
 """
-Measures the time of a training step (forward, loss, backward, codebook, AdamW), and estimates that of pre-training.
+Measures the time of a training step (forward, loss, backward, codebook, AdamW), and estimates the time of
+pre-training.
 
     python benchmarks/training.py [--size paper] [--batch 64] [--frames 1 4] [--device cuda] [--dtype bf16] [--gpus 16]
                                   [--price 2.5] [--methods plain checkpointing cached compiled] [--json FILE]
 
 Clips and captions are random tensors in memory: this measures the model, not data loading, which has to keep up
-(`data_wait` in the log of a run says whether it does). Methods alternate in one run; times are medians. The estimate
+(`data_wait` in the log of a run shows whether it does). Methods alternate in one run; times are medians. The estimate
 is for the paper's pre-training, 50 epochs of 1 million pairs, on `--gpus` of the measured device, without
 communication between processes; its cost, at `--price` per GPU hour.
 """
@@ -40,7 +41,7 @@ METHODS = ("plain", "checkpointing", "cached", "compiled")
 
 
 class OneProcess:
-    """What `cached_backward` needs of an accelerator, for one process."""
+    """The part of an accelerator that `cached_backward` needs, for one process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -53,7 +54,7 @@ class OneProcess:
 
 
 def make_step(method: str, options: argparse.Namespace, frames: int):
-    """Returns a function that makes one training step with a method."""
+    """Returns a function that runs one training step with a method."""
     device = torch.device(options.device)
     video, text = SIZES[options.size]
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """
-What the site does with the sources of its pages: links to files of the repository that are not part of the site, and
-examples and references such as [`RegionLearnerModel`] in docstrings.
+Prepares the sources of the site's pages: rewrites links to files of the repository that are not part of the site, and
+formats examples and references such as [`RegionLearnerModel`] in docstrings.
 """
 
 import html

@@ -7,5 +7,5 @@ repository.
     python -m experiments.calibration fits and measures the probabilities of search
     python -m experiments.render     writes the tables and figures of docs/evidence.md from the recorded runs
 
-`runs/` holds the recorded runs: one JSON Lines file per setting, one line per run.
+`runs/` contains the recorded runs: one JSON Lines file per setting, one line per run.
 """

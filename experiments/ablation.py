@@ -1,12 +1,12 @@
 """
-Shows what each part of the method contributes: trains the same small model with and without it, from several seeds,
-and prints tables in Markdown.
+Shows what each part of the method contributes: trains the same small model with and without the part, from several
+seeds, and prints tables in Markdown.
 
     python -m experiments.ablation --output runs --setting shapes --rows main --seeds 5 --jobs 2
 
 Each run is one line of OUTPUT/SETTING.jsonl. Runs that are recorded there are not repeated: the same command resumes
-after an interruption, and one with more rows or seeds adds to the file. The tables are of all recorded seeds of the
-chosen rows.
+after an interruption, and a command with more rows or seeds adds to the file. The tables include all recorded seeds of
+the chosen rows.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run_missing(
     data_seeds: Sequence[int] | None = None,
 ) -> None:
     """
-    Trains each of `rows` from each of `seeds`, unless that run is recorded in `output/NAME.jsonl`, and records it.
+    Trains each of `rows` from each of `seeds`, and records the run, unless it is already in `output/NAME.jsonl`.
 
     Args:
         name: name of the setting.
@@ -47,9 +47,9 @@ def run_missing(
             weights, is combined with each of them, and the runs are recorded in `output/NAME_seeds.jsonl`.
 
     Raises:
-        ValueError: if recorded runs of these rows had another setting or model.
-        ChildProcessError: if runs have failed; raised after all others are done.
-        BlockingIOError: if another process is writing to `output`.
+        ValueError: recorded runs of these rows had another setting or model.
+        ChildProcessError: runs have failed. This is raised after all others are done.
+        BlockingIOError: another process is writing to `output`.
     """
     path = output / (f"{name}.jsonl" if data_seeds is None else f"{name}_seeds.jsonl")
     output.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,12 @@ def run_missing(
 
 
 def entries_of(output: Path, name: str, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Summarizes the recorded runs of `rows`; see [`summarize`]."""
+    """Returns a summary of the recorded runs of `rows`; see [`summarize`]."""
     return summarize(runs_of(output / f"{name}.jsonl", setting, with_baselines(rows)), rows)
 
 
 def step_times_of(output: Path, name: str, table: str) -> dict[str, float]:
-    """Reads the relative times of training steps that were measured for a table; empty if they were not measured."""
+    """Returns the relative times of training steps that were measured for a table; empty if there are none."""
     return read_json(output / "step_times.json").get(name, {}).get(table, {})
 
 
@@ -104,7 +104,7 @@ def report(entries: Sequence[dict[str, Any]], step_times: dict[str, float]) -> s
 
 
 def argument_parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser of the options that the commands of the experiments share."""
+    """Returns a parser with the options that the commands of the experiments share."""
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
         description=description,

@@ -5,9 +5,9 @@ Measures the probabilities of `region_learner.search`, and fits their weights.
     python -m experiments.calibration measure shapes.npz letters.npz real.npz
 
 `embed` writes the embeddings of the test split of a corpus, of its captions, of the neutral texts, and of texts that
-describe no video. `measure` draws galleries of several sizes from each of these files, and asks for clips twice: with
-the clips of that caption in the gallery, and without them, so that no hit can be right. A hit is right if the query is
-one of its captions. Each corpus is tested with weights that were fitted on the other ones.
+do not describe any video. `measure` draws galleries of several sizes from each of these files, and searches for clips
+twice: with the clips of the caption in the gallery, and without them, so that no hit can be right. A hit is right if
+the query is one of its captions. Each corpus is tested with weights that were fitted on the other corpora.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from region_learner.search.calibration import WEIGHTS, evidence, neutral_texts, 
 from .tables import markdown
 
 SIZES = (20, 100, 500, 2000)
-GALLERIES, QUERIES = 8, 100  # of each size, and in each gallery
+GALLERIES, QUERIES = 8, 100  # number of galleries of each size, and of queries in each gallery
 HITS = 10
 
 NONSENSE = (
@@ -39,7 +39,7 @@ NONSENSE = (
     "second-hand insurance", "yesterday", "the square root of two", "a recipe without ingredients",
 )  # fmt: skip
 
-# The columns of a case: what is known of the best hit of a query.
+# The columns of a case: measurements of the best hit of a query.
 COSINE, LOG_SIZE, Z_SCORE, GAP, LOGIT, CONTRAST, SHARE = range(7)
 
 # The methods that are compared, as the columns that their weights are fitted for.
@@ -56,18 +56,18 @@ METHODS = {
 
 @dataclass
 class Embedded:
-    """What [`embed`] wrote: embeddings of length 1 of a corpus by one model."""
+    """The output of [`embed`]: the L2-normalized embeddings of a corpus by one model."""
 
     name: str
     corpus: str
     videos: np.ndarray  # (V, D)
     texts: np.ndarray  # (T, D)
-    captions: np.ndarray  # (T,): the same number for the same words
+    captions: np.ndarray  # (T,): equal captions have the same number
     owners: np.ndarray  # (T,): the video of each text
     neutral: np.ndarray  # (P, D)
     nonsense: np.ndarray  # (N, D)
     scale: float
-    bias: float  # NaN: none
+    bias: float  # NaN if there is none
 
     @classmethod
     def load(cls, path: Path) -> "Embedded":
@@ -77,13 +77,13 @@ class Embedded:
         return cls(name=path.stem, corpus=corpus, scale=scale, bias=bias, **values)
 
     def right(self, text: int) -> np.ndarray:
-        """Returns the videos that a text is a caption of."""
+        """Returns the videos that have a text as a caption."""
         return self.owners[self.captions == self.captions[text]]
 
 
 @dataclass
 class Cases:
-    """Queries and their best hits, (n, columns); whether the hit is right, and whether the clip was there, (n,)."""
+    """The best hits of queries, (n, columns); whether they are right, and whether the clip was there, (n,)."""
 
     columns: np.ndarray
     right: np.ndarray
@@ -118,9 +118,9 @@ def describe(embedded: Embedded, query: np.ndarray, gallery: np.ndarray, sample:
     Returns the best hit of a query in a gallery of videos, and its columns.
 
     Args:
-        query: (D,).
+        query: embedding of the query (D,).
         gallery: indices of videos.
-        sample: how many of them the calibration sees.
+        sample: number of videos that the calibration sees.
     """
     videos = embedded.videos[gallery]
     scores = videos @ query
@@ -137,7 +137,7 @@ def describe(embedded: Embedded, query: np.ndarray, gallery: np.ndarray, sample:
 
 
 def draw_cases(embedded: Embedded, size: int, sample: int = 4096, seed: int = 0) -> Cases:
-    """Draws galleries of a size, and asks for clips that are in them and for the same clips after taking them out."""
+    """Draws galleries of a size, and searches for clips in them, before and after removing these clips."""
     rng = np.random.default_rng(seed)
     columns, right, present = [], [], []
     for _ in range(GALLERIES):
@@ -168,25 +168,25 @@ def fit(columns: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def area_under_curve(values: np.ndarray, positive: np.ndarray) -> float:
-    """Returns the chance that a positive has a higher value than a negative, ties counting half."""
+    """Returns the probability that a positive has a higher value than a negative. Ties count half."""
     n, m = positive.sum(), (~positive).sum()
     return float((rankdata(values)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Returns the mean difference of stated and true probability over bins, weighted by their cases."""
+    """Returns the mean difference of stated and true probability over bins, weighted by their numbers of cases."""
     return sum(share * abs(stated - true) for share, stated, true in reliability(probabilities, right, bins))
 
 
 def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> list[tuple[float, float, float]]:
-    """Returns share of the cases, mean stated and true probability of each bin that has cases."""
+    """Returns the share of cases, and the mean stated and true probability, of each bin that has cases."""
     number = np.minimum((probabilities * bins).astype(int), bins - 1)
     cases = [number == index for index in range(bins)]
     return [(float(x.mean()), float(probabilities[x].mean()), float(right[x].mean())) for x in cases if x.any()]
 
 
 def score(probabilities: np.ndarray, cases: Cases) -> list[str]:
-    """Returns the cells of a table: area under the curve of clips that are there, and the errors of probabilities."""
+    """Returns the cells of a table: areas under the curve, and errors of probabilities, as in `MEASURES`."""
     return [
         f"{area_under_curve(probabilities, cases.present):.3f}",
         f"{area_under_curve(probabilities, cases.right):.3f}",
@@ -199,7 +199,7 @@ MEASURES = ["in or out, AUC", "right or wrong, AUC", "calibration error", "Brier
 
 
 def compare_methods(drawn: dict[str, Cases], corpus_of: dict[str, str], fit_on: Sequence[str]) -> str:
-    """Returns a table of all methods, each tested on every corpus with weights that were fitted on the other ones."""
+    """Returns a table of all methods, each tested on every corpus with weights that were fitted on the others."""
     lines = []
     for method, used in METHODS.items():
         for name in fit_on:
@@ -216,7 +216,7 @@ def compare_methods(drawn: dict[str, Cases], corpus_of: dict[str, str], fit_on: 
 
 
 def by_size(embedded: Embedded, drawn: dict[int, Cases]) -> str:
-    """Returns a table of the probabilities as `search` states them, by the size of the gallery."""
+    """Returns a table of the probabilities that `search` states, by the size of the gallery."""
     lines = []
     for size, cases in drawn.items():
         stated = as_stated(cases.columns)
@@ -233,7 +233,7 @@ def as_stated(columns: np.ndarray) -> np.ndarray:
 
 
 def nonsense(embedded: Embedded) -> str:
-    """Returns the highest and the mean probability of the best hit for texts that describe no video."""
+    """Returns the mean and the highest probability of the best hit for texts that do not describe any video."""
     gallery = np.random.default_rng(0).permutation(len(embedded.videos))[:200]
     columns = np.array([describe(embedded, query, gallery, 4096)[1] for query in embedded.nonsense])
     stated = as_stated(columns)

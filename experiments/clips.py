@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 def unseen(setting: Setting) -> Setting | None:
     """
     Returns a setting whose split "test_unseen" shows combinations of shape and color that no other split shows, with
-    as many clips as the test split of `setting`; or None if its corpus has no such split.
+    as many clips as the test split of `setting`. Returns None if its corpus has no such split.
     """
     if setting.corpus != "moving_shapes":
         return None
@@ -37,12 +37,12 @@ def unseen(setting: Setting) -> Setting | None:
 
 def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -> None:
     """
-    Generates the corpus and, unless the setting takes clips as drawn, decodes it, once for all runs:
-    `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which says which
-    corpus it is.
+    Generates the corpus and, unless the setting uses clips as drawn, decodes it, once for all runs. Writes
+    `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which describes the
+    corpus.
 
     Raises:
-        ValueError: if the directory contains another corpus.
+        ValueError: the directory contains another corpus.
     """
     described = json.loads(json.dumps({"corpus": setting.corpus, "options": setting.options}))
     label = directory / "corpus.json"
@@ -66,7 +66,7 @@ def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -
 
 
 def _draw(setting: Setting, directory: Path, split: str, target: Path) -> None:
-    """Draws the clips of a split on all cores: frames to `target`, rows to SPLIT.jsonl, label maps beside it."""
+    """Draws the clips of a split on all cores. Writes frames to `target`, and rows and label maps beside it."""
     options = MOVING_SHAPES.read_options(setting.options)
     scenes = plan_scenes(MOVING_SHAPES, options, split)
     masks = directory / f"{split}_masks"
@@ -96,7 +96,7 @@ class Split:
 
     @classmethod
     def load(cls, setting: Setting, directory: Path, name: str) -> "Split":
-        """Reads the split `name` from the `directory` that was given to [`prepare`]."""
+        """Returns the split `name` from the `directory` that was given to [`prepare`]."""
         frames = np.load(directory / f"{name}.npy", mmap_mode="r")
         if setting.drawn:
             lines = (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -120,8 +120,8 @@ class Split:
 
 class ClipsInMemory:
     """
-    Makes model inputs from decoded clips: samples and normalises frames as the processor does. Frames are never
-    cropped, because a crop could remove what a caption names.
+    Makes model inputs from decoded clips: samples and normalizes frames as the processor does. Frames are never
+    cropped, because a crop could remove an object that a caption names.
     """
 
     def __init__(self, processor: RegionLearnerVideoProcessor):
@@ -129,7 +129,7 @@ class ClipsInMemory:
         self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (processor.image_mean, processor.image_std))
 
     def indices(self, frames: np.ndarray, training: bool = False, generator=None) -> np.ndarray:
-        """Returns the indices of the sampled ones of `frames`, (all frames of a clip, height, width, 3)."""
+        """Returns the indices of the frames to sample from all `frames` of a clip, (n, height, width, 3)."""
         return self.processor.sample_frames(VideoMetadata(len(frames)), training=training, generator=generator)
 
     def __call__(self, frames: np.ndarray, training: bool = False, generator=None) -> torch.Tensor:
@@ -139,7 +139,7 @@ class ClipsInMemory:
 
 
 class CollatorInMemory(RegionLearnerCollator):
-    """The training collator for clips that are already in memory, decoded."""
+    """The training collator for decoded clips in memory."""
 
     def __init__(self, processor, frames: np.ndarray):
         super().__init__(processor, training=True)

@@ -1,4 +1,4 @@
-"""Figures of an ablation, as WebP."""
+"""Draws the figures of an ablation, as WebP files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +71,7 @@ def draw_curves(runs: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]
 
 
 def draw_losses(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws R@1 over the training loss at the end, one point per run."""
+    """Draws R@1 against the final training loss, one point per run."""
     figure, axes = _plot((7, 4.6))
     for entry in entries:
         known = entry["row"] in _COLORS

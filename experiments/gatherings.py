@@ -1,4 +1,4 @@
-"""Alternatives to learned queries that gather a clip into the same number of vectors. None is part of the package.
+"""Alternatives to learned queries that pool a clip into the same number of vectors. They are not part of the package.
 
 Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. All
 clips of the experiments have the same number of frames, so none of them takes a `frame_mask`.
@@ -11,12 +11,12 @@ from torch import nn
 from region_learner.evaluation.region_baselines import grid_masks, kmeans
 from region_learner.modeling_region_learner import RegionLearnerQueries
 
-_ROUNDS = 2  # of slot attention in each frame
+_ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
 
 
 class _Gathering(RegionLearnerQueries):
-    """Base class: removes the layers that find patches for queries."""
+    """Base class without the layers that match patches and queries."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -47,8 +47,8 @@ class FrameCells(_Gathering):
 
 class RandomPatches(_Gathering):
     """
-    Each vector is a patch at the same position in all frames. Training draws new positions in each step; evaluation
-    uses evenly spaced ones.
+    Each vector is a patch at the same position in all frames. Training draws new positions in each step, and
+    evaluation uses evenly spaced positions.
     """
 
     def attend(self, features):
@@ -85,8 +85,8 @@ class Convolution(_Gathering):
 
 class Slots(RegionLearnerQueries):
     """
-    Slot attention (arXiv 2006.15055): slots compete for each patch, and look again after each round. The slots of a
-    frame are those that the next one begins with (arXiv 2111.12594).
+    Slot attention (arXiv 2006.15055): slots compete for each patch, and are updated after each round. The slots of a
+    frame initialize those of the next frame (arXiv 2111.12594).
     """
 
     def __init__(self, config):

@@ -4,8 +4,8 @@ and compares the best span with the position of its clip.
 
     python -m experiments.real_spans CHECKPOINT CLIPS --output runs/spans
 
-CLIPS is a folder with metadata (corpus `folder`). The model may have been trained on these clips, as this measures
-where a hit is, not whether unseen clips are found.
+CLIPS is a folder with metadata (corpus `folder`). The model may have been trained on these clips, because this
+measures where a hit is, not whether unseen clips are found.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FPS = 8
 
 
 def join_clips(clips: Sequence[str], output: Path, size: int = 160) -> list[Span]:
-    """Writes a video of clips, one after another, as squares of `size` pixels. Returns where each of them is."""
+    """Writes a video of clips, one after another, with frames of `size` x `size` pixels. Returns their spans."""
     frames: list[np.ndarray] = []
     spans = []
     for clip in clips:
@@ -52,7 +52,7 @@ def measure(
 ) -> dict[str, float]:
     """
     Returns, over all captions, the share whose best span is in the right video, the share whose best span overlaps the
-    clip, the mean intersection over union, and that of a span of the length of a window at a random place.
+    clip, the mean intersection over union, and the same for a span of the length of a window at a random position.
     """
     rows = list(load_corpus("folder", clips, "train"))
     output.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@ Writes the tables of docs/evidence.md, and its figures, from the recorded runs.
 
     python -m experiments.render
 
-A table stands between `<!-- table: WORDS -->` and `<!-- end of table -->`; the words say which one it is. Figures of
-region masks are only redrawn if `runs/masks`, which is not under version control, is there.
+A table is between `<!-- table: WORDS -->` and `<!-- end of table -->`; the words say which table it is. Figures of
+region masks are only redrawn if `runs/masks`, which is not under version control, exists.
 """
 
 import re
@@ -27,7 +27,7 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 FIGURES = ROOT / "docs" / "images" / "evidence"
 RUNS = ROOT / "experiments" / "runs"
 
-# The rows of the main table by how they pool patches and regions.
+# The rows of the main table, by how they pool patches and regions.
 _MEANS = ("frozen", "frozen_deeper", "patches", "quantization", "aggregation", "paper", "paper_motion")
 _MAXIMA = (
     "patches_max",
@@ -57,7 +57,7 @@ def _masks(setting: str, table: str) -> str | None:
 
 
 def _correlations() -> str:
-    """Correlations of R@1 with the final training loss."""
+    """Returns a table of the correlations of R@1 with the final training loss."""
     by_setting = [_entries("shapes", "main"), _entries("letters", "second_corpus")]
     lines = []
     for label, names in (("means", _MEANS), ("(soft) maxima", _MAXIMA)):
@@ -77,7 +77,7 @@ def _seeds(setting: str, row: str, *seeds: str) -> str:
 
 
 def _again(setting: str, *names: str) -> str:
-    """R@1 of runs that were repeated on another machine."""
+    """Returns a table with R@1 of runs that were repeated on another machine."""
     rows = rows_of(names)
     recorded, again = (
         {(run["row"], run["seed"]): run["test"][METRIC] for run in runs_of(path, SETTINGS[setting], rows)}
@@ -111,7 +111,7 @@ TABLES: dict[str, Callable[..., str | None]] = {
 
 
 def render(document: str) -> str:
-    """Returns the document with its tables written anew."""
+    """Returns the document with its tables updated."""
 
     def table(match: re.Match) -> str:
         kind, *words = match["words"].split()

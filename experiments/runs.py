@@ -24,10 +24,10 @@ _DEFAULTS = {field.name: field.default for field in fields(Setting) if field.def
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
     """
-    Reads the runs in a file; the list is empty if the file does not exist.
+    Returns the runs in a file, or an empty list if the file does not exist.
 
     Raises:
-        ValueError: if a line is damaged.
+        ValueError: a line is damaged.
     """
     runs = []
     if path.exists():
@@ -40,21 +40,21 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file; it is empty if it does not exist."""
+    """Returns the content of a JSON file, or an empty dict if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def add_run(path: Path, run: dict[str, Any]) -> None:
-    """Appends a run to a file. The write is atomic, so that an interruption loses no earlier run."""
+    """Appends a run to a file. The write is atomic, so that an interruption does not lose earlier runs."""
     write_text(path, "".join(json.dumps(one) + "\n" for one in [*read_runs(path), run]))
 
 
 def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
-    Reads the runs of `rows` from a file.
+    Returns the runs of `rows` in a file.
 
     Raises:
-        ValueError: if one of them had another setting or model.
+        ValueError: one of them had another setting or model.
     """
     wanted = {row.name: row for row in rows}
     runs = [run for run in read_runs(path) if run["row"] in wanted]
@@ -89,15 +89,15 @@ def run_in_processes(
     progress: bool = True,
 ) -> None:
     """
-    Calls `function(*arguments)` for each of `tasks` (names with arguments), `jobs` at a time, each in a process of its
-    own. They share the CPU cores and take turns on the GPUs.
+    Calls `function(*arguments)` for each of `tasks` (names with arguments), `jobs` at a time, each in its own process.
+    They share the CPU cores and take turns on the GPUs.
 
     Args:
         keep: called in this process with each result as soon as it is available.
         use_cpu: whether to leave GPUs unused.
 
     Raises:
-        ChildProcessError: if tasks have failed; raised after all others are done.
+        ChildProcessError: tasks have failed. This is raised after all others are done.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     gpus = [] if use_cpu else _visible_gpus()
@@ -133,7 +133,7 @@ def run_in_processes(
 
 
 def _visible_gpus() -> list[str]:
-    """Returns the GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them."""
+    """Returns the GPUs of this process, by their names in `CUDA_VISIBLE_DEVICES`."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,11 +1,11 @@
 """
-Shows which seed a model's retrieval depends on: that of its weights, or that of the order and sampling of its data.
+Shows which seed affects a model's retrieval: that of its weights, or that of the order and sampling of its data.
 
     python -m experiments.seeds --output runs --setting shapes --row paper --seeds 0 2 --jobs 2
 
 Trains a row of the ablation with every pair of the seeds, and prints text-to-video R@1 on the test split. Each run is
 one line of OUTPUT/SETTING_seeds.jsonl; runs that are recorded there are not repeated. OUTPUT may be that of the
-ablation, whose decoded clips are reused. A pair of equal seeds is the run that the ablation makes of that seed.
+ablation, whose decoded clips are reused. A pair of equal seeds is the same as the run of the ablation with that seed.
 """
 
 from collections.abc import Sequence

@@ -13,15 +13,15 @@ class Setting:
 
     Args:
         corpus: name of a built-in corpus.
-        options: how the corpus is generated; its `size` is the size of the frames that the model sees.
-        video_config, text_config, config: of the model, without the region module.
-        epochs, batch_size, learning_rate, warmup_steps, max_grad_norm, weight_decay: of the training, which uses AdamW
-            with a cosine schedule; `max_grad_norm=0` turns gradient clipping off.
+        options: options of the corpus generator; `size` is the size of the frames that the model sees.
+        video_config, text_config, config: configuration of the model, without the region module.
+        epochs, batch_size, learning_rate, warmup_steps, max_grad_norm, weight_decay: options of training, which uses
+            AdamW with a cosine schedule; `max_grad_norm=0` turns off gradient clipping.
         bf16: whether to train under bfloat16 autocast.
-        vocab_size: of the tokenizer, which is trained on the training captions.
+        vocab_size: vocabulary size of the tokenizer, which is trained on the training captions.
         regions_on: number of test clips whose region masks are compared with the true masks.
-        drawn: whether clips are used as the generator draws them, without a codec. Neither PyAV nor datasets is needed
-            then. For "moving_shapes".
+        drawn: whether clips are used as the generator draws them, without a codec. In this case, neither PyAV nor
+            datasets is needed. Only for "moving_shapes".
     """
 
     corpus: str
@@ -45,7 +45,7 @@ class Setting:
             raise ValueError(f"drawn=True is for moving_shapes, not for {self.corpus}.")
 
     def clips_in(self, output: Path) -> Path:
-        """Returns the directory of the clips, which settings of a corpus share."""
+        """Returns the directory of the clips, which all settings of a corpus share."""
         return output / "corpus" / (f"{self.corpus}_drawn" if self.drawn else self.corpus)
 
 
@@ -55,13 +55,13 @@ class Row:
     A model, as a row of a table.
 
     Args:
-        name: how commands and recorded runs call it.
-        label: how tables and figures call it.
-        video_config: what it adds to the video configuration of the setting.
+        name: its name in commands and recorded runs.
+        label: its name in tables and figures.
+        video_config: fields that it adds to the video configuration of the setting.
         baseline: name of the row that it is compared with.
-        config: what it adds to the configuration of the dual encoder.
-        gathering: what takes the place of learned queries, a key of `GATHERINGS`.
-        negatives: whether training has captions with an attribute exchanged between two objects as wrong texts.
+        config: fields that it adds to the configuration of the dual encoder.
+        gathering: the replacement of learned queries, a key of `GATHERINGS`.
+        negatives: whether training uses captions with an attribute exchanged between two objects as negative texts.
     """
 
     name: str
@@ -86,11 +86,11 @@ _NONE: dict[str, Any] = {"codebook_size": 0, "num_regions": 0, "interaction_laye
 
 _SIZES: dict[str, Any] = {"codebook_size": 256, "num_regions": 8, "interaction_layers": 1, "interaction_heads": 4}
 
-# As in the paper, except for the codebook, which moves slowly and revives dead codes.
+# As in the paper, except for the codebook, which moves slowly and revives unused codes.
 _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 
 # The default form. Its options repeat those of the configuration on purpose: the recorded runs were made with these
-# values. Should a default change there, they must not follow it.
+# values. If a default changes in the configuration, they must stay the same.
 _DECOUPLED: dict[str, Any] = _SIZES | {
     "region_form": "decoupled",
     "region_options": {
@@ -140,7 +140,7 @@ _MAIN = [
     Row("paper", "paper", _PAPER),
     Row("paper_motion", "paper, with motion excitation", _with(_PAPER, motion_excitation=True)),
     Row("decoupled", "decoupled", _DECOUPLED),
-    # The mask of a single region is the whole frame, and the mask loss a constant.
+    # The mask of a single region is the whole frame, and the mask loss is constant.
     Row(
         "decoupled_1_region",
         "decoupled, one region per frame",
@@ -299,7 +299,7 @@ CONTRASTS = [
     ("maxima", "maxima_1_region"),
 ]
 
-# What `experiments.words` compares.
+# The pairs of rows that `experiments.words` compares.
 WORD_CONTRASTS = [
     ("decoupled_words", "decoupled"),
     ("phrases", "decoupled"),
@@ -347,10 +347,10 @@ _SHAPES: dict[str, Any] = _CLIPS | {"test_unseen": 0, "fps": 4, "objects": 4, "d
 SETTINGS: dict[str, Setting] = {
     "shapes": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS),
     "letters": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS),
-    # Half of the training, as the best models leave little to be told apart after all of it.
+    # Half of the training, because after all of it the best models can hardly be distinguished.
     "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
     "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
-    # Finer, with more and smaller objects, for a GPU.
+    # Larger frames with more and smaller objects, for a GPU.
     "shapes_96": Setting(
         corpus="moving_shapes",
         options=_SHAPES | {"train": 24000, "size": 96, "objects": 5, "distractors": [6, 12]},
@@ -359,7 +359,7 @@ SETTINGS: dict[str, Setting] = {
         epochs=3,
         drawn=True,
     ),
-    # Shows how much of the differences between seeds comes from the optimisation.
+    # Shows how much of the differences between seeds comes from the optimization.
     "shapes_unclipped": Setting(
         corpus="moving_shapes", options=_SHAPES, **_ENCODERS, warmup_steps=50, max_grad_norm=0
     ),
@@ -371,7 +371,7 @@ def rows_of(names: Iterable[str]) -> list[Row]:
     Returns the rows for `names`, which are names of tables or rows, each once.
 
     Raises:
-        ValueError: if a name is not known.
+        ValueError: a name is not known.
     """
     single = {row.name: row for table in TABLES.values() for row in table}
     chosen: dict[str, Row] = {}

@@ -1,4 +1,4 @@
-"""Times of training steps, for the "step" column of tables."""
+"""Measures the times of training steps, for the "step" column of tables."""
 
 import statistics
 import time
@@ -15,13 +15,13 @@ def relative_step_times(
 ) -> dict[str, float]:
     """
     Returns the median time of a training step (forward, backward, AdamW) of each of `rows`, by name, divided by that
-    of the first. The rows take turns, so that other load on the machine affects all of them alike.
+    of the first row. The rows take turns, so that other load on the machine affects all of them equally.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
     video = setting.video_config
     shape = (setting.batch_size, video["num_frames"], 3, video["image_size"], video["image_size"])
     clips = torch.randn(shape, device=device)
-    texts = torch.randint(5, 30, (setting.batch_size, 32), device=device)  # ids that any vocabulary has
+    texts = torch.randint(5, 30, (setting.batch_size, 32), device=device)  # ids that exist in any vocabulary
     steps = {}
     for row in rows:
         model, _ = new_model(setting, row, ["a few words to train the tokenizer on"])

@@ -9,7 +9,7 @@ import numpy as np
 from .settings import Row
 
 METRIC = "t2v_R@1"
-_LAST = 4  # entries of a run's `loss`: 200 steps
+_LAST = 4  # number of entries of a run's `loss`, which are 200 steps
 _REFERENCES = {
     "kmeans": "k-means on the features of the default",
     "cls_attention": "its CLS attention, one mask per head",
@@ -28,7 +28,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, None
-    from scipy.stats import t as student_t  # not needed where runs are only made
+    from scipy.stats import t as student_t  # not needed if there are only runs and no tables
 
     return mean, float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
@@ -40,7 +40,7 @@ def _measured(values: Sequence[float | None]) -> tuple[float, float | None] | No
 
 
 def _differences(values: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
-    """Differences, paired by seed, of the seeds that both have."""
+    """Returns the differences, paired by seed, for the seeds that both have."""
     return [value - others[seed] for seed, value in values.items() if seed in others]
 
 
@@ -49,10 +49,11 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
     Summarizes the `runs` of each of `rows` that has any.
 
     Returns:
-        One entry per row. `row`, `label`, `parameters`; `values`: test R@1 (text to video) by seed, and their `mean`
-        and `half_width`; `losses`: mean training loss of the last 200 steps by seed; `difference`: [`interval`] of the
-        differences to the baseline, paired by seed, and `pairs`, their number (not for the baseline itself);
-        `v2t_R@1`; `codes_in_use` in percent and `regions`, with [`interval`]s by kind of masks, if the model has them.
+        One entry per row: `row`, `label`, `parameters`; `values`, the test R@1 (text to video) by seed, and their
+        `mean` and `half_width`; `losses`, the mean training loss of the last 200 steps by seed; `difference`, the
+        [`interval`] of the differences from the baseline, paired by seed, and `pairs`, their number (not for the
+        baseline itself); `v2t_R@1`; `codes_in_use` in percent and `regions`, with [`interval`]s by kind of masks, if
+        the model has them.
     """
     by_row: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -93,8 +94,8 @@ def summarize(runs: Iterable[dict[str, Any]], rows: Sequence[Row]) -> list[dict[
 
 def loss_correlation(entries: Sequence[dict[str, Any]]) -> float | None:
     """
-    Returns Pearson's correlation of R@1 with the training loss at the end, among seeds of the same row (both minus
-    their means in the row); None if there are fewer than three runs, or nothing varies.
+    Returns Pearson's correlation of R@1 with the final training loss, among seeds of the same row (both minus their
+    means in the row). Returns None if there are fewer than three runs, or if nothing varies.
     """
     if not entries:
         return None
@@ -108,7 +109,7 @@ def loss_correlation(entries: Sequence[dict[str, Any]]) -> float | None:
 
 
 def model_table(entries: Sequence[dict[str, Any]], step_times: Mapping[str, float] | None = None) -> str:
-    """Returns the entries of [`summarize`] as a table; `step_times` are relative, by the name of the row."""
+    """Returns the entries of [`summarize`] as a table. `step_times` are relative, by the name of the row."""
     lines = []
     for entry in entries:
         name = entry["row"]
@@ -130,7 +131,7 @@ def model_table(entries: Sequence[dict[str, Any]], step_times: Mapping[str, floa
 
 
 def _difference(entry: dict[str, Any]) -> str:
-    """Returns a cell of the table, with the number of pairs where it is less than the number of seeds."""
+    """Returns a cell of the table, with the number of pairs if it is less than the number of seeds."""
     if "difference" not in entry:
         return ""
     cell = _with_interval(*entry["difference"], sign="+")
@@ -154,8 +155,8 @@ def contrast_table(entries: Sequence[dict[str, Any]], contrasts: Iterable[tuple[
 
 def mask_table(entries: Sequence[dict[str, Any]], references_of: str = "decoupled") -> str | None:
     """
-    Returns where the region masks of rows land as a table; below them, where those that no row learned land (clusters,
-    attention, ...), as measured with the row `references_of`. None if no row has masks.
+    Returns a table of how well the region masks of rows match objects. Below them, it has masks that were not learned
+    (clusters, attention, ...), as measured with the row `references_of`. Returns None if no row has masks.
     """
     kinds = [(entry["label"], entry["regions"]["learned"]) for entry in entries if "regions" in entry]
     for entry in entries:
@@ -174,7 +175,7 @@ def mask_table(entries: Sequence[dict[str, Any]], references_of: str = "decouple
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Returns a table whose first `texts` columns are text and whose others are numbers."""
+    """Returns a table whose first `texts` columns are text and whose other columns are numbers."""
     rows = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

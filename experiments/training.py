@@ -1,4 +1,4 @@
-"""One run: a small dual encoder, trained from scratch on clips held in memory, and measured."""
+"""One run: a small dual encoder that is trained from scratch on clips in memory, and then measured."""
 
 import os
 import platform
@@ -26,8 +26,8 @@ from .clips import SPLITS, ClipsInMemory, CollatorInMemory, Split
 from .gatherings import GATHERINGS
 from .settings import Row, Setting
 
-_BATCH_SIZE = 100  # of the evaluation
-_DRAWN = 4  # validation clips whose region masks are saved for figures
+_BATCH_SIZE = 100  # batch size of the evaluation
+_DRAWN = 4  # number of validation clips whose region masks are saved for figures
 
 
 def new_model(setting: Setting, row: Row, captions: Sequence[str]):
@@ -60,17 +60,17 @@ def train_and_measure(
     Trains the model of a row from one seed, and measures it after the last step.
 
     Args:
-        seed: of the weights, and of the order and sampling of the data.
+        seed: seed of the weights, and of the order and sampling of the data.
         corpus: the directory where [`prepare`] put the decoded clips.
         use_cpu: whether to leave a GPU unused.
-        masks_to: an .npz file to write: region masks of a few clips during training.
+        masks_to: an .npz file for the region masks of a few clips during training.
         data_seed: another seed for the order and sampling of the data.
-        weights_to: a .safetensors file to write: the weights after the last step.
+        weights_to: a .safetensors file for the weights after the last step.
 
     Returns:
-        What was run and what was measured. `val` and `test`: retrieval metrics; `curve`: validation R@1 during
-        training; `loss` (without the mask loss) and `region_loss` (the mask loss): means over every 50 steps;
-        `codes_in_use`: a share between 0 and 1; `regions`: see `region_quality_of_batches`; `parameters` and
+        The settings of the run and its measurements: `val` and `test`, retrieval metrics; `curve`, the validation R@1
+        during training; `loss` (without the mask loss) and `region_loss` (the mask loss), means over every 50 steps;
+        `codes_in_use`, a share between 0 and 1; `regions`, see `region_quality_of_batches`; `parameters` and
         `parameters_of_region_module`; `seconds`; `machine`; `versions`.
     """
     start = time.perf_counter()
@@ -205,7 +205,7 @@ def _losses(model, history: list[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def _codes_and_regions(model, processor, test: Split, count: int) -> dict[str, Any]:
-    """Measures the codes in use and the region masks, as far as the model has them, on the first `count` clips."""
+    """Measures the codes in use and the region masks, if the model has them, on the first `count` clips."""
     found: dict[str, Any] = {}
     if model.config.video_config.codebook_size:
         found["codes_in_use"] = codebook_use(model, batches(model, processor, test, count))
@@ -220,12 +220,12 @@ def _codes_and_regions(model, processor, test: Split, count: int) -> dict[str, A
 def _version(distribution: str) -> str:
     try:
         return version(distribution)
-    except PackageNotFoundError:  # run from its source
+    except PackageNotFoundError:  # the package is run from its source
         return "not installed"
 
 
 def _machine(device: torch.device) -> str:
-    """Describes what a model runs on."""
+    """Returns a description of the hardware that a model runs on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -1,11 +1,11 @@
 """
-Measures what the trained models of `experiments.ablation` tell about words and regions, and prints it in Markdown:
+Measures how well the trained models of `experiments.ablation` match words and regions, and prints tables in Markdown:
 
     python -m experiments.words --output runs --setting shapes --rows words
 
-R@1 by the single vector, by tokens alone, and after re-ranking; how many captions with an attribute exchanged between
-two objects are told apart from the right one; and how many objects the phrases about them find. Each measurement is
-one line of OUTPUT/SETTING_words.jsonl. What is recorded there is not measured again.
+The measurements are R@1 by the single vector, by tokens alone, and after re-ranking; how many captions with an
+attribute exchanged between two objects are distinguished from the right one; and how many objects are found by the
+phrases about them. Each measurement is one line of OUTPUT/SETTING_words.jsonl. Recorded measurements are not repeated.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from .tables import interval, markdown
 from .training import batches, new_model
 
 _BATCH_SIZE = 100
-_TEXTS_AT_ONCE = 10  # of the similarity of tokens, whose memory grows with their number
+_TEXTS_AT_ONCE = 10  # the memory of token similarities grows with this number
 
 
 def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
         `row`, `seed` and `weights`, a digest of the file. In percent: `single`, R@1 of the single vectors; with
         `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `unseen`, the same
         for combinations of shape and color that training does not have (`moving_shapes`); `exchanged` and
-        `exchanged_reranked`, the share of pairs of captions that are told apart, over all and by aspect; with
+        `exchanged_reranked`, the share of pairs of captions that are distinguished, over all and by aspect; with
         `token_dim`, `where`, see [`grounding_accuracy`].
     """
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
@@ -128,7 +128,7 @@ def _embed(outputs: Sequence[Any], side: str) -> dict[str, torch.Tensor]:
 
 
 def _token_scores(texts: dict[str, torch.Tensor], videos: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the similarities of all texts and videos by their tokens."""
+    """Returns the similarities of all texts and videos, computed from their tokens."""
     rows = []
     for start in range(0, len(texts["embeds"]), _TEXTS_AT_ONCE):
         some = slice(start, start + _TEXTS_AT_ONCE)
@@ -148,7 +148,7 @@ def _token_scores(texts: dict[str, torch.Tensor], videos: dict[str, torch.Tensor
 def _paired_token_scores(
     texts: dict[str, torch.Tensor], videos: dict[str, torch.Tensor], clips: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the similarity of each text and its clip, by their tokens."""
+    """Returns the similarity of each text and its clip, computed from their tokens."""
     return torch.cat(
         [
             word_region_similarity(
@@ -177,8 +177,8 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
     """
-    Returns the differences of pairs of rows as a table: means over seeds that both have, with 95 % intervals. Where
-    one of the two has no tokens, "re-ranked" compares with its single vector.
+    Returns the differences of pairs of rows as a table: means over seeds that both have, with 95 % intervals. If one
+    of the two has no tokens, "re-ranked" compares with its single vector.
     """
     labels = {row.name: row.label for row in TABLES["words"]}
     of = {(one["row"], one["seed"]): one for one in found}
@@ -194,7 +194,7 @@ def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[st
     return markdown(["model", "compared with", "pairs", *columns.values()], lines, texts=2) if lines else None
 
 
-# What is measured, as the path to a value, and the head of its column.
+# The measurements: the path to a value, and the header of its column.
 _COLUMNS = {
     ("single",): "R@1",
     ("tokens",): "by tokens",
@@ -208,12 +208,12 @@ _COLUMNS = {
 
 
 def _columns(found: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], str]:
-    """Returns the columns of which any run has a value."""
+    """Returns the columns for which any run has a value."""
     return {names: head for names, head in _COLUMNS.items() if any(_value(one, names) is not None for one in found)}
 
 
 def _value(one: dict[str, Any], names: Sequence[str], fall_back: bool = False) -> float | None:
-    """Returns the value at a path, or None. `fall_back`: the single vector's for what is re-ranked."""
+    """Returns the value at a path, or None. With `fall_back`, the single vector replaces missing re-ranked values."""
     name, *parts = names
     if fall_back and name not in one:
         name = {"reranked": "single", "exchanged_reranked": "exchanged"}.get(name, name)
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         for weights in sorted((options.output / "weights" / options.setting).glob(f"{row.name}-*.safetensors")):
             seed = int(weights.stem.rpartition("-")[2])
-            if weights.stem != f"{row.name}-{seed}":  # of a row whose name begins in the same way
+            if weights.stem != f"{row.name}-{seed}":  # they belong to a row whose name begins in the same way
                 continue
             recorded = done.get((row.name, seed), "")
             if recorded and recorded != _digest(weights):

@@ -1,11 +1,11 @@
 """
-Reads damaged videos, one after another, in a process that may be brought down by them.
+Reads damaged videos, one after another, in a process that they may crash.
 
     python -m tests.fuzz_videos DIRECTORY FIRST LAST
 
-DIRECTORY has whole videos; cases FIRST to LAST - 1 are made of them in turn, each by a number of its own. One line of
-JSON a case says what came of it, and a line before it which one is under way: after a crash or a hang, which ends the
-process, that is the last one.
+DIRECTORY contains undamaged videos. Cases FIRST to LAST - 1 are made from them in turn, each with its own random seed.
+For each case, one line says which case starts, and a line of JSON gives its result. After a crash or a hang, which
+ends the process, the last line therefore names the case.
 """
 
 import hashlib

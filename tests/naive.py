@@ -1,4 +1,4 @@
-"""A slow, literal reading of the method, written apart from the package, that its model is compared with."""
+"""A slow, literal implementation of the method, independent of the package, with which its model is compared."""
 
 import torch
 import torch.nn.functional as F

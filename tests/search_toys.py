@@ -73,7 +73,7 @@ def counts(report: Any) -> dict[str, int]:
 
 
 def content(index: Any) -> dict[str, Any]:
-    """All that an index holds of each video, apart from the order of the rows."""
+    """Everything that an index stores about each video, regardless of the order of the rows."""
     vectors = index._current_view().vectors
     return {
         record.video.path: (

@@ -327,7 +327,7 @@ def test_msrvtt_true_captions(msrvtt, annotations, caplog, layout):
 
 
 def test_msrvtt_first_release(tmp_path, caplog):
-    """Two files, whose own splits serve where there are no lists."""
+    """Two files, whose own splits are used if there are no lists."""
     for name, entries in {"train_val": {1: "train", 2: "validate"}, "test": {7010: "test"}}.items():
         data = {
             "info": {},

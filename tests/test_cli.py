@@ -118,7 +118,7 @@ def test_help_of_train(capsys):
         assert line.removeprefix(f"  {name}").strip() == recipe_description(path)
     for wanted in ("--video-tower NAME", "--video-config JSON", "--freeze X ...", "--streaming  ", "--lr-gamma X"):
         assert f"\n  {wanted}" in ours
-    assert "\n  --batch-size N                Pairs per device. Also --per-device-train-batch-size." in ours
+    assert "\n  --batch-size N                Pairs per device. Same as --per-device-train-batch-size." in ours
     assert "--adam-beta1" not in ours
     _, everything, _ = run(capsys, "train", "small_from_scratch", "--help-all")
     assert everything.startswith(ours)

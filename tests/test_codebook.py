@@ -70,7 +70,7 @@ def test_codes_start_as_features_of_the_first_batch():
 
 
 def test_where_in_its_stretch_a_code_starts_depends_on_the_step():
-    """Not always on the first feature of it: those of a regular grid are all alike, the corner of a frame, say."""
+    """It is not always the first feature: in a regular grid, these, such as frame corners, are all similar."""
     places = []
     for step in range(40):
         q = quantizer()

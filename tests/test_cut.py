@@ -85,7 +85,7 @@ def check_frames(path, frames, metadata, start, end, is_copy=True):
     np.testing.assert_allclose(of_cut.times, metadata.times[first:stop] - metadata.times[first], atol=1.1e-3)
     if is_copy:
         np.testing.assert_array_equal(cut, frames[first:stop])
-    else:  # each is most like the one that it should be
+    else:  # each frame is most similar to the expected one
         distances = [np.abs(frames.astype(int) - frame).mean((1, 2, 3)) for frame in cut]
         assert np.argmin(distances, axis=1).tolist() == list(range(first, stop))
         assert np.min(distances) < 16

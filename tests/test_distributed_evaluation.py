@@ -217,7 +217,7 @@ def test_metrics_are_those_of_the_rows_that_count(of_two):
     assert of_two[0]["question_answering", rows]["metrics"]["questions"] == len(kept)
     (scores,), labels = (of_two[0]["multiple_choice", rows][name] for name in ("outputs", "labels"))
     counts = [2 + i % 3 for i in range(rows)]
-    assert [(row > -1).sum() for row in scores] == counts  # and what there is no option for is below any cosine
+    assert [(row > -1).sum() for row in scores] == counts  # and padding is below any cosine
     hits = [scores[i, : counts[i]].argmax() == labels[i] for i in kept]
     assert of_two[0]["multiple_choice", rows]["metrics"]["accuracy"] == pytest.approx(100 * np.mean(hits))
     assert 0 < np.mean(hits) < 1

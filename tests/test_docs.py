@@ -226,9 +226,9 @@ def check_command(argv: list[str], names: set[str], parsed: list):
     mapping("--config", given.get("config"))
 
 
-def check_script(script: Path, argv: list[str]):
-    """A script of the repository has the options that it is given."""
-    source = script.read_text(encoding="utf-8")
+def check_script(script: Path, argv: list[str], *shared: Path):
+    """A script of the repository has the options that it is given. `shared`: where it has further options from."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (script, *shared))
     for word in argv:
         if word.startswith("--"):
             assert f'"{word.partition("=")[0]}"' in source, f"{word} of {script}"
@@ -269,7 +269,7 @@ def check_line(words: list[str], files: dict[str, str], names: set[str], parsed:
     elif program == "python" and argv[0] == "-m":
         path = Path(*argv[1].split("."))
         assert argv[1].startswith("experiments."), words
-        check_script(ROOT / path.with_suffix(".py"), argv[2:])
+        check_script(ROOT / path.with_suffix(".py"), argv[2:], ROOT / "experiments" / "ablation.py")
     elif program == "python" and argv[0] in files:
         check_command(argv[1:], names, parsed)
     else:

@@ -143,7 +143,7 @@ def test_a_phrase_that_looks_for_two_words():
     torch.testing.assert_close(both.heat_map, masks[0, :, 1])
     (heavy,) = made_pairs(cosines, [0.1, 0.9], masks).find(0, [(0, 3)])
     assert (heavy.region, heavy.similarity) == (2, pytest.approx(0.72))
-    (without,) = made_pairs(cosines, [0.0, 0.0], masks).find(0, [(0, 3)])  # all count alike
+    (without,) = made_pairs(cosines, [0.0, 0.0], masks).find(0, [(0, 3)])  # all words count equally
     assert (without.region, without.similarity, without.weight) == (1, pytest.approx(0.6), 0)
 
 

@@ -449,7 +449,7 @@ def test_columns_named_like_ours(tmp_path):
 
 
 def test_captions_of_one_file_are_not_copied_for_each_row(tmp_path, monkeypatch):
-    """Which would take hours for millions: the list that the first row began is the one that the last adds to."""
+    """Copying the list for each row would take hours for millions of rows."""
     rows = [{"video": "a.mp4", "video_id": "a", "captions": [str(i)]} for i in range(1000)]
     begun = rows[0]["captions"]
     monkeypatch.setattr(folder, "_find_splits", lambda directory: {"train": tmp_path})

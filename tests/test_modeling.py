@@ -406,7 +406,7 @@ def test_errors_name_the_thing_and_the_cure():
         (lambda: model.video_model(clips(size=48)[..., :32]), "48 x 32 pixels, but the model takes 32 x 32"),
         (
             lambda: model.video_model(clips(size=30), interpolate_pos_encoding=True),
-            "30 x 30 pixels: not multiples of the patch size, 8",
+            "30 x 30 pixels, but must be multiples of the patch size, 8",
         ),
         (lambda: model.video_model(clips()[:, :, :1]), "1 channels, but the model takes 3"),
         (lambda: model.video_model(clips(), frame_mask=torch.ones(2, 3)), r"frame_mask must be .* \(2, 4\)"),

@@ -233,12 +233,12 @@ def test_levels_are_not_normalised_as_if_within_0_to_1(processor, tmp_path, phot
     photograph.save(tmp_path / "a.png")
     clip = np.stack(list(pictures(2)))
     for frames in (clip, tmp_path / "a.png"):
-        with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised with an image_std"):
+        with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalized with an image_std"):
             processor(frames, do_rescale=False)
-    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised"):
+    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalized"):
         processor(clip / 255, rescale_factor=1.0)
     unscaled = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1, do_rescale=False)
-    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalised"):
+    with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalized"):
         unscaled.normalize_clips(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     # What is meant this way still works: floats as they are, and statistics of 0 to 255.
     expected = processor(clip / 255, return_tensors="pt")["pixel_values_videos"]

@@ -340,7 +340,7 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
     assert found.data["sha256"] != digest_of_rows(load_corpus("msvd", places.data / "msvd", "val"))
     stream = IterableDataset.from_generator(lambda: iter(load_corpus("msvd", places.data / "msvd", "test")))
     assert found.data["sha256"] == digest_of_rows(stream)  # which knows neither columns nor features
-    # What was re-scored is apart, under names of its own.
+    # Re-scored metrics are separate, under their own names.
     assert all(name.startswith("dsl_") for name in found.rescored)
     assert not any(name.startswith("dsl_") for name in found.metrics)
     assert printed["rescored"] == found.rescored

@@ -49,7 +49,7 @@ class Toy:
         options: where data and model of the run lie: "{data}", "{checkpoint}" and so on are filled in.
         frames: frames per clip in each of the steps.
         rate: learning rate of the first step of each stage; with warm-up, this is 0.
-        metrics: some of the final ones; none if there is no test.
+        metrics: some of the final metrics; empty if there is no test.
         rows: training rows of each corpus.
         evaluated: a metric of each evaluation while training, if there are any; with a star, the checkpoint is
             chosen by it.

@@ -464,7 +464,7 @@ def test_command_for_options(checkpoints, directory, tmp_path, capsys):
 
 def test_several_clips_are_noted(checkpoints, directory):
     protocol, name = get_protocol("moving_shapes"), str(checkpoints / "with")
-    note = "The results are not re-ranked by words and regions, as this needs one clip per video."
+    note = "The results are not re-ranked by words and regions, because this needs one clip per video."
     found = evaluate_checkpoint(protocol, name, directory, views=Views(2))
     assert found.reranked is None
     assert note in found.notes

@@ -40,7 +40,7 @@ def rows(directory):
 
 @pytest.fixture(scope="module")
 def single_letters(tmp_path_factory):
-    """One large letter a clip and no clutter, so that pixels can be told apart without help."""
+    """One large letter per clip and no clutter, so that its pixels are easy to identify."""
     folder = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "size": 160, "letters": 1, "distractors": 0}
     make_corpus("drifting_letters", folder, workers=2, progress=False, **options)

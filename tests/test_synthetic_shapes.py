@@ -46,7 +46,7 @@ def shapes(shapes_dir):
 
 @pytest.fixture(scope="module")
 def single_shapes(tmp_path_factory):
-    """One object a clip and no clutter, so that pixels can be told apart without help."""
+    """One object per clip and no clutter, so that its pixels are easy to identify."""
     directory = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "test_unseen": 0, "objects": 1, "distractors": 0}
     make_corpus("moving_shapes", directory, progress=False, **options)

@@ -141,7 +141,7 @@ def test_top_k_of_scores_that_are_not_finite():
 
 
 def test_top_k_of_probabilities():
-    """However small they are, they are told apart: the same as of logits."""
+    """However small they are, they are distinguished, as logits are."""
     logits = torch.arange(10.0)[None] * 40
     for label in range(10):
         chances = [top_k(scores.double(), torch.tensor([label]), 5) for scores in (logits, logits.double().softmax(1))]
@@ -660,7 +660,7 @@ def test_heads_with_views(processor, lengths, views):
 def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
     strict = RegionLearnerVideoProcessor.for_image_size(32, num_frames=4, short_clips="error")
     videos = [lengths[1]["video"]]
-    with pytest.raises(ValueError, match="The video has 2 frames, num_frames=4 are wanted"):
+    with pytest.raises(ValueError, match="The video has 2 frames, but num_frames=4"):
         next(read_clips(strict, videos, {}, progress=False, views=Views(2)))
     by_rate = RegionLearnerVideoProcessor.for_image_size(32, fps=2)
     with pytest.raises(ValueError, match="Several clips per video need a video processor with num_frames"):

@@ -65,7 +65,7 @@ CASES = [
     *[(name, "eos") for name in ("roberta", "siglip", "gpt2", "qwen3")],
 ]
 
-# Texts of several lengths that begin, and end, alike.
+# Texts of several lengths with the same beginning and the same end.
 TEXTS = [[5, 10, 11, EOS], [5, 12, EOS], [5, 13, 14, 15, 16, 17, EOS], [5, EOS]]
 
 

@@ -360,7 +360,7 @@ def stopped_run(tmp_path, pictures):
 def test_an_earlier_run_is_not_overwritten(tmp_path, stopped_run, name):
     output = tmp_path / "run"
     (output / name).mkdir(parents=True) if name == "checkpoint-7" else write(output / name)
-    message = rf"{output} already holds a run \({name}\): resume it .*, give another directory, or --overwrite"
+    message = rf"{output} already contains a run \({name}\): resume it .*, give another directory, or --overwrite"
     with pytest.raises(ValueError, match=message):
         stopped_run()
     assert (output / name).exists()
@@ -373,7 +373,7 @@ def test_an_unfinished_run_does_not_stand_in_the_way_of_resuming(tmp_path, stopp
     write(output / "model.safetensors")
     stopped_run("--resume_from_checkpoint=true")
     write(output / "results.json")
-    with pytest.raises(ValueError, match="holds a finished run without a checkpoint to resume from"):
+    with pytest.raises(ValueError, match="contains a finished run without a checkpoint to resume from"):
         stopped_run("--resume_from_checkpoint=true")
 
 

@@ -438,7 +438,7 @@ def test_arguments_come_from_flags_then_recipe(tmp_path):
     ("content", "message"),
     [
         ("lerning_rate: 1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
-        ("- 1", "must hold a mapping"),
+        ("- 1", "must contain a mapping"),
         ("a: [", "is not valid YAML"),
     ],
 )

@@ -231,7 +231,7 @@ def test_turned_videos_are_set_upright():
 
 
 def test_the_first_of_several_video_streams(folder):
-    """And not the one that FFmpeg would choose, the largest."""
+    """The first stream is read, not the largest, which FFmpeg would choose."""
     path = folder / "two.mkv"
     with av.open(str(path), "w") as container:
         streams = [add_video_stream(container, rate=25) for _ in range(2)]
@@ -1011,7 +1011,7 @@ def test_frames_a_second(processor, video):
     assert slow(video, num_frames=2, return_tensors="pt")["pixel_values_videos"].shape[1] == 2
     with pytest.raises(ValueError, match="Give only one of"):
         processor(video, fps=5, num_frames=2)
-    with pytest.raises(ValueError, match="from a video of 25"):
+    with pytest.raises(ValueError, match="from a video with 25"):
         processor(video, fps=30)
     with pytest.raises(ValueError, match="video_metadata"):
         processor(np.zeros((8, 40, 40, 3), np.uint8), fps=5)
@@ -1091,7 +1091,7 @@ def test_training_scales_while_decoding_no_further_than_crops_allow(folder, monk
     assert processor.scale_while_decoding({"do_resize": False}) is None
     assert processor.scale_while_decoding({"antialias": False}) is None
     assert processor.scale_while_decoding({"size": {"height": 40, "width": 60}}) is None
-    with pytest.raises(ValueError, match="crop_scale is two shares of the area"):
+    with pytest.raises(ValueError, match="crop_scale must be two shares of the area"):
         processor(path, training=True, crop_scale=(0, 1))
 
 
@@ -1227,7 +1227,7 @@ def test_processors_go_to_other_processes(processor):
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
         ({"flip_probability": 2}, "flip_probability"),
-        ({"short_clips": "black"}, 'short_clips is "repeat" or "error"'),
+        ({"short_clips": "black"}, 'short_clips must be "repeat" or "error"'),
         ({"num_frames": 0}, "num_frames"),
         ({"num_frames": 2, "fps": 1}, "Give only one of"),
     ],

@@ -549,14 +549,14 @@ def test_sections_without_content_are_left_out():
     ]
 
     text = PageReader(render_page(a_page(loss=[], metrics=None, facts=[]))).all_text()
-    assert "Found" in text
+    assert "Search results" in text
     assert "Loss" not in text
-    assert "Results" not in text
+    assert "Metrics" not in text
 
     text = PageReader(render_page(a_page(queries=[]))).all_text()
     assert "Loss" in text
-    assert "Results" in text
-    assert "Found" not in text
+    assert "Metrics" in text
+    assert "Search results" not in text
     assert "Region 1" not in text
 
     plain = [Query("words", [Result("clip", 0.5)]), Query("nothing")]

@@ -423,7 +423,7 @@ def test_checkpoints(tmp_path):
             {"video_config": {"region_layer": 1, "backbone_config": {"model_type": "vit"}}},
             "leave it out with a backbone",
         ),
-        ({"video_config": {"region_options": {"pooling": "attention"}}}, "leave both to region_form='queries'"),
+        ({"video_config": {"region_options": {"pooling": "attention"}}}, "leave out both and use region_form="),
     ],
 )
 def test_values_that_cannot_be(values, message):

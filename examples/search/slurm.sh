@@ -1,11 +1,12 @@
 #!/bin/bash
-# Embeds videos as an array of SLURM jobs, one share of the videos each.
+# Embeds videos with an array of SLURM jobs, each of which embeds one shard of the videos.
 #
 #   sbatch --array=0-63 examples/search/slurm.sh MODEL VIDEOS PARTS 64
-#   region-learner index --index DIR --from-embeddings PARTS     # when all have finished
+#   region-learner index --index DIR --from-embeddings PARTS     # when all jobs have finished
 #
-# The first command again embeds what is new, and --array=3,17 the shares 3 and 17 only. PARTS is a directory that all
-# machines see. A job that is about to reach its time limit, or is preempted, writes what it has and is started again.
+# Run the first command again to embed new videos, or with --array=3,17 to embed only shards 3 and 17. PARTS is a
+# directory that all machines share. A job that is preempted, or about to reach its time limit, writes what it has
+# embedded and is put into the queue again.
 #SBATCH --job-name=region-learner-embed
 #SBATCH --cpus-per-task=16
 #SBATCH --gres=gpu:1

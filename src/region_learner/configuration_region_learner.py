@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 TEXT_POOLINGS = ("first", "last", "eos", "mean", "pooler")
 CLIP_TEXT_ENCODERS = ("clip_text_model", "metaclip_2_text_model")
-# Text encoders with a pooling of their own that was trained.
+# Text encoders with a trained pooling of their own.
 _POOLED_TEXT_ENCODERS = {
     "bert": "pooler",
     "clip_text_model": "eos",
@@ -60,35 +60,38 @@ def default_text_pooling(text_config: Any) -> str:
     return "last" if own != "eos" and is_causal(text_config) else own
 
 
-# Values of `video_pooling` with which the vector of a clip does not contain its regions.
+# Values of `video_pooling` that leave the regions out of the vector of a clip.
 POOLINGS_WITHOUT_REGIONS = ("cls", "cls_patch_max")
 
 
 class RegionOptions(NamedTuple):
     """
-    The options of the region module. `region_form` sets all of them; the dictionary `region_options` overrides some
-    of them, by these names.
+    The options of the region module. `region_form` sets all of them; the dictionary `region_options` overrides single
+    options by these names.
 
     Args:
         mask_normalization: "regions": a softmax over the regions at each position, so that the regions compete for
             it; each mask is then scaled to a mean of 1. "positions": a softmax over the positions of a frame in each
             mask. "none": raw masks of any sign.
-        pooling: how the values under a mask become one region. "softmax": in each channel, a mean over positions
-            weighted by mask * exp(pooling_sharpness * value), so that large values under the mask count most. "max":
-            in each channel, the maximum over positions of value + log(mask). "mean": the mean over positions of
-            mask * value. "softmax" and "max" need normalized masks. "attention": learned queries attend to the patches
-            of all frames; a region is what a query gathers from the clip, and its masks are the attention.
+        pooling: how the values under a mask are pooled into one region. "softmax": in each channel, a mean over
+            positions weighted by mask * exp(pooling_sharpness * value), so that large values under the mask count
+            most. "max": in each channel, the maximum over positions of value + log(mask). "mean": the mean over
+            positions of mask * value. "softmax" and "max" need normalized masks. "attention": learned queries attend
+            to the patches of all frames; a region is what a query collects from the clip, and its masks are the
+            attention weights.
         pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
             0 is the same as "mean".
-        values: what is pooled: the "features" before quantization, or the "quantized" features, which the masks are
-            computed from in both cases.
-        detach_masks: stop the gradient from the masks to the encoder, which then learns only through the values.
-        interaction_residual: a residual connection around the attention of each interaction layer.
-        interaction_norm: a LayerNorm before the attention of each interaction layer.
-        interaction_mlp: a LayerNorm and an MLP with a residual connection after it, as in a block of the encoder.
+        values: what is pooled: the "features" before quantization, or the "quantized" features. The masks are computed
+            from the quantized features in both cases.
+        detach_masks: whether to stop the gradient from the masks to the encoder, which then learns only through the
+            values.
+        interaction_residual: whether there is a residual connection around the attention of each interaction layer.
+        interaction_norm: whether there is a LayerNorm before the attention of each interaction layer.
+        interaction_mlp: whether a LayerNorm and an MLP with a residual connection follow the attention, as in a block
+            of the encoder.
         mask_loss_weight: weight of a soft k-means loss on the masks: the share of the variance of a clip's features
-            that lies within its regions. It needs `mask_normalization="regions"`. By default 1 in both forms if
-            several masks compete, otherwise 0.
+            that lies within its regions. It needs `mask_normalization="regions"`. The default is 1 if several masks
+            compete for positions, and 0 otherwise.
     """
 
     mask_normalization: str
@@ -147,8 +150,8 @@ _REGION_CHOICES = {
 LOSSES = ["infonce", "sigmoid", "max_margin"]
 
 
-# Fields that the configuration of a backbone also has. Its values are the defaults. Those of the second group may be
-# changed, as they are also those of the region module's own layers.
+# Fields that the configuration of a backbone also has, and whose defaults it sets. Those of the second group may be
+# changed, because the region module's own layers use them as well.
 _BACKBONE_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels",
     "intermediate_size", "hidden_act", "layer_norm_eps",
@@ -182,8 +185,8 @@ _OF_TRANSFORMERS = {
 }
 
 
-# Argument of a constructor: the fields that the user sets now, by default all. Saved fields are not refused for having
-# no effect, because an override may be what leaves them without one.
+# Argument of a constructor: the fields that the user sets in this call, by default all of them. Saved fields are not
+# refused for having no effect, because an override may be the reason why they have none.
 _GIVEN = "_given"
 
 
@@ -192,7 +195,7 @@ def _is_of_transformers(name: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown `name`: "; did you mean 'loss'?", or "." if nothing is near."""
+    """Returns the end of a message about an unknown `name`: "; did you mean 'loss'?", or "." if no name is near."""
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
@@ -213,7 +216,7 @@ def _check_number(name: str, value: Any, above: float | None = None, at_least: f
 
 
 def _check_effect(given: Mapping[str, Any], name: str, default: Any, has_effect: Any, why: str, cure: str):
-    """Raises ValueError if `name` is given, and not as its default, where the model would ignore it."""
+    """Raises ValueError if `name` is given with another value than its default, but the model would ignore it."""
     if not has_effect and given.get(name, default) not in (None, default):
         raise ValueError(f"{name}={given[name]!r} has no effect {why}: {cure}, or leave {name} out.")
 
@@ -243,7 +246,7 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
 
 
 class _StrictConfig(PreTrainedConfig):
-    """A configuration that refuses unknown fields, and merges overrides into saved values."""
+    """A configuration that refuses unknown fields and merges overrides into saved values."""
 
     @classmethod
     def own_fields(cls) -> set[str]:
@@ -321,64 +324,65 @@ class RegionLearnerVideoConfig(_StrictConfig):
     Configuration of the video tower [`RegionLearnerVideoModel`]. The default model turns a clip of T <= 4 frames into
     one feature:
 
-    1. A divided space-time ViT-B/16 encodes the frames: N = 14 * 14 patch features per frame, of D = 768 channels, and
-       one CLS state per clip (`hidden_size` to `num_frames`).
-    2. Each patch feature is quantized to the nearest of K = 2048 codes, which follow the features by moving averages
-       instead of gradients (`codebook_size`, `codebook_mode`, `codebook_decay`, `codebook_revival_after`).
+    1. A divided space-time ViT-B/16 encodes the frames into N = 14 * 14 patch features of D = 768 channels per frame,
+       and one CLS state per clip (`hidden_size` to `num_frames`).
+    2. Each patch feature is quantized to the nearest of K = 2048 codes, which are updated by moving averages instead
+       of gradients (`codebook_size`, `codebook_mode`, `codebook_decay`, `codebook_revival_after`).
     3. A 3 x 3 convolution over the quantized features gives S = 8 masks per frame, (T, S, 14, 14), with a softmax over
        the S regions (`num_regions`).
-    4. Each mask pools the features before quantization into one region, (T * S, D): in each channel a mean over
-       positions in which large values count most (`region_form`, `region_options`).
+    4. Each mask pools the features before quantization into one region, (T * S, D): in each channel, it takes a mean
+       over positions in which large values count most (`region_form`, `region_options`).
     5. The T * S regions attend to each other in one transformer block (`interaction_layers`, `interaction_heads`).
     6. The feature of the clip, (D,), is the CLS state plus the maximum over the regions in each channel
        (`video_pooling`).
 
     The masks learn from the contrastive loss and a soft k-means loss; the encoder gets no gradient through them.
-    `codebook_size=0` leaves out step 2, `num_regions=0` steps 3 and 4, and `interaction_layers=0` step 5. Without all
-    three this is the video encoder of Frozen in Time (arXiv 2104.00650).
+    `codebook_size=0` leaves out step 2, `num_regions=0` steps 3 and 4, and `interaction_layers=0` step 5. With all
+    three set to 0, this is the video encoder of Frozen in Time (arXiv 2104.00650).
 
     Args:
-        pre_layernorm (`bool`, defaults to `False`): a LayerNorm before the first block, and no bias in the patch
-            embedding, as in CLIP.
+        pre_layernorm (`bool`, defaults to `False`): whether there is a LayerNorm before the first block and no bias in
+            the patch embedding, as in CLIP.
         num_frames (`int`, defaults to 4): number of temporal positions, the maximum number of frames per clip.
-        patch_dropout (`float`, defaults to 0.0): share of the patches that training leaves out, as in FLIP: others in
-            each step, and for each clip the same in all frames. Evaluation uses all patches. Not with a backbone.
+        patch_dropout (`float`, defaults to 0.0): share of the patches that training leaves out, as in FLIP. They are
+            drawn anew in each step, and are the same in all frames of a clip. Evaluation uses all patches. Not
+            available with a backbone.
         codebook_size (`int`, defaults to 2048): number of codes, K.
         codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked up
             before they are updated, and are revived when unused. "original": as in the reference implementation,
-            looked up after the update, and neither initialized from features nor revived.
+            codes are looked up after their update, and are neither initialized from features nor revived.
         codebook_decay (`float`, *optional*): EMA decay of the codebook statistics. By default 0.99 for "ema" and 0.1
             for "original".
         codebook_revival_after (`int`, defaults to 100): a code unused for the last K times this many features
             is revived near a current feature ("ema" only). 0 never revives codes.
         num_regions (`int`, defaults to 8): number of regions per frame, S.
-        region_layer (`int`, *optional*): the regions are made of the patches after this many blocks. By default after
-            the last one, in which every patch has seen the whole clip. Not with a backbone.
+        region_layer (`int`, *optional*): the regions are computed from the patches after this many blocks. The default
+            is after the last block, where every patch has seen the whole clip. Not available with a backbone.
         interaction_layers (`int`, defaults to 1): number of interaction layers.
         interaction_heads (`int`, defaults to 8): number of attention heads in each of them.
         region_form (`str`, defaults to `"decoupled"`): "decoupled", as above. "paper", as in the paper and the
             reference implementation: the masks have any sign, and the regions are means over positions of mask *
             quantized feature, which interact in a single attention layer. "queries": each of S learned queries
-            attends to the patches of every frame, and a region is what it found over time: there are S regions per
-            clip instead of per frame.
+            attends to the patches of every frame, and a region is what the query found over time. There are S regions
+            per clip instead of per frame.
         region_options (`dict`, defaults to `{}`): overrides single options of the form; see [`RegionOptions`].
-        motion_excitation (`bool`, defaults to `False`): add the features weighted by their change between frames to
-            the quantized ones.
+        motion_excitation (`bool`, defaults to `False`): whether to add the features, weighted by their change between
+            frames, to the quantized features.
         video_pooling (`str`, *optional*): "cls_mean", the CLS state plus the mean of the regions; "cls_max", plus
             their maximum in each channel; "cls_patch_max", plus the maximum of the patches of the last block; or
-            "cls". By default "cls" without codes and regions, "cls_mean" for the "paper" form, and "cls_max"
-            otherwise. With a backbone, its own pooled state (of a class token, or of an
-            attention pooling head) takes the place of the CLS state, and the regions are projected first, by a layer
-            that starts as zero.
-        temporal_fusion (`str`, *optional*): how frames become one clip. "attention", the default: they attend to each
-            other in every block. "pool", the default of a backbone, and "linear": each frame is encoded on its own,
-            as an image, and the features of the frames are averaged, or concatenated and projected. (Regions
-            interact over all frames in every case.)
+            "cls". The default is "cls" without codes and regions, "cls_mean" for the "paper" form, and "cls_max"
+            otherwise. With a backbone, its own pooled state (of a class token, or of an attention pooling head) takes
+            the place of the CLS state, and the regions are projected first, by a layer that starts as zero.
+        temporal_fusion (`str`, *optional*): how the features of frames are combined into one feature per clip. With
+            "attention", the default, the frames attend to each other in every block. With "pool", the default of a
+            backbone, and "linear", each frame is encoded on its own, as an image, and the features of the frames are
+            averaged ("pool"), or concatenated and projected ("linear"). (Regions interact over all frames in every
+            case.)
         backbone_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): an image model of transformers,
             such as CLIP, SigLIP or DINOv3, or of timm (`"timm_wrapper"`), which encodes each frame instead of the
             divided space-time ViT. Its sizes replace those of the fields below, and are not saved here. The region
-            module's own layers may have another `intermediate_size`, `hidden_act` or `layer_norm_eps`. timm's
-            configurations do not contain sizes: give `hidden_size` and `image_size` beside them.
+            module's own layers may have another `intermediate_size`, `hidden_act` or `layer_norm_eps`. The
+            configurations of timm do not contain sizes: also set `hidden_size` and `image_size`.
 
     The other fields are common to all vision transformers. Fields that are None get a default that depends on other
     fields; see [`RegionLearnerVideoConfig.resolved`].
@@ -461,7 +465,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     @property
     def resolved(self) -> ResolvedVideoConfig:
-        """The optional fields and all region options, with defaults filled in. They are not saved."""
+        """The optional fields and all region options, with their defaults filled in. They are not saved."""
         options: dict[str, Any] = REGION_FORMS[self.region_form] | self.region_options
         masks_compete = options["mask_normalization"] == "regions" and self.num_regions > 1
         options.setdefault("mask_loss_weight", 1.0 if masks_compete else 0.0)
@@ -485,6 +489,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     def validate_architecture(self):
         """
+        Checks the values of all fields.
+
         Raises:
             ValueError: a value is out of range or not known, sizes do not fit together, or a part of the model needs
                 another part that is left out.
@@ -547,7 +553,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
             )
 
     def _check_effects(self, given: Mapping[str, Any]):
-        # A size of 0 leaves out a part, whose other options may stay: they are what an ablation of it starts from.
+        # A size of 0 leaves out a part, but its other options are accepted: an ablation starts from them.
         form, options = REGION_FORMS[self.region_form], self.resolved.region_options
         _check_effect(
             given, "codebook_revival_after", type(self).codebook_revival_after,
@@ -603,13 +609,13 @@ class RegionLearnerVideoConfig(_StrictConfig):
             )
         if options.pooling == "attention" and options.mask_normalization != "positions":
             raise ValueError(
-                f"region_options: pooling='attention' has masks that are normalized over positions, but {masks}: set "
-                "mask_normalization to 'positions', or leave both to region_form='queries'."
+                f"region_options: pooling='attention' needs masks that are normalized over positions, but {masks}: "
+                "set mask_normalization to 'positions', or leave out both and use region_form='queries'."
             )
         if options.mask_loss_weight and options.mask_normalization != "regions":
             raise ValueError(
                 f"region_options: mask_loss_weight={options.mask_loss_weight} needs masks that compete for positions, "
-                f"but {masks}: set it to 'regions', or mask_loss_weight to 0."
+                f"but {masks}: set mask_normalization to 'regions', or mask_loss_weight to 0."
             )
 
 
@@ -621,30 +627,31 @@ class RegionLearnerConfig(_StrictConfig):
 
     Args:
         video_config (`RegionLearnerVideoConfig` or `dict`, *optional*): the video tower.
-        text_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): the text encoder, by default
+        text_config (`PreTrainedConfig` or `dict` with a `model_type`, *optional*): the text encoder. The default is
             DistilBERT.
         projection_dim (`int`, defaults to 256): size of the embeddings.
         temperature (`float`, defaults to 0.05): cosine similarities are divided by it.
-        learn_temperature (`bool`, defaults to `False`): whether the temperature is learned, starting from this value.
-        loss (`str`, defaults to `"infonce"`): "infonce": cross-entropy among all pairs of a batch. "sigmoid": every
-            pair on its own, as in SigLIP (arXiv 2303.15343), with a learned bias added to the logits. "max_margin":
-            a ranking loss on the cosine similarities, without a temperature.
+        learn_temperature (`bool`, defaults to `False`): whether the temperature is learned, starting from the value of
+            `temperature`.
+        loss (`str`, defaults to `"infonce"`): "infonce": cross-entropy over all pairs of a batch. "sigmoid": a binary
+            loss of each pair on its own, as in SigLIP (arXiv 2303.15343), with a learned bias added to the logits.
+            "max_margin": a ranking loss on the cosine similarities, without a temperature.
         sigmoid_bias (`float`, defaults to -10.0): initial bias of the "sigmoid" loss.
         margin (`float`, defaults to 0.2): how much more similar a pair should be than its negatives, for the
             "max_margin" loss.
-        text_pooling (`str`, *optional*): the state of the "first" or the "last" token of a text or of its end-of-text
+        text_pooling (`str`, *optional*): the state of the "first" or the "last" token of a text, or of its end-of-text
             token ("eos"), the "mean" of all tokens, or the encoder's own pooled state ("pooler"). Padding is ignored.
-            By default the encoder's own pooling for BERT, CLIP and SigLIP, the last token for causal encoders such as
-            GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
-        text_projection_relu (`bool`, defaults to `True`): a ReLU before the text projection.
-        projection_bias (`bool`, defaults to `True`): a bias in both projections.
+            The default is the encoder's own pooling for BERT, CLIP and SigLIP, the last token for causal encoders such
+            as GPT-2, and the first token for all others (see [`RegionLearnerConfig.resolved`]).
+        text_projection_relu (`bool`, defaults to `True`): whether there is a ReLU before the text projection.
+        projection_bias (`bool`, defaults to `True`): whether both projections have a bias.
         phrase_window (`int`, defaults to 0): number of words per phrase, which must be odd. The text embedding then
-            also encodes which phrases the text contains: the output of an MLP whose hidden layer is the maximum over
-            the phrases is added to it. 0 disables phrases.
+            also encodes which phrases the text contains: the output of an MLP whose hidden layer takes the maximum
+            over the phrases is added to it. 0 disables phrases.
         tube_mlp (`bool`, defaults to `False`): the same for videos. The video embedding then also encodes what happens
-            at each patch position over time: the output of an MLP whose hidden layer is the maximum over the positions
-            is added to it. Each position is represented by the cosine moments over time of the patches that the
-            regions are made of. The size of an index does not change.
+            at each patch position over time: the output of an MLP whose hidden layer takes the maximum over the
+            positions is added to it. Each position is represented by the cosine moments over time of the patches that
+            the regions are computed from. The size of an index does not change.
         token_dim (`int`, defaults to 0): size of the token embeddings that `word_region_similarity` compares: the
             phrases of a text (its words without `phrase_window`), and the regions of a video (its patches without
             regions). 0 disables token embeddings.
@@ -663,7 +670,7 @@ class RegionLearnerConfig(_StrictConfig):
 
     model_type = "region_learner"
     sub_configs = {"video_config": RegionLearnerVideoConfig, "text_config": AutoConfig}
-    # The Trainer concatenates all other outputs over an evaluation. Only the embeddings are needed.
+    # The Trainer concatenates all other outputs over an evaluation, and only needs the embeddings.
     keys_to_ignore_at_inference = [
         "logits_per_video",
         "logits_per_text",
@@ -701,7 +708,7 @@ class RegionLearnerConfig(_StrictConfig):
     token_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
 
-    # Whether the pipelines are registered: then no code of a checkpoint is needed, and no permission to run it.
+    # Whether the pipelines are registered. If so, the code of a checkpoint is not needed, nor permission to run it.
     _has_pipelines: ClassVar[bool] = False
 
     def __post_init__(self, **kwargs):
@@ -719,8 +726,9 @@ class RegionLearnerConfig(_StrictConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """
-        Saves the configuration. For a dual encoder, also saves the files by which the pipeline "video-text-retrieval"
-        and sentence-transformers load a checkpoint. Existing files of sentence-transformers are not changed.
+        Saves the configuration. For a dual encoder, this also saves the files with which the pipeline
+        "video-text-retrieval" and sentence-transformers load a checkpoint. Existing files of sentence-transformers are
+        not changed.
         """
         if self.architectures != ["RegionLearnerModel"]:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -741,12 +749,12 @@ class RegionLearnerConfig(_StrictConfig):
 
     @property
     def resolved(self) -> ResolvedConfig:
-        """`text_pooling`, with the default filled in. It is not saved."""
+        """`text_pooling`, with its default filled in. It is not saved."""
         return ResolvedConfig(self.text_pooling or default_text_pooling(self.text_config))
 
     @property
     def num_frames(self) -> int:
-        """The number of temporal positions of the video tower, which the pipelines of transformers read here."""
+        """The number of temporal positions of the video tower. The pipelines of transformers read it here."""
         return self.video_config.num_frames
 
     @classmethod
@@ -760,7 +768,7 @@ class RegionLearnerConfig(_StrictConfig):
 
     @classmethod
     def _merge(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-        # Towers cannot be reset to a default: None means no change.
+        # Towers cannot be reset to a default, so None means no change.
         changes = {name: value for name, value in changes.items() if value is not None or name not in cls.sub_configs}
         if isinstance(video := changes.get("video_config"), Mapping):
             saved = values.get("video_config") or {}
@@ -785,6 +793,8 @@ class RegionLearnerConfig(_StrictConfig):
 
     def validate_architecture(self):
         """
+        Checks the values of all fields, including those of both towers.
+
         Raises:
             ValueError: a value is out of range, here or in one of the towers.
         """
@@ -816,7 +826,7 @@ class RegionLearnerConfig(_StrictConfig):
             )
 
     def _check_effects(self, given: Mapping[str, Any]):
-        with_loss = f"with loss={self.loss!r}"  # a registered one may read the options of all
+        with_loss = f"with loss={self.loss!r}"  # a registered loss may read the options of all losses
         for name, has_effect, why, cure in (
             ("token_temperature", self.token_dim, "without tokens", "set token_dim"),
             ("token_loss_weight", self.token_dim, "without tokens", "set token_dim"),
@@ -841,7 +851,7 @@ class RegionLearnerConfig(_StrictConfig):
             )
 
 
-# How sentence-transformers embeds texts, videos and images (files of its own format).
+# The files that tell sentence-transformers how to embed texts, videos and images.
 _OF_SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
@@ -884,7 +894,7 @@ def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes_of_backbone(backbone: Any) -> dict[str, Any]:
-    """Returns those fields of the video tower that the configuration of an image model specifies; {} for None."""
+    """Returns the fields of the video tower that the configuration of an image model specifies; {} for None."""
     if backbone is None:
         return {}
     found = {name: getattr(backbone, name, None) for name in _BACKBONE_FIELDS}
@@ -938,7 +948,7 @@ def sub_config_from_dict(field: str, values: Mapping[str, Any], chosen: Iterable
 
 
 def _check_text_config(config: Any):
-    """Raises ValueError for values that no text encoder can have, but transformers accepts."""
+    """Raises ValueError for values that transformers accepts, but no text encoder can have."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         value = getattr(config, name, None)
         minimum = 0 if name == "num_hidden_layers" else 1

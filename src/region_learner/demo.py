@@ -134,7 +134,7 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY, regions=True)))
     rule = (
         f"The queries are the shortest captions whose clip ranks first with a probability of at least {NO_MATCH:.0%}: "
-        f"{len(found) - 1} of the {seen} shortest ones. The last query describes none of the videos."
+        f"{len(found) - 1} of the {seen} shortest captions. The last query does not describe any of the videos."
     )
     console.print(rule, soft_wrap=True)
     for result in found:
@@ -236,7 +236,7 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
 
 def _in_words(hit: Hit) -> str:
     name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} (probability {hit.probability:.0%})"
-    return name if hit.probability >= NO_MATCH else f"Probably nothing in this index matches; the best hit: {name}"
+    return name if hit.probability >= NO_MATCH else f"Probably nothing in this index matches; the best hit is {name}"
 
 
 def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, Any], seconds: float) -> Page:
@@ -252,14 +252,14 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
     caption = (
         f"Retrieval on {results['test']['videos']} clips that were not used in training, with all of their "
         f"{results['test']['texts']} captions. R@k is the percentage of queries whose match is among the first k. "
-        "MedR and MeanR are the median and the mean of its rank."
+        "MedR and MeanR are the median and the mean rank of the match."
     )
     video = index.model.config.video_config
     size = sum(parameter.numel() for parameter in index.model.parameters()) / 1e6
     minutes = sum(index.duration(path) for path in index.paths()) / 60
     return Page(
         title="RegionLearner: moving shapes",
-        subtitle="Video search by text, with regions that were learned without labels",
+        subtitle="Video search by text, with regions learned without labels",
         facts=[
             ("Searched", f"{len(index)} videos, {minutes:.0f} minutes in total"),
             ("Model", f"{size:.1f} M parameters, {_regions(video)}"),

@@ -12,8 +12,8 @@ all processes, so that memory grows with batch size x global batch size. The mea
 their gradients, which DDP and FSDP compute, equals the loss and the gradients of one process with the global batch.
 Batches may differ in size between processes.
 
-Outputs may have embeddings of negative texts, which describe no video (`negative_text_embeds`). In every loss, each
-video is compared with the negative texts of all processes, too.
+Outputs may have embeddings of negative texts, which do not describe any video (`negative_text_embeds`). In every loss,
+each video is also compared with the negative texts of all processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from .configuration_region_learner import LOSSES
 # Labels that the classification loss ignores: -100 for padding, -1 for a class that the model does not have.
 IGNORED_LABELS = (-100, -1)
 
-# The losses of `register_loss`.
+# The losses that were registered with `register_loss`.
 _REGISTERED: dict[str, Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]] = {}
 
 
@@ -41,7 +41,7 @@ def world() -> tuple[int, int]:
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Returns cosine similarities (n, m) of L2-normalized embeddings, in their own precision even under autocast."""
+    """Returns cosine similarities (n, m) of L2-normalized embeddings, in their own dtype even under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.T
 
@@ -53,9 +53,9 @@ def word_region_similarity(
     video_token_weights: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Returns the similarity of each text and each video, (texts, videos), by their tokens: each word of a text is
-    compared with the token of the video that is most similar to it, and each token of the video with the most similar
-    word. The result is the mean of both weighted sums of cosines, the weighted token-wise interaction of DRL (arXiv
+    Returns the similarity of each text and each video, (texts, videos), computed from their tokens. Each word of a
+    text is compared with the most similar token of the video, and each token of the video with the most similar word.
+    The result is the mean of both weighted sums of cosines: the weighted token-wise interaction of DRL (arXiv
     2203.07111). Tokens of weight 0, such as padding, are left out.
 
     Args:
@@ -75,7 +75,7 @@ def word_region_similarity(
     ```
     """
     with torch.autocast(text_token_embeds.device.type, enabled=False):
-        # Two more channels lower all cosines with a token of weight 0 by 4, so that it is never the most similar one.
+        # Two extra channels lower all cosines with a token of weight 0 by 4, so that it is never the most similar one.
         absent_words, absent_tokens = (
             -4.0 * (weights == 0).to(embeds).unsqueeze(-1)
             for weights, embeds in (
@@ -105,7 +105,8 @@ def contrastive_loss(
         video_ids (`torch.LongTensor` of shape `(B,)`, *optional*): pairs with the same id are not each other's
             negatives; pairs with an id below 0 are padding, which is ignored. Negative texts do not have ids: all of
             them count.
-        gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
+        gather (`bool`, defaults to `False`): whether to compute the loss of the global batch. If so, all processes
+            have to call this function.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -146,14 +147,14 @@ def contrastive_loss(
 def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]) -> None:
     """
     Registers your own contrastive loss, which `RegionLearnerConfig(loss=name)` then selects. The loss of the region
-    masks is added to it. To load a model that was trained with it where the loss is not registered, use
+    masks is added to it. To load a model that was trained with this loss where it is not registered, use
     `from_pretrained(..., loss="infonce")`.
 
     Args:
         name (`str`): name of the loss. A built-in loss cannot be replaced.
         function: takes `config`, `outputs`, `video_ids` and `gather`, the arguments of [`contrastive_loss`], and
-            returns a tensor of shape `()`. With cached gradients, the outputs are only the embeddings, those of
-            negative texts and tokens included, temperature and bias.
+            returns a tensor of shape `()`. With cached gradients, `outputs` contains only the embeddings (including
+            those of negative texts and of tokens), the temperature and the bias.
 
     Raises:
         ValueError: a built-in loss has this name.
@@ -185,7 +186,8 @@ def classification_loss(config: Any, outputs: Any, labels: torch.Tensor, gather:
         outputs: outputs of a video classifier or a question answering model.
         labels (`torch.LongTensor` of shape `(B,)`): the classes. -100 (padding) and -1 (a class that the model does
             not have) are ignored.
-        gather (`bool`, defaults to `False`): compute the loss of the global batch; all processes have to call this.
+        gather (`bool`, defaults to `False`): whether to compute the loss of the global batch. If so, all processes
+            have to call this function.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -206,10 +208,10 @@ def infonce_loss(
 ) -> torch.Tensor:
     """
     Returns the mean cross-entropy of finding the video of each text among all videos, plus the mean cross-entropy of
-    finding the text of each video. Logits are cosine similarities divided by `temperature`. The original's
-    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`. `negative_text_embeds` (N, dim) are of texts
-    that describe none of the videos: each video is compared with these, too. For the other arguments see
-    [`contrastive_loss`].
+    finding the text of each video. Logits are cosine similarities divided by `temperature`. This is the original's
+    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`. Each video is also compared with
+    `negative_text_embeds` (N, dim), the embeddings of texts that describe none of the videos. For the other arguments
+    see [`contrastive_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
     rows = ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts))
@@ -224,7 +226,7 @@ def word_region_loss(
 ) -> torch.Tensor:
     """
     Returns the loss of [`infonce_loss`] with [`word_region_similarity`] in place of cosine similarities. `outputs` are
-    those of a model with `token_dim`; for the other arguments see [`contrastive_loss`].
+    the outputs of a model with `token_dim`; for the other arguments see [`contrastive_loss`].
     """
     negatives = getattr(outputs, "negative_text_embeds", None)
     pairs = _Pairs.of(outputs.text_embeds, outputs.video_embeds, video_ids, gather, negatives)
@@ -236,7 +238,7 @@ def word_region_loss(
         of_texts = word_region_similarity(*texts, *all_videos) / temperature
     of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature
     if any(pairs.negative_sizes):
-        own = texts[0][:0], texts[1][:0]  # where only other processes have some
+        own = texts[0][:0], texts[1][:0]  # empty if only other processes have negative texts
         if negatives is not None:
             own = outputs.negative_token_embeds, outputs.negative_token_weights
         all_negatives = pairs.gather_tokens(*own, pairs.negative_sizes)
@@ -254,10 +256,10 @@ def sigmoid_loss(
     negative_text_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Returns SigLIP's loss (arXiv 2303.15343): each video with each text is a binary classification, whose logit is the
-    cosine similarity divided by `temperature`, plus `bias`. As in SigLIP, the sum of all their losses is divided by
-    the number of texts, so that the total weight of negatives grows with the batch. Not in the original. For the
-    other arguments see [`infonce_loss`].
+    Returns SigLIP's loss (arXiv 2303.15343): each combination of a video and a text is a binary classification, whose
+    logit is the cosine similarity divided by `temperature`, plus `bias`. As in SigLIP, the sum of all losses is
+    divided by the number of texts, so that the total weight of negatives grows with the batch. Not in the original.
+    For the other arguments see [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
     logits = cosine_similarity(pairs.videos, pairs.all_texts) / temperature + bias
@@ -276,7 +278,7 @@ def max_margin_loss(
 ) -> torch.Tensor:
     """
     Returns the mean of max(0, margin + similarity of a negative - similarity of the pair) over the negatives of all
-    texts and of all videos. The original's `MaxMarginRankingLoss`, whose margin is 1 by default. For the other
+    texts and of all videos. This is the original's `MaxMarginRankingLoss`, whose default margin is 1. For the other
     arguments see [`infonce_loss`].
     """
     pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
@@ -301,7 +303,7 @@ def _region_loss(config: Any, outputs: Any, counts: torch.Tensor | None, gather:
 
 
 def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tensor:
-    """Returns `total` / `count`; with `gather`, values whose mean over processes is that of the global batch."""
+    """Returns `total` / `count`; with `gather`, a value whose mean over processes is the one of the global batch."""
     _, processes = world()
     if gather and processes > 1:
         count = count.clone()
@@ -311,10 +313,10 @@ def _mean(total: torch.Tensor, count: torch.Tensor, gather: bool) -> torch.Tenso
 
 
 def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of the mean cross-entropies of logits of texts to videos (b, n), and of videos to texts."""
+    """Returns the mean cross-entropy of the logits of texts to videos (b, n), plus that of videos to texts."""
     total = pairs.texts.new_zeros(())
     for logits in both:
-        if pairs.excluded is not None:  # padding is compared only with itself, which gives a loss of 0
+        if pairs.excluded is not None:  # padding is only compared with itself, which gives a loss of 0
             logits = logits.masked_fill(pairs.excluded[:, : logits.shape[1]], torch.finfo(logits.dtype).min)
         total = total + F.cross_entropy(logits, pairs.labels, reduction="sum")
     return _mean(total, pairs.real.sum(), len(pairs.sizes) > 1)
@@ -323,8 +325,8 @@ def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tenso
 @dataclass
 class _Pairs:
     """
-    The b pairs of this process, and all n pairs and m negative texts to compare them with (without gathering, those of
-    this process).
+    The b pairs of this process, and the n pairs and m negative texts that they are compared with: those of all
+    processes, or without gathering those of this process.
     """
 
     texts: torch.Tensor  # (b, dim)
@@ -377,8 +379,8 @@ class _Pairs:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Returns `embeds` (b, length, dim) and `weights` (b, length) of tokens, concatenated over processes:
-        (n, longest, dim) and (n, longest). Fewer tokens than in other processes are padded with tokens of weight 0.
-        `sizes`: number of rows of each process, by default that of its pairs.
+        (n, longest, dim) and (n, longest). If other processes have more tokens, tokens of weight 0 are appended.
+        `sizes`: number of rows of each process, by default its number of pairs.
         """
         if len(self.sizes) == 1:
             return embeds, weights
@@ -398,9 +400,9 @@ def _check_sizes(
     processes: int,
 ) -> tuple[list[int], list[int]]:
     """
-    Returns the number of pairs of each process, and of its negative texts. Sizes are compared before embeddings are
-    gathered, because processes that disagree would wait for each other forever. (The comparison waits for the device,
-    once per step.)
+    Returns the number of pairs and the number of negative texts of each process. Sizes are compared before embeddings
+    are gathered, because processes that disagree would wait for each other forever. (The comparison synchronizes with
+    the device, once per step.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]
@@ -426,7 +428,7 @@ def _check_sizes(
 
 
 def _all_gather(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Returns `x` concatenated over processes, of which each has its number of rows in `sizes`, without gradient."""
+    """Returns `x` concatenated over processes, whose numbers of rows are `sizes`, without gradient."""
     padding = (0, 0) * (x.ndim - 1) + (0, max(sizes) - len(x))
     x = F.pad(x, padding).contiguous()
     parts = [torch.empty_like(x) for _ in sizes]
@@ -436,8 +438,9 @@ def _all_gather(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 
 class _GatherWithGradient(torch.autograd.Function):
     """
-    Concatenates over processes along the first axis; gradients flow back to the process of each part. (torch 2.14
-    deprecates `torch.distributed.nn.functional.all_gather`, whose replacement has another name in earlier versions.)
+    Concatenates a tensor over processes along the first axis; the gradient of each part flows back to its process.
+    (torch 2.14 deprecates `torch.distributed.nn.functional.all_gather`, whose replacement has another name in earlier
+    versions.)
     """
 
     @staticmethod

@@ -326,9 +326,9 @@ def _counts(data: dict[str, Any]) -> str:
         f"{data[key]:,} {key}" for key in ("videos", "texts", "questions", "classes", "objects") if data.get(key)
     ]
     if data.get("out_of_vocabulary"):
-        counts.append(f"{data['out_of_vocabulary']:,} answers outside of the vocabulary")
+        counts.append(f"{data['out_of_vocabulary']:,} answers outside the vocabulary")
     if data.get("cut_off"):
-        counts.append(f"{data['cut_off']:,} objects named beyond the length that the model reads")
+        counts.append(f"{data['cut_off']:,} objects named beyond the maximum text length")
     if data.get("unreadable"):
         counts.append(f"{len(data['unreadable']):,} unreadable and left out")
     return ", ".join(counts)
@@ -409,7 +409,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (for a resumed run, since it was resumed)"
+        line += " (of a resumed run: the time since it was resumed)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}

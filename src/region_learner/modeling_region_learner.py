@@ -3,12 +3,12 @@
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
 """
-PyTorch RegionLearner: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), a region module behind the
-divided space-time ViT of "Frozen in Time" (arXiv 2104.00650), or behind any image model of transformers or timm.
+PyTorch RegionLearner: "Video-Text Pre-training with Learned Regions" (arXiv 2112.01194), a region module on top of the
+divided space-time ViT of "Frozen in Time" (arXiv 2104.00650), or on top of any image model from transformers or timm.
 
 "The original" is the reference implementation, github.com/showlab/Region_Learner. The docstring of each class says
-what it corresponds to there, and where it differs on purpose. Shapes are in terms of B clips, T frames, N = h * w
-patches per frame, D channels, S regions per frame, K codes and H heads.
+what it corresponds to there, and where it differs on purpose. In shapes, B is the number of clips, T of frames,
+N = h * w of patches per frame, D of channels, S of regions per frame, K of codes, and H of heads.
 """
 
 import copy
@@ -44,18 +44,18 @@ from .loss_region_learner import (
 
 logger = logging.get_logger(__name__)
 
-# What loads a checkpoint of two towers, whatever class has saved it: each head can be trained from each.
+# The classes that load a two-tower checkpoint, whichever class saved it: any head can be trained from any other.
 _AUTO_CLASSES = {
     "AutoModel": "RegionLearnerModel",
     "AutoModelForVideoClassification": "RegionLearnerForVideoClassification",
     "AutoModelForVisualQuestionAnswering": "RegionLearnerForVideoQuestionAnswering",
 }
 
-# How far a revived code lies from the code that it splits, towards a feature of that code.
+# How far a revived code lies from the code that it splits, as a fraction of the distance to a feature of that code.
 _SPLIT = 0.1
-# How many cosine moments over time a region of queries has.
+# Number of cosine moments over time that a region of `RegionLearnerQueries` is computed from.
 _MOMENTS = 4
-# What the path of a query over a frame, from -1 to 1, is multiplied by: most movements are short.
+# Scale of the path of a query over a frame, whose coordinates are between -1 and 1: most movements are short.
 _PATH_SCALE = 4.0
 
 # Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
@@ -73,27 +73,27 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             codebook) take the place of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
             "linear") it begins with the CLS states of all T frames instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
-            The video feature; from `get_video_features` its projection, `(B, projection_dim)`.
+            The video feature. In the output of `get_video_features`, its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
-            With `output_hidden_states=True`: the input of the first block and the output of every block. With late
-            fusion, the batch is B * T clips of one frame.
+            The input of the first block and the output of every block, with `output_hidden_states=True`. With late
+            fusion, the batch has B * T clips of one frame.
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
-            With `output_attentions=True` and eager attention: the weights of the space attention in every block.
+            The weights of the space attention in every block, with `output_attentions=True` and eager attention.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
-            Regions after their interaction, before the final LayerNorm. In the form "queries" they are of the whole
-            clip, `(B, S, D)`. None without aggregation.
+            Regions after their interaction, before the final LayerNorm. In the "queries" form, each region belongs to
+            the whole clip, `(B, S, D)`. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
-            positions of a frame (region option `mask_normalization`). In the form "queries" the attention of each
-            query, scaled to a mean of 1 over the clip. None without aggregation.
+            positions of a frame (region option `mask_normalization`). In the "queries" form, the attention of each
+            query, scaled to a mean of 1 over each frame. None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
-            The share of the variance of a clip's features that lies within its regions, 0 to 1. None without
+            The share of the variance of a clip's features that lies within its regions, between 0 and 1. None without
             aggregation, or if the region option `mask_loss_weight` is 0.
         patch_states (`torch.FloatTensor` of shape `(B, T, h, w, D)`):
-            The patches that the regions are made of: those after `region_layer` blocks, or of the backbone. With patch
-            dropout, those that are left, `(B, T, 1, n, D)`.
+            The patch features that the regions are computed from: those after `region_layer` blocks, or those of the
+            backbone. With patch dropout, only the patches that were kept, `(B, T, 1, n, D)`.
     """
 
     region_states: torch.Tensor | None = None
@@ -106,7 +106,7 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 @dataclass
 class RegionLearnerOutput(ModelOutput):
     """
-    Output of the dual encoder. Everything that depends on an input that was not given is None.
+    Output of the dual encoder. A field is None if it depends on an input that was not given.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `return_loss=True`):
@@ -117,26 +117,26 @@ class RegionLearnerOutput(ModelOutput):
         logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): the transpose of `logits_per_video`.
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized text embeddings.
         video_embeds (`torch.FloatTensor` of shape `(videos, projection_dim)`): L2-normalized video embeddings.
-        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`. Its last rows are those
-            of negative texts.
+        text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`. Negative texts come last.
         video_model_output (`RegionLearnerVideoOutput`): the output of the video tower.
         temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature; None if it is fixed.
         logit_bias (`torch.FloatTensor` of shape `(1,)`): the learned bias of the "sigmoid" loss; None for others.
         region_loss (`torch.FloatTensor` of shape `(videos,)`): as in [`RegionLearnerVideoOutput`].
         text_token_embeds (`torch.FloatTensor` of shape `(texts, L, token_dim)`): L2-normalized embeddings of the
-            tokens of a text. This and what follows is None without `token_dim`.
+            tokens of a text. This field and those below are None without `token_dim`.
         text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): their weights, 0 for padding; the sum is 1.
         video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized embeddings of the
-            n = T * S regions of a clip (in the form "queries" n = S), or without aggregation of its n = T * N patches.
+            n = T * S regions of a clip (n = S in the "queries" form), or of its n = T * N patches without aggregation.
         video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): their weights, 0 in masked frames; the sum
             is 1.
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
             [`word_region_similarity`], divided by the temperature of the tokens.
-        token_temperature (`torch.FloatTensor` of shape `(1,)`): that temperature if it is learned; otherwise None.
-        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`): the embeddings of
-            `negative_input_ids`. This and what follows is None without them.
-        negative_token_embeds (`torch.FloatTensor` of shape `(N, L, token_dim)`): those of their tokens.
-        negative_token_weights (`torch.FloatTensor` of shape `(N, L)`): the weights of these tokens.
+        token_temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature of the tokens; None if it is
+            fixed.
+        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`): L2-normalized embeddings of
+            `negative_input_ids`. This field and those below are None without them.
+        negative_token_embeds (`torch.FloatTensor` of shape `(N, L, token_dim)`): the embeddings of their tokens.
+        negative_token_weights (`torch.FloatTensor` of shape `(N, L)`): the weights of their tokens.
     """
 
     loss: torch.Tensor | None = None
@@ -166,8 +166,8 @@ class RegionLearnerOutput(ModelOutput):
 @dataclass
 class _EncodedClips(BaseModelOutputWithPooling):
     """
-    What the encoder computes: as `last_hidden_state` the patches of the last block; those for the regions; and with
-    patch dropout which patches these are, (B, n).
+    Output of the encoder: the patches after the last block as `last_hidden_state`, the patches that the regions are
+    computed from, and with patch dropout the indices (B, n) of the patches that were kept.
     """
 
     region_patches: torch.Tensor | None = None
@@ -184,6 +184,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the output (B, queries, H, D / H) of plain attention, and its weights (B, H, queries, keys)."""
     weights = query @ key.transpose(-1, -2) * scaling  # (B, H, queries, keys)
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -200,18 +201,18 @@ def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 class _Grid:
     """
-    The positions of patches that patch dropout has kept, the same in all frames of a clip.
+    The positions of the patches that patch dropout has kept, which are the same in all frames of a clip.
 
     Args:
-        kept: indices of positions (B, n), row by row.
-        height, width: of the grid.
+        kept: indices of the positions (B, n), counted row by row.
+        height, width: size of the full grid, in patches.
     """
 
     def __init__(self, kept: torch.Tensor, height: int, width: int):
         self.kept, self.height, self.width = kept, height, width
 
     def scatter(self, x: torch.Tensor, fill: int = 0) -> torch.Tensor:
-        """Puts `x` (B, T, 1, n, ...) in its places on the grid, (B, T, h, w, ...), with `fill` in the others."""
+        """Scatters `x` (B, T, 1, n, ...) to its positions on the grid, (B, T, h, w, ...), and fills the others."""
         x = x.squeeze(2)
         full = x.new_full((*x.shape[:2], self.height * self.width, *x.shape[3:]), fill)
         index = self.kept[:, None].expand(x.shape[:3])
@@ -257,8 +258,8 @@ class RegionLearnerVideoEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, tuple[int, int, int], torch.Tensor | None]:
         """
         Returns the tokens (B, 1 + T * N, D) of clips (B, T, C, height, width), their grid (T, h, w), and None. With
-        late fusion each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w). With patch dropout, n patches
-        of each frame are left: (B, 1 + T * n, D), (T, 1, n), and the indices of these patches (B, n).
+        late fusion, each frame is a clip of its own: (B * T, 1 + N, D) and (1, h, w). With patch dropout, n patches
+        of each frame are kept: (B, 1 + T * n, D), (T, 1, n), and the indices of these patches (B, n).
         """
         batch, frames, channels, height, width = pixel_values_videos.shape
         clips = batch
@@ -272,7 +273,9 @@ class RegionLearnerVideoEmbeddings(nn.Module):
                 "or set `interpolate_pos_encoding=True`."
             )
         if height % patch or width % patch:
-            raise ValueError(f"The frames are {height} x {width} pixels: not multiples of the patch size, {patch}.")
+            raise ValueError(
+                f"The frames are {height} x {width} pixels, but must be multiples of the patch size, {patch}."
+            )
         if self.config.resolved.temporal_fusion != "attention":  # each frame is a clip: (B * T, 1, C, height, width)
             pixel_values_videos = pixel_values_videos.flatten(0, 1).unsqueeze(1)
             batch, frames = batch * frames, 1
@@ -338,7 +341,7 @@ class RegionLearnerAttention(nn.Module):
             value.transpose(1, 2),
             attention_mask,
             scaling=self.scaling,
-            dropout=0.0,  # not a field: neither the original nor any recipe here uses dropout in this tower
+            dropout=0.0,  # not configurable: neither the original nor any recipe here uses dropout in this tower
             **kwargs,
         )
         return output.flatten(2), weights
@@ -355,16 +358,16 @@ class RegionLearnerAttention(nn.Module):
 
 class RegionLearnerZeroLinear(nn.Linear):
     """
-    A linear layer that is initialized to zero. (A class of its own, because `_init_weights` of custom code is called
-    only for modules that have parameters themselves.)
+    A linear layer that is initialized to zero. (It is a separate class because `_init_weights` of custom code is
+    called only for modules that have parameters themselves.)
     """
 
 
 class RegionLearnerLinear(nn.Linear):
     """
-    A linear layer that is initialized by the number of its inputs, as torch does it. The standard deviation of 0.02
-    that transformers uses suits a width of 768; much narrower layers then start nearly linear. Phrases and queries
-    have to be nonlinear from the beginning to learn which properties belong together.
+    A linear layer with the default initialization of torch, which depends on the number of inputs. The standard
+    deviation of 0.02 that transformers uses suits a width of 768, but makes much narrower layers start nearly linear.
+    Phrases and queries have to be nonlinear from the beginning to learn which properties belong together.
     """
 
 
@@ -374,8 +377,8 @@ class RegionLearnerConv1d(nn.Conv1d):
 
 class RegionLearnerMaxMLP(nn.Module):
     """
-    Reduces a set of tokens to one vector, with an MLP whose hidden layer is the maximum over the tokens in each
-    channel. Each of its many channels can indicate that there is a token with certain properties.
+    Reduces a set of tokens to one vector, with an MLP whose hidden layer takes the maximum over the tokens in each
+    channel. Each hidden channel can signal that there is a token with certain properties.
     """
 
     def __init__(self, width: int, out_width: int):
@@ -385,15 +388,15 @@ class RegionLearnerMaxMLP(nn.Module):
         self.fc2 = RegionLearnerLinear(4 * width, out_width)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns (..., out_width) of those `tokens` (..., n, width) that are in `mask` (..., n)."""
+        """Returns a vector (..., out_width) of the `tokens` (..., n, width) where `mask` (..., n) is True."""
         return self.fc2(_masked_max(F.gelu(self.fc1(self.norm(tokens))), mask))
 
 
 class RegionLearnerTubeMLP(nn.Module):
     """
     Reduces the patches of a clip to one vector. A tube is one position of the grid in all frames. Its cosine moments
-    over time form one state, and [`RegionLearnerMaxMLP`] reduces the states of all tubes to one vector. Each of its
-    channels can indicate that something happens somewhere in a certain order. Not in the original.
+    over time form one state, and [`RegionLearnerMaxMLP`] reduces the states of all tubes to one vector. Each hidden
+    channel can signal that something happens somewhere in a certain order. Not in the original.
     """
 
     def __init__(self, width: int, out_width: int):
@@ -403,7 +406,7 @@ class RegionLearnerTubeMLP(nn.Module):
         self.mlp = RegionLearnerMaxMLP(width, out_width)
 
     def forward(self, patches: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns (B, out_width) of `patches` (B, T, h, w, width) in frames that are in `frame_mask` (B, T)."""
+        """Returns a vector (B, out_width) of `patches` (B, T, h, w, width) in the frames of `frame_mask` (B, T)."""
         moments = _moments(self.norm(patches.flatten(2, 3)), frame_mask)  # (B, 4, h * w, width)
         return self.mlp(self.proj(moments.transpose(1, 2).flatten(2)))
 
@@ -432,12 +435,13 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real frames. Returns the
-        output, (B, 1 + T * N, D), and the weights (B, H, 1 + T * N, 1 + T * N) with `output_attentions`, else None.
+        Returns the output, (B, 1 + T * N, D), and with `output_attentions` the weights (B, H, 1 + T * N, 1 + T * N),
+        otherwise None. `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real
+        frames.
         """
         query, key, value = self.project(hidden_states)
         if kwargs.get("output_attentions", self.config.output_attentions):
-            # One masked attention over all tokens gives the same output, and the weights as one matrix.
+            # A single masked attention over all tokens gives the same output, and its weights are one matrix.
             output, weights = self.attend(query, key, value, self._full_mask(grid, frame_mask, query), **kwargs)
             return self.out_proj(output), weights
 
@@ -482,13 +486,15 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
             real = self._token_mask(frame_mask, patches)[:, None, None, :]  # (B, 1, 1, 1 + T * N)
             if self.axis == "time":
                 allowed = allowed & real
-            else:  # patches attend to their own frame alone, masked or not
+            else:  # patches attend only to their own frame, masked or not
                 patch_rows = allowed[:, :, 1:].expand(real.shape[0], -1, -1, -1)
                 allowed = torch.cat([allowed[:, :, :1] & real, patch_rows], dim=2)
         return _additive(allowed, query.dtype)
 
 
 class RegionLearnerMLP(nn.Module):
+    """The MLP of a transformer block."""
+
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -500,7 +506,10 @@ class RegionLearnerMLP(nn.Module):
 
 
 class RegionLearnerVideoLayer(GradientCheckpointingLayer):
-    """One block, the original's `SpaceTimeBlock`: the residual of the attention over space is the block's input."""
+    """
+    One transformer block, the original's `SpaceTimeBlock`. The output of the attention over space is added to the
+    input of the block, not to the output of the attention over time.
+    """
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
@@ -547,29 +556,28 @@ def _initial_codebook(codes: int, channels: int) -> torch.Tensor:
 
 class RegionLearnerQuantizer(nn.Module):
     """
-    Replaces each feature by the nearest of K codes. Codes get no gradient: they follow moving averages of the features
+    Replaces each feature by the nearest of K codes. Codes get no gradient: they are moving averages of the features
     assigned to them. Corresponds to the original's `Quantize`, whose buffer names it keeps: the codes `embed` (K, D),
     the moving averages `cluster_size` (K,) of their counts and `embed_avg` (K, D) of their sums, and `cluster_sum`
     (K,), a count without decay.
 
-    `codebook_mode="original"` computes what the original does: codes are random at first, follow with a decay of 0.1,
-    and are looked up after their update; unused codes shrink towards zero. "ema" differs on purpose: codes follow with
-    a decay of 0.99, are looked up before their update, and start as features of the first batch (which itself passes
-    unquantized). A code that is unused for the last `codebook_revival_after` * K features is revived next to a code
-    in use.
+    `codebook_mode="original"` computes what the original does: codes are random at first, have an EMA decay of 0.1,
+    and are looked up after their update; unused codes shrink towards zero. "ema" differs on purpose: codes have an EMA
+    decay of 0.99, are looked up before their update, and start as features of the first batch (which itself is not
+    quantized). A code unused for the last `codebook_revival_after` * K features is revived next to a code in use.
 
     In training mode, forward passes with gradients collect statistics, and [`update`] applies them to the codes. In a
     single process each forward pass calls it, as BatchNorm updates its statistics. With several processes, it has to
     be called once per training step, and reduces the statistics over all of them. (In the original, every process has
     a codebook of its own until DDP overwrites it with that of rank 0.)
 
-    The statistics stay in float32 whatever the dtype of the model is. Features that are not finite, after an overflow
-    in half precision for example, are not counted.
+    The statistics stay in float32 whatever the dtype of the model is. Features that are not finite, for example after
+    an overflow in half precision, are not counted.
 
     Attributes:
         frozen (`bool`): whether training leaves the codes unchanged.
-        is_unsaved (`bool`): whether the model has adapters (PEFT), which are saved without the codes: training leaves
-            these unchanged, too. The models that a quantizer belongs to set it.
+        is_unsaved (`bool`): whether the model has adapters (PEFT) that are saved without the codes. Training then
+            leaves the codes unchanged, too. The model that the quantizer belongs to sets this.
         auto_update (`bool`): whether forward passes in a single process update the codes. Set it to False and call
             [`update`] once per step with gradient accumulation, or if the region module itself is under non-reentrant
             activation checkpointing, whose second forward pass has to find the same codes.
@@ -598,7 +606,7 @@ class RegionLearnerQuantizer(nn.Module):
         self.is_unsaved = False
         self.auto_update = True
         # Statistics since the last update, (K, 2 D + 2): the count and the sum of each code's features, a candidate
-        # feature to place it on, and the number of passes with such a candidate. DDP would overwrite a buffer.
+        # feature to move the code to, and the number of passes with such a candidate. DDP would overwrite a buffer.
         self._pending: torch.Tensor | None = None
         self._last_graph: int | None = None
 
@@ -630,8 +638,8 @@ class RegionLearnerQuantizer(nn.Module):
 
     def forward(self, features: torch.Tensor, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        `features`: (tokens, D); `valid`: (tokens,), False for tokens that must not be counted. Returns their codes
-        (tokens, D), with a straight-through gradient, and the indices of these (tokens,).
+        Returns the codes (tokens, D) of `features` (tokens, D), with a straight-through gradient, and the indices of
+        the codes (tokens,). `valid`: (tokens,), False for tokens that must not be counted.
         """
         learns = self.training and not (self.frozen or self.is_unsaved)
         collects = learns and self._is_first_pass()
@@ -659,9 +667,9 @@ class RegionLearnerQuantizer(nn.Module):
 
     def _is_first_pass(self) -> bool:
         """
-        Returns whether a forward pass is one to collect statistics in, so that each feature counts once. Passes
-        without gradients are not: reentrant activation checkpointing and cached gradients repeat them with gradients.
-        Passes that repeat one with gradients within a backward pass, in non-reentrant checkpointing, are not either.
+        Returns whether this forward pass should collect statistics, so that each feature counts once. A pass without
+        gradients should not: reentrant activation checkpointing and cached gradients repeat it with gradients. Nor
+        should a pass that repeats an earlier one within a backward pass, as in non-reentrant checkpointing.
         """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled()
@@ -692,7 +700,7 @@ class RegionLearnerQuantizer(nn.Module):
         return counts, sums
 
     def _collect(self, counts: torch.Tensor, sums: torch.Tensor, features: torch.Tensor, valid: torch.Tensor):
-        """Adds a pass to the pending statistics. Each code's candidate is equally likely to be of any pass."""
+        """Adds a pass to the pending statistics. The candidate of a code is equally likely to come from any pass."""
         codes, channels = self.embed.shape
         pending = self.embed.new_zeros(codes, 2 * channels + 2) if self._pending is None else self._pending
         before, candidates, passes = pending.to(features.device).split([1 + channels, channels, 1], 1)
@@ -706,11 +714,12 @@ class RegionLearnerQuantizer(nn.Module):
 
     def _draw_candidates(self, valid: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Draws one feature of the global batch for each code: evenly spaced ones, each moved by `uniform` (K,) within
-        its interval. Returns their indices in `valid` (K,), and whether they are on this process (K,).
+        Draws one feature of the global batch for each code: the features are evenly spaced, and each is moved within
+        its interval by `uniform` (K,). Returns their indices in `valid` (K,), and whether they are on this process
+        (K,).
 
-        Processes do not communicate: each draws for the codes of its own share of the batch, as if all had equally
-        many features. If they have, their draws are those of one process with the whole batch.
+        Processes do not communicate: each draws for the codes of its own share of the batch, as if all processes had
+        the same number of features. If they do, their draws are those of one process with the whole batch.
         """
         rank, processes = world()
         order = valid.long().cumsum(0)  # the n-th valid feature is where this first reaches n
@@ -741,7 +750,7 @@ class RegionLearnerQuantizer(nn.Module):
         if processes > 1:
             torch.distributed.all_reduce(statistics)
         counts, sums, candidates, found = statistics.split([1, channels, channels, 1], 1)
-        # (Where processes have unequally many features, two may have a candidate for a code: take their mean.)
+        # (If processes have different numbers of features, two may have a candidate for a code: take their mean.)
         counts, candidates, found = counts.squeeze(1), candidates / found.clamp(min=1), found > 0
         total = counts.sum()
         size, average, embed = self._moved(counts, sums)
@@ -749,18 +758,19 @@ class RegionLearnerQuantizer(nn.Module):
         if self.mode == "ema":
             starts = (total > 0) & (self.num_updates == 0)
             placed = starts | (found.squeeze(1) & (unused >= self.revival_after) & (self.revival_after > 0))
-            # A revived code splits the code nearest to its candidate: it lies a step from it towards the candidate. On
-            # the candidate itself, in many dimensions, it would attract no other feature: averages are nearer to all.
+            # A revived code splits the code nearest to its candidate: it is placed one step away from that code,
+            # towards the candidate. On the candidate itself it would attract no other feature: in many dimensions,
+            # averages are nearer to all features.
             splits = torch.lerp(F.embedding(self.nearest(candidates), self.embed), candidates, _SPLIT)
             target = torch.where(starts, torch.where(found, candidates, self.embed), splits)
             # As if this many features had been assigned to the code in a single step: few enough that the features
-            # assigned to it from now on soon determine where it is.
+            # assigned to it from now on soon determine its position.
             weight = (1 - self.decay) * torch.where(starts, total / codes, size.mean())
             size = torch.where(placed, weight, size)
             average = torch.where(placed[:, None], target * weight, average)
             embed = torch.where(placed[:, None], target, embed)
             unused = torch.where(placed, 0, unused)
-            counts = torch.where(starts, 0, counts)  # they counted codes that no longer exist
+            counts = torch.where(starts, 0, counts)  # they belong to codes that no longer exist
         self.cluster_size.copy_(size)
         self.cluster_sum.add_(counts)
         self.embed_avg.copy_(average)
@@ -792,7 +802,7 @@ def _upcast(x: torch.Tensor) -> torch.Tensor:
 
 
 def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Returns the mean (..., D) of `states` (..., n, D) over the positions of `mask` (..., n); 0 without any."""
+    """Returns the mean (..., D) of `states` (..., n, D) where `mask` (..., n) is True; 0 if it is True nowhere."""
     if mask is None:
         return states.mean(-2)
     weights = mask.to(states.dtype).unsqueeze(-1)
@@ -800,7 +810,7 @@ def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
 
 
 def _masked_max(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Returns the maximum (..., D) of `states` (..., n, D) over the positions of `mask` (..., n); 0 without any."""
+    """Returns the maximum (..., D) of `states` (..., n, D) where `mask` (..., n) is True; 0 if it is True nowhere."""
     if mask is None:
         return states.amax(-2)
     highest = states.masked_fill(~mask[..., None], -math.inf).amax(-2)
@@ -808,7 +818,7 @@ def _masked_max(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
 
 
 class RegionLearnerMotionExcitation(nn.Module):
-    """Weights features by where a frame differs from the previous one. The original's `Motion_Excitation`."""
+    """Weights features by their change since the previous frame. The original's `Motion_Excitation`."""
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
@@ -818,8 +828,8 @@ class RegionLearnerMotionExcitation(nn.Module):
         self, features: torch.Tensor, frame_mask: torch.Tensor | None = None, grid: _Grid | None = None
     ) -> torch.Tensor:
         """
-        `features` and the output: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D) and their `grid`. The
-        previous frame is the latest one that is not masked.
+        Returns the weighted features, of the shape of `features`: (B, T, h, w, D), or with patch dropout
+        (B, T, 1, n, D), with their `grid`. The previous frame is the last one before it that is not masked.
         """
         if frame_mask is None and not torch.compiler.is_exporting():
             difference = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], dim=1)
@@ -844,9 +854,9 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
     Pools each frame into S regions with learned masks. The original's `Aggregation`, in which masks have any sign and
     a region is the mean over positions of mask * feature.
 
-    Beyond the original: masks that are normalized over positions, or over regions; pooling other values than those
-    that the masks are computed from; pooling by a maximum, or a soft one, which keeps small objects that a mean
-    dilutes; and a loss that makes the masks partition a clip.
+    Beyond the original, there are masks that are normalized over positions or over regions; pooling of other values
+    than those that the masks are computed from; pooling by a maximum or a soft maximum, which keeps small objects that
+    a mean would dilute; and a loss that makes the masks partition a clip.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -869,8 +879,8 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         """
         Computes masks from `features` (B, T, h, w, D) and pools `values` (B, T, h, w, D) with them. `frame_mask`:
         (B, T). Returns the regions (B, T * S, D), the masks (B, T, S, h, w), and the loss of each clip (B,). With
-        patch dropout, h = 1, w = n, and `grid` has the positions of the n patches. To the convolution, patches that
-        were left out are like padding.
+        patch dropout, h = 1, w = n, and `grid` holds the positions of the n patches. The convolution treats dropped
+        patches like padding.
         """
         batch, frames, height, width, _ = features.shape
         features = features if grid is None else grid.scatter(features)
@@ -878,7 +888,7 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         masks = (masks if grid is None else grid.gather(masks)).flatten(2)
         values = values.flatten(0, 1).flatten(1, 2)  # (B * T, h * w, D)
         if self.normalization == "regions":
-            masks = masks.log_softmax(1)  # each region's share of a position; a logarithm, as shares could underflow
+            masks = masks.log_softmax(1)  # log of each region's share of a position: the share itself could underflow
         log_masks = masks.log_softmax(-1) if self.normalization == "positions" else masks
         if self.normalization != "none":
             masks = masks.softmax(-1) * (height * width)
@@ -898,9 +908,9 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
 
     def _softmax_pool(self, masks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """
-        Returns regions (B * T, S, D): in each channel, the mean of `values` (B * T, h * w, D) over positions with the
-        weights mask * exp(sharpness * z). z are the values after a LayerNorm, minus their channel's mean over the
-        frame, divided by the standard deviation of the result: channels that are large everywhere, as in large
+        Returns regions (B * T, S, D): in each channel, the mean of `values` (B * T, h * w, D) over positions, weighted
+        by mask * exp(sharpness * z). Here z is the values after a LayerNorm, minus the mean of each channel over the
+        frame, divided by the standard deviation of the result, so that channels that are large everywhere, as in large
         encoders, do not blur the others.
         """
         with torch.autocast(values.device.type, enabled=False):
@@ -908,7 +918,7 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
             scaled = F.layer_norm(precise, precise.shape[-1:])
             scaled = scaled - scaled.mean(1, keepdim=True)
             scaled = self.sharpness * scaled * torch.rsqrt(scaled.square().mean((1, 2), keepdim=True) + 1e-6)
-            # A small constant, because all weights of a channel may underflow where a mask is.
+            # A small constant, because all weights of a channel may underflow within a mask.
             weights = torch.exp(scaled - scaled.amax(1, keepdim=True).detach()) + 1e-30  # (B * T, h * w, D)
             masks = _upcast(masks)  # their scale cancels in the quotient
             regions = (masks @ (weights * precise)) / (masks @ weights)
@@ -918,11 +928,12 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         self, shares: torch.Tensor, content: torch.Tensor, frame_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """
-        Returns a soft k-means loss (B,) of `shares` (B, T, S, h * w) of each position and `content` (B, T, h * w, D):
-        the squared distances of features to the mean of their region, divided by their squared distances to the mean
-        of the clip. It is 0 if all features of a region are equal, and 1 if all regions have the same mean. Features
-        are normalized first, and means are taken over all frames, so that a region follows the same content. `content`
-        gets no gradient: the encoder would only make features more alike.
+        Returns a soft k-means loss (B,) of the regions' `shares` (B, T, S, h * w) of each position and the features
+        `content` (B, T, h * w, D): the squared distances of features to the mean of their region, divided by their
+        squared distances to the mean of the clip. It is 0 if all features of a region are equal, and 1 if all regions
+        have the same mean. Features are normalized first, and means are taken over all frames, so that a region
+        follows the same content through the clip. `content` gets no gradient, because the encoder would only learn to
+        make features more alike.
         """
         with torch.autocast(content.device.type, enabled=False):
             values = _upcast(content.detach())
@@ -943,9 +954,9 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
 
 def _moments(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
     """
-    Returns the first four cosine moments over time (as in a discrete cosine transform) of `found` (B, T, ...), of
-    which the first is the mean: (B, 4, ...). `frame_mask`: (B, T). Masked frames do not count, not even as time that
-    passes. A clip of fewer frames has no more moments than frames; the others are 0.
+    Returns the first four cosine moments over time (as in a discrete cosine transform) of `found` (B, T, ...):
+    (B, 4, ...). The first of them is the mean. `frame_mask`: (B, T). Masked frames are skipped, as if the clip did not
+    contain them. A clip of fewer than four frames has only as many moments as frames; the others are 0.
     """
     dtype = torch.promote_types(found.dtype, torch.float32)
     real = found.new_ones(found.shape[:2], dtype=dtype) if frame_mask is None else frame_mask.to(dtype)
@@ -959,14 +970,14 @@ def _moments(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tens
 
 class RegionLearnerQueries(GradientCheckpointingLayer):
     """
-    Gathers a clip into S regions. Each of S learned queries attends to the patches of every frame, as in DETR or a
-    Perceiver, and so follows something through the clip. Not in the original.
+    Pools a clip into S regions. Each of S learned queries attends to the patches of every frame, as in DETR or a
+    Perceiver, and can thus follow an object through the clip. Not in the original.
 
-    The results of a query in the frames are not averaged, which would lose their order in time. Instead, a region is
-    made of their first four cosine moments over time (as in a discrete cosine transform), the first of which is the
-    mean. For up to four frames, these contain all results. They are defined for clips of any number of frames.
-    The features of what a query follows do not tell where it moves. So a region is also made of the same moments of
-    the centers of the query's masks.
+    The results of a query in the T frames are not averaged, because an average loses their order in time. Instead, a
+    region is computed from their first four cosine moments over time (as in a discrete cosine transform), the first of
+    which is the mean. The moments are defined for any number of frames, and lose nothing for up to four frames. The
+    results of a query do not tell where its object moves, so a region also depends on the same moments of the centers
+    of the query's masks.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -995,10 +1006,10 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         grid: _Grid | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """
-        The queries look for `features` (B, T, h, w, D) and gather `values` (B, T, h, w, D). `frame_mask`: (B, T).
-        Returns the regions (B, S, D); the masks (B, T, S, h, w), their attention as a mean over heads, scaled to a
-        mean of 1 over each frame, and 0 in masked frames; and no loss. With patch dropout, the `grid` tells where the
-        patches are.
+        Attends to `features` (B, T, h, w, D) and pools `values` (B, T, h, w, D). `frame_mask`: (B, T). Returns the
+        regions (B, S, D); the masks (B, T, S, h, w); and None, as there is no loss. The masks are the mean of the
+        attention over heads, scaled to a mean of 1 over each frame, and 0 in masked frames. With patch dropout, `grid`
+        holds the positions of the patches.
         """
         frames, height, width = features.shape[1:4]
         weights = self.attend(features)
@@ -1015,7 +1026,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         return regions, masks if frame_mask is None else masks * frame_mask[:, :, None, None, None], None
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
-        """Returns the weight of each patch for each query, (B, H, T, S, h * w); the sum over a frame is 1."""
+        """Returns the weight of each patch for each query, (B, H, T, S, h * w); the weights in a frame sum to 1."""
         query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
         key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
         scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
@@ -1026,7 +1037,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _places(self, height: int, width: int, grid: _Grid | None, like: torch.Tensor) -> torch.Tensor:
-        """Returns row and column of the center of each patch, from -1 to 1: (h * w, 2) or (B, 1, n, 2)."""
+        """Returns the row and column of the center of each patch, from -1 to 1: (h * w, 2) or (B, 1, n, 2)."""
         if grid is not None:
             height, width = grid.height, grid.width
         rows, columns = (
@@ -1055,7 +1066,7 @@ class RegionLearnerInteractionLayer(nn.Module):
             self.mlp = nn.Sequential(norm, RegionLearnerMLP(config))
 
     def forward(self, regions: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`regions` and the output: (B, T * S, D); `attention_mask`: additive, (B, 1, 1, T * S)."""
+        """Returns regions of the shape of `regions`, (B, T * S, D). `attention_mask`: additive, (B, 1, 1, T * S)."""
         output, _ = self.attention(self.norm(regions), attention_mask)
         if self.residual:
             output = regions + output
@@ -1065,8 +1076,8 @@ class RegionLearnerInteractionLayer(nn.Module):
 class RegionLearnerRegionModule(nn.Module):
     """
     The original's `RegionLearner`: quantizes the patches, pools them with learned masks into a few regions per frame,
-    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step; without any, the
-    patches pass unchanged. (In the original, leaving out quantization leaves out everything.)
+    and lets the regions of a clip interact. A size of 0 in the configuration leaves out a step; if all are left out,
+    the patches pass unchanged. (In the original, leaving out quantization leaves out everything.)
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -1076,7 +1087,7 @@ class RegionLearnerRegionModule(nn.Module):
         self.detach_masks = options.detach_masks
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
-        # Whether a region is of the whole clip, not of a frame.
+        # Whether a region belongs to the whole clip instead of one frame.
         self.gathers_clips = bool(config.num_regions) and options.pooling == "attention"
         aggregation = RegionLearnerQueries if self.gathers_clips else RegionLearnerAggregation
         self.aggregation = aggregation(config) if config.num_regions else None
@@ -1092,11 +1103,11 @@ class RegionLearnerRegionModule(nn.Module):
         grid: _Grid | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        `features`: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D) and their `grid`; `frame_mask`: (B, T);
-        `temporal_embeddings`: (1, at least T, D), added to the regions before they interact, or None. Returns the
-        regions (B, T * S, D), or without aggregation the patches (B, T * N, D); the masks (B, T, S, h, w); the indices
-        of the codes (B, T, h, w); and the loss of the masks, (B,). Masks are 0, and indices -1, where patches were
-        left out.
+        Returns the regions (B, T * S, D), or without aggregation the patches (B, T * N, D); the masks (B, T, S, h, w);
+        the indices of the codes (B, T, h, w); and the loss of the masks, (B,). Masks are 0, and indices -1, where
+        patch dropout left out patches. `features`: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D), with their
+        `grid`; `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to the regions before they
+        interact, or None.
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
@@ -1107,7 +1118,7 @@ class RegionLearnerRegionModule(nn.Module):
         values = features if self.values == "features" and self.aggregation is not None else states
         if self.motion_excitation is not None and features.shape[1] > 1:
             motion = self.motion_excitation(features, frame_mask, grid)
-            if torch.compiler.is_exporting():  # an exported program takes single frames, too
+            if torch.compiler.is_exporting():  # an exported program also has to accept single frames
                 motion = motion * (torch.arange(features.shape[1], device=motion.device)[-1] > 0)
             states, values = states + motion, values + motion
         positions = None if temporal_embeddings is None else temporal_embeddings[:, : features.shape[1]]  # (1, T, D)
@@ -1135,8 +1146,9 @@ class RegionLearnerRegionModule(nn.Module):
 class RegionLearnerTemporalFusion(nn.Module):
     """
     Late fusion: the feature of a clip is the mean of the features of its frames ("pool"), or a linear layer of their
-    concatenation ("linear"). The original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", in which, as
-    here, each frame is encoded on its own at the first temporal position, and only regions interact over frames.
+    concatenation ("linear"). These are the original's `temporal_type` "late_fusion_pool" and "late_fusion_fc", in
+    which, as here, each frame is encoded on its own at the first temporal position, and only regions interact over
+    frames.
 
     "linear" differs on purpose: masked and missing frames are zeros (the original crashes), and the layer starts as
     the mean over frames, which the encoder and the projection were trained with (the original starts at random).
@@ -1150,7 +1162,7 @@ class RegionLearnerTemporalFusion(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if linear else None
 
     def forward(self, frame_features: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`frame_features`: (B, T, D); `frame_mask`: (B, T), True for real frames. Returns (B, D)."""
+        """Returns clip features (B, D). `frame_features`: (B, T, D); `frame_mask`: (B, T), True for real frames."""
         if frame_mask is not None:
             frame_features = frame_features.masked_fill(~frame_mask[:, :, None], 0)
         if self.weight is not None:
@@ -1174,7 +1186,10 @@ class RegionLearnerTemporalFusion(nn.Module):
 
 
 class RegionLearnerPreTrainedModel(PreTrainedModel):
-    """Base class of all models: `from_pretrained` and `save_pretrained` of transformers, frames, and the codebook."""
+    """
+    Base class of all models. It loads and saves them as transformers does, resizes the number of frames, and updates
+    the codebook.
+    """
 
     config: RegionLearnerConfig
     base_model_prefix = "region_learner"
@@ -1208,7 +1223,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         return module
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
-        """Saves the model and the files of its code, with which all of the Auto classes load it."""
+        """Saves the model together with the files of its code, so that each of the Auto classes can load it."""
         if self._auto_class is not None and isinstance(self.config, RegionLearnerConfig):
             module = __name__.rpartition(".")[2]
             self.config.auto_map = {name: f"{module}.{found}" for name, found in _AUTO_CLASSES.items()}
@@ -1232,11 +1247,11 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
     def _hold_unsaved_codebooks(self):
         """
-        Keeps training from changing a codebook that adapters do not save: they would not fit the model with the old
-        codes, which is loaded with them. PEFT saves no buffers but those in its `modules_to_save`.
+        Keeps training from changing a codebook that is not saved with the adapters. The adapters are later loaded into
+        the model with the old codes, and would not fit them. PEFT saves only the buffers in its `modules_to_save`.
         """
         modules = dict(self.named_modules())
-        # The layers of PEFT stay when the last adapter is deleted.
+        # The layers of PEFT remain when the last adapter is deleted.
         is_adapted = any(
             len(getattr(module, name, ())) > 0
             for module in modules.values()
@@ -1247,15 +1262,16 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
                 module.is_unsaved = is_adapted and ".modules_to_save." not in name
         if self.training and self.quantizer is not None and self.quantizer.is_unsaved and not self.quantizer.frozen:
             logger.warning_once(
-                "The codebook is frozen, as adapters (PEFT) are saved without it. To train it as well, use "
+                "The codebook is frozen because adapters (PEFT) are saved without it. To train it as well, use "
                 'LoraConfig(..., modules_to_save=["quantizer"]).'
             )
 
     def update_codebook(self):
         """
         Updates the codebook with the features of the training passes since the last call, in all processes. Each
-        process has to call this once per training step, after `optimizer.step()`. [`RegionLearnerTrainer`] does, and
-        in a single process the forward passes do. Without a codebook, or with a frozen one, it does nothing.
+        process has to call this once per training step, after `optimizer.step()`. [`RegionLearnerTrainer`] does this
+        itself, and in a single process the forward passes do. Without a codebook, or with a frozen one, this does
+        nothing.
         """
         if self.quantizer is not None:
             self.quantizer.update()
@@ -1272,6 +1288,14 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: `num_frames` is less than 1, or `fill` is not known.
+
+        Example:
+
+        ```python
+        >>> model = model.resize_frames(8)
+        >>> model.config.video_config.num_frames
+        8
+        ```
         """
         # Unlike a new model, a deep copy keeps dtypes, devices, frozen and quantized weights, and adapters.
         model = copy.deepcopy(self)
@@ -1291,7 +1315,7 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
         super()._set_gradient_checkpointing(enable, **kwargs)
         backbone: Any = getattr(getattr(self, "video_model", self), "backbone", None)
-        if hasattr(backbone, "timm_model"):  # has no layers that the line above finds
+        if hasattr(backbone, "timm_model"):  # the line above does not find its layers
             backbone._set_gradient_checkpointing(enable)
 
     @torch.no_grad()
@@ -1357,7 +1381,7 @@ _NOT_IN_AUTO_MODEL = {
 
 
 def _from_config(config: PreTrainedConfig, pooling_layer: bool) -> PreTrainedModel:
-    """Returns a new text or image model, without a pooling layer of its own unless `pooling_layer`."""
+    """Returns a new text or image model, which has its own pooling layer only if `pooling_layer` is True."""
     if name := _NOT_IN_AUTO_MODEL.get(config.model_type):
         return getattr(transformers, name)._from_config(config)
     try:
@@ -1371,8 +1395,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`.
 
     With a `backbone_config`, an image model encodes each frame instead. The feature of a clip is then the mean of the
-    frames' pooled states, to which regions are added by a layer that starts as zero. Only the regions model time: they
-    get temporal positions, and interact over all frames.
+    frames' pooled states, to which a layer that starts as zero adds the regions. Only the regions model time: they get
+    temporal positions, and interact over all frames.
     """
 
     config: RegionLearnerVideoConfig  # type: ignore[assignment]
@@ -1413,7 +1437,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
 
     @property
     def max_frames(self) -> int | None:
-        """The number of temporal positions, the most frames of a clip; None if frames are only averaged."""
+        """The maximum number of frames per clip, one per temporal position; None if frames are only averaged."""
         only_averages = self.backbone is not None and self.temporal_embeddings is None
         return None if only_averages and self.config.resolved.temporal_fusion == "pool" else self.config.num_frames
 
@@ -1473,7 +1497,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         if most is not None and frames > most:
             raise ValueError(
                 f"The clips have {frames} frames, but the model has {most} temporal positions: sample fewer "
-                f"frames, or `model = model.resize_frames({frames})`."
+                f"frames, or use `model = model.resize_frames({frames})`."
             )
         if frame_mask is not None and frame_mask.shape != pixel_values_videos.shape[:2]:
             raise ValueError(
@@ -1483,7 +1507,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         if frame_mask is not None and "flash" in str(self.config._attn_implementation):
             raise ValueError(
                 "Flash attention does not support frame_mask: use `model.set_attn_implementation('sdpa')`, or clips "
-                "of equally many frames."
+                "with the same number of frames."
             )
 
     @capture_outputs(tie_last_hidden_states=False)
@@ -1495,8 +1519,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> _EncodedClips:
         """
-        Runs the divided space-time ViT. Returns the CLS states, (B, 1, D) or with late fusion (B, T, D), as
-        `pooler_output`, and the patches (B, T, h, w, D) after the last block and after `region_layer` blocks.
+        Runs the divided space-time ViT. Returns the CLS states as `pooler_output`, (B, 1, D) or with late fusion
+        (B, T, D), and the patches (B, T, h, w, D) after the last block and after `region_layer` blocks.
         """
         hidden_states, grid, kept = self.embeddings(pixel_values_videos, interpolate_pos_encoding)  # type: ignore[misc]
         hidden_states = self.pre_layernorm(hidden_states)
@@ -1532,8 +1556,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             if rows * columns != patches or rows * width != columns * height:
                 raise ValueError(
                     f"pixel_values_videos of shape {tuple(pixel_values_videos.shape)} are not features of a backbone: "
-                    f"{patches} patches are not a grid of the shape of frames ({height} x {width} pixels). Images are "
-                    "clips of one frame: `pixel_values.unsqueeze(1)`."
+                    f"{patches} patches do not form a grid of the shape of the frames ({height} x {width} pixels). "
+                    "Images are clips of one frame: `pixel_values.unsqueeze(1)`."
                 )
             features = pixel_values_videos.to(self.dtype)
             states = features[:, :, 1:].unflatten(2, (rows, columns))
@@ -1545,12 +1569,12 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
 
     def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
-        Returns what the backbone computes of each frame: its pooled state and then its patches,
-        (B, T, 1 + N, hidden_size). The model takes these features in place of `pixel_values_videos`, so that they can
-        be computed once where the backbone is not trained.
+        Returns the backbone's features of each frame, (B, T, 1 + N, hidden_size): first its pooled state, then its
+        patches. The model accepts these features in place of `pixel_values_videos`, so that they have to be computed
+        only once if the backbone is not trained.
 
         Args:
-            pixel_values_videos: clips (B, T, C, height, width), of the size of frames in the configuration.
+            pixel_values_videos: clips (B, T, C, height, width), with frames of the size in the configuration.
 
         Raises:
             ValueError: the model does not have a backbone.
@@ -1571,15 +1595,17 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerVideoOutput:
         """
+        Returns the features, the regions and the codes of a batch of clips.
+
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`):
-                Clips of up to `num_frames` frames; images are clips of one frame. With a backbone also what
-                [`encode_frames`] returned for them, `(B, T, 1 + N, D)`.
+                Clips of up to `num_frames` frames; images are clips of one frame. With a backbone, these may also be
+                the features that [`encode_frames`] returned, `(B, T, 1 + N, D)`.
             frame_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 (or True) for real frames, 0 for padding, which has no influence on the output.
             interpolate_pos_encoding (`bool`, defaults to `False`):
-                Interpolate the spatial positions for frames of another size than `image_size`. Height and width must
-                be multiples of the patch size.
+                Whether to interpolate the spatial positions for frames of another size than `image_size`. Height and
+                width must be multiples of the patch size.
 
         Raises:
             ValueError: an input is not of the expected shape.
@@ -1654,8 +1680,9 @@ def _run_backbone(
     backbone: Any, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
 ) -> BaseModelOutputWithPooling:
     """
-    Returns the outputs of an image model for images (B, C, height, width): its own pooled state (B, D), or if it has
-    none the class token or the mean of the patches; and patches (B, h, w, D), without class and register tokens.
+    Returns the outputs of an image model for images (B, C, height, width): its own pooled state (B, D), or if it does
+    not have one, the class token or the mean of the patches; and the patches (B, h, w, D), without class and register
+    tokens.
     """
     pixel_values = pixel_values.to(backbone.dtype)
     timm_model: Any = getattr(backbone, "timm_model", None)
@@ -1703,7 +1730,7 @@ def _grid_of(backbone: Any, size: tuple[int, int], tokens: int) -> tuple[int, in
     if patch is not None:
         patch = (patch, patch) if isinstance(patch, int) else patch
         grids = [(size[0] // patch[0], size[1] // patch[1])]
-    else:  # a grid of the shape of the image, after at most one other token where their number is not known
+    else:  # a grid of the shape of the image; if the number of other tokens is not known, there is at most one
         prefix = getattr(getattr(backbone, "timm_model", None), "num_prefix_tokens", None)
         counts = [tokens, tokens - 1] if prefix is None else [tokens - prefix]
         heights = [round(math.sqrt(count * size[0] / size[1])) for count in counts]
@@ -1712,7 +1739,7 @@ def _grid_of(backbone: Any, size: tuple[int, int], tokens: int) -> tuple[int, in
     if not grids or not 0 < grids[0][0] * grids[0][1] <= tokens:
         raise ValueError(
             f"{type(backbone).__name__} returns {tokens} tokens for frames of {size[0]} x {size[1]} pixels, which "
-            "contain no grid of patches: use another image model, or frames of its own size."
+            "do not contain a grid of patches: use another image model, or frames of its own size."
         )
     return grids[0]
 
@@ -1749,6 +1776,8 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
 
 def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
     """
+    Checks that the pooled token contains the whole text.
+
     Raises:
         ValueError: the pooled token does not attend to the text, or cannot be found.
     """
@@ -1780,8 +1809,8 @@ def _text_width(config: RegionLearnerConfig) -> int:
 
 def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1, length: int | None = None) -> torch.Tensor:
     """
-    Rolls the first `length` positions of `x` along `dim`, by default all, and leaves out the others. It does so as
-    `torch.roll` does, but with a shift for each row of the batch, `shifts` (B,), of less than the length. (`%`,
+    Rolls the first `length` positions of `x` along `dim`, by default all of them, and leaves out the others. This is
+    `torch.roll` with a shift for each row of the batch, `shifts` (B,), of less than the length. (`%`,
     `torch.take_along_dim` and slices that may be all of `x` cannot be exported with a dynamic length.)
     """
     length = x.shape[dim] if length is None else length
@@ -1792,7 +1821,7 @@ def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1, length: int | Non
 
 
 def _roll_back(x: torch.Tensor | None, shifts: torch.Tensor | None, length: int, *dims: int) -> torch.Tensor | None:
-    """Undoes `_roll(x, -shifts)` along `dims`, of which the first `length` positions are kept. None stays None."""
+    """Undoes `_roll(x, -shifts)` along `dims`, and keeps the first `length` positions of each. None stays None."""
     if x is None or shifts is None:
         return x
     for dim in dims:
@@ -1804,8 +1833,8 @@ def _pad_to_full_length(
     tokens: torch.Tensor, attention_mask: torch.Tensor, text_config: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder. (A padding of
-    a number of tokens, which may be 0, cannot be exported with a dynamic length.)
+    Returns `tokens` (B, length) and their mask, padded to the number of positions of the text encoder. (Padding by a
+    number of tokens that may be 0 cannot be exported with a dynamic length.)
     """
     positions = text_config.max_position_embeddings
     if tokens.shape[1] > positions:
@@ -1839,9 +1868,9 @@ class RegionLearnerTextOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, L, width)`): the output of the text encoder.
         pooler_output (`torch.FloatTensor` of shape `(B, projection_dim)`): the embedding, before normalization.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the text encoder, if asked for.
-        phrase_states (`torch.FloatTensor` of shape `(B, L, width)`): what is said around each word. None without
-            `phrase_window`.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the text encoder, if requested.
+        phrase_states (`torch.FloatTensor` of shape `(B, L, width)`): the state of the phrase around each word. None
+            without `phrase_window`.
     """
 
     phrase_states: torch.Tensor | None = None
@@ -1853,7 +1882,7 @@ class RegionLearnerPhrases(nn.Module):
     Not in the original.
 
     The states of a text encoder that is trained from scratch soon mix the whole text. "A red square and a blue circle"
-    then looks the same as "a blue square and a red circle", and nothing in a batch of random pairs tells them apart.
+    then looks the same as "a blue square and a red circle", and nothing in a batch of random pairs separates them.
     """
 
     def __init__(self, width: int, window: int):
@@ -1861,15 +1890,15 @@ class RegionLearnerPhrases(nn.Module):
         self.conv = RegionLearnerConv1d(width, width, kernel_size=window, padding=window // 2)
 
     def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`words` and the output: (B, L, width); `mask`: (B, L), False for padding, which has no influence."""
+        """Returns phrases (B, L, width) of `words` (B, L, width). Padding (False in `mask` (B, L)) is ignored."""
         words = words * mask.unsqueeze(-1)
         return words + F.gelu(self.conv(words.transpose(1, 2)).transpose(1, 2))
 
 
 class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     """
-    Video tower, text encoder and their projections, which the dual encoder and the question answering model share:
-    under the same names, so that the weights of one load into the other.
+    The video tower, the text encoder and their projections, which the dual encoder and the question answering model
+    share. Their names are the same in both models, so that the weights of one load into the other.
     """
 
     main_input_name = "input_ids"
@@ -1910,6 +1939,13 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
 
         Args:
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
+
+        Example:
+
+        ```python
+        >>> videos = model.get_video_features(**processor(videos=["clip.mp4"])).pooler_output
+        >>> videos = torch.nn.functional.normalize(videos, dim=-1)
+        ```
         """
         outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = self._project_video(outputs, frame_mask)
@@ -1925,7 +1961,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     def _tokens(
         self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the states (B, n, D) of regions, or without regions of patches, and which are real (B, n)."""
+        """Returns the states (B, n, D) of regions, or of patches without regions, and which are real (B, n)."""
         states = outputs.last_hidden_state[:, 1 if self.video_model.temporal_fusion is None else frames :]
         if frame_mask is None or self.video_model.region_module.gathers_clips:  # no region belongs to one frame
             return states, None
@@ -1950,7 +1986,15 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
                 that take them.
-            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*): likewise.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*): the embeddings of the
+                tokens, for text encoders that take them.
+
+        Example:
+
+        ```python
+        >>> texts = model.get_text_features(**processor(text=["a red square"])).pooler_output
+        >>> texts = torch.nn.functional.normalize(texts, dim=-1)
+        ```
         """
         text_config: Any = self.config.text_config
         named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
@@ -1991,7 +2035,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         )
 
     def _text_mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Returns `attention_mask`, or the one that tokenizers of encoders of full-length texts do not return."""
+        """Returns `attention_mask`; for encoders of full-length texts, whose tokenizers return none, computes it."""
         text_config: Any = self.config.text_config
         if attention_mask is not None or text_config.model_type not in FULL_LENGTH_TEXT_TOWERS:
             return attention_mask
@@ -2020,7 +2064,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
 
 
 class RegionLearnerTokenProjection(nn.Module):
-    """Projects the states of tokens, and weighs them, as in DRL (arXiv 2203.07111). Not in the original."""
+    """Projects the states of tokens and gives each a weight, as in DRL (arXiv 2203.07111). Not in the original."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -2030,8 +2074,8 @@ class RegionLearnerTokenProjection(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Returns L2-normalized embeddings (B, n, dim) of `states` (B, n, width), and weights (B, n): a softmax over the
-        tokens of `mask` (B, n), 0 for the others.
+        Returns L2-normalized embeddings (B, n, dim) of `states` (B, n, width), and their weights (B, n): a softmax
+        over the tokens where `mask` (B, n) is True, and 0 for the others.
         """
         states = self.norm(states)
         scores = _upcast(self.weigh(states)).squeeze(-1)
@@ -2042,7 +2086,10 @@ class RegionLearnerTokenProjection(nn.Module):
 
 
 class RegionLearnerModel(RegionLearnerTwoTowerModel):
-    """The dual encoder: both towers embed into one space. The original's `FrozenInTime`."""
+    """
+    The dual encoder: a video tower and a text encoder that embed videos and texts into one space. The original's
+    `FrozenInTime`.
+    """
 
     if TYPE_CHECKING:  # torch's `__call__` returns Any
 
@@ -2083,7 +2130,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         return logits if self.logit_bias is None else logits + self.logit_bias
 
     def _embed_words(self, outputs: Any, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns embeddings (B, L, token_dim) and weights (B, L) of phrases, or without phrases of words."""
+        """Returns embeddings (B, L, token_dim) and weights (B, L) of phrases, or of words without phrases."""
         states = outputs.last_hidden_state if outputs.phrase_states is None else outputs.phrase_states
         return self.text_tokens(states, None if attention_mask is None else attention_mask.bool())  # type: ignore[misc]
 
@@ -2105,8 +2152,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerOutput:
         """
-        Embeds texts, videos, or both. The loss is the loss of this batch; for the loss of the global batch of several
-        processes, see `contrastive_loss` in `loss_region_learner.py`.
+        Returns the embeddings of texts, videos, or both, and their similarities. The loss is that of this batch; for
+        the loss of the global batch of several processes, see `contrastive_loss` in `loss_region_learner.py`.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids (of shape `(texts, length)`, *optional*):
@@ -2115,15 +2162,15 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 [`RegionLearnerVideoModel.forward`].
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
-            return_loss (`bool`, *optional*): compute the loss; text i describes video i.
+            return_loss (`bool`, *optional*): whether to compute the loss. Text i must describe video i.
             negative_input_ids, negative_attention_mask, negative_token_type_ids (of shape `(N, length)`, *optional*):
                 negative texts, which describe none of the videos, such as captions with two words exchanged (NegCLIP,
                 arXiv 2210.01936). Tokenize them together with the texts. In the loss, every video is compared with
                 all of them.
 
         Raises:
-            ValueError: neither texts nor videos are given, `return_loss` without one text per video, or negative
-                texts that do not match the texts.
+            ValueError: neither texts nor videos are given, `return_loss` is set without one text per video, or
+                negative texts do not match the texts.
 
         Example:
 
@@ -2146,7 +2193,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         words: Any = (None, None)
         negative_words: Any = (None, None)
         regions: Any = (None, None)
-        if negative_input_ids is not None:  # one pass through the text encoder, as FSDP needs in all processes
+        if negative_input_ids is not None:  # one pass through the text encoder in every process, as FSDP requires
             if position_ids is not None:
                 raise ValueError("position_ids cannot be given together with negative_input_ids.")
             texts = 0 if input_ids is None else input_ids.shape[0]
@@ -2205,7 +2252,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
 def _with_negatives(
     name: str, of_texts: torch.Tensor | None, of_negatives: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Returns an input of the texts followed by that of the negative texts; None without it."""
+    """Returns an input of the texts followed by that of the negative texts; None if neither is given."""
     if of_texts is None and of_negatives is None:
         return None
     if of_texts is None or of_negatives is None or of_texts.shape[1:] != of_negatives.shape[1:]:
@@ -2236,7 +2283,7 @@ class RegionLearnerVideoClassifierOutput(ImageClassifierOutput):
         loss (`torch.FloatTensor` of shape `()`, with `labels`): the mean cross-entropy of this batch, plus the
             weighted loss of the masks.
         logits (`torch.FloatTensor` of shape `(B, num_labels)`): the score of every class.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the video tower, if asked for.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`): those of the video tower, if requested.
         region_loss (`torch.FloatTensor` of shape `(B,)`): as in [`RegionLearnerVideoOutput`].
     """
 
@@ -2245,8 +2292,8 @@ class RegionLearnerVideoClassifierOutput(ImageClassifierOutput):
 
 class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
     """
-    The video tower and a linear classifier of the video feature, for action recognition, for example.
-    `from_pretrained` of a dual encoder loads its video tower; only the classifier is new.
+    The video tower with a linear classifier on top of the video feature, for example for action recognition.
+    `from_pretrained` with a checkpoint of a dual encoder loads its video tower; only the classifier is new.
 
     Not in the original, which recognizes actions by the similarity of videos and prompts, as [`RegionLearnerModel`]
     can.
@@ -2289,10 +2336,12 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerVideoClassifierOutput:
         """
+        Returns the score of every class for each clip, and with `labels` the loss.
+
         Args:
             pixel_values_videos, frame_mask, interpolate_pos_encoding: see [`RegionLearnerVideoModel.forward`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the classes. The loss ignores -100, and -1, the
-                label of a class that the model does not have.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the classes. The loss ignores the labels -100 and
+                -1, of which the latter stands for a class that the model does not have.
 
         Example:
 
@@ -2326,7 +2375,7 @@ class RegionLearnerQuestionAnsweringOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, with `labels`):
             The mean cross-entropy of this batch plus the weighted loss of the masks (region option
             `mask_loss_weight`).
-        logits (`torch.FloatTensor` of shape `(B, num_labels)`): scores of the answers in the vocabulary.
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): the score of every answer in the vocabulary.
         text_model_output (`BaseModelOutputWithPooling`): the output of `get_text_features`.
         video_model_output (`RegionLearnerVideoOutput`): the output of `get_video_features`.
         region_loss (`torch.FloatTensor` of shape `(B,)`): as in [`RegionLearnerVideoOutput`].
@@ -2363,8 +2412,8 @@ class RegionLearnerWeightNormLinear(nn.Module):
 class RegionLearnerAnswerHead(nn.Module):
     """
     Scores every answer of a vocabulary, (B, num_labels), from the embeddings of question and video before
-    normalization, (B, projection_dim) each: a projection of each, their product, a hidden layer. The original's
-    `BUTDQAHead`.
+    normalization, (B, projection_dim) each. It projects both, multiplies them, and applies an MLP with one hidden
+    layer. The original's `BUTDQAHead`.
     """
 
     def __init__(self, width: int, num_labels: int):
@@ -2384,9 +2433,9 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` of a dual encoder loads all of its weights but the temperature and those of tokens; only the
-    classifier is new. A saved model loads with `AutoModelForVisualQuestionAnswering`, the Auto class of models that
-    choose from a vocabulary; `AutoModel` would load it as a dual encoder.
+    `from_pretrained` with a checkpoint of a dual encoder loads all of its weights except for the temperature and the
+    weights of tokens; only the classifier is new. Load a saved model with `AutoModelForVisualQuestionAnswering`, the
+    Auto class of models that choose from a vocabulary; `AutoModel` would load it as a dual encoder.
     """
 
     _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES
@@ -2415,13 +2464,15 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionLearnerQuestionAnsweringOutput:
         """
+        Returns the score of every answer for each question about its clip, and with `labels` the loss.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(B, length)`): tokens of the questions.
             pixel_values_videos (`torch.FloatTensor` of shape `(B, T, C, height, width)`): one clip per question.
             attention_mask, token_type_ids, position_ids, frame_mask, interpolate_pos_encoding: see
                 [`RegionLearnerModel.forward`].
-            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the answers. The loss ignores -100, and -1, the
-                label of an answer that is not in the vocabulary.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): the answers. The loss ignores the labels -100 and
+                -1, of which the latter stands for an answer that is not in the vocabulary.
 
         Raises:
             ValueError: the number of clips is not the number of questions.

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
-"""Processor of RegionLearner: captions to `input_ids`, videos and images to `pixel_values_videos`."""
+"""Processor of RegionLearner: turns captions into `input_ids`, and videos and images into `pixel_values_videos`."""
 
 import os
 from typing import Any
@@ -24,7 +24,7 @@ class RegionLearnerProcessorKwargs(ProcessingKwargs, total=False):
 
 class RegionLearnerProcessor(ProcessorMixin):
     r"""
-    A video processor and a tokenizer in one.
+    Combines a video processor and a tokenizer into one processor.
 
     Args:
         video_processor (`RegionLearnerVideoProcessor`): prepares videos and images.
@@ -52,28 +52,29 @@ class RegionLearnerProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         """
-        Prepares text, videos or images, or text together with one of the others.
+        Prepares text, videos or images for the model. Text can be given together with videos or with images.
 
         Args:
             text: a caption or a list of captions. They are padded to the longest and truncated to `max_length`, which
                 is the tokenizer's limit by default.
             videos: one clip or a list of clips, as for `RegionLearnerVideoProcessor`.
             images: one image or a list of images, each of which becomes a clip of one frame: a PIL image, an array, or
-                an encoded picture or video. Not together with `videos`, as all clips of a batch have the same length.
+                an encoded picture or video. They cannot be combined with `videos`, because all clips of a batch have
+                the same length.
             kwargs: options of the tokenizer and the video processor, such as `max_length`, `training`, `generator`,
-                `num_frames`, `short_clips`, or `start` and `end`, which read a span of each video: seconds, one number
-                for all videos or one per video. `return_tensors` is "pt" by default.
+                `num_frames`, `short_clips`, or `start` and `end`, which read a span of each video (in seconds, one
+                number for all videos or one per video). `return_tensors` is "pt" by default.
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask` (B, length) for text, `pixel_values_videos`
-            (B, T, 3, height, width) for videos, and T = 1 for images.
+            `BatchFeature` with `input_ids` and `attention_mask` (B, length) for text, and with `pixel_values_videos`
+            (B, T, 3, height, width) for videos or images, where T = 1 for images.
 
         Raises:
-            ValueError: if there is no input, if there are both videos and images, if `max_length` is too large, or if
-                a video does not have the span.
-            VideoDecodeError: if a video or an image cannot be read.
+            ValueError: there is no input, there are both videos and images, `max_length` is too large, or a video does
+                not have the span.
+            VideoDecodeError: a video or an image cannot be read.
         """
-        # Not in the signature: generic callers, such as transformers' common tests, give all named inputs in one call.
+        # Not in the signature: generic callers, such as transformers' common tests, pass all named inputs in one call.
         images = kwargs.pop("images", None)
         if text is None and videos is None and images is None:
             raise ValueError("Nothing to process: give text, videos or images.")
@@ -84,7 +85,7 @@ class RegionLearnerProcessor(ProcessorMixin):
         spans = {**kwargs.get("videos_kwargs", {}), **kwargs}
         if videos is None and (spans.get("start") is not None or spans.get("end") is not None):
             raise ValueError("start and end select a span of videos: give videos, or leave start and end out.")
-        # Merging copies its arguments, and a copied generator would give the same numbers in every call.
+        # Merging copies its arguments, and a copied generator would draw the same numbers in every call.
         generator = kwargs.pop("generator", None) or kwargs.get("videos_kwargs", {}).get("generator")
         merged = self._merge_kwargs(
             self.valid_processor_kwargs,  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ class RegionLearnerProcessor(ProcessorMixin):
         Lowers a saved `max_length` to the limit of the text tower, `tokenizer.model_max_length`.
 
         Raises:
-            ValueError: if a `max_length` given in the call is above the limit, or too small.
+            ValueError: a `max_length` given in the call is above the limit, or too small.
         """
         limit, length = self.tokenizer.model_max_length, text_kwargs.get("max_length")
         if length is None:
@@ -136,7 +137,7 @@ class RegionLearnerProcessor(ProcessorMixin):
         text_kwargs["max_length"] = limit  # the tokenizer's file may contain a larger one
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        # A tokenizer saves what loading and calls leave on it, and the `max_length` of the last call would become the
+        # A tokenizer also saves what loading and calls left on it: the `max_length` of the last call would become the
         # default.
         for key in ("is_local", "local_files_only"):
             self.tokenizer.init_kwargs.pop(key, None)
@@ -144,7 +145,7 @@ class RegionLearnerProcessor(ProcessorMixin):
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # Saving leaves `auto_map` on the object, but loading does not read it: the two processors would differ.
+        # Saving sets `auto_map` on the object, but loading does not read it: the two processors would differ.
         self.__dict__.pop("auto_map", None)
         return files
 
@@ -168,7 +169,7 @@ def _flatten(images: Any) -> list[Any]:
         return [image for item in images for image in _flatten(item)]
     dimensions = getattr(images, "ndim", 0)
     if dimensions > 4:
-        raise ValueError(f"Images are arrays of at most 4 dimensions; got {dimensions}.")
+        raise ValueError(f"Images must be arrays of at most 4 dimensions; got {dimensions}.")
     if dimensions == 4:
         return _flatten(list(images))
     return [images]

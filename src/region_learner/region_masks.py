@@ -1,8 +1,8 @@
 """
-Defines what a region looks at, for both metrics (`evaluation`) and pictures (`visualization`).
+Definition of what a region looks at, for both metrics (`evaluation`) and pictures (`visualization`).
 
-**How much a mask weighs a position.** Region s of a frame is the mean over positions of mask_s x values. Masks come in
-three normalizations (the region option `mask_normalization`), which are read in two ways:
+**How much weight a mask gives a position.** Region s of a frame is the mean over positions of mask_s x values. Masks
+have one of three normalizations (the region option `mask_normalization`), which are read in two ways:
 
 - "none" gives *raw* masks, of any sign and offset. An offset only adds the mean value of the frame, which does not say
   where the region looks. The next layer is linear, so a mask and its negative are equally useful. Therefore, a raw
@@ -11,14 +11,14 @@ three normalizations (the region option `mask_normalization`), which are read in
   height x width, from a softmax over positions, or from a softmax over regions that was divided by its mean. Neither
   sign nor offset is arbitrary, and a mask weights a position by its value. `are_normalized` recognizes such masks.
 
-**Which positions belong to a region.** The positions whose weight is above Otsu's threshold (IEEE Trans. SMC 9, 1979)
-of the weights of this mask in this frame, which is the cut with the least variance on its two sides. The rule has no
-parameter to tune, does not depend on the scale and offset of the weights (nor on the sign of a raw mask), and
-separates a mask of two values correctly, whatever their areas. If a mask weights all positions alike, except for
-rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster, no
-position does.
+**Which positions belong to a region.** A position belongs to a region if its weight is above Otsu's threshold (IEEE
+Trans. SMC 9, 1979) of the weights of this mask in this frame, which is the cut with the least variance on its two
+sides. The rule has no parameter to tune, does not depend on the scale and offset of the weights (nor on the sign of a
+raw mask), and separates a mask of two values correctly, whatever their areas. If a mask weights all positions equally,
+except for rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster,
+no position does.
 
-**At which resolution.** Masks are enlarged bilinearly, with the thresholds of the masks before enlargement.
+**At which resolution.** Masks are enlarged bilinearly. Their thresholds are those before enlargement.
 """
 
 import math
@@ -32,8 +32,9 @@ import torch.nn.functional as F
 
 def are_normalized(masks: torch.Tensor) -> bool:
     """
-    Returns whether masks (..., h, w) are normalized: never negative, with a mean of 1 over each frame, or over all. A
-    region that lost a whole frame to others may have any mean there, so it is enough that most masks have a mean of 1.
+    Returns whether masks (..., h, w) are normalized: never negative, with a mean of 1 over each frame or over all
+    frames. A region that lost a whole frame to others may have any mean there, so it is enough if most masks have a
+    mean of 1.
     """
     means = masks.float().mean((-2, -1))
     most = ((means - 1).abs() < 0.01).float().mean() > 0.5
@@ -46,11 +47,12 @@ class RegionFocus:
     What regions look at, as returned by [`region_focus`].
 
     Args:
-        values: (..., S, h, w), what the weights are made of: between 0 and 1, or between -1 and 1 for raw masks,
-            whose sign says in which direction a mask departs from its mean. The largest weight of a mask is 1.
-        scale: (..., S, 1, 1), what the values were divided by.
-        threshold: (..., S, 1, 1), the weight above which a position belongs to the region: minus infinity where a
-            mask weighs all positions alike, infinity where it weighs none.
+        values: (..., S, h, w), the values that the weights are computed from. They are between 0 and 1, or between -1
+            and 1 for raw masks, whose sign says in which direction a mask departs from its mean. The largest weight of
+            a mask is 1.
+        scale: (..., S, 1, 1), the scale that the values were divided by.
+        threshold: (..., S, 1, 1), the weight above which a position belongs to the region: minus infinity if a mask
+            weights all positions equally, and infinity if all its weights are 0.
         signed: whether the masks are raw.
     """
 
@@ -60,19 +62,19 @@ class RegionFocus:
     signed: bool
 
     def enlarged(self, size: Sequence[int] | None = None) -> torch.Tensor:
-        """Returns the values at `size`, a height and a width (by default of the masks): (..., S, height, width)."""
+        """Returns the values at the height and width `size`, by default that of the masks: (..., S, height, width)."""
         if size is None or tuple(size) == tuple(self.values.shape[-2:]):
             return self.values
         large = F.interpolate(self.values.flatten(0, -3)[None], tuple(size), mode="bilinear", align_corners=False)
         return large.view(*self.values.shape[:-2], *size)
 
     def weights(self, size: Sequence[int] | None = None) -> torch.Tensor:
-        """Returns how much each region weighs each position, at most 1: (..., S, height, width)."""
+        """Returns the weight of each position in each region, at most 1: (..., S, height, width)."""
         values = self.enlarged(size)
         return values.abs() if self.signed else values
 
     def distributions(self) -> torch.Tensor:
-        """Returns weights (..., S, h, w) whose sum over the positions of a frame is 1 (0 for a mask that is zero)."""
+        """Returns weights (..., S, h, w) that sum to 1 over the positions of a frame (to 0 if the mask is zero)."""
         weights = self.weights()
         return weights / weights.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
@@ -87,10 +89,17 @@ def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
 
     Args:
         masks: floating-point numbers (..., S, h, w), as in `RegionLearnerVideoOutput.region_masks`.
-        signed: whether the masks are raw, of any sign and offset; by default unless `are_normalized(masks)`.
+        signed: whether the masks are raw, of any sign and offset. The default is `not are_normalized(masks)`.
 
     Raises:
-        ValueError: the masks are of another shape or type, not finite, or negative but not `signed`.
+        ValueError: the masks have another shape or dtype, are not finite, or are negative but not `signed`.
+
+    Example:
+
+    ```python
+    >>> focus = region_focus(outputs.video_model_output.region_masks)
+    >>> areas = focus.areas((224, 224))  # which pixels belong to each region
+    ```
     """
     masks = torch.as_tensor(masks)
     if masks.ndim < 3 or not masks.is_floating_point() or 0 in masks.shape:

@@ -4,8 +4,8 @@
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
 """Reads frames of videos with PyAV, and pictures with Pillow, from local files, bytes and file objects.
 
-Selected frames are exactly those that decoding the whole file would give. Files may come from strangers: size, memory
-and time are bounded, and what a decoder reports as damaged is an error.
+Selected frames are exactly those that decoding the whole file would give. Files may come from untrusted sources, so
+size, memory and time are bounded, and it is an error if a decoder reports damage.
 """
 
 import dataclasses
@@ -34,32 +34,32 @@ except ImportError:
     av = None  # type: ignore[assignment]
 
 
-# Pixels of a frame: the maximum of H.264, H.265 and AV1 (level 6.2), 8K included. Decoders hold up to 16 frames.
+# Maximum pixels of a frame, as in H.264, H.265 and AV1 (level 6.2), which includes 8K. Decoders hold up to 16 frames.
 _MAX_PIXELS = 35_651_584
 _MAX_PICTURE_PIXELS = 2**26
-_MAX_FRAMES = 2**24  # of a video: 38 hours at 120 frames per second
+_MAX_FRAMES = 2**24  # per video: 38 hours at 120 frames per second
 _MAX_CLIP = 2**31  # bytes of the selected frames
 _MAX_KEPT = 2**25  # bytes of packets that are kept in memory
-_PACKET = 1500  # bytes that PyAV and FFmpeg use for a packet, beside its data
-_SECONDS = 600  # for one clip, or one part: a few bytes can stand for very many frames
+_PACKET = 1500  # bytes that PyAV and FFmpeg use for a packet, in addition to its data
+_SECONDS = 600  # for one clip, or one part: a few bytes can encode very many frames
 _PICTURE_FPS = 25  # FFmpeg's frame rate for a picture
 
-# The demuxers of FFmpeg that may be used: videos, pictures that Pillow does not read, and sound, whose pictures are
-# covers. Left out are those that open other files and addresses, run scripts, or draw text.
+# The demuxers of FFmpeg that may be used: for videos, for pictures that Pillow does not read, and for sound, whose
+# pictures are covers. Demuxers that open other files and addresses, run scripts, or draw text are left out.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,ivf,obu,rm,wtv,dv,"
     "swf,yuv4mpegpipe,h264,hevc,vvc,m4v,h261,h263,vc1,mjpeg,mjpeg_2000,gif,apng,jpegls_pipe,jpegxl_pipe,jpegxl_anim,"
     "pam_pipe,mp3,wav,flac,aac"
 )
-# Pillow reads these formats, so that a path and a picture opened by the user give equal pixels.
+# Pillow reads these formats, so that a path and a picture that the user opened give equal pixels.
 _PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "JPEG2000", "BMP", "PPM")
 _HEIF_BRANDS = {"heic", "heix", "heim", "heis", "mif1"}
 # Codecs in which every packet shows a frame, except for some of VP8. In others, such as MPEG-4, a packet smaller than
 # `_SHOWS_NOTHING` bytes may only say that nothing has changed.
 _ALWAYS_SHOW = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "gif", "prores", "dnxhd"}
 _SHOWS_NOTHING = 32
-# Codecs in which FFmpeg can skip non-reference frames without changing other frames. Not H.265, whose flag refers to a
-# temporal layer only, nor VP8, where a non-reference frame may define the segments of the next one.
+# Codecs in which FFmpeg can skip non-reference frames without changing other frames. These do not include H.265, whose
+# flag refers to a temporal layer only, nor VP8, where a non-reference frame may define the segments of the next one.
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 # The boxes of MP4 (ISO/IEC 14496-12) that contain the tables of samples.
 _OUTER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
@@ -67,7 +67,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 class VideoDecodeError(ValueError):
-    """A video, or a selected frame of it, cannot be read. The message says in one line which video, and why."""
+    """Raised if a video, or a selected frame of it, cannot be read. Its message is one line: which video, and why."""
 
 
 @dataclasses.dataclass
@@ -78,8 +78,8 @@ class ClipMetadata(VideoMetadata):
     Args:
         keyframes: sorted indices of the frames that can be decoded without any other frame; None if unknown.
         times: when each frame is shown, in seconds from the first frame: float64 of shape (total_num_frames,),
-            increasing from 0. They are those of the file, so that a variable frame rate is respected, or follow from
-            `fps` if the file does not specify them in order. None if both are unknown.
+            increasing from 0. They are read from the file, so that a variable frame rate is respected, or computed
+            from `fps` if the file does not specify them in order. None if both are unknown.
     """
 
     keyframes: list[int] | None = None
@@ -88,7 +88,7 @@ class ClipMetadata(VideoMetadata):
 
     @cached_property
     def frame_interval(self) -> float | None:
-        """The median time between two frames in seconds; None if `times` is."""
+        """The median time between two frames in seconds; None if `times` is None."""
         if self.times is None:
             return None
         if len(self.times) > 1:
@@ -99,7 +99,8 @@ class ClipMetadata(VideoMetadata):
     def end(self) -> float | None:
         """
         The time in seconds until which the last frame is shown, if it is shown for the usual `frame_interval`; None if
-        `times` is. Unlike `duration`, which the file states, it is counted from the first frame, and without sound.
+        `times` is None. Unlike `duration`, which the file states, it is counted from the first frame, and ignores
+        sound.
         """
         interval = self.frame_interval
         return None if self.times is None or interval is None else float(self.times[-1]) + interval
@@ -112,12 +113,12 @@ class ClipMetadata(VideoMetadata):
 
 class Scale(NamedTuple):
     """
-    How frames are scaled while they are decoded.
+    Specifies how frames are scaled while they are decoded.
 
     Args:
         size_for: called with the height and width of an upright frame, returns the height and width to scale it to.
         interpolation: name of a member of PyAV's `Interpolation`. All of them antialias when shrinking.
-        of_pictures: whether picture files are scaled as well. If not, they remain equal to opened pictures.
+        of_pictures: whether picture files are scaled as well. Otherwise they remain equal to opened pictures.
     """
 
     size_for: Callable[[int, int], tuple[int, int]]
@@ -135,26 +136,27 @@ def read_clip(
     Decodes selected frames of one video: exactly those that decoding the whole file would give at these indices.
 
     The packets of the file are listed without being decoded. Decoding then starts at the key frame before each
-    selected frame, and time stamps identify frames. If time stamps are missing, repeated or not in order, if packets
-    show no frame, or if decoding contradicts the list, the whole file is decoded. `stream.frames` is not used: it is 0
-    for Matroska and may be wrong elsewhere.
+    selected frame, and time stamps identify the frames. The whole file is decoded if time stamps are missing, repeated
+    or out of order, if packets do not show a frame, or if decoding contradicts the list. `stream.frames` is not used,
+    because it is 0 for Matroska and may be wrong for other formats.
 
     Args:
         source: a path, the bytes of a file, a binary file object, or a dictionary `{"path": ..., "bytes": ...}` as
-            of `datasets.Video(decode=False)`. Also a URL, if `register_url_reader` was called.
+            from `datasets.Video(decode=False)`. It may be a URL if `register_url_reader` was called.
         sample_indices_fn: called as `sample_indices_fn(metadata=ClipMetadata)`, returns the indices of the selected
             frames, in any order and with repetitions. It is called again if decoding finds other frames.
-        scale: what frames are scaled to while their colours are converted; they keep their size by default.
-        exact: whether to convert colours without bias, which is slow. FFmpeg's usual conversion, which all readers of
-            videos use, is one level too dark on average. Use it for frames that will be encoded again.
+        scale: what frames are scaled to while their colors are converted. By default they keep their size.
+        exact: whether to convert colors without bias, which is slow. FFmpeg's usual conversion, which all readers of
+            videos use, is one level too dark on average. Set it for frames that will be encoded again.
 
     Returns:
-        The frames, uint8 of shape (T, height, width, 3): RGB, upright, transparent parts over black; and the metadata
-        that `sample_indices_fn` was given, with the size of the video and the indices (`frames_indices`) added.
+        The frames, uint8 of shape (T, height, width, 3): RGB, upright, with transparent parts over black; and the
+        metadata that `sample_indices_fn` was given, with the size of the video and the indices (`frames_indices`)
+        added.
 
     Raises:
-        VideoDecodeError: if the video, or a selected frame, cannot be read.
-        ImportError: if PyAV is not installed.
+        VideoDecodeError: the video, or a selected frame, cannot be read.
+        ImportError: PyAV is not installed.
 
     Example:
 
@@ -178,7 +180,7 @@ def iterate_parts(
     Decodes selected frames of one video in parts, for selections that are too large to be held in memory.
 
     The frames are those of `read_clip`, and the file is read in the same way, once and forwards. The limits of time
-    and memory apply to each part, instead of to the whole video. Listing the packets belongs to the first part.
+    and memory apply to each part instead of the whole video. Listing the packets belongs to the first part.
 
     Args:
         source, scale, exact: as in `read_clip`.
@@ -189,11 +191,11 @@ def iterate_parts(
         The metadata, the indices of a part, int64 of shape (n,), and its frames, uint8 of shape (n, height, width, 3).
         Indices ascend over all parts. The metadata is the same object for all of them, unless a later part of the file
         contradicts its list of packets. Then reading starts over by decoding the whole file, with a **new** metadata
-        object, and what came with an earlier one is void: drop it.
+        object. Discard everything that came with an earlier one.
 
     Raises:
-        VideoDecodeError: if the video, or a selected frame, cannot be read, also after some parts.
-        ImportError: if PyAV is not installed.
+        VideoDecodeError: the video, or a selected frame, cannot be read. This may happen after some parts.
+        ImportError: PyAV is not installed.
 
     Example:
 
@@ -212,7 +214,7 @@ def iterate_parts(
     with _open_source(source) as file:
         clock = _Clock()
         for metadata, part in _read_parts(file, sample_indices_fn, scale, exact, clock, max_frames):
-            # Nothing here refers to the frames while the next ones are decoded.
+            # Keep no reference to these frames while the next ones are decoded.
             yield metadata, np.array(list(part)), np.stack([part.pop(index) for index in list(part)])
             clock.restart()
 
@@ -230,8 +232,15 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
         None if the file does not specify it.
 
     Raises:
-        VideoDecodeError: if the video cannot be read to its end, or a frame is damaged.
-        ImportError: if PyAV is not installed.
+        VideoDecodeError: the video cannot be read to its end, or a frame is damaged.
+        ImportError: PyAV is not installed.
+
+    Example:
+
+    ```python
+    >>> for frame, time in iterate_frames("video.mp4"):
+    ...     shape = frame.shape
+    ```
     """
     with _open_source(source) as file:
         picture, count = _open_picture(file)
@@ -260,7 +269,7 @@ def open_video(source: Any) -> Iterator[Any]:
         source: as in `read_clip`; not a picture.
 
     Yields:
-        The first video stream, an `av.VideoStream`. Within the context, errors of FFmpeg become `VideoDecodeError`s
+        The first video stream, an `av.VideoStream`. Within the context, errors from FFmpeg become `VideoDecodeError`s
         that name the video.
     """
     with _open_source(source) as file:
@@ -272,10 +281,10 @@ def open_video(source: Any) -> Iterator[Any]:
 
 def list_packets(stream: Any) -> "tuple[PacketList, ClipMetadata] | None":
     """
-    Lists the packets of a stream of `open_video`, from its beginning, without decoding them.
+    Lists the packets of a stream from `open_video`, from its beginning, without decoding them.
 
     Returns:
-        The list, and the metadata of the video; or None if the packets do not stand for one frame each.
+        The list, and the metadata of the video; or None if the packets do not correspond to one frame each.
     """
     packets = _index_packets(stream, _Clock())
     if packets is None:
@@ -297,7 +306,7 @@ def _read_parts(
 ) -> Iterator[tuple[ClipMetadata, dict[int, np.ndarray]]]:
     """
     Yields the metadata of a video or picture and the selected frames by their indices, in parts of `max_frames` frames
-    or, by default, in one. With another metadata object, they start over.
+    or, by default, in one part. If the metadata is a new object, the frames start over.
     """
     picture, count = _open_picture(file)
     if picture is not None:
@@ -330,7 +339,7 @@ def _in_parts(
     max_frames: int | None,
     while_decoding: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[dict[int, np.ndarray]]:
-    """Gathers frames and their indices in parts of `max_frames` frames and `_MAX_CLIP` bytes; None: in one."""
+    """Collects frames by their indices in parts of at most `max_frames` frames and `_MAX_CLIP` bytes; None: in one."""
     while True:
         part: dict[int, np.ndarray] = {}
         with while_decoding():
@@ -346,7 +355,7 @@ def _in_parts(
 def _sample(
     stream: Any, stamps: list[int | None] | np.ndarray, sample_indices_fn: Callable, keyframes: list[int] | None = None
 ) -> ClipMetadata:
-    """Returns the metadata of a stream whose frames have these time stamps, and the indices selected from them."""
+    """Returns the metadata of a stream whose frames have these time stamps, with the indices selected from them."""
     metadata = _describe(stream, stamps, keyframes)
     _select(metadata, sample_indices_fn)
     return metadata
@@ -384,7 +393,7 @@ def _sample_again(
 def _frame_times(
     stamps: Sequence[int | None] | np.ndarray, time_base: Fraction, fps: float | None
 ) -> np.ndarray | None:
-    """Returns the times in seconds of frames with these time stamps, or by their rate; None if both are unknown."""
+    """Returns the times in seconds of frames from their time stamps or their rate; None if both are unknown."""
     if len(stamps) == 1:
         return np.zeros(1)
     stamps = np.asarray(stamps, np.float64)  # None becomes NaN
@@ -430,7 +439,8 @@ _url_reader: Callable[[str], bytes | str] | None = None
 
 def register_url_reader(reader: Callable[[str], bytes | str]) -> None:
     """
-    Sets the function that reads URLs. This file contains no HTTP client; the region-learner package registers its own.
+    Sets the function that reads URLs. This file does not contain an HTTP client; the region-learner package registers
+    its own.
 
     Args:
         reader: called with a URL, returns the bytes of the file, or its path if it is local. It raises an `OSError` if
@@ -488,14 +498,14 @@ def _name_and_content(source: Any) -> tuple[str, str | bytes | bytearray | memor
         return str(name), source
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            "A video file is given as a path, URL, bytes, binary file, or a dictionary with its path or bytes, not "
+            "A video must be a path, URL, bytes, binary file, or a dictionary with its path or bytes, not "
             f"{type(source).__name__}."
         )
     return os.fspath(source), os.fspath(source)
 
 
 def _open_content(content: str | bytes | bytearray | memoryview) -> BinaryIO:
-    """Opens a path, URL or bytes. The file has no name, because FFmpeg interprets names as patterns or protocols."""
+    """Opens a path, URL or bytes, as a file without a name: FFmpeg interprets names as patterns or protocols."""
     if isinstance(content, str) and content.startswith(("http://", "https://", "file://")):
         if _url_reader is None:
             raise VideoDecodeError(
@@ -524,7 +534,7 @@ def _describe_text(file: BinaryIO) -> str | None:
 
 
 def any_metadata() -> dict[str, Any]:
-    """Returns arguments of `av.open` that accept metadata in any encoding. PyAV 19 does so without any."""
+    """Returns arguments for `av.open` that accept metadata in any encoding. PyAV 19 does so without arguments."""
     return {"metadata_errors": "ignore"} if hasattr(av.container.Container, "metadata_errors") else {}
 
 
@@ -535,7 +545,7 @@ def _open_video(file: BinaryIO) -> Iterator[Any]:
     if _count_samples(file, 0, size) > max(size, 2**20):  # FFmpeg would allocate 50 bytes for each
         raise VideoDecodeError(f"damaged: its tables list more frames than its {size} bytes can hold")
     file.seek(0)
-    # FFmpeg decodes some frames to find out what is in the file. Headers are enough for that.
+    # FFmpeg would decode some frames to find out what is in the file, but headers are enough for that.
     options = {"format_whitelist": _FORMATS, "max_pixels": str(_MAX_PIXELS), "skip_frame": "all"}
     try:
         container = av.open(file, options=options, **any_metadata())
@@ -553,14 +563,14 @@ def _open_video(file: BinaryIO) -> Iterator[Any]:
             raise VideoDecodeError("no decoder for this video codec")
         if context.width * context.height > _MAX_PIXELS:
             raise VideoDecodeError(f"frames of {context.width}x{context.height} pixels, more than {_MAX_PIXELS}")
-        # The size may change later on. And where data is damaged, the decoder must not make up a picture.
+        # The size may change later on, and the decoder must not make up a picture if data is damaged.
         context.options = {"max_pixels": str(_MAX_PIXELS), "err_detect": "explode"}
         context.thread_count = 1  # threads gain little on a few frames, and data loaders have many processes
         yield streams[0]
 
 
 def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
-    """Counts the samples that short tables stand for, in the boxes of an MP4 file from `start` to `end`."""
+    """Counts the samples that are listed by short tables, in the boxes of an MP4 file from `start` to `end`."""
     count = 0
     while start + 8 <= end:
         file.seek(start)
@@ -575,7 +585,7 @@ def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
             count += _count_samples(file, start + first, stop, depth + 1)
         elif name == b"stsz" and header[first + 4 : first + 8] != bytes(4):  # all samples have one size
             count += int.from_bytes(header[first + 8 : first + 12], "big")
-        elif name == b"trun" and not header[first + 2] & 0xF:  # no entries for single samples
+        elif name == b"trun" and not header[first + 2] & 0xF:  # without entries for single samples
             count += int.from_bytes(header[first + 4 : first + 8], "big")
         start = stop
     return count
@@ -586,8 +596,9 @@ def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
 
 class PacketList:
     """
-    The packets of a video, in arrays because long recordings have millions of them. The position of a packet is its
-    place in decoding order; the index of a frame is its place among those that are shown, in display order.
+    The packets of a video. They are stored in arrays, because long recordings have millions of them. The position of a
+    packet is its place in decoding order; the index of a frame is its place among those that are shown, in display
+    order.
 
     Attributes:
         times: time stamps by position.
@@ -610,11 +621,11 @@ class PacketList:
         self.is_reordered = bool((np.diff(order) < 0).any())
 
     def frame_index(self, time: int) -> int:
-        """Returns the index of the frame that is shown at a time, or next after it."""
+        """Returns the index of the frame that is shown at a time, or of the next one after it."""
         return int(self.shown_times.searchsorted(time))
 
     def read_from(self, stream: Any, position: int) -> Iterator[Any]:
-        """Yields packets from a position on, then None; nothing if the container cannot seek there."""
+        """Yields packets from a position on, then None. Yields nothing if the container cannot seek there."""
         if self.packets is not None:
             return iter(self.packets[position:])
         time = int(self.times[position])
@@ -628,9 +639,9 @@ def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
     Returns whether time stamps, in decoding order, are unique and in an order that encoders write.
 
     A key frame is shown after all frames that precede it in the file. Frames that follow it but are shown before it
-    follow at once. Otherwise time starts again, as in joined recordings. (Decoding time stamps do not help: those of
-    Matroska are guesses.) Frames shown before the first key frame may or may not be decoded, as what they need was cut
-    off.
+    come immediately after it. Otherwise time starts again, as in joined recordings. (Decoding time stamps do not help:
+    those of Matroska are guesses.) Frames shown before the first key frame may or may not be decoded, because the
+    frames that they depend on were cut off.
     """
     if not is_key[0] or times[0] > times.min() or len(np.unique(times)) < len(times):
         return False
@@ -641,11 +652,11 @@ def _identifies_frames(times: np.ndarray, is_key: np.ndarray) -> bool:
 
 
 def _index_packets(stream: Any, clock: _Clock) -> PacketList | None:
-    """Lists the packets of a stream without decoding them; None if they do not stand for one frame each."""
+    """Lists the packets of a stream without decoding them; None if they do not correspond to one frame each."""
     times, is_key, is_shown = array("q"), bytearray(), bytearray()
     packets: list[Any] | None = []
     size = 0
-    codec = stream.codec_context.codec.canonical_name  # whichever decoder
+    codec = stream.codec_context.codec.canonical_name  # the same for all decoders of a codec
     for packet in _demux(stream):
         if not packet.size:  # the end of the stream
             continue
@@ -689,12 +700,12 @@ def _decode_by_time(
     stream: Any, packets: PacketList, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Decodes the wanted frames, each from the key frame before it, and yields their indices, ascending, and them. Errors
-    must be captured.
+    Decodes the wanted frames, each from the key frame before it. Yields their indices, in ascending order, and the
+    frames. `_capture_errors` must have been entered.
 
     Raises:
-        _ContradictionError: if a frame is damaged, or if decoding contradicts the packets: it does not begin with a
-            key frame, or a frame is not where its time stamp says.
+        _ContradictionError: a frame is damaged, or decoding contradicts the packets: it does not begin with a key
+            frame, or a frame is not where its time stamp says.
     """
     positions = packets.shown[sorted(set(wanted))]
     times = packets.times[positions]
@@ -704,18 +715,18 @@ def _decode_by_time(
         group = {at: position for _, at, position in rows}  # the positions of wanted frames by their times
         start = int(packets.times[key])
         expected = packets.frame_index(start)
-        # Containers may call any frame a key frame, and some decoders make up the references that are missing.
+        # Containers may mark any frame as a key frame, and some decoders make up missing references.
         is_entered = key == 0
         for frame in _decode_from(stream, packets, key, group, clock):
             if frame.pts is None:
                 raise _ContradictionError
             if frame.pts < start:
-                continue  # incomplete without what precedes the key frame
+                continue  # incomplete without the frames that precede the key frame
             is_intra = frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
             is_entered = is_entered or (frame.pts == start and is_intra)
             index = packets.frame_index(frame.pts)
-            # If time stamps are in decoding order, the container may have made them up (AVI). They are believed if
-            # the frames come one after another. Those out of order come from the encoder.
+            # If time stamps are in decoding order, the container may have made them up (AVI). They are trusted if the
+            # frames come one after another. Time stamps in another order come from the encoder.
             is_expected = index >= expected if packets.is_reordered else index == expected
             if frame.is_corrupt or not is_entered or not is_expected:
                 raise _ContradictionError
@@ -731,11 +742,11 @@ def _decode_from(
     stream: Any, packets: PacketList, key: int, wanted: Mapping[int, int], clock: _Clock
 ) -> Iterator[Any]:
     """
-    Decodes from the key frame at position `key` until the decoder has returned all wanted frames, which are given as
-    positions by their times, or reports damage.
+    Decodes from the key frame at position `key` until the decoder has returned all wanted frames, or reports damage.
+    `wanted` maps the times of the frames to their positions.
 
-    If frames are reordered, some are skipped: those that are neither wanted nor referred to by others, and those that
-    would be decoded only to put the wanted ones in order, that is, all after the last wanted packet.
+    If frames are reordered, some are skipped: those that are neither wanted nor used as references by others, and
+    those that would be decoded only to put the wanted ones in order, that is, all after the last wanted packet.
     """
     context = stream.codec_context
     if context.is_open:
@@ -746,18 +757,18 @@ def _decode_from(
     missing = set(wanted)
     for packet in packets.read_from(stream, key):
         if packet is not None:
-            # What is skipped cannot show that it is damaged. So frames in display order are decoded, which are
-            # hardly ever non-reference frames, and those with a run of zeros, which encoders do not write.
+            # The damage of a skipped frame would not be noticed. So frames in display order are decoded, which are
+            # hardly ever non-reference frames, and so are those with a run of zeros, which encoders do not write.
             skip = can_skip and packet.pts < latest and packet.pts not in wanted and bytes(4) not in bytes(packet)
             context.skip_frame = "NONREF" if skip else "DEFAULT"
             latest = max(latest, packet.pts)
         clock.check()
         frames, damage = _decode(context, packet)
-        if damage and (packet is None or packet.pts >= start):  # others are incomplete without what precedes
+        if damage and (packet is None or packet.pts >= start):  # earlier ones lack the frames that they depend on
             return
         is_last = packet is None or (packets.is_reordered and packet.pts == last)
         if packet is not None and is_last:
-            held_back, damage = _decode(context, None)  # to put frames in order
+            held_back, damage = _decode(context, None)  # held back to put frames in order
             if damage:
                 return
             frames += held_back
@@ -769,12 +780,12 @@ def _decode_from(
 
 def _decode_all(stream: Any, clock: _Clock | None = None) -> Iterator[tuple[Any, str | None]]:
     """
-    Yields all frames, each with the reason if it is damaged, or None. After damage, all frames up to the next key
-    frame are damaged.
+    Yields all frames, each with a description of its damage, or None. After damage, all frames up to the next key
+    frame count as damaged.
     """
     damage, since = None, None
     for packet in _demux(stream):
-        with _capture_errors():  # for each packet, as others may log while the next frame is awaited
+        with _capture_errors():  # once per packet, because others may log while the caller waits for the next frame
             frames, reported = _decode(stream.codec_context, packet)
         if reported:
             damage, since = reported, packet.pts
@@ -802,7 +813,7 @@ def _list_frames(stream: Any, clock: _Clock) -> list[int | None]:
 def _decode_by_count(
     stream: Any, wanted: Iterable[int], to_rgb: "_RGBConverter", clock: _Clock
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes the wanted frames, and all frames before them. Yields their indices, ascending, and them."""
+    """Decodes the wanted frames and all before them. Yields the ascending indices and the frames that are wanted."""
     wanted = set(wanted)
     for index, (frame, damage) in enumerate(islice(_decode_all(stream, clock), max(wanted) + 1)):
         if index in wanted:
@@ -813,8 +824,8 @@ def _decode_by_count(
 
 def _decode(context: Any, packet: Any) -> tuple[list[Any], str | None]:
     """
-    Returns the frames of a packet, and the damage that the decoder conceals but logs, if any. `_capture_errors` must
-    have been entered in this thread.
+    Returns the frames of a packet, and the damage that the decoder concealed but logged, if any. `_capture_errors`
+    must have been entered in this thread.
     """
     lines = _captured.lines
     lines.clear()
@@ -832,8 +843,8 @@ _log_before: tuple[int | None, bool] = (None, True)
 @contextmanager
 def _capture_errors() -> Iterator[list[tuple[int, str, str]]]:
     """
-    Captures what decoders log as errors in this thread. The log level belongs to the process: it is restored when the
-    last thread leaves the context.
+    Captures the errors that decoders log in this thread. The log level belongs to the process, and is restored when
+    the last thread leaves the context.
     """
     global _log_users, _log_before
     with _log_lock:
@@ -856,18 +867,19 @@ def _capture_errors() -> Iterator[list[tuple[int, str, str]]]:
                 av.logging.set_skip_repeated(_log_before[1])
 
 
-# --- Colours, orientation and size ----------------------------------------------------------------------------------
+# --- Colors, orientation and size ----------------------------------------------------------------------------------
 
 
 class _RGBConverter:
     """
-    Converts the frames of one clip to upright RGB (height, width, 3). All get the size of the first frame, as the size
-    may change within a stream. They share one converter, whose setup takes longer than converting a small frame.
+    Converts the frames of one clip to upright RGB (height, width, 3). All get the size of the first frame, because the
+    size may change within a stream. They share one converter, because its setup takes longer than converting a small
+    frame.
 
     Args:
         scale, exact: see `read_clip`.
         metadata: the metadata of the clip, to which the height and width of the first frame are added.
-        in_parts: whether a single frame has to fit into memory, instead of all that are selected.
+        in_parts: whether a single frame has to fit into memory, instead of all selected frames.
     """
 
     def __init__(
@@ -912,16 +924,16 @@ class _RGBConverter:
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Returns how a frame becomes upright: whether it is transposed, and then has its rows and columns flipped."""
+    """Returns how to turn a frame upright: whether to transpose it, and then to flip its rows and its columns."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know all side data, such as EXIF
-        quarter_turns = round(frame.rotation / 90) % 4  # to the left
+        quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
         return quarter_turns % 2 == 1, quarter_turns in (1, 2), quarter_turns in (2, 3)
     if matrix is None:
         return False, False, False
-    # Column p and row q are moved to p' = a p + c q, q' = b p + d q (libavutil/display.h). What is left after these
-    # turns, less than a right angle or shearing, is ignored.
+    # Column p and row q are moved to p' = a p + c q, q' = b p + d q (libavutil/display.h). Any remaining rotation of
+    # less than a right angle, or shearing, is ignored.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
     is_transposed = min(abs(b), abs(c)) > max(abs(a), abs(d))
     return (True, b < 0, c < 0) if is_transposed else (False, d < 0, a < 0)
@@ -944,8 +956,8 @@ def _scale_image(image: np.ndarray, scale: Scale | None) -> np.ndarray:
 
 def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
     """
-    Opens a picture, and returns it and the number of its frames, which may be more than 1 for WebP and AVIF. Returns
-    None for files that FFmpeg reads: videos, GIF and animated PNG.
+    Opens a picture. Returns it and the number of its frames, which may be more than 1 for WebP and AVIF. Returns None
+    in its place for files that FFmpeg reads: videos, GIF and animated PNG.
     """
     Image.init()
     known = [name for name in _PICTURES if name in Image.OPEN]
@@ -961,7 +973,7 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
         if image.format == "PNG":
             if count > 1:
                 return None, 0
-            image.verify()  # decoding ignores the checksums
+            image.verify()  # because decoding ignores the checksums
             image = Image.open(file, formats=["PNG"])
     width, height = image.size
     if width * height > _MAX_PICTURE_PIXELS:
@@ -973,7 +985,7 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
 
 
 def _begins_as_picture(head: bytes, formats: list[str]) -> bool:
-    """Returns whether a file is a picture by its first bytes. FFmpeg might read another picture in a damaged one."""
+    """Returns whether a file begins like a picture. In a damaged one, FFmpeg might find another picture."""
     if head[4:8] == b"ftyp":  # Pillow also claims HEIF, which FFmpeg reads
         return head[8:12] in (b"avif", b"avis")
     accepts = [accept for _, accept in map(Image.OPEN.__getitem__, formats) if accept is not None]
@@ -1007,7 +1019,7 @@ def _sample_picture(image: Image.Image, count: int, sample_indices_fn: Callable,
 def _decode_picture(
     image: Image.Image, metadata: ClipMetadata, scale: Scale | None, clock: _Clock, max_frames: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the indices, ascending, of the selected frames of a picture or animation, and the frames."""
+    """Yields the ascending indices of the selected frames of a picture or animation, and the frames."""
     for index in sorted(set(metadata.frames_indices)):  # frames of an animation need those before them
         _load_picture(image, index)
         levels = picture_levels(image)
@@ -1020,8 +1032,8 @@ def _decode_picture(
 
 def _check_jpeg(data: bytes) -> None:
     """
-    Refuses a JPEG file in which FFmpeg notices damage, as Pillow decodes damaged files without a warning. Decoding at
-    an eighth of the size takes a third of the time that Pillow takes.
+    Raises an error for a JPEG file in which FFmpeg notices damage, because Pillow decodes damaged files without a
+    warning. Decoding at an eighth of the size takes a third of the time that Pillow takes.
     """
     context = av.CodecContext.create("mjpeg", "r")
     context.thread_count = 1
@@ -1031,7 +1043,7 @@ def _check_jpeg(data: bytes) -> None:
             for packet in (av.Packet(data), None):
                 if damage := _decode(context, packet)[1]:
                     raise VideoDecodeError(f"damaged ({damage})")
-    except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow knows
+    except av.error.PatchWelcomeError:  # such as arithmetic coding, which Pillow supports
         return
 
 
@@ -1040,7 +1052,7 @@ def _pillow_errors() -> Iterator[None]:
     """Turns the various errors of Pillow's plugins for damaged files into a `VideoDecodeError`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata, and sizes, which are checked here
+            warnings.simplefilter("ignore")  # about damaged metadata, and about sizes, which are checked here
             yield
     except VideoDecodeError:
         raise
@@ -1054,18 +1066,18 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
     Converts a PIL image to uint8 (height, width, C), upright.
 
     Args:
-        image: of any mode with an unambiguous range. 16-bit grey is reduced to 8 bits.
-        do_convert_rgb: whether C is 3 for every mode, transparent parts over black. Otherwise grey and RGB images keep
-            their channels, including alpha.
+        image: an image of any mode with an unambiguous range. 16-bit gray is reduced to 8 bits.
+        do_convert_rgb: whether C is 3 for every mode, with transparent parts over black. Otherwise gray and RGB images
+            keep their channels, including alpha.
 
     Raises:
-        VideoDecodeError: for images of 32-bit integers or floats, or other modes whose range is unknown.
+        VideoDecodeError: the image has 32-bit integers or floats, or another mode whose range is unknown.
     """
     mode, format, tags = image.mode, image.format, getattr(image, "tag_v2", {})
     image.load()
     with suppress(Exception):  # damaged metadata does not matter
         image = ImageOps.exif_transpose(image)
-    if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):  # 16-bit grey
+    if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):  # 16-bit gray
         if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_PHOTOMETRIC, 1) != 1:
             raise VideoDecodeError("a TIFF picture of fewer than 16 bits, or of white as 0: save it as 8-bit RGB")
         values = np.array(image).astype(np.int64)

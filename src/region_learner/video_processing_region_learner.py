@@ -2,12 +2,12 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in
 # compliance with the License. You may obtain a copy at http://www.apache.org/licenses/LICENSE-2.0
-"""Video processor of RegionLearner: from video files, or frames, to `pixel_values_videos`.
+"""Video processor of RegionLearner: turns video files or frames into `pixel_values_videos`.
 
 Sampling and transforms are those of the paper (arXiv 2112.01194), which follows Frozen in Time (arXiv 2104.00650).
-Intended differences from the authors' code: training samples from all frames of a segment, including the last; short
-clips repeat their last frame, instead of adding black frames after normalisation; an unreadable video is an error, not
-a black clip; and resizing is antialiased.
+It differs from the reference implementation on purpose: training samples from all frames of a segment, including the
+last; short clips repeat their last frame, instead of adding black frames after normalization; an unreadable video is
+an error, not a black clip; and resizing is antialiased.
 """
 
 import dataclasses
@@ -43,34 +43,35 @@ try:
 except ImportError:
     tvf = None  # type: ignore[assignment]
 
-_MICROSECOND = 1e-6  # how far times may be apart that are equal but for rounding
-_ROUNDING = 1 / 510  # half a level, by which floats may exceed 0 and 1, as after resizing or in half precision
+_MICROSECOND = 1e-6  # the tolerance within which two times are equal
+_ROUNDING = 1 / 510  # half a level: floats may be this far outside of 0..1, after resizing or in half precision
 
 
 class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
     """
     output_size (`int` or `dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
-        The size of the frames that come out, which is the `image_size` of the model. `None` keeps the frames as they
-        are cropped, and so does `crop_size` without `output_size`.
+        The size of the output frames, which is the `image_size` of the model. `None` keeps the size of the cropped
+        frames, and so does `crop_size` without `output_size`.
     antialias (`bool`, *optional*, defaults to `True`):
-        Whether to antialias when shrinking. `False` is the evaluation of the original implementation.
+        Whether to antialias when shrinking. The reference implementation evaluates with `False`.
     short_clips (`"repeat"` or `"error"`, *optional*, defaults to `"repeat"`):
         What to do with a video of fewer frames than `num_frames`: repeat its last frame, which is visible in
         `VideoMetadata.frames_indices`, or raise a `ValueError`.
     sampling (`"segments"` or `"keyframes"`, *optional*, defaults to `"segments"`):
         Which frame of a segment training samples: any frame, or a key frame if there is one in the segment. Key frames
-        are faster to decode, as they need no other frame, and make the frames less varied.
+        are decoded faster, because they do not depend on other frames, but the sampled frames vary less.
     crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
-        The share of a frame's area that the random crop keeps in training.
+        The range of the share of a frame's area that the random crop keeps in training.
     flip_probability (`float`, *optional*, defaults to 0.5):
-        How often a clip is flipped horizontally in training. Set it to 0 if captions distinguish left from right.
+        The probability that a clip is flipped horizontally in training. Set it to 0 if captions distinguish left from
+        right.
     training (`bool`, *optional*, defaults to `False`):
         Whether to use random frames, crops and flips. Not saved.
     generator (`torch.Generator`, *optional*):
         The source of randomness in training; torch's global generator by default. Not saved.
     start, end (`float` or `list[float | None]`, *optional*):
-        The span that is read, in seconds from the first frame: one number for all videos, or one per video. `None` is
-        the start or the end of the video. Not saved.
+        The span to read, in seconds from the first frame: one number for all videos, or one per video. `None` stands
+        for the start or the end of the video. Not saved.
     """
 
     output_size: Annotated[int | list[int] | tuple[int, ...] | dict[str, int] | None, image_size_validator()]
@@ -81,7 +82,7 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
     flip_probability: int | float | None
     training: bool | None
     generator: torch.Generator | None
-    start: Any  # checked with the number of videos, and the length of each
+    start: Any  # checked against the number of videos and the length of each
     end: Any
 
 
@@ -89,28 +90,30 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     r"""
     Turns videos into `pixel_values_videos` (B, T, 3, height, width), float32.
 
-    Frames: the video is split into `num_frames` equal segments. Evaluation takes the middle frame of each, training a
-    random one. With `fps` there are that many segments per second. `do_sample_frames=False` takes all frames.
-    `start=` and `end=` read a span of each video, by the times of its frames; see `span_frames`.
+    The video is split into `num_frames` equal segments. Evaluation takes the middle frame of each segment, and
+    training takes a random one. With `fps`, there are that many segments per second. `do_sample_frames=False` takes
+    all frames. `start=` and `end=` read a span of each video, selected by the times of its frames; see `span_frames`.
 
-    Evaluation resizes the short side to `size`, crops the centre to `crop_size`, resizes to `output_size`, rescales
-    and normalises. Training replaces the first three by one random crop, resized to `output_size`, and one random flip
-    for all frames of a clip. Unless `antialias=False`, frames of uint8 are resized as such: this is 5 to 15 times as
-    fast as in floating point, and each resizing rounds. Large videos are scaled down while they are decoded, which
-    differs by rounding only. `do_resize=False` omits all resizing, and with it the random crop.
+    Evaluation resizes the short side to `size`, crops the center to `crop_size`, resizes to `output_size`, rescales
+    and normalizes. Training replaces the first three steps by one random crop, resized to `output_size`, and one
+    random flip for all frames of a clip. Unless `antialias=False`, frames of uint8 are resized without converting them
+    to floating point, which is 5 to 15 times as fast, but each resizing rounds. Large videos are scaled down while
+    they are decoded, which differs only by rounding. `do_resize=False` omits all resizing, and with it the random
+    crop.
 
-    `videos` is one clip or a list of clips, of any mixture of kinds: a path, the bytes of a file, a binary file
-    object, a dictionary `{"path": ..., "bytes": ...}`, an array or tensor of 4 dimensions, a list of frames (PIL
+    `videos` is one clip or a list of clips, which may be of different kinds: a path, the bytes of a file, a binary
+    file object, a dictionary `{"path": ..., "bytes": ...}`, an array or tensor of 4 dimensions, a list of frames (PIL
     images or arrays), or a `VideoDecoder` of torchcodec, as in rows of `datasets.Video()`; with the region-learner
-    package also an https URL. A list within the list is one clip, too, and its frames may be files:
-    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are put over black.
+    package also an https URL. A list within the list is also one clip, and its frames may be files:
+    `[["1.png", "2.png"], ["3.png", "4.png"]]` are two clips. Transparent parts are blended over black.
 
-    Frames of `uint8` are levels within 0..255. Frames of floats must lie within 0..1 and are levels divided by 255;
-    with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL images of
-    32 bits are ambiguous and refused. If channels may be first or last, `input_data_format` must say which. Picture
-    files are read with Pillow and rotated as their EXIF orientation says, like opened pictures.
+    Frames of `uint8` contain levels within 0..255. Frames of floats contain levels divided by 255, and must lie within
+    0..1; with `do_rescale=False` they are used as they are, whatever their range. Other integers, booleans and PIL
+    images of 32 bits are ambiguous and refused. If channels may be first or last, `input_data_format` must say which.
+    Picture files are read with Pillow and rotated according to their EXIF orientation, like opened pictures.
 
-    Raises `VideoDecodeError`, a `ValueError`, for videos that cannot be read.
+    Raises:
+        VideoDecodeError: a video cannot be read. It is a `ValueError`.
 
     Example:
 
@@ -182,24 +185,24 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return super().preprocess(clips, **{**options, "input_data_format": ChannelDimension.FIRST})
 
     def _option(self, kwargs: Mapping[str, Any], name: str) -> Any:
-        """Returns an option of a call with `kwargs`, by default that of the processor."""
+        """Returns an option of a call with `kwargs`, which by default is that of the processor."""
         return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
 
     def _check_normalization(self, kwargs: Mapping[str, Any]):
-        """Refuses to normalise levels within 0..255 with a mean and deviation for 0..1."""
+        """Refuses to normalize levels within 0..255 with a mean and standard deviation for 0..1."""
         option = partial(self._option, kwargs)
         highest = 255 * (option("rescale_factor") if option("do_rescale") else 1)
         if option("do_normalize") and highest > 2 and np.max(option("image_std")) < 1:
             raise ValueError(
-                f"Frames of 0..{highest:g} would be normalised with an image_std of {option('image_std')}, which is "
+                f"Frames of 0..{highest:g} would be normalized with an image_std of {option('image_std')}, which is "
                 "for 0..1: leave do_rescale=True and rescale_factor=1/255, or set do_normalize=False, too."
             )
 
     def scale_while_decoding(self, kwargs: Mapping[str, Any]) -> Scale | None:
         """
-        Returns how a call with `kwargs` scales frames while it decodes them, which is much faster than afterwards.
+        Returns how a call with `kwargs` scales frames while decoding them, which is much faster than doing so later.
 
-        In evaluation this is the first resizing. In training, frames are scaled down only so far that no random crop
+        In evaluation this is the first resizing. In training, frames are only scaled down so far that no random crop
         has to be enlarged.
         """
         option = partial(self._option, kwargs)
@@ -235,18 +238,18 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         Reads and samples one video, without transforming it.
 
         Args:
-            source: one clip, in any form that a call of the processor takes.
+            source: one clip, in any form that a call of the processor accepts.
             training, generator, num_frames: as in a call of the processor.
-            sample_indices_fn: called as `sample_indices_fn(metadata=VideoMetadata)`, returns the indices of the wanted
-                frames instead of `sample_frames`.
+            sample_indices_fn: called as `sample_indices_fn(metadata=VideoMetadata)`, returns the indices of the frames
+                to read, in place of `sample_frames`.
             scale: what the frames of encoded videos are scaled to; see `scale_while_decoding`.
-            start, end: the span that is read, in seconds, as in a call of the processor.
+            start, end: the span to read, in seconds, as in a call of the processor.
 
         Returns:
             Frames (T, 3, height, width), uint8 if the video is encoded, and their metadata.
 
         Raises:
-            VideoDecodeError: if the video cannot be read.
+            VideoDecodeError: the video cannot be read.
         """
         clips = _as_clips([source])
         if len(clips) != 1:
@@ -265,8 +268,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def normalize_clips(self, clips: torch.Tensor) -> torch.Tensor:
         """
-        Rescales and normalises clips from a call with `rescale_factor=1.0, do_normalize=False`. If this is done on the
-        GPU, a quarter of the bytes are moved to it.
+        Rescales and normalizes clips from a call with `rescale_factor=1.0, do_normalize=False`. If this is done on the
+        GPU, only a quarter of the bytes have to be moved there.
 
         Args:
             clips: (..., 3, height, width), on any device; levels within 0..255, uint8 or floats.
@@ -275,7 +278,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             float32 of the same shape.
 
         Raises:
-            ValueError: if the processor would normalise levels within 0..255 as if they were within 0..1.
+            ValueError: the processor would normalize levels within 0..255 as if they were within 0..1.
         """
         if self.do_rescale or clips.dtype == torch.uint8:
             self._check_normalization({})
@@ -291,7 +294,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: Callable | None = None, scale: Scale | None = None
     ):
-        """Decodes a video to `(frames, metadata)`, frames (T, 3, height, width); a list of videos to lists of both."""
+        """
+        Decodes a video. Returns its frames (T, 3, height, width) and its metadata, or for a list of videos, a list of
+        each.
+        """
         if isinstance(video_url_or_urls, list):
             return list(zip(*[self.fetch_videos(video, sample_indices_fn, scale) for video in video_url_or_urls]))
         frames, metadata = read_clip(video_url_or_urls, sample_indices_fn or _all_frames, scale)
@@ -314,19 +320,22 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         Returns the indices of `num_frames` frames, one from each of as many equal segments of the video or a span.
 
         Args:
-            metadata: its `total_num_frames`, for `fps` its `fps`, and for key frames its `keyframes`, if any. For a
-                span its `times`, or its `fps` if it has none.
-            num_frames: by default that of the processor.
+            metadata: metadata of the video. Sampling uses its `total_num_frames`, with `fps` its `fps`, for key frames
+                its `keyframes`, if any, and for a span its `times`, or its `fps` if it has no `times`.
+            num_frames: number of frames. The default is that of the processor.
             fps: segments per second, instead of `num_frames`.
             training: whether to take a random frame of each segment instead of the middle one.
-            generator: for `training`.
-            short_clips, sampling: by default those of the processor.
-            start, end: the span in seconds, of which the segments have equal durations; see `span_frames`. If both are
-                None, the segments are those of the whole video, with equal numbers of frames.
+            generator: the source of randomness in training.
+            short_clips, sampling: options as in a call. The defaults are those of the processor.
+            start, end: the span in seconds, which is split into segments of equal duration; see `span_frames`. If both
+                are None, the whole video is split into segments with equal numbers of frames.
+
+        Returns:
+            Indices of shape (num_frames,).
 
         Raises:
-            ValueError: if the video has fewer frames than wanted and `short_clips` is "error", if `fps` is given and
-                the frame rate of the video is unknown or lower, or if the video does not have the span.
+            ValueError: the video has fewer frames than requested and `short_clips` is "error"; `fps` is given and the
+                frame rate of the video is unknown or lower; or the video does not have the span.
         """
         keyframes = getattr(metadata, "keyframes", None) if (sampling or self.sampling) == "keyframes" else None
         draw = partial(_draw_frame, keyframes=keyframes or [], generator=generator)
@@ -357,23 +366,23 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         self, metadata: VideoMetadata, start: float | None, end: float | None, num_frames: int | None = None
     ) -> np.ndarray:
         """
-        Returns the indices of the frames that stand for a span in evaluation.
+        Returns the indices of the frames that represent a span in evaluation.
 
-        Frame j of N is the one that is shown at `start + (j + 1/2) * (end - start) / N`: the last one whose time is at
-        or before it, within a microsecond. If frames are rarer than that, one is returned several times.
+        Frame j of N is the one that is shown at `start + (j + 1/2) * (end - start) / N`: the last frame whose time is
+        at or before this, within a microsecond. If the video has fewer frames than that, frames are repeated.
 
         Args:
-            metadata: of a video, as from `read_clip` or given to its `sample_indices_fn`; or any with
-                `total_num_frames` and `fps`.
+            metadata: metadata of a video, as returned by `read_clip` or passed to its `sample_indices_fn`; or any
+                metadata with `total_num_frames` and `fps`.
             start, end: seconds from the first frame; None for the start and the end of the video. `end` may be up to
                 one frame interval after the end of the last frame.
-            num_frames: N, by default that of the processor.
+            num_frames: N. The default is that of the processor.
 
         Returns:
             int64 of shape (N,), in ascending order.
 
         Raises:
-            ValueError: if the video does not have the span, or the times of its frames are unknown.
+            ValueError: the video does not have the span, or the times of its frames are unknown.
 
         Example:
 
@@ -394,7 +403,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def _count_frames(
         self, metadata: VideoMetadata, num_frames: int | None, fps: float | None, seconds: float | None = None
     ) -> int | None:
-        """Returns how many frames are wanted of the video, or of a span of some seconds; None for all."""
+        """Returns how many frames to sample from the video, or from a span of some seconds; None for all."""
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
         if fps is None:
@@ -407,9 +416,9 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                 "`fps`, or use `num_frames`."
             )
         if fps > metadata.fps:
-            raise ValueError(f"Cannot sample {fps} frames per second from a video of {metadata.fps:g}.")
+            raise ValueError(f"Cannot sample {fps} frames per second from a video with {metadata.fps:g}.")
         seconds = metadata.total_num_frames / metadata.fps if seconds is None else seconds
-        return max(1, int(seconds * fps + 1e-6))  # its own rate gives all frames
+        return max(1, int(seconds * fps + 1e-6))  # the video's own rate gives all frames
 
     def _decode_and_sample_videos(
         self,
@@ -437,7 +446,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return [clip for clip, _ in read], [metadata for _, metadata in read]
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """As in torchvision and the original implementation; transformers rounds half pixels the other way."""
+        """Crops as torchvision and the reference implementation do; transformers rounds half pixels the other way."""
         return tvf.center_crop(image, [size.height, size.width])
 
     def random_crop(
@@ -456,7 +465,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             if 0 < crop_height <= height and 0 < crop_width <= width:
                 top, left = int(draw[2] * (height - crop_height + 1)), int(draw[3] * (width - crop_width + 1))
                 return video[..., top : top + crop_height, left : left + crop_width]
-        # Very long or flat frames have no such part: their centre, as close to these aspect ratios as possible.
+        # Very long or flat frames have no such part: take their center, as close to these aspect ratios as possible.
         return tvf.center_crop(video, [min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))])
 
     def _standardize_kwargs(self, **kwargs) -> dict:
@@ -467,12 +476,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if crop_scale is not None:
             kwargs["crop_scale"] = crop_scale = tuple(crop_scale)
             if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-                raise ValueError(f"crop_scale is two shares of the area, 0 < low <= high <= 1; got {crop_scale}.")
+                raise ValueError(f"crop_scale must be two shares of the area, 0 < low <= high <= 1; got {crop_scale}.")
         if not 0 <= (kwargs.get("flip_probability") or 0) <= 1:
             raise ValueError(f"flip_probability must be between 0 and 1; got {kwargs['flip_probability']}.")
         for name, allowed in (("short_clips", ("repeat", "error")), ("sampling", ("segments", "keyframes"))):
             if kwargs.get(name) not in (None, *allowed):
-                raise ValueError(f'{name} is "{allowed[0]}" or "{allowed[1]}"; got {kwargs[name]!r}.')
+                raise ValueError(f'{name} must be "{allowed[0]}" or "{allowed[1]}"; got {kwargs[name]!r}.')
         if kwargs.get("num_frames") is not None and kwargs["num_frames"] < 1:
             raise ValueError(f"num_frames must be at least 1; got {kwargs['num_frames']}.")
         return kwargs
@@ -512,7 +521,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         """Transforms one clip (T, C, height, width)."""
         resize = partial(self.resize, resample=resample, antialias=antialias)
         if not (antialias and video.dtype == torch.uint8):
-            # With channels last, as decoded, floating point takes twice as long.
+            # In the channels-last format of decoded frames, floating point takes twice as long.
             video = video.to(torch.float32, memory_format=torch.contiguous_format)
         if training:
             if do_resize:
@@ -535,7 +544,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
 
 def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Sets options to None whose defaults are overridden by another option in `kwargs`."""
+    """Sets options to None if their defaults are overridden by another option in `kwargs`."""
     kwargs = dict(kwargs)
     if kwargs.get("fps") is not None:
         if kwargs.setdefault("num_frames", None) is not None:
@@ -550,7 +559,7 @@ def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _size_for_short_edge(edge: int, height: int, width: int) -> tuple[int, int]:
     """
     Returns the height and width of a frame scaled to a short edge of `edge`, rounded as in transformers. Frames less
-    than twice as large keep their size, as scaling them while decoding would gain little.
+    than twice as large keep their size, because scaling them while decoding would gain little.
     """
     if min(height, width) < 2 * edge:
         return height, width
@@ -559,7 +568,7 @@ def _size_for_short_edge(edge: int, height: int, width: int) -> tuple[int, int]:
 
 
 def _draw_frame(start: int, end: int, keyframes: list[int], generator: torch.Generator | None) -> int:
-    """Returns a random frame in [start, end), one of the sorted `keyframes` if there is any."""
+    """Returns a random frame in [start, end): one of the sorted `keyframes` if there are any in this interval."""
     candidates = keyframes[bisect_left(keyframes, start) : bisect_left(keyframes, end)] or range(start, end)
     return candidates[int(torch.randint(len(candidates), (), generator=generator))]
 
@@ -567,7 +576,7 @@ def _draw_frame(start: int, end: int, keyframes: list[int], generator: torch.Gen
 def _check_enough(count: int, num_frames: int, whole: str) -> None:
     if count < num_frames:
         raise ValueError(
-            f"{whole} has {count} frames, num_frames={num_frames} are wanted: lower num_frames, or repeat the last "
+            f"{whole} has {count} frames, but num_frames={num_frames}: lower num_frames, or repeat the last "
             'frame with short_clips="repeat".'
         )
 
@@ -580,14 +589,14 @@ def _all_frames(metadata: VideoMetadata) -> range:
 
 
 class _Span(NamedTuple):
-    """A span in seconds of a clip of `_prepare`."""
+    """A span in seconds of a clip that `_prepare` returned."""
 
     clip: Any
     start: Any
     end: Any
 
     def sample(self, sample_indices_fn: Callable, position: int, metadata: VideoMetadata) -> np.ndarray:
-        """Samples the span. Errors name a clip without a name by its position among the videos."""
+        """Samples the span. For a clip without a name, errors give its position among the videos."""
         try:
             return sample_indices_fn(metadata=metadata, start=self.start, end=self.end)
         except ValueError as error:
@@ -613,7 +622,7 @@ def _one_per_video(name: str, given: Any, count: int) -> list[Any]:
 
 
 def check_span(metadata: VideoMetadata, start: float | None, end: float | None) -> tuple[np.ndarray, float, float]:
-    """Returns the times of all frames of a video, and the start and end of a span that it has, in seconds."""
+    """Checks that a video has a span. Returns the times of all its frames, and start and end, in seconds."""
     start = 0.0 if start is None else _as_seconds("start", start)
     end = None if end is None else _as_seconds("end", end)
     if end is not None and start >= end:
@@ -622,7 +631,7 @@ def check_span(metadata: VideoMetadata, start: float | None, end: float | None) 
     if times is None or interval is None:
         if not (metadata.fps and metadata.fps > 0):
             raise ValueError(
-                "The times of the frames are unknown, which start and end need: give frames, with their frame rate as "
+                "start and end need the times of the frames, which are unknown: give frames with their frame rate, "
                 "video_metadata=[VideoMetadata(total_num_frames=..., fps=...)]."
             )
         times, interval = np.arange(metadata.total_num_frames) / metadata.fps, 1 / metadata.fps
@@ -631,7 +640,7 @@ def check_span(metadata: VideoMetadata, start: float | None, end: float | None) 
         span = f"{start:g} s to the end" if end is None else f"{start:g}-{end:g} s"
         raise ValueError(
             f"The span of {span} is not in the video, which ends at {length:.6g} s: give start and end within it, or "
-            "leave end out to read to its end."
+            "leave out end to read to its end."
         )
     return times, start, length if end is None else end
 
@@ -645,8 +654,8 @@ def _as_seconds(name: str, value: Any) -> float:
 
 def frames_in_span(times: np.ndarray, start: float, end: float, begun: bool = False) -> tuple[int, int]:
     """
-    Returns the first frame that is shown in a span, and the one after the last; with `begun` only those whose time is
-    in the span, if there are any.
+    Returns the index of the first frame that is shown in a span, and the index after the last one. With `begun`, only
+    frames whose time is in the span count, if there are any.
     """
     stop = max(1, int(times.searchsorted(end - _MICROSECOND)))
     first = (
@@ -659,7 +668,7 @@ def frames_in_span(times: np.ndarray, start: float, end: float, begun: bool = Fa
 
 
 class _EncodedClip(NamedTuple):
-    """An encoded video, or a list of frames of which some are files, and how it is decoded."""
+    """An encoded video, or a list of frames of which some are files, and how to decode it."""
 
     source: Any
     scale: Scale | None
@@ -680,7 +689,7 @@ def _is_frame(item: Any) -> bool:
 
 
 def _prepare(clip: Any, scale: Scale | None, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> Any:
-    """Returns a clip of `_as_clips` as a tensor, or as an `_EncodedClip` if it, or any of its frames, is encoded."""
+    """Returns a clip from `_as_clips` as a tensor, or as an `_EncodedClip` if it, or any of its frames, is encoded."""
     is_encoded = any(map(_is_encoded, clip)) if isinstance(clip, list) else _is_encoded(clip)
     if is_encoded or isinstance(clip, _DecoderFrames):
         return _EncodedClip(clip, scale, do_convert_rgb, do_rescale)
@@ -714,8 +723,8 @@ class _DecoderFrames:
 
 def _undecoded(decoder: Any) -> Any:
     """
-    Returns the file of a `VideoDecoder` that `datasets` made, which is read as any other file: as exactly, and with
-    the same errors. Otherwise returns the decoder's frames.
+    Returns the file of a `VideoDecoder` that `datasets` created, so that it is read like any other file: as exactly,
+    and with the same errors. For other decoders, returns the decoder's frames.
     """
     encoded = getattr(decoder, "_hf_encoded", None) or {}
     if encoded.get("bytes") is not None or os.path.isfile(encoded.get("path") or ""):
@@ -725,7 +734,7 @@ def _undecoded(decoder: Any) -> Any:
 
 def _as_clips(videos: Any) -> list[Any]:
     """
-    Returns a flat list of clips, each an encoded video, an array of 4 dimensions, or a list of frames.
+    Returns a flat list of clips. Each is an encoded video, an array of 4 dimensions, or a list of frames.
 
     A list of frames (PIL images or arrays) is one clip. Any other list is a batch, in which a single frame is a clip
     of its own, and a list is a clip whose frames may be files.
@@ -743,10 +752,10 @@ def _as_clips(videos: Any) -> list[Any]:
             return [list(videos)]
         return [clip for item in videos for clip in _clips_of_item(item)]
     if isinstance(videos, int | float):
-        raise TypeError("A video is not a list of numbers: turn it into an array, np.asarray(frames, np.uint8).")
+        raise TypeError("A video cannot be a list of numbers: turn it into an array, np.asarray(frames, np.uint8).")
     form = f"an array of {videos.ndim} dimensions" if _is_array(videos) else type(videos).__name__
     raise TypeError(
-        f"A video is a path, URL, bytes, a binary file, an array of 4 dimensions or a list of frames, not {form}."
+        f"A video must be a path, URL, bytes, a binary file, an array of 4 dimensions or a list of frames, not {form}."
     )
 
 
@@ -763,7 +772,7 @@ def _clips_of_item(item: Any) -> list[Any]:
 def _sample_given_frames(
     video: _EncodedClip | torch.Tensor, metadata: VideoMetadata | None, sample_indices_fn: Callable | None
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """Samples a clip that is given as frames. Of those that are files, only the sampled ones are read."""
+    """Samples a clip that is given as frames. If they are files, only the sampled ones are read."""
     frames = video.source if isinstance(video, _EncodedClip) else video
     total = len(frames)
     indices = list(range(total))
@@ -793,7 +802,7 @@ def _only_frame(metadata: VideoMetadata) -> list[int]:
     if metadata.total_num_frames != 1:
         raise ValueError(
             f"A video of {metadata.total_num_frames} frames was given as one frame of a clip: a list within the list "
-            "of videos is one clip, of pictures. Give videos in one flat list."
+            "of videos is one clip, made of pictures. Give videos in one flat list."
         )
     return [0]
 
@@ -808,9 +817,9 @@ def _frames_to_tensor(
     Converts an array of 4 dimensions, or a list of frames, to a tensor (T, C, height, width) of uint8 or floats.
 
     Args:
-        clip: at least one frame; all of one size and type.
+        clip: at least one frame; all frames have the same size and type.
         data_format: where the channels of arrays are; None to infer it.
-        do_convert_rgb: whether to convert to C = 3, transparent parts over black.
+        do_convert_rgb: whether to convert to C = 3, with transparent parts over black.
         do_rescale: whether floats are within 0..1 and are converted to 0..255. Otherwise they stay as they are.
     """
     if not isinstance(clip, list):
@@ -822,13 +831,13 @@ def _frames_to_tensor(
         ("type", {str(frame.dtype).removeprefix("torch.") for frame in frames}),
     ):
         if len(values) > 1:
-            raise ValueError(f"The frames of a clip must be of one {name}; got {sorted(values)}.")
+            raise ValueError(f"The frames of a clip must all have the same {name}; got {sorted(values)}.")
     return torch.stack(frames)
 
 
 def _frame_to_tensor(frame: Any, data_format: Any, do_convert_rgb: bool, do_rescale: bool) -> torch.Tensor:
     if not isinstance(frame, Image.Image):
-        if frame.ndim == 2:  # grey
+        if frame.ndim == 2:  # gray
             frame, data_format = frame[None], ChannelDimension.FIRST
         return _array_to_tensor(frame[None], data_format, do_convert_rgb, do_rescale)[0]
     if frame.format in ("GIF", "WEBP", "PNG", "AVIF") and (count := getattr(frame, "n_frames", 1)) > 1:
@@ -851,7 +860,7 @@ def _array_to_tensor(clip: Any, data_format: Any, do_convert_rgb: bool, do_resca
             f"({cures.get(name, 'convert frames of 0..255 to uint8')})."
         )
     if isinstance(clip, np.ndarray):
-        # torch refuses negative strides, foreign byte orders and 80-bit floats, and warns about read-only arrays.
+        # torch rejects negative strides, foreign byte orders and 80-bit floats, and warns about read-only arrays.
         dtype = np.dtype(np.float64) if clip.dtype.itemsize > 8 else clip.dtype.newbyteorder("=")
         clip = torch.from_numpy(np.require(clip, dtype, ["C", "W", "E"]))
     clip = clip if _has_channels_first(tuple(clip.shape), data_format) else clip.permute(0, 3, 1, 2)
@@ -878,7 +887,7 @@ def _has_channels_first(shape: tuple[int, ...], data_format: Any) -> bool:
         return data_format == ChannelDimension.FIRST
     if all(fits.values()):
         raise ValueError(
-            f"Frames of shape {shape[1:]} may have their channels first or last: say which with "
+            f"Frames of shape {shape[1:]} may have their channels first or last: specify which with "
             'input_data_format="channels_first" or "channels_last".'
         )
     if not any(fits.values()):
@@ -890,7 +899,7 @@ def _has_channels_first(shape: tuple[int, ...], data_format: Any) -> bool:
 
 
 def _to_rgb(clip: torch.Tensor, highest: float) -> torch.Tensor:
-    """Converts (..., C, height, width) with C of 1, 3 or 4 to C = 3, over black. The alpha of floats is 0..highest."""
+    """Converts C = 1, 3 or 4 in (..., C, height, width) to 3, over black. The alpha of floats is 0..highest."""
     if clip.shape[-3] == 1:
         return clip.expand(*clip.shape[:-3], 3, *clip.shape[-2:])
     if clip.shape[-3] != 4:

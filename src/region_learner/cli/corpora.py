@@ -46,7 +46,8 @@ def make(
     corpus_options: Annotated[
         str | None,
         typer.Option(
-            metavar="JSON", help="Sizes and seed, as JSON; see MovingShapesOptions and DriftingLettersOptions."
+            metavar="JSON",
+            help="Options such as sizes and seed, as JSON; see MovingShapesOptions and DriftingLettersOptions.",
         ),
     ] = None,
     workers: Workers = None,
@@ -73,25 +74,29 @@ def prepare(
     short_side: Annotated[
         int, typer.Option(metavar="PIXELS", help="Short side of the frames. Smaller videos keep their size.")
     ] = 256,
-    max_fps: Annotated[float, typer.Option(metavar="FPS", help="Maximum frames per second; 0 keeps all.")] = 30,
+    max_fps: Annotated[float, typer.Option(metavar="FPS", help="Maximum frames per second. 0 keeps all frames.")] = 30,
     num_frames: Annotated[
         int | None, typer.Option(metavar="N", help="Frames per clip, evenly spaced, instead of --max-fps.")
     ] = None,
     group: Annotated[
-        int, typer.Option(metavar="N", help="Frames per key frame: fewer decode faster, but make larger files.")
+        int,
+        typer.Option(
+            metavar="N", help="Frames from one key frame to the next. Fewer decode faster, but make larger files."
+        ),
     ] = 6,
     crf: Annotated[
-        int, typer.Option(metavar="N", help="Quality of H.264 (CRF): lower is better, but makes larger files.")
+        int, typer.Option(metavar="N", help="Quality of H.264 (CRF). Lower values are better, but make larger files.")
     ] = 23,
     clips_per_shard: Annotated[
-        int, typer.Option(metavar="N", help="Clips per shard. An interrupted run repeats its unfinished shard.")
+        int, typer.Option(metavar="N", help="Clips per shard. A resumed run repeats its unfinished shard.")
     ] = 500,
     workers: Workers = None,
     timeout: Timeout = 1800,
     memory: Memory = 4,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again the clips that were left out before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that were left out before.")] = False,
     max_unreadable: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of clips that may be unreadable; they are left out.")
+        float,
+        typer.Option(metavar="SHARE", help="Share of clips that may be unreadable. Unreadable clips are left out."),
     ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
@@ -99,8 +104,8 @@ def prepare(
     Re-encode a corpus into small shards for fast training.
 
     Frames are scaled down, and key frames become more frequent. To train on the shards, use --corpus webdataset. Run
-    the same command again to resume an interrupted run. Exits with 1 if more clips than --max-unreadable allows
-    cannot be read.
+    the same command again to resume an interrupted run. The exit code is 1 if more clips are unreadable than
+    --max-unreadable allows.
     """
     from ..corpora import PrepareOptions, UnreadableError, prepare_corpus
 
@@ -142,7 +147,8 @@ def features(
     """
     Compute and store the features of a frozen backbone.
 
-    With --corpus features, the regions and the text encoder then train without decoding videos; see docs/features.md.
+    With --corpus features, you can then train the regions and the text encoder without decoding videos; see
+    docs/features.md.
     Run the same command again to resume an interrupted run.
     """
     from ..features import compute_features
@@ -184,7 +190,8 @@ def check(
     """
     Find the videos that cannot be read.
 
-    Decodes every video from start to end. Exits with 1 if more videos than --max-unreadable allows cannot be read.
+    Decodes every video from start to end. The exit code is 1 if more videos are unreadable than --max-unreadable
+    allows.
     """
     from ..corpora import check_corpus
 

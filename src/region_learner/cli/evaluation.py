@@ -21,15 +21,17 @@ _ModelOfFolds = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name. With --all-folds, {fold} in it is "
-        "replaced by the number of the fold.",
+        help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name. With --all-folds, {fold} in the "
+        "name is replaced by the number of the fold.",
     ),
 ]
 _Protocol = Annotated[
     str | None, typer.Option(metavar="NAME", help="Protocol of a benchmark, which sets the corpus, split and task.")
 ]
 _ListProtocols = Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")]
-_Corpus = Annotated[str | None, typer.Option(metavar="NAME", help="Corpus, without --protocol. By default folder.")]
+_Corpus = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Corpus, if there is no --protocol. By default folder.")
+]
 _Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default test.")]
 _Task = Annotated[
     str | None,
@@ -42,19 +44,21 @@ _ResultsFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write the full results to this JSON file.")
 ]
 _Workers = Annotated[
-    int, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode. With 0, the main process decodes.")
+    int,
+    typer.Option(min=0, max=1024, metavar="N", help="Processes that decode videos. With 0, the main process decodes."),
 ]
 _MaxUnreadable = Annotated[
-    float, typer.Option(metavar="SHARE", help="Share of videos that may be unreadable; they are left out.")
+    float,
+    typer.Option(metavar="SHARE", help="Share of videos that may be unreadable. Unreadable videos are left out."),
 ]
 _NumFrames = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default, as many as the model expects.")
 ]
 _AllFolds = Annotated[bool, typer.Option("--all-folds", help="Evaluate all folds of the protocol and average them.")]
-_Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video, whose results are averaged.")]
+_Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video. Their predictions are averaged.")]
 _WindowStride = Annotated[
     int | None,
-    typer.Option(metavar="FRAMES", help="Instead of --clips, use sliding windows that are this many frames apart."),
+    typer.Option(metavar="FRAMES", help="Use sliding windows that are this many frames apart, instead of --clips."),
 ]
 _Prompts = Annotated[
     str | None,
@@ -65,18 +69,18 @@ _Prompts = Annotated[
     ),
 ]
 _DualSoftmax = Annotated[
-    bool, typer.Option("--dual-softmax", help="For retrieval: also report metrics after dual softmax, separately.")
+    bool, typer.Option("--dual-softmax", help="For retrieval, also report the metrics after dual softmax.")
 ]
 _DualSoftmaxTemperature = Annotated[
-    float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax. By default, that of the model.")
+    float | None, typer.Option(metavar="T", help="Temperature of --dual-softmax. By default, the model's temperature.")
 ]
 _Rerank = Annotated[
     int | None,
     typer.Option(
         min=0,
         metavar="K",
-        help="For a model with token_dim: also report metrics after re-ranking the best K candidates by word-region "
-        "similarity, separately. 0 turns this off. By default 100.",
+        help="If the model has token_dim, also report the metrics after re-ranking the best K candidates of each "
+        "query by word-region similarity. By default 100; 0 turns this off.",
     ),
 ]
 
@@ -108,9 +112,9 @@ def evaluate(
     """
     Evaluate a checkpoint on a benchmark or on your own videos.
 
-    The tasks are retrieval in both directions (each video once, with all of its captions), multiple choice, question
-    answering, action recognition with a classifier (classification) or with prompts (zero_shot), and finding phrases
-    in the frames (grounding). See docs/evaluation.md.
+    The tasks are retrieval in both directions, multiple choice, question answering, action recognition with a
+    classifier (classification) or with prompts (zero_shot), and finding phrases in the frames (grounding). See
+    docs/evaluation.md.
     """
     if list_protocols:
         _print_protocols(as_json)
@@ -231,13 +235,14 @@ def _print_protocols(as_json: bool) -> None:
 
 _ModelOfMteb = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Checkpoint of a RegionLearner, CLIP or SigLIP: a directory or a Hub name."),
+    typer.Argument(metavar="MODEL", help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name."),
 ]
 _Tasks = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Names of tasks, such as MSVDT2VRetrieval.")]
 _AllTasks = Annotated[bool, typer.Option("--all", help="Evaluate on all tasks that are not in beta.")]
 _ListTasks = Annotated[bool, typer.Option("--list-tasks", help="List the tasks and exit.")]
 _MtebOutput = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Directory of MTEB's result files; by default that of MTEB.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Directory for MTEB's result files. By default, MTEB's own directory."),
 ]
 
 
@@ -252,10 +257,10 @@ def mteb(
     workers: _Workers = 0,
 ) -> None:
     """
-    Measure a checkpoint on video retrieval tasks of MTEB.
+    Evaluate a checkpoint on video retrieval tasks of MTEB.
 
-    MTEB downloads the data of the tasks. Scores are shown in percent; MTEB's own result files have all of them. See
-    docs/evaluation.md.
+    MTEB downloads the data of the tasks. The main scores are shown in percent; MTEB's own result files contain all
+    scores. See docs/evaluation.md.
     """
     if not list_tasks and (model is None or bool(tasks) == all_tasks):
         raise ValueError("Give a checkpoint, and names of tasks or --all; --list-tasks shows the tasks.")
@@ -278,7 +283,7 @@ def mteb(
         print_json(rows) if as_json else print_rows("task", rows)
         return
     chosen = choose_tasks(tasks)
-    with interruptible("Finished tasks are kept; the same command goes on with the others."):
+    with interruptible("Finished tasks are kept. Run the same command again to evaluate the others."):
         encoder = MTEBEncoder(str(model), num_workers=workers)
         scores, failures = evaluate_on_mteb(encoder, chosen, output, batch_size=batch_size)
     if as_json:
@@ -294,26 +299,30 @@ def mteb(
 
 # --- regions -------------------------------------------------------------------------------------------------
 
-_Videos = Annotated[list[str] | None, typer.Argument(help="Files or URLs.", metavar="VIDEO")]
+_Videos = Annotated[list[str] | None, typer.Argument(help="Video files or URLs.", metavar="VIDEO")]
 _Picture = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Also draw a picture of the regions, codes and masks, or of where --query is found."
+        metavar="FILE",
+        help="Also draw a picture: the regions, codes and masks or, with --query, where its phrases are found.",
     ),
 ]
 _Query = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Find each phrase of this text in the videos; needs a model with token_dim."),
+    typer.Option(metavar="TEXT", help="Find each phrase of this text in the videos. Needs a model with token_dim."),
 ]
 _CorpusOfObjects = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Instead of videos, moving_shapes or drifting_letters, with their objects."),
+    typer.Option(
+        metavar="NAME", help="Use a corpus with known objects instead of videos: moving_shapes or drifting_letters."
+    ),
 ]
 _CorpusBatchSize = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Clips per batch, with --corpus. By default 16.")
 ]
 _CorpusWorkers = Annotated[
-    int | None, typer.Option(min=0, max=1024, metavar="N", help="Processes that decode, with --corpus. By default 0.")
+    int | None,
+    typer.Option(min=0, max=1024, metavar="N", help="Processes that decode videos, with --corpus. By default 0."),
 ]
 
 
@@ -333,10 +342,10 @@ def regions(
     """
     Show and measure the regions of a model.
 
-    For videos: how much of a frame each region covers, how much the regions overlap, how sharp, distinct and stable
-    they are, and how many codes are used. With --query: which region matches each phrase of a text. With --corpus: how
-    well the regions match the objects, compared with other masks. Shares are percentages, averaged over the videos.
-    See docs/evaluation.md.
+    For videos, prints how much of a frame each region covers, how much the regions overlap, how sharp, distinct and
+    stable they are, and how many codes are used. With --query, prints which region matches each phrase of a text. With
+    --corpus, prints how well the regions match known objects, compared with other masks. Shares are percentages,
+    averaged over the videos. See docs/evaluation.md.
     """
     from ..loading import check_checkpoint, check_video
 

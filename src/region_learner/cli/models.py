@@ -88,12 +88,12 @@ def card(
         list[Path],
         typer.Argument(
             metavar="MODEL|RESULTS",
-            help="Checkpoint directory with results files in it, or files from `region-learner evaluate --output`.",
+            help="Directory of a checkpoint with results files, or files from `region-learner evaluate --output`.",
         ),
     ],
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Checkpoint that was evaluated; it records how it was trained."),
+        typer.Option(metavar="DIR", help="Directory of the evaluated checkpoint, which records how it was trained."),
     ] = None,
     repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model on the Hub.")] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="License of the weights: apache-2.0, ...")] = None,
@@ -151,14 +151,17 @@ def push(
         bool, typer.Option("--public", help="Make the repository public. By default, it is private.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, and list what would be pushed, without sending anything.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the checkpoint and list what would be pushed, without sending anything."
+        ),
     ] = False,
     space: Annotated[
         bool, typer.Option("--space", help="Also publish a Space named REPO that searches videos with the model.")
     ] = False,
     license: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="License of the weights, if this command makes the card: apache-2.0, ..."),
+        typer.Option(metavar="ID", help="License of the weights, if this command writes the card: apache-2.0, ..."),
     ] = None,
     message: Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")] = None,
     as_json: AsJson = False,
@@ -167,8 +170,8 @@ def push(
     Check a checkpoint, and publish it on the Hub in one commit.
 
     The checkpoint must load without the region-learner package, each number in its card must come from a results file
-    of the same weights, and no file may contain a secret or a path of this machine. If there is no README.md, the card
-    is made from the results files.
+    of the same weights, and no file may contain a secret or a path on this machine. If there is no README.md, the card
+    is written from the results files.
     """
     from ..publishing import push as push_to_hub
 

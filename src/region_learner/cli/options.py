@@ -19,8 +19,8 @@ MaxMissing = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Number of videos that may be missing, or their share if it is below 1; they are skipped. By default, a "
-        "missing video is an error.",
+        help="Number of videos that may be missing, or a share below 1. Missing videos are skipped. By default, they "
+        "are an error.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per batch.")]
@@ -62,13 +62,13 @@ Tokens = Annotated[
     bool | None,
     typer.Option(
         "--tokens/--no-tokens",
-        help="Whether to keep the word-region tokens of each window, which re-rank the best hits of a text query. By "
-        "default, they are kept if the model has any (token_dim).",
+        help="Whether to store the tokens of each window, which are embeddings of single regions, to re-rank the best "
+        "hits for a text query. By default, they are stored if the model has them (token_dim).",
     ),
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")]
 CorpusInstead = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Take the videos of this corpus instead of VIDEOS.")
+    str | None, typer.Option(metavar="NAME", help="Use the videos of this corpus instead of VIDEOS.")
 ]
 SplitOfCorpus = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default train.")]
 IndexDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")]

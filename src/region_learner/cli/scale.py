@@ -39,7 +39,8 @@ def embed(
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the parts. Required.")] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Embed only shard I of N equal shards of the videos; I counts from 0.")
+        str,
+        typer.Option(metavar="I/N", help="Embed only shard I of N equal shards of the videos. I is counted from 0."),
     ] = "0/1",
     window: Window = None,
     stride: Stride = None,
@@ -55,10 +56,11 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """
-    Embed videos into Parquet files, one shard of them per job.
+    Embed one shard of the videos into Parquet files.
 
-    `region-learner index DIR --from-embeddings PARTS` joins the files, called parts, into an index. Run the same
-    command again to embed new and changed videos, or to resume an interrupted run.
+    Run it as jobs on many machines, one per shard. `region-learner index DIR --from-embeddings PARTS` then joins the
+    files, called parts, into an index. Run the same command again to embed new and changed videos, or to resume an
+    interrupted run.
     """
     if output is None:
         raise ValueError("--output DIR is missing: name a directory for the parts")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _Index = Annotated[Path, typer.Argument(metavar="INDEX", help="Directory of the index.")]
 _MovedModel = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Where the index's model is now, if it was moved.")
+    str | None, typer.Option(metavar="MODEL", help="New location of the index's model, if it has moved.")
 ]
 
 # --- index ---------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def index(
     tokens: Tokens = None,
     workers: Workers = None,
     keep_missing: Annotated[
-        bool, typer.Option("--keep-missing", help="Do not remove videos whose files no longer exist.")
+        bool, typer.Option("--keep-missing", help="Keep videos in the index whose files no longer exist.")
     ] = False,
     retry: Retry = False,
     from_embeddings: Annotated[
@@ -78,8 +78,8 @@ def index(
     """
     Index videos for `region-learner search`.
 
-    Run the same command again to add new videos, to update changed ones and to remove those that no longer exist, or
-    to resume an interrupted run.
+    Run the same command again to update the index (it adds new videos, updates changed videos, and removes videos that
+    no longer exist), or to resume an interrupted run.
     """
     if from_embeddings:
         given = (
@@ -237,11 +237,11 @@ def search(
         Path | None, typer.Option(metavar="PATH", help="Search only the videos in this folder, shard or file.")
     ] = None,
     min_probability: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out hits with a lower probability than P.")
+        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out hits with a probability below P.")
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, metavar="S", help="Leave out hits with a lower cosine similarity than S."),
+        typer.Option(min=-1, max=1, metavar="S", help="Leave out hits with a cosine similarity below S."),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page that shows and plays the hits.")
@@ -255,7 +255,7 @@ def search(
     """
     Search an index by text, picture or video.
 
-    Prints for each hit the probability that it is right, its score, its start and end, and its video.
+    For each hit, prints the probability that it is right, its score, its start and end, and its video.
     """
     wanted: list[tuple[str, dict[str, Any]]] = [(words, {"text": words}) for words in queries or ()]
     for path in image or ():

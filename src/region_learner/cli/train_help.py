@@ -35,8 +35,8 @@ _GENERAL = {
 # Placeholder and help of the options of transformers that most runs need.
 OF_TRANSFORMERS = {
     "dataloader_num_workers": ("N", "Processes per device that decode videos."),
-    "num_train_epochs": ("N", "Epochs, which are passes over the corpus."),
-    "max_steps": ("N", "Optimizer steps, instead of epochs."),
+    "num_train_epochs": ("N", "Number of passes over the corpus."),
+    "max_steps": ("N", "Number of optimizer steps, instead of epochs."),
     "per_device_train_batch_size": ("N", "Pairs per device."),
     "gradient_checkpointing": ("", "Recompute activations in the backward pass, to save memory."),
     "gradient_accumulation_steps": ("N", "Mini-batches per optimizer step. Negatives come from the same mini-batch."),
@@ -102,7 +102,7 @@ def _option(name: str, value: str, text: str) -> tuple[str, str]:
     spelt = f"--{name.replace('_', '-')}"
     for short, full in SHORT_NAMES.items():
         if name == full:
-            spelt, text = f"--{short.replace('_', '-')}", f"{text} Also {spelt}."
+            spelt, text = f"--{short.replace('_', '-')}", f"{text} Same as {spelt}."
     return f"{spelt} {value}".rstrip(), text
 
 

@@ -1,4 +1,4 @@
-"""Reads the configurations and weights of other people's checkpoints, with one-line errors for damaged ones."""
+"""Reads the configurations and weights of other checkpoints, with one-line errors for damaged ones."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ def start_of(error: Exception) -> str:
 
 def load_config(name: str | os.PathLike) -> PreTrainedConfig:
     """
-    Returns the configuration of a directory or Hub name.
+    Returns the configuration of a checkpoint, given by its directory or Hub name.
 
     Raises:
         OSError: the checkpoint does not exist, or cannot be downloaded.
@@ -37,10 +37,10 @@ def load_config(name: str | os.PathLike) -> PreTrainedConfig:
 
 def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[PreTrainedModel, list[str]]:
     """
-    Returns the model in float32, and the names of weights that its checkpoint lacks, which are random.
+    Returns a model in float32, and the names of weights that its checkpoint lacks. Those weights are random.
 
     Raises:
-        ValueError: its files are damaged, or contain more than tensors.
+        ValueError: the files of the checkpoint are damaged, or contain more than tensors.
     """
     check_files(str(name))
     try:
@@ -58,16 +58,16 @@ def load_weights(model_class: Any, name: str | os.PathLike, **options) -> tuple[
 def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
     """
     Returns the tokenizer of a checkpoint. For SigLIP, the padding token in `text_config` is set to that of the
-    tokenizer, as the checkpoints of SigLIP 2 do not name it, and transformers' default is another token.
+    tokenizer, because the checkpoints of SigLIP 2 do not name it and the default of transformers is another token.
 
     Args:
-        name: a directory or Hub name.
+        name: directory or Hub name of the checkpoint.
         text_config: the configuration of its text encoder.
 
     Raises:
         OSError: the tokenizer does not exist, or cannot be downloaded.
-        ImportError: it needs sentencepiece, which is not installed.
-        ValueError: it does not fit the text encoder.
+        ImportError: the tokenizer needs sentencepiece, which is not installed.
+        ValueError: the tokenizer does not fit the text encoder.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
@@ -82,7 +82,7 @@ def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
 
 
 def rename_weights(target: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the weights of a part of a model, renamed for a model of only this part, which may have a prefix."""
+    """Returns the weights of a part of a model, renamed for a model of this part alone, which may have a prefix."""
     prefixes = ("vision_model.", "text_model.")
 
     def plain(key: str) -> str:
@@ -97,7 +97,7 @@ def copy_weights(target: Any, source: torch.nn.Module, name: str | os.PathLike):
     Moves all weights from a part of a model to a model of this part alone.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: the weights do not fit.
     """
     try:
         target.load_state_dict(rename_weights(target, source.state_dict()), assign=True)  # without copies in memory

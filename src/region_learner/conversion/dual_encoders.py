@@ -32,7 +32,7 @@ def is_dual_encoder(name: str | os.PathLike) -> bool:
 
     Raises:
         OSError: the checkpoint does not exist, or cannot be downloaded.
-        ValueError: its files are damaged, or transformers does not know its `model_type`.
+        ValueError: its files are damaged, or its `model_type` is not known to transformers.
     """
     check_files(str(name))
     return AutoConfig.from_pretrained(name).model_type in DUAL_ENCODERS
@@ -43,7 +43,7 @@ def _wants_regions(video: dict[str, Any]) -> bool:
 
 
 def dual_encoder_config(name: str | os.PathLike, **config_overrides: Any) -> RegionLearnerConfig:
-    """Returns the configuration of [`load_dual_encoder`] of the same arguments, without loading weights."""
+    """Returns the configuration of [`load_dual_encoder`] with the same arguments, without loading weights."""
     original = load_config(name)
     if original.model_type not in DUAL_ENCODERS:
         raise ValueError(
@@ -69,24 +69,25 @@ def dual_encoder_config(name: str | os.PathLike, **config_overrides: Any) -> Reg
 
 
 def _projection_dim(original: Any) -> int:
-    """Returns the size of the embeddings. SigLIP has no projections."""
+    """Returns the size of the embeddings. SigLIP does not have projections."""
     is_siglip = original.model_type.startswith("siglip")
     return original.vision_config.hidden_size if is_siglip else original.projection_dim
 
 
 def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> RegionLearnerModel:
     """
-    Returns a dual encoder of images and texts as a model of videos: each frame is encoded on its own, and the
-    embedding of a clip is that of the mean of its frames' features. Images and texts have the same embeddings as in
-    the original model. `region_form`, `num_regions` or `codebook_size` add regions, which have no influence at first.
+    Returns a dual encoder of images and texts as a model for videos: each frame is encoded on its own, and the
+    embedding of a clip is computed from the mean of its frames' features. Images and texts have the same embeddings as
+    in the original model. `region_form`, `num_regions` or `codebook_size` add regions, which have no influence at
+    first.
 
     Args:
-        name: a directory or Hub name of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
-        config_overrides: fields of the video configuration, or top-level ones.
+        name: directory or Hub name of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
+        config_overrides: fields of the video configuration, or top-level fields.
 
     Raises:
         OSError: the checkpoint does not exist, or cannot be downloaded.
-        ValueError: it is another model, its weights are incomplete, or an override does not fit.
+        ValueError: the checkpoint is of another kind, its weights are incomplete, or an override does not fit.
     """
     config = dual_encoder_config(name, **config_overrides)
     original: Any
@@ -101,7 +102,7 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
     for ours, theirs in ((model.video_model.backbone, original.vision_model), (model.text_model, original.text_model)):
         copy_weights(ours, theirs, name)
         ours.apply(lambda module: setattr(module, "_is_hf_initialized", True))
-    model.initialize_weights()  # the others: of the projections and regions
+    model.initialize_weights()  # the remaining ones, those of the projections and regions
     with torch.no_grad():
         if config.projection_dim == _projection_dim(original.config):
             identity = torch.eye(config.projection_dim)
@@ -116,12 +117,12 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
 
 def processor_of_dual_encoder(name: str | os.PathLike, num_frames: int | None = None) -> RegionLearnerProcessor:
     """
-    Returns the processor of [`load_dual_encoder`]: with the size, crop, interpolation, mean and standard deviation of
+    Returns the processor for [`load_dual_encoder`], with the size, crop, interpolation, mean and standard deviation of
     the image processor of the original model, and its tokenizer.
 
     Args:
-        name: a directory or Hub name.
-        num_frames: frames per clip, by default 12.
+        name: directory or Hub name of the checkpoint.
+        num_frames: frames per clip. The default is 12.
 
     Raises:
         OSError: the checkpoint does not exist, or has no image processor or tokenizer.

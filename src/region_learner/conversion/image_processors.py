@@ -1,4 +1,4 @@
-"""Makes video processors that prepare frames like the image processor of a pre-trained model."""
+"""Creates video processors that prepare frames like the image processor of a pre-trained model."""
 
 import math
 import os
@@ -14,11 +14,11 @@ from .checkpoints import start_of
 def video_processor_of(name: str | os.PathLike, model: Any, num_frames: int) -> RegionLearnerVideoProcessor:
     """
     Returns a video processor with the resizing, crop, interpolation, mean and standard deviation of an image model.
-    SigLIP 2 NaFlex takes images of any shape; here all frames are resized to a square of as many patches.
+    SigLIP 2 NaFlex accepts images of any shape; here, all frames are resized to a square of as many patches.
 
     Args:
-        name: a directory or Hub name of transformers.
-        model: the image model itself, if it is of timm.
+        name: directory or Hub name of a model of transformers.
+        model: the image model itself, if it is a timm model.
         num_frames: frames per clip.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the original code, of RegionLearner and of Frozen in Time, to models of this package."""
+"""Converts checkpoints of the original RegionLearner and Frozen in Time code to models of this package."""
 
 import logging
 import math
@@ -18,8 +18,8 @@ from .torch_files import read_state_dict
 
 logger = logging.getLogger(__name__)
 
-# The original's names, as regular expressions, and ours; `split_qkv` follows. Those of the space-time ViT are timm's
-# too.
+# The original's names, as regular expressions, and ours. `split_qkv` is applied afterwards. The names of the
+# space-time ViT are also those of timm.
 VIT_NAMES = {
     r"^cls_token$": "embeddings.cls_token",
     r"^pos_embed$": "embeddings.position_embeddings",
@@ -49,12 +49,12 @@ _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the weights in a checkpoint of the authors' code by their names, without the prefix `module.`. No code in
-    the file is run; see [`read_state_dict`].
+    Returns the weights in a checkpoint of the authors' code by their names, without the prefix `module.`. Code in the
+    file is not run; see [`read_state_dict`].
 
     Raises:
         OSError: the file does not exist, or cannot be read.
-        ValueError: it is damaged, or not such a checkpoint.
+        ValueError: the file is damaged, or is not such a checkpoint.
     """
     saved = read_state_dict(path)
     state = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
@@ -73,7 +73,7 @@ def rename(name: str, table: dict[str, str]) -> str | None:
 
 
 def split_qkv(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns `weights` with each fused projection of queries, keys and values, `qkv`, as three."""
+    """Returns `weights` with each fused projection of queries, keys and values, `qkv`, split into three."""
     split = {}
     for name, tensor in weights.items():
         if "attention.qkv." in name and tensor.ndim and len(tensor) % 3 == 0:
@@ -115,6 +115,8 @@ def _count(state: dict[str, torch.Tensor], pattern: str) -> int:
 
 def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.Size:
     """
+    Returns the shape of a weight.
+
     Raises:
         ValueError: the weight is missing, or has another number of dimensions.
     """
@@ -150,7 +152,7 @@ def _video_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Returns the text configuration that the weights determine: of DistilBERT, as in the original, or of BERT."""
+    """Returns the text configuration that the weights determine, of DistilBERT, as in the original, or of BERT."""
     vocab_size, width = _shape(state, "text_model.embeddings.word_embeddings.weight", 2)
     positions = _shape(state, "text_model.embeddings.position_embeddings.weight", 2)[0]
     common = {"vocab_size": vocab_size, "max_position_embeddings": positions}
@@ -164,7 +166,7 @@ def _text_sizes(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _text_config(state: dict[str, torch.Tensor], given, path: str | os.PathLike) -> PreTrainedConfig | dict[str, Any]:
-    """Returns the text configuration if it was given completely, or else the sizes that the weights determine."""
+    """Returns the text configuration if it was given completely, otherwise the sizes that the weights determine."""
     if isinstance(given, (str, os.PathLike)):
         return AutoConfig.from_pretrained(given)
     if isinstance(given, PreTrainedConfig):
@@ -196,21 +198,22 @@ def convert_original_checkpoint(
     **config_overrides,
 ) -> RegionLearnerModel:
     """
-    Converts a checkpoint of the authors' code, of RegionLearner or of Frozen in Time.
+    Converts a checkpoint of the original RegionLearner or Frozen in Time code. Returns the model, and optionally saves
+    it.
 
-    Sizes come from the weights. Fields that weights do not determine have the values of the original: 12 heads in both
-    towers, 8 heads in the interaction, temperature 0.05, temporal fusion by attention ("linear" if there are weights
-    for it; "pool" has no weights and must be given). The model has `codebook_mode="original"`.
+    Sizes come from the weights. Fields that the weights do not determine have the values of the original: 12 heads in
+    both towers, 8 heads in the interaction, temperature 0.05, and temporal fusion by attention ("linear" if there are
+    weights for it; "pool" has no weights and must be given). The model has `codebook_mode="original"`.
 
     Args:
-        path: the `.pth` file. No code in it is run; see [`read_checkpoint`].
+        path: the `.pth` file. Code in it is not run; see [`read_checkpoint`].
         output_dir: directory to save the model, source files and processor in. It must not contain a checkpoint yet.
         text_config: configuration of the text encoder, if it is not DistilBERT or BERT with 12 heads: an object, a
             dict (the weights provide the sizes that it lacks), or a directory or Hub name.
-        tokenizer: a tokenizer, or a directory or Hub name, to save with the processor. By default that of
-            `text_config`, if it is a directory or name, and otherwise the one that the authors used with such a text
-            encoder ("distilbert-base-uncased" or "bert-base-uncased"). If that one cannot be downloaded, or has
-            another vocabulary, the checkpoint is saved with a video processor only, and a warning.
+        tokenizer: a tokenizer, or a directory or Hub name, to save with the processor. The default is that of
+            `text_config`, if it is a directory or name, and otherwise the tokenizer that the authors used with such a
+            text encoder ("distilbert-base-uncased" or "bert-base-uncased"). If it cannot be downloaded, or has another
+            vocabulary, the checkpoint is saved with a video processor only, and a warning is logged.
         config_overrides: fields of the video configuration, or `projection_dim` and `temperature`.
 
     Returns:
@@ -219,8 +222,8 @@ def convert_original_checkpoint(
     Raises:
         FileNotFoundError: the file does not exist.
         FileExistsError: `output_dir` already contains a checkpoint.
-        ValueError: the file is damaged, or not such a checkpoint; weights or tokenizer do not fit the configuration;
-            an override is not known.
+        ValueError: the file is damaged, or is not such a checkpoint; the weights or the tokenizer do not fit the
+            configuration; or an override is not known.
 
     Example:
 
@@ -234,7 +237,7 @@ def convert_original_checkpoint(
         overrides["text_config"] = text_config
     config = RegionLearnerConfig.from_dict(_sizes(state, text_config, path), **overrides)
     if config.video_config.codebook_size:
-        # The original does not count these. Its codes have been trained, so all of them count as recently used.
+        # The original does not count unused codes. Its codes have been trained, so all of them count as recently used.
         quantizer = "video_model.region_module.quantizer"
         state[f"{quantizer}.num_updates"] = torch.ones((), dtype=torch.int64)
         state[f"{quantizer}.features_unused"] = torch.zeros(config.video_config.codebook_size, dtype=torch.int64)
@@ -249,6 +252,8 @@ def convert_original_checkpoint(
 
 def _check_output(output_dir: Path):
     """
+    Checks that a checkpoint can be written to a directory.
+
     Raises:
         FileExistsError: the directory already contains a checkpoint, or is a file.
     """
@@ -272,7 +277,7 @@ def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, 
         with torch.device("meta"):
             expected = RegionLearnerModel(config).state_dict()
     except ValueError as error:
-        raise ValueError(f"The weights of {path} do not make a model: {error}") from error
+        raise ValueError(f"The weights of {path} do not form a model: {error}") from error
     faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
     faults += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
     for name in expected.keys() & state.keys():
@@ -289,7 +294,7 @@ def _check_weights(state: dict[str, torch.Tensor], config: RegionLearnerConfig, 
         raise ValueError(f"The weights of {path} do not fit the configuration: {'; '.join(faults[:3])}{more}.")
 
 
-# The tokenizers of the text encoders that the authors trained with, by type and size of the vocabulary.
+# The tokenizers that the authors used, by type of the text encoder and size of the vocabulary.
 _USUAL_TOKENIZERS = {("distilbert", 30522): "distilbert-base-uncased", ("bert", 30522): "bert-base-uncased"}
 
 
@@ -331,5 +336,5 @@ def _usual_tokenizer(text_config: PreTrainedConfig) -> Any:
     except OSError as error:
         logger.warning("The tokenizer %s cannot be downloaded (%s).", name, str(error).partition("\n")[0])
         return None
-    logger.info("Using the tokenizer %s, with which the authors trained.", name)
+    logger.info("Using the tokenizer %s, which the authors trained with.", name)
     return tokenizer

@@ -1,8 +1,8 @@
 """
 Reads the tensors of a file written by `torch.save`, without running code from it.
 
-A pickle is a program that can call any function. Here it is not executed: its opcodes are interpreted with plain
-containers, and every class or function that it names becomes a placeholder, except for those that tensors are made of.
+A pickle is a program that can call any function. Here, it is not executed: its opcodes are interpreted with plain
+containers, and every class or function that it names becomes a placeholder, except for those that tensors consist of.
 The sizes that a file declares are compared with its real size before memory is allocated.
 """
 
@@ -32,7 +32,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files that PyTorch wrote before version 1.6
-_MOST_TENSORS = 10_000  # of a model; the largest vision transformers have about 1,000
+_MOST_TENSORS = 10_000  # maximum number per model; the largest vision transformers have about 1,000
 _PLACEHOLDER = object()  # for everything that is not a container, a number, a text or a tensor
 _MARK = object()
 
@@ -64,8 +64,10 @@ class _Tensor:
 
     def check(self, name: str):
         """
+        Checks that the tensor is a view of elements of its storage, each at most once.
+
         Raises:
-            ValueError: the tensor is not a view of elements of its storage, each at most once.
+            ValueError: it is not.
         """
         numbers = (self.offset, *self.size, *self.stride)
         if len(self.size) != len(self.stride) or not all(type(number) is int and number >= 0 for number in numbers):
@@ -87,6 +89,8 @@ class _Unpickler:
 
     def load(self, file: BinaryIO) -> Any:
         """
+        Returns the object in a pickle.
+
         Raises:
             ValueError, IndexError, KeyError: the pickle is damaged.
         """
@@ -174,7 +178,7 @@ class _Unpickler:
     def _update(self, items: list[Any]):
         if type(self.stack[-1]) is dict:
             pairs = zip(items[::2], items[1::2])
-            # Other keys, such as deeply nested tuples, are dropped, as hashing them is not safe.
+            # Other keys, such as deeply nested tuples, are dropped, because hashing them is not safe.
             self.stack[-1].update((key, value) for key, value in pairs if type(key) in (str, int))
 
     def _stack_global(self, _):
@@ -224,14 +228,14 @@ class _Unpickler:
         self._obj(_)
 
     def _build(self, _):
-        """Drops the state of an object, such as the versions of modules that `state_dict()` notes."""
+        """Drops the state of an object, such as the versions of modules that `state_dict()` records."""
         self.stack.pop()
 
     def _additems(self, _):
         self._items()
 
 
-# Opcodes that put something on the stack which depends on their argument alone.
+# Opcodes that push something on the stack that only depends on their argument.
 _CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "MARK": lambda _: _MARK,
     "GLOBAL": _Global,
@@ -254,7 +258,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
 
 
 class _Bounded:
-    """A file that never reads more than it has, as a pickle may declare a text of many gigabytes."""
+    """A file that never reads more bytes than it has, because a pickle may declare a text of many gigabytes."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size
@@ -265,7 +269,7 @@ class _Bounded:
 
 
 def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """Returns the object in a file of PyTorch 1.6 or later, and a function that reads its storages."""
+    """Returns the object in a file from PyTorch 1.6 or later, and a function that reads its storages."""
     archive = zipfile.ZipFile(file)
     for record in archive.infolist():
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
@@ -287,7 +291,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], byte
 
 
 def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """Returns the object in a file of PyTorch before 1.6, and a function that reads its storages."""
+    """Returns the object in a file from PyTorch before 1.6, and a function that reads its storages."""
     bounded: Any = _Bounded(file, size)
     for expected in (_LEGACY_MAGIC, 1001):
         if _Unpickler().load(bounded) != expected:
@@ -350,7 +354,7 @@ def _read_tensors(state: dict[str, _Tensor], size: int, read: Callable[[_Storage
 
 
 def _kind_of(start: bytes) -> str | None:
-    """Returns what a file is, judging by its beginning, if it was certainly not written by torch.save."""
+    """Returns a description of a file, judging by its beginning, if it was certainly not written by torch.save."""
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
@@ -367,8 +371,8 @@ def _kind_of(start: bytes) -> str | None:
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the tensors of the `state_dict` in a file of `torch.save`, or of the file itself if it is a `state_dict`,
-    on the CPU. No code in the file is run, and reading takes no more memory than the size of the file.
+    Returns the tensors of the `state_dict` in a file from `torch.save`, or of the file itself if it is a `state_dict`,
+    on the CPU. Code in the file is not run, and reading does not take more memory than the size of the file.
 
     Raises:
         OSError: the file does not exist, or cannot be read.
@@ -394,7 +398,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             *(ValueError, IndexError, KeyError, OverflowError, OSError, EOFError, struct.error),
             *(zipfile.BadZipFile, RuntimeError),
         ) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not the file
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # an error of the disk
                 raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, ValueError):

@@ -1,4 +1,4 @@
-"""Makes dual encoders from pre-trained image and text models: one checkpoint with both towers, or one for each."""
+"""Creates dual encoders from pre-trained image and text models: one checkpoint with both towers, or one for each."""
 
 import json
 import logging
@@ -66,8 +66,8 @@ DEFAULT_TEXT = "distilbert-base-uncased"
 class _ImageTower:
     """
     A pre-trained image model: `fields` of the video configuration, and the weights. These are either the `state` of
-    the divided space-time ViT, with the `normalization` (mean, std) of its images if known, or the model itself, as
-    `backbone`.
+    the divided space-time ViT, with the `normalization` (mean, std) of its images if it is known, or the model itself,
+    as `backbone`.
     """
 
     fields: dict[str, Any]
@@ -77,7 +77,7 @@ class _ImageTower:
 
 
 def _local_config(name: str | os.PathLike) -> dict[str, Any] | None:
-    """Returns the config.json of a model directory; None for a name on the Hub or in timm."""
+    """Returns the config.json of a model directory; None for a name from the Hub or timm."""
     path = Path(name)
     if not path.is_dir():
         if isinstance(name, os.PathLike) or path.is_absolute() or str(name).startswith((".", "~")):
@@ -105,10 +105,10 @@ def _is_of_timm(name: str | os.PathLike) -> bool:
 
 def _has_both_sides(name: str | os.PathLike) -> bool:
     """
-    Returns whether both towers come from a checkpoint, given alone.
+    Returns whether both towers come from a checkpoint, if only this one is given.
 
     Raises:
-        ValueError: it also has a text encoder, but is not of a supported family.
+        ValueError: the checkpoint also has a text encoder, but does not belong to a supported family.
     """
     if _is_of_timm(name):
         return False
@@ -293,7 +293,7 @@ def _load_text_tower(name: str | os.PathLike) -> tuple[PreTrainedConfig, dict[st
 class _ClipHead:
     """The projections and the temperature of a CLIP."""
 
-    settings: dict[str, Any]  # configuration fields with which the projections compute the same as in CLIP
+    settings: dict[str, Any]  # configuration fields with which the projections give the same results as in CLIP
     weights: dict[str, torch.Tensor]
 
 
@@ -344,31 +344,32 @@ def from_pretrained_towers(
     Returns a dual encoder whose towers have pre-trained weights.
 
     With the name of one CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
-    temperature come from it. Frames are encoded one by one, and their features are averaged; an image has the same
-    embedding as in that model. A region module is only added if `region_form`, `num_regions` or `codebook_size` is
-    given; it has no influence at first.
+    temperature come from this checkpoint. Frames are encoded one by one, and their features are averaged; an image has
+    the same embedding as in the original model. A region module is only added if `region_form`, `num_regions` or
+    `codebook_size` is given, and has no influence at first.
 
     The same name twice is the same as one name, except for CLIP, which then initializes the divided space-time ViT
     unless `as_backbone=True`.
 
     With two names, the region module and the projections are new. A plain ViT or CLIP initializes the divided
-    space-time ViT, in which the attention over time starts as zero, so that a clip of one frame has the same CLS state
-    as in the image model. Any other image model becomes the backbone, which encodes each frame.
+    space-time ViT. Its attention over time starts as zero, so that a clip of one frame has the same CLS state as in
+    the image model. Any other image model becomes the backbone, which encodes each frame.
     If both names are the same CLIP, its projections are used as well (with its `projection_dim`,
-    `projection_bias=False` and `text_projection_relu=False`), and its temperature (with `learn_temperature=True`,
-    unless the loss has none). All of these settings can be overridden; projections of another `projection_dim` are
-    new.
+    `projection_bias=False` and `text_projection_relu=False`), and so is its temperature (with
+    `learn_temperature=True`, unless the loss has no temperature). All of these settings can be overridden. Projections
+    with another `projection_dim` are new.
 
     Args:
-        video: the image model: a name in timm (the paper's by default), a Hub name ("owner/name"), or a directory.
-        text: the text encoder: a Hub name or directory; of a CLIP, its text tower is used. By default that of
-            `video`, if it has both sides, and otherwise DistilBERT.
+        video: the image model: a timm name (the default is that of the paper), a Hub name ("owner/name"), or a
+            directory.
+        text: the text encoder: a Hub name or directory. If it is a CLIP, its text tower is used. The default is the
+            text tower of `video`, if it has both sides, and otherwise DistilBERT.
         as_backbone: whether a plain ViT or CLIP also becomes the backbone, instead of the divided space-time ViT.
-        config_overrides: fields of the video configuration, or top-level ones such as `projection_dim`.
+        config_overrides: fields of the video configuration, or top-level fields such as `projection_dim`.
 
     Raises:
         OSError: the model does not exist, or cannot be downloaded.
-        ValueError: weights are incomplete; overrides are unknown, or do not fit the weights.
+        ValueError: weights are incomplete, or overrides are unknown or do not fit the weights.
 
     Example:
 
@@ -404,15 +405,15 @@ def from_pretrained_towers(
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
-    if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if asked for, starts as zero
-        model.load_state_dict(head.weights, strict=False)  # the towers are loaded already
+    if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if requested, starts as zero
+        model.load_state_dict(head.weights, strict=False)  # the towers are already loaded
     return model.eval()
 
 
 def _load_tower(module: torch.nn.Module, state: dict[str, torch.Tensor], allowed_missing: tuple[str, ...], name):
     try:
         result = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # for another shape, such as positions without one for the class token
+    except RuntimeError as error:  # another shape, such as positions without one for the class token
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"The weights of {name} do not fit: {details}") from error
     missing = [key for key in result.missing_keys if not any(part in key for part in allowed_missing)]
@@ -431,14 +432,14 @@ def processor_from_towers(
     as_backbone: bool = False,
 ) -> RegionLearnerProcessor:
     """
-    Returns the processor for [`from_pretrained_towers`] of the same arguments, with the tokenizer of the text encoder.
-    A backbone gets the size of frames, the crop, the interpolation, the mean and the standard deviation of its image
-    processor; the divided space-time ViT gets the paper's transforms at its size, with the mean and standard
-    deviation of the image model (those of ImageNet and a warning, if it has none).
+    Returns the processor for [`from_pretrained_towers`] with the same arguments. It has the tokenizer of the text
+    encoder. A backbone gets the frame size, the crop, the interpolation, the mean and the standard deviation of its
+    image processor. The divided space-time ViT gets the paper's transforms at its size, with the mean and standard
+    deviation of the image model (or those of ImageNet, with a warning, if it has none).
 
     Args:
         video, text, as_backbone: as for [`from_pretrained_towers`].
-        num_frames: frames per clip, by default 12 for one name, and otherwise 4.
+        num_frames: frames per clip. The default is 12 for one name, and 4 otherwise.
 
     Raises:
         OSError: the model does not exist, or cannot be downloaded.

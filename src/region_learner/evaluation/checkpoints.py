@@ -20,7 +20,7 @@ from .tasks import EVALUATIONS, TEMPLATES
 
 logger = logging.getLogger(__name__)
 
-# What an evaluation returns in addition to metrics.
+# The numbers that an evaluation returns in addition to metrics.
 _COUNTS = ("videos", "texts", "questions", "classes", "objects", "out_of_vocabulary", "cut_off")
 
 
@@ -46,20 +46,25 @@ def evaluate_checkpoint(
 
     Args:
         protocol: one of `PROTOCOLS`, or your own.
-        model: directory or Hub name. With `all_folds`, "{fold}" in it is replaced by the number of the fold.
+        model: directory or Hub name of the checkpoint. With `all_folds`, "{fold}" in it is replaced by the number of
+            the fold.
         data_dir: directory of the corpus.
         options: options of the corpus, in addition to those of the protocol.
-        num_frames: frames per clip; by default, as many as the processor samples.
+        num_frames: frames per clip. The default is the number that the processor samples.
         all_folds: whether to average over all folds. A model that was trained on one fold has seen the test videos of
             the others, so each fold needs its own model; a model that was not trained on the corpus can be used for
             all folds.
         templates: prompts for the task "zero_shot".
         dual_softmax: whether to add retrieval metrics that are re-scored by dual softmax.
-        dual_softmax_temperature: implies `dual_softmax`; by default the temperature of the model.
-        rerank: for retrieval and multiple choice with a model that has `token_dim`: the number of best candidates of
-            each query that are re-ranked by words and regions, by default 100; 0 for none. In multiple choice, all
-            options are re-ranked.
+        dual_softmax_temperature: temperature of dual softmax, which implies `dual_softmax`. The default is the
+            temperature of the model.
+        rerank: number of best candidates of each query that are re-ranked by words and regions, for retrieval and
+            multiple choice with a model that has `token_dim`. The default is 100; 0 disables re-ranking. In multiple
+            choice, all options are re-ranked.
         reading: see [`ReadingOptions`].
+
+    Returns:
+        The metrics, and everything that they depend on.
 
     Raises:
         ValueError: options do not fit the protocol, or the protocol is zero-shot and the model was trained on the
@@ -96,7 +101,7 @@ def _options_of_task(
     task: str, templates: Sequence[str] | None, dual_softmax: bool, temperature: float | None, rerank: int | None
 ) -> dict[str, Any]:
     """
-    Returns the arguments that only the evaluation of this task takes. A temperature of None means the model's.
+    Returns the arguments that only the evaluation of this task takes. A temperature of None means that of the model.
 
     Raises:
         ValueError: a number is out of range, or an option does not fit the task.
@@ -116,7 +121,7 @@ def _options_of_task(
 
 def _rerank_of_task(task: str, rerank: int | None) -> dict[str, Any]:
     """
-    Returns the argument of re-ranking, if it is not the default.
+    Returns the argument for re-ranking if it is not the default.
 
     Raises:
         ValueError: the task does not rank, or the number does not fit it.
@@ -161,7 +166,7 @@ def _evaluate(
     history = training_history(name)
     notes = _check_zero_shot(protocol, name, history) if protocol.zero_shot else []
     if "fold" in corpus_options(protocol.corpus):
-        options = {"fold": 1} | options  # recorded even if it was not given
+        options = {"fold": 1} | options  # record the fold even if it was not given
     dataset = load_corpus(protocol.corpus, data_dir, protocol.split, **options)
     model, processor = load_checkpoint(name, protocol.task)
     if num_frames is not None:
@@ -184,7 +189,7 @@ def _evaluate(
     if reranked and protocol.task == "retrieval":
         of_task["rerank"] = asked or CANDIDATES
     elif asked is None and protocol.task in _RANKING and has_tokens(model) and not reranked:
-        notes.append("The results are not re-ranked by words and regions, as this needs one clip per video.")
+        notes.append("The results are not re-ranked by words and regions, because this needs one clip per video.")
     counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
     trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
     notes = [*protocol.size_notes(counts, options.get("fold", 1)), *notes]

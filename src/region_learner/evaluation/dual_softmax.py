@@ -2,9 +2,9 @@
 Dual-softmax re-scoring (Cheng et al., "Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual
 Softmax Loss", arXiv 2109.04290), which many papers apply to the scores of a trained model.
 
-It uses all queries at once, so the hits of a query depend on the other queries. It also profits from every entry being
-asked for equally often, which is true of benchmarks but not of users. Its metrics therefore have names of their own
-and are reported separately.
+It uses all queries at once, so the hits of a query depend on the other queries. It also benefits from the fact that
+every entry is queried equally often, which is true of benchmarks but not of users. Therefore, its metrics have their
+own names and are reported separately.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from .metrics import match_ids, summary
 from .ties import count_ties, mean_rank
 
-# Logarithms are tied if they differ by less than this share of their range, which is 64 times their rounding.
+# Logarithms are tied if they differ by less than this share of their range, which is 64 times their rounding error.
 TIED = 2.0**-46
 
 _SCORES_AT_ONCE = 2**21  # 16 MiB of float64
@@ -33,22 +33,23 @@ def dual_softmax_metrics(
     """
     Returns retrieval metrics of re-scored pairs: the score s of a query and an entry becomes
     `s * softmax(s / temperature)`, with the softmax over all queries for the same entry. The queries of text-to-video
-    are the texts, those of video-to-text the videos that have one.
+    are the texts, and those of video-to-text are the videos that have a text.
 
-    As in the authors' code, the score itself is weighted, so that a negative score falls further the more it stands
+    As in the authors' code, the score itself is weighted, so that a negative score drops further the more it stands
     out. Their code also multiplies it by the number of queries, which does not change ranks. Scores are computed in
-    tiles, twice: for the sums of the softmax, and for the ranks.
+    tiles, twice: once for the sums of the softmax, and once for the ranks.
 
     Args:
-        text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
-        video_embeds (array of shape `(videos, dim)`): likewise.
-        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
+        text_embeds (array of shape `(texts, dim)`): embeddings of texts, which are compared with those of videos by
+            dot product. Normalize both for cosine similarity.
+        video_embeds (array of shape `(videos, dim)`): embeddings of videos.
+        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default,
             text i describes the i-th video.
-        video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
+        video_ids (sequence of length `videos`, *optional*): id of each video. The default is 0, 1, 2, ...
         temperature: temperature of the softmax, usually that of the model.
 
     Returns:
-        `dsl_t2v_R@1` and so on, as [`retrieval_metrics`], with the same rules for ties and for several texts per
+        `dsl_t2v_R@1` and so on, like [`retrieval_metrics`], with the same rules for ties and for several texts per
         video.
 
     Raises:
@@ -59,7 +60,7 @@ def dual_softmax_metrics(
         raise ValueError(f"temperature={temperature} must be above 0.")
     texts, videos = matrix("text_embeds", text_embeds), matrix("video_embeds", video_embeds)
     owners, ids = match_ids(texts, videos, text_video_ids, video_ids)
-    # Scores of at most 1, for which the bounds on rounding below hold. Ranks do not depend on the scale.
+    # Scale scores to at most 1, for which the bounds on rounding below hold. Ranks do not depend on the scale.
     for embeds in (texts, videos):
         longest = float(embeds.norm(dim=1).max()) or 1.0
         embeds /= longest
@@ -76,7 +77,7 @@ def matrix(name: str, embeds: Any) -> torch.Tensor:
     Returns a copy of embeddings (n, dim) in float64.
 
     Raises:
-        ValueError: they are of another shape, or hold values that are not finite.
+        ValueError: they have another shape, or contain values that are not finite.
     """
     embeds = torch.as_tensor(embeds).detach().cpu().to(torch.float64, copy=True)
     if embeds.ndim != 2 or not len(embeds):
@@ -99,8 +100,8 @@ def tiles(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice,
     step = max(1, _SCORES_AT_ONCE // len(gallery))
     for start in range(0, len(queries), step):
         part = slice(start, min(start + step, len(queries)))
-        # Matrix products sum in another order at the edges of a matrix: scores of equal embeddings can differ in the
-        # last bit.
+        # Matrix products sum in another order at the edges of a matrix, so the scores of equal embeddings can differ
+        # in the last bit.
         yield part, (queries[part] @ gallery.T).round_(decimals=10)
 
 

@@ -1,4 +1,4 @@
-"""Measures how well the phrases of captions find their objects, on corpora that know where the objects are."""
+"""Measures how well the phrases of captions find their objects, on corpora with label maps of the objects."""
 
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -24,9 +24,9 @@ def scores_of_heat_maps(
     Compares heat maps with the objects of a clip, over all of its frames together.
 
     Args:
-        heat_maps: (P, T, h, w), at least 0.
+        heat_maps: heat maps (P, T, h, w), at least 0.
         labels: label maps (T, H, W), integers: 0 for the background, n for the n-th object.
-        objects: their number, O.
+        objects: number of objects, O.
 
     Returns:
         For each heat map and object, (P, O): the probability that the peak of the heat map is on the object, where
@@ -76,11 +76,11 @@ def grounding_accuracy(
         reading: see [`ReadingOptions`]. There is one clip per video.
 
     Returns:
-        `pointing`, the percentage of objects that the peak of the heat map is on, and `iou`, the mean intersection
+        `pointing`, the percentage of objects that contain the peak of the heat map, and `iou`, the mean intersection
         over union, in percent, of the object and the area that the heat map points at, over all frames of the clip
         together. The same with a prefix for other heat maps: "chance_" for a uniform one; "cls_attention_" for the
-        attention of CLS, whatever the phrase (not with a backbone); and "best_region_" for the best region for each
-        object, which is an upper bound for choosing regions (not without regions).
+        attention of CLS, which does not depend on the phrase (not with a backbone); and "best_region_" for the best
+        region for each object, which is an upper bound for choosing regions (not without regions).
 
         Also `videos` and `objects`, the numbers of videos and objects that were measured; `cut_off`, the number of
         objects whose phrase is beyond the maximum text length of the model, which count as not found; and `unreadable`
@@ -136,7 +136,7 @@ def _visible(labels: torch.Tensor, objects: int, grid: tuple[int, int, int]) -> 
 
 
 def _cls_attention(tower, record: dict[str, torch.Tensor], pairs: EmbeddedPairs) -> torch.Tensor | None:
-    """Returns what CLS attends to in the last block, as a mean over heads, (B, T, h, w); None with a backbone."""
+    """Returns the attention of CLS in the last block, averaged over heads, (B, T, h, w); None with a backbone."""
     if tower.backbone is not None:
         return None
     frames, *grid = pairs.grid()

@@ -1,8 +1,8 @@
 """
-Retrieval metrics from embeddings, without storing the whole matrix of scores.
+Retrieval metrics from embeddings, without storing the whole score matrix.
 
 Scores are computed in float32, one tile at a time, and each tile is used for both directions. If float32 is not
-precise enough to compare two scores, they are computed again in float64: the results are those of float64 at nearly
+precise enough to compare two scores, they are computed again in float64. The results are those of float64, at nearly
 the cost of float32.
 """
 
@@ -24,31 +24,31 @@ from .ties import mean_rank
 
 RECALL_AT = (1, 5, 10, 50)
 
-# Rows and columns of a tile. Eight booleans are counted at once, as the bytes of an integer: a byte counts to 255.
+# Rows and columns of a tile. Eight booleans are counted at once, as the bytes of an integer, which count up to 255.
 _ROWS, _COLUMNS = 248, 8 * 255
 
 # Above this share of a tile, operations on all of its scores are faster than on single ones.
 _FEW = 1 / 64
 
-_NUMBERS_AT_ONCE = 2**18  # 2 MiB of float64: they stay in the cache
+_NUMBERS_AT_ONCE = 2**18  # 2 MiB of float64, which fit in the cache
 _PAIRS_AT_ONCE = 2**18
 
-# Held while settings of torch are changed and until they are restored.
+# Held from when settings of torch are changed until they are restored.
 _SETTINGS = Lock()
 
 _FLOAT64_ROUNDING, _FLOAT32_ROUNDING = 2.0**-53, 2.0**-24
 _FLOAT32_SMALLEST = 2.0**-126
-_FLOAT32_LENGTHS = (1e-12, 1e12)  # of the longest embedding: far from where products overflow or vanish
+_FLOAT32_LENGTHS = (1e-12, 1e12)  # range of the longest embedding, far from where products overflow or vanish
 
 
 class _Side:
     """
-    The texts or the videos, and as queries what is known of their ranks.
+    The texts or the videos, and the state of their ranks as queries.
 
-    `embeds`: (n, dim), of their original type. `lengths`: (n,), float64. `best`: (n,), float64, the best score of a
-    relevant entry. `bounds`: two of (n,), within which scores are tied with it, and `float32_bounds`, within which
-    float32 cannot tell. `above` and `at_least`: (n,), the numbers of scores that are greater than the best one, and
-    of those that are greater or tied with it.
+    `embeds`: (n, dim), in their original dtype. `lengths`: (n,), float64. `best`: (n,), float64, the best score of a
+    relevant entry. `bounds`: two tensors (n,), between which scores are tied with the best one. `float32_bounds`: two
+    tensors (n,), between which float32 is not precise enough. `above` and `at_least`: (n,), the numbers of scores that
+    are greater than the best one, and of scores that are greater than or tied with it.
     """
 
     bounds: tuple[torch.Tensor, torch.Tensor]
@@ -80,7 +80,7 @@ class _Side:
 
 
 def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """Scores of the pairs (i, j), each of shape (pairs,), in float64."""
+    """Returns the scores of the pairs (i, j), each of shape (pairs,), in float64."""
     scores = torch.empty(len(i), dtype=torch.float64)
     for start in range(0, len(i), left.at_once):
         part = slice(start, start + left.at_once)
@@ -90,7 +90,7 @@ def _pair_scores(left: _Side, right: _Side, i: torch.Tensor, j: torch.Tensor) ->
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Computes matrix products in the precision of their type, where settings would let oneDNN take bfloat16."""
+    """Computes matrix products in the precision of their dtype, even if settings would let oneDNN use bfloat16."""
     enabled = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
@@ -103,9 +103,9 @@ def _true_float32() -> Iterator[None]:
 @contextmanager
 def parallel_map(tasks: int) -> Iterator[Callable[..., Iterable]]:
     """
-    A `map` over as many threads as torch has, each of which computes alone.
+    Yields a `map` over as many threads as torch has, each of which computes alone.
 
-    Operations on tiles are so short that threads which share one would mostly wait for one another.
+    Operations on tiles are so short that threads that share one operation would mostly wait for each other.
     """
     threads = torch.get_num_threads()
     if min(threads, tasks) == 1:
@@ -120,7 +120,7 @@ def parallel_map(tasks: int) -> Iterator[Callable[..., Iterable]]:
 
 
 def _mask(compare: Callable, scores: torch.Tensor, bound: torch.Tensor, dim: int) -> torch.Tensor:
-    """Of `scores` (rows, columns) compared with the bound of each query; columns filled up to a multiple of 8."""
+    """Compares `scores` (rows, columns) with the bound of each query. Pads columns to a multiple of 8."""
     width = scores.shape[1]
     mask = torch.zeros(len(scores), width + -width % 8, dtype=torch.bool)
     compare(scores, bound.unsqueeze(dim), out=mask[:, :width])
@@ -128,13 +128,13 @@ def _mask(compare: Callable, scores: torch.Tensor, bound: torch.Tensor, dim: int
 
 
 def _count(mask: torch.Tensor, dim: int) -> torch.Tensor:
-    """Returns how many entries are true along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
+    """Returns the number of true entries along `dim` of a mask (rows, columns), columns a multiple of 8; int64."""
     sums = mask.view(torch.int64).sum(dim).view(torch.uint8)
     return sums.long() if dim == 0 else sums.view(len(mask), 8).sum(1)
 
 
 def _places(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the true entries of a mask (rows, columns), columns a multiple of 8."""
+    """Returns the rows and columns of the true entries of a mask (rows, columns), columns a multiple of 8."""
     eights = mask.view(torch.int64)
     row, eighth = eights.nonzero(as_tuple=True)
     found, byte = eights[row, eighth][:, None].view(torch.uint8).nonzero(as_tuple=True)
@@ -149,10 +149,11 @@ class _Counter:
     """
     Counts the scores above the best relevant ones, tile by tile, into `above` and `at_least` of the queries.
 
-    Whatever its order of summation, a score is off by at most n u / (1 - n u) times the product of the two lengths,
-    with n = dim and u the rounding of its type, 2^-24 or 2^-53 (Higham, Accuracy and Stability of Numerical
-    Algorithms, 2002, section 3.1); n = dim + 2 where embeddings had to be rounded, too. Scores that float64 cannot
-    tell apart are tied: as a matrix product sums in another order at its edges, those of equal embeddings can differ.
+    Whatever the order of summation, the error of a score is at most n u / (1 - n u) times the product of the two
+    lengths, with n = dim and u the rounding of its dtype, 2^-24 or 2^-53 (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2002, section 3.1), or with n = dim + 2 if embeddings had to be rounded, too. Scores that float64
+    cannot distinguish are tied: a matrix product sums in another order at its edges, so the scores of equal embeddings
+    can differ.
     """
 
     def __init__(self, left: _Side, right: _Side):
@@ -160,11 +161,11 @@ class _Counter:
         rounding = (left.dim + 4) * _FLOAT32_ROUNDING
         low, high = _FLOAT32_LENGTHS
         self.in_float32 = rounding < 0.5 and all(low < side.longest < high for side in (left, right))
-        # What vanishes below the smallest float32: of embeddings, and of each product.
+        # The error of embeddings and products that vanish below the smallest float32.
         vanishing = 3 * left.dim * _FLOAT32_SMALLEST * (1 + left.longest + right.longest)
         for queries, gallery in ((left, right), (right, left)):
-            reach = queries.lengths * gallery.longest  # of scores, from 0
-            tied = 4 * (left.dim + 4) * _FLOAT64_ROUNDING * reach  # two scores, and a factor of 2 to spare
+            reach = queries.lengths * gallery.longest  # the largest absolute value of a score
+            tied = 4 * (left.dim + 4) * _FLOAT64_ROUNDING * reach  # for two scores, with a safety factor of 2
             queries.bounds = queries.best - tied, queries.best + tied
             # The bounds are rounded to float32, too.
             unsure = tied + (rounding / (1 - rounding) + 4 * _FLOAT32_ROUNDING) * reach + vanishing
@@ -172,14 +173,14 @@ class _Counter:
         self.adding = Lock()
 
     def run(self, dims: Sequence[int]) -> None:
-        """`dims`: along which the gallery lies: 1 where the left side is the queries, 0 where it is the right one."""
+        """Counts along `dims`, the axes of the gallery: 1 if the queries are the left side, 0 if the right side."""
         row_starts = range(0, len(self.left), _ROWS)
         with parallel_map(len(row_starts)) as map_in_threads:
-            # The right side is read once, from disk if it is there.
+            # The right side, which may be on disk, is read once.
             for start in progress_bar(range(0, len(self.right), _COLUMNS), "ranking", unit="tile"):
                 columns = slice(start, start + _COLUMNS)
                 count = partial(self._count_tile, self.right.embeds[columns].float(), columns, dims)
-                for _ in map_in_threads(count, row_starts):  # waits, and raises what was raised
+                for _ in map_in_threads(count, row_starts):  # waits, and raises the errors of threads
                     pass
 
     @torch.inference_mode()
@@ -201,18 +202,21 @@ class _Counter:
         return (self.left, rows) if dim == 1 else (self.right, columns)
 
     def _count_sure_ones(self, scores: torch.Tensor, rows: slice, columns: slice, dim: int) -> bool:
-        """Counts with float32 `scores` (rows, columns) and computes unsure ones again; False if they are too many."""
+        """
+        Counts with float32 `scores` (rows, columns), and computes unsure ones again. Returns False if there are too
+        many of them.
+        """
         queries, part = self._queries(dim, rows, columns)
         low, high = (bound[part] for bound in queries.float32_bounds)
         possibly = _mask(torch.ge, scores, low, dim)
-        if _few(possibly):  # as of a good model: each is looked at
+        if _few(possibly):  # as for a good model: look at each of them
             i, j = _places(possibly)
             unsure = scores[i, j] <= high[i if dim == 1 else j]
             above = torch.bincount((i if dim == 1 else j)[~unsure], minlength=len(low))
             i, j = i[unsure], j[unsure]
         else:
             surely = _mask(torch.gt, scores, high, dim)
-            possibly ^= surely  # all that is surely above is possibly above: what remains is unsure
+            possibly ^= surely  # scores that are surely above are also possibly above: the rest is unsure
             if not _few(possibly):
                 return False
             above = _count(surely, dim)
@@ -233,9 +237,10 @@ class _Counter:
 
 def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], both: bool) -> None:
     """
-    Ranks the right side for each entry of the left, and with `both` also the left for each entry of the right.
+    Ranks the right side for each entry of the left side, and with `both` also the left side for each entry of the
+    right side.
 
-    `pairs` are pieces (i, j) of what belongs together. The rank of an entry that belongs to nothing is meaningless.
+    `pairs` yields chunks (i, j) of the indices of relevant pairs. The rank of an entry without a pair is meaningless.
     """
     for i, j in pairs:
         scores = _pair_scores(left, right, i, j)
@@ -250,9 +255,9 @@ def _rank(left: _Side, right: _Side, pairs: Iterable[tuple[torch.Tensor, torch.T
 
 def _pairs(entries: np.ndarray, first: np.ndarray, counts: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """
-    Pairs of a query and each of its relevant entries, in pieces.
+    Yields the pairs of a query and each of its relevant entries, in chunks.
 
-    Those of query i are `entries[first[i]]` and the following, `counts[i]` of them.
+    The relevant entries of query i are the `counts[i]` entries from `entries[first[i]]` on.
     """
     ends = np.cumsum(counts)
     start = 0
@@ -273,12 +278,12 @@ def best_ranks(queries: Any, gallery: Any, relevant: Sequence[Sequence[int]]) ->
     Ranks start at 1; ties count as in [`~region_learner.evaluation.ties.mean_rank`].
 
     Args:
-        queries: (n, dim).
-        gallery: (m, dim).
+        queries: embeddings (n, dim).
+        gallery: embeddings (m, dim).
         relevant: for each query, the indices of its relevant gallery entries (at least one).
 
     Returns:
-        Ranks of shape (n,), float64: whole numbers, or halves where there are ties.
+        Ranks of shape (n,), float64: whole numbers, or halves if there are ties.
 
     Raises:
         ValueError: shapes do not fit, values are not finite, or a query has no relevant entry.
@@ -307,10 +312,10 @@ def _ids(name: str, ids: Any, length: int) -> list[Hashable]:
 
 def checked_ids(name: str, ids: list[Any]) -> list[Hashable]:
     """
-    Returns ids as plain Python values: scalars of torch or NumPy with the same value are not equal everywhere.
+    Returns ids as plain Python values, because scalars of torch or NumPy with the same value are not always equal.
 
     Raises:
-        ValueError: an id is missing or not hashable; or some are strings and others numbers, which are never equal.
+        ValueError: an id is missing or not hashable, or some are strings and others numbers, which are never equal.
     """
     kinds = {type(value) for value in ids}
     if not kinds <= {str, int}:
@@ -333,7 +338,7 @@ def match_ids(
     texts: torch.Tensor, videos: torch.Tensor, text_video_ids: Any, video_ids: Any
 ) -> tuple[list[Hashable], list[Hashable]]:
     """
-    Returns the ids of the videos that `texts` (texts, dim) describe, and those of `videos` (videos, dim).
+    Returns the ids of the videos that `texts` (texts, dim) describe, and the ids of `videos` (videos, dim).
 
     Raises:
         ValueError: dimensions or numbers of ids do not fit, or the video of a text is missing.
@@ -357,7 +362,7 @@ def match_ids(
 
 
 def summary(prefix: str, ranks: np.ndarray) -> dict[str, float]:
-    """Returns recalls in percent, median and mean of ranks, and the geometric mean of R@1, R@5 and R@10."""
+    """Returns recalls in percent, the median and mean of ranks, and the geometric mean of R@1, R@5 and R@10."""
     result = {f"{prefix}_R@{k}": float(100 * np.mean(ranks <= k)) for k in RECALL_AT}
     recalls = [result[f"{prefix}_R@{k}"] for k in (1, 5, 10)]
     return result | {
@@ -373,24 +378,25 @@ def retrieval_metrics(
     """
     Returns the metrics of text-to-video (`t2v_`) and video-to-text (`v2t_`) retrieval.
 
-    The whole matrix of scores is never stored, and the embeddings are not copied: they may be tensors, arrays or
-    memory-mapped files, of any floating-point type. The metrics are computed on the CPU, with torch's threads.
+    The whole score matrix is never stored, and the embeddings are not copied: they may be tensors, arrays or
+    memory-mapped files of any floating-point dtype. The metrics are computed on the CPU, with torch's threads.
 
     Args:
-        text_embeds (array of shape `(texts, dim)`): compared by dot product; normalize them for cosine similarity.
-        video_embeds (array of shape `(videos, dim)`): likewise.
+        text_embeds (array of shape `(texts, dim)`): embeddings of texts, which are compared with those of videos by
+            dot product. Normalize both for cosine similarity.
+        video_embeds (array of shape `(videos, dim)`): embeddings of videos.
         text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes; several
-            texts may describe one video. By default text i describes the i-th video.
-        video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
+            texts may describe one video. By default, text i describes the i-th video.
+        video_ids (sequence of length `videos`, *optional*): id of each video. The default is 0, 1, 2, ...
 
     Returns:
-        `R@1`, `R@5`, `R@10`, `R@50` in percent, `MedR`, `MeanR`, and `gmean`, the geometric mean of R@1, 5 and 10,
-        each with prefix. Ranks start at 1, ties count as the mean of their ranks. Video-to-text takes the
+        `R@1`, `R@5`, `R@10`, `R@50` in percent, `MedR`, `MeanR`, and `gmean`, the geometric mean of R@1, R@5 and R@10,
+        each with a prefix. Ranks start at 1, and ties count as the mean of their ranks. Video-to-text uses the
         best-ranked text of a video; videos without a text are in the gallery but are not queries.
 
     Raises:
-        ValueError: shapes or ids do not fit, values are not finite, or the video of a text is missing; ids are None or
-            NaN, or some are strings and others numbers.
+        ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, ids are None or
+            NaN, or some ids are strings and others numbers.
 
     Example:
 
@@ -401,7 +407,7 @@ def retrieval_metrics(
     numbers: dict[Hashable, int] = {}
     of_video = np.array([numbers.setdefault(video_id, len(numbers)) for video_id in ids])
     of_text = np.array([numbers[video_id] for video_id in owners])
-    # Usually there is one video of each id; a few corpora have several clips of one.
+    # Usually there is one video for each id, but a few corpora have several clips with the same id.
     counts = np.bincount(of_video)
     first = np.cumsum(counts) - counts
     pairs = _pairs(np.argsort(of_video, kind="stable"), first[of_text], counts[of_text])
@@ -412,8 +418,9 @@ def retrieval_metrics(
 
 def compute_retrieval_metrics(prediction) -> dict[str, float]:
     """
-    `compute_metrics` for the Trainer: `prediction.predictions` are (text_embeds, video_embeds), `label_ids` the ids
-    of the videos. Pairs with the id -1 are left out; a video that comes again with another text counts once.
+    Returns retrieval metrics, as `compute_metrics` of the Trainer. `prediction.predictions` are (text_embeds,
+    video_embeds), and `label_ids` are the ids of the videos. Pairs with the id -1 are left out, and a video that
+    occurs again with another text counts once.
     """
     text_embeds, video_embeds = prediction.predictions[:2]
     ids = prediction.label_ids[0] if isinstance(prediction.label_ids, tuple) else prediction.label_ids
@@ -447,8 +454,8 @@ def greater_is_better(name: str) -> bool | None:
     Returns whether a greater value of a metric is better, or None for a metric that no task has.
 
     Args:
-        name: as in `metric_for_best_model`: with or without "eval_", and after the name of an evaluation data set if
-            there are several ("eval_unseen_t2v_MeanR").
+        name: name of the metric as in `metric_for_best_model`: with or without "eval_", and preceded by the name of an
+            evaluation data set if there are several ("eval_unseen_t2v_MeanR").
     """
     for known in sorted(_OF_ANY_TASK, key=len, reverse=True):
         if name == known or name.endswith(f"_{known}"):

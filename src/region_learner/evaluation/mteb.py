@@ -39,17 +39,17 @@ class MTEBEncoder(AbsEncoder):
     """
     A dual encoder as a model of MTEB, for all of its tasks with texts, images and videos.
 
-    Videos are decoded as in every evaluation of this package, frame by frame, with the frames that the processor
-    samples, and only a batch of them is in memory. torchcodec is not needed. Instructions of tasks are not used. The
-    sound of a task with videos and sound is left out, of which MTEB warns.
+    Videos are decoded as in every evaluation of this package: only the frames that the processor samples, and only
+    one batch at a time in memory. torchcodec is not needed. Instructions of tasks are not used. The sound of a task
+    with videos and sound is ignored, and MTEB warns about this.
 
     Args:
-        model: a directory or Hub name: of a RegionLearner, CLIP or SigLIP.
-        device: by default a GPU if there is one.
-        num_workers: decoding processes; with 0, this process decodes.
+        model: directory or Hub name of a RegionLearner, CLIP or SigLIP checkpoint.
+        device: device of the model. The default is a GPU if there is one.
+        num_workers: number of decoding processes. With 0, this process decodes.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another model.
+        ValueError: the checkpoint is damaged, or belongs to another kind of model.
         OSError: the directory or Hub model does not exist.
 
     Example:
@@ -67,12 +67,13 @@ class MTEBEncoder(AbsEncoder):
 
     def encode(self, inputs: Any, *, task_metadata: Any, **kwargs: Any) -> torch.Tensor:
         """
-        Returns the embeddings of texts, images or videos, of length 1: (inputs, projection_dim), on the CPU.
+        Returns the L2-normalized embeddings of texts, images or videos, (inputs, projection_dim), on the CPU.
 
         Args:
-            inputs: a `DataLoader` of MTEB. Only its data set is used, as its batches hold all frames of a video.
-            task_metadata: of the task, for messages.
-            kwargs: `batch_size`, 16 by default, and `show_progress_bar`, true by default. Others are not used.
+            inputs: a `DataLoader` from MTEB. Only its data set is used, because its batches contain all frames of a
+                video.
+            task_metadata: metadata of the task, for messages.
+            kwargs: `batch_size`, 16 by default, and `show_progress_bar`, true by default. Other options are not used.
 
         Raises:
             ValueError: a video or image cannot be read, or an input is not one text, image or video.
@@ -82,7 +83,7 @@ class MTEBEncoder(AbsEncoder):
         if len(given) != 1:
             raise ValueError(
                 f"{task_metadata.name} has {' and '.join(given) or 'neither texts, images nor videos'} in one input: "
-                "only tasks can be evaluated whose inputs are one text, one image or one video."
+                "a task can only be evaluated if each of its inputs is one text, one image or one video."
             )
         batch_size, progress = kwargs.get("batch_size", BATCH_SIZE), kwargs.get("show_progress_bar", True)
         if given == ["text"]:
@@ -105,7 +106,7 @@ class MTEBEncoder(AbsEncoder):
 
 
 def _undecoded(rows: Dataset, column: str) -> Sequence[Any]:
-    """The files of videos or images, still encoded: `datasets` would need torchcodec, and decode all frames."""
+    """Returns videos or images without decoding them: `datasets` would need torchcodec, and decode all frames."""
     feature, rows = rows.features[column], rows.select_columns([column])
     if isinstance(feature, Image | Video):
         rows = rows.cast_column(column, type(feature)(decode=False))
@@ -114,8 +115,8 @@ def _undecoded(rows: Dataset, column: str) -> Sequence[Any]:
 
 def _metadata(model: Any, processor: Any, name: str) -> ModelMeta:
     """
-    What MTEB saves results under. The revision of a directory is a digest of its files, so that results of other
-    weights under the same name are never taken for those of this model.
+    Returns the metadata under which MTEB saves results. The revision of a directory is a digest of its files, so that
+    the results of other weights with the same name are never mistaken for those of this model.
     """
     about = describe_model(model, name)
     files = json.dumps([about["weights"], about["files"]], sort_keys=True).encode()
@@ -138,8 +139,8 @@ def _metadata(model: Any, processor: Any, name: str) -> ModelMeta:
 
 def video_retrieval_tasks() -> dict[str, Any]:
     """
-    Returns the retrieval tasks of MTEB that have videos, and of which each query and each document is one text, one
-    image or one video, by name. Data are not loaded.
+    Returns, by name, the retrieval tasks of MTEB that have videos, and in which each query and each document is one
+    text, one image or one video. Their data are not loaded.
     """
     logging_of_mteb = logging.getLogger("mteb")
     level = logging_of_mteb.level
@@ -155,13 +156,13 @@ def video_retrieval_tasks() -> dict[str, Any]:
 
 def choose_tasks(names: Sequence[str] | None = None) -> list[Any]:
     """
-    Returns tasks of [`video_retrieval_tasks`].
+    Returns tasks from [`video_retrieval_tasks`].
 
     Args:
-        names: of tasks; by default all that are not in beta.
+        names: names of tasks. The default is all tasks that are not in beta.
 
     Raises:
-        ValueError: a name is not one of them.
+        ValueError: a name is not the name of such a task.
     """
     known = video_retrieval_tasks()
     if names is None:
@@ -170,7 +171,7 @@ def choose_tasks(names: Sequence[str] | None = None) -> list[Any]:
         raise ValueError(f"{unknown!r} is not a video retrieval task of MTEB{nearest_or_all(unknown, known)}")
     tasks = [known[name] for name in dict.fromkeys(names)]
     if beta := [task.metadata.name for task in tasks if task.metadata.is_beta]:
-        logger.warning("In beta, so that MTEB may still change data and scores: %s", ", ".join(beta))
+        logger.warning("In beta, so MTEB may still change data and scores: %s", ", ".join(beta))
     return tasks
 
 
@@ -178,13 +179,13 @@ def evaluate_on_mteb(
     encoder: MTEBEncoder, tasks: Sequence[Any], output: str | Path | None = None, *, batch_size: int = 16
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
     """
-    Evaluates a model on tasks of MTEB, which writes its results to a file for each task. Tasks whose results are
-    there already are not evaluated again.
+    Evaluates a model on tasks of MTEB, which writes its results to a file for each task. Tasks that already have
+    results are not evaluated again.
 
     Args:
         encoder: the model.
-        tasks: of [`choose_tasks`], or any other tasks of MTEB.
-        output: directory of MTEB's results; by default MTEB's own, `~/.cache/mteb` or the environment variable
+        tasks: tasks from [`choose_tasks`], or any other tasks of MTEB.
+        output: directory of MTEB's results. The default is that of MTEB, `~/.cache/mteb` or the environment variable
             `MTEB_CACHE`.
         batch_size: videos or texts per batch.
 
@@ -224,7 +225,7 @@ def results_directory(encoder: MTEBEncoder, output: str | Path | None = None) ->
 
 
 def _rows(result: Any) -> dict[str, dict[str, float | None]]:
-    """One row of scores for each split and subset of a task."""
+    """Returns one row of scores for each split and subset of a task."""
     rows = {
         (split, found["hf_subset"]): {
             name: None if found.get(name) is None else 100 * float(found[name]) for name in _SCORES

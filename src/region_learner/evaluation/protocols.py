@@ -2,7 +2,7 @@
 The evaluation protocols of the benchmarks, by name.
 
 A protocol defines an evaluation: the videos, the texts that are queries, the primary metric, and the source of these
-rules. Sizes are the published ones; results on other sizes get a note. docs/evaluation.md explains how other papers
+rules. Sizes are the published ones; results for other sizes get a note. docs/evaluation.md explains how other papers
 differ.
 """
 
@@ -23,7 +23,7 @@ PRIMARY_METRIC = {
     "grounding": "pointing",
 }
 
-# What is counted for each task, to be compared with published sizes.
+# The counts for each task, which are compared with published sizes.
 _COUNTS = {
     "retrieval": ("videos", "texts"),
     "multiple_choice": ("questions",),
@@ -46,7 +46,7 @@ class Protocol:
         options: options of the corpus.
         captions: description of the texts that are queries.
         sizes: published numbers by name ("videos", "texts", "questions"); one number per fold if they differ.
-        source: paper, and the repository if that set the rules.
+        source: the paper, and the repository if it defines the rules.
         zero_shot: whether the model must not have been trained on the corpus.
         folds: number of folds, of which fold 1 is the default; 0 for a corpus without folds.
         name: name of the protocol; None if corpus and task were chosen freely.
@@ -95,6 +95,8 @@ class Protocol:
 
     def check(self) -> None:
         """
+        Checks that the protocol is valid.
+
         Raises:
             ValueError: the task is not known, or the sizes do not fit the task or the folds.
         """

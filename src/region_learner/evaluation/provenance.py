@@ -1,4 +1,4 @@
-"""Describes where numbers come from: models, data and software, and what a model was trained on."""
+"""Describes where numbers come from: the model, data and software, and the corpora that a model was trained on."""
 
 import hashlib
 import json
@@ -61,11 +61,11 @@ def shown_options(value: Any) -> Any:
 
 def describe_model(model, name: str) -> dict[str, Any]:
     """
-    Returns what `EvaluationResults.model` holds, except for `trained_on`.
+    Returns the content of `EvaluationResults.model`, except for `trained_on`.
 
     Args:
-        model: loaded by `from_pretrained`.
-        name: the directory or Hub name it was loaded from.
+        model: a model that was loaded with `from_pretrained`.
+        name: the directory or Hub name that it was loaded from.
     """
     revision = None if os.path.isdir(name) else getattr(model.config, "_commit_hash", None)
     video = model.config.video_config
@@ -95,7 +95,7 @@ def describe_data(
 
 
 def digest_of_rows(dataset) -> str:
-    """Returns the SHA-256 of the ids, texts and labels of a data set, with their names; videos are left out."""
+    """Returns the SHA-256 of the ids, texts and labels (with their names) of a data set, without the videos."""
     label = (dataset.features or {}).get("label")  # a stream may not know its features before it is read
     digest = hashlib.sha256(json.dumps(getattr(label, "names", None)).encode())
     if dataset.column_names:
@@ -106,7 +106,7 @@ def digest_of_rows(dataset) -> str:
 
 
 def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
-    """Returns the SHA-256 of the weights of a checkpoint by file: one file, or the shards that its index names."""
+    """Returns the SHA-256 of each weights file of a checkpoint: one file, or the shards that its index names."""
     index = _find(name, "model.safetensors.index.json", revision)
     files = ["model.safetensors"]
     if index is not None:
@@ -135,7 +135,7 @@ def _sha256(path: Path) -> str:
 
 
 def videos_of(corpus: str) -> str:
-    """Returns the corpus that the videos of a corpus come from: "msrvtt" for "msrvtt_qa" and, in part, "vitatecs"."""
+    """Returns the corpus that provides the videos of a corpus: "msrvtt" for "msrvtt_qa" and, in part, "vitatecs"."""
     return "msrvtt" if corpus == "vitatecs" else corpus.removesuffix("_qa").removesuffix("_mc")
 
 
@@ -147,7 +147,7 @@ class TrainingCorpus(NamedTuple):
     split: str
 
     def is_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
-        """Returns whether it is this split of a corpus. For a folder, the directory must be the same as well."""
+        """Returns whether this is the given split of a corpus. For a folder, the directory must also be the same."""
         if (videos_of(self.corpus), self.split) != (videos_of(corpus), split):
             return False
         return corpus not in _ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
@@ -155,8 +155,8 @@ class TrainingCorpus(NamedTuple):
 
 class TrainingHistory(NamedTuple):
     """
-    What a model was trained on, according to the results.json of its training run and of the runs that it started
-    from.
+    The corpora that a model was trained on, according to the results.json of its training run and of the runs that it
+    started from.
 
     `corpora` are the known corpora; `unknown` is the checkpoint whose training is not known, or None.
     """
@@ -186,7 +186,7 @@ class TrainingHistory(NamedTuple):
 
 
 def training_history(model: str) -> TrainingHistory:
-    """Reads what a model was trained on; `model` is a directory or a Hub name."""
+    """Returns the corpora that a model was trained on. `model` is a directory or a Hub name."""
     corpora: set[TrainingCorpus] = set()
     seen: set[Path] = set()
     name: str | None = model
@@ -204,7 +204,7 @@ def training_history(model: str) -> TrainingHistory:
             start = arguments.get("model")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return TrainingHistory(corpora, name)
-        if path in seen:  # the run was written over the one that it started from
+        if path in seen:  # the run has overwritten the one that it started from
             return TrainingHistory(corpora, name)
         seen.add(path)
         name = None if start is None else str(start)

@@ -1,4 +1,4 @@
-"""Reads the rows of a corpus, and the clips of its videos, each video once."""
+"""Reads the rows of a corpus and the clips of its videos. Each video is read once."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ BATCH_SIZE = 16
 
 
 class _Videos(Sequence):
-    """The videos of some rows, looked up when needed, as the encoded videos of a corpus do not fit in memory."""
+    """The videos of some rows, read when needed, because the encoded videos of a corpus do not fit in memory."""
 
     def __init__(self, rows: Any, indices: Sequence[int]):
         self.rows, self.indices = rows, indices
@@ -48,7 +48,7 @@ class CorpusRows:
         optional: further columns, which are None in rows that lack them.
 
     Attributes:
-        columns: for each row, its columns without the video.
+        columns: the columns of each row, without the video.
         videos: the videos, one for each id.
         ids: ids of the videos.
         owners: index of the video of each row.
@@ -63,7 +63,7 @@ class CorpusRows:
         if not len(rows):
             raise ValueError("The data set has no rows.")
         without_videos = rows
-        if hasattr(rows, "select_columns"):  # of a `datasets.Dataset`, without the column that may be large
+        if hasattr(rows, "select_columns"):  # a `datasets.Dataset`: leave out the column that may be large
             given = [name for name in optional if name in rows.column_names]
             without_videos = rows.select_columns(["video_id", *columns, *given])
         self.columns: list[dict[str, Any]] = []
@@ -86,22 +86,22 @@ class CorpusRows:
         return [row[name] for row in self.columns]
 
     def of_readable(self, unreadable: Collection[int]) -> torch.Tensor:
-        """Returns which rows have a readable video, as booleans (rows,), given the indices of unreadable videos."""
+        """Returns which rows have a readable video, as booleans (rows,), from the indices of unreadable videos."""
         return torch.tensor([owner not in unreadable for owner in self.owners.tolist()])
 
 
 @dataclass(frozen=True)
 class Views:
     """
-    Test-time views: the clips of a video that are embedded and averaged. Each of them spans the whole video, as clips
-    in training do; they differ in the frame that they take from each segment.
+    Test-time views: the clips of a video whose embeddings are averaged. Each clip spans the whole video, as clips do
+    in training; they differ in the frame that they take from each segment.
 
     Args:
         clips: number of clips. Each of the `num_frames` segments is divided into `clips` equal parts, and clip k has
             the middle frame of each k-th part. A single clip has the middle frame of each segment.
-        window_stride: use sliding windows instead (Frozen in Time, arXiv 2104.00650, option `sliding_window_stride`).
-            There is a clip with frame i of each segment for i = 0, stride, 2 * stride, ... as long as all segments
-            have such a frame. Longer videos have more clips.
+        window_stride: stride of sliding windows, which replace `clips` (Frozen in Time, arXiv 2104.00650, option
+            `sliding_window_stride`). There is a clip with frame i of each segment for i = 0, stride, 2 * stride, ...
+            as long as all segments have such a frame. Longer videos have more clips.
 
     Raises:
         ValueError: either is less than 1, or both are given.
@@ -120,23 +120,23 @@ class Views:
 
     @property
     def single(self) -> bool:
-        """Whether every video has one clip, the one that the video processor samples."""
+        """Whether every video has a single clip, which is the one that the video processor samples."""
         return self.clips == 1 and self.window_stride is None
 
     def frames(self, total: int, num_frames: int) -> np.ndarray:
         """
         Returns the indices of the frames of each clip, (clips, num_frames), in a video of `total` frames. If there are
-        fewer than `num_frames`, the last one is repeated, as by the video processor.
+        fewer than `num_frames`, the last one is repeated, as the video processor does.
         """
         used = min(total, num_frames)
         borders = np.floor(np.linspace(0, total, used + 1)).astype(int)
         starts, lengths = borders[:-1], np.diff(borders)
         if self.window_stride is None:
-            # The frame at or before the middle of part k, that is at (k + 1/2) / clips of the segment.
+            # The frame at or before the middle of part k, which is at (k + 1/2) / clips of the segment.
             middles = (2 * np.arange(self.clips)[:, None] + 1) * lengths - self.clips
             offsets = np.maximum(middles // (2 * self.clips), 0)
         else:
-            # The authors' code stops at a share 1 / (num_frames + 1) of the video, short of the segments' end.
+            # The authors' code stops at a share 1 / (num_frames + 1) of the video, before the end of the segments.
             offsets = np.arange(0, lengths.min(), self.window_stride)[:, None]
         return np.pad(starts + offsets, ((0, 0), (0, num_frames - used)), mode="edge")
 
@@ -146,14 +146,14 @@ ONE_VIEW = Views()
 
 class ReadingOptions(TypedDict, total=False):
     """
-    How an evaluation reads the videos of a corpus. All evaluations take these keyword arguments.
+    Options of how an evaluation reads the videos of a corpus. All evaluations take these keyword arguments.
 
     Args:
         batch_size: clips per batch, by default 16.
-        num_workers: processes that decode; with 0, the default, this process decodes.
+        num_workers: number of processes that decode. With 0, the default, this process decodes.
         progress: whether to show progress bars if standard error is a terminal, by default True.
         views: the clips of each video, by default one clip of the middle frames.
-        max_unreadable: share of the videos that may be unreadable, by default 1.0; they are left out.
+        max_unreadable: share of the videos that may be unreadable, by default 1.0. Unreadable videos are left out.
     """
 
     batch_size: int
@@ -166,7 +166,7 @@ class ReadingOptions(TypedDict, total=False):
 class _Clips(torch.utils.data.Dataset):
     """
     Decoded and transformed clips (views, T, C, H, W) of each video of a corpus, or the error message of a video that
-    cannot be read. References of a lazy corpus are resolved here, in the loader's workers.
+    cannot be read. References of a lazy corpus are resolved here, in the worker processes of the data loader.
     """
 
     def __init__(self, videos: Sequence[Any], video_processor, views: Views):
@@ -197,7 +197,7 @@ class _Clips(torch.utils.data.Dataset):
         processor = self.video_processor
 
         def choose(metadata):
-            processor.sample_frames(metadata)  # refuses what it refuses with one clip
+            processor.sample_frames(metadata)  # raises the same errors as for a single clip
             return self.views.frames(metadata.total_num_frames, processor.num_frames).ravel()
 
         frames, _ = processor.decode(video, sample_indices_fn=choose, scale=processor.scale_while_decoding({}))
@@ -219,14 +219,14 @@ def read_clips(
 ) -> Iterator[tuple[list[int], Sequence[torch.Tensor]]]:
     """
     Yields batches of readable videos: the index of the video of each clip, and the center-cropped clips in parts of at
-    most `batch_size`, (B, T, C, H, W). All clips of a video are in the same batch, which has several parts only if a
+    most `batch_size`, (B, T, C, H, W). All clips of a video are in the same batch, which only has several parts if a
     video has more than `batch_size` clips.
 
     Args:
         processor: a processor, or its video processor.
         videos: anything that the processor reads, and references of a lazy corpus.
-        unreadable: filled with the error message of each video that cannot be read, by its index.
-        description: of the progress bar.
+        unreadable: filled with the error message of each video that cannot be read, by the index of the video.
+        description: description of the progress bar.
         batch_size, num_workers, progress, views, max_unreadable: see [`ReadingOptions`].
 
     Raises:
@@ -262,10 +262,10 @@ def read_items(
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """
     Yields batches of the readable items of a data set, with their indices. An item that is a string is an error
-    message and is added to `unreadable`. `name` returns the name of an item, for the case that its process dies.
+    message, and is added to `unreadable`. `name` returns the name of an item, for the message if its process dies.
 
     Raises:
-        ValueError: more than a share `max_unreadable` of the items are unreadable, or all.
+        ValueError: more than a share `max_unreadable` of the items are unreadable, or all of them.
     """
     total, seen = len(dataset), 0
     batches = load_in_order(dataset, batch_size, num_workers, name)
@@ -286,7 +286,7 @@ def read_items(
 
 
 def _name(video: Any, index: int) -> str:
-    """Returns what to call a video in messages."""
+    """Returns the name of a video for messages."""
     if is_reference(video):
         return f"{video['path']} at byte {video['offset']}"
     path = video.get("path") if isinstance(video, Mapping) else video
@@ -294,7 +294,7 @@ def _name(video: Any, index: int) -> str:
 
 
 def mean_of_views(values: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """Averages the clips (clips, dim) of each video, given the index of each clip's video: (videos, dim)."""
+    """Returns the mean of the clips' `values` (clips, dim) for each video, (videos, dim); `indices` are the videos."""
     counts = torch.unique_consecutive(torch.tensor(indices), return_counts=True)[1].tolist()
     return torch.stack([of_video.mean(0) for of_video in values.split(counts)])
 

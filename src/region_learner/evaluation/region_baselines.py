@@ -1,4 +1,4 @@
-"""The masks that learned masks are compared with, by the same functions."""
+"""Baselines: the masks that learned masks are compared with, by the same functions."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 
 from .region_metrics import one_hot
 
-# uniform: constant masks, which is guessing: S random points for pointing, whole frames for the IoU.
+# uniform: constant masks, which amounts to guessing: S random points for pointing, whole frames for the IoU.
 # grid: S cells of the frame, the same in all frames.
-# random_positions: the learned masks, each moved to a random place in each frame, wrapping around the borders: their
-#     shapes and sizes are kept, their places are not.
+# random_positions: the learned masks, each moved to a random place in each frame, wrapping around the borders. Their
+#     shapes and sizes are kept, but not their places.
 # kmeans: clusters of the input features of the region module, over all frames of a clip, with k = S.
-# cls_attention: what the CLS token attends to in the last block, one map per head.
-# oracle: not a baseline but an upper bound: each object's own share of each position, one mask per object.
+# cls_attention: the attention of the CLS token in the last block, one map per head.
+# oracle: not a baseline but an upper bound: one mask per object, its share of each position.
 BASELINES = ("uniform", "grid", "random_positions", "kmeans", "cls_attention", "oracle")
 
 
 def grid_masks(regions: int, height: int, width: int) -> torch.Tensor:
     """
     Returns a grid of `regions` cells over (height, width) positions, as masks (regions, height, width) of 0 and 1. The
-    grid is as square as the number permits, with no more rows than columns: 8 cells are 2 x 4, 7 are 1 x 7.
+    grid is as square as possible, with at most as many rows as columns: 8 cells are 2 x 4, and 7 cells are 1 x 7.
     """
     rows = max(divisor for divisor in range(1, math.isqrt(regions) + 1) if regions % divisor == 0)
     columns = regions // rows
@@ -47,13 +47,13 @@ def moved_masks(masks: torch.Tensor, generator: torch.Generator | None = None) -
 
 def kmeans(features: torch.Tensor, k: int, iterations: int = 30, seed: int = 0) -> torch.Tensor:
     """
-    Runs k-means (Lloyd's iterations from k-means++ centers) on each clip by itself.
+    Runs k-means (Lloyd's iterations from k-means++ centers) on each clip separately.
 
     Args:
-        features: (B, n, D).
+        features: features of the clips (B, n, D).
         k: number of clusters. A cluster without members keeps its center.
-        iterations: the maximum.
-        seed: of the first centers; results do not depend on the other clips of the batch.
+        iterations: maximum number of iterations.
+        seed: seed of the first centers. Results do not depend on the other clips of the batch.
 
     Returns:
         The cluster of each feature, (B, n).
@@ -84,8 +84,8 @@ def _nearest(features: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
 
 def _first_centers(features: torch.Tensor, k: int, seed: int) -> torch.Tensor:
     """
-    Returns the centers (B, k, D) of k-means++ (Arthur and Vassilvitskii, 2007): each is a feature, drawn with a
-    probability proportional to its squared distance to the nearest center before it.
+    Returns the centers (B, k, D) of k-means++ (Arthur and Vassilvitskii, 2007). Each is a feature, drawn with a
+    probability proportional to its squared distance to the nearest earlier center.
     """
     batch = torch.arange(len(features), device=features.device)
     distances = torch.ones_like(features[..., 0])  # (B, n)
@@ -102,9 +102,10 @@ def _first_centers(features: torch.Tensor, k: int, seed: int) -> torch.Tensor:
 @contextmanager
 def record_patches(tower) -> Iterator[dict[str, torch.Tensor]]:
     """
-    Records, for each forward pass, the patches (B, T, h, w, D) that the regions are made of as "patches". Of the
-    divided space-time ViT, it also records the input of the last block's spatial attention as "attended". The last of
-    `attentions` is computed from it, but asking the model for `attentions` would keep the matrices of all blocks.
+    Records, for each forward pass, the patches (B, T, h, w, D) that the regions are computed from as "patches". For
+    the divided space-time ViT, it also records the input of the last block's spatial attention as "attended", from
+    which the last of `attentions` can be computed. Requesting `attentions` from the model would keep the matrices of
+    all blocks.
     """
     record: dict[str, torch.Tensor] = {}
     hooks = [
@@ -134,12 +135,12 @@ def baseline_masks(
     Returns the masks (B, T, any, h, w) of one of `BASELINES`.
 
     Args:
-        name: of `BASELINES`.
+        name: one of `BASELINES`.
         tower: the video tower.
-        record: what [`record_patches`] recorded of the forward pass that gave `masks`.
-        masks: the learned ones, (B, T, S, h, w).
+        record: the record from [`record_patches`] of the forward pass that gave `masks`.
+        masks: the learned masks (B, T, S, h, w).
         labels: label maps (B, T, H, W).
-        first: number of the first clip of the batch, so that results do not depend on how clips are batched.
+        first: index of the first clip of the batch, so that results do not depend on how clips are batched.
     """
     batch, frames, regions, height, width = masks.shape
     if name == "uniform":
@@ -157,7 +158,7 @@ def baseline_masks(
         if len(attention) == batch:  # (B, heads, T * N)
             return attention.unflatten(2, (frames, height, width)).transpose(1, 2)
         return attention.unflatten(2, (height, width)).unflatten(0, (batch, frames))  # late fusion: a clip per frame
-    if name == "oracle":  # as many masks as there are objects in any clip of the batch
+    if name == "oracle":  # as many masks as the clips of the batch have objects at most
         objects = one_hot(labels.flatten(0, 1), max(1, int(labels.max())), torch.float32)
         return F.adaptive_avg_pool2d(objects, (height, width)).unflatten(0, (batch, frames))
     raise ValueError(f"{name!r} is not a baseline (baselines: {', '.join(BASELINES)}).")

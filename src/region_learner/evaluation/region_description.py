@@ -22,16 +22,16 @@ from ..visualization import (
 from .region_evaluation import tower_with_regions
 
 _CLIPS_AT_ONCE = 16
-_LABEL = 60  # the most characters of a phrase in a picture
+_LABEL = 60  # maximum number of characters of a phrase in a picture
 
 
 def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None) -> dict[str, Any]:
     """
-    Describes region masks of any origin; [`region_report`] explains what it returns.
+    Describes region masks of any origin. [`region_report`] explains the result.
 
     Args:
-        masks: (B, T, S, h, w).
-        cluster_ids: integers (B, T, h, w), *optional*.
+        masks: region masks (B, T, S, h, w).
+        cluster_ids: codes, integers (B, T, h, w), *optional*.
         signed: as in [`~region_learner.region_masks.region_focus`].
     """
     masks = torch.as_tensor(masks)
@@ -74,7 +74,7 @@ def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None)
 
 
 def _mean_over_others(pairs: torch.Tensor) -> torch.Tensor | None:
-    """Returns the mean of each region's values with all others, (..., S, S) to (..., S); None for a single region."""
+    """Returns the means (..., S) of `pairs` (..., S, S) over all other regions; None for a single region."""
     others = pairs.shape[-1] - 1
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / others if others else None
 
@@ -94,7 +94,7 @@ def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
 
     Args:
         model: any model with a video tower, or the tower alone.
-        pixel_values_videos: (B, T, C, height, width).
+        pixel_values_videos: clips (B, T, C, height, width).
 
     Returns:
         `clips`, `frames` (per clip), and `masks`: "raw" (of any sign and offset) or "normalised". Then, in percent and
@@ -109,9 +109,9 @@ def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
           averaged over all pairs. 0 means equal regions, 100 means regions that have nothing in common.
         - `change`: the same between one frame and the next, for one region.
 
-        Also `codes`, the number of different codes in all clips, and `perplexity`, that of their distribution. And
-        `regions`, a list with one dict per region of its own `area`, `overlap`, `entropy`, `difference` and `change`;
-        values for pairs are averaged over all other regions.
+        Also `codes`, the number of different codes in all clips, `perplexity`, the perplexity of their distribution,
+        and `regions`, a list with one dict per region that has its own `area`, `overlap`, `entropy`, `difference` and
+        `change`; values for pairs are averaged over all other regions.
 
         Values are None if the model has no codes or only one region, or if the clips have only one frame.
 
@@ -140,11 +140,12 @@ def _outputs(model, pixel_values_videos: torch.Tensor) -> tuple[torch.Tensor, to
 
 def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
     """
-    Returns the share of the codes that any patch of the given clips is assigned to, in evaluation mode.
+    Returns the share of the codes that any patch of the given clips is assigned to, between 0 and 1. The model is in
+    evaluation mode.
 
     Args:
         model: a model with a video tower.
-        pixel_values_videos: batches (B, T, C, H, W).
+        pixel_values_videos: batches of clips (B, T, C, H, W).
 
     Raises:
         ValueError: the model has no codebook.
@@ -162,14 +163,14 @@ def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
 
 def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> Image.Image:
     """
-    Draws the regions of videos as one picture: for each video its frames with regions, with codes (if the model has
-    any), and the mask of every region.
+    Draws the regions of videos as one picture. For each video, it shows its frames with regions, its frames with codes
+    (if the model has any), and the mask of every region.
 
     Args:
         model: any model with a video tower, or the tower alone.
         processor: its processor, or the video processor alone.
-        videos: a list of clips that the processor takes.
-        height: of one frame in pixels.
+        videos: a list of clips that the processor accepts.
+        height: height of one frame in pixels.
 
     Raises:
         VideoDecodeError: a video cannot be read.
@@ -193,15 +194,15 @@ def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> I
 
 def draw_phrases(model, processor, videos: Sequence[Any], text: str, height: int = 160) -> Image.Image:
     """
-    Draws where videos show a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture: for
-    each video its frames, then one row for each phrase with its heat map over them.
+    Draws where videos show a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture. For
+    each video, it shows its frames, and then one row for each phrase with its heat map over the frames.
 
     Args:
         model: a dual encoder with `token_dim`.
         processor: its processor.
-        videos: a list of clips that the processor takes.
+        videos: a list of clips that the processor accepts.
         text: the text.
-        height: of one frame in pixels.
+        height: height of one frame in pixels.
 
     Raises:
         VideoDecodeError: a video cannot be read.

@@ -19,10 +19,10 @@ from .region_metrics import RegionMetrics
 
 def tower_with_regions(model):
     """
-    Returns the video tower of a model, or the tower itself.
+    Returns the video tower of a model, or the model itself if it is a video tower.
 
     Raises:
-        ValueError: it has no regions.
+        ValueError: the model has no regions.
     """
     tower = getattr(model, "video_model", model)
     if not tower.config.num_regions:
@@ -35,7 +35,7 @@ def region_quality_of_batches(
     model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], baselines: Sequence[str] = BASELINES
 ) -> dict[str, Any]:
     """
-    Measures how well the regions of a model match objects, and how well other masks do on the same clips.
+    Measures how well the regions of a model match objects, compared with other masks on the same clips.
 
     Args:
         model: any model with a video tower, or the tower alone.
@@ -45,7 +45,7 @@ def region_quality_of_batches(
 
     Returns:
         The numbers of `clips`, `frames` and visible `objects` (summed over frames); and for "learned" and each of the
-        baselines a dict of the metrics of [`RegionMetrics`].
+        baselines, a dict of the metrics of [`RegionMetrics`].
 
     Raises:
         ValueError: the model has no regions, there are no clips or objects, or a baseline is not known.
@@ -53,10 +53,10 @@ def region_quality_of_batches(
     tower = tower_with_regions(model)
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise ValueError(f"{unknown[0]!r} is not a baseline (baselines: {', '.join(BASELINES)}).")
-    if tower.backbone is not None:  # has an attention of its own, or none
+    if tower.backbone is not None:  # it has its own attention, or none
         baselines = [name for name in baselines if name != "cls_attention"]
     metrics = {"learned": RegionMetrics()}
-    # Moved masks are interpreted like the learned ones. All others are weights, though their mean is not 1.
+    # Moved masks are interpreted like the learned ones. All others are weights, even though their mean is not 1.
     metrics |= {name: RegionMetrics(None if name == "random_positions" else False) for name in baselines}
     with evaluation_mode(model), record_patches(tower) as record:
         for pixel_values, label_maps in batches:
@@ -82,11 +82,12 @@ def align_label_maps(
 
     Args:
         video_processor: a `RegionLearnerVideoProcessor`.
-        label_maps: (frames of the video, height, width) of the whole video, in the size that it is decoded to.
-        frames: indices of the frames that the processor sampled, as in `VideoMetadata.frames_indices`; by default all.
+        label_maps: label maps (frames, height, width) of the whole video, in the size that it is decoded to.
+        frames: indices of the frames that the processor sampled, as in `VideoMetadata.frames_indices`. The default is
+            all frames.
 
     Returns:
-        Label maps (T, height, width) as large as the frames of `pixel_values_videos`.
+        Label maps (T, height, width), of the same size as the frames of `pixel_values_videos`.
     """
     rows, columns, inside = _source_pixels(video_processor, *label_maps.shape[1:])
     label_maps = label_maps if frames is None else label_maps[np.asarray(frames)]
@@ -103,7 +104,7 @@ def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray
         "do_normalize": False,
         "do_convert_rgb": False,
     }
-    # Linear interpolation leaves coordinates linear; antialiasing would not at the border.
+    # Linear interpolation keeps coordinates linear, but antialiasing would not do so at the border.
     options |= {"resample": Image.Resampling.BILINEAR, "antialias": False, "training": False}
     row, column, frame = video_processor([picture], return_tensors="pt", **options)["pixel_values_videos"][0, 0]
     inside = frame >= 0.5
@@ -152,8 +153,7 @@ def region_quality(
     baselines: Sequence[str] = BASELINES,
 ) -> dict[str, Any]:
     """
-    Measures how well the regions of a model match the objects of a corpus with label maps, and how well other masks
-    do.
+    Measures how well the regions of a model match the objects of a corpus with label maps, compared with other masks.
 
     Args:
         model: any model with a video tower, or the tower alone.
@@ -161,7 +161,7 @@ def region_quality(
         dataset: rows with `video`, `video_id` and `masks`, such as those of "moving_shapes". Videos with the same id
             count once.
         batch_size: videos per batch.
-        num_workers: decoding processes.
+        num_workers: number of decoding processes.
         progress: whether to show a progress bar.
         baselines: names from `BASELINES`.
 
@@ -214,7 +214,7 @@ def read_labelled_clips(
 
     Args:
         processor: a processor, or its video processor.
-        rows: of [`rows_with_masks`].
+        rows: rows from [`rows_with_masks`].
         unreadable, description, options: as in `read_items`.
 
     Raises:

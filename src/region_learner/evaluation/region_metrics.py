@@ -2,7 +2,7 @@
 Measures how well region masks match objects whose label maps are known.
 
 `region_masks` defines which positions belong to a region, and at which resolution. Label maps are not pooled to the
-grid of the masks: that would lose small objects, and leave every method with only a few dozen cells to choose from.
+grid of the masks, which would lose small objects and leave every method with only a few dozen cells to choose from.
 
 All shares are percentages. Values that cannot be measured, such as the change over time in clips of one frame, are
 None.
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from ..region_masks import RegionFocus, region_focus
 
-# Label maps are thinned out to this many points per position of the masks and side: between two positions, masks are
-# straight lines. All 16 x 16 pixels of a patch take four times as long for the same IoU to half a percent.
+# Label maps are subsampled to this many points per position of the masks and side, because masks are linear between
+# two positions. Using all 16 x 16 pixels of a patch takes four times as long, for the same IoU to half a percent.
 _POINTS = 8
 
 
@@ -26,21 +26,22 @@ class RegionMetrics:
     Measures how well masks match objects, over any number of clips.
 
     An object counts once in every frame in which it is visible (on at least one of 8 x 8 points per position of the
-    masks); means are over these.
+    masks). Means are taken over these objects.
 
     - `iou`: the best intersection over union of the object and the positions of any region.
     - `clip_iou`: the same for one region per object, the one with the best mean over the frames of the clip.
-    - `pointing`: the peak of some region, the center of the position of its largest weight, is on the object.
+    - `pointing`: the peak of some region, that is, the center of the position of its largest weight, is on the object.
     - `precision`: the share of the peaks, in frames with an object, that are on any object.
-      Where several positions have the largest weight, the peak is any of them by chance, and where a center lies
-      between pixels, it is in any of these: both count in part.
+      If several positions have the largest weight, each is the peak with equal probability, and if a center lies
+      between pixels, it is in each of them with equal probability: both count partially.
     - `owned`: more than half of the weight of some region, summed over its own positions, is on the object. A region
-      can have a majority on one object only, so different objects have different owners without any matching.
-    - `stability`: the owner of the object also owns it in the next frame, if the object is still visible there. (Of
-      several owners, the one with the largest IoU.)
+      can only have a majority on one object, so different objects have different owners without any matching.
+    - `stability`: the owner of the object also owns it in the next frame, if the object is still visible there. (If
+      there are several owners, the one with the largest IoU counts.)
 
-    All are percentages. Uniform masks give the result of guessing: a random point hits an object with a probability of
-    its share of the frame. With more masks, the best one is better, so the number of `masks` is reported as well.
+    All metrics are percentages. Uniform masks give the result of guessing: a random point hits an object with a
+    probability equal to its share of the frame. With more masks, the best one is better, so the number of `masks` is
+    reported as well.
 
     Args:
         signed: as in [`~region_learner.region_masks.region_focus`].
@@ -62,19 +63,19 @@ class RegionMetrics:
         Adds clips.
 
         Args:
-            masks: (B, T, S, h, w), or (T, S, h, w) for one clip.
+            masks: region masks (B, T, S, h, w), or (T, S, h, w) for one clip.
             label_maps: integers (B, T, H, W), or (T, H, W), for the same frames and the same part of them: 0 for the
                 background, n for the n-th object. H >= h, W >= w.
 
         Raises:
-            ValueError: other types, or shapes that do not fit.
+            ValueError: types or shapes do not fit.
         """
         masks = torch.as_tensor(masks)
         labels = torch.as_tensor(label_maps).to(masks.device)
         if masks.ndim == 4 and labels.ndim == 3:
             masks, labels = masks[None], labels[None]
         _check_shapes(masks, labels)
-        # From here on, the frames of all clips are in one dimension, F = B * T.
+        # From here on, the frames of all clips are along one axis, F = B * T.
         focus = region_focus(masks.flatten(0, 1), self.signed)
         batch, frames, regions = masks.shape[:3]
         self.clips, self.frames = self.clips + batch, self.frames + batch * frames
@@ -97,7 +98,7 @@ class RegionMetrics:
         weights = weights.flatten(2) * inside
         owns = 2 * (weights @ of_object) > weights.sum(2, keepdim=True)  # (F, S, O)
         owned = owns.any(1)  # (F, O)
-        owner = iou.masked_fill(~owns, -1).argmax(1)  # (F, O); the first region where there is none
+        owner = iou.masked_fill(~owns, -1).argmax(1)  # (F, O); the first region if there is no owner
         followed = owned.unflatten(0, clips)[:, :-1] & visible.unflatten(0, clips)[:, 1:]  # (B, T - 1, O)
         owner_before = owner.unflatten(0, clips)[:, :-1, None]
         kept = owns.unflatten(0, clips)[:, 1:].gather(2, owner_before)[:, :, 0] & followed
@@ -117,7 +118,7 @@ class RegionMetrics:
 
     def compute(self) -> dict[str, Any]:
         """
-        Returns the metrics of this class by name.
+        Returns the metrics of all clips so far, by name.
 
         Raises:
             ValueError: no object was visible.
@@ -142,7 +143,7 @@ def region_metrics(masks: Any, label_maps: Any, signed: bool | None = None) -> d
 
 
 def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Labels (F, H, W), 0 for the background, as (F, classes, H, W)."""
+    """Returns labels (F, H, W), with 0 for the background, in one-hot form (F, classes, H, W)."""
     numbers = torch.arange(1, classes + 1, device=labels.device)
     return (labels[:, None] == numbers[:, None, None]).to(dtype)
 
@@ -164,7 +165,7 @@ def _percent(part: float, whole: float) -> float | None:
 
 def peaks_on_objects(focus: RegionFocus, labels: torch.Tensor, objects: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Returns the chance that the peak of each region is on each object, (F, S, O), and which regions have a peak,
+    Returns the probability that the peak of each region is on each object, (F, S, O), and which regions have a peak,
     (F, S), for `labels` (F, H, W).
     """
     weights = focus.weights()
@@ -191,7 +192,7 @@ def thin_out(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
 def _around_centers(labels: torch.Tensor, grid: torch.Size) -> torch.Tensor:
     """
     Returns the four pixels of label maps (F, H, W) around the center of each position of a grid (h, w), as
-    (F, 2 * h, 2 * w). Where the center is inside a pixel, and not between two, all four are this pixel.
+    (F, 2 * h, 2 * w). If the center is inside a pixel instead of between pixels, all four are this pixel.
     """
     for axis, cells in enumerate(grid, start=1):
         centers = (torch.arange(cells, device=labels.device) + 0.5) * labels.shape[axis] / cells

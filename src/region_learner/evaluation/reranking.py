@@ -1,9 +1,9 @@
 """
-Retrieval in two stages: all entries are ranked by a single vector, and the best ones are re-ranked by words and
+Retrieval in two stages: all entries are ranked by a single vector, and the best entries are re-ranked by words and
 regions.
 
-Metrics after re-ranking have names of their own and are reported separately: a score that compares every word with
-every region is not the score of a dual encoder, whose embeddings can be searched with an index.
+Metrics after re-ranking have their own names and are reported separately: a score that compares every word with every
+region is not the score of a dual encoder, whose embeddings can be searched with an index.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,9 @@ from .metrics import match_ids, parallel_map, summary
 from .reading import Views
 from .ties import count_ties, mean_rank
 
-CANDIDATES = 100  # of each query, by default
+CANDIDATES = 100  # default number of candidates per query
 
-# Float32 is not precise enough to compare similarities that differ by less than this: they are computed in float64.
+# Float32 is not precise enough to compare similarities that differ by less than this, so float64 is used for them.
 _UNSURE = 2.0**-13
 
 _NUMBERS_AT_ONCE = 2**20  # 4 MiB of float32
@@ -38,8 +38,8 @@ class Tokens:
     the memory, but the CPU would have to convert it for each product.
 
     Args:
-        embeds: (n, length, dim), of length 1.
-        weights: (n, length); 0 for padding, and those of each text or video sum to 1.
+        embeds: L2-normalized embeddings (n, length, dim).
+        weights: weights (n, length), 0 for padding. The weights of each text or video sum to 1.
     """
 
     embeds: torch.Tensor
@@ -58,7 +58,7 @@ class Tokens:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Tokens"]) -> "Tokens":
-        """Concatenates `parts`, padded to the longest."""
+        """Concatenates `parts`, padded to the longest one."""
         longest = max(part.weights.shape[1] for part in parts)
         missing = [longest - part.weights.shape[1] for part in parts]
         return cls(
@@ -74,9 +74,11 @@ def has_tokens(model: Any) -> bool:
 
 def check_tokens(model: Any, views: Views) -> None:
     """
+    Checks that results can be re-ranked.
+
     Raises:
-        ValueError: a model has no embeddings of words and regions, or a video has several clips. (A video would have
-            as many times more regions, and the windows of videos of different lengths could not be compared.)
+        ValueError: a model has no embeddings of words and regions, or a video has several clips. (With several clips,
+            a video would have more regions, and windows of videos of different lengths could not be compared.)
     """
     if not has_tokens(model):
         raise ValueError("Re-ranking needs a model with word-region embeddings (token_dim): leave out --rerank.")
@@ -86,12 +88,12 @@ def check_tokens(model: Any, views: Views) -> None:
 
 def number_to_rerank(model: Any, rerank: int | None, views: Views) -> int:
     """
-    Returns how many of the best entries of each query are re-ranked; 0 means none.
+    Returns the number of best entries of each query that are re-ranked; 0 means none.
 
     Args:
         model: the dual encoder.
-        rerank: the requested number. None means `CANDIDATES` if the model has word-region tokens and each video is one
-            clip, and 0 otherwise.
+        rerank: the requested number. None means `CANDIDATES` if the model has word-region tokens and each video has
+            one clip, and 0 otherwise.
         views: the clips of each video.
 
     Raises:
@@ -107,19 +109,19 @@ def number_to_rerank(model: Any, rerank: int | None, views: Views) -> int:
 
 
 def temperatures_of(model: Any) -> dict[str, float]:
-    """Returns the temperatures of a model with tokens, learned or fixed, as [`reranked_metrics`] takes them."""
+    """Returns the temperatures of a model with tokens, learned or fixed, as arguments of [`reranked_metrics`]."""
     with torch.no_grad():
         return {name: float(getattr(model, name)) for name in ("temperature", "token_temperature")}
 
 
 def candidate_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
     """
-    Returns the similarity (K,) of one text and its own K videos, or of one video and its own K texts: that of
-    [`~region_learner.modeling_region_learner.word_region_similarity`], which does not depend on which side is which.
+    Returns the similarity (K,) of one text and its K candidate videos, or of one video and its K candidate texts, as
+    [`~region_learner.modeling_region_learner.word_region_similarity`] defines it. It is symmetric.
 
     Args:
-        query: of one text or video: `embeds` (L, dim), `weights` (L,).
-        candidates: `embeds` (K, n, dim), `weights` (K, n).
+        query: tokens of one text or video: `embeds` (L, dim), `weights` (L,).
+        candidates: tokens of the candidates: `embeds` (K, n, dim), `weights` (K, n).
     """
     present = query.weights > 0
     embeds, weights = query.embeds[present], query.weights[present]
@@ -133,8 +135,8 @@ def candidate_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
 
 def exact_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
     """
-    Returns [`candidate_similarity`] in float64, rounded: matrix products sum in another order at the edges of a
-    matrix, which could break ties of equal tokens.
+    Returns [`candidate_similarity`] in float64, rounded, because matrix products sum in another order at the edges of
+    a matrix, which could break ties of equal tokens.
     """
     return candidate_similarity(query.double(), candidates.double()).round(decimals=10)
 
@@ -168,22 +170,22 @@ def reranked_metrics(
     order of the gallery. Similarities are computed for one query and its candidates at a time.
 
     Args:
-        text_embeds (array of shape `(texts, dim)`): of length 1.
-        video_embeds (array of shape `(videos, dim)`): likewise.
-        text_tokens, video_tokens: those of the same texts and videos.
-        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default
+        text_embeds (array of shape `(texts, dim)`): L2-normalized embeddings of texts.
+        video_embeds (array of shape `(videos, dim)`): L2-normalized embeddings of videos.
+        text_tokens, video_tokens: tokens of the same texts and videos.
+        text_video_ids (sequence of length `texts`, *optional*): id of the video that each text describes. By default,
             text i describes the i-th video.
-        video_ids (sequence of length `videos`, *optional*): id of each video, by default 0, 1, 2, ...
-        temperature, token_temperature: those of the model.
+        video_ids (sequence of length `videos`, *optional*): id of each video. The default is 0, 1, 2, ...
+        temperature, token_temperature: temperatures of the model.
         candidates: the number of entries per query that are sorted.
 
     Returns:
-        `rr_t2v_R@1` and so on, as [`retrieval_metrics`], with the same rules for ties and for several texts per
+        `rr_t2v_R@1` and so on, like [`retrieval_metrics`], with the same rules for ties and for several texts per
         video.
 
     Raises:
-        ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or there is not at
-            least one candidate.
+        ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or `candidates` is
+            less than 1.
     """
     if candidates < 1:
         raise ValueError(f"candidates={candidates} must be at least 1.")
@@ -212,7 +214,7 @@ def _best_ranks(
     token_temperature: float,
     candidates: int,
 ) -> np.ndarray:
-    """Returns the rank of the best-ranked of the `relevant` entries of each query that has some, (queries,)."""
+    """Returns the rank of the best-ranked `relevant` entry of each query that has any, (queries,)."""
 
     def rank(i: int, cosines: torch.Tensor) -> torch.Tensor:
         own = torch.tensor(relevant[i])

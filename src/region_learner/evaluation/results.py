@@ -1,9 +1,9 @@
 """
-The results of an evaluation as a JSON file, from which model cards are made.
+The results of an evaluation as a JSON file, from which model cards are generated.
 
-A file records what its numbers depend on, with SHA-256 hashes of the weights, configuration, preprocessing and
-tokenizer, and of the ids and texts that were evaluated, but not of the videos. It contains no paths of the machine.
-Its keys are the fields of [`EvaluationResults`] and `schema`, which increases when their meaning changes.
+A file records everything that its numbers depend on, with SHA-256 hashes of the weights, configuration, preprocessing
+and tokenizer, and of the ids and texts that were evaluated, but not of the videos. It does not contain paths of the
+machine. Its keys are the fields of [`EvaluationResults`] and `schema`, which increases when their meaning changes.
 """
 
 import dataclasses
@@ -28,31 +28,31 @@ SCHEMA = 2
 
 Metrics = dict[str, int | float]
 
-# In this form because "class", one of the keys, is a keyword of Python.
+# Defined by a call because "class", one of the keys, is a keyword of Python.
 ModelRecord = TypedDict(
     "ModelRecord",
     {
-        "name": str,  # as given; of an absolute path, its last part
+        "name": str,  # as given; the last part of an absolute path
         "class": str,
         "revision": str | None,  # commit of a Hub model
         "weights": dict[str, str],  # SHA-256 by file; empty if there is no such file
-        "files": dict[str, str],  # likewise, of configuration, preprocessing and tokenizer
+        "files": dict[str, str],  # SHA-256 of the files of configuration, preprocessing and tokenizer
         "parameters": int,
         "config": dict,  # sizes of the towers
-        "trained_on": NotRequired[list | None],  # corpora, as far as the training run says
+        "trained_on": NotRequired[list | None],  # corpora, as far as the training run recorded them
     },
 )
 
 
 class DataRecord(TypedDict):
-    """The data of an evaluation. It has only those numbers that apply to the task."""
+    """The data of an evaluation. It contains only the numbers that apply to the task."""
 
     corpus: str
-    data_dir: str | None  # its name alone
+    data_dir: str | None  # only the name of the directory
     split: str
     options: dict
-    sha256: NotRequired[str]  # of the ids and texts
-    trained_on: NotRequired[bool]  # whether the training run says that this split was trained on
+    sha256: NotRequired[str]  # hash of the ids and texts
+    trained_on: NotRequired[bool]  # whether the model was trained on this split, according to the training run
     videos: NotRequired[int | None]
     texts: NotRequired[int | None]
     questions: NotRequired[int | None]
@@ -64,7 +64,7 @@ class DataRecord(TypedDict):
 
 
 class ProtocolRecord(TypedDict):
-    """How it was evaluated."""
+    """The protocol of an evaluation."""
 
     name: str | None  # None if corpus and task were chosen freely
     task: str
@@ -77,7 +77,7 @@ class ProtocolRecord(TypedDict):
     window_stride: int | None
     templates: NotRequired[list | None]  # prompts
     dual_softmax_temperature: NotRequired[int | float | None]
-    rerank: NotRequired[int | None]  # candidates of each query of retrieval
+    rerank: NotRequired[int | None]  # candidates per query in retrieval
 
 
 class FoldRecord(TypedDict):
@@ -90,7 +90,7 @@ class FoldRecord(TypedDict):
 
 
 class _NamedRecord(TypedDict):
-    """What the models of several folds have in common."""
+    """The common properties of the models of several folds."""
 
     name: str
 
@@ -105,21 +105,23 @@ class _VersionsRecord(TypedDict):
 @dataclass
 class EvaluationResults:
     """
+    The results of an evaluation, and everything that they depend on.
+
     Args:
-        model: a [`ModelRecord`]; of several folds, what their models have in common, and the `name`.
-        data: a [`DataRecord`]; of several folds, `corpus`, `data_dir`, `split` and `options` alone, without `fold`.
+        model: a [`ModelRecord`]; for several folds, the common properties of their models, and the `name`.
+        data: a [`DataRecord`]; for several folds, only `corpus`, `data_dir`, `split` and `options`, without `fold`.
         protocol: a [`ProtocolRecord`].
-        metrics: the plain ones: in percent, or ranks from 1. Of several folds, their means.
-        rescored: metrics after dual-softmax re-scoring, with the prefix `dsl_`, or None. Not comparable with the
-            others: re-scoring uses all queries at once.
-        reranked: metrics after re-ranking by words and regions, with the prefix `rr_`, or None. Not comparable with
-            those of embeddings alone.
-        notes: what a reader has to know, above all if the gallery is not of the published size.
-        folds: a [`FoldRecord`] for each fold, where several were evaluated; else None.
-        dtype, device: of the evaluation.
-        versions: of Python, of the packages that numbers depend on, and the platform.
-        date: when it ended, ISO 8601 in UTC.
-        seconds: how long it took, including the loading of corpus and model.
+        metrics: the plain metrics, in percent, or ranks from 1. For several folds, their means.
+        rescored: metrics after dual-softmax re-scoring, with the prefix `dsl_`, or None. They are not comparable with
+            the others, because re-scoring uses all queries at once.
+        reranked: metrics after re-ranking by words and regions, with the prefix `rr_`, or None. They are not
+            comparable with those of embeddings alone.
+        notes: remarks for the reader, above all if the gallery does not have the published size.
+        folds: a [`FoldRecord`] for each fold if several were evaluated; otherwise None.
+        dtype, device: dtype of the model, and device of the evaluation.
+        versions: versions of Python and of the packages that numbers depend on, and the platform.
+        date: the time when it ended, in UTC (ISO 8601).
+        seconds: how long it took, including the time to load corpus and model.
     """
 
     model: dict[str, Any]
@@ -144,12 +146,12 @@ class EvaluationResults:
 
     @property
     def trained_on(self) -> bool:
-        """Whether the model, or that of a fold, is known to have been trained on the split it was evaluated on."""
+        """Whether the model, or that of a fold, is known to have been trained on the split that was evaluated."""
         return any(part["data"].get("trained_on", False) for part in self.folds or [{"data": self.data}])
 
     @property
     def mean_of(self) -> str:
-        """Which folds the metrics are means of, in words; empty if there are none."""
+        """A phrase that says which folds the metrics are means of; empty without folds."""
         numbers = [part["fold"] for part in self.folds or []]
         if not numbers:
             return ""
@@ -158,9 +160,11 @@ class EvaluationResults:
 
     def check(self) -> None:
         """
+        Checks that the results are complete.
+
         Raises:
-            ValueError: naming the field: something is missing or of another type within one of the records, or a
-                metric is not finite.
+            ValueError: a field of one of the records is missing or has another type, or a metric is not finite. The
+                message names the field.
         """
         _check_record("protocol", ProtocolRecord, self.protocol)
         _check_record("data", DataRecord, self.data)
@@ -207,7 +211,7 @@ def _check_finite(where: str, metrics: Mapping[str, int | float]) -> None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """Returns the innermost cause, which names the field, and not more of the value than a line takes."""
+    """Returns the innermost cause of an error, which names the field, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()).split(" Errors: ")[0]
@@ -217,7 +221,7 @@ def _in_one_line(error: BaseException) -> str:
 
 def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> None:
     """
-    Writes the file atomically.
+    Writes results to a JSON file, atomically.
 
     Raises:
         ValueError: there is another file at `path` (see [`check_output`]), or the results are incomplete or not
@@ -236,11 +240,11 @@ def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> N
 
 def check_output(path: str | os.PathLike[str]) -> None:
     """
-    Checks before an evaluation that its results can be written to `path`, and makes its directory.
+    Checks before an evaluation that its results can be written to `path`, and creates its directory.
 
     Raises:
-        ValueError: it is a directory, a file of another kind, such as the results.json of a training run, or it cannot
-            be written to.
+        ValueError: `path` is a directory, is a file of another kind, such as the results.json of a training run, or
+            cannot be written to.
     """
     path = Path(path)
     try:
@@ -260,18 +264,18 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 def results_in(directory: str | os.PathLike[str]) -> list[Path]:
     """
-    Returns the files in a directory that look like those of [`write_results`], intact or damaged: those with a
-    'schema'.
+    Returns the files in a directory that look like those of [`write_results`], whether intact or damaged: those with
+    a 'schema'.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no such files.
     """
     found = []
     for path in sorted(Path(directory).glob("*.json")):
         text = path.read_bytes()
         try:
             content = json.loads(text)
-        except (ValueError, RecursionError):  # `read_results` will tell
+        except (ValueError, RecursionError):  # `read_results` will report it
             content = {"schema": None} if b'"schema"' in text else {}
         if isinstance(content, dict) and "schema" in content:
             found.append(path)
@@ -285,7 +289,7 @@ def results_in(directory: str | os.PathLike[str]) -> list[Path]:
 
 def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     """
-    Reads a file that [`write_results`] has written.
+    Returns the results in a file that [`write_results`] has written.
 
     Raises:
         OSError: the file does not exist.
@@ -305,7 +309,7 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
 def _parse(content: Any) -> EvaluationResults:
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError("'schema' is missing")
-    content.pop("seed", None)  # earlier versions wrote one, though nothing was drawn at random
+    content.pop("seed", None)  # earlier versions wrote a seed, although nothing was drawn at random
     content.setdefault("reranked", None)  # earlier versions did not re-rank
     if (schema := content.pop("schema")) != SCHEMA:
         raise ValueError(f"the schema is {schema!r:.80}, expected {SCHEMA}: read it with the version that wrote it")
@@ -326,12 +330,12 @@ def mean_of_folds(results: Sequence[EvaluationResults], folds: Sequence[int], na
     of each fold under `folds`. Values that belong to one fold, such as numbers of videos, are only given there.
 
     Args:
-        results: one for each fold, of one protocol.
-        folds: their numbers.
-        name: of the model, with "{fold}" if there is one for each.
+        results: the results of each fold, for the same protocol.
+        folds: numbers of the folds.
+        name: name of the model, with "{fold}" if there is one model for each fold.
 
     Raises:
-        ValueError: they are of different protocols or have different metrics.
+        ValueError: the results are for different protocols, or have different metrics.
     """
     first = results[0]
     for other in results[1:]:

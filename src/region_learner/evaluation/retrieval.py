@@ -1,4 +1,4 @@
-"""Embeds the videos and texts of a corpus, and evaluates retrieval with the embeddings."""
+"""Embeds the videos and texts of a corpus, and evaluates retrieval with these embeddings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ from .reranking import CANDIDATES, Tokens, check_tokens, number_to_rerank, reran
 @dataclass
 class Embeddings:
     """
-    The videos of a corpus and their captions as embeddings of length 1.
+    The L2-normalized embeddings of the videos and the captions of a corpus.
 
     Args:
         video_ids: ids of the videos.
-        video_embeds: (videos, dim).
+        video_embeds: embeddings of the videos (videos, dim).
         texts: the captions.
-        text_embeds: (texts, dim).
+        text_embeds: embeddings of the captions (texts, dim).
         text_video_ids: id of the video that each text describes.
-        unreadable: error messages by id, of videos that could not be read and are in none of the above.
-        video_tokens, text_tokens: embeddings of regions and of words, if they were asked for.
+        unreadable: error messages, by id, of videos that could not be read. The other fields do not contain them.
+        video_tokens, text_tokens: embeddings of regions and of words, if they were requested.
     """
 
     video_ids: list[str]
@@ -43,7 +43,7 @@ class Embeddings:
         return retrieval_metrics(self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids)
 
     def rescored_metrics(self, temperature: float) -> dict[str, float]:
-        """Returns the metrics of [`dual_softmax_metrics`] at a temperature."""
+        """Returns the metrics of [`dual_softmax_metrics`] for a temperature."""
         return dual_softmax_metrics(
             self.text_embeds, self.video_embeds, self.text_video_ids, self.video_ids, temperature
         )
@@ -52,7 +52,7 @@ class Embeddings:
         self, temperature: float, token_temperature: float, candidates: int = CANDIDATES
     ) -> dict[str, float]:
         """
-        Returns the metrics of [`reranked_metrics`] at the temperatures of the model.
+        Returns the metrics of [`reranked_metrics`] for the temperatures of the model.
 
         Raises:
             ValueError: there are no tokens: call `embed_corpus` with `tokens=True`.
@@ -82,8 +82,15 @@ def embed_texts(
     tokens: list[Tokens] | None = None,
 ) -> torch.Tensor:
     """
-    Returns embeddings of length 1 of `texts`, (texts, dim), on the CPU. If `tokens` is a list, the embeddings of their
-    words are appended to it, batch by batch.
+    Returns the L2-normalized embeddings of `texts`, (texts, dim), on the CPU.
+
+    Args:
+        model: the dual encoder.
+        processor: its processor.
+        texts: the texts.
+        batch_size: texts per batch.
+        progress: whether to show a progress bar if standard error is a terminal.
+        tokens: a list to which the embeddings of the words are appended, batch by batch.
     """
     embeds = []
     with evaluation_mode(model):
@@ -107,15 +114,14 @@ def embed_videos(
     model, processor, videos: Sequence[Any], tokens: list[Tokens] | None = None, **reading: Unpack[ReadingOptions]
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """
-    Returns embeddings of length 1 of `videos`, (videos, dim), on the CPU, and the error message of each unreadable
-    video by its index; its embedding is NaN. With several clips per video, its embedding is the normalized mean of
-    their normalized embeddings, so that each clip counts the same.
+    Returns the L2-normalized embeddings of `videos`, (videos, dim), on the CPU, and the error message of each
+    unreadable video by its index. The embedding of an unreadable video is NaN. With several clips per video, the
+    embedding is the normalized mean of the clips' normalized embeddings, so that each clip counts the same.
 
     Args:
         model: the dual encoder.
         processor, videos: as in [`read_clips`].
-        tokens: if it is a list, the embeddings of the regions of each clip that can be read are appended to it, batch
-            by batch.
+        tokens: a list to which the embeddings of the regions of each readable clip are appended, batch by batch.
         reading: see [`ReadingOptions`].
     """
     found: list[torch.Tensor] = []
@@ -144,20 +150,21 @@ def embed_corpus(
     model, processor, dataset: Iterable[dict[str, Any]], *, tokens: bool = False, **reading: Unpack[ReadingOptions]
 ) -> Embeddings:
     """
-    Embeds the videos of a corpus, each once, and all of their captions. Videos that cannot be read are left out, named
-    in a warning and listed in `unreadable`. Rows with the same `video_id` hold captions of one video.
+    Returns the embeddings of the videos of a corpus, each of which is embedded once, and of all of their captions.
+    Videos that cannot be read are left out, named in a warning and listed in `unreadable`. Rows with the same
+    `video_id` contain captions of the same video.
 
     Args:
         model: the dual encoder.
         processor: its processor.
-        dataset: rows with `video`, `video_id` and `captions`, as of `load_corpus`.
-        tokens: whether to keep the embeddings of words and regions, too, of a model with `token_dim`. They need one
+        dataset: rows with `video`, `video_id` and `captions`, as from `load_corpus`.
+        tokens: whether to also keep the embeddings of words and regions, if the model has `token_dim`. This needs one
             clip per video.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Raises:
-        ValueError: the rows are empty or without captions, a column is missing, too many videos cannot be read, or
-            none can; or tokens are asked for that do not exist.
+        ValueError: there are no rows or no captions, a column is missing, too many videos or all of them cannot be
+            read, or tokens are requested but the model has none.
 
     Example:
 
@@ -213,16 +220,16 @@ def retrieval_accuracy(
     Args:
         model, processor, dataset, reading: as in [`embed_corpus`].
         dual_softmax_temperature: if given, the metrics of dual-softmax re-scoring at this temperature are added.
-        rerank: the number of best entries of each query that are re-ranked by words and regions, 0 for none. By
-            default 100 if the model has `token_dim` and each video is one clip, and none otherwise.
+        rerank: the number of best entries of each query that are re-ranked by words and regions; 0 disables this. The
+            default is 100 if the model has `token_dim` and each video has one clip, and 0 otherwise.
 
     Returns:
-        The metrics of [`retrieval_metrics`], `videos` and `texts` (their numbers), `unreadable` (ids of videos), and
-        with a temperature `rescored`, a dict of the metrics of [`dual_softmax_metrics`], and with re-ranking
+        The metrics of [`retrieval_metrics`], `videos` and `texts` (their numbers), and `unreadable` (ids of videos).
+        With a temperature also `rescored`, a dict of the metrics of [`dual_softmax_metrics`], and with re-ranking also
         `reranked`, a dict of the metrics of [`reranked_metrics`].
 
     Raises:
-        ValueError: as in [`embed_corpus`], or re-ranking was asked for and is not possible.
+        ValueError: as in [`embed_corpus`], or re-ranking was requested but is not possible.
     """
     candidates = number_to_rerank(model, rerank, reading.get("views", ONE_VIEW))
     embeddings = embed_corpus(model, processor, dataset, tokens=candidates > 0, **reading)

@@ -29,10 +29,10 @@ from .reranking import Tokens, exact_similarity, number_to_rerank, temperatures_
 from .retrieval import embed_texts, embed_videos, retrieval_accuracy
 from .ties import chance_of_top_k, count_ties
 
-# The bare class name is one of them, as the captions of action corpora are class names.
+# These include the bare class name, because the captions of action corpora are class names.
 TEMPLATES = ("{}", "a video of {}", "a person is doing {}")
 
-# Sets of prompts by name. The authors' code tests HMDB51 with a sentence and UCF101 with the bare class name.
+# Sets of prompts, by name. The authors' code evaluates HMDB51 with a sentence and UCF101 with the bare class name.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "few": TEMPLATES,
     "name": ("{}",),
@@ -60,11 +60,11 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 def read_prompts(name: str) -> tuple[str, ...]:
     """
-    Returns a set of `PROMPTS` by its name, or the lines of a text file that are not blank, with "{}" in the place of
-    the class.
+    Returns a set of `PROMPTS` by its name, or the lines of a text file that are not blank. Each prompt has "{}" in the
+    place of the class.
 
     Raises:
-        ValueError: it is neither a set nor a file, the file has no prompts, or a line lacks "{}".
+        ValueError: `name` is neither a set nor a file, the file has no prompts, or a line lacks "{}".
     """
     if name in PROMPTS:
         return PROMPTS[name]
@@ -90,11 +90,11 @@ def read_prompts(name: str) -> tuple[str, ...]:
 
 def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """
-    Returns the chance, (n,), that the class `labels` (n,) is among the `k` best of each row of `scores` (n, classes),
-    with ties broken at random. Negative labels are never right, nor is a class with the score -inf.
+    Returns the probability (n,) that the class `labels` (n,) is among the `k` best of each row of `scores`
+    (n, classes), with ties broken at random. Negative labels are never right, nor is a class with the score -inf.
 
     Raises:
-        ValueError: a label is past the last class, or a score is not a number.
+        ValueError: a label is beyond the last class, or a score is NaN.
     """
     if scores.isnan().any():
         rows = int(scores.isnan().any(1).sum())
@@ -112,8 +112,9 @@ def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
 
 def _cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
-    Returns the cosines of embeddings of length 1, (n, dim) and (m, dim), as (n, m) in float64. They are rounded, as
-    matrix products sum in another order at the edges of a matrix, which could break ties of equal embeddings.
+    Returns the cosine similarities (n, m) of L2-normalized embeddings, (n, dim) and (m, dim), in float64. They are
+    rounded, because matrix products sum in another order at the edges of a matrix, which could break ties of equal
+    embeddings.
     """
     return (left.double() @ right.double().T).round(decimals=10)
 
@@ -126,7 +127,7 @@ def _percent(right: torch.Tensor) -> float:
 
 
 def _class_labels(dataset: Any) -> list[str] | None:
-    """Returns the class names of the column `label`, if it has any."""
+    """Returns the class names of the column `label`; None if it has none."""
     features = getattr(dataset, "features", None) or {}
     return getattr(features.get("label"), "names", None)
 
@@ -155,9 +156,9 @@ def option_scores(video_embeds: torch.Tensor, text_embeds: torch.Tensor, options
     Returns the cosine similarity of each video and each of its options.
 
     Args:
-        video_embeds: (B, dim), of length 1.
-        text_embeds: (n, dim), of length 1, of different texts.
-        options: (B, O), the number of the text of each option; negative where a row has fewer options.
+        video_embeds: L2-normalized embeddings of the videos (B, dim).
+        text_embeds: L2-normalized embeddings of the distinct texts (n, dim).
+        options: the index of the text of each option (B, O); negative where a row has fewer options.
 
     Returns:
         (B, O), float32; `MISSING_OPTION_SCORE`, -100, where a row has fewer options.
@@ -181,16 +182,16 @@ def multiple_choice_accuracy(
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id`, `options` (any number of texts) and `answer` (index of the right one),
-            and optionally `aspect`, what the question is about (str or None). Videos with the same id are embedded
-            once.
+            and optionally `aspect`, the aspect that the question is about (str or None). Videos with the same id are
+            embedded once.
         rerank: whether to also choose by words and regions. By default, this is done if the model has `token_dim` and
-            each video is one clip.
+            each video has one clip.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
-        `accuracy`, `accuracy_ASPECT` of the questions about each aspect, `questions` (the number of answered ones),
-        `unreadable` (ids of videos), and with re-ranking `reranked`, a dict of `rr_accuracy` and
-        `rr_accuracy_ASPECT`, by the sum of the model's logits of embeddings and of tokens.
+        `accuracy`, `accuracy_ASPECT` for the questions about each aspect, `questions` (the number of answered ones),
+        and `unreadable` (ids of videos). With re-ranking also `reranked`, a dict of `rr_accuracy` and
+        `rr_accuracy_ASPECT`, computed from the sum of the model's logits of embeddings and of tokens.
 
     Raises:
         ValueError: there are no rows, a column is missing, an answer is not the index of an option, too many videos
@@ -207,7 +208,7 @@ def multiple_choice_accuracy(
 
 
 def _choice_metrics(scores: Sequence[torch.Tensor | None], questions: CorpusRows, name: str) -> dict[str, float]:
-    """Returns the accuracy, under `name`, and that of each aspect, by the scores of [`_score_options`]."""
+    """Returns the accuracy as `name`, and that of each aspect, from the scores of [`_score_options`]."""
     right = [
         top_k(some, torch.tensor([answer]), 1)
         for some, answer in zip(scores, questions.column("answer"))
@@ -224,12 +225,12 @@ def _score_options(
     model, processor, questions: CorpusRows, with_tokens: bool, **reading: Unpack[ReadingOptions]
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], dict[int, str]]:
     """
-    Returns how well each option of a row fits its video, as scores (1, options), or None if the video cannot be read:
-    first the scores of embeddings, then, for a model with tokens, the sums of both logits. Also returns the error
+    Returns scores (1, options) of how well each option of a row fits its video, or None if the video cannot be read:
+    first the scores of embeddings, and then, for a model with tokens, the sums of both logits. Also returns the error
     messages of unreadable videos, by their indices. This is the only place where options are scored.
     """
     options = questions.column("options")
-    # Equal texts are embedded once: in batches of different padding, their embeddings could differ.
+    # Equal texts are embedded once, because their embeddings could differ in batches with different padding.
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for some in options for text in some))}
     of_videos: list[Tokens] = []
     of_texts: list[Tokens] = []
@@ -268,19 +269,20 @@ def zero_shot_accuracy(
     **reading: Unpack[ReadingOptions],
 ) -> dict[str, Any]:
     """
-    Evaluates action recognition with prompts: the embedding of a class is the normalized mean of those of its prompts.
+    Evaluates action recognition with prompts. The embedding of a class is the normalized mean of the embeddings of its
+    prompts.
 
     Args:
         model: the dual encoder.
         processor: its processor.
         dataset: rows with `video`, `video_id` and `label`, a number or a class name.
         templates: prompts, with "{}" in the place of the class name; see `PROMPTS`.
-        class_names: the names that go into the prompts, in the order of the numbers; by default those of the data
-            set's `ClassLabel`.
+        class_names: the class names to use in the prompts, in the order of their numbers. The default is the names in
+            the data set's `ClassLabel`.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
-        `top1`, `top5`, `videos` (the number of those read), `classes` (their number), `unreadable` (ids of videos).
+        `top1`, `top5`, `videos` (the number of readable ones), `classes` (their number), `unreadable` (ids of videos).
 
     Raises:
         ValueError: there are no rows or names, a label is not a class, a template lacks "{}", or too many videos
@@ -336,7 +338,7 @@ def _top_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
 
 
 def _labels_of(model) -> dict[str, int]:
-    """Returns the number of each class, or answer, of a model."""
+    """Returns the index of each class, or answer, of a model."""
     return {str(label): int(number) for number, label in model.config.id2label.items()}
 
 
@@ -344,17 +346,17 @@ def classification_accuracy(
     model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
-    Evaluates action recognition with a classification head. Classes are matched by name, not by number.
+    Evaluates action recognition with a classification head. Classes are matched by name, not by index.
 
     Args:
         model: a `RegionLearnerForVideoClassification`.
         processor: its processor, or the video processor alone.
         dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
         reading: see [`ReadingOptions`]. The logits of several clips per video are averaged (with a linear head, this
-            averages features).
+            is the same as averaging features).
 
     Returns:
-        `top1`, `top5`, `videos` (the number of those read), `unreadable` (ids of videos).
+        `top1`, `top5`, `videos` (the number of readable ones), `unreadable` (ids of videos).
 
     Raises:
         ValueError: there are no rows or names, the model lacks a class, or too many videos cannot be read.
@@ -389,14 +391,14 @@ def answer_accuracy(
     model, processor, dataset: Iterable[dict[str, Any]], **reading: Unpack[ReadingOptions]
 ) -> dict[str, Any]:
     """
-    Evaluates open-ended question answering by how often the answer with the highest score is the right one.
+    Evaluates open-ended question answering: measures how often the answer with the highest score is the right one.
 
     Args:
         model: a `RegionLearnerForVideoQuestionAnswering`; `config.id2label` is its vocabulary.
         processor: its processor.
         dataset: rows with `video`, `video_id`, `question` and `answer` (str). Each video is decoded and encoded once.
-        reading: see [`ReadingOptions`]; `batch_size` is also that of the questions. With several clips per video, each
-            clip is asked, and their logits are averaged.
+        reading: see [`ReadingOptions`]; `batch_size` also applies to questions. With several clips per video, each
+            question is asked about each clip, and the logits are averaged.
 
     Returns:
         `accuracy`, `questions` (their number), `out_of_vocabulary` (the number of questions whose answer the model
@@ -444,8 +446,8 @@ def _answer_logits(
     model, processor, questions: list[str], features: torch.Tensor, clips: Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """
-    Returns the logits of questions, (questions, answers), on the CPU. `features` (n, dim) belong to clips; `clips` are
-    the indices of the clips that each question is about, whose logits are averaged.
+    Returns the logits of questions, (questions, answers), on the CPU. `features` (n, dim) are those of clips, and
+    `clips` are the indices of the clips that each question is about, whose logits are averaged.
     """
     inputs = processor(text=questions, return_tensors="pt").to(model.device)
     of_clip = [i for i, some in enumerate(clips) for _ in some]
@@ -454,9 +456,9 @@ def _answer_logits(
     return mean_of_views(logits.cpu(), of_clip)
 
 
-# How a model is evaluated for each task. All take (model, processor, dataset) and the keywords of `ReadingOptions`;
-# "retrieval" also takes dual_softmax_temperature and rerank, "multiple_choice" rerank, "zero_shot" templates. All
-# return metrics, the numbers of what was evaluated, and `unreadable`, the ids of videos.
+# The function that evaluates a model for each task. All take (model, processor, dataset) and the keyword arguments of
+# `ReadingOptions`; "retrieval" also takes dual_softmax_temperature and rerank, "multiple_choice" takes rerank, and
+# "zero_shot" takes templates. All return metrics, the numbers of evaluated items, and `unreadable`, the ids of videos.
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "retrieval": retrieval_accuracy,
     "multiple_choice": multiple_choice_accuracy,
@@ -488,17 +490,17 @@ def _logits_and_labels(prediction) -> tuple[torch.Tensor, torch.Tensor]:
 
 def compute_classification_metrics(prediction) -> dict[str, float]:
     """
-    `compute_metrics` for the Trainer: `top1` and `top5` of logits (n, classes), `prediction.predictions`, and labels
-    (n,), `prediction.label_ids`. Rows with the label -100 are left out, those with -1 are wrong.
+    Returns `top1` and `top5`, as `compute_metrics` of the Trainer. `prediction.predictions` are logits (n, classes),
+    and `prediction.label_ids` are labels (n,). Rows with the label -100 are left out, and those with -1 are wrong.
     """
     return _top_metrics(*_logits_and_labels(prediction))
 
 
 def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
     """
-    `compute_metrics` for the Trainer: `accuracy` and `questions` of scores (n, options), `prediction.predictions`,
-    and the right options (n,), `prediction.label_ids`. Rows with the label -100 are left out; where a row has
-    fewer options than others, its scores are -100, below any cosine.
+    Returns `accuracy` and `questions`, as `compute_metrics` of the Trainer. `prediction.predictions` are scores
+    (n, options), and `prediction.label_ids` are the right options (n,). Rows with the label -100 are left out. If a
+    row has fewer options than others, the missing scores are -100, which is below any cosine similarity.
     """
     scores, labels = _logits_and_labels(prediction)
     return {"accuracy": _percent(top_k(scores, labels, 1)), "questions": len(labels)}
@@ -506,9 +508,9 @@ def compute_multiple_choice_metrics(prediction) -> dict[str, float]:
 
 def compute_answer_metrics(prediction) -> dict[str, float]:
     """
-    `compute_metrics` for the Trainer: `accuracy`, `questions` and `out_of_vocabulary` of logits (n, answers),
-    `prediction.predictions`, and labels (n,), `prediction.label_ids`. Rows with the label -100 are left out;
-    those with -1, whose answer is outside of the vocabulary, are wrong.
+    Returns `accuracy`, `questions` and `out_of_vocabulary`, as `compute_metrics` of the Trainer.
+    `prediction.predictions` are logits (n, answers), and `prediction.label_ids` are labels (n,). Rows with the label
+    -100 are left out, and those with -1, whose answer is outside of the vocabulary, are wrong.
     """
     logits, labels = _logits_and_labels(prediction)
     return {

@@ -1,10 +1,10 @@
 """
-An app that searches an index in a browser, on this machine: words, a picture or a clip find spans, and a click plays
-one.
+An app that searches an index in a browser, on this machine. Queries are words, a picture or a clip, and a click on a
+span plays it.
 
 The answers to the browser's requests contain the pictures and previews, which are made from videos of the index. A
-request cannot name a file of this machine, only the number of a hit. Files that are dropped in as queries are kept in
-a temporary directory, which is removed when the app ends. Nothing is sent to, or loaded from, other machines.
+request cannot name a file of this machine, only the number of a hit. Files that are uploaded as queries are kept in a
+temporary directory, which is removed when the app ends. Nothing is sent to, or loaded from, other machines.
 """
 
 import os
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     import gradio
 
 MOST_HITS = 50
-_MOST_LETTERS = 1000  # of a query
+_MOST_LETTERS = 1000  # maximum number of characters of a query
 _KEPT = 3600  # seconds until an uploaded file is removed
 _PICTURES_AT_ONCE = 6
-_MOST_FOLDERS = 500  # to choose from
-# Errors that are shown to the user: a video or the index has changed meanwhile, or a query is wrong.
+_MOST_FOLDERS = 500  # maximum number of folders to choose from
+# Errors that are shown to the user: a video or the index has changed in the meantime, or a query is wrong.
 _UNREADABLE = (ValueError, OSError, KeyError)
 
 
@@ -42,8 +42,8 @@ class Query:
 
     Args:
         label: its name in the answer.
-        options: its arguments of `VideoIndex.search`.
-        itself: for "More like this", the hit that it is about, which is left out of the hits.
+        options: its arguments for `VideoIndex.search`.
+        itself: for "More like this", the hit that the query was made from, which is left out of the hits.
     """
 
     label: str
@@ -57,9 +57,9 @@ def launch(index: VideoIndex, host: str = "127.0.0.1", port: int | None = None, 
 
     Args:
         index: a `VideoIndex`.
-        host: the address to listen on. By default, only this machine can reach the app. There is no password: on
+        host: the address to listen on. By default, only this machine can reach the app. There is no password: with
             "0.0.0.0", everybody on the network can search and watch the videos.
-        port: by default, the first free one from 7860 on.
+        port: the port to listen on. The default is the first free port from 7860 on.
         open_browser: whether to open the app in the browser.
 
     Raises:
@@ -85,7 +85,7 @@ def serving(
 
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="region-learner-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio puts uploads, and by default those of all apps
+        os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio's directory for uploads, by default shared by all apps
         app = None
         try:
             app = build_app(index)
@@ -178,7 +178,7 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
 
         filters = [within, least, count]
         found = [query, hits, answer, results, panel, words, file]
-        # One event at a time, as all of them use the same model.
+        # One event at a time, because all of them use the same model.
         event: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "index", "concurrency_limit": 1}
         slow, quick = event | {"show_progress": "minimal"}, event | {"show_progress": "hidden"}
         app.load(answers.heading, None, [heading], **quick)  # whenever a browser opens it
@@ -196,8 +196,8 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
 
 class Answers:
     """
-    Answers the events of the app. The methods that start with `to_` search; like `again`, they yield values for the
-    components `found` of `build_app`, first with the hits alone and then with pictures.
+    Answers the events of the app. The methods whose names start with `to_` search. Like `again`, they yield values for
+    the components `found` of `build_app`, first with the hits alone and then with pictures.
 
     Args:
         index: a `VideoIndex`.
@@ -239,12 +239,12 @@ class Answers:
         )
 
     def again(self, query: Query | None, *filters: Any) -> Iterator[tuple]:
-        """Repeats a search, with other filters."""
+        """Repeats a search with other filters."""
         if query is not None:
             yield from self._search(query, filters, self.gr.skip(), self.gr.skip())
 
     def play(self, hit: Hit | None) -> tuple[Any, Any]:
-        """Returns the opened panel of the player, and the player of a hit."""
+        """Returns the opened panel of the player, and the player with a hit."""
         if hit is None:
             return self.gr.skip(), self.gr.skip()
         with self.lock:
@@ -294,7 +294,7 @@ class Answers:
 
 
 def folders_of(index: VideoIndex) -> list[str]:
-    """Returns the folders and shards of the videos of an index, those with the most videos if there are too many."""
+    """Returns the folders and shards of the videos of an index. If there are too many, those with the most videos."""
     counts = Counter(os.path.dirname(path) for path in index.paths())
     return sorted(readable(folder) for folder, _ in counts.most_common(_MOST_FOLDERS))
 
@@ -314,7 +314,7 @@ def kind_of(file: str) -> str:
     Returns whether a file is an `image` or a `video`, by its content.
 
     Raises:
-        VideoDecodeError: it is neither.
+        VideoDecodeError: the file is neither.
     """
     _, metadata = read_clip(file, lambda metadata, **_: [0])
     return "image" if metadata.video_backend == "pillow" and metadata.total_num_frames == 1 else "video"

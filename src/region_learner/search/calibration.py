@@ -1,26 +1,27 @@
 """The probability that a hit is right.
 
-A cosine similarity alone does not tell, as it depends on the model, on the words, and on how many windows there are to
-choose from. Two numbers do, both in units of the logits that the model was trained with:
+A cosine similarity alone does not determine it, because it depends on the model, on the words, and on the number of
+windows to choose from. The probability is computed from two numbers, both in units of the logits that the model was
+trained with:
 
-- *contrast*: by how much the hit exceeds the best hit of all neutral texts, which describe none of the videos. The
-  more windows there are, the higher that best hit scores.
+- *contrast*: how much the score of the hit exceeds the score of the best hit of all neutral texts, which describe none
+  of the videos. The more windows there are, the higher that best score.
 - *share*: the logarithm of the softmax over all windows of the index, at the hit. It is low if other windows match
   just as well.
 
 The probability is the logistic function of a weighted sum of the two. `experiments/calibration.py` fitted the weights,
-and docs/calibration.md says how reliable the probability is.
+and docs/calibration.md shows how reliable the probability is.
 """
 
 import numpy as np
 
 from .nearest import inner_products
 
-# Weights of contrast and share, as experiments/calibration.py prints them. Its offset, 0.03, is left out: a hit
-# without rivals that is as good as the best hit of a neutral text is then right with a probability of one half.
+# Weights of contrast and share, as printed by experiments/calibration.py. Its offset, 0.03, is left out, so that a hit
+# without rivals that is as good as the best hit of a neutral text is right with a probability of one half.
 WEIGHTS = np.array([0.42, 1.64])
 
-# Hits with a higher cosine similarity than this are copies of one video: either all of them are right or none is.
+# Hits whose cosine similarity is higher than this are copies of one video: either all of them are right or none is.
 _COPY = 0.99
 
 # Neutral texts combine a subject, an action and a place that are unlikely to occur together in any video.
@@ -43,7 +44,8 @@ _WHERE = (
 
 def neutral_texts() -> tuple[str, ...]:
     """
-    Returns 128 texts about visible things, as queries are, that describe none of the videos, for [`score_by_chance`].
+    Returns 128 texts for [`score_by_chance`]. Like queries, they are about visible things, but they describe none of
+    the videos.
     """
     return tuple(
         f"{who} {_WHAT[(i + 3 * turn) % 16]}" + (f" {_WHERE[(5 * i + 7 * turn) % 16]}" if turn % 2 else "")
@@ -58,12 +60,12 @@ def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> fl
 
     Args:
         sample: embeddings of windows of the index (m, D), m > 0: all of them, or a few thousand random ones. All
-            embeddings have length 1.
+            embeddings are L2-normalized.
         neutral: embeddings of [`neutral_texts`], (P, D).
         windows: number of windows in the index. If there are more than in the sample, the score is extrapolated from
-            how much higher it is in the sample than in quarters of it.
+            the difference between the whole sample and quarters of it.
     """
-    best, m = (sample @ neutral.T).max(1), len(sample)  # of each window
+    best, m = (sample @ neutral.T).max(1), len(sample)  # the best score of each window
     highest = float(best.max())
     if windows <= m or m < 8:
         return highest
@@ -75,7 +77,7 @@ def score_by_chance(sample: np.ndarray, neutral: np.ndarray, windows: int) -> fl
 
 def clip_score_by_chance(sample: np.ndarray, windows: int) -> float:
     """
-    Returns the highest score that a window of an index has for a window of another part of it. This is
+    Returns the highest score that a window of an index has for a window of another part of the index. This is
     [`score_by_chance`] for images and videos as queries, which are closer to all windows than texts are.
 
     Args:
@@ -84,7 +86,7 @@ def clip_score_by_chance(sample: np.ndarray, windows: int) -> float:
     """
     half = len(sample) // 2
     if not half:
-        return 1.0  # nothing to compare with: the highest score there is
+        return 1.0  # there is nothing to compare with: return the highest possible score
     return score_by_chance(sample[half:], sample[: half : max(half // 128, 1)], windows)
 
 
@@ -92,7 +94,7 @@ def evidence(
     query: np.ndarray, hits: np.ndarray, sample: np.ndarray, chance: float, windows: int, scale: float
 ) -> np.ndarray:
     """Returns contrast and share of each hit, float64 (k, 2). The arguments are those of [`hit_probabilities`]."""
-    # Matrix products would round differently: here, a hit has the same score as its window in the sample.
+    # Unlike with matrix products, a hit has exactly the same score as its window in the sample.
     scores, others = (inner_products(vectors, query).astype(np.float64) for vectors in (hits, sample))
     # The rivals of a hit are the other hits and all windows with lower scores, which the sample represents. Windows
     # with scores between those of the hits belong to the same spans.
@@ -112,9 +114,9 @@ def hit_probabilities(
     Returns the probability that each hit of a query is right.
 
     Args:
-        query: embedding of the query (D,). All embeddings have length 1.
-        hits: embeddings of the best window of each hit (k, D), best first. More hits, up to about ten, give better
-            estimates.
+        query: embedding of the query (D,). All embeddings are L2-normalized.
+        hits: embeddings of the best window of each hit (k, D), best first. More hits, up to about ten, improve the
+            estimate.
         sample, windows: as in [`score_by_chance`].
         chance: the value of [`score_by_chance`], or for images and videos of [`clip_score_by_chance`]. It is the same
             for all queries.

@@ -1,4 +1,4 @@
-"""Cuts spans out of videos, without re-encoding them wherever that gives the right frames."""
+"""Cuts spans out of videos, without re-encoding them if that gives the right frames."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The containers that are written. MP4 and MOV can hide the frames before a span in an edit list.
+# The containers that can be written. MP4 and MOV can hide the frames before a span with an edit list.
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _HIDING = {"mp4", "mov"}
-# FFmpeg's readers of containers that store a time stamp for every packet. Others, such as that of AVI, may guess them.
+# FFmpeg's demuxers of containers that store a time stamp for every packet. Others, such as that of AVI, may guess
+# them.
 _WITH_TIMES = ("mov,", "matroska,", "mpegts", "flv")
 _LEAD_IN = 60  # seconds that a copy may hide before the span
 _BEFORE = 10  # seconds before the first packet, and _AFTER the last one, in which sound of the span may be stored
 _AFTER = 2
-_PART = 32  # frames that are decoded before they are encoded
-_TICKS = 60_000  # time stamps per second of what is encoded
+_PART = 32  # number of frames that are decoded before they are encoded
+_TICKS = 60_000  # time stamps per second of encoded videos
 _QUALITY = {"libx264": {"crf": "18", "preset": "fast"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 
 
@@ -54,32 +55,33 @@ class _OutsideError(Exception):
 
 
 class _NotCopiedError(Exception):
-    """A container does not take the packets of a video."""
+    """Raised if a container does not accept the packets of a video."""
 
 
 def cut_span(source: Any, start: float | None, end: float | None, output: str | os.PathLike) -> Path:
     """
-    Writes a span of a video to a file of its own, with its sound.
+    Writes a span of a video to a new file, with its sound.
 
-    The file has the frames that are shown in the span, the first of them at 0 seconds. The packets of the video are
-    copied, together with those before and after the span that its frames depend on. In MP4 and MOV files, an edit list
-    hides these additional frames. Other containers cannot hide frames: they are used if there is nothing to hide, and
-    an MP4 file is written otherwise. If the packets cannot be copied, because of their codec, because they are damaged
-    or because they do not have time stamps, the frames are re-encoded with H.264, and the sound is copied.
+    The file contains the frames that are shown in the span, and the first of them is at 0 seconds. The packets of the
+    video are copied, together with packets before and after the span that its frames depend on. In MP4 and MOV files,
+    an edit list hides these additional frames. Other containers cannot hide frames: they are used if there is nothing
+    to hide, and an MP4 file is written otherwise. If the packets cannot be copied because of their codec, because they
+    are damaged, or because they do not have time stamps, the frames are re-encoded with H.264, and the sound is
+    copied.
 
     Args:
         source: a path, the bytes of a file, or a dictionary `{"path": ..., "bytes": ...}`, as in `read_clip`.
         start, end: seconds from the first frame, as in calls of the processor; None for the start and the end.
-        output: the path of the file. If it ends in the suffix of a video file, that is replaced by the suffix of
-            `source` if a file of this type can hold its codecs, and by `.mp4` or `.mkv` otherwise.
+        output: the path of the file. If it has the suffix of a video file, the suffix is replaced by that of `source`
+            if such a file supports its codecs, and by `.mp4` or `.mkv` otherwise.
 
     Returns:
-        The path of the file, which is written atomically and replaces an existing one.
+        The path of the file, which is written atomically and replaces an existing file.
 
     Raises:
-        VideoDecodeError: if the video, or a frame of the span, cannot be read.
-        ValueError: if the video does not have the span.
-        OSError: if the file cannot be written.
+        VideoDecodeError: the video, or a frame of the span, cannot be read.
+        ValueError: the video does not have the span.
+        OSError: the file cannot be written.
 
     Example:
 
@@ -104,7 +106,7 @@ def _cut(source: Any, start: float | None, end: float | None, output: Path) -> P
     if span is not None:
         for suffix in _suffixes(source, span.has_hidden):
             try:
-                with open_video(source) as stream:  # opened again, as not every container can seek to its beginning
+                with open_video(source) as stream:  # opened again: not every container can seek to its beginning
                     return _write(output, suffix, partial(_copy, stream, span))
             except _NotCopiedError as error:
                 logger.debug("%s is not copied to %s: %s", _name(source), suffix, error)
@@ -117,7 +119,7 @@ def _name(source: Any) -> str:
 
 
 def _suffixes(source: Any, has_hidden: bool) -> list[str]:
-    """Returns the suffixes of files to which a span may be copied, the best first."""
+    """Returns the suffixes of files to which a span may be copied, best first."""
     own = os.path.splitext(_name(source))[1].lower()
     suffixes = dict.fromkeys([own, ".mp4", ".mkv"] if own in _CONTAINERS else [".mp4", ".mkv"])
     return [suffix for suffix in suffixes if not has_hidden or _CONTAINERS[suffix] in _HIDING]
@@ -142,7 +144,7 @@ def _write(output: Path, suffix: str, write: Callable[[BinaryIO, str], None]) ->
     unfinished = partial_of(path)
     try:
         with naming(path):
-            with open(unfinished, "w+b") as file:  # not a name, which FFmpeg might take for an address or a pattern
+            with open(unfinished, "w+b") as file:  # FFmpeg might mistake a name for an address or a pattern
                 try:
                     write(file, _CONTAINERS[suffix])
                 except av.error.FFmpegError as error:
@@ -166,10 +168,10 @@ class _Span:
     The packets of a span.
 
     Args:
-        stamps: the packets of the first video stream that are copied: decoding time stamps by time stamps.
-        start, end: time stamps of its first frame, and of the end of the span, in seconds.
-        length: seconds from the first frame to the end of the last one.
-        has_hidden: whether there are packets of frames before the span, or after it, on which its frames depend.
+        stamps: the decoding time stamp of each copied packet of the first video stream, by time stamp.
+        start, end: time stamps of the first frame and of the end of the span, in seconds.
+        length: seconds from the first frame to the end of the last frame.
+        has_hidden: whether the packets include frames before or after the span, on which its frames depend.
     """
 
     stamps: dict[int, int]
@@ -192,11 +194,11 @@ def _choose_packets(
     if (shown[0] - packets.times[key]) * stream.time_base > _LEAD_IN:
         return None
     last = packets.shown[first:stop].max()
-    # Frames that precede the key frame, though they follow it in the file, need what is cut off.
+    # Frames that are shown before the key frame, but follow it in the file, depend on frames that are cut off.
     stamps = packets.times[key : last + 1]
     stamps = stamps[stamps >= packets.times[key]]
     within = stamps[(stamps >= shown[0]) & (stamps <= shown[-1])]
-    if len(within) != len(shown):  # an edit list cuts frames out of the span, which a copy would show
+    if len(within) != len(shown):  # an edit list cuts frames out of the span, but a copy would show them
         return None
     origin = int(packets.shown_times[0]) * stream.time_base
     beginning = int(shown[0]) * stream.time_base
@@ -206,8 +208,9 @@ def _choose_packets(
 
 def _decoding_times(stamps: np.ndarray) -> dict[int, int]:
     """
-    Returns the decoding time stamp for each time stamp; these are given in decoding order. (Files may lack decoding
-    time stamps.) They are the sorted time stamps, shifted by as few frames as keep each no later than its frame.
+    Returns the decoding time stamp for each of `stamps`, which are in decoding order. (Files may lack decoding time
+    stamps.) They are the sorted time stamps, shifted by the smallest number of frames with which none of them is later
+    than the time stamp of its frame.
     """
     ordered = np.sort(stamps)
     delay = int(np.max(np.arange(len(stamps)) - ordered.searchsorted(stamps)))
@@ -243,7 +246,7 @@ def _copy(stream: Any, span: _Span, file: BinaryIO, name: str) -> None:
         if wrong := {source.codec.canonical_name for source in (stream, *others)} - container.supported_codecs:
             raise _NotCopiedError(f"{name} does not support {', '.join(sorted(wrong))}")
         targets = {source.index: _add_copy(container, source) for source in (stream, *others)}
-        begun = set()  # other video streams must begin with a key frame as well
+        begun = set()  # other video streams must also begin with a key frame
         for packet in _packets_around(stream, [stream, *others], min(span.stamps), span.end):
             source = packet.stream
             if source == stream:
@@ -289,13 +292,13 @@ def _end_edit(file: BinaryIO, seconds: float) -> None:
     scale = int.from_bytes(rest[19:23] if version else rest[11:15], "big")  # units per second
     file.seek(edits[0])
     size = 8 if file.read(1)[0] else 4
-    # The last edit is the one that shows frames. Its duration is rounded down, as the next frame must not begin in it.
+    # The last edit shows the frames. Its duration is rounded down, because the next frame must not begin in it.
     file.seek(edits[1] - 2 * size - 4)
     file.write(math.floor(seconds * scale + 1e-6).to_bytes(size, "big"))
 
 
 def _find_box(file: BinaryIO, name: bytes, start: int, end: int) -> tuple[int, int]:
-    """Returns where the content of the first box of a name starts and ends, among the boxes of an MP4 file."""
+    """Returns the start and end of the content of the first box with a name, among the boxes of an MP4 file."""
     while start < end:
         file.seek(start)
         header = file.read(16)
@@ -346,13 +349,13 @@ def _move(packet: Any, start: Fraction, target: Any) -> None:
 
 
 def _encode(source: Any, start: float | None, end: float | None, output: Path) -> Path:
-    """Encodes the frames of a span and copies its sound, to a Matroska file if MP4 does not take the sound."""
+    """Encodes the frames of a span and copies its sound, to a Matroska file if MP4 does not support the sound."""
     with open_video(source) as stream:
         sounds = [sound for sound in stream.container.streams if _is_sound(sound)]
         suffix = ".mkv" if _refused(sounds, "mp4") else ".mp4"
         for sound in _refused(sounds, _CONTAINERS[suffix]):
             name = sound.codec_context.name
-            logger.warning("%s: its sound (%s) is left out, as no container supports it", _name(source), name)
+            logger.warning("%s: its sound (%s) is left out because no container supports it", _name(source), name)
             sounds.remove(sound)
 
         def encode(file: BinaryIO, name: str) -> None:
@@ -386,17 +389,17 @@ def _encode_frames(source: Any, start: float | None, end: float | None, encoder_
 
 
 def _even(height: int, width: int) -> tuple[int, int]:
-    """Returns the size of an encoded frame. It is even, as H.264 stores colours for blocks of two by two pixels."""
+    """Returns the size of an encoded frame. It is even: H.264 stores colors for blocks of two by two pixels."""
     return max(2, height // 2 * 2), max(2, width // 2 * 2)
 
 
 class _Encoder:
     """
-    Writes frames that are encoded, and the sound of their span, from the beginning of a file.
+    Encodes frames, and writes them with the sound of their span to a file, from its beginning.
 
     Args:
-        stream, sounds: the first video stream of the source, and the streams of sound that are copied.
-        file, name: what is written, and its container.
+        stream, sounds: the first video stream of the source, and the sound streams that are copied.
+        file, name: the file to write, and the name of its container.
         size: height and width of the frames.
         start, end: the span in seconds from the first frame of the source.
     """
@@ -438,7 +441,7 @@ class _Encoder:
             self.waiting = next(self.sound, None)
 
     def add(self, image: np.ndarray, at: float) -> None:
-        """Encodes a frame that is shown some seconds after the first one, and writes the sound until then."""
+        """Encodes a frame that is shown `at` seconds after the first frame, and writes the sound until then."""
         import av
 
         self._mux_sound(at)

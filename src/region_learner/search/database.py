@@ -1,4 +1,4 @@
-"""The SQLite file of an index: the settings it was made with, its videos, and the rows of their vectors."""
+"""The SQLite file of an index: the settings that it was made with, its videos, and the rows of their vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .vectors import check_is_file
 FILE = "index.sqlite"
 FORMAT = 1
 
-# Paths are stored as bytes, as file names need not be valid text.
+# Paths are stored as bytes, because file names need not be valid text.
 _SCHEMA = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "CREATE TABLE videos (path BLOB NOT NULL UNIQUE, root BLOB NOT NULL, size INTEGER NOT NULL,"
@@ -38,16 +38,16 @@ _NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
 
 class Record(NamedTuple):
     """
-    What the index knows about a video.
+    The entry of a video in the index.
 
     Args:
         video: the file.
         root: the argument that it came from.
-        sha256: of its content; None if the file could not be read.
-        duration: in seconds.
-        spans: of its windows in seconds, float64 (W, 2).
+        sha256: hash of its content; None if the file could not be read.
+        duration: its duration in seconds.
+        spans: start and end of its windows in seconds, float64 (W, 2).
         first_row: row of the vector of its first window.
-        error: why it is not searched; None if it is.
+        error: the reason why it is not searched; None if it is searched.
     """
 
     video: Video
@@ -63,15 +63,15 @@ class Database:
     """
     The SQLite file of an index. All changes between two commits become visible and permanent at the same time.
 
-    An index may come from a stranger: its schema must be exactly that of this version, so that it holds only data.
+    An index may be untrusted, so its schema must be exactly that of this version. Then it contains only data.
 
     Args:
-        directory: of the index.
+        directory: directory of the index.
         writes: whether to open it for changes.
 
     Raises:
-        FileNotFoundError: there is no index.
-        ValueError: the file is damaged, or of another version.
+        FileNotFoundError: the directory does not contain an index.
+        ValueError: the file is damaged, or has another version.
     """
 
     def __init__(self, directory: Path, writes: bool = False):
@@ -88,7 +88,7 @@ class Database:
                 uri=True,
                 isolation_level=None,
                 timeout=60,
-                check_same_thread=False,  # several threads may use it in turn, as in the app
+                check_same_thread=False,  # several threads may take turns in using it, as in the app
             )
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "synchronous=FULL"):
                 self.connection.execute(f"PRAGMA {pragma}")
@@ -104,7 +104,7 @@ class Database:
 
     @classmethod
     def create(cls, directory: Path, about: dict[str, Any]) -> Database:
-        """Creates the file, which appears when it is complete."""
+        """Creates the file, which only appears once it is complete."""
         partial = directory / f".{FILE}.partial"
         partial.unlink(missing_ok=True)
         with closing(sqlite3.connect(partial)) as connection, connection:
@@ -119,7 +119,7 @@ class Database:
         """Refuses files that would make SQLite open or delete other files, before SQLite sees them."""
         for suffix in ("", "-journal", "-wal", "-shm"):
             check_is_file(self.path.with_name(FILE + suffix))
-        # A journal with this ending names another journal, which SQLite would delete. Ours never have it.
+        # A journal with this ending names another journal, which SQLite would delete. Our journals never have it.
         with suppress(FileNotFoundError), open(self.path.with_name(f"{FILE}-journal"), "rb") as journal:
             journal.seek(max(0, os.fstat(journal.fileno()).st_size - 8))
             if journal.read(8) == _NAMES_ANOTHER:
@@ -155,7 +155,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Makes all reads of the block see the same state, whatever another process commits."""
+        """Makes all reads in the block see the same state, whatever other processes commit."""
         self.execute("BEGIN")
         try:
             yield
@@ -186,7 +186,7 @@ class Database:
         return directory
 
     def _ranges(self, found: list[Any]) -> np.ndarray:
-        """Returns ranges of rows as int64 (n, 2), all within the rows of the index and disjoint."""
+        """Returns ranges of rows as int64 (n, 2), which are disjoint and within the rows of the index."""
         try:
             ranges = np.array(found, np.int64).reshape(-1, 2)
             edges = ranges[ranges[:, 0].argsort()].ravel()
@@ -200,7 +200,7 @@ class Database:
         self.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [name, json.dumps(value)])
 
     def holes(self) -> np.ndarray:
-        """Returns the ranges of rows that no video has, int64 (n, 2), in order."""
+        """Returns the ranges of rows that do not belong to any video, int64 (n, 2), in order."""
         found = self.execute("SELECT start, stop FROM holes ORDER BY start")
         return np.array(found, np.int64).reshape(-1, 2)
 
@@ -252,7 +252,7 @@ class Database:
         return record
 
     def stamps(self) -> dict[str, tuple[int, int, int | None, bool, str]]:
-        """Returns size, time, offset, whether there is an error, and the root of each video, by path."""
+        """Returns the size, time, offset, whether there is an error, and the root of each video, by path."""
         found = self.execute("SELECT path, size, modified, offset, error IS NOT NULL, root FROM videos")
         return {
             os.fsdecode(path): (size, modified, offset, bool(error), os.fsdecode(root))
@@ -269,7 +269,7 @@ class Database:
         return self._ranges(self.execute(statement, _limits(path)))
 
     def near(self, path: str) -> str:
-        """Returns what `did_you_mean` returns for the folders and videos of the index beside `path`."""
+        """Returns the result of `did_you_mean` for the folders and videos of the index beside `path`."""
         folder = os.path.dirname(path)
         paths = self.execute(f"SELECT path FROM videos WHERE {_WITHIN}", _limits(folder))
         names = {os.path.relpath(os.fsdecode(name), folder).split(os.sep)[0] for (name,) in paths}
@@ -277,8 +277,8 @@ class Database:
 
     def sampled_rows(self, count: int) -> np.ndarray:
         """
-        Returns up to `count` rows, as [`evenly_spaced`] does, of all videos, or of some if there are very many. Which
-        rows, and their order, depend on the contents of the videos only.
+        Returns up to `count` rows like [`evenly_spaced`], from all videos, or from some if there are very many. The
+        choice of rows and their order only depend on the contents of the videos.
         """
         videos = self.execute("SELECT COUNT(*) FROM videos WHERE first_row IS NOT NULL")[0][0]
         # The hashes are evenly distributed: about `count` videos have a hash below this limit.
@@ -300,7 +300,7 @@ class Database:
         self.execute(f"INSERT INTO videos VALUES ({', '.join('?' * len(values))})", values)
 
     def move(self, path: str, video: Video, root: str) -> None:
-        """Gives a video another path, size, time or place. Its rows stay."""
+        """Gives a video another path, size, time or position. Its rows stay the same."""
         shard = None if video.shard is None else os.fsencode(video.shard)
         self.execute(
             "UPDATE videos SET path = ?, size = ?, modified = ?, offset = ?, shard = ?, root = ? WHERE path = ?",
@@ -320,7 +320,7 @@ class Database:
 
 
 def _are_spans(times: np.ndarray) -> bool:
-    """Returns whether times (n, 2) are valid starts and ends in order, below about a thousand years."""
+    """Returns whether times (n, 2) are valid starts and ends in order, of less than about a thousand years."""
     starts, ends = times.T
     return bool(((starts >= 0) & (starts <= ends) & (ends < 2**35)).all() and (np.diff(starts) >= 0).all())
 
@@ -329,7 +329,7 @@ _WITHIN = "(path = ? OR (path > ? AND path < ?))"
 
 
 def _limits(path: str) -> list[bytes]:
-    """Returns a path, and the two limits between which the paths of its members sort."""
+    """Returns a path, and the two limits between which the paths of its members are sorted."""
     name = os.fsencode(path)
     begin = name.rstrip(b"/") + b"/"
     return [name, begin, begin[:-1] + b"0"]  # "0" follows "/"
@@ -342,7 +342,7 @@ def evenly_spaced(ranges: np.ndarray, count: int) -> np.ndarray:
 
 
 def merged(ranges: np.ndarray) -> np.ndarray:
-    """Returns disjoint ranges (n, 2) in order, with adjacent ones merged."""
+    """Returns disjoint ranges (n, 2) in order, with adjacent ranges merged."""
     ranges = ranges[ranges[:, 0].argsort()]
     is_first = np.append(True, ranges[1:, 0] != ranges[:-1, 1])
     is_last = np.append(is_first[1:], True)

@@ -27,7 +27,7 @@ from .windows import MOST_TOKENS, Windows, is_token_shape, pack_tokens
 _FRAMES = 32
 _WINDOWS = 8
 
-_SAMPLED = 1024  # values per tensor that the hash of the weights covers
+_SAMPLED = 1024  # number of values per tensor that the hash of the weights covers
 
 
 class Query(NamedTuple):
@@ -35,8 +35,8 @@ class Query(NamedTuple):
     The embeddings of a query.
 
     Args:
-        vector: float32 (D,), of length 1.
-        words: embeddings of the tokens of a text, float32 (1, L, d), of length 1, and their weights, (1, L); None for
+        vector: the L2-normalized embedding, float32 (D,).
+        words: L2-normalized embeddings of the tokens of a text, float32 (1, L, d), and their weights, (1, L); None for
             images, videos, and models without tokens.
     """
 
@@ -49,12 +49,12 @@ class Embedder:
     A model and its processor.
 
     Args:
-        name: a directory or Hub name, of a RegionLearner or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
-        num_frames: frames per window; by default those of the processor.
+        name: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
+        num_frames: frames per window. The default is that of the processor.
 
     Raises:
         ValueError: the checkpoint cannot embed texts and videos, or does not support this number of frames.
-        OSError: it does not exist.
+        OSError: the checkpoint does not exist.
     """
 
     def __init__(self, name: str, num_frames: int | None = None):
@@ -94,14 +94,14 @@ class Embedder:
 
     def token_shape(self, wanted: bool | None) -> list[int] | None:
         """
-        Returns the number and the length of the tokens of a window, or None if they are not to be kept. They are the
-        same for all windows, as all have the same number of frames.
+        Returns the number and the length of the tokens of a window, or None if tokens should not be kept. They are the
+        same for all windows, because all windows have the same number of frames.
 
         Args:
-            wanted: whether to keep them; None keeps them if the model has any.
+            wanted: whether to keep tokens; None keeps them if the model has any.
 
         Raises:
-            ValueError: they are wanted but the model does not have any, or they are too long.
+            ValueError: tokens are wanted but the model does not have any, or they are too long.
         """
         dim = self.model.config.token_dim
         if wanted and not self.has_tokens:
@@ -128,7 +128,7 @@ class Embedder:
             yield
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns embeddings of texts, float32 (n, D), of length 1."""
+        """Returns the L2-normalized embeddings of texts, float32 (n, D)."""
         return np.stack([query.vector for query in self.queries(texts)])
 
     def queries(self, texts: Sequence[str]) -> list[Query]:
@@ -147,7 +147,7 @@ class Embedder:
         return found
 
     def clip(self, **given: Any) -> np.ndarray:
-        """Returns the embedding of one image or video, as passed to the processor, float32 (D,), of length 1."""
+        """Returns the L2-normalized embedding, float32 (D,), of one image or video, given as to the processor."""
         inputs = self.processor(**given).to(self.model.device)
         with self._running():
             return _as_array(self.model(**inputs).video_embeds)[0]
@@ -167,7 +167,7 @@ class Embedder:
     def phrases(
         self, source: Any, text: str, start: float | None, end: float | None
     ) -> tuple[tuple[str, ...], np.ndarray]:
-        """Returns a text and its phrases, P in all, and where a span shows each of them, float32 (T, P, h, w)."""
+        """Returns a text and its phrases, P in total, and their heat maps over a span, float32 (T, P, h, w)."""
         clip = self.processor(videos=[source], start=start, end=end)["pixel_values_videos"]
         find = find_words if re.search(r"\w", text) else find_phrases
         whole, *parts = find(self.model, self.processor, clip, text)
@@ -177,11 +177,11 @@ class Embedder:
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """
-        Returns what windows are assembled from: features of frames (n, 1 + N, D) if the model has a backbone, which
-        encodes each frame separately, and pixels otherwise.
+        Returns the frames in the form that windows are assembled from: features (n, 1 + N, D) if the model has a
+        backbone, which encodes each frame separately, and pixels otherwise.
 
         Args:
-            frames: (n, 3, H, W), not normalized.
+            frames: frames (n, 3, H, W), not normalized.
         """
         found = []
         for part in torch.from_numpy(frames).split(_FRAMES):
@@ -193,7 +193,7 @@ class Embedder:
         return torch.cat(found)
 
     def join(self, clips: torch.Tensor) -> Windows:
-        """Returns the embeddings of clips of frames as `encode` returns them, (B, T, ...)."""
+        """Returns the embeddings of clips (B, T, ...) of frames in the form that `encode` returns."""
         with self._running():
             outputs = self.model(pixel_values_videos=clips)
         tokens = None
@@ -219,8 +219,8 @@ def _hash_of_weights(model: torch.nn.Module) -> str:
 
 class WindowEmbeddings:
     """
-    Embeds the windows of one video, whose frames arrive in parts. Each frame is encoded once, and kept until no window
-    needs it any more.
+    Embeds the windows of one video, whose frames arrive in parts. Each frame is encoded once, and is kept until no
+    window needs it anymore.
     """
 
     def __init__(self, embedder: Embedder, plan: Plan):
@@ -257,7 +257,7 @@ class Embedded(NamedTuple):
 def embed_events(
     events: Iterable[tuple[Video, Event]], embedder: Embedder
 ) -> Iterator[tuple[Video, Embedded | Known | Failed]]:
-    """Embeds videos as they are read. Yields each with its embeddings, or with the reason why it has none."""
+    """Embeds videos while they are read. Yields each with its embeddings, or with the reason why it has none."""
     open_videos: dict[str, tuple[str, WindowEmbeddings]] = {}
     for video, event in events:
         if isinstance(event, Begin):

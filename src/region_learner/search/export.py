@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "videos"
 
-_ROWS = 2**13  # read at a time
-_POINTS = 256  # per request
+_ROWS = 2**13  # number of rows that are read at a time
+_POINTS = 256  # number of points per request
 
 
 def export_index(index: VideoIndex, to: str, output: str, name: str | None = None) -> int:
@@ -33,17 +33,18 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
     keeps them.
 
     Args:
-        index: the index, which is not changed. Nothing else can change it during the export.
-        to: "parquet" writes parts as `embed_videos` does, "lance" a LanceDB table, and "qdrant" a Qdrant collection
-            that compares vectors by their cosine. With tokens, the vectors of a collection are called "vector" and
-            "tokens"; the latter is a multivector, compared by the sum of the highest inner products.
+        index: the index, which is not changed. Other processes cannot change it during the export.
+        to: "parquet" writes parts like `embed_videos`, "lance" writes a LanceDB table, and "qdrant" writes a Qdrant
+            collection that compares vectors by cosine similarity. With tokens, the vectors of a collection are called
+            "vector" and "tokens"; the latter is a multivector, which is compared by the sum of the highest inner
+            products.
         output: for "parquet", a directory that is empty or does not exist; for "lance", the directory or address of a
             database; for "qdrant", the address of a server (`http://...`, with its key in QDRANT_API_KEY if it needs
             one), or a directory for Qdrant's local mode.
-        name: name of the table or collection, which must not exist yet. By default "videos".
+        name: name of the table or collection, which must not exist yet. The default is "videos".
 
     Returns:
-        The number of windows.
+        The number of exported windows.
 
     Raises:
         FileExistsError: the table or collection already exists, or the directory is not empty.
@@ -160,7 +161,7 @@ def _to_qdrant(index: VideoIndex, output: str, name: str) -> None:
 
 
 def _qdrant_vectors(models: Any, about: dict[str, Any]) -> Any:
-    """Returns how Qdrant compares vectors, and tokens if there are any."""
+    """Returns the configuration of how Qdrant compares vectors, and tokens if there are any."""
     vector = models.VectorParams(size=about["dim"], distance=models.Distance.COSINE)
     if about["tokens"] is None:
         return vector
@@ -168,7 +169,7 @@ def _qdrant_vectors(models: Any, about: dict[str, Any]) -> Any:
         size=about["tokens"][1],
         distance=models.Distance.DOT,  # so that a query can weight its words by the lengths of their vectors
         multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-        hnsw_config=models.HnswConfigDiff(m=0),  # tokens only re-rank what "vector" has found
+        hnsw_config=models.HnswConfigDiff(m=0),  # tokens only re-rank the results of "vector"
         datatype=models.Datatype.FLOAT16,
     )
     return {"vector": vector, "tokens": tokens}

@@ -1,5 +1,5 @@
 """
-Limits the requests that a browser may send to the app: a short list of addresses, and only from pages of the app.
+Restricts the requests that a browser may send to the app to a short list of addresses, and to pages of the app.
 
 Gradio also serves files of other directories, fetches addresses for its clients, and has endpoints that this app does
 not need. Requests that are not on the list are refused before Gradio sees them.
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-MAX_UPLOAD = 200 * 2**20  # bytes of one file
-_MAX_UPLOADS = 2**30  # bytes of all uploaded files together
+MAX_UPLOAD = 200 * 2**20  # maximum bytes of one file
+_MAX_UPLOADS = 2**30  # maximum bytes of all uploaded files together
 
 _GET = {
     "/",
@@ -34,8 +34,8 @@ class Guard:
 
     Args:
         app: the application that answers the other requests.
-        folder: the only directory whose files are served, which holds the uploaded queries.
-        hosts: host names under which the app may be reached; None for any. They keep pages of other sites from
+        folder: the only directory whose files are served, which contains the uploaded queries.
+        hosts: host names under which the app may be reached; None for any. This prevents pages of other sites from
             reaching it through a name of their own that resolves to this machine.
     """
 

@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 MODEL = "google/siglip2-base-patch16-224"
 
-# Above the first probability, a hit is likely to be right; below the second, probably nothing in the index matches.
+# A hit with a probability above the first is likely to be right; below the second, probably nothing matches.
 LIKELY = 0.5
 NO_MATCH = 0.1
 
 _DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
-_NEAREST = 200  # windows that are examined for each query, at least
+_NEAREST = 200  # minimum number of windows that are examined for each query
 _PART = 512  # windows of a long video in which a span is searched
-# Spans that are re-ranked by words and regions.
+# Number of spans that are re-ranked by words and regions.
 _RERANKED = 50
 _RIVALS = 10  # best spans that probabilities are computed from, so that they do not depend on `k`
 _SAMPLE = 4096  # windows that the calibration scores
@@ -51,12 +51,12 @@ class Hit:
         path: path of the video; for a member of a shard, the path of the shard followed by the name of the member.
         start, end: start and end in seconds from the first frame.
         score: cosine similarity of the query and the best window of the span.
-        probability: probability that the hit is what the query means, from 0 to 1. docs/calibration.md says how
+        probability: probability that the hit is what the query means, from 0 to 1. docs/calibration.md shows how
             reliable it is.
-        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested and the model has any. For
-            a text and a model with tokens, they are heat maps, one for each of `phrases`; otherwise they are the masks
-            of all regions.
-        phrases: what each of `regions` shows: the query as a whole, then its phrases. Empty for the masks of all
+        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested and the model has regions.
+            For a text and a model with tokens, they are heat maps, one for each of `phrases`; otherwise they are the
+            masks of all regions.
+        phrases: what each of `regions` shows: first the whole query, then its phrases. Empty for the masks of all
             regions.
     """
 
@@ -71,15 +71,15 @@ class Hit:
 
 class VideoIndex:
     """
-    An index of videos.
+    An index of videos on disk, which is searched by text, image or video.
 
     Args:
-        directory: directory of an existing index; [`VideoIndex.create`] makes a new one.
-        model: where the model of the index is now, if it was moved.
+        directory: directory of an existing index. Use [`VideoIndex.create`] to create a new one.
+        model: the new path of the model of the index, if it was moved.
 
     Raises:
         FileNotFoundError: the directory does not contain an index.
-        ValueError: it is damaged, or of another version.
+        ValueError: the index is damaged, or has another version.
 
     Example:
 
@@ -109,19 +109,19 @@ class VideoIndex:
         tokens: bool | None = None,
     ) -> VideoIndex:
         """
-        Makes an empty index.
+        Creates an empty index.
 
         Args:
             directory: directory of the index, which must be empty or not exist.
             model: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
             window: length of a window in seconds.
-            stride: seconds from the start of one window to that of the next.
-            num_frames: frames per window; by default, as many as the model expects.
-            tokens: whether to keep the tokens of each window beside its vector, which makes searching by text more
-                accurate. By default, they are kept if the model has any (`token_dim`).
+            stride: seconds from the start of one window to the start of the next.
+            num_frames: frames per window. The default is the number that the model expects.
+            tokens: whether to keep the tokens of each window in addition to its vector, which makes searching by text
+                more accurate. By default, they are kept if the model has any (`token_dim`).
 
         Raises:
-            FileExistsError: the directory is an index already, or contains other files.
+            FileExistsError: the directory is already an index, or contains other files.
             ValueError: `window` and `stride` do not fit together, the model cannot embed texts and videos, or `tokens`
                 is True and the model does not have any.
             OSError: the model does not exist.
@@ -147,7 +147,7 @@ class VideoIndex:
         cls, directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     ) -> VideoIndex:
         """
-        Makes an index from the parts that `region-learner embed` has written, or adds them to an existing index.
+        Creates an index from the parts that `region-learner embed` has written, or adds them to an existing index.
         Neither the videos nor the model are read.
 
         Args:
@@ -174,8 +174,8 @@ class VideoIndex:
 
     def about(self) -> dict[str, Any]:
         """
-        Returns the settings of the index: model, revision, hash of the weights, preprocessing, window, stride, and the
-        number and length of the tokens of a window (None without tokens).
+        Returns the settings of the index: its model, revision, hash of the weights, preprocessing, window and stride,
+        and the number and length of the tokens of a window (None without tokens).
         """
         names = ("model", "revision", "weights", "preprocessing", "num_frames", "dim", "window", "stride", "tokens")
         return {name: self.database.about(name) for name in names}
@@ -185,10 +185,10 @@ class VideoIndex:
     @property
     def embedder(self) -> Embedder:
         """
-        The model of the index with its processor, loaded when it is first used.
+        The model of the index with its processor, which are loaded when first used.
 
         Raises:
-            ValueError: the model, or its preprocessing, is not the one that the index was made with.
+            ValueError: the model or its preprocessing differs from that which the index was made with.
         """
         if self._embedder is None:
             made_with = self.database.about("model")
@@ -237,15 +237,18 @@ class VideoIndex:
     ) -> UpdateReport:
         """
         Brings the index up to date with files: embeds new and changed videos, and removes those that no longer exist.
-        Unchanged videos are not read. Call it again to resume an interrupted update.
+        Unchanged videos are not read again. To resume an interrupted update, call this again.
 
         Args:
             paths: one or several paths of folders, videos, shards (.tar) or lists (.txt); or rows of `load_corpus`.
             remove_missing: whether to remove videos that were found in these folders, lists, shards or rows earlier
                 but no longer exist there.
-            retry: whether to try files again that could not be read.
-            num_workers: processes that decode; with 0, the default, this process decodes.
-            root: name for the rows of a corpus, by which a later update knows which videos came from them.
+            retry: whether to retry files that could not be read earlier.
+            num_workers: number of processes that decode. With 0, the default, this process decodes.
+            root: name of the rows of a corpus. Later updates use it to find the videos that came from these rows.
+
+        Returns:
+            The new, changed, moved, unchanged, removed and unreadable videos, as an [`UpdateReport`].
 
         Raises:
             BlockingIOError: another process is changing the index.
@@ -274,7 +277,7 @@ class VideoIndex:
             return updater.remove([_absolute(path) for path in given])
 
     def unreadable(self) -> dict[str, str]:
-        """Returns why each unreadable video could not be read, by path."""
+        """Returns the unreadable videos: for each path, the reason why it could not be read."""
         return {record.video.path: record.error or "" for record in self.database.records("error IS NOT NULL")}
 
     # --- Reading the videos of the index ---
@@ -334,16 +337,16 @@ class VideoIndex:
         """
         Returns the spans of videos that match a query best. Exactly one of `text`, `image` and `video` is required.
 
-        If the index keeps tokens, the best spans for a text are re-ranked by words and regions. This changes only the
+        If the index keeps tokens, the best spans for a text are re-ranked by words and regions. This only changes the
         order of the hits: `score` remains the cosine similarity, and `probability` remains that of the rank, as
         computed from the vectors.
 
         Args:
             text: a text, or a list of texts, each of which is a query.
-            image: a picture: a path, a PIL image or an array.
-            video: a video: a path, frames, or `(video, start, end)` in seconds.
+            image: a picture, as a path, a PIL image or an array.
+            video: a video, as a path, frames, or `(video, start, end)` in seconds.
             k: maximum number of hits.
-            within: a folder, shard or video of the index, to search only the videos in it.
+            within: a folder, shard or video of the index. Only the videos in it are searched.
             min_score: minimum cosine similarity of a hit.
             min_probability: minimum probability of a hit.
             regions: whether to run the model on the hits to fill `Hit.regions`.
@@ -410,7 +413,7 @@ class VideoIndex:
         probabilities = hit_probabilities(query.vector, best, view.sample, chance, view.count, scale)
         if reranks:
             found[:_RERANKED] = self._reranked(view, query, found[:_RERANKED])
-        # The probabilities belong to the ranks. After re-ranking by words, more of the first hits are right.
+        # The probabilities belong to the ranks, even though re-ranking by words makes more of the first hits right.
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found[:k], probabilities)
@@ -426,7 +429,7 @@ class VideoIndex:
         return [spans[place] for place in logits.argsort(descending=True, stable=True).tolist()]
 
     def _spans(self, view: _View, query: np.ndarray, nearest: int, wanted: int) -> list[_Span]:
-        """Returns at least `wanted` spans around the `nearest` rows, if there are so many, best first."""
+        """Returns at least `wanted` spans around the `nearest` rows, if there are that many, best first."""
         _, (rows,) = view.nearest.search(query[None], nearest, view.allowed)
         found: list[_Span] = []
         seen: list[range] = []
@@ -441,7 +444,7 @@ class VideoIndex:
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
             highest = scores.max()
             if sum(span.score > highest for span in found) >= wanted:
-                break  # all others are below
+                break  # all others score lower
             for start, end, best in find_spans(scores, spans):
                 found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
         return sorted(found)
@@ -454,7 +457,7 @@ class VideoIndex:
         return self._view
 
     def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
-        """Returns a hit with the heat maps of a text, or with the masks of all regions without a text or tokens."""
+        """Returns a hit with the heat maps of a text, or without a text or tokens, with the masks of all regions."""
         source, span = self.source(hit.path), self.span_of(hit)
         if text is None or not self.embedder.has_tokens:
             return replace(hit, regions=self.embedder.regions(source, **span), phrases=())
@@ -482,7 +485,7 @@ class _Span(NamedTuple):
 
 
 def check_new(path: Path) -> None:
-    """Raises a `FileExistsError` unless an index can be made in a directory."""
+    """Raises a `FileExistsError` unless an index can be created in a directory."""
     if (path / FILE).exists():
         raise FileExistsError(f"{path} is already an index: open it, or choose another directory.")
     if path.exists() and any(path.iterdir()):
@@ -502,7 +505,7 @@ def new_about(embedder: Embedder, window: float, stride: float, tokens: bool | N
 
 
 def _check_about(database: Database) -> None:
-    """Raises a `ValueError` unless the settings of an index, which may come from a stranger, are valid."""
+    """Raises a `ValueError` unless the settings of an index, which may be untrusted, are valid."""
     numbers = {name: database.about(name) for name in ("dim", "num_frames", "window", "stride")}
     if not isinstance(database.about("model"), str) or not all(
         type(number) in (int, float) and 0 < number < 2**31 for number in numbers.values()
@@ -526,14 +529,14 @@ def _neutral(database: Database) -> np.ndarray:
 
 class _View:
     """
-    The windows of an index at one time.
+    The windows of an index at one point in time.
 
     Attributes:
         windows: vectors and tokens of the windows.
         allowed: the ranges of rows that are searched (n, 2); None for all.
         count: the number of rows that are searched.
         sample: some of their vectors.
-        text_chance, clip_chance: scores that the best window reaches by chance, for texts and for clips.
+        text_chance, clip_chance: the scores that the best window reaches by chance, for texts and for clips.
     """
 
     def __init__(self, directory: Path, database: Database, version: int):

@@ -1,17 +1,17 @@
 """
 Approximate search by FAISS (IVF with 8-bit scalar quantization), in files that are safe to read.
 
-An index may come from a stranger, and `faiss.read_index` is not memory-safe on a crafted file. What FAISS has learned
-is therefore stored as raw arrays, whose sizes and values are checked before FAISS sees them:
+An index may be untrusted, and `faiss.read_index` is not memory-safe on a crafted file. Therefore, the trained state of
+FAISS is stored as raw arrays, whose sizes and values are checked before FAISS sees them:
 
 - `nearest.json`: sizes, and the segments in use. It is replaced atomically, after the files that it names are written.
 - `nearest-GENERATION.f32`: the centroids of the lists (lists, D), then the smallest values and ranges of the quantizer
   (2, D).
-- `nearest-NUMBER.lists`: a segment, the lists of a range of rows: for each list the codes (n, D) of its vectors in
-  uint8 and their row numbers (n,) in int64, and after all lists their lengths (lists,) in int64.
+- `nearest-NUMBER.lists`: a segment, which has the lists of a range of rows. For each list, it contains the codes
+  (n, D) of its vectors in uint8 and their row numbers (n,) in int64; after all lists, their lengths (lists,) in int64.
 
-Segments are memory-mapped, so loading takes milliseconds and a search reads only the lists that it probes. Row numbers
-within them are not checked when they are loaded, but when a search returns them.
+Segments are memory-mapped, so loading takes milliseconds and a search only reads the lists that it probes. Row numbers
+in them are not checked when they are loaded, but when a search returns them.
 """
 
 import json
@@ -34,19 +34,20 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 ABOUT = "nearest.json"
 
-# Vectors per list that k-means is trained on. FAISS recommends 39 to 256.
+# Number of vectors per list that k-means is trained on. FAISS recommends 39 to 256.
 TRAINED_PER_LIST = 64
 ITERATIONS = 10
 # The lists are trained again when the number of rows has grown by this factor.
 RETRAIN = 2
 # Up to this many new rows are searched exactly, in 1 to 3 ms at 256 dimensions, before they become a segment.
 TAIL_ROWS = 2**14
-# New rows are merged with preceding segments that have less than this many times as many rows. So there are few
-# segments to search, one more each time the number of rows grows by this factor, and a small update writes little.
+# New rows are merged with preceding segments that have less than this many times as many rows. Therefore, there are
+# few segments to search (one more each time the number of rows grows by this factor), and a small update writes
+# little.
 MERGE = 4
 # A segment is rewritten when this share of its rows is deleted. Until then, searches skip its deleted rows.
 DELETED = 0.2
-# Rows whose lists or codes are computed at a time: with 4,096 lists, 32 MiB of products.
+# Number of rows whose lists or codes are computed at a time: with 4,096 lists, 32 MiB of products.
 _BLOCK_ROWS = 2**11
 
 
@@ -63,15 +64,15 @@ class Segment:
 @dataclass(frozen=True)
 class About:
     """
-    What `nearest.json` holds.
+    The content of `nearest.json`.
 
     Attributes:
-        prefix: prefix of the vectors' files; compacted vectors have another one.
+        prefix: prefix of the vectors' files; compacted vectors have another prefix.
         dim: length of the vectors.
         lists: number of lists.
         trained: number of rows when the lists were trained.
         generation: number in the name of the file of the centroids.
-        segments: contiguous from row 0.
+        segments: the segments, which are contiguous from row 0.
     """
 
     prefix: str
@@ -92,7 +93,7 @@ def read_about(directory: Path, vectors: Vectors) -> About:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is damaged, or belongs to other vectors.
+        ValueError: the file is damaged, or belongs to other vectors.
     """
     path = directory / ABOUT
     check_is_file(path)
@@ -138,14 +139,14 @@ def _segment_path(directory: Path, number: int) -> Path:
 
 
 def _numbered(directory: Path) -> dict[Path, int]:
-    """Returns the files that have a number in their names, in use or left by an interrupted run."""
+    """Returns the files that have a number in their names, whether in use or left by an interrupted run."""
     names = re.compile(r"nearest-(\d{1,9})\.(f32|lists)")
     matches = ((path, names.fullmatch(path.name)) for path in directory.iterdir())
     return {path: int(match[1]) for path, match in matches if match}
 
 
 def _write_new(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file, which must not be in use yet, and flushes it to the disk."""
+    """Writes a file, which must not be in use yet, and flushes it to disk."""
     with naming(path), open(path, "xb") as file:
         write(file)
         file.flush()
@@ -155,9 +156,9 @@ def _write_new(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 class Quantizer:
     """
-    Assigns vectors to lists by their centroids (lists, D), and encodes them with 8 bits per dimension by the smallest
-    values and ranges (2, D) of the dimensions, as FAISS's `QT_8bit` does. It uses NumPy, whose matrix products are
-    several times as fast as FAISS's search for the nearest centroid.
+    Assigns vectors to lists by their centroids (lists, D), and encodes them with 8 bits per dimension, using the
+    smallest values and ranges (2, D) of the dimensions, as FAISS's `QT_8bit` does. It uses NumPy, whose matrix
+    products are several times as fast as FAISS's search for the nearest centroid.
     """
 
     def __init__(self, centroids: np.ndarray, ranges: np.ndarray):
@@ -179,14 +180,14 @@ class Quantizer:
                 numbers, starts = np.unique(assigned[order], return_index=True)
                 sums[numbers] += np.add.reduceat(block[order], starts)
             norms = np.linalg.norm(sums, axis=1, keepdims=True)
-            others = vectors[rng.choice(len(vectors), lists, replace=False)]  # for lists that have become empty
+            others = vectors[rng.choice(len(vectors), lists, replace=False)]  # for lists that became empty
             quantizer.centroids = np.where(norms > 0, sums / np.maximum(norms, 1e-30), others)
         return quantizer
 
     @classmethod
     def read(cls, path: Path, lists: int, dim: int) -> "Quantizer":
         """
-        Reads what `write` wrote.
+        Reads a file that `write` has written.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -232,13 +233,13 @@ class SegmentFile:
             raise ValueError(f"{self.path} is damaged.")
         self.data = np.memmap(self.path, np.uint8, "r")
         self.sizes = self.data[-8 * about.lists :].view("<i8").copy()
-        # The sum alone could overflow and wrap around.
+        # The sum alone could overflow.
         if self.sizes.min() < 0 or self.sizes.max() > segment.entries or self.sizes.sum() != segment.entries:
             raise ValueError(f"{self.path} is damaged.")
         self.starts = (np.cumsum(self.sizes) - self.sizes) * entry_bytes
 
     def ids(self, number: int) -> np.ndarray:
-        """Returns the row numbers of a list, as they are in the file."""
+        """Returns the row numbers of a list, as stored in the file."""
         size = int(self.sizes[number])
         start = int(self.starts[number]) + size * self.about.dim
         return np.frombuffer(self.data[start : start + 8 * size].tobytes(), "<i8")
@@ -313,7 +314,7 @@ def _write_segment(
 @dataclass(frozen=True)
 class Selection:
     """
-    Which rows a search may find.
+    The rows that a search may find.
 
     Attributes:
         bits: one bit per row.
@@ -326,7 +327,8 @@ class Selection:
 
 class InvertedLists:
     """
-    The inverted lists of a directory, loaded for a search. They may contain rows that were added after it began.
+    The inverted lists of a directory, loaded for a search. They may contain rows that were added after the search
+    began.
 
     Raises:
         FileNotFoundError: the files do not exist.
@@ -351,7 +353,7 @@ class InvertedLists:
         return sum(segment.entries for segment in self.about.segments)
 
     def select(self, selected: np.ndarray, few: bool) -> Selection:
-        """Returns the selection of the rows set in `selected`, (stop,) bool. If they may be few, lists are counted."""
+        """Returns the selection of the rows in `selected`, (stop,) bool. With `few`, counts the rows in each list."""
         counts = None
         if few:
             if self._list_of_row is None:
@@ -360,7 +362,7 @@ class InvertedLists:
         return Selection(np.packbits(selected, bitorder="little"), counts)
 
     def probes(self, query: np.ndarray, rows: int, selection: Selection | None) -> int:
-        """Returns how many of the lists nearest to `query` (D,) hold `rows` of the selected rows."""
+        """Returns how many of the lists nearest to `query` (D,) contain `rows` of the selected rows."""
         if selection is None or selection.counts is None:
             return -(-rows * self.about.lists // self.entries)
         order = np.argsort(self._quantizer.centroids @ -query)
@@ -369,7 +371,8 @@ class InvertedLists:
     def candidates(self, query: np.ndarray, k: int, rows: int, selection: Selection | None) -> np.ndarray:
         """
         Returns the numbers of up to `k` rows near `query` (D,) from each segment, after comparing about `rows` rows. A
-        missing row is -1. The numbers are read from the files and not checked: if those are damaged, they can be any.
+        missing row is -1. The numbers are read from the files without a check: if the files are damaged, they can be
+        anything.
         """
         import faiss
 
@@ -384,13 +387,13 @@ class InvertedLists:
 
 def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray) -> None:
     """
-    Brings the lists up to date with the rows that are not deleted, `live` (n,), of the first `rows`. Does nothing if
-    little has changed.
+    Brings the lists up to date with the rows `live` (n,), those of the first `rows` rows that are not deleted. Does
+    nothing if little has changed.
     """
     try:
         lists = InvertedLists(directory, vectors)
         if lists.about.stop > rows:
-            raise ValueError(f"{directory / ABOUT} holds rows that are not in the index.")
+            raise ValueError(f"{directory / ABOUT} contains rows that are not in the index.")
     except FileNotFoundError:
         about = None
     except ValueError as error:
@@ -430,7 +433,7 @@ def _train(vectors: Vectors, live: np.ndarray) -> Quantizer:
 
 
 def _kept_segments(about: About, live: np.ndarray) -> int | None:
-    """Returns how many segments are kept, before a new one. None if nothing needs to be written."""
+    """Returns how many segments are kept before a new one is added; None if nothing needs to be written."""
 
     def count(start: int, stop: int | None = None) -> int:
         last = len(live) if stop is None else np.searchsorted(live, stop)

@@ -47,21 +47,22 @@ def embed_videos(
 
     Args:
         model: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
-        paths: as in [`VideoIndex.update`]; the same for every shard.
+        paths: the videos, as in [`VideoIndex.update`]. They must be the same for every shard.
         output_dir: directory of the parts, which all jobs may share.
         shard: (i, n) takes every n-th video in the order of the paths, starting with the i-th; i counts from 0.
-        window, stride: length of a window, and time from one start to the next, in seconds.
-        num_frames: frames per window; by default, as many as the model expects.
+        window, stride: length of a window, and time from the start of one window to the start of the next, in seconds.
+        num_frames: frames per window. The default is the number that the model expects.
         tokens: whether to keep the tokens of each window. By default, they are kept if the model has any.
-        retry: whether to try files again that could not be read.
-        num_workers: processes that decode; with 0, the default, this process decodes.
-        root: name for the rows of a corpus.
+        retry: whether to retry files that could not be read earlier.
+        num_workers: number of processes that decode. With 0, the default, this process decodes.
+        root: name of the rows of a corpus.
 
     Returns:
-        What was done for this shard.
+        An `UpdateReport` of the videos of this shard.
 
     Raises:
-        ValueError: the directory has parts of another model, other windows or another n; or as `VideoIndex.update`.
+        ValueError: the directory contains parts with another model, other windows or another n; or as in
+            `VideoIndex.update`.
         BlockingIOError: another process is writing the parts of this shard.
 
     Example:
@@ -142,7 +143,7 @@ def _embed(
 
 
 def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tuple[Any, ...]]:
-    """Returns size, time, offset and error of the videos in parts, by path, from the part that was written last."""
+    """Returns the size, time, offset and error of the videos in parts, by path, from the last part with the video."""
     columns = ["path", "size", "modified", "offset", "error"]
     wanted = {as_text(video.path) for video in videos}
     stamps: dict[str, tuple[Any, ...]] = {}
@@ -159,7 +160,7 @@ def _stamps(parts: Sequence[PartFile], videos: Iterable[Video]) -> dict[str, tup
 def join_parts(
     directory: str | os.PathLike[str], parts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 ) -> UpdateReport:
-    """Makes an index from parts, or adds them to an existing one; see [`VideoIndex.from_embeddings`]."""
+    """Creates an index from parts, or adds them to an existing one; see [`VideoIndex.from_embeddings`]."""
     files = list_parts([parts] if isinstance(parts, str | os.PathLike) else parts)
     _check_complete(files)
     path, first = Path(directory), files[0]
@@ -194,10 +195,10 @@ def _newest(files: Sequence[PartFile]) -> Iterator[tuple[Record, Windows]]:
 
 def _check_complete(files: Sequence[PartFile]) -> None:
     """
-    Checks, for each directory, that all shards are there and have finished the same list of videos.
+    Checks, for each directory, that it has all shards, and that they have finished the same list of videos.
 
     Raises:
-        ValueError: they have not; the message names what is missing.
+        ValueError: something is missing. The message names it.
     """
     for directory, group in groupby(files, key=lambda file: file.path.parent):
         parts = list(group)  # sorted by shard and number
@@ -246,7 +247,7 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
     Checks that two indexes or parts were made with the same model, preprocessing and windows.
 
     Raises:
-        ValueError: they were not; the message names the first difference.
+        ValueError: they were not. The message names the first difference.
     """
     cure = "use the same model and options, or another directory."
     for name in COMMON:
@@ -259,6 +260,6 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
                 what = f"{where} has {name}={about[name]:g}, but {other_where} has {name}={other[name]:g}"
             raise ValueError(f"{what}: {cure}")
     ours, theirs = (np.frombuffer(bytes.fromhex(each["neutral"]), "<f4") for each in (about, other))
-    # Results differ between machines in the last digits, and more so on GPUs.
+    # Results differ between machines in the last digits, and differ more on GPUs.
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=0.05):
         raise ValueError(f"{where} and {other_where} were made by different versions of region-learner: {cure}")

@@ -1,8 +1,9 @@
 """
-Finds the vectors with the greatest inner products with a query: exactly, in blocks, or with FAISS above `EXACT_ROWS`
-rows.
+Finds the vectors with the greatest inner products with a query: exactly, in blocks, or with FAISS if there are more
+than `EXACT_ROWS` rows.
 
-The same function computes all scores from the stored vectors, so they do not depend on which of the two found a row.
+The same function computes all scores from the stored vectors, so they do not depend on which of the two methods found
+a row.
 """
 
 import functools
@@ -23,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 # Up to this many rows, exact search takes milliseconds, and nothing has to be trained.
 EXACT_ROWS = 300_000
-# The rows and queries whose inner products are computed at a time: 64 MiB of vectors of 256 dimensions.
+# Number of rows and queries whose inner products are computed at a time: 64 MiB of vectors with 256 dimensions.
 BLOCK_ROWS = 2**16
 BLOCK_QUERIES = 128
 # Of n rows in the lists, the codes of SCANNED * n ** 0.5 rows, and of some more per result, are compared with a query.
-# `benchmarks/search.py` measures the recall. If no more rows than that are allowed, all of them are searched.
+# `benchmarks/search.py` measures the recall. If at most as many rows are allowed, all of them are searched.
 SCANNED = 44
 SCANNED_PER_RESULT = 64
 
@@ -38,13 +39,13 @@ _NONE: _Found = (np.empty(0, np.float32), np.empty(0, np.int64))
 
 class NearestRows:
     """
-    Finds the rows whose vectors have the greatest inner products with queries. The vectors are L2-normalised, so these
-    are cosines. The search is exact for up to `EXACT_ROWS` rows.
+    Finds the rows whose vectors have the greatest inner products with queries. The vectors are L2-normalized, so these
+    are cosine similarities. The search is exact for up to `EXACT_ROWS` rows.
 
     Args:
         vectors: the vectors.
         directory: directory that `update_nearest` writes to.
-        rows: number of complete rows. Later ones are not read.
+        rows: number of complete rows. Later rows are not read.
         holes: sorted disjoint ranges [start, stop) of deleted rows, (n, 2).
 
     Raises:
@@ -66,13 +67,13 @@ class NearestRows:
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Returns the scores (Q, k) and numbers (Q, k) of the best rows of each query, in descending order of scores, and
-        in ascending order of rows where scores are equal. Where there are fewer than `k` rows, scores are -inf and
-        row numbers -1.
+        in ascending order of rows if scores are equal. If there are fewer than `k` rows, the remaining scores are -inf
+        and the remaining row numbers are -1.
 
         Args:
-            queries: L2-normalised embeddings, (Q, D).
+            queries: L2-normalized embeddings, (Q, D).
             k: number of rows per query.
-            allowed: sorted disjoint ranges [start, stop) of rows to search, (n, 2). None searches all.
+            allowed: sorted disjoint ranges [start, stop) of rows to search, (n, 2). None searches all rows.
 
         Raises:
             ValueError: the queries have another length or are not finite, `k` is less than 1, or the files of the
@@ -126,7 +127,7 @@ class NearestRows:
     def _search_query(self, query: np.ndarray, k: int, ranges: np.ndarray, selection: "Selection | None") -> _Found:
         assert self._lists is not None
         candidates = self._lists.candidates(query, k + max(k // 2, 32), self._scanned(k), selection)
-        # Damaged lists could return any numbers.
+        # Damaged lists could return any number.
         rows = np.unique(candidates[_within(ranges, candidates)])
         if len(rows) < min(k, _count(ranges)):
             return self._search_exactly(query[None], k, ranges)[0]
@@ -161,16 +162,16 @@ class NearestRows:
 
 def update_nearest(vectors: Vectors, directory: Path, rows: int, holes: np.ndarray) -> None:
     """
-    Updates the inverted lists that `NearestRows` uses above `EXACT_ROWS` rows, for the first `rows` rows, of which
-    `holes` are deleted, (n, 2). Most calls return at once, as a search covers a few thousand new rows without it. The
-    first call for a million rows takes minutes, as does one after their number has doubled.
+    Updates the inverted lists that `NearestRows` uses above `EXACT_ROWS` rows, for the first `rows` rows. Of these,
+    `holes` (n, 2) are deleted. Most calls return at once, because a search covers a few thousand new rows without the
+    lists. The first call for a million rows takes minutes, and so does a call after their number has doubled.
 
-    Only one process may call it at a time, but others can search meanwhile. If it is killed, they continue to use the
-    earlier lists.
+    Only one process may call this at a time, but others can search in the meantime. If it is killed, they continue to
+    use the earlier lists.
 
     Raises:
         ValueError: the files of the vectors are incomplete.
-        OSError: a file cannot be written; the message names it.
+        OSError: a file cannot be written. The message names it.
     """
     live = _without(np.array([[0, rows]]), _as_ranges(holes, rows, "holes"))
     if _count(live) > EXACT_ROWS and _has_faiss():
@@ -184,7 +185,7 @@ def _load_lists(directory: Path, vectors: Vectors) -> "InvertedLists | None":
         return None
     from .inverted_lists import ABOUT, InvertedLists
 
-    for _ in range(2):  # another process may replace the files meanwhile
+    for _ in range(2):  # another process may replace the files in the meantime
         try:
             return InvertedLists(directory, vectors)
         except FileNotFoundError as error:
@@ -212,7 +213,7 @@ def _has_faiss() -> bool:
 def inner_products(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """
     Returns the inner products of `vectors` (n, D) with `query` (D,), in float32. Each is independent of the other
-    vectors, bit for bit, which matrix products do not guarantee.
+    vectors, bit-for-bit, which matrix products do not guarantee.
     """
     return np.einsum("ij,j->i", vectors, query)
 
@@ -226,7 +227,7 @@ def _floor(scores: np.ndarray, kept: np.ndarray, k: int) -> float:
 
 
 def _best(found: _Found, more: _Found, k: int) -> _Found:
-    """Returns the best `k` of both. Scores that are not finite, of damaged vectors, are left out."""
+    """Returns the best `k` of both. Scores of damaged vectors that are not finite are left out."""
     scores, rows = np.append(found[0], more[0]), np.append(found[1], more[1])
     order = np.lexsort((rows, -scores))
     order = order[np.isfinite(scores[order])][:k]

@@ -1,8 +1,8 @@
 """
 A page that shows the results of a search: one self-contained HTML file, with a player for every hit.
 
-The page loads nothing else: frames and previews are inlined, and a content security policy allows only its own script,
-by its hash. Paths and queries may come from strangers, so the template escapes all of them.
+The page does not load anything else: frames and previews are inlined, and a content security policy allows only its
+own script, by its hash. Paths and queries may be untrusted, so the template escapes all of them.
 """
 
 import base64
@@ -29,7 +29,7 @@ from .spans import clock
 
 STRIP_FRAMES = 4
 STRIP_HEIGHT = 112  # pixels
-_PREVIEWS = 100  # of a page, at most; each takes about 0.2 MB
+_PREVIEWS = 100  # maximum number of previews in a page; each takes about 0.2 MB
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class ShownHit:
     Args:
         hit: the hit.
         strip: frames of the span side by side; None if they cannot be read.
-        regions: pairs of a phrase and a picture of frames side by side. A phrase of the query comes with its heat map
-            over the frames; the empty phrase comes with the frames of `strip` and all regions of the model over them.
+        regions: pairs of a phrase and a picture of frames side by side. For a phrase of the query, the picture shows
+            its heat map over the frames; for the empty phrase, it shows all regions of the model over the frames of
+            `strip`.
         preview: URI of a video that shows the span from `begin` to `stop` (both in seconds); empty if there is none.
-        problem: why something is missing, in one sentence.
+        problem: one sentence that says why something is missing.
     """
 
     hit: Hit
@@ -65,9 +66,9 @@ def write_search_page(
     longer be read, the page says so. The regions of a hit, if it has any, are drawn over its frames.
 
     Args:
-        path: of the HTML file.
+        path: path of the HTML file.
         index: the `VideoIndex` that was searched.
-        results: pairs of a query, as text, and its hits, the best ones first.
+        results: pairs of a query, as text, and its hits, best first.
 
     Raises:
         OSError: the file cannot be written.
@@ -78,7 +79,7 @@ def write_search_page(
         write_search_page("found.html", index, list(zip(["a dog", "rain"], hits)))
     """
     path = Path(path)
-    previews: dict[tuple, ShownHit] = {}  # by span, as several queries may find the same one
+    previews: dict[tuple, ShownHit] = {}  # by span, because several queries may find the same one
     queries: list[tuple[str, list[ShownHit]]] = []
     for query, hits in results:
         queries.append((query, []))
@@ -99,7 +100,7 @@ def show_hit(index: VideoIndex, hit: Hit, with_preview: bool = True) -> ShownHit
 
     Args:
         index: the index.
-        hit: one of its hits, with `regions` if they are to be drawn.
+        hit: one of its hits, with `regions` if they should be drawn.
         with_preview: whether to encode a preview.
     """
     try:
@@ -122,7 +123,7 @@ def preview_uri(source: Any, start: float, end: float) -> tuple[str, float]:
 
 
 def _strips(index: VideoIndex, source: Any, hit: Hit) -> tuple[Image.Image, tuple[tuple[str, Image.Image], ...]]:
-    """Returns frames of a hit side by side, and with its regions over them, if it has any, as `ShownHit` has them."""
+    """Returns frames of a hit side by side, and the pictures with its regions, in the form of `ShownHit`."""
     if hit.regions is None:
         return strip_of(source, hit.start, hit.end, STRIP_FRAMES, STRIP_HEIGHT), ()
     span = index.span_of(hit)
@@ -156,7 +157,7 @@ def span(hit: Hit) -> str:
 
 
 def percent(probability: float) -> str:
-    """Returns a probability in whole percent, and never claims certainty."""
+    """Returns a probability in whole percent, which is never 0 % or 100 %."""
     if probability < 0.01:
         return "under 1%"
     return "over 99%" if probability > 0.99 else f"{probability:.0%}"
@@ -206,5 +207,5 @@ def _name(path: str) -> str:
 
 
 def _sha256(script: str) -> str:
-    """Returns the hash by which a content security policy allows a script."""
+    """Returns the hash with which a content security policy allows a script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -1,8 +1,9 @@
 """
-Embeddings of videos as Parquet parts, which jobs on many machines write, and which are joined into an index.
+Embeddings of videos as Parquet parts, which are written by jobs on many machines and joined into an index.
 
-Job i of n writes `part-i-of-n-0000.parquet` and so on: a row per window, and one for each video that cannot be read.
-The metadata of each part says what made it. The last part of a job also names the list of videos that it has finished.
+Job i of n writes `part-i-of-n-0000.parquet` and so on, with one row per window, and one for each video that cannot be
+read. The metadata of each part records how it was made. The last part of a job also records the hash of the list of
+videos that the job has finished.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .sources import Video
 from .spans import check_windows
 from .windows import Windows, are_tokens, is_token_shape
 
-if TYPE_CHECKING:  # takes too long for the commands that do not need it
+if TYPE_CHECKING:  # importing it takes too long for commands that do not need it
     import pyarrow as pa
 
 FORMAT = 1
@@ -34,17 +35,18 @@ FORMAT = 1
 _KEY = b"region_learner"
 _NAME = re.compile(r"part-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.parquet")
 
-# A part is written when it has this many windows, or after this many seconds: a killed job loses no more than that.
+# A part is written when it has this many windows, or after this many seconds. A killed job loses no more than that.
 _WINDOWS = 2**15
 _SECONDS = 300
 
-_GROUP = 2**13  # rows that are compressed and read together
-_MOST_PIECES = 128  # of that many rows each, per video: 60 days in steps of 5 s
+_GROUP = 2**13  # number of rows that are compressed and read together
+_MOST_PIECES = 128  # maximum number of such groups per video: 60 days in steps of 5 s
 _MOST_DIMENSIONS = 2**14
 _EMBEDDINGS = ("vector", "tokens", "token_weights")
 _ROUNDING = 1e-3
 
-# What the parts of an index have in common. The name of the model may differ, as machines may have it elsewhere.
+# The settings that are equal in all parts of an index. The name of the model may differ, because its path may differ
+# between machines.
 COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride", "tokens")
 
 
@@ -83,7 +85,7 @@ class PartFile:
     Args:
         path: path of the file.
         shard, shards: job `shard` of `shards`, counted from 0, wrote it.
-        number: counts the parts of the job.
+        number: number of the part within the job.
         about: the settings that an index must match, as in `VideoIndex.about`, and "neutral".
         created: when it was written, in nanoseconds.
         finished: hash of the list of videos that the job has finished with this part; None if the job is not finished.
@@ -103,12 +105,12 @@ class PartFile:
 
 class PartWriter:
     """
-    Writes the parts of one job, each atomically. If an error ends the block, the videos so far are still written.
+    Writes the parts of one job, each atomically. If an error ends the `with` block, the videos so far are written.
 
     Args:
         directory: directory of the parts.
-        about: the settings that made the embeddings.
-        shard, shards: the job.
+        about: the settings that the embeddings were made with.
+        shard, shards: index of the job, and number of jobs.
         parts: the existing parts.
     """
 
@@ -130,7 +132,7 @@ class PartWriter:
             self._write(None)
 
     def put(self, record: Record, windows: Windows) -> None:
-        """Adds a video with its windows; an unreadable one has none."""
+        """Adds a video with its windows. An unreadable video has none."""
         self.waiting.append((record, windows))
         rows = sum(max(1, len(windows)) for _, windows in self.waiting)
         if rows >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
@@ -170,7 +172,7 @@ class PartWriter:
 
 
 def table_of(videos: list[tuple[Record, Windows]], about: dict[str, Any]) -> pa.Table:
-    """Returns a row per window, and then one per unreadable video."""
+    """Returns a table with one row per window, followed by one row per unreadable video."""
     import pyarrow as pa
 
     schema = schema_of(about)
@@ -232,7 +234,7 @@ def as_text(path: str) -> str:
 
 def list_parts(paths: Sequence[str | os.PathLike[str]], may_be_empty: bool = False) -> list[PartFile]:
     """
-    Returns the parts in `paths`, each of which is a part or a directory of parts, sorted by name.
+    Returns the parts in `paths`, sorted by name. Each path is a part or a directory of parts.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -251,7 +253,7 @@ def list_parts(paths: Sequence[str | os.PathLike[str]], may_be_empty: bool = Fal
 
 
 def _header(path: Path) -> PartFile:
-    """Returns a part, as described by its name and its metadata."""
+    """Returns the description of a part, from its name and its metadata."""
     name = _NAME.fullmatch(path.name)
     if not name or int(name[1]) >= int(name[2]):
         raise ValueError(f"{path} does not have the name of a part, such as part-00000-of-00004-0000.parquet.")
@@ -278,7 +280,7 @@ def _header(path: Path) -> PartFile:
 
 
 def _most_bytes(about: dict[str, Any]) -> int:
-    """Returns how many bytes a row may have: its numbers, and an allowance for the rest."""
+    """Returns how many bytes a row may have: those of its numbers, and an allowance for the rest."""
     number, dim = about["tokens"] or (0, 0)
     return 4 * about["dim"] + 4 * number * (1 + dim) + 2**14
 
@@ -301,13 +303,13 @@ def _is_about(about: Any) -> bool:
 
 
 def _are_units(vectors: np.ndarray) -> bool:
-    """Returns whether all vectors (n, D) are finite and of length 1."""
+    """Returns whether all vectors (n, D) are finite and L2-normalized."""
     return bool((np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) < _ROUNDING).all())
 
 
 @contextmanager
 def open_part(path: Path) -> Iterator[Any]:
-    """Opens a Parquet file as plain data: extension types are not created."""
+    """Opens a Parquet file as plain data, without creating extension types."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -324,7 +326,7 @@ def open_part(path: Path) -> Iterator[Any]:
 
 def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
     """
-    Yields the videos of a part with their windows. One video at a time is in memory.
+    Yields the videos of a part with their windows. Only one video at a time is in memory.
 
     Raises:
         ValueError: the part is damaged, or was not written by `region-learner embed`.
@@ -364,7 +366,7 @@ def _video(table: pa.Table, about: dict[str, Any]) -> tuple[Record, Windows]:
     Returns a video and its windows from its rows.
 
     Raises:
-        ValueError: they are not as `table_of` makes them.
+        ValueError: the rows do not have the form that `table_of` gives them.
     """
     of_window = ["start", "end", *(name for name in _EMBEDDINGS if name in table.column_names)]
     of_video = table.drop_columns(of_window)
@@ -392,7 +394,7 @@ def _tokens(table: pa.Table, shape: list[int] | None) -> np.ndarray | None:
     Returns the tokens of windows (W, n, 1 + d) from their rows.
 
     Raises:
-        ValueError: they are not as `table_of` makes them.
+        ValueError: the rows do not have the form that `table_of` gives them.
     """
     if shape is None:
         return None

@@ -1,7 +1,7 @@
 """
 Small pictures and videos that show a hit, for pages and for the app.
 
-A preview is an H.264 video in an MP4 file, which every browser can play, whatever the format of the original; it is
+A preview is an H.264 video in an MP4 file, which every browser can play, whatever the format of the original. It is
 silent. Only the frames that are shown are decoded.
 """
 
@@ -22,8 +22,8 @@ from ..visualization import frame_strip
 
 LONGEST_PREVIEW = 60.0  # seconds
 _MAX_RATE = 15  # frames per second: enough to see what happens
-_MIN_RATE = Fraction(1, 2)  # so that even a slow time-lapse has a frame where the span begins
-_WIDEST = 4  # times the height of a strip, or the short side of a preview
+_MIN_RATE = Fraction(1, 2)  # so that even a slow time-lapse has a frame at the beginning of the span
+_WIDEST = 4  # maximum width, as a multiple of the height of a strip, or of the short side of a preview
 _CRF = "27"  # with 240 lines, 10 seconds take about 0.15 MB
 _FRAMES_AT_ONCE = 64
 _MICROSECOND = 1e-6
@@ -40,15 +40,15 @@ def write_preview(
     """
     Writes a small MP4 file that shows a span of a video, and a few seconds before and after it.
 
-    The file is written atomically. A preview is at most `LONGEST_PREVIEW` seconds long: it shows the beginning of a
-    longer span.
+    The file is written atomically. A preview is at most `LONGEST_PREVIEW` seconds long. For a longer span, it shows
+    the beginning.
 
     Args:
-        source: a video as `read_clip` takes it, of any format.
+        source: a video as for `read_clip`, of any format.
         start, end: the span, in seconds from the first frame.
         output: path of the MP4 file.
-        context: seconds that are shown before and after the span, where the video has them.
-        short_side: of the frames, in pixels. Smaller videos keep their size.
+        context: seconds that are shown before and after the span, as far as the video has them.
+        short_side: short side of the frames in pixels. Smaller videos keep their size.
 
     Returns:
         The time in the preview, in seconds, at which the span begins.
@@ -70,7 +70,7 @@ def write_preview(
     file, read = None, None
     try:
         with naming(output):
-            partial.touch()  # unlike those of FFmpeg, errors of Python name the file
+            partial.touch()  # unlike errors of FFmpeg, errors of Python name the file
             for metadata, indices, frames in iterate_parts(source, grid.select, scale, _FRAMES_AT_ONCE):
                 if metadata is not read:  # the first part, or reading has started over
                     if file is not None:
@@ -89,17 +89,21 @@ def write_preview(
 
 def strip_of(source: Any, start: float, end: float, frames: int = 4, height: int = 112) -> Image.Image:
     """
-    Returns frames of a span side by side, each from the middle of an equal part of it.
+    Returns a picture of frames of a span side by side. Each frame is from the middle of an equal part of the span.
 
     Args:
-        source: a video as `read_clip` takes it.
+        source: a video as for `read_clip`.
         start, end: the span, in seconds from the first frame.
-        frames: how many.
-        height: of the strip in pixels.
+        frames: number of frames.
+        height: height of the strip in pixels.
 
     Raises:
         VideoDecodeError: the video cannot be read.
         ValueError: the span is empty, or begins after the end of the video.
+
+    Example:
+
+        strip_of("lecture.mkv", 62.5, 75).save("definition.png")
     """
 
     def select(metadata: Any, **_: Any) -> list[int]:
@@ -116,7 +120,7 @@ class _Grid:
     The times of the frames of a preview, which are evenly spaced even if those of the video are not.
 
     Attributes:
-        begin: seconds from the first frame of the video to that of the preview.
+        begin: seconds from the first frame of the video to the first frame of the preview.
         rate: frames per second.
         shown: indices of the frames that are shown, one for each time, in order.
     """
@@ -128,7 +132,7 @@ class _Grid:
 
     def select(self, metadata: Any, **_: Any) -> list[int]:
         interval = metadata.frame_interval or 1 / _MAX_RATE
-        # Every n-th frame, with a whole number n, so that movements stay smooth. (Time stamps are rounded.)
+        # Show every n-th frame, for an integer n, so that movements stay smooth. (Time stamps are rounded.)
         one_of = max(1, math.ceil(1 / (interval * _MAX_RATE) - 0.05))
         self.rate = max(_MIN_RATE, Fraction(1 / (interval * one_of)).limit_denominator(1001))
         length = min(self.stop, _end(metadata)) - self.begin
@@ -143,7 +147,7 @@ def _check_span(start: float, end: float) -> None:
 
 
 def _frames_at(metadata: Any, times: np.ndarray, start: float) -> list[int]:
-    """Returns the indices of the frames that are shown at `times`: the last ones with a time stamp at or before."""
+    """Returns the indices of the frames that are shown at `times`: the last frame at or before each time."""
     if start >= _end(metadata):
         raise ValueError(
             f"the span begins at {start:g} s, but the video ends at {_end(metadata):g} s. If the file has changed, "
@@ -164,7 +168,7 @@ def _end(metadata: Any) -> float:
 
 
 def _preview_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Rounds a size to an even number, as H.264 with subsampled colours requires."""
+    """Rounds a size to an even number, as H.264 with subsampled colors requires."""
     scale = min(1.0, short_side / min(height, width), _WIDEST * short_side / max(height, width))
     return max(16, round(height * scale / 2) * 2), max(16, round(width * scale / 2) * 2)
 
@@ -198,7 +202,7 @@ class _File:
         self.is_open = True
 
     def add(self, frame: np.ndarray, count: int) -> None:
-        """Adds a frame, uint8 (H, W, 3), that is shown for `count` times of the grid."""
+        """Adds a frame, uint8 (H, W, 3), which is shown for `count` times of the grid."""
         for _ in range(count):
             self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 

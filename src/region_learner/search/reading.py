@@ -1,4 +1,4 @@
-"""Reads the frames of many videos in worker processes, each video once and from start to end."""
+"""Reads the frames of many videos in worker processes. Each video is read once, from start to end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..video_decoding_region_learner import VideoDecodeError, iterate_parts
 from .sources import Video
 from .spans import Plan, plan_windows
 
-PART = 128  # frames that are sent at once: 19 MB in 224 x 224
-_SECONDS = 900  # for one part
+PART = 128  # number of frames that are sent at once: 19 MB at 224 x 224
+_SECONDS = 900  # time limit for one part
 
 
 class Job(NamedTuple):
@@ -32,7 +32,7 @@ class Job(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How videos are read: a `RegionLearnerVideoProcessor`, and the windows in seconds."""
+    """Options for reading videos: a `RegionLearnerVideoProcessor`, and the windows in seconds."""
 
     processor: Any
     window: float
@@ -46,14 +46,14 @@ class Known(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """The frames of a video follow. A second `Begin` for the same video invalidates what was sent before."""
+    """The frames of a video follow. A second `Begin` for the same video invalidates everything sent before."""
 
     sha256: str
     plan: Plan
 
 
 class Part(NamedTuple):
-    """Some frames of a video in order, (n, 3, H, W), transformed but not normalized; and their indices."""
+    """Some frames of a video in order, (n, 3, H, W), transformed but not normalized, and their indices."""
 
     indices: np.ndarray
     frames: np.ndarray
@@ -73,7 +73,7 @@ Event = Known | Begin | Part | End | Failed
 
 
 def read_video(job: Job, options: Options) -> Iterator[Event]:
-    """Reads one video: yields `Known`; or `Begin`, its parts and `End`; or, at any point, `Failed`."""
+    """Reads one video. Yields `Known`; or `Begin`, its parts and `End`; or, at any point, `Failed`."""
     try:
         yield from _read(job, options)
     except (VideoDecodeError, CorpusError, OSError) as error:
@@ -118,11 +118,11 @@ def _transform(processor: Any, frames: np.ndarray) -> np.ndarray:
 def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Generator[tuple[Video, Event], None, None]:
     """
     Reads videos in worker processes. A video that makes its process crash or hang is `Failed`, like any other
-    unreadable one. A process waits until its last event has been received, so that memory stays bounded.
+    unreadable video. A process waits until its last event has been received, so that memory stays bounded.
 
     Args:
-        jobs: consumed lazily.
-        options: how videos are read.
+        jobs: the videos to read, which are consumed lazily.
+        options: options for reading videos.
         workers: number of processes; 0 to read in this process.
 
     Yields:
@@ -130,7 +130,7 @@ def read_videos(jobs: Iterable[Job], options: Options, workers: int = 0) -> Gene
         are interleaved. Close the generator if you do not consume all of it, so that the processes end.
 
     Raises:
-        RuntimeError: processes do not start.
+        RuntimeError: a process does not start.
     """
     if not workers:
         for job in jobs:
@@ -219,7 +219,7 @@ class _Reader:
 
 
 def _serve(connection: Connection, options: Options, memory: int, environment: dict[str, str]) -> None:
-    """Reads the videos that are sent to it, until its parent ends."""
+    """Reads the videos that are sent to this process, until its parent ends."""
     initialize_process(memory, environment)
     torch.set_num_threads(1)
     connection.send(None)

@@ -28,8 +28,8 @@ class Video(NamedTuple):
     Args:
         path: absolute path; for a member, the path of its shard followed by its name.
         size: size in bytes.
-        modified: when the file or the shard was last changed, in nanoseconds.
-        offset: where a member begins in its shard; None for a file.
+        modified: time of the last change of the file or the shard, in nanoseconds.
+        offset: position in bytes at which a member begins in its shard; None for a file.
         shard: path of the shard of a member.
     """
 
@@ -70,11 +70,11 @@ class FoundVideos:
     The videos that were found.
 
     Args:
-        videos: by path, each once.
+        videos: the videos by path.
         roots: the argument that each path came from. A video that is no longer found there is gone.
         folders: the folders that were searched.
-        unlisted: folders and shards that could not be listed. Whether their videos are gone is unknown.
-        unreadable: why shards in folders could not be read to their end, by their paths.
+        unlisted: folders and shards that could not be listed. It is not known whether their videos are gone.
+        unreadable: for each shard in a folder that could not be read to its end, the reason.
     """
 
     videos: dict[str, Video] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class FoundVideos:
             self.videos[video.path], self.roots[video.path] = video, root
 
     def lacks(self, path: str, root: str) -> bool:
-        """Returns whether a video that was found earlier, by the argument `root`, is gone."""
+        """Returns whether a video that was found earlier, through the argument `root`, is gone."""
         if path in self.videos or _is_within(path, self.unlisted):
             return False
         return root in self.roots.values() or _is_within(path, self.folders)
@@ -102,7 +102,7 @@ def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
         paths: one or several paths, each a folder, a video, a shard (.tar) or a list (.txt, one path per line,
             relative to the list); or rows of `load_corpus`. Folders are searched at any depth for files with the
             extension of a video and for shards, except for names that begin with a dot.
-        root: name for a corpus.
+        root: name of the corpus, for rows.
 
     Raises:
         FileNotFoundError: a path does not exist.

@@ -13,8 +13,8 @@ WINDOW = 10.0
 STRIDE = 5.0
 
 _ROUNDING = 1e-6  # seconds
-_LEVEL = 0.7  # among 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search_details.md)
-_MOST = 2**17  # windows per video: a week, with one every 5 seconds
+_LEVEL = 0.7  # of 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search_details.md)
+_MOST = 2**17  # maximum number of windows per video: a week, with one window every 5 seconds
 
 
 class Plan(NamedTuple):
@@ -23,8 +23,8 @@ class Plan(NamedTuple):
 
     Args:
         spans: start and end of each window in seconds, float64 (W, 2).
-        frames: indices of its frames, int64 (W, T).
-        duration: of the video in seconds.
+        frames: indices of the frames of each window, int64 (W, T).
+        duration: duration of the video in seconds.
     """
 
     spans: np.ndarray
@@ -47,12 +47,12 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
 
     A window begins at each multiple of `stride`, and has `processor.num_frames` evenly spaced frames. The last window
     begins as late as possible, at a multiple of the distance between frames, so that it shares frames with the window
-    before it. A video that is not longer than a window is one window, sampled as a whole.
+    before it. A video that is not longer than a window has a single window, which is sampled from the whole video.
 
     Args:
         metadata: the `ClipMetadata` of the whole video.
         processor: a `RegionLearnerVideoProcessor` with `num_frames`.
-        window, stride: in seconds.
+        window, stride: length and stride of the windows in seconds.
     """
     duration = metadata.end if metadata.times is not None else metadata.duration or 0.0
     if metadata.times is None or duration <= window + _ROUNDING:
@@ -65,7 +65,7 @@ def plan_windows(metadata: Any, processor: Any, window: float, stride: float) ->
         starts = np.append(starts, int((duration - window + _ROUNDING) / step) * step)
     spans = np.stack([starts, starts + window], axis=1)
     frames = np.stack([processor.span_frames(metadata, start, end) for start, end in spans.tolist()])
-    spans[-1, 1] = duration  # less than one distance of frames later
+    spans[-1, 1] = duration  # less than the distance between two frames later
     # Windows with the same frames, as in a slide show, are merged, so there are no more windows than frames.
     is_first = np.append(True, (frames[1:] != frames[:-1]).any(axis=1))
     ends = spans[np.append(is_first[1:], True), 1]
@@ -78,7 +78,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
 
     Time is cut at the borders of all windows, and the score of each piece is the mean score of the windows that cover
     it. A span is a run of pieces around a peak whose scores reach at least `_LEVEL` of the way from the median to the
-    peak. The first span is that of the best window. Each further one is that of the best window outside of the earlier
+    peak. The first span contains the best window. Each further span contains the best window outside of the earlier
     spans, if its score reaches at least half of that way.
 
     Args:
@@ -86,7 +86,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
         spans: start and end of the windows in seconds, (W, 2), in order.
 
     Returns:
-        For each span its start and end, and the index of its best window.
+        The start and end of each span in seconds, and the index of its best window.
     """
     if len(scores) == 1:
         return [(float(spans[0, 0]), float(spans[0, 1]), 0)]

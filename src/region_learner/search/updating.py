@@ -23,22 +23,22 @@ from .windows import Windows, WindowStore
 
 logger = logging.getLogger(__name__)
 
-_WINDOWS = 2048  # committed at once
-_SECONDS = 10  # after which they are committed in any case: a killed process loses no more than that
+_WINDOWS = 2048  # number of windows per commit
+_SECONDS = 10  # after this time windows are committed in any case: a killed process loses no more work than that
 
 
 @dataclass
 class UpdateReport:
     """
-    What an update has done, as lists of paths.
+    The result of an update, as lists of paths.
 
     Args:
         new: videos that were embedded for the first time.
-        changed: videos that were embedded again, as their content had changed.
-        moved: videos that were found under another path, and not read again.
+        changed: videos that were embedded again because their content had changed.
+        moved: videos that were found under another path, and were not read again.
         unchanged: videos that have not changed.
         removed: videos that no longer exist.
-        unreadable: why videos could not be read, by path, in this update or in an earlier one.
+        unreadable: for each video that could not be read in this or an earlier update, the reason.
     """
 
     new: list[str] = field(default_factory=list)
@@ -54,11 +54,11 @@ class UpdateReport:
 
 class Updater:
     """
-    The only writer of an index. Windows are on the disk before a transaction makes them part of the index.
+    The only writer of an index. Windows are on disk before a transaction makes them part of the index.
 
     Args:
         directory: directory of the index, which the caller has locked.
-        embedder: function that returns the model, called when it is needed.
+        embedder: function that returns the model. It is called when the model is needed.
     """
 
     def __init__(self, directory: Path, embedder: Callable[[], Embedder]):
@@ -72,7 +72,7 @@ class Updater:
 
     def __enter__(self) -> Updater:
         for path in self.directory.glob("vectors-*"):
-            if path.name != self.database.about("vectors"):  # no reader uses it any more
+            if path.name != self.database.about("vectors"):  # no reader uses it anymore
                 shutil.rmtree(path)
         return self
 
@@ -206,7 +206,7 @@ class Updater:
     def _commit(self) -> None:
         """Commits the waiting videos to the index."""
         self.since = time.monotonic()
-        waiting, self.waiting = self.waiting, []  # if they cannot be written, this is not tried again
+        waiting, self.waiting = self.waiting, []  # if they cannot be written, they are not written again
         if not waiting:
             return
         first = self.database.about("rows")
@@ -218,7 +218,7 @@ class Updater:
             self.database.set_about("rows", first)
 
     def _tidy(self) -> None:
-        """Removes the holes if they are most of the rows, and updates the inverted lists."""
+        """Removes the holes if they make up most of the rows, and updates the inverted lists."""
         holes = self.database.holes()
         rows, lost = self.database.about("rows"), int((holes[:, 1] - holes[:, 0]).sum())
         if lost > rows / 2:
@@ -254,7 +254,10 @@ class Updater:
 
 
 class Progress:
-    """A progress bar of videos that also shows the hours of video that are done and, by file size, still to do."""
+    """
+    A progress bar over videos. It also shows the hours of video that are done and, estimated from file sizes, the
+    hours that remain.
+    """
 
     def __init__(self, description: str, videos: list[Video]):
         self.bytes_left = sum(video.size for video in videos)

@@ -16,15 +16,15 @@ ROWS_PER_FILE = 2**18
 
 class Vectors:
     """
-    Vectors of one length, by row number, in files of `ROWS_PER_FILE` rows each: raw, little-endian, without a header.
-    Rows are only appended, so other processes can read the rows that are known to be complete while one process
-    writes.
+    Vectors of the same length, by row number, in files of `ROWS_PER_FILE` rows each: raw, little-endian, without a
+    header. Rows are only appended, so other processes can read the rows that are known to be complete while one
+    process writes.
 
     Args:
         directory: directory of the files. Nothing is created before the first write.
         dim: length of the vectors.
-        prefix: start of the files' names.
-        dtype: of the numbers, "<f4" or "<f2".
+        prefix: start of the file names.
+        dtype: dtype of the numbers, "<f4" or "<f2".
 
     Example:
 
@@ -41,12 +41,12 @@ class Vectors:
 
     def write(self, row: int, vectors: np.ndarray) -> None:
         """
-        Writes `vectors` (n, dim) as the rows [row, row + n), over what an interrupted run may have left there, and
-        returns when they are on the disk.
+        Writes `vectors` (n, dim) as the rows [row, row + n), overwrites rows that an interrupted run may have left
+        there, and returns when they are on disk.
 
         Raises:
             ValueError: the vectors have another shape or are not finite, or there are fewer than `row` rows.
-            OSError: a file cannot be written; the message names it.
+            OSError: a file cannot be written. The message names it.
         """
         vectors = np.asarray(vectors, dtype=self.dtype, order="C")
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
@@ -69,10 +69,10 @@ class Vectors:
     def read(self, start: int, stop: int) -> np.ndarray:
         """
         Returns the rows [start, stop), (stop - start, dim). They are a read-only view of a memory-mapped file, or a
-        copy where the rows lie in several files.
+        copy if the rows are in several files.
 
         Raises:
-            ValueError: the files hold fewer than `stop` rows.
+            ValueError: the files contain fewer than `stop` rows.
         """
         pieces = [
             self._map(file, first + end - begin)[first : first + end - begin]
@@ -122,7 +122,10 @@ class Vectors:
         return self.directory / f"{self.prefix}-{file:05d}.f{8 * self.dtype.itemsize}"
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yields the number of each file of the rows [start, stop), its first row of them, and its start and stop."""
+        """
+        Yields, for each file with some of the rows [start, stop), the number of the file, the position of the first of
+        these rows in it, and the range of these rows.
+        """
         while start < stop:
             file, first = divmod(start, ROWS_PER_FILE)
             end = min(stop, (file + 1) * ROWS_PER_FILE)
@@ -130,7 +133,7 @@ class Vectors:
             start = end
 
     def _map(self, file: int, rows: int) -> np.ndarray:
-        """Returns the vectors of a file, at least `rows`; it may have grown since it was mapped."""
+        """Returns at least `rows` vectors of a file, which may have grown since it was mapped."""
         mapped = self._maps.get(file)
         if mapped is None or len(mapped) < rows:
             self.check(file * ROWS_PER_FILE + rows)
@@ -145,6 +148,6 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
 def check_is_file(path: Path) -> None:
-    """Refuses links and devices: an index from a stranger must not refer to other files."""
+    """Refuses links and devices, because an untrusted index must not refer to other files."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError(f"{path} is not a regular file, as links and devices are not allowed: copy the file itself.")

@@ -13,10 +13,10 @@ import torch
 
 from .vectors import Vectors
 
-# Tokens per window, at most. Models with regions have fewer; with patches they have hundreds, of which nearly all are
-# never the best match of a word.
+# Maximum number of tokens per window. Models with regions have fewer. Models with patches have hundreds, nearly all of
+# which are never the best match of a word.
 MOST_TOKENS = 32
-_MOST_TOKEN_DIMENSIONS = 2**10  # so that files from strangers take bounded memory
+_MOST_TOKEN_DIMENSIONS = 2**10  # so that untrusted files take bounded memory
 
 _ROUNDING = 1e-2  # tolerance for float16 numbers and their sums
 
@@ -27,9 +27,9 @@ class Windows:
     The embeddings of some windows.
 
     Args:
-        vectors: float32 (W, D), of length 1.
-        tokens: float16 (W, n, 1 + d): the weight of each token, and its embedding, of length 1. The weights of a
-            window sum to 1, and a token of weight 0 is absent. None if the model, or the index, does not have any.
+        vectors: L2-normalized embeddings, float32 (W, D).
+        tokens: float16 (W, n, 1 + d): the weight of each token, followed by its L2-normalized embedding. The weights
+            of a window sum to 1, and a token of weight 0 is absent. None if the model or the index has no tokens.
     """
 
     vectors: np.ndarray
@@ -47,7 +47,7 @@ class Windows:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Windows]) -> Windows:
-        """Concatenates the windows of one or more parts. There are no tokens if any part lacks them."""
+        """Concatenates the windows of one or more parts. The result has no tokens if any part lacks them."""
         tokens = [part.tokens for part in parts if part.tokens is not None]
         return cls(
             np.concatenate([part.vectors for part in parts]),
@@ -57,12 +57,13 @@ class Windows:
 
 def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     """
-    Returns the tokens of windows as they are stored, float16 (B, n, 1 + d). If there are more than `MOST_TOKENS`, the
-    ones that differ most from each other are kept, in their order, and their weights are rescaled to sum to 1.
+    Returns the tokens of windows in the form in which they are stored, float16 (B, n, 1 + d). If there are more than
+    `MOST_TOKENS`, those that differ most from each other are kept, in their order, and their weights are rescaled to
+    sum to 1.
 
     Args:
-        embeds: (B, tokens, d), of length 1.
-        weights: (B, tokens), which sum to 1.
+        embeds: L2-normalized embeddings (B, tokens, d).
+        weights: weights (B, tokens), which sum to 1 for each window.
     """
     embeds, weights = torch.nn.functional.normalize(embeds.float().cpu(), dim=-1), weights.float().cpu()
     if weights.shape[1] > MOST_TOKENS:
@@ -78,7 +79,7 @@ def pack_tokens(embeds: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
 def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
     """
     Chooses tokens by greedy farthest-point sampling, and returns their indices (B, count). It starts with the token of
-    the highest weight and repeatedly adds the token that is least similar to the chosen ones. Among equal tokens the
+    the highest weight, and repeatedly adds the token that is least similar to the chosen ones. Among equal tokens, the
     first is chosen, and absent tokens come last. (The tokens with the highest weights often show the same thing, but
     queries ask for other things as well.)
     """
@@ -104,7 +105,7 @@ def are_tokens(tokens: np.ndarray) -> bool:
 
 
 def is_token_shape(shape: Any) -> bool:
-    """Returns whether a value, which may come from a stranger, is the [n, d] of tokens, or None."""
+    """Returns whether a value, which may be untrusted, is the shape [n, d] of tokens, or None."""
     return shape is None or (
         isinstance(shape, list)
         and [type(number) for number in shape] == [int, int]
@@ -118,9 +119,9 @@ class WindowStore:
     The windows of an index on disk, by row: the vectors in files, and the tokens in files beside them.
 
     Args:
-        directory: of the files.
+        directory: directory of the files.
         dim: length of the vectors.
-        shape: [n, d], number and length of the tokens of a window; None if they are not kept.
+        shape: number and length of the tokens of a window, [n, d]; None if tokens are not kept.
     """
 
     def __init__(self, directory: Path, dim: int, shape: Sequence[int] | None):
@@ -139,7 +140,7 @@ class WindowStore:
             self.tokens.write(row, windows.tokens.reshape(-1, math.prod(self._shape)))
 
     def read(self, start: int, stop: int) -> Windows:
-        """Returns the windows [start, stop), as views of the files where possible; see [`Vectors.read`]."""
+        """Returns the windows [start, stop), as views of the files if possible; see [`Vectors.read`]."""
         tokens = None if self.tokens is None else self.tokens.read(start, stop).reshape(stop - start, *self._shape)
         return Windows(self.vectors.read(start, stop), tokens)
 
@@ -157,7 +158,7 @@ class WindowStore:
         return tokens
 
     def check(self, rows: int) -> None:
-        """Raises a `ValueError` unless the files hold `rows` rows."""
+        """Raises a `ValueError` unless the files contain `rows` rows."""
         self.vectors.check(rows)
         if self.tokens is not None:
             self.tokens.check(rows)

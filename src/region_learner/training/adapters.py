@@ -1,6 +1,6 @@
 """
-Low-rank adapters (PEFT). A checkpoint is a plain model with the adapters merged into its weights, which loads without
-PEFT. Its directory `adapter` holds the adapters themselves, from which training resumes.
+Low-rank adapters (PEFT). A checkpoint is a plain model with the adapters merged into its weights, so that it loads
+without PEFT. Its directory `adapter` contains the adapters themselves, from which training resumes.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ..loading import BESIDE_ADAPTERS
 ADAPTER = "adapter"
 
 _WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # of parameter names in the adapter file
+_PREFIX = "base_model.model."  # the prefix of parameter names in the adapter file
 
 
 def _import_peft():
@@ -31,6 +31,8 @@ def _import_peft():
 
 def check_lora(options: dict[str, Any]):
     """
+    Checks the options of LoRA.
+
     Raises:
         ImportError: `peft` is not installed.
         ValueError: an option does not exist, or its value is not valid.
@@ -68,7 +70,7 @@ def with_lora(model: Any, options: dict[str, Any]):
         raise ValueError(
             f"lora: towers must be among {', '.join(known)}, which does not include {', '.join(sorted(unknown))}."
         )
-    # torch's attention, as in SigLIP's pooling head, reads the weight of its layer without calling the layer.
+    # torch's attention, as in the pooling head of SigLIP, reads the weight of its layer without calling the layer.
     is_called = {
         name: not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
         for name, module in model.named_modules()
@@ -106,7 +108,7 @@ def with_lora(model: Any, options: dict[str, Any]):
 
 
 def has_adapters(model: Any) -> bool:
-    """Returns whether a model has adapters, of `peft.get_peft_model` or of its own `add_adapter`."""
+    """Returns whether a model has adapters, from `peft.get_peft_model` or from its own `add_adapter`."""
     return hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False)
 
 
@@ -143,7 +145,7 @@ def save_adapters(model: Any, folder: Path) -> None:
 
 def load_adapters(model: Any, folder: Path) -> None:
     """
-    Loads the files of [`save_adapters`] into a model with the same adapters.
+    Loads the files from [`save_adapters`] into a model with the same adapters.
 
     Raises:
         ValueError: the files belong to another model.
@@ -173,7 +175,7 @@ def load_beside_adapters(model: Any, checkpoint: Path) -> None:
 
 
 def _beside_adapters(model: Any) -> dict[str, torch.Tensor]:
-    """Returns what training changes but PEFT does not save: parameters that are trained in full, and buffers."""
+    """Returns everything that training changes but PEFT does not save: fully trained parameters, and buffers."""
     of_peft = tuple(
         f"{name}.{part}."
         for name, module in model.named_modules()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import nearest_or_all
 
-# Recipes and Python give mappings and lists, the command line gives JSON, which `__post_init__` parses.
+# Recipes and Python pass mappings and lists. The command line passes JSON, which `__post_init__` parses.
 if TYPE_CHECKING:
     JsonMapping = dict[str, Any] | None
     JsonList = list[dict[str, Any]] | None
@@ -26,7 +26,7 @@ FORMS = ("decoupled", "paper")  # as in the configuration, which is not imported
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 
-# The groups of `--help`, and what they show in this order: all arguments of this package, and those of
+# The groups of `--help` and their arguments, in this order: all arguments of this package, and those of
 # `transformers.TrainingArguments` that most runs need.
 ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
@@ -74,7 +74,7 @@ def _check_at_least_1(arguments: Any, *names: str) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-# How the command line says None.
+# The values that stand for None on the command line.
 NONE = ("none", "null")
 
 
@@ -100,10 +100,10 @@ def _from_json(name: str, value: Any, kind: type, what: str, example: str) -> An
 
 def mapping_from_json(name: str, value: dict | str | None) -> dict | None:
     """
-    Parses a mapping given as JSON; "none" gives None. A mapping is returned unchanged.
+    Returns the mapping that is given as JSON, or None for "none". A mapping is returned unchanged.
 
     Raises:
-        ValueError: it is not a JSON object; the message names `name`.
+        ValueError: the value is not a JSON object. The message contains `name`.
     """
     return _from_json(name, value, dict, "object", '{"key": 1}')
 
@@ -114,7 +114,7 @@ def _without_none(options: dict | None) -> dict | None:
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from: a checkpoint, two pre-trained towers, or a configuration."""
+    """The source of the model: a checkpoint, two pre-trained towers, or a configuration."""
 
     model: str | None = argument("Checkpoint to start from, with its processor: a directory or a Hub name.")
     video_tower: str | None = argument("Pre-trained image model to start from: a timm or Hub name, or a directory.")
@@ -123,12 +123,14 @@ class ModelArguments:
         "Fields of the video configuration, as JSON. With --model, they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Region form: {' or '.join(FORMS)}. It adds regions to a model that has none, such as CLIP."
+        f"Form of the regions: {' or '.join(FORMS)}. Adds regions to a model without them, such as CLIP."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
     task: str = argument(f"What the model is trained for: {', '.join(TASKS)}.", "retrieval")
-    max_answers: int = argument("Question answering: a new head has this many of the most frequent answers.", 1500)
+    max_answers: int = argument(
+        "For question answering: number of the most frequent answers that a new head chooses from.", 1500
+    )
     lora: JsonMapping = argument("Train LoRA adapters: fields of peft.LoraConfig and `towers`, as JSON.")
     frame_fill: str = argument(f"How to fill temporal positions that a checkpoint lacks: {', '.join(FILLS)}.", "zeros")
     tokenizer: str | None = argument(
@@ -181,25 +183,29 @@ def _check_corpus(entry: dict[str, Any]) -> None:
 
 @dataclass
 class DataArguments:
-    """The corpus to train on, or several."""
+    """The corpus or corpora to train on."""
 
     corpus: str = argument("Name of the corpus; `region-learner corpus list` lists them.", "folder")
     data_dir: str | None = argument("Directory of the corpus.")
     corpus_options: JsonMapping = argument("Options of the corpus, as JSON.")
     train_split: str = argument("Split to train on.", "train")
-    eval_split: str | None = argument("Split to evaluate on during training; 'none' turns off that of a recipe.")
-    test_split: str | None = argument("Split to evaluate on once, after training; 'none' turns off that of a recipe.")
+    eval_split: str | None = argument(
+        "Split to evaluate on during training. 'none' turns off the evaluation in a recipe."
+    )
+    test_split: str | None = argument(
+        "Split to evaluate on once, after training. 'none' turns off the test in a recipe."
+    )
     corpora: JsonList = argument(
-        "Several corpora to train on, as a JSON list of mappings with the keys " + ", ".join(_CORPUS_KEYS) + ".",
+        "Several corpora to train on, as a JSON list of objects with the keys " + ", ".join(_CORPUS_KEYS) + ".",
     )
     data_dirs: list[str] | None = argument("Directories of the corpora of a recipe: cc3m=DIR webvid=DIR ...")
-    streaming: bool = argument("Read the training corpus as a stream of shards; needs --max-steps.", False)
+    streaming: bool = argument("Read the training corpus as a stream of shards. Needs --max-steps.", False)
     shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
-        "Number of videos that may be missing, or their share if below 1; they are skipped and listed in a file.",
+        "Number of videos that may be missing, or a share below 1. Missing videos are skipped, and listed in a file.",
         0.0,
     )
-    max_train_videos: int | None = argument("Train on the first N videos only.")
+    max_train_videos: int | None = argument("Train only on the first N videos.")
 
     def __post_init__(self):
         self.corpus_options = _without_none(mapping_from_json("corpus_options", self.corpus_options)) or {}
@@ -225,7 +231,7 @@ class DataArguments:
             raise ValueError(f"data_dirs: {corpus!r} is not a corpus of this run{nearest_or_all(corpus, names)}")
         if corpus == self.corpus:
             self.data_dir = data_dir
-        if self.corpora is not None:  # a new list, as other stages of a recipe share the old one
+        if self.corpora is not None:  # a new list, because other stages of a recipe share the old one
             self.corpora = [
                 entry | {"data_dir": data_dir} if entry.get("corpus", self.corpus) == corpus else entry
                 for entry in self.corpora
@@ -234,24 +240,24 @@ class DataArguments:
 
 @dataclass
 class OwnTrainingArguments:
-    """What [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
+    """The arguments that [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
-        "Share of videos that may be unreadable; each is reported, and another one is substituted.", 0.1
+        "Share of videos that may be unreadable. Each is reported, and another video is substituted.", 0.1
     )
     mix: str = argument(
-        "How to mix several corpora: 'alternate' takes a batch of each in turn, 'weighted' draws by their weights.",
+        "How to mix several corpora: 'alternate' takes a batch from each in turn, 'weighted' draws by their weights.",
         "alternate",
     )
     samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
     gradient_cache_chunk: int | None = argument(
-        "Gradient caching (GradCache): the memory of a batch of this many pairs, with the loss of the whole batch.",
+        "Gradient caching (GradCache): embed this many pairs at a time, with the loss over the whole batch.",
     )
     lr_milestones: list[float] = argument(
         "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ...",
         factory=list,
     )
-    lr_gamma: float = argument("Learning rate factor at each of --lr-milestones.", 0.1)
+    lr_gamma: float = argument("Factor of the learning rate at each of --lr-milestones.", 0.1)
     video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
     text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(

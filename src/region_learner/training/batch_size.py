@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 def check_batch_size(size: int, processes: int) -> None:
     """
+    Checks that the global batch has negatives.
+
     Raises:
         ValueError: a batch has one pair in all processes together.
     """
@@ -36,8 +38,10 @@ def check_batch_size(size: int, processes: int) -> None:
 
 def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments) -> None:
     """
+    Checks that batches of the corpora have negatives.
+
     Raises:
-        ValueError: training batches, or batches of an evaluation whose loss chooses the checkpoint, have no negatives.
+        ValueError: training batches, or batches of an evaluation whose loss selects the checkpoint, have no negatives.
     """
     for part in parts:
         check_batch_size(part.batch_size, args.world_size)
@@ -48,7 +52,7 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
                 f"All {len(part.dataset)} rows of a corpus have the video_id {part.dataset[0]['video_id']!r}, so "
                 "there are no negatives: a contrastive loss needs at least 2 videos."
             )
-    # In evaluation, each process computes a loss of its own.
+    # In evaluation, each process computes its own loss.
     if args.eval_strategy == "no" or args.per_device_eval_batch_size > 1:
         return
     without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and so no contrastive loss"
@@ -60,7 +64,7 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
 
 
 def _all_of_one_video(dataset: Any) -> bool:
-    """Returns whether all ids are equal; False if the ids cannot be read without the rest of the rows."""
+    """Returns whether all ids are equal. False if the ids cannot be read without the rest of the rows."""
     if not hasattr(dataset, "__len__") or "video_id" not in (getattr(dataset, "column_names", None) or ()):
         return False
     ids = iter(dataset["video_id"])
@@ -72,7 +76,7 @@ def _all_of_one_video(dataset: Any) -> bool:
 
 
 def with_batch_size(parts: Sequence[CorpusPart], size: int, of: int) -> list[CorpusPart]:
-    """Returns `parts` with batch size `size` in place of `of`; other batch sizes change in proportion."""
+    """Returns `parts` with batch size `size` in place of `of`. Other batch sizes change in proportion."""
     return [replace(part, batch_size=part.batch_size * size // of) for part in parts]
 
 
@@ -99,7 +103,7 @@ class InitialState:
 def train_with_largest_batch(trainer: Any, train: Callable[..., T], size: int, *args, **kwargs) -> T:
     """
     Calls `train(size, *args, **kwargs)`, a training loop of `trainer`, with smaller and smaller batches until they fit
-    in memory. Each attempt begins with the same weights, optimizer state and random numbers.
+    in memory. Each attempt starts with the same weights, optimizer state and random numbers.
     """
     start = InitialState(trainer.model, trainer.optimizer)
 
@@ -119,13 +123,13 @@ def halve_until_it_fits(train: Callable[[int], T], size: int, smallest: int, res
     Calls `train(size)`, and again with half the size whenever it runs out of memory.
 
     Args:
-        train: starts from the beginning each time it is called.
+        train: trains with a batch size, from the beginning each time it is called.
         size: the largest batch size.
         smallest: the smallest batch size.
-        resumed: whether the run started from a checkpoint, whose batch size has to stay.
+        resumed: whether the run was resumed from a checkpoint, whose batch size must not change.
 
     Raises:
-        ValueError: even the smallest batch does not fit, or that of a checkpoint does not.
+        ValueError: even the smallest batch does not fit, or a batch of the checkpoint's size does not fit.
     """
 
     def half() -> int:

@@ -1,5 +1,5 @@
 """
-Writes complete checkpoints, and resumes from them. The last file to be written records the sizes and checksums of all
+Writes complete checkpoints and resumes from them. The last file to be written records the sizes and checksums of all
 others.
 """
 
@@ -28,7 +28,7 @@ from .training_arguments import RegionLearnerTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Written last into a checkpoint: if it is missing, saving was interrupted.
+# The last file that is written into a checkpoint. If it is missing, saving was interrupted.
 COMPLETE = "complete.json"
 
 # The marker of `enable_jit_checkpoint`, which is removed when the checkpoint is complete.
@@ -39,7 +39,7 @@ _JIT_MARK = "checkpoint-is-incomplete.txt"
 
 
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Writes [`COMPLETE`] when all other files of `checkpoint` are on the disk."""
+    """Writes [`COMPLETE`] once all other files of `checkpoint` are on disk."""
     sync_tree(checkpoint)
     sizes, digests = {}, {}
     for path in sorted(checkpoint.rglob("*")):
@@ -57,7 +57,7 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 def moved_when_complete(target: Path) -> Iterator[Path]:
     """
     Yields a directory to save a model in, and moves its files to `target` afterwards. Until then, `target` keeps all
-    files of an earlier model.
+    files of the earlier model.
     """
     folder = partial_of(target / "model")
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,13 +87,13 @@ def naming_write_failures(
     remove: bool = True,
 ) -> Iterator[None]:
     """
-    Within this block, errors of writing to `folder`, such as a full disk, become one line.
+    Within this block, errors while writing to `folder`, such as a full disk, become an error of one line.
 
     Args:
         folder: a directory.
         output_dir: directory of the run.
         target: directory that the files will be moved to.
-        remove: whether to remove `folder` after an error, as it would take the space that the next attempt needs.
+        remove: whether to remove `folder` after an error, because it takes up the space that the next attempt needs.
 
     Raises:
         OSError: the message names the file, and the checkpoint to resume from.
@@ -125,7 +125,7 @@ def _write_failure(error: Exception, folder: Path) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, RuntimeError) and "inline_container" not in text:  # not from torch.save
         return None
-    # Neither torch.save nor safetensors passes on the error of the operating system.
+    # Neither torch.save nor safetensors forwards the error of the operating system.
     if "No space left" in text or shutil.disk_usage(folder if folder.is_dir() else folder.parent).free < 2**20:
         return "No space left on device"
     return text
@@ -146,18 +146,18 @@ def _sha256(path: Path) -> str:
 
 def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) -> str | None:
     """
-    Returns what is wrong with a checkpoint of [`RegionLearnerTrainer`], in words, or None if it is complete.
+    Returns a description of what is wrong with a checkpoint of [`RegionLearnerTrainer`], or None if it is complete.
 
     Args:
-        checkpoint: its directory.
-        contents: whether to compare its files with their checksums, too. (Checkpoints of version 0.1 have none.)
+        checkpoint: directory of the checkpoint.
+        contents: whether to also compare its files with their checksums. (Checkpoints of version 0.1 have none.)
     """
     folder = Path(checkpoint)
     try:
         saved = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         sizes, digests = dict(saved["files"]), dict(saved.get("sha256", {}))
     except FileNotFoundError:
-        return f"it has no {COMPLETE}, as saving it was interrupted"
+        return f"it has no {COMPLETE} because saving it was interrupted"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {COMPLETE} is damaged"
     for name, size in sizes.items():
@@ -176,8 +176,8 @@ def incompleteness(checkpoint: str | os.PathLike[str], contents: bool = True) ->
 
 def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> tuple[str | None, dict[str, str]]:
     """
-    Returns the complete checkpoint with the highest step in `output_dir`, and what is wrong with checkpoints of higher
-    steps, by path. `contents` is as in [`incompleteness`].
+    Returns the complete checkpoint with the highest step in `output_dir`, and what is wrong with each checkpoint of a
+    higher step, by path. `contents` is as in [`incompleteness`].
     """
     found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
@@ -189,13 +189,13 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
-    """Returns a sentence that names the checkpoint that a run in `output_dir` can resume from."""
+    """Returns a sentence that names the checkpoint from which a run in `output_dir` can resume."""
     checkpoint, _ = last_complete(output_dir)
     return "No checkpoint has been saved." if checkpoint is None else f"The last complete checkpoint is {checkpoint}."
 
 
 def how_to_resume(output_dirs: Sequence[str]) -> str:
-    """Returns how to resume an interrupted run, whose stages are in `output_dirs`."""
+    """Returns a sentence that says how to resume an interrupted run, whose stages are in `output_dirs`."""
     for directory in reversed(output_dirs):
         checkpoint, _ = last_complete(directory, contents=False)
         if checkpoint is not None:
@@ -213,7 +213,7 @@ def how_to_resume(output_dirs: Sequence[str]) -> str:
 
 def checkpoint_to_resume(args: RegionLearnerTrainingArguments, resume: str | bool | None) -> str | None:
     """
-    Returns the checkpoint to resume from, the same in all processes; None to start from the beginning.
+    Returns the checkpoint to resume from, which is the same in all processes; None to start from the beginning.
 
     Args:
         args: arguments of the run.
@@ -264,7 +264,7 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
                 f"{checkpoint} cannot be resumed from: {fault}. `--resume-from-checkpoint true` uses the last "
                 "complete one."
             )
-    # FSDP writes a directory optimizer_0, DeepSpeed one of its own, which the file `latest` names.
+    # FSDP writes a directory optimizer_0. DeepSpeed writes another one, which the file `latest` names.
     if not any(Path(checkpoint).glob("optimizer*")) and not (Path(checkpoint) / "latest").is_file():
         raise ValueError(
             f"{checkpoint} cannot be resumed from: it was saved with save_only_model, without optimizer and schedule. "
@@ -273,7 +273,7 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
     return checkpoint
 
 
-# Settings that may not change on resume
+# Settings that must not change on resume
 
 _DATA_ORDER = "data_order.json"
 _OPTIMIZATION = "optimization.json"
@@ -310,7 +310,7 @@ def data_order(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArguments
 
 
 def _digest_of_ids(part: CorpusPart) -> str | None:
-    """Returns a digest of 16 ids, which tells apart corpora of the same length. (The ids may be private.)"""
+    """Returns a digest of 16 ids, which distinguishes corpora of the same length. (The ids may be private.)"""
     dataset: Any = part.dataset
     if part.streamed:
         return None
@@ -324,7 +324,7 @@ def _digest_of_ids(part: CorpusPart) -> str | None:
 
 
 def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -> dict[str, Any]:
-    """Returns the settings of the optimizer. On resume, those of the checkpoint are used, not the arguments."""
+    """Returns the settings of the optimizer. A resumed run uses those of the checkpoint, not the arguments."""
     names = (
         "optim", "optim_args", "learning_rate", "video_learning_rate", "text_learning_rate", "layer_decay",
         "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -341,6 +341,8 @@ def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str,
 
 def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:
     """
+    Checks that a checkpoint was trained with the current order of the data.
+
     Raises:
         ValueError: the checkpoint was trained with other data settings. Settings that it does not record are ignored.
     """
@@ -354,6 +356,8 @@ def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:
 
 def check_optimization(checkpoint: Path, now: dict[str, Any]) -> None:
     """
+    Checks that the optimizer of a checkpoint has the current settings.
+
     Raises:
         ValueError: the optimizer of the checkpoint has other settings, or other parameters.
     """
@@ -365,7 +369,7 @@ def check_optimization(checkpoint: Path, now: dict[str, Any]) -> None:
 
 
 def _changed(record: Path, now: dict[str, Any]) -> list[str]:
-    """Returns the settings that differ from a record, in words."""
+    """Returns descriptions of the settings that differ from a record."""
     before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return [
         f"{name} {_in_words(before[name])} (now {_in_words(value)})"

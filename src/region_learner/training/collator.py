@@ -19,7 +19,7 @@ from ..video_decoding_region_learner import VideoDecodeError
 from .arguments import TASKS, UNLABELLED_TASKS
 from .data import DRAWN, CorpusPart, Draw
 
-# For rows without drawn numbers: random choices come from torch's own generator.
+# For rows without drawn numbers, whose random choices come from torch's own generator.
 _NOT_DRAWN = Draw(part=0, row=0, seed=None)
 
 
@@ -40,7 +40,7 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
     Checks the first rows of the data sets of a Trainer.
 
     Raises:
-        CorpusError: a column is missing, or its values are not what the task needs.
+        CorpusError: a column is missing, or its values do not fit the task.
     """
     for number, part in enumerate(parts, start=1):
         of = f"corpus {number} of the training data" if len(parts) > 1 else "the training data"
@@ -55,7 +55,7 @@ def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> No
 
 
 def stable_id(video_id: str) -> int:
-    """Returns a number for a video's id, the same in every process: 62 bits of its BLAKE2 digest."""
+    """Returns a number for a video's id that is the same in every process: 62 bits of its BLAKE2 digest."""
     return int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest()) >> 2
 
 
@@ -64,33 +64,34 @@ class RegionLearnerCollator:
     Makes batches from rows of `load_corpus`. All batches have `pixel_values_videos`: clips (B, T, C, H, W), or
     features of a backbone, (B, T, 1 + N, D), from the corpus `features`. The rest depends on the task:
 
-    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Rows to
-      train on may have `negative_captions`, texts that do not describe the video (a list, or None). One of them
-      per row becomes a row of `negative_input_ids` and `negative_attention_mask`.
-    - "multiple_choice": for training, the same. For evaluation, `input_ids` and `attention_mask` of the distinct
-      options of all rows, `options` (B, O), the numbers of the options of each row (-1 where it has fewer), and
-      `labels` (B,), which of them is right.
+    - "retrieval": `input_ids` and `attention_mask` of a caption, `video_ids` (B,), and `return_loss=True`. Training
+      rows may have `negative_captions`, texts that do not describe the video (a list, or None). One of them per row
+      becomes a row of `negative_input_ids` and `negative_attention_mask`.
+    - "multiple_choice": for training, the same as "retrieval". For evaluation, `input_ids` and `attention_mask` of the
+      distinct options of all rows, `options` (B, O), the indices of the options of each row (-1 where it has fewer),
+      and `labels` (B,), the index of the right one.
     - "question_answering": `input_ids` and `attention_mask` of the question, and `labels` (B,).
     - "classification": `labels` (B,).
 
     In training, frames, crop and caption are random. For rows of the Trainer, they depend on the seed in the column
-    `DRAWN`, so that a resumed run draws the same as an uninterrupted one; otherwise they come from torch's generator.
-    In evaluation, they are the middle frames, the center crop and the first caption.
+    `DRAWN`, so that a resumed run draws the same numbers as an uninterrupted one; otherwise they come from torch's
+    generator. In evaluation, they are the middle frames, the center crop and the first caption.
 
-    Cached features always belong to middle frames and center crops, also in training.
+    Cached features are always those of middle frames and center crops, even in training.
 
-    Each row is checked: see `region_learner.corpora.rows.read_row`. Columns that are not needed are ignored.
+    Each row is checked; see `region_learner.corpora.rows.read_row`. Columns that are not needed are ignored.
 
-    In training, an unreadable video is substituted by another row of its corpus, never by black frames. In evaluation,
-    it is substituted by another row of the batch, or by a black clip if all rows are unreadable, with the id -1 or the
-    label -100, so that it does not count. The batch lists unreadable videos in `unreadable`, as pairs of video id and
-    reason. `videos` is the number of clips that are not images.
+    In training, another row of the same corpus is substituted for an unreadable video, never black frames. In
+    evaluation, another row of the batch is substituted, or a black clip if all rows are unreadable. It has the id -1
+    or the label -100, so that it does not count. The batch lists unreadable videos in `unreadable`, as pairs of video
+    id and reason. `videos` is the number of clips that are not images.
 
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
         training: whether choices are random.
-        datasets: the data sets that substitutes come from, by the `part` of a row; by default the batch itself.
-        task: as above.
+        datasets: the data sets that substitutes come from, indexed by the `part` of a row. By default, they come from
+            the batch itself.
+        task: the task, as above.
         label: function that returns the label of a row, for tasks that have one; -1 for an unknown label.
         normalize: False leaves uint8 clips as they are, so that the video processor's `normalize_clips` can run on the
             device, as in [`RegionLearnerTrainer`].
@@ -180,7 +181,7 @@ class RegionLearnerCollator:
         except (CorpusError, VideoDecodeError) as error:
             unreadable.append((row["video_id"], str(error)))
             return None
-        except (TypeError, ValueError) as error:  # frames that are not what is expected
+        except (TypeError, ValueError) as error:  # frames of an unexpected kind
             raise ValueError(f"video_id {row['video_id']!r}: {error}") from error
 
     def _filler(self, row: dict[str, Any]) -> torch.Tensor:
@@ -239,7 +240,7 @@ class RegionLearnerCollator:
 
 
 def _options(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
-    """Returns the distinct options of some rows, and (B, O) which of them each row has; -1 where it has fewer."""
+    """Returns the distinct options of some rows, and their indices for each row (B, O), -1 where it has fewer."""
     numbers: dict[str, int] = {}
     chosen = [[numbers.setdefault(option, len(numbers)) for option in row["options"]] for row in rows]
     most = max(map(len, chosen))

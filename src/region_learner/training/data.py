@@ -1,6 +1,6 @@
 """
-The training data. The rows of a batch depend only on the seed and the number of the batch, so that several processes
-draw what one process would, and a resumed run continues as if it had never stopped.
+The training data. The rows of a batch depend only on the seed and the index of the batch, so that several processes
+draw the same rows as a single process would, and a resumed run continues as if it had never stopped.
 """
 
 import bisect
@@ -18,7 +18,7 @@ from ..corpora import CorpusError
 from ..corpora.rows import check_kind
 from .arguments import MIXES
 
-# The key of a row's draw. No column has this name.
+# The key of a row's draw, which is not the name of any column.
 DRAWN = "__drawn__"
 
 
@@ -34,11 +34,11 @@ class CorpusPart:
     One of the training corpora.
 
     Args:
-        dataset: rows of `load_corpus`, which is a `Dataset` or an `IterableDataset`; or a list of rows, or a map-style
-            data set of torch.
+        dataset: rows of `load_corpus`, which are a `Dataset` or an `IterableDataset`; or a list of rows, or a
+            map-style data set of torch.
         batch_size: rows per batch of one process.
-        num_frames: frames per clip; by default, as many as the processor samples.
-        weight: how often its batches are drawn, relative to the other corpora, with `mix="weighted"`.
+        num_frames: frames per clip. The default is the number that the processor samples.
+        weight: how often its batches are drawn with `mix="weighted"`, relative to the other corpora.
         shuffle_buffer: size of the shuffle buffer of a stream, in rows.
     """
 
@@ -81,7 +81,7 @@ def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
 
 class Draw(NamedTuple):
     """
-    A row that was drawn: the number of its part, its number in that part (in a stream, within one pass), and the seed
+    A row that was drawn: the index of its part, its index in that part (in a stream, within one pass), and the seed
     for frames, crop and caption.
     """
 
@@ -97,7 +97,7 @@ class TrainingRows(MapDataset):
 
     Args:
         parts: the corpora.
-        rows_per_epoch: the length of this data set; by default the number of rows of all corpora.
+        rows_per_epoch: the length of this data set. The default is the number of rows of all corpora.
     """
 
     def __init__(self, parts: Sequence[CorpusPart], rows_per_epoch: int | None = None):
@@ -118,16 +118,17 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
 
     Args:
         parts: the corpora.
-        mix: "alternate" takes one batch of each corpus in turn until the shortest ends (as the paper trains on images
-            and videos). "weighted" draws corpora at random by their weights, for as many batches as all corpora have.
+        mix: "alternate" takes one batch of each corpus in turn until the shortest corpus ends (as the paper does for
+            images and videos). "weighted" draws corpora at random by their weights, for as many batches as all corpora
+            have together.
         seed: seed of the order and the draws, together with the epoch.
-        rank, world_size: number of this process, and number of processes.
+        rank, world_size: index of this process, and number of processes.
         samples_per_epoch: maximum number of rows per epoch, over all corpora and processes.
         drop_last: whether to leave out rows that do not fill a batch of all processes. Otherwise, the batch is filled
-            with rows from the beginning of the epoch, as the contrastive loss needs batches of equal size.
+            with rows from the beginning of the epoch, because the contrastive loss needs batches of equal size.
 
     Raises:
-        ValueError: `mix` is unknown, a corpus is empty, or the limits leave no batch.
+        ValueError: `mix` is unknown, a corpus is empty, or not even one batch is left within the limits.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
                 )
             steps = min(steps, bound)
         self._steps = steps
-        # Of all processes; with "weighted", on average.
+        # Rows of all processes; with "weighted", on average.
         self.rows_per_epoch = round(steps * rows_per_step)
 
     def __len__(self) -> int:
@@ -212,7 +213,7 @@ class TrainingStream(IterableDataset):
     change.
 
     Args:
-        parts: the corpora. Those that are not streamed are also read as endless streams.
+        parts: the corpora. Corpora that are not streamed are read as endless streams, too.
         mix, seed, rank, world_size: as in [`TrainingBatchSampler`].
         skip: number of batches that this process has already trained on.
     """
@@ -234,8 +235,8 @@ class TrainingStream(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = [self._rows(number, worker, workers) for number in range(len(self.parts))]
-        # The loader takes one batch from each of its processes in turn. So that it begins with the first of them,
-        # whole rounds are skipped here; `StreamLoader` skips the rest.
+        # The loader takes one batch from each of its processes in turn, beginning with the first one. Therefore, only
+        # whole rounds are skipped here, and `StreamLoader` skips the rest.
         skip = self.skip // workers * workers
         for step in itertools.count(worker, workers):
             number = _part_of_step(self.parts, self.mix, self.seed, step)
@@ -274,11 +275,11 @@ class TrainingStream(IterableDataset):
 
             stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
         stream.set_epoch(epoch)
-        yield from stream  # `datasets` itself leaves each loader process its shards
+        yield from stream  # `datasets` itself assigns shards to each loader process
 
 
 class StreamLoader(DataLoader):
-    """The loader for a [`TrainingStream`], which yields whole batches."""
+    """The data loader for a [`TrainingStream`], which yields whole batches."""
 
     def __init__(self, stream: TrainingStream, **kwargs):
         super().__init__(stream, batch_size=None, **kwargs)
@@ -291,7 +292,7 @@ class StreamLoader(DataLoader):
 
 
 class RowLoader(DataLoader):
-    """The loader for [`TrainingRows`], which tells its [`TrainingBatchSampler`] which epoch begins."""
+    """The data loader for [`TrainingRows`], which tells its [`TrainingBatchSampler`] which epoch begins."""
 
     def set_epoch(self, epoch: int):  # the Trainer calls it
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
@@ -301,14 +302,14 @@ def make_train_dataloader(
     parts: Sequence[CorpusPart], args: Any, data_collator: Any, loader_options: dict[str, Any], skip: int = 0
 ) -> DataLoader:
     """
-    Returns the loader of the training batches of this process. It decides what each process reads, instead of
+    Returns the data loader for the training batches of this process. It decides which rows each process reads, not
     `accelerate`.
 
     Args:
         parts: the corpora.
         args: the [`RegionLearnerTrainingArguments`].
         data_collator: makes a batch from rows.
-        loader_options: more arguments of the `DataLoader`.
+        loader_options: further arguments of the `DataLoader`.
         skip: number of batches of a stream that this process has already trained on.
     """
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -340,7 +341,7 @@ def _check_mix(parts: Sequence[CorpusPart], mix: str):
 
 
 def _part_of_step(parts: Sequence[CorpusPart], mix: str, seed: int, step: int) -> int:
-    """Returns the number of the corpus of a step, which is the same in all processes."""
+    """Returns the index of the corpus of a step, which is the same in all processes."""
     if mix == "alternate":
         return step % len(parts)
     bounds = list(itertools.accumulate(part.weight for part in parts))

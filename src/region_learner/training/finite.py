@@ -19,13 +19,13 @@ MAX_IN_SEQUENCE = 3
 
 
 class NonFiniteError(ValueError):
-    """A run cannot continue, because its loss, gradients or weights are NaN or infinite."""
+    """Raised if a run cannot continue, because its loss, gradients or weights are NaN or infinite."""
 
 
 def contagious(loss: torch.Tensor) -> torch.Tensor:
     """
-    Returns `loss`. If it is not finite, its gradients are all NaN, so that the gradient norm tells all processes that
-    the loss of one of them is not finite. The gradients of a finite loss are unchanged, bit-for-bit.
+    Returns `loss`. If it is not finite, all of its gradients become NaN, so that the gradient norm tells all processes
+    that the loss of one of them is not finite. The gradients of a finite loss are unchanged, bit-for-bit.
     """
     one_or_nan = loss.detach() * 0 + 1
     loss.register_hook(lambda gradient: gradient * one_or_nan)
@@ -38,7 +38,7 @@ class SkipNonFiniteSteps(TrainerCallback):
     and the learning rate schedule continues. In float16, the loss scaler itself skips gradients that overflow while it
     searches for a scale; these are not counted.
 
-    The norm of the gradient is read once per step, after the Trainer has waited for the device anyway to check whether
+    The gradient norm is read once per step, after the Trainer has synchronized with the device anyway to check whether
     the loss is NaN.
 
     Raises:
@@ -50,7 +50,7 @@ class SkipNonFiniteSteps(TrainerCallback):
         self.trainer = trainer
         self.skipped = 0
         self._in_sequence = 0
-        self._loss: torch.Tensor | None = None  # of the step, summed over its batches
+        self._loss: torch.Tensor | None = None  # the loss of the step, summed over its batches
         self._finite_since_log = False
 
     @property
@@ -69,7 +69,7 @@ class SkipNonFiniteSteps(TrainerCallback):
         self._loss = loss if self._loss is None else self._loss + loss
 
     def check(self, model: torch.nn.Module, grad_norm: Any):
-        """Skips the step if `grad_norm` is not finite. Called before the step of the optimizer."""
+        """Skips the step if `grad_norm` is not finite. Called before the optimizer's step."""
         norm = _number(grad_norm)
         if norm is None or math.isfinite(norm):  # None: with DeepSpeed, which does not return the norm
             self._in_sequence, self._finite_since_log = 0, True
@@ -113,6 +113,6 @@ class SkipNonFiniteSteps(TrainerCallback):
 
 
 def _number(norm: Any) -> float | None:
-    if hasattr(norm, "full_tensor"):  # of a model sharded with FSDP
+    if hasattr(norm, "full_tensor"):  # the model is sharded with FSDP
         norm = norm.full_tensor()
     return None if norm is None else float(norm)

@@ -12,8 +12,8 @@ import torch
 from ..modeling_region_learner import RegionLearnerOutput
 from .finite import contagious
 
-# The outputs that the loss is computed from. Those with one row per pair or per negative text are split among the
-# chunks; the others are shared by all pairs.
+# The outputs that the loss is computed from. Those with one row per pair or per negative text are split into chunks;
+# the others are shared by all pairs.
 _TOKENS = ("text_token_embeds", "text_token_weights", "video_token_embeds", "video_token_weights")
 _NEGATIVE = "negative_"  # prefix of inputs and outputs with one row per negative text
 _NEGATIVES = ("negative_text_embeds", "negative_token_embeds", "negative_token_weights")
@@ -35,8 +35,8 @@ def cached_backward(
     Computes the gradients of the contrastive loss of a whole batch, `chunk` pairs at a time.
 
     A first pass computes the embeddings and the mask loss of each clip without gradients. The loss of the whole batch
-    gives the gradients with respect to these, and a second pass over the chunks, with the same random numbers,
-    propagates them to the weights. The codebook collects statistics in the second pass only.
+    is differentiated with respect to these, and a second pass over the chunks, with the same random numbers,
+    propagates the gradients to the weights. The codebook only collects statistics in the second pass.
 
     Args:
         accelerator (`accelerate.Accelerator`): runs the backward passes.
@@ -44,10 +44,10 @@ def cached_backward(
         inputs: arguments of the model's `forward`, on its device.
         chunk: number of pairs per forward pass.
         autocast: returns the context manager of a forward pass.
-        loss_function: returns the loss of the whole batch from its outputs: embeddings, mask losses, temperature and
-            bias alone.
-        scale: factor of the loss and the gradients: one over the number of accumulated batches.
-        observe: is called with the outputs of each chunk.
+        loss_function: returns the loss of the whole batch from its outputs, which are only the embeddings, mask
+            losses, temperature and bias.
+        scale: factor of the loss and the gradients: one divided by the number of accumulated batches.
+        observe: called with the outputs of each chunk.
 
     Returns:
         The loss, multiplied by `scale`.
@@ -56,7 +56,7 @@ def cached_backward(
     starts = range(0, pairs, chunk)
     shares = [negatives * number // len(starts) for number in range(len(starts) + 1)]
     rows = [
-        {True: slice(shares[number], shares[number + 1]), False: slice(start, start + chunk)}  # whether of negatives
+        {True: slice(shares[number], shares[number + 1]), False: slice(start, start + chunk)}  # True: negative texts
         for number, start in enumerate(starts)
     ]
     chunks = [
@@ -102,7 +102,7 @@ def _loss_inputs(outputs) -> dict[str, torch.Tensor]:
 
 
 def _as_leaves(by_chunk: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Returns the inputs of the loss of a whole batch, from those of its chunks, as tensors that take gradients."""
+    """Returns the inputs of the loss of a whole batch, from those of its chunks, as leaf tensors with gradients."""
     whole = {name: torch.cat([part[name] for part in by_chunk]) for name in by_chunk[0] if name in _PER_PAIR}
     shared = {name: value.clone() for name, value in by_chunk[0].items() if name in _SHARED}
     return {name: value.requires_grad_() for name, value in (whole | shared).items()}

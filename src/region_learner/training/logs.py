@@ -24,8 +24,8 @@ class Progress(TrainerCallback):
         self._reset()
 
     def _reset(self):
-        self.total_samples = 0  # before the last log
-        self.codes: torch.Tensor | None = None  # (K,), how often each code was assigned
+        self.total_samples = 0  # until the last log
+        self.codes: torch.Tensor | None = None  # (K,), number of times that each code was assigned
         self.regions: torch.Tensor | None = None  # (2,), sum of the clips' region losses, and number of clips
         self._start_interval()
 
@@ -62,7 +62,7 @@ class Progress(TrainerCallback):
         video = getattr(outputs, "video_model_output", None)
         ids, losses = getattr(video, "cluster_ids", None), getattr(video, "region_loss", None)
         if ids is not None:
-            ids = ids.detach().flatten() + 1  # patch dropout leaves -1 where a patch is missing
+            ids = ids.detach().flatten() + 1  # with patch dropout, missing patches have the index -1
             counts = ids.new_zeros(self.codebook_size + 1).scatter_add_(0, ids, torch.ones_like(ids))[1:]
             self.codes = counts if self.codes is None else self.codes + counts
         if losses is not None:
@@ -71,12 +71,13 @@ class Progress(TrainerCallback):
 
     def summary(self, accelerator, unreadable: int) -> dict[str, float]:
         """
-        Returns what happened in all processes since the last summary. Every process has to call this.
+        Returns the measurements of all processes since the last summary. Every process has to call this.
 
         `samples_per_second` counts clips, and `videos_per_second` clips that are not images, over the time of training
         without evaluation and saving; `data_wait` is the share of this time spent waiting for data;
-        `unreadable_videos` is their number so far; `codebook_use` is the percentage of codes that were assigned, and
-        `codebook_perplexity` the perplexity of their distribution; `region_loss` is the unweighted mean over clips.
+        `unreadable_videos` is the number of unreadable videos so far; `codebook_use` is the percentage of codes that
+        were assigned, and `codebook_perplexity` the perplexity of their distribution; `region_loss` is the unweighted
+        mean over clips.
         """
         seconds = max(self.in_steps + self.waited, 1e-9)
         numbers = [self.samples, self.videos, self.waited, unreadable]
@@ -113,7 +114,7 @@ def temperatures_of(model: Any) -> dict[str, float]:
     found = {}
     for name in names:
         temperature = torch.as_tensor(getattr(model, name)).detach()
-        if hasattr(temperature, "full_tensor"):  # of a sharded model
+        if hasattr(temperature, "full_tensor"):  # the model is sharded
             temperature = temperature.full_tensor()
         found[name] = float(temperature)
     return found
@@ -163,7 +164,7 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
             parts.append("eval")
         last_group = ""
         for name, value in shown.items():
-            # A group of metrics, such as those of "t2v", is named once.
+            # The name of a group of metrics, such as "t2v", is printed once.
             group, _, metric = name.removeprefix("eval_").rpartition("_")
             label = f"{group} {metric}" if group and group != last_group else metric
             last_group = group
@@ -186,7 +187,7 @@ class LogLinesAndBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
             line = log_line(logs, state.global_step, state.max_steps)
-            if self.training_bar is None:  # an evaluation before or after training
+            if self.training_bar is None:  # this is an evaluation before or after training
                 print(line, file=sys.stderr, flush=True)
             else:
                 self.training_bar.write(line, file=sys.stderr)

@@ -42,13 +42,15 @@ _HEADS: dict[str, type[PreTrainedModel]] = {
 
 def check_model_arguments(arguments: ModelArguments, from_earlier_stage: bool = False):
     """
+    Checks the arguments of the model before weights or captions are loaded.
+
     Args:
-        arguments: where the model comes from, and changes to its configuration.
+        arguments: the source of the model, and changes to its configuration.
         from_earlier_stage: whether `model` is the checkpoint of an earlier stage, which does not exist yet.
 
     Raises:
-        ValueError: the arguments name no source of the model, or several; a field does not exist, a value is out of
-            range, or sizes do not fit together.
+        ValueError: the arguments do not name exactly one source of the model, a field does not exist, a value is out
+            of range, or sizes do not fit together.
         OSError: `model` is not a checkpoint.
     """
     if not from_earlier_stage:
@@ -86,7 +88,7 @@ def _check_source(arguments: ModelArguments):
 
 def _check_configuration(arguments: ModelArguments, from_earlier_stage: bool):
     overrides = _overrides(arguments)
-    if from_earlier_stage:  # the names are checked now, the values when its checkpoint exists
+    if from_earlier_stage:  # the names are checked now, and the values once the checkpoint exists
         nest_overrides(overrides.get("video_config") or {})
     elif arguments.video_tower is not None:
         # The width comes from the tower, so it is not known yet whether `interaction_heads` divides it.
@@ -162,18 +164,18 @@ def build_model(
     `text_tower`), or new (`text_config` and `tokenizer`).
 
     Args:
-        arguments: where the model comes from.
+        arguments: the source of the model.
         captions: the texts that `tokenizer="train"` is trained on.
 
     Raises:
-        ValueError: the arguments name no source, or several, or the tokenizer does not fit the text tower.
+        ValueError: the arguments do not name exactly one source, or the tokenizer does not fit the text tower.
     """
     _check_source(arguments)
     if arguments.model is not None:
         return _from_checkpoint(arguments, arguments.model)
     if arguments.text_config is not None:
         return _new(arguments, captions)
-    assert arguments.video_tower is not None  # as was checked
+    assert arguments.video_tower is not None  # checked before
     assert arguments.text_tower is not None
     model = from_pretrained_towers(arguments.video_tower, arguments.text_tower, **_overrides(arguments))
     frames = arguments.num_frames or model.config.video_config.num_frames
@@ -227,13 +229,13 @@ def with_head(
     model: RegionLearnerModel, arguments: ModelArguments, labels: Sequence[str]
 ) -> RegionLearnerForVideoQuestionAnswering | RegionLearnerForVideoClassification:
     """
-    Returns the towers of a dual encoder with the head of a task. If the checkpoint already has this head, the head and
-    its labels are kept.
+    Returns the towers of a dual encoder with the head of a task. If the checkpoint already has such a head, the head
+    and its labels are kept.
 
     Args:
         model: the dual encoder.
         arguments: arguments with the task, and with the checkpoint that the model came from.
-        labels: names of the classes, or the answers, of a new head.
+        labels: names of the classes, or the answers, for a new head.
     """
     head = _HEADS[arguments.task]
     if arguments.model is not None:

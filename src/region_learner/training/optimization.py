@@ -1,4 +1,4 @@
-"""Decides which parameters are trained, at which learning rate, and with or without weight decay."""
+"""Determines which parameters are trained, at which learning rate, and with or without weight decay."""
 
 import bisect
 import re
@@ -21,7 +21,7 @@ _TOWERS = ("video_model", "text_model")
 
 
 def _plain(name: str) -> str:
-    """Returns a parameter's name in the model itself, without the prefixes of wrappers (compilation, PEFT, FSDP)."""
+    """Returns a parameter's name in the model itself, without prefixes of wrappers (compilation, PEFT, FSDP)."""
     return re.sub(r"^(?:module\.|_orig_mod\.|base_model\.model\.|_fsdp_wrapped_module\.)+", "", name)
 
 
@@ -31,7 +31,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]):
     including a codebook.
 
     Raises:
-        ValueError: a prefix matches no parameter.
+        ValueError: a prefix does not match any parameter.
     """
     for prefix in prefixes:
         matching = [p for name, p in model.named_parameters() if _plain(name).startswith(prefix)]
@@ -46,7 +46,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]):
 
 
 def milestones(optimizer: Optimizer, steps: Sequence[int], gamma: float, warmup: int = 0) -> LambdaLR:
-    """Returns a schedule that warms up for `warmup` steps, and multiplies the rate by `gamma` at each of `steps`."""
+    """Returns a schedule that warms up for `warmup` steps and multiplies the rate by `gamma` at each of `steps`."""
     ordered = sorted(steps)
 
     def factor(step: int) -> float:
@@ -60,7 +60,7 @@ def _depths(model: nn.Module) -> dict[str, int]:
     Returns the number of blocks in each tower.
 
     Raises:
-        ValueError: a tower has several sequences of blocks, as convolutional models do.
+        ValueError: a tower has several sequences of blocks, like convolutional models.
     """
     depths = {}
     for tower in _TOWERS:
@@ -87,7 +87,7 @@ def _height(name: str, depths: dict[str, int]) -> int:
     block = re.search(r"\.(?:layers?|h|blocks?)\.(\d+)\.", name)
     if block:
         return depths[tower] - int(block.group(1))
-    if name == "video_model.temporal_embeddings":  # of the regions of a backbone
+    if name == "video_model.temporal_embeddings":  # those of the regions, in a model with a backbone
         return 0
     return depths[tower] + 1 if re.search(r"embed|pre_layr?norm|norm_pre|(?:cls|reg)_token", name) else 0
 
@@ -96,11 +96,11 @@ def parameter_groups(
     model: nn.Module, args: RegionLearnerTrainingArguments, decayed: Sequence[str]
 ) -> list[dict[str, Any]]:
     """
-    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, times
+    Returns parameter groups for an optimizer. The learning rate of a parameter is that of its tower, multiplied by
     `args.layer_decay` for each block between it and the output of the tower. In a video tower with a backbone, only
     the backbone has the rate of the tower; the rest is new and has `args.learning_rate`. In a model with a backbone, a
     projection without bias comes from a checkpoint such as CLIP and has the rate of its tower. Weight decay is applied
-    to the names in `decayed`, except for positions, class tokens and scales.
+    to the parameters named in `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
     names = {_plain(name) for name, _ in model.named_parameters()}
@@ -134,7 +134,7 @@ def optimizer_with_groups(
     chosen: tuple[Any, dict[str, Any]], groups: list[dict[str, Any]]
 ) -> tuple[type[Optimizer], dict[str, Any]]:
     """
-    Returns an optimizer class and its options, with the parameter groups among them, as the Trainer takes them.
+    Returns an optimizer class and its options, including the parameter groups, in the form that the Trainer expects.
 
     Raises:
         ValueError: the optimizer chooses parameters itself.

@@ -42,11 +42,19 @@ class _Parser(HfArgumentParser):
 
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
     """
-    Parses `[RECIPE] [--name value ...]`. The command line overrides the recipe, and `overrides` override both.
-    Mappings are merged key by key, and null removes a key of the recipe.
+    Returns the arguments of a run from `[RECIPE] [--name value ...]`. The command line overrides the recipe, and
+    `overrides` override both. Mappings are merged key by key, and null removes a key of the recipe.
+
+    Args:
+        argv: the command line. The default is that of this process.
+        overrides: values of arguments, by name.
 
     Raises:
         ValueError: a recipe, key or option is unknown, a value cannot be parsed, or the recipe has several stages.
+
+    Example:
+
+        arguments = parse_arguments(["moving_shapes", "--output-dir", "runs/moving_shapes"], max_steps=10)
     """
     stages = parse_stages(argv, **overrides)
     if len(stages) > 1:
@@ -56,9 +64,9 @@ def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Argu
 
 def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Arguments]:
     """
-    Like [`parse_arguments`], for recipes with `stages`: a list of mappings, each of which overrides the values that
-    all stages share. Each stage starts from the checkpoint of the stage before it. The last checkpoint is saved in
-    `output_dir`, and the others in `output_dir/stage-N`.
+    Returns the arguments of each stage, like [`parse_arguments`]. The `stages` of a recipe are a list of mappings,
+    each of which overrides the values that all stages share. Each stage starts from the checkpoint of the stage before
+    it. The last checkpoint is saved in `output_dir`, and the others in `output_dir/stage-N`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe: dict[str, Any] = {}
@@ -68,7 +76,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         _check_keys(name, recipe)
     stages = recipe.pop("stages", None) or [{}]
     parsed: list[Any] = []
-    changes: dict[str, None] = {}  # in order, each once
+    changes: dict[str, None] = {}  # an ordered set
     for number, stage in enumerate(stages, start=1):
         parser = _Parser(_CLASSES, prog="region-learner train", allow_abbrev=False)
         of_recipe = _merge_arguments(recipe, stage)
@@ -101,7 +109,7 @@ def _check_keys(name: str, recipe: dict[str, Any]) -> None:
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments that the command line itself gives."""
+    """Returns the arguments that were given on the command line."""
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_NAMES, unset)))
     return {name: value for name, value in vars(namespace).items() if value is not unset}
@@ -122,7 +130,7 @@ def _as_mapping(name: str, value: Any) -> Any:
 
 
 def _merge_arguments(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments `below` with those `above` on top. Mappings merge key by key."""
+    """Returns the arguments `below`, overridden by those `above`. Mappings merge key by key."""
     merged = dict(below)
     for name, value in above.items():
         value, base = _as_mapping(name, value), _as_mapping(name, below.get(name))
@@ -151,7 +159,7 @@ def _changes(recipe: dict[str, Any], arguments: dict[str, Any], prefix: str = ""
 
 
 def _in_words(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():  # given as 2, for an option that takes shares, too
+    if isinstance(value, float) and value.is_integer():  # given as 2, for an option that also accepts shares
         value = int(value)
     return "default" if value is None else json.dumps(value, default=str)
 

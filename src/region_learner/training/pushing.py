@@ -1,4 +1,4 @@
-"""Pushes a model to the Hub during training, in commits that can be loaded, without changing an existing card."""
+"""Pushes a model to the Hub during training, in commits that can be loaded. An existing card is not changed."""
 
 import logging
 import shutil
@@ -39,8 +39,8 @@ class HubPushes:
 
     def push_checkpoint(self, checkpoint: Path, message: str, state_folder: str | None = None) -> Future | None:
         """
-        Pushes a complete checkpoint in the background, one after the other. Its files are copied first, as it may be
-        removed meanwhile. Errors are logged, and training continues.
+        Pushes a complete checkpoint in the background, one after the other. Its files are copied first, because it may
+        be removed in the meantime. Errors are logged, and training continues.
 
         Args:
             checkpoint: directory of the checkpoint.
@@ -72,7 +72,7 @@ class HubPushes:
     ) -> CommitInfo | None:
         try:
             return self._commit(files, message, state_folder)
-        except Exception as error:  # no error of pushing should end training
+        except Exception as error:  # an error while pushing should not end training
             self._warn(message, error, None)
             return None
         finally:
@@ -90,7 +90,7 @@ class HubPushes:
 
         Args:
             message: message of the commit.
-            card: card for a repository without one; by default the README.md of `output_dir`, if there is one.
+            card: card for a repository without one. The default is the README.md of `output_dir`, if there is one.
             blocking: whether to wait until the push has finished.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Runs training from its arguments: corpora, model, Trainer, final evaluation and checkpoint."""
+"""Runs training from its arguments: loads corpora and model, trains, saves the model and evaluates it."""
 
 import copy
 import logging
@@ -35,8 +35,8 @@ def train(
     callbacks: list | None = None,
 ) -> dict[str, Any]:
     """
-    Trains a model, saves it with processor and source files in `output_dir`, evaluates it on `test_split` if there is
-    one, and writes `results.json`.
+    Trains a model, saves it with its processor and source files in `output_dir`, evaluates it on `test_split` if there
+    is one, and writes `results.json`.
 
     Returns:
         The content of `results.json`: `train` (loss, seconds, unreadable videos ...), `test` (metrics of the task) and
@@ -78,8 +78,8 @@ def train(
 
 def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
     """
-    Trains one stage after the other, each from the checkpoint of the stage before it. With `resume_from_checkpoint`,
-    stages that have already finished are skipped, and stages after the resumed one start anew.
+    Trains the stages of a recipe one after the other, each from the checkpoint of the stage before it. With
+    `resume_from_checkpoint`, finished stages are skipped, and stages after the resumed one start anew.
 
     Returns:
         The results of the last stage.
@@ -104,7 +104,7 @@ def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
 
 
 def _number_of_finished_stages(stages: Sequence[Arguments]) -> int:
-    """Returns the number of stages at the beginning of a resumed run that need not be trained; never all."""
+    """Returns the number of stages at the start of a resumed run that need not be trained, which is never all."""
     for number, (_, _, training_arguments) in enumerate(stages):
         is_finished = (_output_dir(training_arguments) / RESULTS).is_file()
         if number == len(stages) - 1 or not is_finished or parsed_resume(training_arguments) is not True:
@@ -120,7 +120,7 @@ def complete_arguments(
     data_arguments: DataArguments,
     training_arguments: RegionLearnerTrainingArguments,
 ) -> None:
-    """Sets defaults that depend on other arguments: when to evaluate on `eval_split`, and the metric that decides."""
+    """Sets defaults that depend on other arguments: when to evaluate, and which metric selects the checkpoint."""
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
         training_arguments.eval_strategy = IntervalStrategy.EPOCH
     set_best_model_metric(training_arguments, model_arguments.task)
@@ -136,7 +136,7 @@ def check_arguments(
     Checks arguments before corpora are loaded, which can take minutes, and before earlier stages are trained.
 
     Args:
-        model_arguments, data_arguments, training_arguments: arguments of a run, or of a stage of it.
+        model_arguments, data_arguments, training_arguments: the arguments of a run, or of one of its stages.
         from_earlier_stage: whether the stage starts from a checkpoint that does not exist yet.
 
     Raises:
@@ -157,7 +157,7 @@ def check_arguments(
 
 
 def parsed_resume(arguments: RegionLearnerTrainingArguments) -> str | bool | None:
-    """Returns `resume_from_checkpoint`, with True for "true": the last checkpoint in `output_dir`."""
+    """Returns `resume_from_checkpoint`, with True for "true", which stands for the last one in `output_dir`."""
     resume: Any = arguments.resume_from_checkpoint
     return resume.lower() == "true" if isinstance(resume, str) and resume.lower() in ("true", "false") else resume
 
@@ -168,8 +168,10 @@ def _output_dir(arguments: RegionLearnerTrainingArguments) -> Path:
 
 def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
     """
+    Checks that the run can be written to `output_dir`.
+
     Raises:
-        ValueError: `output_dir` is a file, or holds another run that would be overwritten.
+        ValueError: `output_dir` is a file, or contains another run that would be overwritten.
     """
     output_dir, resume = _output_dir(arguments), parsed_resume(arguments)
     if output_dir.exists() and not output_dir.is_dir():
@@ -179,20 +181,20 @@ def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
     if resume:
         if (output_dir / RESULTS).is_file() and last_complete(output_dir, contents=False)[0] is None:
             raise ValueError(
-                f"--output-dir {output_dir} holds a finished run without a checkpoint to resume from: give another "
+                f"--output-dir {output_dir} contains a finished run without a checkpoint to resume from: give another "
                 "directory, or --overwrite to replace it."
             )
         return
     for pattern in (RESULTS, "checkpoint-*", "config.json", "*.safetensors"):
         if found := next(output_dir.glob(pattern), None):
             raise ValueError(
-                f"--output-dir {output_dir} already holds a run ({found.name}): resume it with "
+                f"--output-dir {output_dir} already contains a run ({found.name}): resume it with "
                 "--resume-from-checkpoint true, give another directory, or --overwrite to replace it."
             )
 
 
 def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearnerTrainingArguments) -> dict[str, Any]:
-    """Returns the arguments for `results.json`: those of the model and the data, and how the model was trained."""
+    """Returns the arguments for `results.json`: those of the model, of the data, and of training."""
     how = {name: value for name, value in training.to_dict().items() if name in PUBLISHED_ARGUMENTS}
     return {name: value for name, value in (vars(model) | vars(data) | how).items() if value is not None}
 
@@ -206,7 +208,7 @@ def _tell_if_trained_on(arguments: DataArguments) -> None:
             "--eval-split %s is also the training split: its metrics do not show how good the model is on new videos.",
             arguments.eval_split,
         )
-    if is_trained_on(arguments, arguments.test_split):  # on purpose in `small_from_scratch`, to see what it memorizes
+    if is_trained_on(arguments, arguments.test_split):  # on purpose in `small_from_scratch`, to test memorization
         logger.info(
             "Testing on the training split, %s: the metrics show what the model has memorized, not how good it is on "
             "new videos.",
@@ -215,7 +217,7 @@ def _tell_if_trained_on(arguments: DataArguments) -> None:
 
 
 def _build(arguments: ModelArguments, data_arguments: DataArguments, data: RunData) -> tuple[Any, Any]:
-    """Returns the model, with the head of its task and adapters, and the processor."""
+    """Returns the model, with adapters and the head of its task, and the processor."""
     model: Any
     model, processor = build_model(arguments, data.texts(arguments.task))
     most = max(filter(None, [arguments.num_frames, *(part.num_frames for part in data.parts)]), default=0)
@@ -265,8 +267,8 @@ def _make_trainer(
 
 class _RemoveEarlierRun(TrainerCallback):
     """
-    Removes the results of an earlier run in the same directory when training begins, and also its checkpoints if the
-    run is replaced: otherwise they would be resumed from if this run is killed before it saves one.
+    Removes the results of an earlier run in the same directory when training begins. If the run is replaced, also
+    removes its checkpoints: otherwise, if this run were killed before it saves one, it would be resumed from them.
     """
 
     def __init__(self, output_dir: Path, replace: bool):
@@ -284,7 +286,7 @@ class _RemoveEarlierRun(TrainerCallback):
 
 
 def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
-    if has_adapters:  # a plain model is saved and tested
+    if has_adapters:  # the model is saved and tested with its adapters merged
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # the next stage reads what the first process has written
@@ -292,7 +294,7 @@ def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
 
 def _facts(trainer: RegionLearnerTrainer, data: RunData) -> dict[str, int]:
     facts = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in data.parts)}
-    return facts | {"processes": trainer.args.world_size}  # the global batch is this many times larger
+    return facts | {"processes": trainer.args.world_size}  # the global batch is larger by this factor
 
 
 def _is_of_evaluation(entry: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ class SafeTrainer(Trainer):
     """
     A [`~transformers.Trainer`] whose checkpoints are always complete and finite.
 
-    A checkpoint is marked as complete when all of its files are on the disk, and only then are older ones removed.
+    A checkpoint is marked as complete once all of its files are on disk, and only then are older ones removed.
     Steps that are not finite are skipped, and weights that are not finite are never saved. Models with adapters are
     saved as plain models, with the adapters in a subdirectory.
     """
@@ -42,7 +42,7 @@ class SafeTrainer(Trainer):
         super().__init__(*args, callbacks=[self.finite_steps, *(callbacks or [])], **kwargs)
 
     def write_to_checkpoint(self, folder: Path) -> None:
-        """Writes more files into a checkpoint, in every process. Subclasses override this."""
+        """Writes additional files into a checkpoint, in every process. Subclasses override this."""
 
     # Steps
 
@@ -53,13 +53,13 @@ class SafeTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Returns the gradient norm. Called when all gradients of a step are known, before the optimizer's step."""
+        """Returns the gradient norm. Called once all gradients of a step are known, before the optimizer's step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         self.finite_steps.check(model, grad_norm)
         return grad_norm
 
     def _run_epoch(self, **kwargs):
-        """Trains one epoch, but never past the last step, as the Trainer does when it is resumed."""
+        """Trains one epoch, but never past the last step, unlike the Trainer when it is resumed."""
         if self.state.global_step >= self.state.max_steps:
             if self.is_world_process_zero():
                 logger.info(
@@ -86,11 +86,11 @@ class SafeTrainer(Trainer):
             )
         run_dir, should_save = self._get_output_dir(trial=trial), self.args.should_save
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        if should_save:  # one of an earlier run is not complete while it is overwritten
+        if should_save:  # a checkpoint of an earlier run is not complete while it is overwritten
             (folder / checkpoints.COMPLETE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         with checkpoints.naming_write_failures(folder, Path(run_dir), remove=should_save):
-            # Older checkpoints are removed, and this one is pushed, only when it is known to be complete.
+            # Older checkpoints are removed, and this one is pushed, only once it is known to be complete.
             with temporarily(self.args, save_total_limit=None), temporarily(self, _is_saving_checkpoint=True):
                 super()._save_checkpoint(model, trial)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -119,13 +119,13 @@ class SafeTrainer(Trainer):
         return self._pushes
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        """Pushes a complete checkpoint, whereas the Trainer would push `output_dir` as it is at that time."""
+        """Pushes a complete checkpoint. The Trainer would push `output_dir` as it is at that time."""
         strategy = self.args.hub_strategy
         if self._is_saving_checkpoint or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if is_busy and not self.args.hub_always_push:
-            logger.info("Step %d is not pushed, as an earlier push is still running.", self.state.global_step)
+            logger.info("Step %d is not pushed because an earlier push is still running.", self.state.global_step)
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
@@ -157,7 +157,7 @@ class SafeTrainer(Trainer):
 
         Args:
             commit_message, blocking, token, revision, private: as in [`~transformers.Trainer.push_to_hub`].
-            card_options: `license`, `language` (codes such as "en") and `title` of a card that is made here.
+            card_options: `license`, `language` (codes such as "en") and `title` of a card that is created here.
 
         Raises:
             OSError: the Hub refused the push, or could not be reached.
@@ -181,7 +181,7 @@ class SafeTrainer(Trainer):
         return pushes.push_model(str(commit_message), self._draft_card(pushes.repo, **card_options), blocking)
 
     def _draft_card(self, repo: str, language: Any = (), model_name: str | None = None, **options: Any) -> str:
-        """Returns the card of a model that is not measured yet."""
+        """Returns the card of a model that has not been evaluated yet."""
         from ..evaluation.provenance import describe_model
         from ..model_card import draft_card
 
@@ -193,15 +193,15 @@ class SafeTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """
-        Saves the model. The files of an earlier one stay until all new ones are written.
+        Saves the model. The files of an earlier model are kept until all new files are written.
 
         Args:
-            output_dir: the directory; by default that of the arguments.
+            output_dir: the directory. The default is that of the arguments.
 
         Raises:
             NonFiniteError: a weight is not finite.
         """
-        if self._is_saving_checkpoint or self.is_deepspeed_enabled:  # a checkpoint has a mark of its own
+        if self._is_saving_checkpoint or self.is_deepspeed_enabled:  # a checkpoint has its own mark
             super().save_model(output_dir, _internal_call)
             return
         target = Path(output_dir or str(self.args.output_dir))
@@ -219,7 +219,8 @@ class SafeTrainer(Trainer):
         Returns the name of a weight that is NaN or infinite; None if all are finite.
 
         Args:
-            agreed: whether to check the weights of all processes, each of which must call this, or only of this one.
+            agreed: whether to check the weights of all processes, each of which must call this, or only those of this
+                process.
         """
         weights = dict(self.model.named_parameters()) if self.is_fsdp_enabled else self.model.state_dict()
         names = [first_non_finite(weights)]
@@ -228,9 +229,9 @@ class SafeTrainer(Trainer):
     # Adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        """Writes the model. A model with adapters is written as a plain model, with the adapters in a subdirectory."""
+        """Writes the model. A model with adapters is written as a plain model with the adapters in a subdirectory."""
         model = self.model
-        # `training_args.bin`, which may be pushed, must not have the token.
+        # `training_args.bin`, which may be pushed, must not contain the token.
         with without_progress_bars(), temporarily(self.args, hub_token=None):
             if not has_adapters(model):
                 super()._save(output_dir, state_dict)
@@ -270,7 +271,7 @@ class SafeTrainer(Trainer):
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Turns off transformers' progress bars within a block: those of saving would interrupt the lines of logs."""
+    """Turns off transformers' progress bars within a block, because those of saving would interrupt log lines."""
     if not transformers_logging.is_progress_bar_enabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""Loads the corpora of a run, and what a task needs from their rows: columns, labels and texts for a tokenizer."""
+"""Loads the corpora of a run, and what a task needs from their rows: columns, labels, and texts for a tokenizer."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +44,10 @@ class RunData:
 
     def check(self, task: str, max_steps: int) -> None:
         """
+        Checks that the data fit the task.
+
         Raises:
-            ValueError: a stream without `max_steps`.
+            ValueError: a corpus is a stream, but `max_steps` is not set.
             CorpusError: a column is missing.
         """
         if any(part.streamed for part in self.parts) and max_steps <= 0:
@@ -78,7 +80,7 @@ class RunData:
         Returns the names of the labels of a new head, from the training corpus.
 
         Raises:
-            ValueError: there are several corpora, or a stream.
+            ValueError: there are several corpora, or the corpus is a stream.
             CorpusError: the corpus has no labels.
         """
         if len(self.parts) != 1 or self.parts[0].streamed:
@@ -96,7 +98,7 @@ class RunData:
         return answer_vocabulary(dataset, max_answers) if column == "answer" else list(dataset.features[column].names)
 
     def label_function(self, task: str, label2id: dict[str, int]) -> Callable[[dict[str, Any]], int] | None:
-        """Returns the function that gives the label of a row; None for tasks without labels."""
+        """Returns a function that returns the label of a row; None for tasks without labels."""
         if task == "question_answering":
             return AnswerLabel(label2id)
         if task == "classification":
@@ -105,7 +107,7 @@ class RunData:
 
 
 class AnswerLabel:
-    """Returns the number of a row's answer in the vocabulary of a model, or -1 if it is not in the vocabulary."""
+    """Returns the index of a row's answer in the vocabulary of a model, or -1 if it is not in the vocabulary."""
 
     def __init__(self, label2id: dict[str, int]):
         self.label2id = label2id
@@ -118,7 +120,7 @@ class AnswerLabel:
 
 
 class ClassLabel:
-    """Returns the number of a row's class in a model, whatever its number in the corpus; -1 if the model lacks it."""
+    """Returns the index of a row's class in a model, whatever its index in the corpus; -1 if the model lacks it."""
 
     def __init__(self, names: list[str], label2id: dict[str, int]):
         self.numbers = [label2id.get(name, UNKNOWN_LABEL) for name in names]
@@ -134,8 +136,8 @@ class ClassLabel:
 
 def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments) -> RunData:
     """
-    Loads the training corpora (`corpora`, or `corpus`) and the splits of `corpus` to evaluate on. Missing videos are
-    counted, and listed in a file in `output_dir`.
+    Loads the training corpora (`corpora` or `corpus`) and the splits of `corpus` to evaluate on. Missing videos are
+    counted, and are listed in a file in `output_dir`.
     """
     parts = []
     for number, entry in enumerate(arguments.corpora or [{}]):
@@ -169,7 +171,7 @@ def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments
 
 
 def _source(arguments: DataArguments, entry: dict[str, Any]) -> tuple[str, str | None, str]:
-    """Returns corpus, directory and split of an entry of `corpora`."""
+    """Returns the corpus, directory and split of an entry of `corpora`."""
     data_dir = entry.get("data_dir", arguments.data_dir if "corpus" not in entry else None)
     return entry.get("corpus", arguments.corpus), data_dir, entry.get("split", arguments.train_split)
 

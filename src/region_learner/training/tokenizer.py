@@ -10,9 +10,9 @@ _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "s
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
-    Trains a byte-pair encoding of lower-case words. Texts become `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The
-    same texts in the same order give the same tokenizer in every process. (This is not true of WordPiece, whose
-    trainer numbers tokens in the order of a hash map.)
+    Returns a tokenizer: a byte-pair encoding of lower-case words, which is trained on texts. Texts become
+    `[CLS] ... [SEP]`, padded with `[PAD]`, id 0. The same texts in the same order give the same tokenizer in every
+    process. (This is not true of WordPiece, whose trainer numbers tokens in the order of a hash map.)
 
     Args:
         texts: the training texts.

@@ -1,4 +1,4 @@
-"""transformers' Trainer for video-text pairs."""
+"""A Trainer of transformers for video-text pairs."""
 
 import json
 import logging
@@ -51,14 +51,14 @@ class RegionLearnerTrainer(SafeTrainer):
     - The loss is that of the global batch of all processes, optionally with cached gradients
       (`args.gradient_cache_chunk`), and the codebook is updated once per step.
     - Learning rates can differ by tower and layer, and parts can be frozen.
-    - Checkpoints are complete and finite, see [`SafeTrainer`].
-    - `compute_metrics` are the metrics of the task; logs have throughput and the state of the codebook.
+    - Checkpoints are always complete and finite; see [`SafeTrainer`].
+    - Evaluation computes the metrics of the task, and logs contain the throughput and the state of the codebook.
     - Each unreadable video is reported once and listed in `unreadable_videos.json`; if their share exceeds
       `args.max_unreadable`, training ends.
 
     Args:
         model: a model of the task.
-        args: the arguments.
+        args: the training arguments.
         processing_class (`RegionLearnerProcessor`): the processor, which makes batches and is saved with the model.
         train_dataset: rows, or a list of `CorpusPart`.
         task: "retrieval", "multiple_choice" (which trains as retrieval does), "question_answering" or
@@ -137,7 +137,7 @@ class RegionLearnerTrainer(SafeTrainer):
         evaluated = given.values() if isinstance(given, dict) else [given]
         checked = partial(check_features, model, self.processing_class, trains=True)
         if checked([(part.dataset, part.num_frames) for part in self.parts]):
-            logger.info("Cached features belong to middle frames and center crops: training uses no random ones.")
+            logger.info("Cached features are those of middle frames and center crops: training uses no random ones.")
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
@@ -172,17 +172,17 @@ class RegionLearnerTrainer(SafeTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
-        """Measures the time spent waiting for data, and ends a wait for loader processes that hang."""
+        """Measures the time spent waiting for data, and stops waiting for loader processes that hang."""
         with self._watch.waiting(), self.progress.waiting():
             return super().get_batch_samples(epoch_iterator, *args, **kwargs)
 
     def _get_dataloader(self, dataset, *args, **kwargs) -> DataLoader:
         """
-        Returns a loader of evaluation, which keeps all rows (`dataloader_drop_last` is for training) and has a
-        collator of its own.
+        Returns a data loader for evaluation. It keeps all rows (`dataloader_drop_last` is for training), and has its
+        own collator.
 
         Raises:
-            ValueError: the data set is a stream, and there are several processes.
+            ValueError: the data set is a stream and there are several processes.
         """
         if self.args.world_size > 1 and not has_length(dataset):
             # Processes may have different numbers of batches, and it is unknown which rows are repeated as padding.
@@ -211,7 +211,7 @@ class RegionLearnerTrainer(SafeTrainer):
             self.unreadable.report(video_id, reason, is_training, self.progress.samples_seen)
         inputs = super()._prepare_inputs(inputs)
         clips = inputs.get("pixel_values_videos")
-        if clips is not None and clips.dtype == torch.uint8:  # as decoded: a quarter of the bytes to move
+        if clips is not None and clips.dtype == torch.uint8:  # as decoded, which is a quarter of the bytes to move
             inputs["pixel_values_videos"] = self.processing_class.video_processor.normalize_clips(clips)
         return inputs
 
@@ -240,7 +240,7 @@ class RegionLearnerTrainer(SafeTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
-        """Returns the loss: in training, that of the global batch of all processes."""
+        """Returns the loss. In training, it is that of the global batch of all processes."""
         if not model.training or self.compute_loss_func is not None:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         else:
@@ -262,8 +262,8 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
-        Returns loss, predictions and labels of a batch. Multiple choice gives the cosine of each option, and no loss.
-        A batch of one video, such as a last batch of one row, has no negatives, and therefore no loss either.
+        Returns the loss, predictions and labels of a batch. Multiple choice has the cosine similarity of each option,
+        and no loss. A batch of one video, such as a last batch of one row, has no negatives, and therefore no loss.
         """
         if "options" not in inputs:
             ids = inputs.get("video_ids") if self.contrastive and self.args.world_size == 1 else None
@@ -308,7 +308,7 @@ class RegionLearnerTrainer(SafeTrainer):
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Logs values; in training also the throughput, the state of the codebook and the temperature."""
+        """Logs values. In training, also logs the throughput, the state of the codebook and the temperature."""
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
@@ -326,7 +326,7 @@ class RegionLearnerTrainer(SafeTrainer):
             args, kwargs: those of [`~transformers.Trainer.train`].
 
         Returns:
-            What the Trainer returns. Its `metrics` also have `unreadable_videos` and `skipped_steps`, and with
+            The output of the Trainer. Its `metrics` also contain `unreadable_videos` and `skipped_steps`, and with
             `auto_find_batch_size` the `per_device_train_batch_size` that was found.
 
         Raises:
@@ -336,7 +336,7 @@ class RegionLearnerTrainer(SafeTrainer):
         skip_data = self.args.ignore_data_skip
         if checkpoint is not None:
             self._prepare_to_resume(Path(checkpoint))
-            # The Trainer would decode and drop everything that a stream has yielded; the stream itself can skip it.
+            # The Trainer would decode and drop everything that a stream has yielded, but the stream can skip it.
             skip_data = skip_data or self.streamed
         try:
             with naming_the_video(), temporarily(self.args, ignore_data_skip=skip_data):
@@ -372,12 +372,12 @@ class RegionLearnerTrainer(SafeTrainer):
         return train_with_largest_batch(self, super()._inner_training_loop, batch_size, *args, **kwargs)
 
     def use_batch_size(self, size: int):
-        """Trains with batch size `size`; other batch sizes of corpora change in proportion."""
+        """Trains with batch size `size`. Batch sizes of single corpora change in proportion."""
         self.parts = with_batch_size(self.parts_as_given, size, of=self.batch_size_as_given)
 
     def _hp_search_setup(self, trial):
         """
-        Sets the arguments of a trial of `hyperparameter_search`, and what was derived from them.
+        Sets the arguments of a trial of `hyperparameter_search`, and everything that was derived from them.
 
         Raises:
             ValueError: the arguments do not fit together.
@@ -394,12 +394,12 @@ class RegionLearnerTrainer(SafeTrainer):
         self.optimization = checkpoints.optimization(model, self.args)
 
     def evaluation_loop(self, *args, **kwargs):
-        """Evaluates; errors of loader processes name the video."""
+        """Evaluates the model. Errors in loader processes name the video."""
         with naming_the_video():
             return super().evaluation_loop(*args, **kwargs)
 
     def write_to_checkpoint(self, folder: Path):
-        """Writes the settings that resuming compares, and the unreadable videos so far."""
+        """Writes the settings that are compared when resuming, and the unreadable videos so far."""
         self.unreadable.save(folder, self.args.process_index)
         if self.args.should_save:
             order = checkpoints.data_order(self.parts, self.args)
@@ -437,7 +437,7 @@ class _CodebookUpdates(TrainerCallback):
 
 
 class _EpochOfStream(TrainerCallback):
-    """Counts the epochs of a stream from the start of the run; the Trainer counts them from where it resumed."""
+    """Counts the epochs of a stream from the start of the run. The Trainer would count them from where it resumed."""
 
     def __init__(self, trainer: RegionLearnerTrainer):
         self.trainer = trainer

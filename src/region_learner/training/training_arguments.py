@@ -40,7 +40,7 @@ METRICS = {
     "classification": compute_classification_metrics,
 }
 
-# Arguments that would have no effect, or a wrong one, with any value but the default, and the reason.
+# Arguments that would have no effect, or a wrong one, with any value other than the default, and the reason.
 REFUSED = {
     "train_sampling_strategy": "rows are shuffled by the seed, so that a run can be resumed",
     "length_column_name": "rows are shuffled by the seed, not grouped by length",
@@ -91,14 +91,14 @@ _MINIMUM = {
     "data_seed": 0,
 }
 
-# Trackers that transformers does not list as available although they may be: their modules.
+# The modules of trackers that transformers does not list as available, although they may be installed.
 _MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
 _PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "flytekit"}
 
 
 @dataclass
 class RegionLearnerTrainingArguments(OwnTrainingArguments, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with defaults for contrastive training on videos."""
+    """[`~transformers.TrainingArguments`] with defaults and further fields for contrastive training on videos."""
 
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Not supported: the collator reads columns that the model does not know."}
@@ -152,8 +152,10 @@ def _check_ranges(args: RegionLearnerTrainingArguments) -> None:
 
 def _check_supported(args: RegionLearnerTrainingArguments) -> None:
     """
+    Checks that all arguments are supported.
+
     Raises:
-        ValueError: an argument would not have the effect that it is documented for.
+        ValueError: an argument would not have its documented effect.
     """
     for item in fields(args):
         value = getattr(args, item.name)
@@ -170,7 +172,7 @@ def _check_supported(args: RegionLearnerTrainingArguments) -> None:
         raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
     given: Any = args.accelerator_config
     for name, only in _REFUSED_BY_ACCELERATOR.items():
-        # None leaves the choice to accelerate, which then uses the same for rows with a length.
+        # None leaves the choice to accelerate, which then uses the same value for rows with a length.
         if getattr(given, name) not in (only, None):
             raise ValueError(
                 f"accelerator_config: {name}={getattr(given, name)} is not supported: each process makes batches of "
@@ -242,7 +244,7 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: dict[str, Any]) -> None:
     """
-    Checks arguments against the task, and against other arguments of the Trainer.
+    Checks that arguments fit the task and the other arguments of the Trainer.
 
     Args:
         args: arguments of the run.
@@ -280,7 +282,7 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
 
 def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: bool, is_deepspeed: bool) -> None:
     """
-    Checks arguments against the model, after parts of it were frozen, and against how it is sharded.
+    Checks that arguments fit the model, after parts of it were frozen, and the way in which it is sharded.
 
     Raises:
         ValueError: they do not fit together.
@@ -348,11 +350,11 @@ def _scheduler_options(args: TrainingArguments) -> dict[str, Any]:
 
 def set_best_model_metric(args: TrainingArguments, task: str) -> None:
     """
-    Makes accuracy choose the best checkpoint in multiple choice. transformers would use the loss, but multiple choice
-    is evaluated without one.
+    Selects the best checkpoint by accuracy in multiple choice. transformers would use the loss, but multiple choice is
+    evaluated without one.
     """
     if task == "multiple_choice" and args.metric_for_best_model in ("loss", "eval_loss"):
-        logger.info("Multiple choice is evaluated without a loss: accuracy chooses the best checkpoint.")
+        logger.info("Multiple choice is evaluated without a loss, so accuracy selects the best checkpoint.")
         _set_metric_and_direction(args, "accuracy")
 
 
@@ -360,7 +362,7 @@ def check_evaluation(
     args: TrainingArguments, task: str, has_data: bool, data_sets: Iterable[str] = (), own_metrics: bool = False
 ) -> None:
     """
-    Checks that evaluation during training will run, and report the metric that chooses the best checkpoint.
+    Checks that evaluation during training will run and will report the metric that selects the best checkpoint.
 
     Args:
         args: arguments of the run.
@@ -400,7 +402,7 @@ def check_evaluation(
 
 
 def _nearest_metrics(name: str, known: list[str]) -> str:
-    """Works like `did_you_mean`, but takes `R@1` as close to all metrics that end in it."""
+    """Works like `did_you_mean`, but treats `R@1` as close to all metrics that end in it."""
     bare = name.removeprefix("eval_").lower()
     near = [one for one in known if one.lower() == bare or one.lower().endswith(f"_{bare}")]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(bare, known)

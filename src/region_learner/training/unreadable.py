@@ -34,11 +34,13 @@ class UnreadableVideos:
 
     def report(self, video_id: str, reason: str, in_training: bool, samples_seen: int = 0) -> None:
         """
+        Reports an unreadable video.
+
         Args:
             video_id: id of the video.
-            reason: why it cannot be read.
+            reason: the reason why it cannot be read.
             in_training: whether it was drawn for training, where another video is substituted.
-            samples_seen: number of clips trained on so far, as the number of videos of a stream is unknown.
+            samples_seen: number of clips trained on so far, because the number of videos of a stream is unknown.
 
         Raises:
             VideoDecodeError: too many videos are unreadable.
@@ -71,7 +73,7 @@ class UnreadableVideos:
         return self._number_of_videos
 
     def finish(self, is_main_process: bool) -> int:
-        """Lists the unreadable videos of all processes, and returns their number. Every process must call this."""
+        """Writes the list of unreadable videos of all processes, and returns their number. All must call it."""
         unreadable = dict(gather_object(list(self.in_training.items())))
         if unreadable and is_main_process:
             logger.warning("%d videos could not be read.", len(unreadable))
@@ -84,7 +86,7 @@ class UnreadableVideos:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, unreadable, indent=2)
             logger.warning("%s lists the unreadable videos.", path)
-        except OSError as error:  # not worth losing hours of training
+        except OSError as error:  # not worth losing hours of training for
             logger.warning("The list of unreadable videos could not be written: %s", error)
 
     def save(self, checkpoint: Path, process_index: int) -> None:

@@ -1,4 +1,4 @@
-"""Metrics as modules of the library `evaluate`, each a directory for `evaluate.load`. They need this package."""
+"""Metrics as modules of the library `evaluate`. Each is a directory for `evaluate.load`, and needs this package."""
 
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,23 @@ def list_metrics() -> list[str]:
 
 def load_metric(name: str, **options: Any):
     """
-    Loads one of the `evaluate` modules of this package, without the network; the same as `evaluate.load` with its
-    directory in `region_learner/evaluation/modules`.
+    Loads one of the `evaluate` modules of this package, without network access. It is the same as `evaluate.load` with
+    the directory of the module in `region_learner/evaluation/modules`.
 
     Args:
         name: "video_text_retrieval", "multiple_choice_accuracy", "answer_accuracy" or "action_accuracy".
-        options: of `evaluate.load`; in several processes `num_process`, `process_id`, `experiment_id`, and a shared
-            `cache_dir`. Each process then adds at least one row of its own; `compute` returns the result in process 0
-            and None in the others. Rows that a sampler repeats to fill batches are not recognized.
+        options: options of `evaluate.load`. With several processes, these are `num_process`, `process_id`,
+            `experiment_id`, and a shared `cache_dir`. Each process then adds at least one row of its own, and
+            `compute` returns the result in process 0 and None in the others. Rows that a sampler repeats to fill
+            batches are not recognized.
 
     Returns:
-        The `evaluate.EvaluationModule`: `compute(predictions=..., references=..., ...)`, or `add_batch(...)` as
+        The `evaluate.EvaluationModule`. Call `compute(predictions=..., references=..., ...)`, or `add_batch(...)` as
         often as needed and then `compute()`. Its `inputs_description` says what they take and return.
 
     Raises:
         ValueError: the name is not known.
-        ImportError: without the package `evaluate`.
+        ImportError: the package `evaluate` is not installed.
     """
     try:
         import evaluate  # slow to import

@@ -1,4 +1,4 @@
-"""The rows that a module collects: checked when added, stored as Arrow columns, read as writable arrays."""
+"""The rows that a module collects. They are checked when added, stored as Arrow columns, and read as arrays."""
 
 import numbers
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from region_learner.evaluation.metrics import checked_ids
 def info(
     description: str, inputs: str, features: datasets.Features | Sequence[datasets.Features]
 ) -> evaluate.MetricInfo:
-    """Returns the description of a module. Rows are stored as Arrow, as Python lists would take 8 times the memory."""
+    """Returns the description of a module. Rows are stored as Arrow: Python lists would take 8 times the memory."""
     result = evaluate.MetricInfo(description=description, citation="", inputs_description=inputs, features=features)
-    result.format = "arrow"  # the constructor refuses it for sequences
+    result.format = "arrow"  # the constructor does not accept it for sequences
     return result
 
 
 def scores_and_labels(dtype: str) -> datasets.Features:
-    """Returns the features of rows of scores, `predictions`, with the index of the right one, `references`."""
+    """Returns the features of rows with scores, `predictions`, and the index of the right one, `references`."""
     scores = datasets.Sequence(datasets.Value(dtype))
     return datasets.Features({"predictions": scores, "references": datasets.Value("int64")})
 
@@ -81,7 +81,7 @@ def vectors(name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]
     Returns the lists of a column that are not empty, (n, dim), and their rows, (n,).
 
     Raises:
-        ValueError: all are empty, or their lengths differ.
+        ValueError: all lists are empty, or their lengths differ.
     """
     lengths = list_lengths(column)
     rows = np.flatnonzero(lengths)

@@ -1,6 +1,6 @@
 """
-Recipes: YAML files with the arguments of a run. The comment at the top of each describes it in one line, and gives its
-command, the data that it needs and the results to expect.
+Recipes: YAML files with the arguments of a run. The comment at the top of each file describes the recipe in one line,
+and gives its command, the data that it needs and the results to expect.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def recipe_description(path: Path) -> str:
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
     """
-    Reads a recipe: one of the package by its name, or a YAML file.
+    Returns the content of a recipe: one that comes with the package, by its name, or any YAML file.
 
     Raises:
         ValueError: the recipe is not known, or the file does not contain a mapping.
@@ -41,5 +41,5 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of argument names to values.")
+        raise ValueError(f"{path} must contain a mapping of argument names to values.")
     return values

@@ -7,14 +7,14 @@ from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import flat, info, matrix, scores_and_labels
 
 DESCRIPTION = """
-Top-1 and top-5 accuracy, in percent, of action recognition. A right class tied with others counts for the chance of
-drawing it.
+Top-1 and top-5 accuracy, in percent, of action recognition. A right class that is tied with others counts with the
+probability of drawing it at random.
 """
 
 INPUTS = """
 Args:
     predictions (sequences of float, one per class): logits of the classes, kept in float32.
-    references (integers): index of the right class; rows with -100 are left out, those with -1 are wrong.
+    references (integers): index of the right class. Rows with -100 are left out, and those with -1 are wrong.
 
 Returns:
     top1, top5.

@@ -7,18 +7,18 @@ from region_learner.evaluation.modules import columns
 from region_learner.evaluation.modules.columns import flat, info, matrix, scores_and_labels
 
 DESCRIPTION = """
-Accuracy, in percent, of answers out of a vocabulary. A right answer tied with others for the best counts for the
-chance of drawing it.
+Accuracy, in percent, of answers from a vocabulary. A right answer that is tied with others for the best score counts
+with the probability of drawing it at random.
 """
 
 INPUTS = """
 Args:
-    predictions (sequences of float, one per answer): logits of the answers; kept in float32.
-    references (integers): index of the right answer; -1 for one outside of the vocabulary, which counts as wrong;
-        rows with -100 are left out.
+    predictions (sequences of float, one per answer): logits of the answers, kept in float32.
+    references (integers): index of the right answer, or -1 for an answer outside of the vocabulary, which counts as
+        wrong. Rows with -100 are left out.
 
 Returns:
-    accuracy; questions; out_of_vocabulary, those of the questions whose answer is -1.
+    accuracy; questions; out_of_vocabulary, the number of questions whose answer is -1.
 """
 
 

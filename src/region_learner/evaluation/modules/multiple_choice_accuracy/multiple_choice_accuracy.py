@@ -9,15 +9,15 @@ from region_learner.evaluation.tasks import top_k
 from region_learner.labels import IGNORED_LABEL
 
 DESCRIPTION = """
-Accuracy, in percent, of choosing the option with the highest score. A right option tied with others for the best
-counts for the chance of drawing it.
+Accuracy, in percent, of choosing the option with the highest score. A right option that is tied with others for the
+best score counts with the probability of drawing it at random.
 """
 
 INPUTS = """
 Args:
-    predictions (sequences of float, as long as there are options, which may differ from row to row): scores of the
+    predictions (sequences of float, one per option; rows may have different numbers of options): scores of the
         options, such as their cosine similarities to the video.
-    references (integers): number of the right option, from 0; rows with -100 are left out.
+    references (integers): index of the right option. Rows with -100 are left out.
 
 Returns:
     accuracy; questions, the number of rows that count.

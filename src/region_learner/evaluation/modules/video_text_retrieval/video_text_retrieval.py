@@ -10,8 +10,8 @@ from region_learner.labels import IGNORED_ID
 
 DESCRIPTION = """
 Text-to-video (t2v_) and video-to-text (v2t_) retrieval by dot product: R@1, R@5, R@10 and R@50 in percent, median
-and mean rank, and the geometric mean of R@1, 5 and 10. Ranks start at 1, ties count as the mean of their ranks,
-video-to-text takes the best-ranked text of a video. The matrix of scores is never held.
+and mean rank, and the geometric mean of R@1, R@5 and R@10. Ranks start at 1, ties count as the mean of their ranks,
+and video-to-text uses the best-ranked text of a video. The whole score matrix is never stored.
 """
 
 INPUTS = """
@@ -20,9 +20,9 @@ Args:
     references (sequences of float, of the same length): embeddings of the videos that they describe.
     video_ids (either strings or integers): ids of these videos.
 
-A video that comes again with another text counts once, with its first embedding. A row may therefore be a text
-alone, with [] for its video, if another row has the video; or a video alone, with [] for its text: such a video is in
-the gallery but not a query, unless another row has a text of it. Rows with the id -1 are left out. Embeddings are kept
+A video that occurs again with another text counts once, with its first embedding. Therefore, a row may be only a text,
+with [] for its video, if another row has the video; or only a video, with [] for its text. Such a video is in the
+gallery but is not a query, unless another row has a text for it. Rows with the id -1 are left out. Embeddings are kept
 in float32.
 
 Returns:
