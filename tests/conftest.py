@@ -1,8 +1,12 @@
 """Shared by all tests: the `--slow` tier, tiny models, and where data beside the project lies."""
 
 import dataclasses
+import gc
+import multiprocessing.forkserver
 import os
 from pathlib import Path
+
+gc.disable()  # see `pytest_collection`
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,11 +17,53 @@ from transformers import DistilBertConfig, TrainingArguments
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
 
+gc.freeze()
+gc.enable()
+
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "original"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # the fast tier runs in several processes
+os.fsync = os.fstat  # refuses the same descriptors, and does not wait for the disk: no test cuts the power
+
+
+def preload_for_all_tests(modules: list[str], **options):
+    """
+    In place of `set_forkserver_preload`. A test process has one fork server, and what that has not imported when it
+    starts takes each process that it forks several seconds: it imports what the processes of all tests need.
+    """
+    needed = ["tests.toy_run", "region_learner.corpora.check", "region_learner.corpora.prepare"]
+    needed += ["region_learner.search.reading", "region_learner.video_decoding_region_learner"]
+    multiprocessing.forkserver._forkserver.set_forkserver_preload([*needed, *modules], **options)
+
+
+multiprocessing.forkserver.set_forkserver_preload = preload_for_all_tests
+preload_for_all_tests([])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """
+    Libraries and tests are a million objects, and visiting them again and again would take a third of the time:
+    `accelerate` collects garbage before each training run. They are frozen: later collections leave them out.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and nextitem.path != item.path:  # what the tests of that file have imported
+            gc.collect()
+            gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from region_learner.training.arguments import ModelArguments
 from region_learner.training.model import build_model
 
 from .conftest import NO_REGIONS, clips, randomize, texts, tiny_text_config
+from .fresh_process import run_fresh
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -852,8 +852,7 @@ for folder in json.loads(sys.argv[1]):
 
 
 def run_without_package(*arguments: str, environment: dict, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = run_fresh(WITHOUT_PACKAGE, *arguments, environment=environment)
     assert not check or done.returncode == 0, done.stderr
     return done
 

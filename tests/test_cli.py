@@ -19,6 +19,8 @@ from region_learner.training import DataArguments, ModelArguments, RegionLearner
 from region_learner.training.arguments import ARGUMENT_GROUPS, OwnTrainingArguments
 from region_learner.training.recipes import list_recipes, recipe_description
 
+from .fresh_process import run_fresh
+
 COMMANDS = {
     name: command
     for name, command in typer.main.get_command(app).commands.items()
@@ -226,10 +228,11 @@ def test_json_alone_is_on_standard_output(capsys, tmp_path):
 
 def test_what_was_written_is_said_once(tmp_path):
     options = '{"train": 1, "val": 0, "test": 0, "test_unseen": 0, "size": 64, "frames": 4}'
-    command = [sys.executable, "-m", "region_learner", "corpus", "make", "a", "--corpus-options", options]
+    script = "import runpy; runpy.run_module('region_learner', run_name='__main__', alter_sys=True)"
+    command = ("corpus", "make", "a", "--corpus-options", options)
     for closing_line in (f"Wrote {tmp_path / 'a'}", f"{tmp_path / 'a'} already holds this corpus: nothing to do"):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert done.stdout == ""
+        done = run_fresh(script, *command, isolated=False, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr.splitlines()[-1] == closing_line
     assert len(done.stderr.splitlines()) == 1
 

@@ -568,7 +568,7 @@ def _worker(rank: int, port: int, result_file: str):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
     path = tmp_path_factory.mktemp("codebook") / "result"
-    multiprocessing.spawn(_worker, (free_port(), str(path)), nprocs=2)
+    multiprocessing.start_processes(_worker, (free_port(), str(path)), nprocs=2, start_method="forkserver")
     return [torch.load(f"{path}.{rank}") for rank in range(2)]
 
 

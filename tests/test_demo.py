@@ -1,5 +1,7 @@
 """The demo after its training: a checkpoint that is loaded without the package, and the page of what was found."""
 
+import subprocess
+
 import pytest
 
 from region_learner.corpora import load_corpus, make_corpus
@@ -22,6 +24,7 @@ from region_learner.video_processing_region_learner import RegionLearnerVideoPro
 from region_learner.visualization import render_page
 
 from .conftest import tiny_model, tiny_text_config
+from .fresh_process import run_script
 
 
 @pytest.mark.parametrize("options", [{}, {"token_dim": 8, "phrase_window": 3}], ids=["regions", "words and regions"])
@@ -59,6 +62,8 @@ def test_search_and_page(tmp_path, monkeypatch, options):
             (hit.path, hit.start, hit.probability) for hit in again
         ]
     found.append(Found(ABSENT, index.search(ABSENT, k=3, regions=True)))
+    if options:
+        monkeypatch.setattr(subprocess, "run", run_script)
     check_in_fresh_process(index, tmp_path)
     model, processor = index.model, index.processor
     metrics = retrieval_accuracy(model, processor, test, progress=False)
@@ -79,6 +84,7 @@ def test_search_and_page(tmp_path, monkeypatch, options):
     assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text
     (tmp_path / "checkpoint" / "config.json").unlink()
+    monkeypatch.setattr(subprocess, "run", run_script)
     with pytest.raises(RuntimeError, match="cannot be loaded without this package"):
         check_in_fresh_process(index, tmp_path)
 

@@ -201,7 +201,9 @@ def _sharded(rank: int, port: int, path: str):
 
 
 def test_fully_sharded_data_parallelism(tmp_path):
-    multiprocessing.spawn(_sharded, (free_port(), str(tmp_path / "result")), nprocs=2)
+    multiprocessing.start_processes(
+        _sharded, (free_port(), str(tmp_path / "result")), nprocs=2, start_method="forkserver"
+    )
     whole, sharded = torch.load(tmp_path / "result", weights_only=True)
     assert sharded["loss"] == pytest.approx(float(whole["loss"]), rel=1e-6)
     assert whole["gradients"].keys() == sharded["gradients"].keys()

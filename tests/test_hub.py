@@ -4,7 +4,6 @@ import ast
 import inspect
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model, tiny_video_model
+from .fresh_process import run_fresh
 from .local_hub import TOKEN, LocalHub
 
 PACKAGE = Path(region_learner.__file__).parent
@@ -29,7 +29,6 @@ PARTS = ("configuration", "loss", "modeling", "video_decoding", "video_processin
 SOURCES = {f"{part}_region_learner.py" for part in PARTS}
 CAPTIONS = ["a red square moves left", "the blue circle"]
 REPO = "tester/region-learner-tiny"
-TIMEOUT = 200  # seconds for a subprocess, that takes ten where nothing else runs
 
 
 def load_and_run(source, video, captions, save_to=None, **options):
@@ -148,17 +147,8 @@ def run_python(script: str, *arguments: str, home: Path, **environment: str):
         if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")) and "_proxy" not in name.lower()
     }
     environment = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", script, *arguments],
-        env=inherited | environment,
-        stdin=subprocess.DEVNULL,  # nobody answers whether to trust remote code
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
+    result = run_fresh(script, *arguments, environment=inherited | environment)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def run_without_package(jobs: dict[str, dict], work: Path, video: Path, home: Path, **environment: str):

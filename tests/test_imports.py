@@ -1,7 +1,6 @@
 """The package where optional libraries are absent, and what it keeps out of itself."""
 
 import ast
-import os
 import pickle
 import subprocess
 import sys
@@ -12,13 +11,16 @@ from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import ROOT, tiny_model, tiny_text_config
+from .fresh_process import run_fresh
 
 PACKAGE = ROOT / "src" / "region_learner"
 
 SCRIPT = """
 import sys
-for name in ("av", "timm", "torchvision"):
-    sys.modules[name] = None
+missing = ("av", "timm", "torchvision")
+for name in [name for name in sys.modules if name.partition(".")[0] in missing]:
+    del sys.modules[name]
+sys.modules |= dict.fromkeys(missing)
 
 import torch
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoProcessor
@@ -46,7 +48,7 @@ print("fine")
 
 
 def test_model_and_config_work_without_av_timm_and_torchvision():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=300)
+    done = run_fresh(SCRIPT, isolated=False)
     assert done.stdout.strip() == "fine", done.stderr[-2000:]
 
 
@@ -82,8 +84,8 @@ def test_using_the_model_loads_neither_trainer_nor_datasets():
         "import sys; from region_learner import RegionLearnerModel; "
         "print([m for m in ('datasets', 'timm', 'transformers.trainer') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "[]"
+    done = run_fresh(script, isolated=False)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_public_names():
@@ -123,7 +125,7 @@ for name in before:
 assert region_learner.conversion.from_pretrained_towers and region_learner.evaluation.retrieval_metrics
 print("fine")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    done = run_fresh(script, isolated=False)
     assert done.stdout.strip() == "fine", done.stderr[-2000:]
 
 
@@ -180,37 +182,17 @@ import sys
 assert not any(finder.__class__.__module__.startswith("region_learner") for finder in sys.meta_path)
 """
 
-IN_FRESH_PROCESSES = """
-import os, sys, traceback
-import torch, tokenizers, torchvision  # take longest, and are imported once for all
-assert "transformers" not in sys.modules
-failed = []
-for order in ORDERS:
-    if (child := os.fork()) == 0:
-        try:
-            exec(order + REGISTERED, {"CHECKPOINT": CHECKPOINT, "PICKLED": PICKLED})
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        failed.append(order)
-print(failed)
-"""
 
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
 @pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["few", "more"])
 def test_the_auto_classes_know_ours_whatever_is_imported_first(tmp_path, orders):
     model = tiny_model(text=tiny_text_config(vocab_size=200))
     tokenizer = train_tokenizer(["a caption"], 99, 32)
     for part in (model, RegionLearnerProcessor(RegionLearnerVideoProcessor(), tokenizer)):
         part.save_pretrained(tmp_path)
-    names = {"CHECKPOINT": str(tmp_path), "PICKLED": pickle.dumps(model.config), "ORDERS": orders}
-    script = "".join(f"{name} = {value!r}\n" for name, value in {**names, "REGISTERED": REGISTERED}.items())
-    command = [sys.executable, "-c", script + IN_FRESH_PROCESSES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert done.stdout.strip() == "[]", done.stderr[-3000:]
+    names = f"CHECKPOINT, PICKLED = {str(tmp_path)!r}, {pickle.dumps(model.config)!r}\n"
+    for order in orders:
+        done = run_fresh(names + order + REGISTERED, isolated=False)
+        assert done.returncode == 0, f"{order}\n{done.stderr[-3000:]}"
 
 
 def test_the_model_knows_nothing_of_training():

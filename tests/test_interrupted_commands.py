@@ -1,14 +1,14 @@
 """Ctrl-C during commands that take long: they end at once, with exit code 130 and one line on how to continue."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from region_learner.cli import main
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
@@ -30,26 +30,30 @@ def videos(tmp_path_factory):
     return folder
 
 
+def run_command(command: list[str], folder: Path, log: Path):
+    """In a process and a process group of its own."""
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    main(command)
+
+
 def interrupt(command: list[str], started, folder: Path) -> tuple[int, str]:
     """Exit code and messages of a command that has got so far, after Ctrl-C, which goes to all of its processes."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "region_learner", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not started() and time.monotonic() < deadline and process.poll() is None:
+    log = folder / "messages"
+    process = multiprocessing.get_context("forkserver").Process(target=run_command, args=(command, folder, log))
+    process.start()
+    deadline = time.monotonic() + 300
+    while not started() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    process.join(60)
     ends_by = time.monotonic() + 30
     while processes_of(folder) and time.monotonic() < ends_by:
         time.sleep(0.1)
     assert not processes_of(folder)
-    return process.returncode, messages
+    return process.exitcode, log.read_text()
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_interrupted(videos, tmp_path, command):
             "Nothing was written. Run the same command to start again.",
         ),
         "make": (
-            [str(tmp_path / "out"), "--corpus-options", '{"train": 5000}'],
+            [str(tmp_path / "out"), "--corpus-options", '{"train": 1000}'],
             lambda: partial.is_dir() and any(partial.iterdir()),
             "Nothing was written. Run the same command to start again.",
         ),

@@ -326,7 +326,9 @@ def _worker(rank: int, store: str, result_file: str):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("losses")
-    multiprocessing.spawn(_worker, (str(folder / "store"), str(folder / "result")), nprocs=2)
+    multiprocessing.start_processes(
+        _worker, (str(folder / "store"), str(folder / "result")), nprocs=2, start_method="forkserver"
+    )
     return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in range(2)]
 
 

@@ -26,6 +26,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model
+from .fresh_process import run_script
 from .local_hub import LocalHub
 from .test_hub import CAPTIONS, SOURCES
 from .test_model_card import MSVD
@@ -230,9 +231,10 @@ def test_pictures_of_the_card_and_modules_of_sentence_transformers_belong(checkp
 # --- What is checked -----------------------------------------------------------------------------------------
 
 
-def test_it_loads_from_the_pushed_files_without_the_package(checkpoint):
+def test_it_loads_from_the_pushed_files_without_the_package(checkpoint, monkeypatch):
     files = checkpoint_files(checkpoint).belong
     check_loads_without_package(files, checkpoint)  # says nothing
+    monkeypatch.setattr(subprocess, "run", run_script)
     weights = load_file(checkpoint / "model.safetensors")
     weights["another"] = weights.pop("text_projection.weight")
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
@@ -240,7 +242,8 @@ def test_it_loads_from_the_pushed_files_without_the_package(checkpoint):
         check_loads_without_package(files, checkpoint)
 
 
-def test_it_does_not_load_without_its_source_files(checkpoint, capsys):
+def test_it_does_not_load_without_its_source_files(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", run_script)
     (checkpoint / "loss_region_learner.py").unlink()
     code, _, err = run(capsys, checkpoint, REPO, "--dry-run")
     assert code == 2
@@ -262,7 +265,8 @@ def without_a_module(checkpoint):
 @pytest.mark.parametrize(
     ("change", "message"), [(without_its_pipeline, "pipeline_region_learner.py"), (without_a_module, "Nothing")]
 )
-def test_pipelines_and_sentence_transformers_load_without_the_package(checkpoint, change, message):
+def test_pipelines_and_sentence_transformers_load_without_the_package(checkpoint, change, message, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", run_script)
     change(checkpoint)
     with pytest.raises(ValueError, match="mine does not load without region-learner installed") as refused:
         check_loads_without_package(checkpoint_files(checkpoint).belong, checkpoint)

@@ -1,10 +1,10 @@
 """Making synthetic corpora: again, in the cache, interrupted, and in several processes at once."""
 
 import hashlib
-import subprocess
-import sys
+import multiprocessing
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -15,26 +15,24 @@ from region_learner.files import locked
 
 SIZES = {"train": 3, "val": 1, "test": 0, "test_unseen": 0, "size": 48, "frames": 8}
 
-MAKE = """
-import sys
-from region_learner.corpora import make_corpus
-sizes = {"train": 5000, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 8}
-make_corpus("moving_shapes", sys.argv[1], workers=1, progress=False, **sizes)
-"""
+
+def make_many(target: Path):
+    make_corpus("moving_shapes", target, workers=1, progress=False, **SIZES | {"train": 1000})
 
 
 def hidden(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.name.startswith(".")}
 
 
-def start_making(target: Path) -> subprocess.Popen:
+def start_making(target: Path) -> BaseProcess:
     """A process that writes a large corpus, when it has written some of it."""
-    process = subprocess.Popen([sys.executable, "-c", MAKE, str(target)], stderr=subprocess.PIPE, text=True)
+    process = multiprocessing.get_context("forkserver").Process(target=make_many, args=(target,))
+    process.start()
     clips = target.with_name(f".{target.name}.partial") / "train" / "clips"
     deadline = time.monotonic() + 120
-    while not (clips.is_dir() and any(clips.iterdir())) and time.monotonic() < deadline and process.poll() is None:
+    while not (clips.is_dir() and any(clips.iterdir())) and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.05)
-    assert process.poll() is None
+    assert process.is_alive()
     return process
 
 
@@ -42,7 +40,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     target = tmp_path / "shapes"
     process = start_making(target)
     process.kill()
-    process.wait()
+    process.join()
     assert ".shapes.partial" in hidden(tmp_path)
     (tmp_path / ".shapes.old").mkdir()
     others = {".shapes.partial-mine", ".shapes2.partial", ".shapes"}

@@ -79,8 +79,8 @@ def without_looking(rows, column):
 
 
 def test_question_answering(make, tmp_path):
-    corpus = make(24)
-    results = run(corpus, tmp_path, "question_answering", "question_answering", 120)["test"]
+    corpus = make(6)
+    results = run(corpus, tmp_path, "question_answering", "question_answering", 60)["test"]
     rows = load_corpus("moving_shapes", corpus, task="question_answering")
     assert results["accuracy"] > 2 * without_looking(rows, "answer")
     assert (results["questions"], results["out_of_vocabulary"]) == (len(rows), 0)

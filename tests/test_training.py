@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from region_learner.video_decoding_region_learner import VideoDecodeError
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import FIXTURES, TINY_VIDEO, clips, tiny_model, tiny_text_config
+from .fresh_process import run_fresh, run_script
 
 FROZEN = FIXTURES / "frozen_in_time.pth"
 TINY = [
@@ -369,10 +369,7 @@ def test_tokenizers_are_the_same_in_every_process(tmp_path):
         "import sys, json; from region_learner.training.tokenizer import train_tokenizer; "
         "print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 60, 16).backend_tokenizer.to_str()))"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(texts)],
-        env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    other = run_fresh(script, json.dumps(texts), isolated=False)  # which hashes strings in another way
     tokenizer = train_tokenizer(texts, 60, 16)
     assert json.loads(other.stdout) == tokenizer.backend_tokenizer.to_str()
     ids = tokenizer("a red square")["input_ids"]
@@ -495,9 +492,10 @@ def test_a_model_comes_from_one_place():
         build_model(ModelArguments(text_config={"model_type": "bert"}))
 
 
-def test_the_demo_runs_through(tmp_path, capsys):
+def test_the_demo_runs_through(tmp_path, capsys, monkeypatch):
     from region_learner.demo import run_demo
 
+    monkeypatch.setattr(subprocess, "run", run_script)
     sizes = {"train": 24, "test": 8, "size": 48, "frames": 4}
     options = [
         "--max_steps=2",

@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from itertools import islice
@@ -24,6 +23,8 @@ from region_learner import video_decoding_region_learner as module
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
+
+from .fresh_process import run_fresh
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data beside the project is not at {DATA}")
@@ -610,9 +611,7 @@ def test_huge_frames_take_no_memory(folder):
         "try: read_clip(sys.argv[1], lambda metadata: [0])\n"
         "except VideoDecodeError: print(peak() - before)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder / "gigantic.png")], capture_output=True, text=True, check=True
-    )
+    done = run_fresh(script, str(folder / "gigantic.png"), isolated=False)
     assert int(done.stdout) < 100_000  # KiB; one frame has 256 million pixels
 
 
@@ -1245,6 +1244,9 @@ def test_without_av_or_torchvision(tmp_path):
     script = """
 import importlib.util, sys
 missing = ("av", "torchvision", "region_learner")
+for name in [name for name in sys.modules if name.partition(".")[0] in missing]:
+    del sys.modules[name]
+sys.path.insert(0, "")
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in missing:
@@ -1259,7 +1261,7 @@ for use in (lambda: module.read_clip(b"x", None), module.RegionLearnerVideoProce
     except ImportError as error:
         print(error)
 """
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run_fresh(script, isolated=False, cwd=tmp_path)
     assert result.stdout.splitlines() == [
         "Decoding videos needs PyAV: pip install av",
         "RegionLearnerVideoProcessor needs torchvision: pip install torchvision",

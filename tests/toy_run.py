@@ -1,5 +1,6 @@
 """Small training runs without videos, in processes of their own: to be compared with one another, and killed."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -221,6 +222,7 @@ _PROCESSES.set_forkserver_preload(["tests.toy_run"])
 
 
 def _child(log: str, environment: dict[str, str], output_dir: str, options: dict):
+    gc.freeze()  # the libraries, as in `conftest.py`
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
