@@ -159,7 +159,7 @@ def test_images_are_clips_of_one_frame(encoder):
 
 def test_what_it_cannot_embed(encoder, rows):
     for inputs, message in (
-        (of_mteb(text=["one"], video=["1.mp4"]), "Some task has text and video in one input: only tasks"),
+        (of_mteb(text=["one"], video=["1.mp4"]), "Some task has text and video in one input: a task can only"),
         (of_mteb(audio=["1.wav"]), "Some task has neither texts, images nor videos in one input"),
         (of_mteb(video=["absent.mp4", rows[0]["video"]]), "1 of the 2 videos of Some task cannot be read.*absent.mp4"),
     ):

@@ -263,7 +263,7 @@ def test_levels_are_not_normalised_as_if_within_0_to_1(processor, tmp_path, phot
         (np.zeros((2, 3, 40, 3), np.uint8), "channels first or last"),
         (np.zeros((0, 40, 40, 3), np.uint8), "empty"),
         ([[], [np.zeros((40, 40, 3), np.uint8)]], "has no frames"),
-        ([np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40, 3))], "one type"),
+        ([np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40, 3))], "the same type"),
     ],
 )
 def test_arrays_without_one_reading_are_refused(processor, clip, reason):

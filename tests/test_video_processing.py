@@ -892,7 +892,7 @@ def test_nothing_is_refused(processor):
 
 
 def test_frames_of_a_clip_have_one_size(processor):
-    with pytest.raises(ValueError, match=r"one size; got \[\(20, 20\), \(20, 30\)\]"):
+    with pytest.raises(ValueError, match=r"the same size; got \[\(20, 20\), \(20, 30\)\]"):
         processor([Image.new("RGB", (20, 20)), Image.new("RGB", (30, 20))])
 
 
