@@ -81,8 +81,8 @@ class RegionOptions(NamedTuple):
             attention weights.
         pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
             0 is the same as "mean".
-        values: what is pooled: the "features" before quantization, or the "quantized" features. The masks are computed
-            from the quantized features in both cases.
+        values: what is pooled: the "features" before quantization, or the "quantized" features. The masks are
+            computed from the quantized features in both cases.
         detach_masks: whether to stop the gradient from the masks to the encoder, which then learns only through the
             values.
         interaction_residual: whether there is a residual connection around the attention of each interaction layer.
