@@ -47,8 +47,8 @@ class FrameCells(_Gathering):
 
 class RandomPatches(_Gathering):
     """
-    Each vector is a patch at the same position in all frames. Training draws new positions in each step, and
-    evaluation uses evenly spaced positions.
+    Each vector is a patch at the same position in all frames. The positions are random for each clip. Training draws
+    new ones in each step, and evaluation always draws the same.
     """
 
     def attend(self, features):

@@ -26,7 +26,7 @@ MEBIBYTE = 2**20
 
 
 def refuses(path: Path, *words: str):
-    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint of the original code") as error:
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint of the reference implementation") as error:
         convert_original_checkpoint(path, **OPTIONS)
     assert "\n" not in str(error.value)
     for word in (path.name, *words):

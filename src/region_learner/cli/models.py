@@ -11,7 +11,7 @@ from .output import print_json, print_result, print_rows, print_wrote
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The .pth file of the original code.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The .pth file.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the converted checkpoint.")],
     text_config: Annotated[
         str | None,
@@ -30,7 +30,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """
-    Convert a checkpoint of the original code.
+    Convert a checkpoint of the code that was published with the paper.
 
     The file is read without running any code in it.
     """

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the original RegionLearner and Frozen in Time code to models of this package."""
+"""Converts checkpoints of the reference implementation and of Frozen in Time to models of this package."""
 
 import logging
 import math
@@ -198,7 +198,7 @@ def convert_original_checkpoint(
     **config_overrides,
 ) -> RegionLearnerModel:
     """
-    Converts a checkpoint of the original RegionLearner or Frozen in Time code. Returns the model, and optionally saves
+    Converts a checkpoint of the reference implementation or of Frozen in Time. Returns the model, and optionally saves
     it.
 
     Sizes come from the weights. Fields that the weights do not determine have the values of the original: 12 heads in

@@ -360,7 +360,7 @@ def _kind_of(start: bytes) -> str | None:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
     if start[8:9] == b"{":
-        return "it is a safetensors file, but checkpoints of the original code are .pth files"
+        return "it is a safetensors file, but checkpoints of the reference implementation are .pth files"
     if start.startswith(b"PK\x03\x04"):
         return "it is incomplete or damaged: a zip archive without its end"
     if all(byte >= 32 or byte in b"\t\n\r" for byte in start):
@@ -403,4 +403,6 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, ValueError):
                 reason = f"it is damaged ({reason})"
-            raise ValueError(f"{path} cannot be read as a checkpoint of the original code: {reason}.") from error
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint of the reference implementation: {reason}."
+            ) from error
