@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import pipeline
 
 from region_learner import RegionLearnerModel, RegionLearnerProcessor
@@ -79,8 +80,25 @@ def test_ranks_texts_videos_and_labels(checkpoint, clip_files, logits, batch_siz
         assert len(found) == 2
         assert_ranked(found, "video", clip_files, scores)
     labels = [text.removeprefix("a ").removeprefix("the ") for text in TEXTS]
+    plain = retrieve(clip_files[1], candidate_labels=labels)
+    assert retrieve(clip_files[1], candidate_labels=labels, prompt=None) == plain
     found = retrieve(clip_files[1], candidate_labels=[labels[0], labels[2]], prompt="a {}")
     assert_ranked(found, "label", [labels[0], labels[2]], logits[1, [0, 2]].softmax(-1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_pictures_are_videos_of_their_own(checkpoint, batch_size):
+    pictures = [Image.new("RGB", (40, 40), color) for color in ("red", "blue", "white")]
+    retrieve = pipeline(TASK, model=str(checkpoint))
+    with torch.no_grad():
+        scores = torch.stack([retrieve.model(**retrieve.processor(text=TEXTS[:1], videos=picture)).logits_per_video
+                              for picture in pictures]).flatten() * retrieve.model.temperature  # fmt: skip
+    found = retrieve(TEXTS[0], videos=pictures, batch_size=batch_size)
+    order = scores.argsort(descending=True).tolist()
+    assert [entry["video"] for entry in found] == [pictures[i] for i in order]
+    assert [entry["score"] for entry in found] == pytest.approx(scores[order].tolist(), abs=1e-5)
+    frames = retrieve([pictures[:2]], texts=TEXTS[:1])[0]  # one clip
+    assert frames[0]["score"] != pytest.approx(scores[0].item(), abs=1e-5)
 
 
 def test_labels_of_a_model_of_the_sigmoid_loss_have_probabilities_of_their_own(clip_files):
@@ -99,6 +117,9 @@ def test_what_cannot_be_meant(checkpoint, clip_files):
         ({"texts": "one"}, "texts must be a list of at least one candidate, not 'one'"),
         ({"candidate_labels": []}, "candidate_labels must be a list"),
         ({"candidate_labels": ["a"], "prompt": "a video"}, "must contain {}"),
+        ({"texts": TEXTS, "prompt": "a {}"}, "prompt='a {}' is for candidate_labels, not for texts"),
+        ({"texts": TEXTS, "top_k": 0}, "top_k=0 must be an integer of at least 1"),
+        ({"texts": TEXTS, "top_k": -1}, "top_k=-1 must be"),
         ({"texts": TEXTS, "topk": 3}, "'topk' is not an argument of the pipeline"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ import torch
 from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 
-from region_learner import RegionLearnerForVideoClassification, load_corpus
+from region_learner import RegionLearnerForVideoClassification, RegionLearnerModel, load_corpus
 from region_learner.cli import main
 from region_learner.corpora import corpus_options, make_corpus
 from region_learner.corpora.didemo import _SIZES as _DIDEMO_SIZES
@@ -34,7 +34,7 @@ from region_learner.evaluation import (
     register_protocol,
 )
 from region_learner.evaluation.protocols import PRIMARY_METRIC, PROTOCOLS
-from region_learner.evaluation.provenance import digest_of_rows, training_history
+from region_learner.evaluation.provenance import digest_of_rows, lists_of, training_history
 from region_learner.evaluation.results import read_results
 from region_learner.evaluation.tasks import PROMPTS
 from region_learner.loading import load_checkpoint
@@ -349,8 +349,70 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
     assert (found.protocol["clips"], found.protocol["window_stride"]) == (None, 3)
 
 
+def test_equal_captions_are_tied(places):
+    """Each text is embedded once, so that its embedding does not depend on the other texts of a batch."""
+    model = RegionLearnerModel.from_pretrained(places.model).eval()
+    processor = RegionLearnerProcessor.from_pretrained(places.model)
+    rows = load_corpus("msvd", places.data / "msvd", "test").to_list()
+    long = " ".join([caption(1)] * 3)
+    rows = [row | {"captions": [caption(0), *[long] * (number == 2)]} for number, row in enumerate(rows[:3])]
+    given = []
+
+    def process(*arguments, **options):
+        given.extend(options.get("text") or [])
+        return processor(*arguments, **options)
+
+    process.video_processor = processor.video_processor
+    embeddings = embed_corpus(model, process, rows, progress=False)
+    assert given == [caption(0), long]
+    assert embeddings.texts == [caption(0), caption(0), caption(0), long]
+    assert torch.equal(embeddings.text_embeds[0], embeddings.text_embeds[2])
+    assert not torch.equal(embeddings.text_embeds[0], embeddings.text_embeds[3])
+
+
+def test_a_number_of_frames_replaces_a_rate(places, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(places.model, model)
+    processor = RegionLearnerProcessor.from_pretrained(model)
+    processor.video_processor.num_frames, processor.video_processor.fps = None, 2
+    processor.save_pretrained(model)
+    found = evaluate_checkpoint(get_protocol("msvd"), str(model), places.data / "msvd", num_frames=2)
+    assert found.metrics == evaluate_checkpoint(get_protocol("msvd"), places.model, places.data / "msvd").metrics
+
+
+@pytest.mark.parametrize(
+    ("corpus", "options", "protocol", "doubt"),
+    [
+        ("msrvtt", {}, "msrvtt_full", "protocol 1k-A instead of protocol full"),
+        ("msrvtt", {"protocol": "full"}, "msrvtt_full", None),
+        ("msrvtt", {"protocol": "jsfusion"}, "msrvtt_1ka", None),
+        ("msrvtt_qa", {}, "msrvtt_1ka", "protocol full instead of protocol 1k-A"),
+        ("msvd", {}, "msvd", None),
+    ],
+)
+def test_training_with_other_lists_of_the_same_videos(places, tmp_path, corpus, options, protocol, doubt):
+    model = tmp_path / "model"
+    shutil.copytree(places.model, model)
+    told = {"corpus": corpus, "corpus_options": options, "data_dir": "elsewhere", "train_split": "train"}
+    (model / "results.json").write_text(json.dumps({"arguments": told}))
+    corpus = get_protocol(protocol).corpus
+    found = evaluate_checkpoint(get_protocol(protocol), str(model), places.data / corpus)
+    notes = [note for note in found.notes if "other lists" in note]
+    assert len(notes) == (doubt is not None)
+    assert doubt is None or doubt in notes[0]
+    assert not found.data["trained_on"]
+
+
+def test_folds_are_lists_of_their_own(tmp_path):
+    told = {"corpus": "ucf101", "corpus_options": {"fold": 2}}
+    (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
+    history = training_history(str(tmp_path))
+    assert history.includes_split("ucf101", None, "train", lists_of("ucf101", {"fold": 2}))
+    assert not history.includes_split("ucf101", None, "train", lists_of("ucf101", {}))
+    assert history.other_lists("ucf101", lists_of("ucf101", {})) == ["fold 2"]
+
+
 def test_views_and_dual_softmax_reach_the_numbers(places):
-    from region_learner import RegionLearnerModel
 
     protocol = get_protocol("msrvtt_full")
     found = evaluate_checkpoint(

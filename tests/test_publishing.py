@@ -174,6 +174,12 @@ def test_a_name_without_an_owner_is_ones_own(hub, checkpoint):
     assert f'from_pretrained("{REPO}"' in commits(hub)[0]["README.md"].decode()
 
 
+def test_notes_are_about_the_full_name(hub, checkpoint):
+    (checkpoint / "README.md").write_text(f'---\nlicense: mit\n---\n\nAutoModel.from_pretrained("{REPO}")\n')
+    assert [note for note in push(checkpoint, "mine", dry_run=True).notes if "loads" in note]
+    assert not [note for note in push(checkpoint, "mine").notes if "loads" in note]
+
+
 def test_public_on_request(hub, checkpoint):
     assert not push(checkpoint, REPO, private=False, license="apache-2.0").private
     assert not hub.repositories[REPO].private

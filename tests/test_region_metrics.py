@@ -167,6 +167,16 @@ def test_a_peak_between_pixels_is_in_all_of_them():
         assert region_metrics(mask, labels)["pointing"] == expected
 
 
+def test_an_object_between_the_points_counts_nowhere():
+    labels = torch.zeros(1, 64, 64, dtype=torch.int64)
+    labels[0, 16, 16] = 1  # at the center of a position, and on none of the points
+    labels[0, 32:, 32:] = 2
+    masks = torch.zeros(1, 2, 2, 2)
+    masks[0, 0, 0, 0] = masks[0, 1, 1, 1] = 1
+    found = region_metrics(masks, labels)
+    assert (found["pointing"], found["precision"]) == (100, 50)
+
+
 # --- Naive loops ---------------------------------------------------------------------------------------------
 
 

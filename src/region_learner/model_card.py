@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .evaluation.provenance import shown_options, shown_path, training_history, videos_of, weights_of
+from .evaluation.provenance import ANY_VIDEOS, shown_options, shown_path, training_history, videos_of, weights_of
 from .evaluation.results import EvaluationResults, read_results
 from .evaluation.tasks import PROMPTS
 from .training.arguments import PUBLISHED_ARGUMENTS
@@ -28,8 +28,7 @@ _PIPELINES = {
     "RegionLearnerForVideoQuestionAnswering": "visual-question-answering",
 }
 
-# Corpora whose name does not say what they contain, and those with captions, questions or classes in English.
-_ANY_VIDEOS = {"features", "folder", "webdataset"}
+# Corpora with captions, questions or classes in English.
 _ENGLISH = {
     "cc3m", "didemo", "drifting_letters", "hmdb51", "lsmdc", "moving_shapes", "msrvtt", "msvd", "ucf101", "webvid",
 }  # fmt: skip
@@ -158,7 +157,7 @@ def _metadata(
     emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
         base_model=_of_the_hub(origin.base_models) or None,
-        datasets=_of_the_hub(name for name in origin.corpora if name not in _ANY_VIDEOS) or None,
+        datasets=_of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS) or None,
         language=list(languages) or None,
         model_name=name,
         license=license or "other",

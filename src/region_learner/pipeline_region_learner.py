@@ -58,7 +58,7 @@ class VideoTextRetrievalPipeline(Pipeline):
         """
         Args:
             inputs: a video, or with `videos` a text; or a list of them. A video is anything that the processor takes,
-                such as a path.
+                such as a path. Put frames of one clip into a list of their own, within the list of inputs.
             texts (`list[str]`, *optional*): texts to rank for each video.
             videos (`list`, *optional*): videos to rank for each text.
             candidate_labels (`list[str]`, *optional*): names of classes, of which one is to be chosen for each video.
@@ -86,9 +86,13 @@ class VideoTextRetrievalPipeline(Pipeline):
         candidates = kwargs.pop(given[0])
         if isinstance(candidates, str) or not candidates:
             raise ValueError(f"{given[0]} must be a list of at least one candidate, not {candidates!r:.80}.")
-        if "{}" not in kwargs.get("prompt", "{}"):
-            raise ValueError(f"prompt={kwargs['prompt']!r} must contain {{}}, which stands for the label.")
-        prompt = kwargs.pop("prompt", "{}")
+        prompt = kwargs.pop("prompt", None)
+        if prompt is not None and given[0] != "candidate_labels":
+            raise ValueError(f"prompt={prompt!r} is for candidate_labels, not for {given[0]}.")
+        if "{}" not in (prompt := "{}" if prompt is None else prompt):
+            raise ValueError(f"prompt={prompt!r} must contain {{}}, which stands for the label.")
+        if (top_k := kwargs.get("top_k")) is not None and (type(top_k) is not int or top_k < 1):
+            raise ValueError(f"top_k={top_k!r} must be an integer of at least 1.")
         texts = [prompt.replace("{}", label) for label in candidates] if given[0] == "candidate_labels" else candidates
         embeds = self._embed_all(texts, given[0] == "videos", kwargs.get("batch_size") or self._batch_size or 1)
         return super().__call__(inputs, kind=given[0], candidates=list(candidates), embeds=embeds, **kwargs)
@@ -109,6 +113,8 @@ class VideoTextRetrievalPipeline(Pipeline):
         embeds = []
         for start in range(0, len(candidates), batch_size):
             batch = list(candidates[start : start + batch_size])
+            if are_videos:  # the processor takes a list of pictures as the frames of one clip
+                batch = [item if isinstance(item, list | tuple) else [item] for item in batch]
             embeds.append(self.forward(self.preprocess(batch, are_texts=not are_videos))["embeds"])
         return torch.cat(embeds)
 

@@ -136,6 +136,8 @@ def push(
         pushed,
         repo=owner_and_name,
         files=_sizes(checked.files),
+        left_out=checked.left_out,
+        notes=checked.notes,
         url=url,
         space_files=_sizes(apps),
         space_url=space_url,

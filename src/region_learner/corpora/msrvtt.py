@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 Protocol = Literal["1k-A", "jsfusion", "1k-B", "miech", "full"]
-_PROTOCOLS = {"1k-a": "1k-A", "jsfusion": "1k-A", "1k-b": "1k-B", "miech": "1k-B", "full": "full"}
+PROTOCOLS = {"1k-a": "1k-A", "jsfusion": "1k-A", "1k-b": "1k-B", "miech": "1k-B", "full": "full"}
 
 # Files of each split, of which the first that exists is read, and how many videos it names.
 _LISTS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
@@ -84,7 +84,7 @@ def load_msrvtt(
             TrainValVideo, TestVideo ... are searched.
         max_missing, missing_list: see `report_missing`.
     """
-    name = _PROTOCOLS.get(str(protocol).lower())
+    name = PROTOCOLS.get(str(protocol).lower())
     if name is None:
         names = get_args(Protocol)
         raise CorpusError(

@@ -12,7 +12,7 @@ from ..corpora import corpus_options, load_corpus
 from ..corpora.features import check_features
 from ..loading import check_checkpoint, load_checkpoint
 from .protocols import PROTOCOLS, Protocol
-from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, training_history
+from .provenance import TrainingHistory, describe_data, describe_model, digest_of_rows, lists_of, training_history
 from .reading import ONE_VIEW, ReadingOptions, Views
 from .reranking import CANDIDATES, has_tokens
 from .results import EvaluationResults, mean_of_folds
@@ -176,7 +176,8 @@ def _evaluate(
                 f"num_frames={num_frames}: {name} has temporal positions for {most} frames per clip. Use fewer, or a "
                 "copy of the model with more positions, from `model.resize_frames`."
             )
-        getattr(processor, "video_processor", processor).num_frames = num_frames
+        video_processor = getattr(processor, "video_processor", processor)
+        video_processor.num_frames, video_processor.fps = num_frames, None
     check_features(model, processor, [(dataset, None)])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     of_task = dict(of_task)
@@ -191,12 +192,18 @@ def _evaluate(
     elif asked is None and protocol.task in _RANKING and has_tokens(model) and not reranked:
         notes.append("The results are not re-ranked by words and regions, because this needs one clip per video.")
     counts = {key: metrics.pop(key) for key in _COUNTS if key in metrics}
-    trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split)
+    lists = lists_of(protocol.corpus, options)
+    trained_on = history.includes_split(protocol.corpus, data_dir, protocol.split, lists)
     notes = [*protocol.size_notes(counts, options.get("fold", 1)), *notes]
     if trained_on:
         notes.append(
             f"The model was trained on this split, {protocol.split}: the metrics do not show how good it is on new "
             "videos."
+        )
+    elif others := history.other_lists(protocol.corpus, lists):
+        notes.append(
+            f"The model was trained with other lists of these videos ({', '.join(others)} instead of {lists}), so its "
+            "training videos may be among those of this evaluation."
         )
     for note in notes:
         logger.warning(note)

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..corpora.msrvtt import PROTOCOLS
+
 _VIDEO_CONFIG = (
     "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
     "interaction_layers", "motion_excitation",
@@ -26,7 +28,7 @@ _FILES = (
 _COLUMNS = ("video_id", "captions", "question", "options", "answer", "aspect", "label")
 
 # Corpora whose name does not say what they contain.
-_ANY_VIDEOS = {"features", "folder", "webdataset"}
+ANY_VIDEOS = {"features", "folder", "webdataset"}
 
 
 def versions() -> dict[str, str | None]:
@@ -139,18 +141,31 @@ def videos_of(corpus: str) -> str:
     return "msrvtt" if corpus == "vitatecs" else corpus.removesuffix("_qa").removesuffix("_mc")
 
 
+def lists_of(corpus: str, options: Mapping[str, Any]) -> str | None:
+    """
+    Returns which of several published lists divide the videos of a corpus into splits: "protocol 1k-A" or "fold 2".
+    Returns None if there is only one division.
+    """
+    if corpus == "msrvtt":
+        return f"protocol {PROTOCOLS.get(str(options.get('protocol', '1k-A')).lower())}"
+    if corpus in ("msrvtt_qa", "msrvtt_mc"):
+        return "protocol full"
+    return f"fold {options.get('fold', 1)}" if corpus in ("hmdb51", "ucf101") else None
+
+
 class TrainingCorpus(NamedTuple):
-    """A corpus that a model was trained on."""
+    """A corpus that a model was trained on. `lists` are those of [`lists_of`]."""
 
     corpus: str
     data_dir: str | None
     split: str
+    lists: str | None
 
-    def is_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
+    def is_split(self, corpus: str, data_dir: str | Path | None, split: str, lists: str | None) -> bool:
         """Returns whether this is the given split of a corpus. For a folder, the directory must also be the same."""
-        if (videos_of(self.corpus), self.split) != (videos_of(corpus), split):
+        if (videos_of(self.corpus), self.split, self.lists) != (videos_of(corpus), split, lists):
             return False
-        return corpus not in _ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
+        return corpus not in ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
 
 
 class TrainingHistory(NamedTuple):
@@ -173,13 +188,21 @@ class TrainingHistory(NamedTuple):
         """Returns whether the model was trained on videos of a corpus."""
         return videos_of(corpus) in map(videos_of, self.names)
 
-    def includes_split(self, corpus: str, data_dir: str | Path | None, split: str) -> bool:
+    def includes_split(self, corpus: str, data_dir: str | Path | None, split: str, lists: str | None = None) -> bool:
         """Returns whether the model was trained on this split of a corpus."""
-        return any(entry.is_split(corpus, data_dir, split) for entry in self.corpora)
+        return any(entry.is_split(corpus, data_dir, split, lists) for entry in self.corpora)
+
+    def other_lists(self, corpus: str, lists: str | None) -> list[str]:
+        """
+        Returns the other lists that the model was trained with on the same videos. Its training videos may then be in
+        any split of `lists`.
+        """
+        same = (entry for entry in self.corpora if videos_of(entry.corpus) == videos_of(corpus))
+        return sorted({entry.lists for entry in same if entry.lists and lists and entry.lists != lists})
 
     def doubts(self) -> list[str]:
         """Returns the reasons, if any, why the model may also have been trained on other corpora."""
-        reasons = [f"its corpus {name!r} may contain any videos" for name in self.names if name in _ANY_VIDEOS]
+        reasons = [f"its corpus {name!r} may contain any videos" for name in self.names if name in ANY_VIDEOS]
         if self.unknown is not None:
             reasons.append(f"no results.json says how {shown_path(self.unknown)!r} was trained")
         return reasons
@@ -200,7 +223,9 @@ def training_history(model: str) -> TrainingHistory:
                 corpus = str(entry.get("corpus", arguments["corpus"]))
                 data_dir = entry.get("data_dir", None if "corpus" in entry else arguments.get("data_dir"))
                 split = entry.get("split", arguments.get("train_split", "train"))
-                corpora.add(TrainingCorpus(corpus, data_dir, str(split)))
+                options = {} if "corpus" in entry else arguments.get("corpus_options") or {}
+                lists = lists_of(corpus, options | entry.get("options", {}))
+                corpora.add(TrainingCorpus(corpus, data_dir, str(split), lists))
             start = arguments.get("model")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return TrainingHistory(corpora, name)

@@ -191,13 +191,15 @@ def region_quality(
 
 def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Returns the rows of a corpus with label maps, one for each video id.
+    Returns the rows of a corpus with label maps: for each video id, the first one.
 
     Raises:
         ValueError: there are no rows, or the column `masks` is missing.
     """
     checked = (read_row(row, (), f"row {number}") for number, row in enumerate(dataset))
-    rows = {row["video_id"]: row for row in checked}
+    rows: dict[Any, dict[str, Any]] = {}
+    for row in checked:
+        rows.setdefault(row["video_id"], row)
     if not rows:
         raise ValueError("The data set has no rows.")
     if "masks" not in next(iter(rows.values())):

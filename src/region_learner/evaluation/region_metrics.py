@@ -92,6 +92,8 @@ class RegionMetrics:
         inside = (weights > focus.threshold).to(weights.dtype).flatten(2)  # (F, S, H * W)
         pixels = of_object.sum(1)  # (F, O)
         visible = pixels > 0
+        # A small object may cover the center of a position, where peaks are, without covering any of the points above.
+        hit = hit * visible[:, None]
         shared = inside @ of_object  # (F, S, O)
         iou = shared / (inside.sum(2, keepdim=True) + pixels[:, None] - shared).clamp(min=1)
 

@@ -188,8 +188,12 @@ def embed_corpus(
     if not pairs:
         raise ValueError("No video with a caption can be read.")
     texts = [caption for caption, _ in pairs]
+    # Each text is embedded once: with another padding, an embedding differs in its last digits, and equal texts would
+    # no longer be tied.
+    unique = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    of_text = torch.tensor([unique[text] for text in texts])
     text_embeds = embed_texts(
-        model, processor, texts, progress=reading.get("progress", True), tokens=of_texts if tokens else None
+        model, processor, list(unique), progress=reading.get("progress", True), tokens=of_texts if tokens else None
     )
     warn_of_unreadable(failures, ids)
     readable = [i for i in range(len(ids)) if i not in failures]
@@ -197,11 +201,11 @@ def embed_corpus(
         video_ids=[ids[i] for i in readable],
         video_embeds=video_embeds[readable],
         texts=texts,
-        text_embeds=text_embeds,
+        text_embeds=text_embeds[of_text],
         text_video_ids=[video_id for _, video_id in pairs],
         unreadable={ids[i]: message for i, message in failures.items()},
         video_tokens=Tokens.concatenate(of_videos) if tokens else None,
-        text_tokens=Tokens.concatenate(of_texts) if tokens else None,
+        text_tokens=Tokens.concatenate(of_texts)[of_text] if tokens else None,
     )
 
 
