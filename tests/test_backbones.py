@@ -183,7 +183,11 @@ def close(ours, theirs, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("regions", [{}, {"region_form": "decoupled", **REGIONS}], ids=["alone", "with_regions"])
+@pytest.mark.parametrize(
+    "regions",
+    [{}, {"region_form": "decoupled", **REGIONS}, {"region_form": "queries", **REGIONS}],
+    ids=["alone", "with_regions", "with_queries"],
+)
 def test_embeddings_are_those_of_the_original(checkpoints, family, regions, tmp_path):
     folder, original = checkpoints(family)
     model, processor = from_pretrained_towers(folder, **regions), processor_from_towers(folder)

@@ -33,6 +33,7 @@ from region_learner.corpora import list_corpora, registry
 from region_learner.evaluation import EVALUATIONS, PROTOCOLS
 from region_learner.loss_region_learner import _REGISTERED
 from region_learner.training import parse_stages
+from region_learner.training.arguments import FORMS
 from region_learner.training.parsing import _NAMES
 from region_learner.training.recipes import list_recipes
 
@@ -81,6 +82,7 @@ def commands(group=None, path: str = "") -> dict:
 
 def test_everything_of_the_package_is_in_the_site():
     site = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert set(FORMS) == set(REGION_FORMS)  # the choices of --region-form
     for name in (*list_corpora(), *list_recipes(), *PROTOCOLS, *LOSSES, *REGION_FORMS, *EVALUATIONS):
         assert re.search(rf"^#+ {name}$|`{name}`", site, re.MULTILINE), name
     for name in commands():

@@ -22,7 +22,7 @@ else:
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
-FORMS = ("decoupled", "paper")  # as in the configuration, which is not imported for `--help`
+FORMS = ("decoupled", "paper", "queries")  # as in the configuration, which is not imported for `--help`
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 
@@ -123,7 +123,7 @@ class ModelArguments:
         "Fields of the video configuration, as JSON. With --model, they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Form of the regions: {' or '.join(FORMS)}. Adds regions to a model without them, such as CLIP."
+        f"Form of the regions: {', '.join(FORMS)}. Adds regions to a model without them, such as CLIP."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
