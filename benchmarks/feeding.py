@@ -114,7 +114,7 @@ def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
         timed(video_decoding_region_learner._RGBConverter, "__call__", "colours and scaling"),
         timed(video_processing_region_learner, "read_clip", "opening, and the rest of reading"),
         timed(processor, "_preprocess", "crop, resize, flip"),
-        timed(processor, "normalize_clips", "normalising"),
+        timed(processor, "normalize_clips", "normalizing"),
         timed(trainer.data_collator, "_decode", "calling the processor"),
     ]
     count, start = 0, time.perf_counter()

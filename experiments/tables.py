@@ -99,13 +99,13 @@ def loss_correlation(entries: Sequence[dict[str, Any]]) -> float | None:
     """
     if not entries:
         return None
-    centred = []
+    centered = []
     for name in ("losses", "values"):
         parts = [np.array(list(entry[name].values())) for entry in entries]
-        centred.append(np.concatenate([part - part.mean() for part in parts]))
-    if len(centred[0]) < 3 or not all(part.any() for part in centred):
+        centered.append(np.concatenate([part - part.mean() for part in parts]))
+    if len(centered[0]) < 3 or not all(part.any() for part in centered):
         return None
-    return float(np.corrcoef(centred[0], centred[1])[0, 1])
+    return float(np.corrcoef(centered[0], centered[1])[0, 1])
 
 
 def model_table(entries: Sequence[dict[str, Any]], step_times: Mapping[str, float] | None = None) -> str:

@@ -109,7 +109,7 @@ def tiny_text_config(**options) -> DistilBertConfig:
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random weights of a size that makes every part matter: no zero-initialised branch hides a mistake."""
+    """Random weights of a size that makes every part matter: no zero-initialized branch hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

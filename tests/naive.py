@@ -167,7 +167,7 @@ def _softmax_gather(share, content, sharpness):
 
 def region_loss(shares, content):
     """
-    The squared distances of normalised features, (T, N, D), to the means of their regions, `shares` (T, S, N), over
+    The squared distances of normalized features, (T, N, D), to the means of their regions, `shares` (T, S, N), over
     those to the mean of all.
     """
     features = _normalized(content)

@@ -249,6 +249,6 @@ def test_clips_that_are_there_are_told_from_those_that_are_not(rng):
 
 def test_embeddings_without_meaning_are_unlikely(rng):
     """As with an untrained model, whose embeddings are all nearly the same."""
-    centre = unit(rng, 1, 32)
-    windows, neutral, queries = (near(rng, np.repeat(centre, n, axis=0), 0.1) for n in (200, 128, 50))
+    center = unit(rng, 1, 32)
+    windows, neutral, queries = (near(rng, np.repeat(center, n, axis=0), 0.1) for n in (200, 128, 50))
     assert max(probabilities(query, windows, neutral)[0] for query in queries) < 0.05

@@ -149,7 +149,7 @@ def test_activation_checkpointing_changes_nothing():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_a_clip_does_not_depend_on_its_neighbours():
+def test_a_clip_does_not_depend_on_its_neighbors():
     model, inputs = tiny_model().cuda().eval(), batch()["pixel_values_videos"]
     with torch.inference_mode():
         together = model.get_video_features(inputs).pooler_output

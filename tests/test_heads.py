@@ -278,7 +278,7 @@ for auto_class in (AutoModelForVideoClassification, AutoModelForVisualQuestionAn
     with torch.no_grad():
         result[name] = model(**inputs).logits
     model.save_pretrained(f"{work}/{name}-again")
-    # The class of the code on a dual encoder's weights: the new head is initialised, the rest is loaded.
+    # The class of the code on a dual encoder's weights: the new head is initialized, the rest is loaded.
     torch.manual_seed(0)
     new, info = type(model).from_pretrained(f"{work}/dual", num_labels=3, output_loading_info=True)
     assert {key.partition(".")[0] for key in info["missing_keys"]} == {"classifier"}, info

@@ -295,8 +295,8 @@ def test_other_resolutions():
         return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
     def weights(i: int) -> list[tuple[int, float]]:
-        centre = (i + 0.5) * 4 / 6 - 0.5
-        return [(min(max(j, 0), 3), kernel(centre - j)) for j in range(-2, 7)]
+        center = (i + 0.5) * 4 / 6 - 0.5
+        return [(min(max(j, 0), 3), kernel(center - j)) for j in range(-2, 7)]
 
     expected = torch.zeros(6, 6, 32)
     for i in range(6):

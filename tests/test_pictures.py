@@ -38,7 +38,7 @@ def frames_of(source):
 
 
 def values(processor, *clips, **options):
-    """Levels of a call, without normalising."""
+    """Levels of a call, without normalizing."""
     options = {"do_normalize": False, "return_tensors": "pt"} | options
     return processor(*clips, **options)["pixel_values_videos"]
 
@@ -50,11 +50,11 @@ KINDS = {
     "progressive.jpeg": {"progressive": True},
     "restart.jpg": {"restart_marker_rows": 1},
     "cmyk.jpg": {"mode": "CMYK"},
-    "grey.jpg": {"mode": "L"},
+    "gray.jpg": {"mode": "L"},
     "full_chroma.jpg": {"subsampling": 0},
     "rgb.png": {},
     "rgba.png": {"mode": "RGBA"},
-    "grey_alpha.png": {"mode": "LA"},
+    "gray_alpha.png": {"mode": "LA"},
     "palette.png": {"mode": "P"},
     "bits.png": {"mode": "1"},
     "lossy.webp": {},
@@ -128,13 +128,13 @@ def test_orientation_of_paths_and_opened_pictures(tmp_path, photograph, processo
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
-def test_16_bits_of_grey(tmp_path, processor, extension):
-    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / f"grey.{extension}")
-    frame = frames_of(tmp_path / f"grey.{extension}")[0]
-    np.testing.assert_array_equal(frame, np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=-1))
-    with Image.open(tmp_path / f"grey.{extension}") as opened:
-        assert torch.equal(values(processor, opened), values(processor, tmp_path / f"grey.{extension}"))
+def test_16_bits_of_gray(tmp_path, processor, extension):
+    gray = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(gray).save(tmp_path / f"gray.{extension}")
+    frame = frames_of(tmp_path / f"gray.{extension}")[0]
+    np.testing.assert_array_equal(frame, np.repeat(np.round(gray / 257).astype(np.uint8)[..., None], 3, axis=-1))
+    with Image.open(tmp_path / f"gray.{extension}") as opened:
+        assert torch.equal(values(processor, opened), values(processor, tmp_path / f"gray.{extension}"))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -199,9 +199,9 @@ def test_floats_are_levels_divided_by_255(processor):
         list(clip / 255),
     ):
         torch.testing.assert_close(values(processor, form, antialias=False, num_frames=4), expected, atol=1e-5, rtol=0)
-    normalised = processor(clip / 255, antialias=False, return_tensors="pt", num_frames=4)["pixel_values_videos"]
+    normalized = processor(clip / 255, antialias=False, return_tensors="pt", num_frames=4)["pixel_values_videos"]
     levels = values(processor, clip / 255, antialias=False, rescale_factor=1.0, num_frames=4)
-    torch.testing.assert_close(processor.normalize_clips(levels), normalised)
+    torch.testing.assert_close(processor.normalize_clips(levels), normalized)
     assert levels.max() > 200
 
 
@@ -228,7 +228,7 @@ def test_arrays_that_torch_does_not_take(processor):
         torch.testing.assert_close(values(processor, (levels / 255).astype(kind)), expected)
 
 
-def test_levels_are_not_normalised_as_if_within_0_to_1(processor, tmp_path, photograph):
+def test_levels_are_not_normalized_as_if_within_0_to_1(processor, tmp_path, photograph):
     """Frames of 0 to 255 with the mean and deviation of 0 to 1 are nearly white."""
     photograph.save(tmp_path / "a.png")
     clip = np.stack(list(pictures(2)))

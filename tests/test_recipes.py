@@ -54,7 +54,7 @@ class Toy:
         evaluated: a metric of each evaluation while training, if there are any; with a star, the checkpoint is
             chosen by it.
         model: the class that loads the checkpoint.
-        paper: whether the optimiser is the paper's.
+        paper: whether the optimizer is the paper's.
     """
 
     options: str

@@ -27,7 +27,7 @@ from region_learner.evaluation.region_baselines import (
     record_patches,
 )
 from region_learner.evaluation.region_description import draw_report, mask_report
-from region_learner.evaluation.region_evaluation import _LabelledClips, align_label_maps
+from region_learner.evaluation.region_evaluation import _LabeledClips, align_label_maps
 from region_learner.evaluation.region_metrics import region_metrics
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.region_masks import _otsu, are_normalized, region_focus
@@ -161,7 +161,7 @@ def test_uniform_masks_are_chance():
 def test_a_peak_between_pixels_is_in_all_of_them():
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     labels[0, 1, 1] = labels[0, 1, 2] = 1
-    for row, column, expected in ((0, 0, 25), (0, 1, 25), (1, 1, 0)):  # centres at (1, 1), (1, 3), (3, 3)
+    for row, column, expected in ((0, 0, 25), (0, 1, 25), (1, 1, 0)):  # centers at (1, 1), (1, 3), (3, 3)
         mask = torch.zeros(1, 1, 2, 2)
         mask[0, 0, row, column] = 1
         assert region_metrics(mask, labels)["pointing"] == expected
@@ -181,7 +181,7 @@ def test_an_object_between_the_points_counts_nowhere():
 
 
 def naive_otsu(values) -> float:
-    """The midpoint between two neighbouring values that leaves the least variance within the two sides."""
+    """The midpoint between two neighboring values that leaves the least variance within the two sides."""
     ordered = sorted({float(value) for value in values})
     best = None
     for low, high in itertools.pairwise(ordered):
@@ -494,24 +494,24 @@ def test_label_maps_of_encoded_videos(tmp_path):
     np.savez(tmp_path / "a.npz", masks=labels)
     row = {"video": str(tmp_path / "a.mp4"), "video_id": "a", "masks": str(tmp_path / "a.npz")}
     processor = RegionLearnerVideoProcessor.for_image_size(48, num_frames=4, do_normalize=False)
-    clip, its_labels = _LabelledClips([row], processor)[0]
+    clip, its_labels = _LabeledClips([row], processor)[0]
     assert clip.equal(processor([row["video"]], return_tensors="pt")["pixel_values_videos"][0])
     check_match(clip, its_labels, 0.99)
     np.savez(tmp_path / "a.npz", masks=labels[:5])
     with pytest.raises(ValueError, match=r"Video 'a' has frames of shape \(7, 72, 96\), but label maps of \(5,"):
-        _LabelledClips([row], processor)[0]
+        _LabeledClips([row], processor)[0]
 
 
 def test_label_maps_of_moving_shapes(shapes):
     """Objects are more colourful than the muted background, so label maps are where colours are."""
     processor = RegionLearnerVideoProcessor.for_image_size(64, num_frames=3, do_normalize=False)
     for row in shapes:
-        clip, labels = _LabelledClips([row], processor)[0]
+        clip, labels = _LabeledClips([row], processor)[0]
         assert labels.shape == (3, 64, 64)
         saturation = clip.amax(1) - clip.amin(1)
         if all(thing["colour"] != "white" and thing["texture"] == "plain" for thing in row["objects"]):
             assert saturation[labels > 0].mean() > saturation[labels == 0].mean() + 0.2
-    clip, labels = _LabelledClips([shapes[0]], processor)[0]
+    clip, labels = _LabeledClips([shapes[0]], processor)[0]
     _, metadata = processor.decode(shapes[0]["video"])
     assert labels.equal(torch.from_numpy(load_masks(shapes[0]))[metadata.frames_indices])
 
@@ -522,7 +522,7 @@ def test_quality_on_a_corpus(shapes, video_processor):
     result = region_quality(model, video_processor, shapes, batch_size=2, progress=False)
     assert model.training
     model.eval()
-    batch = [_LabelledClips(shapes.to_list(), video_processor)[i] for i in range(5)]
+    batch = [_LabeledClips(shapes.to_list(), video_processor)[i] for i in range(5)]
     videos, labels = (torch.stack(part) for part in zip(*batch))
     with torch.no_grad():
         masks = model.video_model(videos).region_masks
@@ -584,7 +584,7 @@ def test_report_against_a_naive_loop(signed):
     masks = masks if signed else normalized(masks)
     codes = torch.randint(0, 7, (2, 3, 5, 6))
     report = mask_report(masks, codes)
-    assert report["masks"] == ("raw" if signed else "normalised")
+    assert report["masks"] == ("raw" if signed else "normalized")
     names = ("area", "overlap", "entropy", "difference", "change")
     values = {(name, s): [] for name in names for s in range(4)}
     covered = []
@@ -620,7 +620,7 @@ def test_report_against_a_naive_loop(signed):
 def test_report_of_known_masks():
     masks = grid_masks(4, 4, 4).expand(2, 3, -1, -1, -1) * 4
     report = mask_report(masks, torch.zeros(2, 3, 4, 4, dtype=torch.int64))
-    assert report["masks"] == "normalised"
+    assert report["masks"] == "normalized"
     assert report["coverage"] == report["difference"] == 100
     assert report["area"] == 25
     assert report["overlap"] == report["change"] == 0

@@ -498,8 +498,8 @@ def frames_of(count: int = 6) -> np.ndarray:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_floats_and_levels_is_normalised_once(rows, processor, training):
-    """Whatever else is in the batch: clips of floats are normalised, so the others must be."""
+def test_a_batch_of_floats_and_levels_is_normalized_once(rows, processor, training):
+    """Whatever else is in the batch: clips of floats are normalized, so the others must be."""
     floats = [rows[0] | {"video": frames_of() / 255}, rows[1]]
     seeded = [row | {DRAWN: Draw(0, number, seed=number, num_frames=None)} for number, row in enumerate(floats)]
     given = seeded if training else floats
@@ -512,7 +512,7 @@ def test_a_batch_of_floats_and_levels_is_normalised_once(rows, processor, traini
         torch.testing.assert_close(batch, torch.stack(alone))
     levels = [floats[0] | {"video": frames_of()}, rows[1]]
     batch = RegionLearnerCollator(processor, training=training, normalize=False)(levels)["pixel_values_videos"]
-    assert batch.dtype == torch.uint8  # for the device to normalise
+    assert batch.dtype == torch.uint8  # for the device to normalize
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Moving shapes: what is drawn, said and labelled, and which scenes each split has."""
+"""Moving shapes: what is drawn, said and labeled, and which scenes each split has."""
 
 import json
 import re
@@ -309,7 +309,7 @@ def test_shapes_move_as_described(single_shapes):
 
 @pytest.mark.parametrize("shape", shapes_scenes.SHAPES)
 def test_shape_outlines(shape):
-    """Centred, so that spinning does not look like moving, and within the reach that the layout reckons with."""
+    """Centered, so that spinning does not look like moving, and within the reach that the layout reckons with."""
     v, u = np.mgrid[-2:2:401j, -2:2:401j]
     inside = shapes_drawing._signed_distance(shape, u, v) < 0
     assert np.hypot(u[inside].mean(), v[inside].mean()) < 0.13

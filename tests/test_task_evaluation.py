@@ -617,8 +617,8 @@ def test_tasks_with_views(model, processor, lengths, views):
     answered = [row | {"answer": choice} for row, choice in zip(lengths, chosen)]
     options = {"batch_size": 2, "progress": False, "views": views}
     assert multiple_choice_accuracy(model, processor, answered, **options)["accuracy"] == 100
-    labelled = [row | {"label": ("red", "blue")[number]} for row, number in zip(lengths, named)]
-    result = zero_shot_accuracy(model, processor, labelled, class_names=("red", "blue"), templates=("{}",), **options)
+    labeled = [row | {"label": ("red", "blue")[number]} for row, number in zip(lengths, named)]
+    result = zero_shot_accuracy(model, processor, labeled, class_names=("red", "blue"), templates=("{}",), **options)
     assert result["top1"] == 100
 
 
@@ -649,8 +649,8 @@ def test_heads_with_views(processor, lengths, views):
             each = [model.classifier(asked, (clip.flatten()[None] @ model.of_clip)) for clip in clips]
             answers.append(labels[int(torch.cat(each).mean(0).argmax())])
     options = {"batch_size": 2, "progress": False, "views": views}
-    labelled = [row | {"label": label} for row, label in zip(lengths, classes)]
-    assert classification_accuracy(model, processor, labelled, **options)["top1"] == 100
+    labeled = [row | {"label": label} for row, label in zip(lengths, classes)]
+    assert classification_accuracy(model, processor, labeled, **options)["top1"] == 100
     answered = [row | {"answer": answer} for row, answer in zip(lengths, answers)]
     twice = [*answered, *answered[::-1]]
     assert answer_accuracy(model, processor, twice, **options)["accuracy"] == 100

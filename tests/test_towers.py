@@ -46,7 +46,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 IMAGE = {"image_size": 32, "patch_size": 8}
 TIMM_SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 TEXT = SIZES | {"vocab_size": 99, "max_position_embeddings": 32}
-TIMM_NORMALISATION = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+TIMM_NORMALIZATION = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
 VIDEO_ONLY = ("temporal_embeddings", "time_attention", "time_norm", "region_module")
 UNUSED = ("pooler", "classifier", "text_model.", "visual_projection", "text_projection", "logit_scale")
 
@@ -54,7 +54,7 @@ VIDEO = ["timm", "timm_clip", "vit", "vit_classifier", "clip", "clip_vision"]
 
 
 def save_timm(folder: Path, architecture: str, **options) -> torch.nn.Module:
-    overlay = {"pretrained_cfg_overlay": TIMM_NORMALISATION}
+    overlay = {"pretrained_cfg_overlay": TIMM_NORMALIZATION}
     model = randomize(timm.create_model(architecture, num_classes=0, **options, **overlay)).eval()
     timm.models.save_for_hf(model, folder, model_args=options, safe_serialization=True)
     return model
@@ -457,12 +457,12 @@ def test_timm_directories_keep_their_sizes(sources):
 def test_processor_of_timm(sources, caplog):
     processor = processor_from_towers(sources.path["timm"], sources.path["distilbert"], num_frames=2)
     video = processor.video_processor
-    assert tuple(video.image_mean) == TIMM_NORMALISATION["mean"]
-    assert tuple(video.image_std) == TIMM_NORMALISATION["std"]
+    assert tuple(video.image_mean) == TIMM_NORMALIZATION["mean"]
+    assert tuple(video.image_std) == TIMM_NORMALIZATION["std"]
     assert not caplog.records
     inputs = processor(text=["a red square"], videos=[torch.zeros(5, 3, 40, 50, dtype=torch.uint8)])
     assert inputs["pixel_values_videos"].shape == (1, 2, 3, 32, 32)
-    black = -torch.tensor(TIMM_NORMALISATION["mean"]) / torch.tensor(TIMM_NORMALISATION["std"])
+    black = -torch.tensor(TIMM_NORMALIZATION["mean"]) / torch.tensor(TIMM_NORMALIZATION["std"])
     close(inputs["pixel_values_videos"], black[:, None, None].expand(1, 2, 3, 32, 32))
     assert processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) == "a red square"
     model = from_pretrained_towers(sources.path["timm"], sources.path["distilbert"], codebook_size=8)
@@ -485,7 +485,7 @@ def test_processor_of_transformers(sources, tmp_path, kind, caplog):
     assert not [record for record in caplog.records if "normalized" in record.getMessage()]
 
 
-def test_unknown_normalisation_is_imagenets_with_a_warning(sources, caplog):
+def test_unknown_normalization_is_imagenets_with_a_warning(sources, caplog):
     with caplog.at_level(logging.WARNING, logger="region_learner"):
         from_pretrained_towers(sources.path["vit"], sources.path["distilbert"], codebook_size=8)
         assert "normalized" not in caplog.text  # a model does not ask
@@ -527,7 +527,7 @@ def test_timm_models_that_are_no_plain_vit_become_backbones(sources, tmp_path, o
     processor = processor_from_towers(tmp_path, sources.path["distilbert"], as_backbone=not options)
     prepared = processor(videos=[torch.zeros(5, 3, 200, 300, dtype=torch.uint8)])["pixel_values_videos"]
     assert prepared.shape == (1, 4, 3, *size)
-    black = -torch.tensor(TIMM_NORMALISATION["mean"]) / torch.tensor(TIMM_NORMALISATION["std"])
+    black = -torch.tensor(TIMM_NORMALIZATION["mean"]) / torch.tensor(TIMM_NORMALIZATION["std"])
     close(prepared, black[:, None, None].expand(1, 4, 3, *size))
 
 

@@ -44,7 +44,7 @@ def command(corpus, output, *more):
             "--per_device_train_batch_size=4", *more]  # fmt: skip
 
 
-# Optimisation
+# Optimization
 
 
 def groups_by_name(model, decayed=(), **arguments):

@@ -108,7 +108,7 @@ def test_batches_for_training_and_for_evaluation(rows, processor):
     assert torch.equal(one["pixel_values_videos"], expected["pixel_values_videos"])
 
 
-def test_clips_are_normalised_on_the_device_or_before(rows, processor):
+def test_clips_are_normalized_on_the_device_or_before(rows, processor):
     """Both ways, by hand: (frames / 255 - mean) / std."""
     batch = [dict(rows[i]) | {DRAWN: Draw(0, i, seed=i)} for i in range(3)]
     raw = RegionLearnerCollator(processor, training=True, normalize=False)(batch)["pixel_values_videos"]

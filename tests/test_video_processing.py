@@ -649,7 +649,7 @@ def check_every_frame(path: Path):
     ],
 )
 def test_what_is_called_a_key_frame_need_not_be_one(folder, extension, codec, pix_fmt):
-    """Some decoders start anywhere without an error, on a grey or black picture."""
+    """Some decoders start anywhere without an error, on a gray or black picture."""
     source = write_video(
         folder / f"keys_{codec}.{extension}", 20, codec, {"g": "10"}, pix_fmt=pix_fmt, width=160, height=120
     )
@@ -1112,7 +1112,7 @@ def test_training_transform(processor):
         assert (output == output[:1]).all()  # the same for all frames
         rows, columns = output[0, 0], output[0, 1]
         flips += bool(columns[0, 0] > columns[0, -1])
-        height = (rows[-1, 0] - rows[0, 0]).item() * 32 / 31  # centres of the outer pixels to their edges
+        height = (rows[-1, 0] - rows[0, 0]).item() * 32 / 31  # centers of the outer pixels to their edges
         width = (columns[0, -1] - columns[0, 0]).abs().item() * 32 / 31
         shares.append(height * width)
         assert 0.72 < width * 160 / (height * 120) < 1.4

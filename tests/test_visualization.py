@@ -33,12 +33,12 @@ from region_learner.visualization.page import CAPTIONS_SHOWN, _smooth, _ticks
 
 from .test_region_metrics import naive_otsu
 
-GREY = 96
+GRAY = 96
 HEIGHT, WIDTH = 64, 80
 
 
-def grey_frames(frames: int = 2) -> np.ndarray:
-    return np.full((frames, HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
+def gray_frames(frames: int = 2) -> np.ndarray:
+    return np.full((frames, HEIGHT, WIDTH, 3), GRAY, dtype=np.uint8)
 
 
 def blob_masks(*blobs: tuple[int, int, int, int, float], frames: int = 2, regions: int = 3) -> torch.Tensor:
@@ -50,14 +50,14 @@ def blob_masks(*blobs: tuple[int, int, int, int, float], frames: int = 2, region
 
 
 def changed(image: Image.Image) -> np.ndarray:
-    """Which pixels of a picture of a grey frame are not grey any more, (H, W)."""
-    return (np.asarray(image) != GREY).any(-1)
+    """Which pixels of a picture of a gray frame are not gray any more, (H, W)."""
+    return (np.asarray(image) != GRAY).any(-1)
 
 
 def nearest_color(pixel: np.ndarray, colors: list[tuple[int, int, int]]) -> int:
-    """The colour whose direction from the grey of the frame is the pixel's."""
-    direction = pixel.astype(float) - GREY
-    towards = [np.subtract(color, GREY) for color in colors]
+    """The colour whose direction from the gray of the frame is the pixel's."""
+    direction = pixel.astype(float) - GRAY
+    towards = [np.subtract(color, GRAY) for color in colors]
     return int(np.argmax([direction @ t / np.linalg.norm(t) for t in towards]))
 
 
@@ -103,7 +103,7 @@ AGREEMENT = {
 @pytest.mark.parametrize("name", AGREEMENT)
 def test_pictures_and_metrics_agree_on_what_belongs_to_a_region(name):
     masks = AGREEMENT[name]()
-    images = draw_regions(grey_frames(), masks)
+    images = draw_regions(gray_frames(), masks)
     inside = region_focus(masks).areas((2 * HEIGHT, 2 * WIDTH))  # pictures are drawn in this size and averaged down
     report = mask_report(masks[None])
     # Every mask belongs to the area in the picture that metrics say it covers, and no other place is colored.
@@ -132,14 +132,14 @@ def sub_pixels(inside: torch.Tensor) -> np.ndarray:
 
 def test_of_tied_regions_the_first_is_drawn_and_the_grid_shows_all():
     masks = AGREEMENT["a tie"]()
-    image = np.asarray(draw_regions(grey_frames(), masks)[0])
+    image = np.asarray(draw_regions(gray_frames(), masks)[0])
     middle = image[20, 36]  # of the column that regions 1 and 2 share
     assert nearest_color(middle, region_colors(3)) == 0
     assert nearest_color(image[20, 8], region_colors(3)) == 2
-    swapped = np.asarray(draw_regions(grey_frames(), masks[:, [2, 1, 0]])[0])
+    swapped = np.asarray(draw_regions(gray_frames(), masks[:, [2, 1, 0]])[0])
     assert nearest_color(swapped[20, 36], region_colors(3)) == 1
-    sheet = np.asarray(draw_region_grid(grey_frames(), masks)).astype(int)
-    top, left = np.argwhere((sheet == GREY).all(-1))[0]
+    sheet = np.asarray(draw_region_grid(gray_frames(), masks)).astype(int)
+    top, left = np.argwhere((sheet == GRAY).all(-1))[0]
     rows = [sheet[top + s * (HEIGHT + 2) :, left:][:HEIGHT, :WIDTH] for s in (1, 2, 3)]
     np.testing.assert_array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
@@ -148,7 +148,7 @@ def test_of_tied_regions_the_first_is_drawn_and_the_grid_shows_all():
 @pytest.mark.parametrize("value", [5.0, -5.0])
 def test_a_blob_is_colored_where_it_is_and_nowhere_else(value):
     masks = blob_masks((0, 0, 2, 3, value), (1, 0, 5, 7, value), regions=1)
-    images = draw_regions(grey_frames(), masks)
+    images = draw_regions(gray_frames(), masks)
 
     assert [image.size for image in images] == [(WIDTH, HEIGHT)] * 2
     cell = 8  # pixels per mask position
@@ -166,7 +166,7 @@ def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_thr
         masks = 80 * masks.flatten(2).softmax(2).view(2, 4, 8, 10)
     # Blocks of equal values, so that interpolation has flat ground in their middle.
     blocks = masks.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    images = draw_regions(grey_frames(), blocks, height=8 * 3 * 8)
+    images = draw_regions(gray_frames(), blocks, height=8 * 3 * 8)
 
     weights = masks.numpy() if normalized else (masks - masks.mean((2, 3), keepdim=True)).abs().numpy()
     largest = weights.max((2, 3))
@@ -183,7 +183,7 @@ def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_thr
             ]
             pixel = pixels[row * 24 + 12, column * 24 + 12]
             if max(rises) <= 0:
-                assert (pixel == GREY).all()
+                assert (pixel == GRAY).all()
                 uncolored += 1
             else:
                 assert nearest_color(pixel, region_colors(4)) == int(np.argmax(rises))
@@ -191,7 +191,7 @@ def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_thr
 
 
 def test_greater_weights_are_denser_and_the_frame_stays_visible():
-    frames = grey_frames(1)
+    frames = gray_frames(1)
     frames[:, ::2] = 200  # stripes
     masks = torch.zeros(1, 1, 4, 5)
     masks[0, 0, 1, 1], masks[0, 0, 2, 3] = 5.0, 8.0
@@ -206,9 +206,9 @@ def test_greater_weights_are_denser_and_the_frame_stays_visible():
 
 def test_offsets_and_scales_of_raw_masks_change_nothing():
     masks = randn(2, 3, 8, 10, seed=1).double()
-    plain = draw_regions(grey_frames(), masks)
-    moved = draw_regions(grey_frames(), masks + torch.tensor([100.0, -7.0, 3.0], dtype=torch.float64).view(1, 3, 1, 1))
-    grown = draw_regions(grey_frames(), masks * torch.tensor([5.0, 0.01, 1.0], dtype=torch.float64).view(1, 3, 1, 1))
+    plain = draw_regions(gray_frames(), masks)
+    moved = draw_regions(gray_frames(), masks + torch.tensor([100.0, -7.0, 3.0], dtype=torch.float64).view(1, 3, 1, 1))
+    grown = draw_regions(gray_frames(), masks * torch.tensor([5.0, 0.01, 1.0], dtype=torch.float64).view(1, 3, 1, 1))
     for image, *others in zip(plain, moved, grown):
         for other in others:
             assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
@@ -218,8 +218,8 @@ def test_a_frame_in_which_raw_masks_vary_little_is_paler():
     masks = blob_masks((0, 0, 2, 3, 5.0), (1, 0, 2, 3, 0.5), regions=1)
 
     def at_the_peak(masks: torch.Tensor) -> list[int]:
-        images = draw_regions(grey_frames(), masks)
-        return [int(np.abs(np.asarray(image)[20, 28].astype(int) - GREY).sum()) for image in images]
+        images = draw_regions(gray_frames(), masks)
+        return [int(np.abs(np.asarray(image)[20, 28].astype(int) - GRAY).sum()) for image in images]
 
     strong, pale = at_the_peak(masks)
     assert 0 < pale < 0.5 * strong
@@ -231,10 +231,10 @@ def test_a_frame_in_which_raw_masks_vary_little_is_paler():
 def test_a_mask_constant_but_for_rounding_weighs_all_alike():
     masks = torch.full((2, 3, 8, 10), 1000.0)
     masks[0, 0, 0, 0] = torch.nextafter(masks[0, 0, 0, 0], torch.tensor(2000.0))
-    for image in draw_regions(grey_frames(), masks):
+    for image in draw_regions(gray_frames(), masks):
         pixels = np.asarray(image).reshape(-1, 3)
         assert (pixels == pixels[0]).all()
-        assert 0 < np.abs(pixels[0].astype(int) - GREY).max() < 30  # faint
+        assert 0 < np.abs(pixels[0].astype(int) - GRAY).max() < 30  # faint
 
 
 def test_colors_are_fixed_distinct_and_as_many_as_asked():
@@ -282,7 +282,7 @@ def test_the_first_colours_can_be_told_apart(deficiency):
 def rows_of_the_grid(frames: np.ndarray, masks: torch.Tensor) -> list[list[np.ndarray]]:
     """The cells of a contact sheet, after a look at its first row: those of each region, (H, W, 3)."""
     sheet = np.asarray(draw_region_grid(frames, masks)).astype(int)
-    top, left = np.argwhere((sheet == GREY).all(-1))[0]  # the first frame is found by its grey
+    top, left = np.argwhere((sheet == GRAY).all(-1))[0]  # the first frame is found by its gray
     gap = 2
     cells = [
         [sheet[top + s * (HEIGHT + gap) :, left + t * (WIDTH + gap) :][:HEIGHT, :WIDTH] for t in range(len(frames))]
@@ -294,7 +294,7 @@ def rows_of_the_grid(frames: np.ndarray, masks: torch.Tensor) -> list[list[np.nd
 
 
 def test_the_grid_has_the_frames_and_a_signed_row_for_each_region():
-    frames = grey_frames()
+    frames = gray_frames()
     frames[1] = 150
     masks = blob_masks((0, 0, 2, 3, 5.0), (1, 1, 5, 6, -5.0), regions=2)
     cells = rows_of_the_grid(frames, masks)
@@ -308,7 +308,7 @@ def test_the_grid_has_the_frames_and_a_signed_row_for_each_region():
 
 def test_the_grid_shows_normalized_masks_by_weight_and_bounds_what_belongs_to_a_region():
     masks = competing(most_of_the_frame(), 1 - most_of_the_frame())
-    (most, _), (rest, _) = rows_of_the_grid(grey_frames(), masks)
+    (most, _), (rest, _) = rows_of_the_grid(gray_frames(), masks)
     orange = [(cell[..., 0] - cell[..., 2]) > 60 for cell in (most, rest)]
     assert orange[0][:, :24].all()
     assert orange[1][4:-4, 35:37].all()
@@ -323,10 +323,10 @@ def test_the_grid_shows_normalized_masks_by_weight_and_bounds_what_belongs_to_a_
 
 def test_pictures_can_be_made_larger_than_the_frames():
     masks, codes = torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long)
-    for images in (draw_regions(grey_frames(), masks, height=96), draw_clusters(grey_frames(), codes, height=96)):
+    for images in (draw_regions(gray_frames(), masks, height=96), draw_clusters(gray_frames(), codes, height=96)):
         assert [image.size for image in images] == [(120, 96)] * 2
     with pytest.raises(ValueError, match="height must be at least 1 pixel, not 0"):
-        draw_regions(grey_frames(), masks, height=0)
+        draw_regions(gray_frames(), masks, height=0)
 
 
 # --- Clusters and frames ---------------------------------------------------------------------------------------
@@ -334,14 +334,14 @@ def test_pictures_can_be_made_larger_than_the_frames():
 
 def test_a_code_has_the_same_colour_wherever_it_is():
     codes = torch.tensor([[[7, 7, 500], [3, 7, 500]], [[2047, 7, 3], [3, 3, 3]]])
-    images = [np.asarray(image) for image in draw_clusters(np.full((2, 40, 60, 3), GREY, np.uint8), codes)]
+    images = [np.asarray(image) for image in draw_clusters(np.full((2, 40, 60, 3), GRAY, np.uint8), codes)]
 
     colors: dict[int, set] = {}
     for t in range(2):
         for row in range(2):
             for column in range(3):
-                centre = images[t][row * 20 + 10, column * 20 + 10]
-                colors.setdefault(int(codes[t, row, column]), set()).add(tuple(centre.tolist()))
+                center = images[t][row * 20 + 10, column * 20 + 10]
+                colors.setdefault(int(codes[t, row, column]), set()).add(tuple(center.tolist()))
     assert all(len(found) == 1 for found in colors.values())
     assert len(set.union(*colors.values())) == 4
 
@@ -355,9 +355,9 @@ def test_pixel_values_become_the_frames_they_were():
 
     np.testing.assert_array_equal(frames_from_pixel_values(pixel_values, mean, std), frames)
     assert frames_from_pixel_values(pixel_values * 100, mean, std).dtype == np.uint8  # clipped, not wrapped
-    grey = frames_from_pixel_values(torch.zeros(1, 1, 4, 4), [0.5], [0.5])
-    assert grey.shape == (1, 4, 4, 3)
-    assert (grey == 128).all()
+    gray = frames_from_pixel_values(torch.zeros(1, 1, 4, 4), [0.5], [0.5])
+    assert gray.shape == (1, 4, 4, 3)
+    assert (gray == 128).all()
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_pixel_values_become_the_frames_they_were():
 )
 def test_wrong_input_is_told_what_is_expected(call, error, message):
     with pytest.raises(error, match=message):
-        call(grey_frames(), torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long))
+        call(gray_frames(), torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long))
 
 
 # --- The page --------------------------------------------------------------------------------------------------
@@ -609,7 +609,7 @@ def test_ticks_are_round_few_and_span_the_values(low, high):
 
 def test_smoothing_is_a_local_line_fit():
     rng = np.random.default_rng(0)
-    points = [(step, float(rng.normal())) for step in range(100)]  # 4 neighbours on either side
+    points = [(step, float(rng.normal())) for step in range(100)]  # 4 neighbors on either side
     smooth = _smooth(points)
     for index in (0, 1, 50, 98, 99):
         near = range(max(0, index - 4), min(100, index + 5))

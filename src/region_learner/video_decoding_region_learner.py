@@ -1083,8 +1083,8 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
         values = np.array(image).astype(np.int64)
         levels = (values * 255 + 32767) // 65535
         levels[values == image.info.get("transparency")] = 0
-        grey = levels.astype(np.uint8)[..., None]
-        return grey.repeat(3, axis=-1) if do_convert_rgb else grey
+        gray = levels.astype(np.uint8)[..., None]
+        return gray.repeat(3, axis=-1) if do_convert_rgb else gray
     if mode in ("I", "F"):
         raise VideoDecodeError(
             f"a PIL image of mode {mode!r}, whose range is unknown: scale it to 0..255, convert to uint8"

@@ -387,8 +387,8 @@ def test_correlation_is_that_of_values_less_their_means():
     both = rows_of(["frozen", "decoupled"])
     entries = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "decoupled": [60.0, 61.0, 66.0, 60.5]}), both)
     losses, values = ([np.array(list(entry[name].values())) for entry in entries] for name in ("losses", "values"))
-    centred = [np.concatenate([part - part.mean() for part in parts]) for parts in (losses, values)]
-    assert loss_correlation(entries) == pytest.approx(stats.pearsonr(*centred).statistic)
+    centered = [np.concatenate([part - part.mean() for part in parts]) for parts in (losses, values)]
+    assert loss_correlation(entries) == pytest.approx(stats.pearsonr(*centered).statistic)
     assert list(entries[0]["losses"].values()) == pytest.approx([1.0, 1.8, 0.95])
     assert loss_correlation(summarize(_runs({"frozen": [30.0], "decoupled": [60.0]}), both)) is None
     assert loss_correlation(summarize(_runs({"frozen": [30.0], "decoupled": [60.0, 60.0, 60.0]}), both)) is None

@@ -11,7 +11,7 @@ from ..phrase_maps import EmbeddedPairs, check_tokens, embed_pairs, phrase_focus
 from ..region_masks import region_focus
 from .reading import BATCH_SIZE, ONE_VIEW, ReadingOptions, warn_of_unreadable
 from .region_baselines import baseline_masks, record_patches
-from .region_evaluation import read_labelled_clips, rows_with_masks
+from .region_evaluation import read_labeled_clips, rows_with_masks
 from .region_metrics import one_hot, peaks_on_objects, thin_out
 
 _MEASURES = ("pointing", "iou")
@@ -100,7 +100,7 @@ def grounding_accuracy(
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0, "progress": True, **reading}
     means, cut_off = _Means(), 0
     with evaluation_mode(model), record_patches(model.video_model) as record:
-        for indices, clips, labels in read_labelled_clips(processor, rows, unreadable, "finding phrases", **options):
+        for indices, clips, labels in read_labeled_clips(processor, rows, unreadable, "finding phrases", **options):
             pairs = embed_pairs(model, processor, clips, [rows[index]["captions"][0] for index in indices])
             attention = _cls_attention(model.video_model, record, pairs)
             for row, index in enumerate(indices):

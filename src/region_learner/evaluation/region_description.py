@@ -64,7 +64,7 @@ def mask_report(masks: Any, cluster_ids: Any = None, signed: bool | None = None)
     return {
         "clips": clips,
         "frames": frames,
-        "masks": "raw" if focus.signed else "normalised",
+        "masks": "raw" if focus.signed else "normalized",
         "coverage": 100 * inside.amax(2).double().mean().item(),
         **means,
         "codes": used,
@@ -97,7 +97,7 @@ def region_report(model, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
         pixel_values_videos: clips (B, T, C, height, width).
 
     Returns:
-        `clips`, `frames` (per clip), and `masks`: "raw" (of any sign and offset) or "normalised". Then, in percent and
+        `clips`, `frames` (per clip), and `masks`: "raw" (of any sign and offset) or "normalized". Then, in percent and
         averaged over regions, frames and clips:
 
         - `coverage`: share of the positions that belong to any region.

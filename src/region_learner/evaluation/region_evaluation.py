@@ -116,7 +116,7 @@ def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray
     return rows, columns, inside.numpy()
 
 
-class _LabelledClips(torch.utils.data.Dataset):
+class _LabeledClips(torch.utils.data.Dataset):
     """Clips (T, C, H, W) and their label maps (T, H, W), or the error message of a clip that cannot be read."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], video_processor):
@@ -175,7 +175,7 @@ def region_quality(
     tower_with_regions(model)
     rows = rows_with_masks(dataset)
     unreadable: dict[int, str] = {}
-    batches = read_labelled_clips(
+    batches = read_labeled_clips(
         processor,
         rows,
         unreadable,
@@ -207,7 +207,7 @@ def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def read_labelled_clips(
+def read_labeled_clips(
     processor, rows: Sequence[Mapping[str, Any]], unreadable: dict[int, str], description: str, **options: Any
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """
@@ -222,7 +222,7 @@ def read_labelled_clips(
     Raises:
         ValueError: label maps do not fit their video, or too many videos cannot be read.
     """
-    clips = _LabelledClips(rows, getattr(processor, "video_processor", processor))
+    clips = _LabeledClips(rows, getattr(processor, "video_processor", processor))
     batches = read_items(clips, lambda index: f"video {rows[index]['video_id']!r}", unreadable, description, **options)
     for indices, items in batches:
         pixel_values, labels = zip(*items)

@@ -210,8 +210,8 @@ class Database:
             return
         before = self.execute("SELECT start FROM holes WHERE stop = ?", [start])
         after = self.execute("SELECT start, stop FROM holes WHERE start = ?", [stop])
-        for neighbour, *_ in (*before, *after):
-            self.execute("DELETE FROM holes WHERE start = ?", [neighbour])
+        for neighbor, *_ in (*before, *after):
+            self.execute("DELETE FROM holes WHERE start = ?", [neighbor])
         start, stop = before[0][0] if before else start, after[0][1] if after else stop
         self.execute("INSERT INTO holes VALUES (?, ?)", [start, stop])
 

@@ -21,7 +21,7 @@ else:
     JsonList = list | str | None
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
-UNLABELLED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
+UNLABELED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
 FORMS = ("decoupled", "paper", "queries")  # as in the configuration, which is not imported for `--help`
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")

@@ -16,7 +16,7 @@ from ..corpora.webdataset import video_source
 from ..labels import IGNORED_ID, IGNORED_LABEL
 from ..loader_processes import now_reading
 from ..video_decoding_region_learner import VideoDecodeError
-from .arguments import TASKS, UNLABELLED_TASKS
+from .arguments import TASKS, UNLABELED_TASKS
 from .data import DRAWN, CorpusPart, Draw
 
 # For rows without drawn numbers, whose random choices come from torch's own generator.
@@ -32,7 +32,7 @@ def needed_columns(task: str, training: bool) -> tuple[str, ...]:
 
 def optional_columns(task: str, training: bool) -> tuple[str, ...]:
     """Returns the optional columns that batches are made of."""
-    return ("negative_captions",) if training and task in UNLABELLED_TASKS else ()
+    return ("negative_captions",) if training and task in UNLABELED_TASKS else ()
 
 
 def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
@@ -113,7 +113,7 @@ class RegionLearnerCollator:
     ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
-        if (label is None) != (task in UNLABELLED_TASKS):
+        if (label is None) != (task in UNLABELED_TASKS):
             raise ValueError(f"label= is only for tasks that have labels, not for task={task!r}.")
         self.processor = processor
         self.training = training
@@ -148,7 +148,7 @@ class RegionLearnerCollator:
             batch |= {name: value[: len(texts)] for name, value in tokens.items()}
             if negatives:
                 batch |= {f"negative_{name}": value[len(texts) :] for name, value in tokens.items()}
-        if self.task in UNLABELLED_TASKS and not chooses:
+        if self.task in UNLABELED_TASKS and not chooses:
             ids = [stable_id(row["video_id"]) if counts else IGNORED_ID for row, _, counts in pairs]
             batch |= {"video_ids": torch.tensor(ids), "return_loss": True}
         else:

@@ -14,7 +14,7 @@ from ..corpora.features import check_features
 from ..evaluation import EVALUATIONS
 from ..files import write_json
 from .adapters import with_lora
-from .arguments import PUBLISHED_ARGUMENTS, UNLABELLED_TASKS, DataArguments, ModelArguments
+from .arguments import PUBLISHED_ARGUMENTS, UNLABELED_TASKS, DataArguments, ModelArguments
 from .batch_size import check_batch_size
 from .checkpoints import last_complete
 from .model import build_model, check_model_arguments, with_head
@@ -145,7 +145,7 @@ def check_arguments(
     """
     check_model_arguments(model_arguments, from_earlier_stage)
     check_evaluation(training_arguments, model_arguments.task, data_arguments.eval_split is not None)
-    if model_arguments.task in UNLABELLED_TASKS:
+    if model_arguments.task in UNLABELED_TASKS:
         for entry in data_arguments.corpora or [{}]:
             size = entry.get("batch_size", training_arguments.per_device_train_batch_size)
             check_batch_size(size, training_arguments.world_size)

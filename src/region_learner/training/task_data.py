@@ -10,7 +10,7 @@ from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_option
 from ..corpora.rows import check_dataset, read_negative_captions
 from ..evaluation.provenance import videos_of
 from ..labels import UNKNOWN_LABEL
-from .arguments import UNLABELLED_TASKS, DataArguments
+from .arguments import UNLABELED_TASKS, DataArguments
 from .collator import needed_columns
 from .data import CorpusPart
 from .training_arguments import RegionLearnerTrainingArguments
@@ -72,7 +72,7 @@ class RunData:
                 rows = part.dataset.select_columns(sorted(columns))
             for row in rows:
                 yield from [row["question"]] if task == "question_answering" else row["captions"]
-                if task in UNLABELLED_TASKS:
+                if task in UNLABELED_TASKS:
                     yield from read_negative_captions(row.get("negative_captions"))
 
     def labels(self, task: str, max_answers: int) -> list[str]:

@@ -19,7 +19,7 @@ from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
 from ..loss_region_learner import classification_loss, contrastive_loss
 from . import checkpoints
-from .arguments import UNLABELLED_TASKS
+from .arguments import UNLABELED_TASKS
 from .batch_size import check_negatives, train_with_largest_batch, with_batch_size
 from .collator import RegionLearnerCollator, check_given
 from .data import TrainingRows, TrainingStream, as_parts, make_train_dataloader
@@ -98,7 +98,7 @@ class RegionLearnerTrainer(SafeTrainer):
         self.parts = as_parts(train_dataset, args.per_device_train_batch_size)
         # Before `auto_find_batch_size` or a trial of `hyperparameter_search` changes them.
         self.parts_as_given, self.batch_size_as_given = self.parts, args.per_device_train_batch_size
-        self.contrastive = task in UNLABELLED_TASKS
+        self.contrastive = task in UNLABELED_TASKS
         set_best_model_metric(args, task)
         check_for_trainer(args, task, kwargs)
         if "data_collator" not in kwargs:  # another collator may need other columns

@@ -28,7 +28,7 @@ from ..evaluation.tasks import (
     compute_multiple_choice_metrics,
 )
 from .adapters import has_adapters
-from .arguments import MIXES, UNLABELLED_TASKS, JsonMapping, OwnTrainingArguments, mapping_from_json
+from .arguments import MIXES, UNLABELED_TASKS, JsonMapping, OwnTrainingArguments, mapping_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     own_metrics = options.get("compute_metrics", METRICS[task]) is not METRICS[task]
     check_evaluation(args, task, data is not None, data if isinstance(data, dict) else (), own_metrics)
     if args.gradient_cache_chunk is not None:
-        if task not in UNLABELLED_TASKS:
+        if task not in UNLABELED_TASKS:
             raise ValueError(f"gradient_cache_chunk is for contrastive losses, not for task={task!r}: leave it out.")
         if options.get("compute_loss_func") is not None:
             raise ValueError("gradient_cache_chunk computes the model's own loss: leave out compute_loss_func.")

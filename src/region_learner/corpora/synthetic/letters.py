@@ -2,7 +2,7 @@
 
 A clip shows a few letters and digits of a real font, each with its own colour, over a textured background that a
 camera pans over and zooms into. Letters stay in their place or travel, or something happens to them at some moment:
-they appear, disappear, blink, turn into another letter or change their colour. Faint grey pieces of letters lie around
+they appear, disappear, blink, turn into another letter or change their colour. Faint gray pieces of letters lie around
 them. Captions are true lists of what is visible. The label maps of the letters lie beside the videos.
 
 A result on moving shapes can be checked here, as little is alike: there, objects differ in shape and texture and never
@@ -144,7 +144,7 @@ class _Track:
     sprites: tuple[_Sprite, _Sprite]  # before and after `moment`
     colours: tuple[str, str]  # before and after `moment`
     em: float
-    centre: np.ndarray  # (T, 2): x, y
+    center: np.ndarray  # (T, 2): x, y
     visible: np.ndarray  # (T,) bool
     moment: int | None  # the first frame after the event
 
@@ -187,16 +187,16 @@ def _arrange(tracks: Sequence[_Track], rng: np.random.Generator) -> None:
     candidates = []
     for track in tracks:
         border = track.half + _MARGIN
-        least, most = border - track.centre.min(axis=0), 1 - border - track.centre.max(axis=0)
-        candidates.append((least + rng.random((_ARRANGEMENTS, 2)) * (most - least))[:, None] + track.centre)
+        least, most = border - track.center.min(axis=0), 1 - border - track.center.max(axis=0)
+        candidates.append((least + rng.random((_ARRANGEMENTS, 2)) * (most - least))[:, None] + track.center)
     hidden = np.full(_ARRANGEMENTS, _OVERLAP)
-    for (a, a_centres), (b, b_centres) in combinations(zip(tracks, candidates), 2):
+    for (a, a_centers), (b, b_centers) in combinations(zip(tracks, candidates), 2):
         smaller = 2 * np.minimum(a.half, b.half)
-        sides = np.clip(a.half + b.half - np.abs(a_centres - b_centres), 0, smaller)  # (K, T, 2)
+        sides = np.clip(a.half + b.half - np.abs(a_centers - b_centers), 0, smaller)  # (K, T, 2)
         overlap = (sides / smaller).prod(axis=-1) * (a.visible & b.visible)  # (K, T)
         hidden = np.maximum(hidden, overlap.max(axis=1))
-    for track, centres in zip(tracks, candidates):
-        track.centre = centres[int(np.argmin(hidden))]
+    for track, centers in zip(tracks, candidates):
+        track.center = centers[int(np.argmin(hidden))]
 
 
 # --- Captions ------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def _glyph(glyph: str, em: int, stroke: int) -> Image.Image:
     side = round(_CANVAS * em)
     picture = Image.new("L", (side, side))
     ImageDraw.Draw(picture).text((side // 2, side // 2), glyph, fill=255, font=font, stroke_width=stroke, anchor="mm")
-    # Centred by its pixels: the font leaves more room on one side of a glyph than on the other.
+    # Centered by its pixels: the font leaves more room on one side of a glyph than on the other.
     left, top, right, bottom = picture.getbbox() or (0, 0, side, side)
     x, y = (left + right - side) // 2, (top + bottom - side) // 2
     return picture.crop((x, y, x + side, y + side))
@@ -340,7 +340,7 @@ def _draw(
         for t in np.flatnonzero(track.visible):
             changed = int(track.moment is not None and t >= track.moment)
             colour = track.colours[changed]
-            window, rim, fill = _sample(track.sprites[changed], track.em, track.centre[t], options.size)
+            window, rim, fill = _sample(track.sprites[changed], track.em, track.center[t], options.size)
             _blend(canvas[t][window], 240 if colour == "black" else 20, rim)
             _blend(canvas[t][window], COLOURS[colour], fill)
             masks[t][window][rim > 127] = label
@@ -348,10 +348,10 @@ def _draw(
 
 
 def _sample(
-    sprite: _Sprite, em: float, centre: np.ndarray, size: int
+    sprite: _Sprite, em: float, center: np.ndarray, size: int
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Returns the window of a frame that a sprite covers, and how much rim and fill cover its pixels, (h, w) uint8."""
-    middle, half = centre * size, sprite.half * em * size
+    middle, half = center * size, sprite.half * em * size
     start = np.maximum(np.floor(middle - half) - 1, 0).astype(int)
     stop = np.minimum(np.ceil(middle + half) + 1, size).astype(int)
     side = sprite.rim.width
@@ -366,20 +366,20 @@ def _sample(
 
 
 def _blend(window: np.ndarray, colour: float | Sequence[float], cover: np.ndarray, opacity: float = 1.0) -> None:
-    """Paints a grey or a colour over `window`, (h, w, 3), with the coverage `cover`, (h, w) uint8."""
+    """Paints a gray or a colour over `window`, (h, w, 3), with the coverage `cover`, (h, w) uint8."""
     window += (np.array(colour, dtype=np.float32) - window) * (cover[..., None] * np.float32(opacity / 255))
 
 
 def _paint_distractor(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Paints half a letter in faint grey, without an outline, that drifts slowly."""
+    """Paints half a letter in faint gray, without an outline, that drifts slowly."""
     frames, size = canvas.shape[:2]
     sprite = _sprite(pick(rng, list(GLYPHS)), size, pick(rng, _STROKES), rng.uniform(0, 360))
     sprite.fill.paste(0, (0, 0, sprite.fill.width // 2, sprite.fill.width))
     start, end = rng.uniform(0.1, 0.9, (2, 2))
-    em, grey, opacity = rng.uniform(0.3, 0.5), rng.uniform(60, 200), rng.uniform(0.45, 0.65)
+    em, gray, opacity = rng.uniform(0.3, 0.5), rng.uniform(60, 200), rng.uniform(0.45, 0.65)
     for t, time in enumerate(np.linspace(0, 0.2, frames)):
         window, _, fill = _sample(sprite, em, start + (end - start) * time, size)
-        _blend(canvas[t][window], grey, fill, opacity)
+        _blend(canvas[t][window], gray, fill, opacity)
 
 
 # --- Drawing backgrounds -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Moving shapes: small real videos with true captions and object masks, which the package writes itself.
 
 A clip shows a few main objects, each with a shape, a colour, a texture, a size and a motion of its own, over a muted
-background with grey clutter. Several captions per clip say what the main objects look like and do. Label maps of the
+background with gray clutter. Several captions per clip say what the main objects look like and do. Label maps of the
 main objects lie beside the videos. Every clip of the split `test_unseen` shows one of the `HELD_OUT_PAIRS` of shape
 and colour, which no other split does.
 
@@ -41,7 +41,7 @@ class MovingShapesOptions(SyntheticOptions):
 
     test_unseen: int = 200  # clips in the split
     objects: tuple[int, int] = (2, 4)  # main objects per clip, 1 to 5
-    distractors: tuple[int, int] = (2, 5)  # grey clutter that no caption mentions, 0 to 20
+    distractors: tuple[int, int] = (2, 5)  # gray clutter that no caption mentions, 0 to 20
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,7 +52,7 @@ def _true_relations(tracks: Sequence[Track], clearance: float = 0.12) -> list[tu
     relations = []
     for a, first in enumerate(tracks):
         for b, second in enumerate(tracks):
-            ahead = (second.centre - first.centre).min(axis=0)  # (2,): how far left of and above b a stays
+            ahead = (second.center - first.center).min(axis=0)  # (2,): how far left of and above b a stays
             for axis, (relation, inverse) in enumerate((("left of", "right of"), ("above", "below"))):
                 if ahead[axis] > clearance:
                     relations += [(a, relation, b), (b, inverse, a)]

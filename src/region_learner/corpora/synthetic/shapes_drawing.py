@@ -1,4 +1,4 @@
-"""Frames and label maps of moving shapes: objects with textures, grey clutter and a muted background."""
+"""Frames and label maps of moving shapes: objects with textures, gray clutter and a muted background."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def _object_paint(shape_object: ShapeObject, rng: np.random.Generator) -> _Paint
 
 
 def _distractor(frames: int, rng: np.random.Generator) -> tuple[str, Track, _Paint]:
-    """Draws a small grey shape that rests or drifts slowly."""
+    """Draws a small gray shape that rests or drifts slowly."""
     time = (np.arange(frames) + 0.5)[:, None] / frames
     start, end = rng.uniform(0.06, 0.94, (2, 2))
-    centre = start + (end - start) * time * rng.choice([0.0, 0.3])
-    track = Track(centre, np.full(frames, rng.uniform(0.03, 0.05)), np.full(frames, rng.uniform(0, 2 * np.pi)))
-    grey = np.full(3, rng.uniform(70, 190))
-    return pick(rng, list(SHAPES)), track, _Paint("plain", grey, grey)
+    center = start + (end - start) * time * rng.choice([0.0, 0.3])
+    track = Track(center, np.full(frames, rng.uniform(0.03, 0.05)), np.full(frames, rng.uniform(0, 2 * np.pi)))
+    gray = np.full(3, rng.uniform(70, 190))
+    return pick(rng, list(SHAPES)), track, _Paint("plain", gray, gray)
 
 
 def _paint_shape(
@@ -73,12 +73,12 @@ def _paint_shape(
     frames, size = canvas.shape[:2]
     radius = track.radius * size
     k = min(size, 2 * math.ceil(float(radius.max()) * REACH) + 3)
-    corner = np.clip(np.rint(track.centre * size).astype(int) - k // 2, 0, size - k)  # (T, 2)
+    corner = np.clip(np.rint(track.center * size).astype(int) - k // 2, 0, size - k)  # (T, 2)
     columns = corner[:, 0, None] + np.arange(k)  # (T, k)
     rows = corner[:, 1, None] + np.arange(k)
 
-    x = ((columns + 0.5 - track.centre[:, 0, None] * size) / radius[:, None])[:, None, :]
-    y = ((rows + 0.5 - track.centre[:, 1, None] * size) / radius[:, None])[:, :, None]
+    x = ((columns + 0.5 - track.center[:, 0, None] * size) / radius[:, None])[:, None, :]
+    y = ((rows + 0.5 - track.center[:, 1, None] * size) / radius[:, None])[:, :, None]
     cos, sin = np.cos(track.angle)[:, None, None], np.sin(track.angle)[:, None, None]
     # Coordinates of the shape itself, in radii: (T, k, k). Single precision is twice as fast.
     u, v = (x * cos + y * sin).astype(np.float32), (y * cos - x * sin).astype(np.float32)
@@ -133,7 +133,7 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, directions: Sequence[float], distance: float) -> np.ndarray:
-    """Returns a convex shape with one side at `distance` from the centre in each direction (degrees, 90 is down)."""
+    """Returns a convex shape with one side at `distance` from the center in each direction (degrees, 90 is down)."""
     sides = [u * math.cos(math.radians(d)) + v * math.sin(math.radians(d)) - distance for d in directions]
     return np.maximum.reduce(sides)
 

@@ -131,13 +131,13 @@ def _draw_object(rng: np.random.Generator, shape: str, colour: str) -> ShapeObje
 class Track:
     """Where an object is in every frame. Lengths are fractions of the side of the frame; y points down."""
 
-    centre: np.ndarray  # (T, 2): x, y
+    center: np.ndarray  # (T, 2): x, y
     radius: np.ndarray  # (T,)
     angle: np.ndarray  # (T,) in radians
 
 
 RADIUS = {"small": 0.105, "medium": 0.13, "large": 0.185}
-REACH = 1.23  # no shape extends further from its centre than this many radii
+REACH = 1.23  # no shape extends further from its center than this many radii
 _MARGIN = 0.01  # between an object and the border of the frame
 _CANDIDATES = 32  # places that are tried for each object
 
@@ -165,14 +165,14 @@ def _place(
 ) -> tuple[Track, float]:
     """Returns the candidate that stays furthest from the other tracks, and its smallest gap to any of them."""
     radius, angle = _radius_and_angle(shape_object, time, rng)
-    centres = _candidate_centres(shape_object.motion, float(radius.max()), time, rng)  # (K, T, 2)
-    gaps = np.full(len(centres), 1.0)
+    centers = _candidate_centers(shape_object.motion, float(radius.max()), time, rng)  # (K, T, 2)
+    gaps = np.full(len(centers), 1.0)
     for other in others:
-        distance = np.linalg.norm(centres - other.centre, axis=-1)  # (K, T)
+        distance = np.linalg.norm(centers - other.center, axis=-1)  # (K, T)
         gaps = np.minimum(gaps, (distance - radius - other.radius).min(axis=1))
     # Beyond a small gap all places are equally good: objects should not be pushed into the corners.
     chosen = int(np.argmax(np.minimum(gaps, 0.03)))
-    return Track(centres[chosen], radius, angle), float(gaps[chosen])
+    return Track(centers[chosen], radius, angle), float(gaps[chosen])
 
 
 def _radius_and_angle(
@@ -191,7 +191,7 @@ def _radius_and_angle(
     return radius, angle
 
 
-def _candidate_centres(motion: str, radius: float, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _candidate_centers(motion: str, radius: float, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws places for a motion, with the whole track within the frame: (K, T, 2)."""
     offsets = _motion_offsets(motion, time, rng)  # (K, T, 2), each around or from (0, 0)
     border = radius * REACH + _MARGIN

@@ -99,7 +99,7 @@ def _ask(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     def named(shape_object: ShapeObject) -> str:
         return f"the {shape_object.colour} {shape_object.shape}"
 
-    # Clutter is grey, so it does not count.
+    # Clutter is gray, so it does not count.
     questions = [("how many objects are not gray?", _NUMBERS[len(scene)])]
     if some := alone("shape"):
         chosen = pick(rng, some)
@@ -124,19 +124,19 @@ def _choices(scene: Scene, split: str, rng: np.random.Generator) -> tuple[list[s
     """Returns full captions of the scene and of altered scenes, and the index of the true one.
 
     If all wrong captions were altered from the right one, it could be found without looking at the clip, as the one
-    most similar to all others. Instead, captions are the nodes of a random tree, neighbours differ in one attribute,
+    most similar to all others. Instead, captions are the nodes of a random tree, neighbors differ in one attribute,
     and each node is equally likely to be the right one.
     """
-    neighbours: list[list[int]] = [[] for _ in range(_CHOICES)]
+    neighbors: list[list[int]] = [[] for _ in range(_CHOICES)]
     for node in range(1, _CHOICES):
         other = int(rng.integers(node))
-        neighbours[node].append(other)
-        neighbours[other].append(node)
+        neighbors[node].append(other)
+        neighbors[other].append(node)
     answer = int(rng.integers(_CHOICES))
     scenes = {answer: scene}
     to_visit = [answer]
     for node in to_visit:
-        for other in neighbours[node]:
+        for other in neighbors[node]:
             if other not in scenes:
                 scenes[other] = _alter(scenes[node], scenes.values(), split, rng)
                 to_visit.append(other)
