@@ -64,6 +64,17 @@ def test_lists_are_relative_to_themselves(tmp_path):
     assert set(found.roots.values()) == {str(listed)}
 
 
+def test_paths_are_normalized(tmp_path):
+    """Otherwise, the same video has several paths."""
+    file = write(tmp_path / "v" / "a.mp4")
+    listed = write(tmp_path / "lists" / "l.txt", b"\xef\xbb\xbf../v/a.mp4\n")  # with a byte order mark
+    assert list(find_videos([tmp_path, listed]).videos) == [str(file)]
+    write(listed, f"{tmp_path}/./v//a.mp4\n".encode())
+    assert list(find_videos(listed).videos) == [str(file)]
+    shard = make_shard(tmp_path / "s.tar", {"sub/./b.mp4": file})
+    assert list(find_videos(shard).videos) == [f"{shard}/sub/b.mp4"]
+
+
 def test_rows_of_a_corpus(tmp_path):
     file = write(tmp_path / "a.mp4")
     shard = make_shard(tmp_path / "s.tar", {"a.mp4": file})

@@ -4,19 +4,22 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from region_learner import VideoIndex
+from region_learner import RegionLearnerVideoProcessor, VideoIndex
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
-from region_learner.search import embedding, updating, vectors
+from region_learner.search import embedding, find_videos, reading, updating, vectors
 from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
@@ -384,6 +387,27 @@ def test_processes_read_the_same(make_index, videos):
     assert counts(index.update(videos, num_workers=2)) == {"new": 5, "unreadable": 1}
     other.update(videos)
     assert relative_answers(index) == relative_answers(other)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
+def test_a_process_that_ran_out_of_memory_is_replaced(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MEMORY", 50 * 2**20)
+    Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
+    found = find_videos([tmp_path / "large.png", videos / "a.mp4"]).videos.values()
+    options = reading.Options(RegionLearnerVideoProcessor.for_image_size(32, num_frames=4), WINDOW, STRIDE)
+    events = list(reading.read_videos(map(reading.Job, found), options, workers=1))
+    assert events[0][1] == reading.Failed("reading it takes more than 0.0488281 GiB of memory")
+    assert events[-1] == (find_videos(videos / "a.mp4").videos[str(videos / "a.mp4")], reading.End())
+
+
+def test_a_process_that_is_killed_while_it_sends(monkeypatch):
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), struct.pack("!i", 100) + b"a part of an event")
+    theirs.close()
+    replaced = []
+    reader = SimpleNamespace(connection=ours, since=0.0, job="job", _replace=lambda: replaced.append(True))
+    assert reading._Reader.event(reader) == reading.Failed("reading it crashes the process")
+    assert (reader.job, replaced) == (None, [True])
 
 
 def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:

@@ -180,17 +180,18 @@ def _in_shard(shard: str) -> Iterator[Video]:
     with open(shard, "rb", buffering=0) as file:
         for member in walk_members(file, shard):
             if member.name.lower().endswith(VIDEO_EXTENSIONS):
-                path = os.path.join(shard, member.name.removeprefix("./"))
+                path = os.path.normpath(os.path.join(shard, member.name))
                 yield Video(path, member.size, modified, member.offset, shard)
 
 
 def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = [line.strip() for line in file]
     for line in filter(None, lines):
         if "://" in line:
             raise ValueError(f"{path} lists {line}, but only files can be indexed: download it first.")
-        yield from _expand(os.path.join(os.path.dirname(path), os.path.expanduser(line)), found, is_listed=True)
+        video = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(line)))
+        yield from _expand(video, found, is_listed=True)
 
 
 def _video_of_row(video: Any) -> Video:
