@@ -118,6 +118,17 @@ def test_what_is_gone(tmp_path):
     assert not found.lacks(str(tmp_path / "w" / "c.mp4"), str(tmp_path / "w"))  # not asked about
 
 
+def test_an_argument_whose_videos_were_found_before_is_searched_as_well(tmp_path):
+    file = write(tmp_path / "v" / "a.mp4")
+    listed = write(tmp_path / "l.txt", f"{file}\n".encode())
+    for arguments in ([file.parent, listed], [listed, file.parent]):
+        found = find_videos(arguments)
+        assert found.lacks("/elsewhere/c.mp4", str(listed))
+        assert found.roots[str(file)] == str(file.parent)  # it may leave the list, but not the folder
+    with pytest.raises(ValueError, match="folder train does not contain any videos"):
+        find_videos(Dataset.from_dict({"video": []}), "folder train")
+
+
 def test_folders_that_cannot_be_listed_lose_nothing(tmp_path, caplog, monkeypatch):
     write(tmp_path / "a.mp4")
     hidden = write(tmp_path / "secret" / "b.mp4")

@@ -210,10 +210,33 @@ def test_copies_are_not_read_again(make_index, videos, monkeypatch):
 def test_a_folder_that_was_moved(make_index, videos, monkeypatch):
     index = make_index()
     index.update(videos)
+    before = index.paths()
     place = videos.rename(videos.with_name("elsewhere"))
     monkeypatch.setattr(embedding.Embedder, "encode", None)  # not called
-    assert counts(index.update(place)) == {"moved": 5}
-    assert index.paths() == sorted(str(path) for path in place.rglob("*.mp4"))
+    assert counts(index.update(place)) == {"new": 5}
+    after = sorted(str(path) for path in place.rglob("*.mp4"))
+    assert index.paths() == sorted(before + after)  # the old folder may be on a disk that is not mounted
+    assert index.remove(videos) == 5
+    assert index.paths() == after
+
+
+def test_files_that_moved_can_be_kept(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    before = index.paths()
+    (videos / "a.mp4").rename(videos / "renamed.mp4")
+    assert counts(index.update(videos, remove_missing=False)) == {"new": 1, "unchanged": 4}
+    assert index.paths() == sorted([*before, str(videos / "renamed.mp4")])
+
+
+def test_a_video_of_a_folder_may_leave_a_list(make_index, videos, tmp_path):
+    (tmp_path / "l.txt").write_text(f"{videos}/a.mp4\n{videos}/b.mp4\n")
+    index = make_index()
+    assert counts(index.update(tmp_path / "l.txt")) == {"new": 2}
+    assert counts(index.update(videos)) == {"new": 3, "unchanged": 2}
+    (tmp_path / "l.txt").write_text(f"{videos}/b.mp4\n")
+    assert counts(index.update(tmp_path / "l.txt")) == {"unchanged": 1}
+    assert len(index) == 5
 
 
 def test_missing_files_can_be_kept(make_index, videos):
@@ -244,9 +267,23 @@ def test_unreadable_files_are_kept_in_a_list(make_index, videos):
     assert counts(again) == {"unchanged": 5, "unreadable": 2}
     assert again.unreadable == report.unreadable
     shutil.copy(videos / "a.mp4", videos / "bad.mp4")
-    assert counts(index.update(videos)) == {"changed": 1, "unchanged": 5, "unreadable": 1}
+    assert counts(index.update(videos)) == {"new": 1, "unchanged": 5, "unreadable": 1}
     assert counts(index.update(videos, retry=True)) == {"unchanged": 6, "unreadable": 1}
     assert len(index) == 6
+
+
+def test_embeddings_that_are_not_finite_are_left_out(make_index, videos, monkeypatch):
+    index = make_index()
+    join = embedding.WindowEmbeddings.windows
+
+    def overflowed(self):
+        windows = join(self)
+        return embedding.Windows(windows.vectors * np.nan, windows.tokens) if self.plan.duration == 14 else windows
+
+    monkeypatch.setattr(embedding.WindowEmbeddings, "windows", overflowed)
+    report = index.update(videos)
+    assert counts(report) == {"new": 4, "unreadable": 1}
+    assert "may have overflowed" in report.unreadable[str(videos / "b.mp4")]
 
 
 def test_remove(make_index, videos):

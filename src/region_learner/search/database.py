@@ -308,6 +308,9 @@ class Database:
              os.fsencode(path)],
         )  # fmt: skip
 
+    def set_root(self, path: str, root: str) -> None:
+        self.execute("UPDATE videos SET root = ? WHERE path = ?", [os.fsencode(root), os.fsencode(path)])
+
     def remove(self, path: str) -> bool:
         """Removes a video and marks its rows as a hole. Returns whether it was in the index."""
         name = os.fsencode(path)

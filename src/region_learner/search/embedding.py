@@ -21,7 +21,7 @@ from ..phrase_maps import find_phrases, find_words
 from .reading import Begin, End, Event, Failed, Known, Part
 from .sources import Video
 from .spans import Plan
-from .windows import MOST_TOKENS, Windows, is_token_shape, pack_tokens
+from .windows import MOST_TOKENS, Windows, are_tokens, are_units, is_token_shape, pack_tokens
 
 # Batches never mix videos, so that the embeddings of a video do not depend on which other videos are new.
 _FRAMES = 32
@@ -265,8 +265,12 @@ def embed_events(
         elif isinstance(event, Part):
             open_videos[video.path][1].add(event)
         elif isinstance(event, End):
-            sha256, windows = open_videos.pop(video.path)
-            yield video, Embedded(sha256, windows.plan, windows.windows())
+            sha256, embeddings = open_videos.pop(video.path)
+            windows = embeddings.windows()
+            if are_units(windows.vectors) and (windows.tokens is None or are_tokens(windows.tokens)):
+                yield video, Embedded(sha256, embeddings.plan, windows)
+            else:  # an index or a part with it would count as damaged
+                yield video, Failed("its embeddings are not of length 1: the model may have overflowed")
         else:
             open_videos.pop(video.path, None)
             yield video, event

@@ -95,6 +95,7 @@ def embed_videos(
         with PartWriter(directory, about, number, count, parts) as writer:
             report = _embed(videos, found.roots, _stamps(parts, videos), embedder, writer, retry, num_workers)
             writer.finish(finished)
+    report.unreadable |= found.unreadable
     return report
 
 
@@ -133,7 +134,8 @@ def _embed(
             if isinstance(result, Embedded):
                 plan = result.plan
                 record = record._replace(sha256=result.sha256, duration=plan.duration, spans=plan.spans)
-                (report.changed if video.path in stamps else report.new).append(video.path)
+                *_, error = stamps.get(video.path, ("new",))
+                (report.changed if error is None else report.new).append(video.path)
                 writer.put(record, result.windows)
             elif isinstance(result, Failed):
                 report.unreadable[video.path] = result.reason
