@@ -133,7 +133,7 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path} cannot be opened: {error}.") from error
+            raise OSError(f"{self.path} cannot be read or written: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is damaged ({error}): make the index again.") from error
 
@@ -147,11 +147,11 @@ class Database:
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
+            with self._errors():
+                self.connection.commit()
         except BaseException:
             self.connection.rollback()
             raise
-        with self._errors():
-            self.connection.commit()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

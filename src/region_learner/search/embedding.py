@@ -58,6 +58,8 @@ class Embedder:
     """
 
     def __init__(self, name: str, num_frames: int | None = None):
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1.")
         check_checkpoint(name)
         self.name = os.path.abspath(name) if Path(name).is_dir() else name
         self.model, self.processor = load_checkpoint(name, "retrieval")
@@ -152,12 +154,15 @@ class Embedder:
         with self._running():
             return _as_array(self.model(**inputs).video_embeds)[0]
 
-    def regions(self, source: Any, start: float | None, end: float | None) -> np.ndarray | None:
-        """Returns the masks of the regions of a span, float32 (T, S, h, w); None if the model has no regions."""
+    @property
+    def has_regions(self) -> bool:
+        return bool(self.model.config.video_config.num_regions)
+
+    def regions(self, source: Any, start: float | None, end: float | None) -> np.ndarray:
+        """Returns the masks of the regions of a span, float32 (T, S, h, w), of a model with regions."""
         inputs = self.processor(videos=[source], start=start, end=end).to(self.model.device)
         with self._running():
-            masks = self.model.video_model(**inputs).region_masks
-        return None if masks is None else masks[0].float().cpu().numpy()
+            return self.model.video_model(**inputs).region_masks[0].float().cpu().numpy()
 
     @property
     def has_tokens(self) -> bool:
