@@ -233,6 +233,16 @@ def test_order_equals_a_literal_reading(made, monkeypatch, most):
     assert index.search(QUERIES[0], k=50, min_probability=least) == hits[:3]
 
 
+def test_the_best_score_is_found_even_if_others_rank_higher(made):
+    changed = 0
+    for text in QUERIES:
+        hits = made[0].search(text, k=50)
+        best = max(hits, key=lambda hit: hit.score)
+        assert made[0].search(text, k=1, min_score=best.score) == [best]
+        changed += best != hits[0]
+    assert changed
+
+
 def test_the_order_does_not_depend_on_how_many_are_wanted(made, monkeypatch):
     for name in ("_NEAREST", "RIVALS"):
         monkeypatch.setattr(index_module, name, 1)

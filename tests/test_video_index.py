@@ -20,6 +20,7 @@ from region_learner import RegionLearnerVideoProcessor, VideoIndex
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
 from region_learner.search import embedding, find_videos, reading, updating, vectors
+from region_learner.search import index as index_module
 from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
@@ -113,6 +114,19 @@ def test_scores_are_cosines(make_index, videos):
     assert index.search("blue circle", k=2) == hits[:2]
 
 
+def test_spans_are_the_best_however_many_rows_are_examined(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    view = index._current_view()
+    queries = np.random.default_rng(0).standard_normal((50, index.about()["dim"])).astype(np.float32)
+    for query in queries / np.linalg.norm(queries, axis=1, keepdims=True):
+        best = index._spans(view, query, view.count, 50)
+        for nearest in range(1, view.count):
+            found = index._spans(view, query, nearest, 50)
+            assert found == best[: len(found)]
+            assert len(found) > 0
+
+
 def test_filters(make_index, videos):
     index = make_index()
     index.update(videos)
@@ -166,6 +180,31 @@ def test_regions_of_hits(make_index, videos):
         assert hit.regions is None
     else:
         assert hit.regions.shape == (4, len(hit.phrases), 4, 4)
+
+
+def test_hits_that_cannot_be_read_have_no_regions(make_index, videos, caplog):
+    index = make_index()
+    index.update(videos)
+    expected = index.search("blue circle", k=50)
+    (videos / "a.mp4").unlink()
+    hits = index.search("blue circle", k=50, regions=True)
+    assert hits == expected
+    if index.model.video_model.backbone is not None:  # without regions, nothing is read
+        assert {hit.regions is None for hit in hits} == {True}
+        assert caplog.messages == []
+    else:
+        assert {hit.path for hit in hits if hit.regions is None} == {str(videos / "a.mp4")}
+        assert "a.mp4: no such file" in caplog.text
+
+
+def test_each_query_has_its_own_snapshot(make_index, videos, monkeypatch):
+    """A snapshot of a long list of queries would keep an update from committing."""
+    index = make_index()
+    index.update(videos / "a.mp4")
+    taken, snapshot = [], Database.snapshot
+    monkeypatch.setattr(Database, "snapshot", lambda self: taken.append(self) or snapshot(self))
+    assert len(index.search(["a red", "blue", "a circle"], within=videos)) == 3
+    assert len(taken) == 3
 
 
 # --- Following the files -------------------------------------------------------------------------------------
@@ -315,6 +354,16 @@ def test_holes_are_left_out_when_they_are_most_of_the_rows(make_index, videos):
     assert [path.name for path in index.directory.glob("vectors-*")] == ["vectors-1"]
 
 
+def test_vectors_of_a_video_whose_rows_have_moved(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    path = str(videos / "sub" / "c.mp4")
+    expected = index.vectors(path).copy()
+    assert len(expected) == 2
+    VideoIndex.open(index.directory).remove([videos / "b.mp4", videos / "sub" / "d.mp4"])  # in another process
+    assert np.array_equal(index.vectors(path), expected)
+
+
 def test_members_of_shards(make_index, videos, tmp_path):
     shard = tmp_path / "s.tar"
     with tarfile.open(shard, "w") as tar:
@@ -407,12 +456,33 @@ def test_create(make_index, model, tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError, match="contains other files"):
         make_index("full")
-    for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1)):
+    for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1), (2.0**31, 1)):
         with pytest.raises(ValueError, match="0 < stride <= window"):
             make_index("new", window=window, stride=stride)
+    with pytest.raises(ValueError, match="num_frames=0 must be at least 1"):
+        make_index("new", num_frames=0)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".index.sqlite.partial").touch()  # as left by a killed process
+    assert len(make_index("new")) == 0
     with pytest.raises(FileNotFoundError, match="is not an index"):
         VideoIndex.open(tmp_path / "none")
     assert index.search("a") == []
+
+
+def test_a_second_start_does_not_replace_the_index(make_index, videos, tmp_path, monkeypatch):
+    """The first one creates the index while the second one loads the model."""
+    load = index_module.Embedder
+
+    def load_slowly(*arguments):
+        monkeypatch.undo()
+        make_index().update(videos / "a.mp4")
+        return load(*arguments)
+
+    monkeypatch.setattr(index_module, "Embedder", load_slowly)
+    with pytest.raises(FileExistsError, match="is already an index"):
+        make_index()
+    assert len(VideoIndex.open(tmp_path / "index")) == 1
 
 
 # --- Processes, and being killed -----------------------------------------------------------------------------

@@ -215,7 +215,8 @@ def print_unreadable(report: "UpdateReport") -> None:
     from ..files import readable
 
     for path, reason in report.unreadable.items():
-        print(readable(f"unreadable: {reason if path in reason else f'{path}: {reason}'}"))
+        path, reason = readable(path), readable(reason)
+        print(f"unreadable: {reason if path in reason else f'{path}: {reason}'}")
     if report.unreadable:
         print("Unreadable files are skipped until they change; --retry tries them again.", file=sys.stderr)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..configuration_region_learner import did_you_mean
+from ..files import readable
 from .sources import Video
 from .vectors import check_is_file
 
@@ -295,7 +296,7 @@ class Database:
         values = [
             os.fsencode(video.path), os.fsencode(record.root), video.size, video.modified, shard, video.offset,
             record.sha256, record.duration, spans.astype("<f8").tobytes(), record.first_row if len(spans) else None,
-            len(spans), record.error,
+            len(spans), None if record.error is None else readable(record.error),  # which may name the file
         ]  # fmt: skip
         self.execute(f"INSERT INTO videos VALUES ({', '.join('?' * len(values))})", values)
 
