@@ -89,6 +89,13 @@ def test_filters(index):
     assert "<button" not in results
 
 
+def test_folders_are_found_by_the_names_that_are_shown(tmp_path):
+    write_colors(tmp_path / "new\nyear/green.mp4", "green")
+    answers = Answers(FakeIndex(tmp_path, {"new\nyear/green.mp4": [(0.0, 4.0)]}))
+    assert list(answers.folders) == [r"new\nyear"]
+    assert len(last(answers.to_words("green", r"new\nyear", 0, 12))[1]) == 1
+
+
 def test_nothing_matches_is_an_answer(index):
     _, hits, answer, *_ = last(Answers(index).to_words("a unicorn", *NO_FILTERS))
     assert len(hits) == 3

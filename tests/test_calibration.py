@@ -86,6 +86,13 @@ def test_equals_a_naive_version(rng, seen, windows):
         )
 
 
+def test_probabilities_do_not_depend_on_the_number_of_hits(rng):
+    windows, query, neutral = unit(rng, 200, 8), unit(rng, 8), unit(rng, 6, 8)
+    few, many = (probabilities(query, windows, neutral, k) for k in (10, 50))
+    np.testing.assert_array_equal(many[:10], few)
+    assert (np.diff(many) <= 0).all()
+
+
 def test_neutral_texts_are_many_different_ones():
     texts = neutral_texts()
     assert len(set(texts)) == len(texts) == 128

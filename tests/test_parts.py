@@ -100,6 +100,13 @@ def test_members_of_shards(embed, model, videos, tmp_path):
     assert index.source(f"{tmp_path}/s.tar/a.mp4")["bytes"] == (videos / "a.mp4").read_bytes()
 
 
+def test_a_damaged_shard_is_named(embed, videos):
+    with tarfile.open(videos / "s.tar", "w") as tar:
+        tar.add(videos / "a.mp4", "a.mp4")
+    os.truncate(videos / "s.tar", 1000)
+    assert embed() == {"new": 5, "unreadable": 2}
+
+
 def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
     """What other programs read."""
     embed()
@@ -151,16 +158,36 @@ def test_only_what_is_not_in_parts_is_embedded(embed, model, videos, originals, 
     (videos / "a.mp4").unlink()
     shutil.copy(originals / "a.mp4", videos / "bad.mp4")
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
-    assert embed() == {"new": 1, "changed": 2, "unchanged": 3}
+    assert embed() == {"new": 2, "changed": 1, "unchanged": 3}
     assert {os.path.basename(job.video.path) for job in read} == {"c.mp4", "f.mp4", "bad.mp4"}
     assert embed() == {"unchanged": 6}
-    assert counts(join_parts(index.directory, [tmp_path / "parts"])) == {"new": 1, "changed": 2, "unchanged": 4}
+    assert counts(join_parts(index.directory, [tmp_path / "parts"])) == {"new": 2, "changed": 1, "unchanged": 4}
     assert counts(join_parts(index.directory, tmp_path / "parts")) == {"unchanged": 7}
     anew = VideoIndex.create(tmp_path / "anew", model, **WINDOWS)
     anew.update(videos)
     assert index.remove(videos / "a.mp4") == 1  # which parts still have
     assert content(index) == content(anew)
     assert answers(index) == answers(anew)
+
+
+def test_a_run_whose_last_video_fills_a_part_is_finished(embed, videos, originals, tmp_path, monkeypatch):
+    embed()
+    shutil.copy(originals / "a.mp4", videos / "sub" / "d.mp4")  # changed; the same list
+    monkeypatch.setattr(parts, "_WINDOWS", 1)
+    assert embed()["changed"] == 1
+    assert len(VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")) == 5
+
+
+def test_joining_remembers_the_folder(embed, made_at_once, videos, tmp_path):
+    """A video that came from a list may leave it after parts of its folder were joined."""
+    (tmp_path / "l.txt").write_text(f"{videos}/a.mp4\n{videos}/b.mp4\n")
+    made_at_once.remove(videos)
+    made_at_once.update(tmp_path / "l.txt")
+    embed()
+    join_parts(made_at_once.directory, tmp_path / "parts")
+    (tmp_path / "l.txt").write_text(f"{videos}/b.mp4\n")
+    assert counts(made_at_once.update(tmp_path / "l.txt")) == {"unchanged": 1}
+    assert len(made_at_once) == 5
 
 
 def test_unreadable_files_are_tried_again_on_request(embed, videos, tmp_path):

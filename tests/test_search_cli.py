@@ -9,7 +9,8 @@ import pytest
 
 from region_learner import VideoIndex
 from region_learner.cli import main
-from region_learner.cli.search import _parse_video
+from region_learner.cli import search as search_commands
+from region_learner.cli.search import _parse_video, given_videos
 
 from .search_toys import make_video, save_checkpoint
 
@@ -156,3 +157,39 @@ def test_names_of_files_do_not_control_the_terminal(run, root, tmp_path):
     out, _ = run("search", tmp_path / "i", "words")
     assert "\\x1b[31mred\\n.mp4" in out
     assert len(out.splitlines()) == 1
+    bad = os.fsencode(tmp_path / "v") + b"/\xff\x1b[31mbad.mp4"
+    with open(bad, "wb") as file:
+        file.write(b"not a video")
+    out, _ = run("index", tmp_path / "v", "--index", tmp_path / "i", "--workers", 1)
+    assert "/\\udcff\\x1b[31mbad.mp4" in out
+
+
+def test_folders_are_searched_once(run, root, tmp_path, monkeypatch):
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda folder, **options: walked.append(folder) or walk(folder, **options))
+    shutil.copytree(root / "index", tmp_path / "i")
+    run("index", "videos", "--index", tmp_path / "i")
+    assert walked.count(str(root / "videos")) == 1
+
+
+def test_hits_that_cannot_be_read_do_not_hide_others(run, root, tmp_path):
+    shutil.copytree(root / "videos", tmp_path / "v")
+    VideoIndex.create(tmp_path / "i", str(root / "model"), window=4, stride=2).update(tmp_path / "v")
+    (tmp_path / "v" / "a.mp4").unlink()
+    _, err = run("search", tmp_path / "i", "words", "--export", tmp_path / "cut", "--html", tmp_path / "p.html")
+    assert f"{tmp_path}/v/a.mp4 is left out: {tmp_path}/v/a.mp4: no such file" in err
+    names = [path.name for path in (tmp_path / "cut").iterdir()]
+    assert any("-b-" in name for name in names)
+    assert not any("-a-" in name for name in names)
+    assert "cannot be shown" in (tmp_path / "p.html").read_text()
+
+
+def test_corpora_with_other_options_are_others(monkeypatch):
+    """Otherwise, indexing one of them would remove the videos of the other."""
+    monkeypatch.setattr(search_commands, "read_corpus", lambda *arguments: [])
+
+    def root_of(options):
+        return given_videos(None, "msrvtt", Path("d"), "test", options, None)[1]
+
+    assert root_of(None) == root_of("{}") == f"msrvtt {Path('d').absolute()} test"
+    assert root_of('{"a": 1, "b": 2}') == root_of('{"b": 2, "a": 1}') != root_of('{"a": 1}') != root_of(None)

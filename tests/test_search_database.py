@@ -110,6 +110,19 @@ def test_a_block_that_fails_changes_nothing(database, tmp_path):
     assert Database(tmp_path).records() == []
 
 
+def test_a_commit_that_fails_is_rolled_back(database, tmp_path):
+    reader = Database(tmp_path)
+    database.execute("PRAGMA busy_timeout=0")
+    with reader.snapshot():
+        assert reader.records() == []
+        with pytest.raises(OSError, match=r"cannot be read or written: database is locked"), database.transaction():
+            database.put(record("/v/a.mp4"))
+    assert database.records() == []
+    with database.transaction():
+        database.put(record("/v/b.mp4"))
+    assert [item.video.path for item in reader.records()] == ["/v/b.mp4"]
+
+
 def test_readers_see_one_state(database, tmp_path):
     reader = Database(tmp_path)
     before = reader.version()

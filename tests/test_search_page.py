@@ -17,9 +17,10 @@ from PIL import Image
 
 from region_learner import VideoIndex
 from region_learner.corpora.encoding import add_video_stream
+from region_learner.files import readable
 from region_learner.search import Hit, preview
 from region_learner.search import page as search_page
-from region_learner.search.page import percent, readable, span, write_search_page
+from region_learner.search.page import percent, span, write_search_page
 from region_learner.search.preview import LONGEST_PREVIEW, strip_of, write_preview
 from region_learner.video_decoding_region_learner import VideoDecodeError, iterate_parts
 

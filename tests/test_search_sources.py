@@ -64,6 +64,17 @@ def test_lists_are_relative_to_themselves(tmp_path):
     assert set(found.roots.values()) == {str(listed)}
 
 
+def test_paths_are_normalized(tmp_path):
+    """Otherwise, the same video has several paths."""
+    file = write(tmp_path / "v" / "a.mp4")
+    listed = write(tmp_path / "lists" / "l.txt", b"\xef\xbb\xbf../v/a.mp4\n")  # with a byte order mark
+    assert list(find_videos([tmp_path, listed]).videos) == [str(file)]
+    write(listed, f"{tmp_path}/./v//a.mp4\n".encode())
+    assert list(find_videos(listed).videos) == [str(file)]
+    shard = make_shard(tmp_path / "s.tar", {"sub/./b.mp4": file})
+    assert list(find_videos(shard).videos) == [f"{shard}/sub/b.mp4"]
+
+
 def test_rows_of_a_corpus(tmp_path):
     file = write(tmp_path / "a.mp4")
     shard = make_shard(tmp_path / "s.tar", {"a.mp4": file})
@@ -105,6 +116,17 @@ def test_what_is_gone(tmp_path):
     assert found.lacks(str(tmp_path / "v" / "c.mp4"), str(tmp_path))  # within a folder that was searched
     assert found.lacks("/elsewhere/c.mp4", str(listed))  # the list does not have it any more
     assert not found.lacks(str(tmp_path / "w" / "c.mp4"), str(tmp_path / "w"))  # not asked about
+
+
+def test_an_argument_whose_videos_were_found_before_is_searched_as_well(tmp_path):
+    file = write(tmp_path / "v" / "a.mp4")
+    listed = write(tmp_path / "l.txt", f"{file}\n".encode())
+    for arguments in ([file.parent, listed], [listed, file.parent]):
+        found = find_videos(arguments)
+        assert found.lacks("/elsewhere/c.mp4", str(listed))
+        assert found.roots[str(file)] == str(file.parent)  # it may leave the list, but not the folder
+    with pytest.raises(ValueError, match="folder train does not contain any videos"):
+        find_videos(Dataset.from_dict({"video": []}), "folder train")
 
 
 def test_folders_that_cannot_be_listed_lose_nothing(tmp_path, caplog, monkeypatch):

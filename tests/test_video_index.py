@@ -4,19 +4,23 @@ import multiprocessing
 import os
 import shutil
 import signal
+import struct
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from region_learner import VideoIndex
+from region_learner import RegionLearnerVideoProcessor, VideoIndex
 from region_learner.files import locked
 from region_learner.loading import load_checkpoint
-from region_learner.search import embedding, updating, vectors
+from region_learner.search import embedding, find_videos, reading, updating, vectors
+from region_learner.search import index as index_module
 from region_learner.search.database import Database
 from region_learner.video_decoding_region_learner import read_clip
 
@@ -110,6 +114,19 @@ def test_scores_are_cosines(make_index, videos):
     assert index.search("blue circle", k=2) == hits[:2]
 
 
+def test_spans_are_the_best_however_many_rows_are_examined(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    view = index._current_view()
+    queries = np.random.default_rng(0).standard_normal((50, index.about()["dim"])).astype(np.float32)
+    for query in queries / np.linalg.norm(queries, axis=1, keepdims=True):
+        best = index._spans(view, query, view.count, 50)
+        for nearest in range(1, view.count):
+            found = index._spans(view, query, nearest, 50)
+            assert found == best[: len(found)]
+            assert len(found) > 0
+
+
 def test_filters(make_index, videos):
     index = make_index()
     index.update(videos)
@@ -165,6 +182,31 @@ def test_regions_of_hits(make_index, videos):
         assert hit.regions.shape == (4, len(hit.phrases), 4, 4)
 
 
+def test_hits_that_cannot_be_read_have_no_regions(make_index, videos, caplog):
+    index = make_index()
+    index.update(videos)
+    expected = index.search("blue circle", k=50)
+    (videos / "a.mp4").unlink()
+    hits = index.search("blue circle", k=50, regions=True)
+    assert hits == expected
+    if index.model.video_model.backbone is not None:  # without regions, nothing is read
+        assert {hit.regions is None for hit in hits} == {True}
+        assert caplog.messages == []
+    else:
+        assert {hit.path for hit in hits if hit.regions is None} == {str(videos / "a.mp4")}
+        assert "a.mp4: no such file" in caplog.text
+
+
+def test_each_query_has_its_own_snapshot(make_index, videos, monkeypatch):
+    """A snapshot of a long list of queries would keep an update from committing."""
+    index = make_index()
+    index.update(videos / "a.mp4")
+    taken, snapshot = [], Database.snapshot
+    monkeypatch.setattr(Database, "snapshot", lambda self: taken.append(self) or snapshot(self))
+    assert len(index.search(["a red", "blue", "a circle"], within=videos)) == 3
+    assert len(taken) == 3
+
+
 # --- Following the files -------------------------------------------------------------------------------------
 
 
@@ -207,10 +249,33 @@ def test_copies_are_not_read_again(make_index, videos, monkeypatch):
 def test_a_folder_that_was_moved(make_index, videos, monkeypatch):
     index = make_index()
     index.update(videos)
+    before = index.paths()
     place = videos.rename(videos.with_name("elsewhere"))
     monkeypatch.setattr(embedding.Embedder, "encode", None)  # not called
-    assert counts(index.update(place)) == {"moved": 5}
-    assert index.paths() == sorted(str(path) for path in place.rglob("*.mp4"))
+    assert counts(index.update(place)) == {"new": 5}
+    after = sorted(str(path) for path in place.rglob("*.mp4"))
+    assert index.paths() == sorted(before + after)  # the old folder may be on a disk that is not mounted
+    assert index.remove(videos) == 5
+    assert index.paths() == after
+
+
+def test_files_that_moved_can_be_kept(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    before = index.paths()
+    (videos / "a.mp4").rename(videos / "renamed.mp4")
+    assert counts(index.update(videos, remove_missing=False)) == {"new": 1, "unchanged": 4}
+    assert index.paths() == sorted([*before, str(videos / "renamed.mp4")])
+
+
+def test_a_video_of_a_folder_may_leave_a_list(make_index, videos, tmp_path):
+    (tmp_path / "l.txt").write_text(f"{videos}/a.mp4\n{videos}/b.mp4\n")
+    index = make_index()
+    assert counts(index.update(tmp_path / "l.txt")) == {"new": 2}
+    assert counts(index.update(videos)) == {"new": 3, "unchanged": 2}
+    (tmp_path / "l.txt").write_text(f"{videos}/b.mp4\n")
+    assert counts(index.update(tmp_path / "l.txt")) == {"unchanged": 1}
+    assert len(index) == 5
 
 
 def test_missing_files_can_be_kept(make_index, videos):
@@ -241,9 +306,23 @@ def test_unreadable_files_are_kept_in_a_list(make_index, videos):
     assert counts(again) == {"unchanged": 5, "unreadable": 2}
     assert again.unreadable == report.unreadable
     shutil.copy(videos / "a.mp4", videos / "bad.mp4")
-    assert counts(index.update(videos)) == {"changed": 1, "unchanged": 5, "unreadable": 1}
+    assert counts(index.update(videos)) == {"new": 1, "unchanged": 5, "unreadable": 1}
     assert counts(index.update(videos, retry=True)) == {"unchanged": 6, "unreadable": 1}
     assert len(index) == 6
+
+
+def test_embeddings_that_are_not_finite_are_left_out(make_index, videos, monkeypatch):
+    index = make_index()
+    join = embedding.WindowEmbeddings.windows
+
+    def overflowed(self):
+        windows = join(self)
+        return embedding.Windows(windows.vectors * np.nan, windows.tokens) if self.plan.duration == 14 else windows
+
+    monkeypatch.setattr(embedding.WindowEmbeddings, "windows", overflowed)
+    report = index.update(videos)
+    assert counts(report) == {"new": 4, "unreadable": 1}
+    assert "may have overflowed" in report.unreadable[str(videos / "b.mp4")]
 
 
 def test_remove(make_index, videos):
@@ -273,6 +352,16 @@ def test_holes_are_left_out_when_they_are_most_of_the_rows(make_index, videos):
     assert relative_answers(index) == relative_answers(other)
     index.update(videos)
     assert [path.name for path in index.directory.glob("vectors-*")] == ["vectors-1"]
+
+
+def test_vectors_of_a_video_whose_rows_have_moved(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    path = str(videos / "sub" / "c.mp4")
+    expected = index.vectors(path).copy()
+    assert len(expected) == 2
+    VideoIndex.open(index.directory).remove([videos / "b.mp4", videos / "sub" / "d.mp4"])  # in another process
+    assert np.array_equal(index.vectors(path), expected)
 
 
 def test_members_of_shards(make_index, videos, tmp_path):
@@ -367,12 +456,33 @@ def test_create(make_index, model, tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError, match="contains other files"):
         make_index("full")
-    for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1)):
+    for window, stride in ((1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1), (2.0**31, 1)):
         with pytest.raises(ValueError, match="0 < stride <= window"):
             make_index("new", window=window, stride=stride)
+    with pytest.raises(ValueError, match="num_frames=0 must be at least 1"):
+        make_index("new", num_frames=0)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".index.sqlite.partial").touch()  # as left by a killed process
+    assert len(make_index("new")) == 0
     with pytest.raises(FileNotFoundError, match="is not an index"):
         VideoIndex.open(tmp_path / "none")
     assert index.search("a") == []
+
+
+def test_a_second_start_does_not_replace_the_index(make_index, videos, tmp_path, monkeypatch):
+    """The first one creates the index while the second one loads the model."""
+    load = index_module.Embedder
+
+    def load_slowly(*arguments):
+        monkeypatch.undo()
+        make_index().update(videos / "a.mp4")
+        return load(*arguments)
+
+    monkeypatch.setattr(index_module, "Embedder", load_slowly)
+    with pytest.raises(FileExistsError, match="is already an index"):
+        make_index()
+    assert len(VideoIndex.open(tmp_path / "index")) == 1
 
 
 # --- Processes, and being killed -----------------------------------------------------------------------------
@@ -384,6 +494,27 @@ def test_processes_read_the_same(make_index, videos):
     assert counts(index.update(videos, num_workers=2)) == {"new": 5, "unreadable": 1}
     other.update(videos)
     assert relative_answers(index) == relative_answers(other)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
+def test_a_process_that_ran_out_of_memory_is_replaced(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MEMORY", 50 * 2**20)
+    Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
+    found = find_videos([tmp_path / "large.png", videos / "a.mp4"]).videos.values()
+    options = reading.Options(RegionLearnerVideoProcessor.for_image_size(32, num_frames=4), WINDOW, STRIDE)
+    events = list(reading.read_videos(map(reading.Job, found), options, workers=1))
+    assert events[0][1] == reading.Failed("reading it takes more than 0.0488281 GiB of memory")
+    assert events[-1] == (find_videos(videos / "a.mp4").videos[str(videos / "a.mp4")], reading.End())
+
+
+def test_a_process_that_is_killed_while_it_sends(monkeypatch):
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), struct.pack("!i", 100) + b"a part of an event")
+    theirs.close()
+    replaced = []
+    reader = SimpleNamespace(connection=ours, since=0.0, job="job", _replace=lambda: replaced.append(True))
+    assert reading._Reader.event(reader) == reading.Failed("reading it crashes the process")
+    assert (reader.job, replaced) == (None, [True])
 
 
 def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:

@@ -227,7 +227,7 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")
-    difference = np.abs(load_file(result)["video_embeds"] - index.vectors(record)[: len(windows)]).max()
+    difference = np.abs(load_file(result)["video_embeds"] - index.vectors(record.video.path)[: len(windows)]).max()
     if not difference < 1e-4:
         raise RuntimeError(f"Without this package, the embeddings of the checkpoint differ by {difference:.2g}.")
     message = f"{done.stdout.strip()}: the embeddings of {len(windows)} windows differ by at most {difference:.0e}"

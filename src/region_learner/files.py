@@ -43,6 +43,14 @@ def near_file(path: str | os.PathLike) -> str:
     return did_you_mean(Path(path).name, names)
 
 
+def readable(path: str) -> str:
+    """
+    Returns a path or another text with escapes in place of characters that are not printable, which could control the
+    terminal, or that UTF-8 cannot encode.
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
 def write_text(path: Path, text: str) -> None:
     """
     Writes a file atomically: readers find the old content or all of `text`, even after a power failure. Characters

@@ -1,5 +1,6 @@
 """Commands that search: `index`, `search` and `app`."""
 
+import json
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from .options import (
     Tokens,
     Window,
     Workers,
+    mapping,
     read_corpus,
 )
 from .output import print_json, print_wrote, without_loading_bars
@@ -102,15 +104,12 @@ def index(
     if index is None:
         raise ValueError("--index DIR is missing: name the directory of the index, which is created if it is new")
     rows, root = given_videos(videos, corpus, data_dir, split, corpus_options, max_missing)
-    if not corpus:
-        from ..search import find_videos
+    from ..search import find_videos
 
-        find_videos(rows)  # reports wrong paths before the model is loaded
     with interruptible("Run the same command again to index the remaining videos."):
+        found = find_videos(rows, root)  # reports wrong paths before the model is loaded
         opened = _open_or_create(index, model, window, stride, num_frames, tokens)
-        report = opened.update(
-            rows, not keep_missing, retry=retry, num_workers=workers or os.cpu_count() or 1, root=root
-        )
+        report = opened.update(found, not keep_missing, retry=retry, num_workers=workers or os.cpu_count() or 1)
     _print_report(opened, report, as_json)
     if report.unreadable and not len(opened):
         raise typer.Exit(1)
@@ -135,9 +134,11 @@ def given_videos(
     if corpus:
         split = split or "train"
         name = f"{corpus} {'' if data_dir is None else os.path.abspath(data_dir)} {split}"
+        if options := mapping("--corpus-options", corpus_options):  # such as the protocol, which selects other videos
+            name += f" {json.dumps(options, sort_keys=True)}"
         return read_corpus(corpus, data_dir, split, corpus_options, max_missing), name
-    options = {"data-dir": data_dir, "split": split, "corpus-options": corpus_options, "max-missing": max_missing}
-    if unused := [f"--{name}" for name, value in options.items() if value is not None]:
+    others = {"data-dir": data_dir, "split": split, "corpus-options": corpus_options, "max-missing": max_missing}
+    if unused := [f"--{name}" for name, value in others.items() if value is not None]:
         raise ValueError(f"{', '.join(unused)} applies only to a corpus: add --corpus NAME, or leave it out.")
     return videos, ""
 
@@ -211,7 +212,10 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
 
 
 def print_unreadable(report: "UpdateReport") -> None:
+    from ..files import readable
+
     for path, reason in report.unreadable.items():
+        path, reason = readable(path), readable(reason)
         print(f"unreadable: {reason if path in reason else f'{path}: {reason}'}")
     if report.unreadable:
         print("Unreadable files are skipped until they change; --retry tries them again.", file=sys.stderr)
@@ -330,6 +334,7 @@ def _as_json(hit: "Hit") -> dict[str, Any]:
 
 
 def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
+    from ..files import readable
     from ..search import NO_MATCH, clock
 
     if heading:
@@ -344,17 +349,14 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
             file=sys.stderr,
         )
     for hit in hits:
-        print(f"{hit.probability:4.0%} {hit.score:6.3f}  {clock(hit.start, hit.end)}  {_printable(hit.path)}")
-
-
-def _printable(path: str) -> str:
-    """Returns a path with control characters escaped, as a file name must not control the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+        print(f"{hit.probability:4.0%} {hit.score:6.3f}  {clock(hit.start, hit.end)}  {readable(hit.path)}")
 
 
 def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directory: Path) -> None:
+    from ..files import readable
     from ..search import clock
     from ..search.cut import cut_span
+    from ..search.page import message_of
 
     directory.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -363,13 +365,12 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
             path = Path(hit.path)
             times = clock(hit.start, hit.end).replace(":", ".")
             prefix = f"{number}-" if len(results) > 1 else ""
-            cut_span(
-                index.source(hit.path),
-                hit.start,
-                hit.end,
-                directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}",
-            )
-            count += 1
+            output = directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}"
+            try:
+                cut_span(index.source(hit.path), hit.start, hit.end, output)
+                count += 1
+            except (ValueError, KeyError) as error:  # other hits can be cut, unless the disk is full, for example
+                print(f"{readable(hit.path)} is left out: {message_of(error)}", file=sys.stderr)
     print_wrote(f"{count} spans to {directory}")
 
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import readable
 from ..interruption import interruptible
 from ..video_decoding_region_learner import VideoDecodeError, read_clip
 from .guard import MAX_UPLOAD, Guard
-from .index import NO_MATCH, Hit, VideoIndex
-from .page import ShownHit, environment, message_of, readable, show_hit, span
+from .index import NO_MATCH, UNREADABLE, Hit, VideoIndex
+from .page import ShownHit, environment, message_of, show_hit, span
 
 if TYPE_CHECKING:
     import gradio
@@ -31,8 +32,6 @@ _MOST_LETTERS = 1000  # maximum number of characters of a query
 _KEPT = 3600  # seconds until an uploaded file is removed
 _PICTURES_AT_ONCE = 6
 _MOST_FOLDERS = 500  # maximum number of folders to choose from
-# Errors that are shown to the user: a video or the index has changed in the meantime, or a query is wrong.
-_UNREADABLE = (ValueError, OSError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
             _refuse_addresses(file)
         with gr.Accordion("Filters", open=False), gr.Row():
             within = gr.Dropdown(
-                folders_of(index), label="Folder or video (all, if empty)", value=None, allow_custom_value=True
+                list(answers.folders), label="Folder or video (all, if empty)", value=None, allow_custom_value=True
             )
             least = gr.Slider(0, 95, 0, step=5, label="Minimum probability (percent)")
             count = gr.Slider(1, MOST_HITS, 12, step=1, label="Maximum number of hits")
@@ -205,6 +204,7 @@ class Answers:
 
     def __init__(self, index: VideoIndex):
         self.index, self.parts, self.gr = index, _parts(), _gradio()
+        self.folders = folders_of(index)
         self.lock = threading.Lock()  # Gradio calls from many threads, but an index serves one at a time
 
     def heading(self) -> str:
@@ -231,7 +231,7 @@ class Answers:
         try:
             with self.lock:
                 video = (self.index.source(hit.path), *self.index.span_of(hit).values())
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             yield self._values(None, [], problem=message_of(error), words="", file=None)
             return
         yield from self._search(
@@ -257,18 +257,19 @@ class Answers:
         with self.lock:
             try:
                 hit = self.index.with_regions(hit, query.options.get("text") if query else None)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 return self.parts.regions(ShownHit(hit, problem=message_of(error)))
             return self.parts.regions(show_hit(self.index, hit, with_preview=False))
 
     def _search(self, query: Query, filters: Sequence[Any], words: Any, file: Any) -> Iterator[tuple]:
         within, least, count = filters
         count = min(max(1, int(count)), MOST_HITS)
-        options = {"k": count + (query.itself is not None), "within": within or None, "min_probability": least / 100}
+        within = self.folders.get(within, within) or None
+        options = {"k": count + (query.itself is not None), "within": within, "min_probability": least / 100}
         try:
             with self.lock:
                 found = self.index.search(**query.options, **options)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             yield self._values(query, [], problem=message_of(error), words=words, file=file)
             return
         hits = [hit for hit in found if not _overlap(hit, query.itself)][:count]
@@ -293,10 +294,13 @@ class Answers:
 # --- Parts --------------------------------------------------------------------------------------------------------
 
 
-def folders_of(index: VideoIndex) -> list[str]:
-    """Returns the folders and shards of the videos of an index. If there are too many, those with the most videos."""
+def folders_of(index: VideoIndex) -> dict[str, str]:
+    """
+    Returns the folders and shards of the videos of an index, by the name to show, because a browser cannot send every
+    path. If there are too many, these are the folders with the most videos.
+    """
     counts = Counter(os.path.dirname(path) for path in index.paths())
-    return sorted(readable(folder) for folder, _ in counts.most_common(_MOST_FOLDERS))
+    return {readable(folder): folder for folder in sorted(folder for folder, _ in counts.most_common(_MOST_FOLDERS))}
 
 
 def hit_of(hits: Sequence[Hit], data: Any) -> Any:

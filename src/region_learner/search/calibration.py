@@ -21,6 +21,9 @@ from .nearest import inner_products
 # without rivals that is as good as the best hit of a neutral text is right with a probability of one half.
 WEIGHTS = np.array([0.42, 1.64])
 
+# Number of the best hits whose scores are compared with each other, however many hits are asked for.
+RIVALS = 10
+
 # Hits whose cosine similarity is higher than this are copies of one video: either all of them are right or none is.
 _COPY = 0.99
 
@@ -96,12 +99,13 @@ def evidence(
     """Returns contrast and share of each hit, float64 (k, 2). The arguments are those of [`hit_probabilities`]."""
     # Unlike with matrix products, a hit has exactly the same score as its window in the sample.
     scores, others = (inner_products(vectors, query).astype(np.float64) for vectors in (hits, sample))
-    # The rivals of a hit are the other hits and all windows with lower scores, which the sample represents. Windows
-    # with scores between those of the hits belong to the same spans.
-    below = others[others < scores[-1]]
-    copies = np.array([(hits @ hit > _COPY).sum() for hit in hits])
+    # The rivals of a hit are the other first hits and all windows with lower scores, which the sample represents.
+    # Windows with scores between those of the first hits belong to the same spans.
+    rivals, first = scores[:RIVALS], hits[:RIVALS]
+    below = others[others < rivals[-1]]
+    copies = np.array([(first @ hit > _COPY).sum() for hit in first])
     highest = scores.max()
-    total = (np.exp(scale * (scores - highest)) / copies).sum()
+    total = (np.exp(scale * (rivals - highest)) / copies).sum()
     total += np.exp(scale * (below - highest)).sum() * max(windows / len(sample), 1)
     share = scale * (scores - highest) - np.log(total)
     return np.stack([scale * (scores - chance), share], axis=1)
@@ -115,7 +119,7 @@ def hit_probabilities(
 
     Args:
         query: embedding of the query (D,). All embeddings are L2-normalized.
-        hits: embeddings of the best window of each hit (k, D), best first. More hits, up to about ten, improve the
+        hits: embeddings of the best window of each hit (k, D), best first. More hits, up to `RIVALS`, improve the
             estimate.
         sample, windows: as in [`score_by_chance`].
         chance: the value of [`score_by_chance`], or for images and videos of [`clip_score_by_chance`]. It is the same

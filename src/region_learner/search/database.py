@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..configuration_region_learner import did_you_mean
+from ..files import readable
 from .sources import Video
 from .vectors import check_is_file
 
@@ -133,7 +134,7 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path} cannot be opened: {error}.") from error
+            raise OSError(f"{self.path} cannot be read or written: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is damaged ({error}): make the index again.") from error
 
@@ -147,11 +148,11 @@ class Database:
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
+            with self._errors():
+                self.connection.commit()
         except BaseException:
             self.connection.rollback()
             raise
-        with self._errors():
-            self.connection.commit()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -295,7 +296,7 @@ class Database:
         values = [
             os.fsencode(video.path), os.fsencode(record.root), video.size, video.modified, shard, video.offset,
             record.sha256, record.duration, spans.astype("<f8").tobytes(), record.first_row if len(spans) else None,
-            len(spans), record.error,
+            len(spans), None if record.error is None else readable(record.error),  # which may name the file
         ]  # fmt: skip
         self.execute(f"INSERT INTO videos VALUES ({', '.join('?' * len(values))})", values)
 
@@ -307,6 +308,9 @@ class Database:
             [os.fsencode(video.path), video.size, video.modified, video.offset, shard, os.fsencode(root),
              os.fsencode(path)],
         )  # fmt: skip
+
+    def set_root(self, path: str, root: str) -> None:
+        self.execute("UPDATE videos SET root = ? WHERE path = ?", [os.fsencode(root), os.fsencode(path)])
 
     def remove(self, path: str) -> bool:
         """Removes a video and marks its rows as a hole. Returns whether it was in the index."""

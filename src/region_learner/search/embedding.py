@@ -21,7 +21,7 @@ from ..phrase_maps import find_phrases, find_words
 from .reading import Begin, End, Event, Failed, Known, Part
 from .sources import Video
 from .spans import Plan
-from .windows import MOST_TOKENS, Windows, is_token_shape, pack_tokens
+from .windows import MOST_TOKENS, Windows, are_tokens, are_units, is_token_shape, pack_tokens
 
 # Batches never mix videos, so that the embeddings of a video do not depend on which other videos are new.
 _FRAMES = 32
@@ -58,6 +58,8 @@ class Embedder:
     """
 
     def __init__(self, name: str, num_frames: int | None = None):
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1.")
         check_checkpoint(name)
         self.name = os.path.abspath(name) if Path(name).is_dir() else name
         self.model, self.processor = load_checkpoint(name, "retrieval")
@@ -152,12 +154,15 @@ class Embedder:
         with self._running():
             return _as_array(self.model(**inputs).video_embeds)[0]
 
-    def regions(self, source: Any, start: float | None, end: float | None) -> np.ndarray | None:
-        """Returns the masks of the regions of a span, float32 (T, S, h, w); None if the model has no regions."""
+    @property
+    def has_regions(self) -> bool:
+        return bool(self.model.config.video_config.num_regions)
+
+    def regions(self, source: Any, start: float | None, end: float | None) -> np.ndarray:
+        """Returns the masks of the regions of a span, float32 (T, S, h, w), of a model with regions."""
         inputs = self.processor(videos=[source], start=start, end=end).to(self.model.device)
         with self._running():
-            masks = self.model.video_model(**inputs).region_masks
-        return None if masks is None else masks[0].float().cpu().numpy()
+            return self.model.video_model(**inputs).region_masks[0].float().cpu().numpy()
 
     @property
     def has_tokens(self) -> bool:
@@ -265,8 +270,12 @@ def embed_events(
         elif isinstance(event, Part):
             open_videos[video.path][1].add(event)
         elif isinstance(event, End):
-            sha256, windows = open_videos.pop(video.path)
-            yield video, Embedded(sha256, windows.plan, windows.windows())
+            sha256, embeddings = open_videos.pop(video.path)
+            windows = embeddings.windows()
+            if are_units(windows.vectors) and (windows.tokens is None or are_tokens(windows.tokens)):
+                yield video, Embedded(sha256, embeddings.plan, windows)
+            else:  # an index or a part with it would count as damaged
+                yield video, Failed("its embeddings are not of length 1: the model may have overflowed")
         else:
             open_videos.pop(video.path, None)
             yield video, event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from ..files import locked
 from ..modeling_region_learner import word_region_similarity
-from .calibration import clip_score_by_chance, hit_probabilities, neutral_texts, score_by_chance
+from .calibration import RIVALS, clip_score_by_chance, hit_probabilities, neutral_texts, score_by_chance
 from .database import FILE, Database, Record, evenly_spaced, merged
 from .embedding import Embedder, Query
 from .nearest import NearestRows, inner_products
@@ -32,13 +32,14 @@ MODEL = "google/siglip2-base-patch16-224"
 LIKELY = 0.5
 NO_MATCH = 0.1
 
-_DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
+# Errors of a video of the index that cannot be read, or is not in the index any more.
+UNREADABLE = (ValueError, OSError, KeyError)
+DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
 
 _NEAREST = 200  # minimum number of windows that are examined for each query
 _PART = 512  # windows of a long video in which a span is searched
 # Number of spans that are re-ranked by words and regions.
 _RERANKED = 50
-_RIVALS = 10  # best spans that probabilities are computed from, so that they do not depend on `k`
 _SAMPLE = 4096  # windows that the calibration scores
 
 
@@ -53,9 +54,9 @@ class Hit:
         score: cosine similarity of the query and the best window of the span.
         probability: probability that the hit is what the query means, from 0 to 1. docs/calibration.md shows how
             reliable it is.
-        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested and the model has regions.
-            For a text and a model with tokens, they are heat maps, one for each of `phrases`; otherwise they are the
-            masks of all regions.
+        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested, the model has regions, and
+            the video can be read. For a text and a model with tokens, they are heat maps, one for each of `phrases`;
+            otherwise they are the masks of all regions.
         phrases: what each of `regions` shows: first the whole query, then its phrases. Empty for the masks of all
             regions.
     """
@@ -122,8 +123,9 @@ class VideoIndex:
 
         Raises:
             FileExistsError: the directory is already an index, or contains other files.
-            ValueError: `window` and `stride` do not fit together, the model cannot embed texts and videos, or `tokens`
-                is True and the model does not have any.
+            BlockingIOError: another process is creating or changing the index.
+            ValueError: `window`, `stride` or `num_frames` is out of range, the model cannot embed texts and videos, or
+                `tokens` is True and the model does not have any.
             OSError: the model does not exist.
         """
         path = Path(directory)
@@ -131,8 +133,7 @@ class VideoIndex:
         check_windows(window, stride)
         embedder = Embedder(model, num_frames)
         about = new_about(embedder, window, stride, tokens)
-        path.mkdir(parents=True, exist_ok=True)
-        Database.create(path, about).close()
+        create_database(path, about)
         index = cls(path)
         index._embedder = embedder
         return index
@@ -209,7 +210,7 @@ class VideoIndex:
                 if found[what] != self.database.about(what):
                     raise ValueError(
                         f"{self.directory} was made with {made_with}, but {name} has "
-                        f"{_DIFFERENT[what]}: use that model, or create another index."
+                        f"{DIFFERENT[what]}: use that model, or create another index."
                     )
             self._embedder = embedder
         return self._embedder
@@ -309,9 +310,14 @@ class VideoIndex:
         windows, seconds = self.database.execute("SELECT SUM(rows), SUM(duration) FROM videos")[0]
         return 2 * number * (1 + dim) * windows * 3600 / seconds if seconds else 0.0
 
-    def vectors(self, record: Record) -> np.ndarray:
-        """Returns the embeddings of the windows of a video, float32 (W, D), of length 1."""
-        return self._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
+    def vectors(self, path: str) -> np.ndarray:
+        """
+        Returns the embeddings of the windows of a video of the index, float32 (W, D), of length 1. Raises a `KeyError`
+        for other paths.
+        """
+        with self._lock, self.database.snapshot():
+            record = self.record(path)
+            return self._current_view().vectors.read(record.first_row, record.first_row + len(record.spans))
 
     # --- Search ---
 
@@ -363,13 +369,14 @@ class VideoIndex:
         if k < 1:
             raise ValueError(f"k={k} must be at least 1.")
         queries = self._embed(text, image, video)
+        folder = None if within is None else _absolute(within)
         with self._lock:
-            all_hits = list(self._search(queries, k, None if within is None else _absolute(within), text is not None))
+            all_hits = [self._search(query, k, folder, text is not None) for query in queries]
         lowest, least = -2 if min_score is None else min_score, min_probability or 0
-        found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least] for hits in all_hits]
+        found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least][:k] for hits in all_hits]
         if regions:
             texts = text if isinstance(text, list) else [text]
-            found = [[self.with_regions(hit, words) for hit in hits] for hits, words in zip(found, texts)]
+            found = [[self._with_regions(hit, words) for hit in hits] for hits, words in zip(found, texts)]
         return found if isinstance(text, list) else found[0]
 
     def _embed(self, text: Any, image: Any, video: Any) -> list[Query]:
@@ -386,8 +393,9 @@ class VideoIndex:
         start, end = span or (None, None)
         return [Query(self.embedder.clip(videos=[video], start=start, end=end))]
 
-    def _search(self, queries: list[Query], k: int, within: str | None, is_text: bool) -> Iterator[list[Hit]]:
-        with self.database.snapshot():
+    def _search(self, query: Query, k: int, within: str | None, is_text: bool) -> list[Hit]:
+        """Returns at least `k` hits of a query, if there are that many."""
+        with self.database.snapshot():  # for one query only, because it keeps other processes from committing
             view = self._current_view()
             if within is not None:
                 ranges = self.database.rows_within(within)
@@ -396,27 +404,25 @@ class VideoIndex:
                         f"The index {self.directory} has no videos within {within}{self.database.near(within)}"
                     )
                 view = view.restricted(ranges)
-            for query in queries:
-                yield self._hits(view, query, k, is_text) if view.count else []
+            return self._hits(view, query, k, is_text) if view.count else []
 
     def _hits(self, view: _View, query: Query, k: int, is_text: bool) -> list[Hit]:
-        """Returns the hits of one query."""
         reranks = query.words is not None and view.windows.tokens is not None
-        least = max(k, _RERANKED) if reranks else k
-        wanted, nearest = max(least, _RIVALS), max(_NEAREST, 10 * least)
-        while len(found := self._spans(view, query.vector, nearest, wanted)) < least and nearest < view.count:
+        wanted = max(k, _RERANKED if reranks else 0, RIVALS)
+        nearest = max(_NEAREST, 10 * wanted)
+        while len(found := self._spans(view, query.vector, nearest, wanted)) < wanted and nearest < view.count:
             nearest *= 4  # one video may have many windows that match
-        rivals = np.array([span.best for span in found[: max(k, _RIVALS)]], np.int64)
+        found = found[:wanted]
         scale = self.embedder.logit_scale
         chance = view.text_chance if is_text else view.clip_chance
-        best = view.vectors.take(rivals)
+        best = view.vectors.take(np.array([span.best for span in found], np.int64))
         probabilities = hit_probabilities(query.vector, best, view.sample, chance, view.count, scale)
         if reranks:
             found[:_RERANKED] = self._reranked(view, query, found[:_RERANKED])
         # The probabilities belong to the ranks, even though re-ranking by words makes more of the first hits right.
         return [
             Hit(span.path, span.start, span.end, span.score, float(probability))
-            for span, probability in zip(found[:k], probabilities)
+            for span, probability in zip(found, probabilities)
         ]
 
     def _reranked(self, view: _View, query: Query, spans: list[_Span]) -> list[_Span]:
@@ -429,25 +435,30 @@ class VideoIndex:
         return [spans[place] for place in logits.argsort(descending=True, stable=True).tolist()]
 
     def _spans(self, view: _View, query: np.ndarray, nearest: int, wanted: int) -> list[_Span]:
-        """Returns at least `wanted` spans around the `nearest` rows, if there are that many, best first."""
-        _, (rows,) = view.nearest.search(query[None], nearest, view.allowed)
+        """
+        Returns the spans around the `nearest` rows, best first. The first `wanted` of them, or all if there are fewer,
+        are the best of the index.
+        """
+        (row_scores,), (rows,) = view.nearest.search(query[None], nearest, view.allowed)
         found: list[_Span] = []
-        seen: list[range] = []
+        seen: set[int] = set()
         for row in rows[rows >= 0].tolist():
-            if any(row in part for part in seen):
+            if row in seen:
                 continue
             record = self.database.owner(row)
             part = (row - record.first_row) // _PART
             first = record.first_row + part * _PART
             spans = record.spans[part * _PART : (part + 1) * _PART]
-            seen.append(range(first, first + len(spans)))
+            seen.update(range(first, first + len(spans)))
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
             highest = scores.max()
             if sum(span.score > highest for span in found) >= wanted:
                 break  # all others score lower
             for start, end, best in find_spans(scores, spans):
                 found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
-        return sorted(found)
+        # A row that is not among the nearest may score as much as the last of them.
+        floor = row_scores[-1] if nearest < view.count else -np.inf
+        return sorted(span for span in found if span.score >= floor)
 
     def _current_view(self) -> _View:
         """Returns the current view of the index, which is loaded again if another process has changed it."""
@@ -457,12 +468,24 @@ class VideoIndex:
         return self._view
 
     def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
-        """Returns a hit with the heat maps of a text, or without a text or tokens, with the masks of all regions."""
-        source, span = self.source(hit.path), self.span_of(hit)
-        if text is None or not self.embedder.has_tokens:
-            return replace(hit, regions=self.embedder.regions(source, **span), phrases=())
-        phrases, heat_maps = self.embedder.phrases(source, text, **span)
-        return replace(hit, regions=heat_maps, phrases=phrases)
+        """
+        Returns a hit with the heat maps of a text, or without a text or tokens, with the masks of all regions, if the
+        model has any.
+        """
+        if text is not None and self.embedder.has_tokens:
+            phrases, heat_maps = self.embedder.phrases(self.source(hit.path), text, **self.span_of(hit))
+            return replace(hit, regions=heat_maps, phrases=phrases)
+        if self.embedder.has_regions:
+            masks = self.embedder.regions(self.source(hit.path), **self.span_of(hit))
+            return replace(hit, regions=masks, phrases=())
+        return replace(hit, regions=None, phrases=())
+
+    def _with_regions(self, hit: Hit, text: str | None) -> Hit:
+        try:
+            return self.with_regions(hit, text)
+        except UNREADABLE as error:  # the hit was found nevertheless
+            logger.warning("The regions of a hit are left out: %s", error)
+            return hit
 
     def span_of(self, hit: Hit) -> dict[str, float | None]:
         """Returns the `start` and `end` with which the processor reads a hit: None for a whole video."""
@@ -488,8 +511,23 @@ def check_new(path: Path) -> None:
     """Raises a `FileExistsError` unless an index can be created in a directory."""
     if (path / FILE).exists():
         raise FileExistsError(f"{path} is already an index: open it, or choose another directory.")
-    if path.exists() and any(path.iterdir()):
+    own = (".lock", f".{FILE}.partial")  # which an earlier run may have left
+    if path.exists() and not all(file.name.startswith(own) for file in path.iterdir()):
         raise FileExistsError(f"{path} contains other files: choose another directory for the index.")
+
+
+def create_database(path: Path, about: dict[str, Any]) -> None:
+    """
+    Creates the database of a new index.
+
+    Raises:
+        FileExistsError: the directory is already an index, which another process may have created in the meantime.
+        BlockingIOError: another process is changing that index.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        check_new(path)
+        Database.create(path, about).close()
 
 
 def new_about(embedder: Embedder, window: float, stride: float, tokens: bool | None) -> dict[str, Any]:

@@ -67,7 +67,6 @@ class About:
     The content of `nearest.json`.
 
     Attributes:
-        prefix: prefix of the vectors' files; compacted vectors have another prefix.
         dim: length of the vectors.
         lists: number of lists.
         trained: number of rows when the lists were trained.
@@ -75,7 +74,6 @@ class About:
         segments: the segments, which are contiguous from row 0.
     """
 
-    prefix: str
     dim: int
     lists: int
     trained: int
@@ -101,7 +99,7 @@ def read_about(directory: Path, vectors: Vectors) -> About:
         about = _parse_about(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is damaged.") from None
-    if (about.prefix, about.dim) != (vectors.prefix, vectors.dim):
+    if about.dim != vectors.dim:
         raise ValueError(f"{path} belongs to other vectors.")
     return about
 
@@ -404,7 +402,7 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
     number = 1 + max(_numbered(directory).values(), default=0)
     if about is None or len(live) >= RETRAIN * about.trained:
         quantizer, files = _train(vectors, live), []
-        about = About(vectors.prefix, vectors.dim, len(quantizer.centroids), len(live), number, ())
+        about = About(vectors.dim, len(quantizer.centroids), len(live), number, ())
         quantizer.write(_trained_path(directory, number))
     kept = _kept_segments(about, live)
     if kept is None:

@@ -16,7 +16,7 @@ from ..files import locked
 from ..inference import progress_bar
 from .database import FILE, Database, Record
 from .embedding import Embedded, Embedder, embed_events
-from .index import check_new, new_about
+from .index import DIFFERENT, check_new, create_database, new_about
 from .parts import COMMON, PartFile, PartWriter, as_text, list_parts, open_part, read_part
 from .reading import Failed, Job, Options, read_videos
 from .sources import Video, find_videos
@@ -95,6 +95,7 @@ def embed_videos(
         with PartWriter(directory, about, number, count, parts) as writer:
             report = _embed(videos, found.roots, _stamps(parts, videos), embedder, writer, retry, num_workers)
             writer.finish(finished)
+    report.unreadable |= found.unreadable
     return report
 
 
@@ -133,7 +134,8 @@ def _embed(
             if isinstance(result, Embedded):
                 plan = result.plan
                 record = record._replace(sha256=result.sha256, duration=plan.duration, spans=plan.spans)
-                (report.changed if video.path in stamps else report.new).append(video.path)
+                *_, error = stamps.get(video.path, ("new",))
+                (report.changed if error is None else report.new).append(video.path)
                 writer.put(record, result.windows)
             elif isinstance(result, Failed):
                 report.unreadable[video.path] = result.reason
@@ -172,8 +174,7 @@ def join_parts(
         _check_same(about, path, first.about, first.path)
     else:
         check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
-        Database.create(path, first.about).close()
+        create_database(path, first.about)
     with locked(path), Updater(path, _no_model) as updater:
         return updater.add(_newest(files))
 
@@ -235,9 +236,6 @@ def _shares(shards: Sequence[int], count: int) -> str:
     return f"shard {', '.join(names)}"
 
 
-_DIFFERENT = {"weights": "other weights", "preprocessing": "another preprocessing", "dim": "other embeddings"}
-
-
 def _tokens(about: dict[str, Any]) -> str:
     return "no tokens" if about["tokens"] is None else "{} tokens of length {} per window".format(*about["tokens"])
 
@@ -252,8 +250,8 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
     cure = "use the same model and options, or another directory."
     for name in COMMON:
         if about[name] != other[name]:
-            if name in _DIFFERENT:
-                what = f"{where} ({about['model']}) has {_DIFFERENT[name]} than {other_where} ({other['model']})"
+            if name in DIFFERENT:
+                what = f"{where} ({about['model']}) has {DIFFERENT[name]} than {other_where} ({other['model']})"
             elif name == "tokens":
                 what = f"{where} has {_tokens(about)}, but {other_where} has {_tokens(other)}"
             else:

@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..corpora.base import CorpusError
-from ..files import write_text
+from ..files import readable, write_text
 from ..inference import progress_bar
-from ..video_decoding_region_learner import VideoDecodeError
 from ..visualization import draw_heat_maps, draw_regions, frame_strip, frames_of_height
 from ..visualization.page import html_environment
-from .index import LIKELY, NO_MATCH, Hit, VideoIndex
+from .index import LIKELY, NO_MATCH, UNREADABLE, Hit, VideoIndex
 from .preview import strip_of, write_preview
 from .spans import clock
 
@@ -110,7 +108,7 @@ def show_hit(index: VideoIndex, hit: Hit, with_preview: bool = True) -> ShownHit
             return ShownHit(hit, strip, regions)
         preview, begin = preview_uri(source, hit.start, hit.end)
         return ShownHit(hit, strip, regions, preview, begin, begin + hit.end - hit.start)
-    except (VideoDecodeError, CorpusError, OSError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return ShownHit(hit, problem=f"This video cannot be shown: {message_of(error)}")
 
 
@@ -166,11 +164,6 @@ def percent(probability: float) -> str:
 def likelihood(probability: float) -> str:
     """Returns a word for a probability: `likely`, `possible` or `unlikely`."""
     return "likely" if probability >= LIKELY else "possible" if probability >= NO_MATCH else "unlikely"
-
-
-def readable(path: str) -> str:
-    """Returns a path with escapes in place of characters that are not printable, or that UTF-8 cannot encode."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
 
 
 def message_of(error: Exception) -> str:

@@ -25,7 +25,7 @@ from ..files import naming, near_file, partial_of, sync_directory
 from .database import Record
 from .sources import Video
 from .spans import check_windows
-from .windows import Windows, are_tokens, is_token_shape
+from .windows import Windows, are_tokens, are_units, is_token_shape
 
 if TYPE_CHECKING:  # importing it takes too long for commands that do not need it
     import pyarrow as pa
@@ -119,8 +119,8 @@ class PartWriter:
     ):
         self.directory, self.about, self.shard, self.shards = directory, about, shard, shards
         own = sorted((part for part in parts if part.shard == shard), key=lambda part: part.number)
-        self.last = own[-1] if own else None
-        self.next = self.last.number + 1 if self.last else 0
+        self.finished = own[-1].finished if own else None
+        self.next = own[-1].number + 1 if own else 0
         self.waiting: list[tuple[Record, Windows]] = []
         self.since = time.monotonic()
 
@@ -140,7 +140,7 @@ class PartWriter:
 
     def finish(self, videos: str) -> None:
         """Writes the remaining videos. `videos` is the hash of the list of videos that is finished."""
-        if self.waiting or self.last is None or self.last.finished != videos:
+        if self.waiting or self.finished != videos:
             self._write(videos)
 
     def _write(self, finished: str | None) -> None:
@@ -168,7 +168,7 @@ class PartWriter:
         finally:
             partial.unlink(missing_ok=True)
         sync_directory(self.directory)
-        self.waiting, self.since, self.next = [], time.monotonic(), self.next + 1
+        self.waiting, self.since, self.next, self.finished = [], time.monotonic(), self.next + 1, finished
 
 
 def table_of(videos: list[tuple[Record, Windows]], about: dict[str, Any]) -> pa.Table:
@@ -299,12 +299,7 @@ def _is_about(about: Any) -> bool:
         return False
     neutral = np.frombuffer(bytes.fromhex(about["neutral"]), "<f4").reshape(-1, about["dim"])
     check_windows(about["window"], about["stride"])
-    return _are_units(neutral)
-
-
-def _are_units(vectors: np.ndarray) -> bool:
-    """Returns whether all vectors (n, D) are finite and L2-normalized."""
-    return bool((np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) < _ROUNDING).all())
+    return are_units(neutral)
 
 
 @contextmanager
@@ -380,7 +375,7 @@ def _video(table: pa.Table, about: dict[str, Any]) -> tuple[Record, Windows]:
         return record, Windows.empty(about)
     spans = np.stack([table["start"].to_numpy(), table["end"].to_numpy()], axis=1)
     vectors = table["vector"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, about["dim"])
-    if nulls != {0} or not _are_units(vectors):
+    if nulls != {0} or not are_units(vectors):
         raise ValueError("its vectors are not of length 1")
     times = np.concatenate([[0], spans[:, 0], [record.duration]])
     is_right = np.isfinite(spans).all() and (np.diff(times) >= 0).all() and (np.diff(spans) >= 0).all()

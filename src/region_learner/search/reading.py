@@ -181,14 +181,14 @@ class _Reader:
         theirs.close()
         try:
             self.connection.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise RuntimeError(
                 "Worker processes do not start: in a script, put the call under `if __name__ == '__main__':`."
             ) from error
 
     def begin(self, job: Job) -> None:
         self.job, self.since = job, time.monotonic()
-        with suppress(BrokenPipeError):  # the process has crashed, which `event` reports
+        with suppress(ConnectionError):  # the process has crashed, which `event` reports
             self.connection.send(job)
 
     def event(self) -> Event | None:
@@ -198,10 +198,13 @@ class _Reader:
             if self.connection.poll():
                 event = self.connection.recv()
                 self.since = time.monotonic()
+                if isinstance(event, MemoryError):  # libraries may not release the memory
+                    event = Failed(f"reading it takes more than {MEMORY / 2**30:g} GiB of memory")
+                    self._replace()
             elif time.monotonic() - self.since > _SECONDS:
                 event = Failed(f"reading it takes more than {_SECONDS} seconds")
                 self._replace()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter if it has sent a part of an event
             event = Failed("reading it crashes the process")
             self._replace()
         if isinstance(event, Known | End | Failed):
@@ -228,6 +231,6 @@ def _serve(connection: Connection, options: Options, memory: int, environment: d
         try:
             for event in read_video(job, options):
                 connection.send(event)
-        except MemoryError:  # libraries may not release the memory, so this process is replaced
-            connection.send(Failed(f"reading it takes more than {memory / 2**30:g} GiB of memory"))
+        except MemoryError:
+            connection.send(MemoryError())
             return

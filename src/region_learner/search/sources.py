@@ -71,7 +71,8 @@ class FoundVideos:
 
     Args:
         videos: the videos by path.
-        roots: the argument that each path came from. A video that is no longer found there is gone.
+        roots: the argument that each path came from; see [`root_to_keep`].
+        searched: the arguments. A video that came from one of them and is no longer found there is gone.
         folders: the folders that were searched.
         unlisted: folders and shards that could not be listed. It is not known whether their videos are gone.
         unreadable: for each shard in a folder that could not be read to its end, the reason.
@@ -79,19 +80,28 @@ class FoundVideos:
 
     videos: dict[str, Video] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
+    searched: set[str] = field(default_factory=set)
     folders: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, video: Video, root: str) -> None:
-        if video.path not in self.videos:
-            self.videos[video.path], self.roots[video.path] = video, root
+        self.videos.setdefault(video.path, video)
+        self.roots[video.path] = root_to_keep(video.path, self.roots.get(video.path, root), root)
 
     def lacks(self, path: str, root: str) -> bool:
         """Returns whether a video that was found earlier, through the argument `root`, is gone."""
         if path in self.videos or _is_within(path, self.unlisted):
             return False
-        return root in self.roots.values() or _is_within(path, self.folders)
+        return root in self.searched or _is_within(path, self.folders)
+
+
+def root_to_keep(path: str, earlier: str, root: str) -> str:
+    """
+    Returns which of two arguments to remember for a video that was found through both. A folder or shard that contains
+    the video stays, because the video may leave the other one, such as a list, without being gone.
+    """
+    return earlier if path == earlier or _is_within(path, [earlier]) else root
 
 
 def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
@@ -100,27 +110,32 @@ def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
 
     Args:
         paths: one or several paths, each a folder, a video, a shard (.tar) or a list (.txt, one path per line,
-            relative to the list); or rows of `load_corpus`. Folders are searched at any depth for files with the
-            extension of a video and for shards, except for names that begin with a dot.
+            relative to the list); rows of `load_corpus`; or the result of an earlier call. Folders are searched at any
+            depth for files with the extension of a video and for shards, except for names that begin with a dot.
         root: name of the corpus, for rows.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a path does not contain any videos, or a row refers to something that is not a file.
     """
+    if isinstance(paths, FoundVideos):
+        return paths
     found = FoundVideos()
     if hasattr(paths, "column_names"):
         for row in paths.select_columns(["video"]):
             found.add(_video_of_row(row["video"]), root)
+        if not found.videos:
+            raise ValueError(f"{root} does not contain any videos: nothing was changed.")
+        found.searched.add(root)
         return found
     for given in [paths] if isinstance(paths, str | os.PathLike) else paths:
         path = os.path.abspath(os.path.expanduser(given))
-        before = len(found.videos)
-        repeated = False
+        is_empty = True
         for video in _expand(path, found):
-            repeated = repeated or video.path in found.videos
+            is_empty = False
             found.add(video, path)
-        if len(found.videos) == before and not repeated:
+        found.searched.add(path)
+        if is_empty:
             raise ValueError(
                 f"{given} does not contain any videos (files such as {', '.join(VIDEO_EXTENSIONS[:4])} at any depth, "
                 f"or shards, {_SHARD}): nothing was changed."
@@ -180,17 +195,18 @@ def _in_shard(shard: str) -> Iterator[Video]:
     with open(shard, "rb", buffering=0) as file:
         for member in walk_members(file, shard):
             if member.name.lower().endswith(VIDEO_EXTENSIONS):
-                path = os.path.join(shard, member.name.removeprefix("./"))
+                path = os.path.normpath(os.path.join(shard, member.name))
                 yield Video(path, member.size, modified, member.offset, shard)
 
 
 def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = [line.strip() for line in file]
     for line in filter(None, lines):
         if "://" in line:
             raise ValueError(f"{path} lists {line}, but only files can be indexed: download it first.")
-        yield from _expand(os.path.join(os.path.dirname(path), os.path.expanduser(line)), found, is_listed=True)
+        video = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(line)))
+        yield from _expand(video, found, is_listed=True)
 
 
 def _video_of_row(video: Any) -> Video:

@@ -14,6 +14,7 @@ STRIDE = 5.0
 
 _ROUNDING = 1e-6  # seconds
 _LEVEL = 0.7  # of 0.4 to 0.9, this gives the best intersection over union with true spans (docs/search_details.md)
+_LONGEST = 2**31  # seconds; longer windows would count as damage of an index
 _MOST = 2**17  # maximum number of windows per video: a week, with one window every 5 seconds
 
 
@@ -34,10 +35,10 @@ class Plan(NamedTuple):
 
 def check_windows(window: float, stride: float) -> None:
     """Raises a `ValueError` unless windows of this length and stride, in seconds, cover a video."""
-    if not 0 < stride <= window < float("inf"):
+    if not 0 < stride <= window < _LONGEST:
         raise ValueError(
-            f"window={window} and stride={stride} must be seconds with 0 < stride <= window: a longer stride would "
-            "leave out parts of the videos."
+            f"window={window} and stride={stride} must be seconds with 0 < stride <= window < 2**31: a longer stride "
+            "would leave out parts of the videos."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from .database import Database, Record
 from .embedding import Embedded, Embedder, embed_events
 from .nearest import update_nearest
 from .reading import Failed, Job, Known, Options, read_video, read_videos
-from .sources import Video, find_videos
+from .sources import Video, find_videos, root_to_keep
 from .windows import Windows, WindowStore
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class UpdateReport:
     The result of an update, as lists of paths.
 
     Args:
-        new: videos that were embedded for the first time.
+        new: videos that were not in the index, or could not be read earlier.
         changed: videos that were embedded again because their content had changed.
         moved: videos that were found under another path, and were not read again.
         unchanged: videos that have not changed.
@@ -88,7 +87,10 @@ class Updater:
         found = find_videos(paths, root)
         self.report.unreadable |= found.unreadable
         stamps = self.database.stamps()
-        gone = {path for path, (*_, earlier) in stamps.items() if found.lacks(path, earlier)}
+        gone = {path for path, (*_, earlier) in stamps.items() if remove_missing and found.lacks(path, earlier)}
+        known = {path: stamps[path][-1] for path in found.roots.keys() & stamps.keys()}
+        roots = found.roots | {path: root_to_keep(path, known[path], found.roots[path]) for path in known}
+        self._set_roots({path: roots[path] for path in known if roots[path] != known[path]})
         jobs = []
         for path, video in found.videos.items():
             size, modified, offset, failed, _ = stamps.get(path, (None, None, None, False, ""))
@@ -100,12 +102,11 @@ class Updater:
             else:
                 self.report.unchanged.append(path)
         try:
-            self._read(jobs, found.roots, gone, workers)
+            self._read(jobs, roots, gone, workers)
         finally:
             self._commit()
-        if remove_missing:
-            with self.database.transaction():
-                self.report.removed += sorted(path for path in gone if self.database.remove(path))
+        with self.database.transaction():
+            self.report.removed += sorted(path for path in gone if self.database.remove(path))
         self._tidy()
         return self.report
 
@@ -127,19 +128,31 @@ class Updater:
     def add(self, videos: Iterable[tuple[Record, Windows]]) -> UpdateReport:
         """Adds videos that were embedded elsewhere. Videos that have not changed are skipped."""
         stamps = self.database.stamps()
+        roots = {}  # that replace those of unchanged videos
         try:
             for record, windows in videos:
                 path, size, modified, offset, _ = record.video
+                *stamp, known = stamps.get(path, (record.root,))
+                record = record._replace(root=root_to_keep(path, known, record.root))
                 if record.error is not None:
                     self.report.unreadable[path] = record.error
-                if stamps.get(path, ())[:4] != (size, modified, offset, record.error is not None):
+                if stamp != [size, modified, offset, record.error is not None]:
                     self._put(record, windows)
-                elif record.error is None:
+                    continue
+                if record.error is None:
                     self.report.unchanged.append(path)
+                if record.root != known:
+                    roots[path] = record.root
         finally:
             self._commit()
+        self._set_roots(roots)
         self._tidy()
         return self.report
+
+    def _set_roots(self, roots: dict[str, str]) -> None:
+        with self.database.transaction():
+            for path, root in roots.items():
+                self.database.set_root(path, root)
 
     # --- Reading ---
 
@@ -176,8 +189,7 @@ class Updater:
         self._commit()
         same = self.database.records("size = ? AND sha256 = ? AND error IS NULL", [video.size, sha256])
         by_path = {record.video.path: record for record in same}
-        files = {path: record.video.shard or path for path, record in by_path.items()}
-        moved = next((path for path in by_path if path in gone or not os.path.exists(files[path])), None)
+        moved = next((path for path in by_path if path in gone), None)
         with self.database.transaction():
             if video.path in by_path:
                 self.database.move(video.path, video, root)
@@ -197,8 +209,9 @@ class Updater:
 
     def _put(self, record: Record, windows: Windows) -> None:
         if record.error is None:
-            known = self.database.record(record.video.path) is not None
-            (self.report.changed if known else self.report.new).append(record.video.path)
+            known = self.database.record(record.video.path)
+            is_new = known is None or known.error is not None
+            (self.report.new if is_new else self.report.changed).append(record.video.path)
         self.waiting.append((record, windows))
         if sum(len(rows) for _, rows in self.waiting) >= _WINDOWS or time.monotonic() - self.since > _SECONDS:
             self._commit()

@@ -18,7 +18,8 @@ from .vectors import Vectors
 MOST_TOKENS = 32
 _MOST_TOKEN_DIMENSIONS = 2**10  # so that untrusted files take bounded memory
 
-_ROUNDING = 1e-2  # tolerance for float16 numbers and their sums
+_ROUNDING = 1e-3  # tolerance for the lengths of vectors
+_ROUNDING_OF_TOKENS = 1e-2  # tolerance for float16 numbers and their sums
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,17 @@ def _farthest_points(embeds: torch.Tensor, weights: torch.Tensor, count: int) ->
     return torch.stack(chosen, 1)
 
 
+def are_units(vectors: np.ndarray) -> bool:
+    """Returns whether all vectors (n, D) are finite and L2-normalized."""
+    return bool((np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) < _ROUNDING).all())
+
+
 def are_tokens(tokens: np.ndarray) -> bool:
     """Returns whether tokens (W, n, 1 + d) have the form that `pack_tokens` gives them."""
     weights, embeds = tokens[..., 0].astype(np.float32), tokens[..., 1:].astype(np.float32)
     lengths = np.linalg.norm(embeds, axis=-1)
-    is_unit = (np.abs(lengths - 1) < _ROUNDING) | ((weights == 0) & (lengths == 0))
-    return bool(is_unit.all() and (weights >= 0).all() and (np.abs(weights.sum(1) - 1) < _ROUNDING).all())
+    is_unit = (np.abs(lengths - 1) < _ROUNDING_OF_TOKENS) | ((weights == 0) & (lengths == 0))
+    return bool(is_unit.all() and (weights >= 0).all() and (np.abs(weights.sum(1) - 1) < _ROUNDING_OF_TOKENS).all())
 
 
 def is_token_shape(shape: Any) -> bool:
