@@ -90,8 +90,8 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
 
 class RegionLearnerVideoProcessor(BaseVideoProcessor):
     r"""
-    Turns videos into `pixel_values_videos` (B, T, 3, height, width): float32, or the levels of the frames with
-    `do_rescale=False, do_normalize=False`, which are uint8 if the video is encoded.
+    Turns videos into `pixel_values_videos` (B, T, 3, height, width), float32. If they are neither rescaled nor
+    normalized, frames of uint8 remain uint8 (unless `antialias=False`).
 
     The video is split into `num_frames` equal segments. Evaluation takes the middle frame of each segment, and
     training takes a random one. With `fps`, there are that many segments per second. `do_sample_frames=False` takes
