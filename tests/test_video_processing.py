@@ -1034,7 +1034,7 @@ def test_without_sampling(processor, video):
     output = processor(video, do_sample_frames=False, return_tensors="pt")
     assert output["pixel_values_videos"].shape[1] == 40
     for options in ({"num_frames": 2}, {"fps": 1}):
-        with pytest.raises(ValueError, match="needs do_sample_frames=True"):
+        with pytest.raises(ValueError, match="do_sample_frames=False takes all frames: leave it out"):
             processor(video, do_sample_frames=False, **options)
 
 

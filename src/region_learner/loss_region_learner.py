@@ -130,7 +130,7 @@ def contrastive_loss(
     temperature = config.temperature if outputs.temperature is None else outputs.temperature
     negatives = getattr(outputs, "negative_text_embeds", None)
     has_tokens = getattr(outputs, "text_token_embeds", None) is not None
-    pairs: Any = None  # found once, because this waits for all processes
+    pairs: Any = None  # computed once, because this waits for all processes
     if has_tokens or config.loss not in _REGISTERED:
         pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negatives)
     if config.loss in _REGISTERED:

@@ -190,14 +190,11 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if not clips:
             raise ValueError("No videos were given.")
         spans = _as_spans(options.pop("start", self.start), options.pop("end", self.end), len(clips))
-        if not self._option(options, "do_sample_frames"):
-            if spans:
-                raise ValueError("start and end select frames by their times: they need do_sample_frames=True.")
-            for name in ("num_frames", "fps"):
-                if options.get(name) is not None:
-                    raise ValueError(
-                        f"{name}={options[name]} needs do_sample_frames=True: set it, or leave out {name}."
-                    )
+        if spans and not self._option(options, "do_sample_frames"):
+            raise ValueError("start and end select frames by their times: they need do_sample_frames=True.")
+        for name in ("num_frames", "fps"):  # of a saved do_sample_frames=False, transformers expects no error
+            if options.get("do_sample_frames") is False and options.get(name) is not None:
+                raise ValueError(f"do_sample_frames=False takes all frames: leave it out, or {name}={options[name]}.")
         if do_rescale or any(isinstance(clip, _EncodedClip) or clip.dtype == torch.uint8 for clip in clips):
             self._check_normalization(options)
         clips = [_Span(*clip_and_span) for clip_and_span in zip(clips, *spans)] if spans else clips
