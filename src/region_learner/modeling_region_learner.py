@@ -2295,12 +2295,13 @@ def _with_negatives(
 _OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\."]
 
 
-def _num_labels(config: RegionLearnerConfig) -> int:
+def _check_head(config: RegionLearnerConfig) -> int:
+    """Returns the number of classes of a model with a head. Warns if it does not use its regions."""
     if not config.num_labels:
         raise ValueError("The configuration has no classes: set num_labels or id2label.")
     video: Any = config.video_config
     pooling = video.resolved.video_pooling
-    if video.num_regions and pooling in POOLINGS_WITHOUT_REGIONS:  # a dual encoder with `token_dim` may be loaded
+    if video.num_regions and pooling in POOLINGS_WITHOUT_REGIONS:  # as in some dual encoders with `token_dim`
         logger.warning_once(
             f"The model has no use for its {video.num_regions} regions: video_pooling={pooling!r} leaves them out, "
             "and a classifier has no tokens. Set another video_pooling, or num_regions=0 and interaction_layers=0."
@@ -2349,7 +2350,7 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
-        self.num_labels = _num_labels(config)
+        self.num_labels = _check_head(config)
         if config.tube_mlp:
             logger.warning_once("A video classifier has no tube MLP, which is a part of the embedding: ignoring it.")
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
@@ -2484,7 +2485,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
-        self.num_labels = _num_labels(config)
+        self.num_labels = _check_head(config)
         self.classifier = RegionLearnerAnswerHead(config.projection_dim, self.num_labels)
         self.post_init()
 
