@@ -607,6 +607,14 @@ def test_models_without_patches_are_refused():
         model(pixel_values_videos=frames_of((32, 32)))
 
 
+def test_tokens_after_the_patches_are_refused():
+    yolos = backbone_config("yolos", num_detection_tokens=3, image_size=[32, 32])
+    video = RegionLearnerVideoConfig(backbone_config=yolos, **REGIONS)
+    model = RegionLearnerModel(RegionLearnerConfig(video_config=video, text_config=tiny_text_config()))
+    with pytest.raises(ValueError, match=r"YolosModel returns 20 tokens for .* not a grid of patches after class"):
+        model(pixel_values_videos=frames_of((32, 32)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -678,6 +686,9 @@ def test_more_frames():
     assert more(pixel_values_videos=clip).video_embeds.shape == (2, 16)
     late, _ = backbone_model("clip", num_frames=2, **NO_REGIONS)
     assert late(pixel_values_videos=clip).video_embeds.shape == (2, 16)  # has no positions
+    for arguments, message in (((0,), "num_frames=0 must be at least 1"), ((3, "zero"), "fill='zero' is not known")):
+        with pytest.raises(ValueError, match=message):
+            late.resize_frames(*arguments)
     linear, _ = backbone_model("clip", num_frames=2, temporal_fusion="linear", **NO_REGIONS)
     assert (late.video_model.max_frames, linear.video_model.max_frames, model.video_model.max_frames) == (None, 2, 2)
     with pytest.raises(ValueError, match="3 frames, but the model has 2 temporal positions"):

@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from region_learner import (
     modeling_region_learner,
 )
 from region_learner.cli import main
-from region_learner.export import ExportedPart, export_model, load_for_export, parts_of
+from region_learner.export import ExportedPart, _write_onnx, export_model, load_for_export, parts_of
 from region_learner.modeling_region_learner import _roll
 
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, randomize, texts, tiny_model, tiny_text_config, tiny_video_model
@@ -174,6 +175,31 @@ def test_unknown_formats_parts_and_models(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs .*onnxscript, onnxruntime: pip install 'region-learner\[export\]'"):
         export_model(tiny_model(), tmp_path, "onnx")
+
+
+def test_models_in_another_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr("region_learner.export.check_format", lambda format: None)
+    model = tiny_model().bfloat16()
+    with pytest.raises(ValueError, match=r"is torch.bfloat16 on cpu: use `model.float\(\).cpu\(\)`"):
+        export_model(model, tmp_path / "exported")
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    loaded, _ = load_for_export(str(tmp_path))
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("size", "is_beside"), [(2**30, False), (2**31, True)])
+def test_large_weights_lie_beside_the_file(size, is_beside, tmp_path, monkeypatch):
+    """By the size of what is written: of one part, with its buffers."""
+    weights = {"embed": SimpleNamespace(const_value=SimpleNamespace(nbytes=size))}
+    saved = []
+    program = SimpleNamespace(
+        model=SimpleNamespace(graph=SimpleNamespace(initializers=weights)),
+        save=lambda path, external_data: saved.append(external_data),
+    )
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program)
+    _write_onnx(ExportedPart(tiny_model(), "text").eval(), tmp_path / "text.onnx")
+    assert saved == [is_beside]
 
 
 # --- ONNX, OpenVINO, AOTInductor ------------------------------------------------------------------------------------

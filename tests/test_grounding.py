@@ -119,8 +119,10 @@ def test_padding_and_other_pairs_change_nothing(side, processor):
         torch.testing.assert_close(match.heat_map, alone.heat_map)
 
 
-def made_pairs(cosines: list[list[float]], weights: list[float], masks: torch.Tensor | None) -> EmbeddedPairs:
-    """A text of the words a, b, c, ..., whose cosines with regions (or 2 frames of 2 x 2 patches) are given."""
+def made_pairs(
+    cosines: list[list[float]], weights: list[float], masks: torch.Tensor | None, grid: tuple[int, int] = (2, 2)
+) -> EmbeddedPairs:
+    """A text of the words a, b, c, ..., whose cosines with regions (or 2 frames of a grid of patches) are given."""
     rows = torch.tensor(cosines)
     text = " ".join("abcdefgh"[: len(rows)])
     offsets = torch.tensor([[(2 * i, 2 * i + 1) for i in range(len(rows))]])
@@ -128,9 +130,9 @@ def made_pairs(cosines: list[list[float]], weights: list[float], masks: torch.Te
         text_token_embeds=rows[None],
         text_token_weights=torch.tensor([weights]),
         video_token_embeds=torch.eye(rows.shape[1])[None],
-        video_model_output=RegionLearnerVideoOutput(region_masks=masks),
+        video_model_output=RegionLearnerVideoOutput(region_masks=masks, patch_states=torch.zeros(1, 2, *grid, 1)),
     )
-    return EmbeddedPairs([text], offsets, outputs, (32, 32), 2)
+    return EmbeddedPairs([text], offsets, outputs)
 
 
 def test_a_phrase_that_looks_for_two_words():
@@ -157,10 +159,12 @@ def test_patches_that_are_unlike_are_nowhere():
     assert (none.heat_map.any(), none.peak) == (False, None)
 
 
-def test_the_grid_of_patches_has_the_shape_of_frames():
-    pairs = made_pairs([[0.5] * 16], [1.0], None)
-    assert EmbeddedPairs(pairs.texts, pairs.offsets, pairs.outputs, (16, 32), 2).grid() == (2, 2, 4)
-    assert EmbeddedPairs(pairs.texts, pairs.offsets, pairs.outputs, (32, 16), 2).grid() == (2, 4, 2)
+def test_the_grid_of_patches_is_that_of_the_model():
+    """Also where it cannot be told from the number of patches and the shape of the frames."""
+    pairs = made_pairs([[0.5] * 12], [1.0], None, grid=(1, 6))
+    assert pairs.grid() == (2, 1, 6)
+    (match,) = pairs.find(0, [(0, 1)])
+    assert match.heat_map.shape == (2, 1, 6)
 
 
 def test_half_precision(processor):
@@ -205,7 +209,7 @@ def test_light_words_and_patches_that_touch(monkeypatch):
     places = [0, 3, 7, 6, 1]  # of 2 x 2 x 2: touching, the same place in the next frame, touching, another frame
     patches = made_pairs([[float(i == place) for i in range(8)] for place in places], [0.2] * 5, None)
     assert words_of(patches, monkeypatch)[1:] == ["a b", "c d", "e"]
-    wide = made_pairs([[float(i == place) for i in range(32)] for place in (0, 2, 7, 11)], [0.25] * 4, None)
+    wide = made_pairs([[float(i == place) for i in range(32)] for place in (0, 2, 7, 11)], [0.25] * 4, None, (4, 4))
     assert words_of(wide, monkeypatch)[1:] == ["a", "b c d"]  # two columns apart; diagonal; below each other
 
 

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     pipeline,
 )
+from transformers.utils.logging import warning_once
 
 from region_learner import (
     RegionLearnerForVideoClassification,
@@ -236,6 +237,31 @@ def test_frames_of_another_size(kind):
     with pytest.raises(ValueError, match="48 x 48 pixels, but the model takes 32 x 32"):
         model(**larger)
     assert model(**larger, interpolate_pos_encoding=True).logits.shape == (4, 5)
+
+
+@pytest.mark.parametrize("kind", [*HEADS, RegionLearnerModel])
+@torch.no_grad()
+def test_return_dict_of_the_configuration(kind):
+    """Also that of a tower, which has no influence on the whole."""
+    model = tiny_head(kind, token_dim=8)
+    expected = model(**inputs(kind))[0]
+    model.config.video_config.return_dict = model.config.text_config.return_dict = False
+    torch.testing.assert_close(model(**inputs(kind))[0], expected)
+    model.config.return_dict = False
+    outputs = model(**inputs(kind))
+    assert isinstance(outputs, tuple)
+    torch.testing.assert_close(outputs[0], expected)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_what_a_head_leaves_out_is_told(kind, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    warning_once.cache_clear()
+    tiny_head(kind, token_dim=8)
+    assert not caplog.text
+    tiny_head(kind, token_dim=8, video_pooling="cls", tube_mlp=True)
+    assert "The model has no use for its 3 regions: video_pooling='cls' leaves them out" in caplog.text
+    assert ("has no tube MLP" in caplog.text) == (kind is CLASSIFICATION)
 
 
 def test_errors():

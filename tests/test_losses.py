@@ -377,6 +377,16 @@ def test_a_model_in_training_mode_needs_no_other_process(two_processes):
         torch.testing.assert_close(two_processes[0]["alone"][name], parameter.grad, msg=name)
 
 
+def test_pairs_are_found_once(monkeypatch):
+    """With several processes, each time would wait for all of them."""
+    found = []
+    of = loss_region_learner._Pairs.of
+    monkeypatch.setattr(loss_region_learner._Pairs, "of", lambda *args: found.append(args) or of(*args))
+    model = tiny_model(token_dim=8)
+    contrastive_loss(model.config, model(**texts(3), pixel_values_videos=clips(3)))
+    assert len(found) == 1
+
+
 def test_a_registered_loss(monkeypatch, tmp_path):
     monkeypatch.setattr(loss_region_learner, "_REGISTERED", {})
     monkeypatch.setattr(loss_region_learner, "LOSSES", names := [*loss_region_learner.LOSSES])

@@ -9,6 +9,7 @@ from transformers import BertConfig, CLIPTextConfig
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
 from region_learner.loss_region_learner import infonce_loss
+from region_learner.modeling_region_learner import RegionLearnerDividedAttention
 
 from . import naive
 from .conftest import NO_REGIONS, TINY_VIDEO, checkpoint_activations, clips, texts, tiny_model, tiny_video_model
@@ -224,6 +225,17 @@ def test_attention_weights_on_request():
         assert seen == [0, *range(17, 33)]
 
 
+def test_without_eager_attention_weights_cost_nothing(monkeypatch):
+    """There are none, so the single masked attention that computes them is not used."""
+    model = tiny_video_model()
+    with torch.no_grad():
+        expected = model(clips()).pooler_output
+        monkeypatch.setattr(RegionLearnerDividedAttention, "_full_mask", None)
+        outputs = model(clips(), output_attentions=True)
+    assert outputs.attentions == ()
+    assert torch.equal(outputs.pooler_output, expected)
+
+
 @pytest.mark.parametrize("mask", [[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0]])
 @pytest.mark.parametrize(
     "extra",
@@ -255,6 +267,33 @@ def test_masked_frames_have_no_influence(mask, extra):
         torch.testing.assert_close(one[1], unmasked[1], rtol=1e-4, atol=1e-4)
         if mask == [1, 1, 0, 0]:  # padding at the end: as the shorter clip
             torch.testing.assert_close(one[:1], model(videos[:1, :2]).pooler_output, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_not_even_numbers_that_are_not_finite_pass_a_mask():
+    model, videos, frame_mask = tiny_model(), clips(), torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1]])
+    expected = model.get_video_features(videos, frame_mask).pooler_output
+    videos[~frame_mask.bool()] = torch.nan
+    assert torch.equal(model.get_video_features(videos, frame_mask).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_a_frame_mask_does_not_weight_frames():
+    model, frame_mask = tiny_model(tube_mlp=True), torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1]])
+    for inputs in ({}, texts()):
+        embeds = [
+            model(pixel_values_videos=clips(), frame_mask=mask, **inputs).video_embeds
+            for mask in (frame_mask, 2 * frame_mask)
+        ]
+        assert torch.equal(*embeds)
+
+
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries"])
+@torch.no_grad()
+def test_masks_of_masked_frames_are_zero(form):
+    frame_mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1]])
+    masks = tiny_video_model(region_form=form)(clips(), frame_mask=frame_mask).region_masks
+    assert torch.equal(masks.flatten(2).any(2), frame_mask.bool())
 
 
 def test_masked_frames_do_not_train_the_codebook():

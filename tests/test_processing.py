@@ -129,6 +129,13 @@ def test_options_reach_the_video_processor(processor, video):
     assert isinstance(processor(text="a", videos=video, return_tensors="np")["pixel_values_videos"], np.ndarray)
 
 
+def test_misspelled_options_are_refused(processor, video):
+    with pytest.raises(ValueError, match="'strat' is not an option of RegionLearnerProcessor; did you mean 'start'"):
+        processor(videos=video, strat=12.5)
+    with pytest.raises(ValueError, match="did you mean 'num_frames'"):
+        processor(videos=video, videos_kwargs={"num_frmaes": 2})
+
+
 def test_training_follows_the_generator(processor, video):
     """A generator continues from call to call, as it is not copied."""
 

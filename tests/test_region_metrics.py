@@ -437,8 +437,7 @@ PROCESSORS = {
     "default": {},
     "no crop": {"size": {"height": 40, "width": 56}, "do_center_crop": False, "output_size": None},
     "crop of native pixels": {"do_resize": False, "crop_size": 40},
-    "crop beyond the frame": {"do_resize": False, "crop_size": {"height": 100, "width": 90}},
-    "padded and shrunk": {"size": {"shortest_edge": 20}, "crop_size": 30, "output_size": 48},
+    "cropped and enlarged": {"size": {"shortest_edge": 40}, "crop_size": 30, "output_size": 48},
 }
 
 

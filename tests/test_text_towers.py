@@ -10,6 +10,7 @@ from transformers import (
     DistilBertModel,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     OPTConfig,
     Qwen3Config,
     RobertaConfig,
@@ -111,6 +112,23 @@ def test_a_text_means_the_same_in_every_batch(name, pooling):
     if name.startswith("siglip"):  # as their tokenizers give it
         ids = padded("right", 12)["input_ids"]
         torch.testing.assert_close(model(input_ids=ids).text_embeds, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "pooling"), CASES)
+def test_every_parameter_that_is_trained_gets_a_gradient(name, pooling):
+    """The head of SigLIP cannot be left out, but is frozen if it is not used: DDP would stop."""
+    model = tiny_model(text=TOWERS[name](), text_pooling=pooling).train()
+    model(**padded("right", 7)).text_embeds[:, 0].sum().backward()
+    without = [name for name, weight in model.text_model.named_parameters() if weight.grad is None]
+    assert not [name for name in without if model.text_model.get_parameter(name).requires_grad]
+    assert (without == ["head.weight", "head.bias"]) == ("siglip" in name and pooling != "pooler")
+
+
+def test_an_encoder_without_attention():
+    text = MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=99, state_size=4, pad_token_id=PAD)
+    outputs = tiny_model(text=text).get_text_features(**padded("right", 7))
+    assert outputs.attentions is None
+    assert outputs.pooler_output.shape == (4, 16)
 
 
 @pytest.mark.parametrize("name", TOWERS)

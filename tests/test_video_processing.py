@@ -1010,6 +1010,10 @@ def test_frames_a_second(processor, video):
     assert slow(video, num_frames=2, return_tensors="pt")["pixel_values_videos"].shape[1] == 2
     with pytest.raises(ValueError, match="Give only one of"):
         processor(video, fps=5, num_frames=2)
+    with pytest.raises(ValueError, match="fps must be greater than 0; got 0"):
+        processor("not_decoded.mp4", fps=0)
+    with pytest.raises(ValueError, match="fps must be greater than 0; got -5"):
+        sample(100, fps=-5)
     with pytest.raises(ValueError, match="from a video with 25"):
         processor(video, fps=30)
     with pytest.raises(ValueError, match="video_metadata"):
@@ -1029,6 +1033,9 @@ def test_metadata_of_arrays(processor):
 def test_without_sampling(processor, video):
     output = processor(video, do_sample_frames=False, return_tensors="pt")
     assert output["pixel_values_videos"].shape[1] == 40
+    for options in ({"num_frames": 2}, {"fps": 1}):
+        with pytest.raises(ValueError, match="do_sample_frames=False takes all frames: leave it out"):
+            processor(video, do_sample_frames=False, **options)
 
 
 # Transforms ----------------------------------------------------------------------------------------------
@@ -1170,6 +1177,13 @@ def test_without_resizing(processor):
     assert output.shape == (1, 4, 3, 40, 50)
 
 
+@pytest.mark.parametrize("options", [{"size": {"shortest_edge": 20}}, {"do_resize": False, "crop_size": 60}])
+def test_frames_smaller_than_the_crop_are_refused(processor, options):
+    """Instead of getting black borders."""
+    with pytest.raises(ValueError, match=r"smaller than crop_size, .*: give a larger size or a smaller crop_size"):
+        processor(np.full((4, 40, 50, 3), 255, np.uint8), **options)
+
+
 # Sizes, saving and loading -------------------------------------------------------------------------------
 
 
@@ -1229,6 +1243,8 @@ def test_processors_go_to_other_processes(processor):
         ({"short_clips": "black"}, 'short_clips must be "repeat" or "error"'),
         ({"num_frames": 0}, "num_frames"),
         ({"num_frames": 2, "fps": 1}, "Give only one of"),
+        ({"fps": 0}, "fps must be greater than 0"),
+        ({"num_frmaes": 9}, "'num_frmaes' is not an option .*; did you mean 'num_frames'"),
     ],
 )
 def test_wrong_settings(kwargs, message):
@@ -1236,10 +1252,19 @@ def test_wrong_settings(kwargs, message):
         RegionLearnerVideoProcessor(**kwargs)
 
 
+def test_misspelled_options_are_refused(processor, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'training'"):
+        processor(np.zeros((4, 40, 50, 3), np.uint8), trainin=True)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'crop_scale'"):
+        RegionLearnerVideoProcessor.from_pretrained(tmp_path, crop_scal=(0.8, 1.0))
+    assert RegionLearnerVideoProcessor(image_processor_type="CLIPImageProcessor").num_frames == 4  # of a saved file
+
+
 def test_without_av_or_torchvision(tmp_path):
-    """The file and its sibling are alone here, as in a checkpoint; missing packages are named when they are needed."""
+    """The file and its siblings are alone, as in a checkpoint; missing packages are named when they are needed."""
     (tmp_path / "alone").mkdir()
-    for name in ("video_decoding", "video_processing"):
+    for name in ("configuration", "video_decoding", "video_processing"):
         shutil.copy(Path(module.__file__).with_name(f"{name}_region_learner.py"), tmp_path / "alone")
     script = """
 import importlib.util, sys

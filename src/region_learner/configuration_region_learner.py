@@ -283,7 +283,7 @@ class _StrictConfig(PreTrainedConfig):
         Args:
             config_dict: the saved configuration.
             kwargs: fields to override. Mappings (`video_config`, `text_config`, `region_options`) merge key by key
-                with what was saved, and None resets a field to its default.
+                with what was saved, and None resets a field to its default. None for a tower changes nothing.
 
         Raises:
             ValueError: a field does not exist, a value is out of range, or an override has no effect. (Saved values

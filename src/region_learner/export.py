@@ -179,7 +179,7 @@ def _class_of(model: Any) -> str:
 
 def load_for_export(name: str) -> tuple[Any, Any]:
     """
-    Returns the model of a checkpoint with the head that it was saved with, and its processor.
+    Returns the model of a checkpoint in float32, with the head that it was saved with, and its processor.
 
     Args:
         name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
@@ -190,7 +190,8 @@ def load_for_export(name: str) -> tuple[Any, Any]:
     """
     check_checkpoint(name)
     (architecture,) = (AutoConfig.from_pretrained(name).architectures or ["RegionLearnerModel"])[:1]
-    return load_checkpoint(name, _TASKS.get(architecture, "retrieval"))
+    model, processor = load_checkpoint(name, _TASKS.get(architecture, "retrieval"))
+    return model.float(), processor
 
 
 def check_format(format: str) -> None:
@@ -219,7 +220,7 @@ def export_model(
     sizes differ from those of the export.
 
     Args:
-        model: a model of this package, in float32.
+        model: a model of this package, in float32 on the CPU.
         output: directory, which is created if it does not exist.
         format: "onnx" (files `text.onnx`, `video.onnx`, `model.onnx`; weights of 1.8 GiB and more lie beside the
             file), or "openvino" (`.xml` and `.bin`).
@@ -230,7 +231,8 @@ def export_model(
         value of its output (at least 1).
 
     Raises:
-        ValueError: the format or a part is not known, or the results of an exported program differ from the model's.
+        ValueError: the format or a part is not known, the model is not in float32 on the CPU, or the results of an
+            exported program differ from the model's.
         ImportError: packages that the format needs are not installed.
 
     Example:
@@ -242,6 +244,12 @@ def export_model(
     """
     check_format(format)
     known = parts_of(model)
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise ValueError(
+                f"Models are exported in float32 on the CPU, but {name} is {weight.dtype} on {weight.device}: use "
+                "`model.float().cpu()`."
+            )
     parts = [name for name in known if name != "model"] or known if parts is None else list(parts)
     if unknown := [name for name in parts if name not in known]:
         raise ValueError(f"{_class_of(model)} has no part {unknown[0]!r}; choose from {', '.join(known)}.")
@@ -263,7 +271,6 @@ def _write_onnx(part: ExportedPart, path: Path) -> list[str]:
     """Writes a part as an ONNX file. Returns the names of its outputs."""
     inputs = part.example(**next(part.sizes()))
     names = list(part(**inputs))
-    size = sum(parameter.numel() * parameter.element_size() for parameter in part.model.parameters())
     with warnings.catch_warnings():  # two axes of one name
         warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
         program: Any = torch.onnx.export(
@@ -275,6 +282,7 @@ def _write_onnx(part: ExportedPart, path: Path) -> list[str]:
             dynamo=True,
             verbose=False,
         )
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     program.save(path, external_data=size > _LARGEST_FILE)
     return names
 

@@ -129,26 +129,29 @@ def contrastive_loss(
     text_embeds, video_embeds = outputs.text_embeds, outputs.video_embeds
     temperature = config.temperature if outputs.temperature is None else outputs.temperature
     negatives = getattr(outputs, "negative_text_embeds", None)
+    has_tokens = getattr(outputs, "text_token_embeds", None) is not None
+    pairs: Any = None  # computed once, because this waits for all processes
+    if has_tokens or config.loss not in _REGISTERED:
+        pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negatives)
     if config.loss in _REGISTERED:
         loss = _REGISTERED[config.loss](config, outputs, video_ids, gather)
     elif config.loss == "max_margin":
-        loss = max_margin_loss(text_embeds, video_embeds, config.margin, video_ids, gather, negatives)
+        loss = _max_margin(pairs, config.margin)
     elif config.loss == "sigmoid":
-        bias = outputs.logit_bias
-        loss = sigmoid_loss(text_embeds, video_embeds, temperature, bias, video_ids, gather, negatives)
+        loss = _sigmoid(pairs, temperature, outputs.logit_bias)
     else:
-        loss = infonce_loss(text_embeds, video_embeds, temperature, video_ids, gather, negatives)
-    if getattr(outputs, "text_token_embeds", None) is not None:
+        loss = _infonce(pairs, temperature)
+    if has_tokens:
         temperature = config.token_temperature if outputs.token_temperature is None else outputs.token_temperature
-        loss = loss + config.token_loss_weight * word_region_loss(outputs, temperature, video_ids, gather)
+        loss = loss + config.token_loss_weight * _word_region(pairs, outputs, temperature)
     return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)
 
 
 def register_loss(name: str, function: Callable[[Any, Any, torch.Tensor | None, bool], torch.Tensor]) -> None:
     """
-    Registers your own contrastive loss, which `RegionLearnerConfig(loss=name)` then selects. The loss of the region
-    masks is added to it. To load a model that was trained with this loss where it is not registered, use
-    `from_pretrained(..., loss="infonce")`.
+    Registers your own contrastive loss, which `RegionLearnerConfig(loss=name)` then selects. The losses of the region
+    masks and of the tokens are added to it. To load a model that was trained with this loss where it is not
+    registered, use `from_pretrained(..., loss="infonce")`.
 
     Args:
         name (`str`): name of the loss. A built-in loss cannot be replaced.
@@ -213,7 +216,10 @@ def infonce_loss(
     `negative_text_embeds` (N, dim), the embeddings of texts that describe none of the videos. For the other arguments
     see [`contrastive_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
+    return _infonce(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), temperature)
+
+
+def _infonce(pairs: "_Pairs", temperature: torch.Tensor | float) -> torch.Tensor:
     rows = ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts))
     return _cross_entropy(pairs, [cosine_similarity(own, others) / temperature for own, others in rows])
 
@@ -230,6 +236,10 @@ def word_region_loss(
     """
     negatives = getattr(outputs, "negative_text_embeds", None)
     pairs = _Pairs.of(outputs.text_embeds, outputs.video_embeds, video_ids, gather, negatives)
+    return _word_region(pairs, outputs, temperature)
+
+
+def _word_region(pairs: "_Pairs", outputs: Any, temperature: torch.Tensor | float) -> torch.Tensor:
     texts = outputs.text_token_embeds, outputs.text_token_weights
     videos = outputs.video_token_embeds, outputs.video_token_weights
     all_texts, all_videos = pairs.gather_tokens(*texts), pairs.gather_tokens(*videos)
@@ -239,7 +249,7 @@ def word_region_loss(
     of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature
     if any(pairs.negative_sizes):
         own = texts[0][:0], texts[1][:0]  # empty if only other processes have negative texts
-        if negatives is not None:
+        if getattr(outputs, "negative_text_embeds", None) is not None:
             own = outputs.negative_token_embeds, outputs.negative_token_weights
         all_negatives = pairs.gather_tokens(*own, pairs.negative_sizes)
         of_videos = torch.cat([of_videos, word_region_similarity(*all_negatives, *videos).T / temperature], 1)
@@ -261,11 +271,14 @@ def sigmoid_loss(
     divided by the number of texts, so that the total weight of negatives grows with the batch. Not in the original.
     For the other arguments see [`infonce_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
+    return _sigmoid(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), temperature, bias)
+
+
+def _sigmoid(pairs: "_Pairs", temperature: torch.Tensor | float, bias: torch.Tensor | float) -> torch.Tensor:
     logits = cosine_similarity(pairs.videos, pairs.all_texts) / temperature + bias
     own = logits.take_along_dim(pairs.labels[:, None], 1).squeeze(1)
     total = (F.softplus(logits) * pairs.negatives).sum() + (F.softplus(-own) * pairs.real).sum()
-    return _mean(total, pairs.real.sum(), gather)
+    return _mean(total, pairs.real.sum(), len(pairs.sizes) > 1)
 
 
 def max_margin_loss(
@@ -281,14 +294,17 @@ def max_margin_loss(
     texts and of all videos. This is the original's `MaxMarginRankingLoss`, whose default margin is 1. For the other
     arguments see [`infonce_loss`].
     """
-    pairs = _Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds)
+    return _max_margin(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), margin)
+
+
+def _max_margin(pairs: "_Pairs", margin: float) -> torch.Tensor:
     total, count = pairs.texts.new_zeros(()), pairs.labels.new_zeros(())
     for rows, others in ((pairs.texts, pairs.all_videos), (pairs.videos, pairs.all_texts)):
         similarity, negatives = cosine_similarity(rows, others), pairs.negatives[:, : len(others)]
         own = similarity.take_along_dim(pairs.labels[:, None], 1)
         total = total + (F.relu(margin + similarity - own) * negatives).sum()
         count = count + negatives.sum()
-    return _mean(total, count, gather)
+    return _mean(total, count, len(pairs.sizes) > 1)
 
 
 def _region_loss(config: Any, outputs: Any, counts: torch.Tensor | None, gather: bool) -> torch.Tensor | float:
@@ -402,7 +418,7 @@ def _check_sizes(
     """
     Returns the number of pairs and the number of negative texts of each process. Sizes are compared before embeddings
     are gathered, because processes that disagree would wait for each other forever. (The comparison synchronizes with
-    the device, once per step.)
+    the device.)
     """
     shapes = [tuple(x.shape) if x is not None else (0, 0) for x in (texts, videos)]
     mine = [length for shape in shapes for length in shape] + [-1 if video_ids is None else len(video_ids)]

@@ -33,7 +33,13 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_region_learner import CLIP_TEXT_ENCODERS, RegionLearnerConfig, RegionLearnerVideoConfig, is_causal
+from .configuration_region_learner import (
+    CLIP_TEXT_ENCODERS,
+    POOLINGS_WITHOUT_REGIONS,
+    RegionLearnerConfig,
+    RegionLearnerVideoConfig,
+    is_causal,
+)
 from .loss_region_learner import (
     classification_loss,
     contrastive_loss,
@@ -53,7 +59,8 @@ _AUTO_CLASSES = {
 
 # How far a revived code lies from the code that it splits, as a fraction of the distance to a feature of that code.
 _SPLIT = 0.1
-# Number of cosine moments over time that a region of `RegionLearnerQueries` is computed from.
+# Number of cosine moments over time that a region of `RegionLearnerQueries`, and a tube of `RegionLearnerTubeMLP`, is
+# computed from.
 _MOMENTS = 4
 # Scale of the path of a query over a frame, whose coordinates are between -1 and 1: most movements are short.
 _PATH_SCALE = 4.0
@@ -69,9 +76,10 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
-            CLS state and regions after the final LayerNorm. Without aggregation the patches (quantized, if there is a
-            codebook) take the place of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
-            "linear") it begins with the CLS states of all T frames instead of one.
+            CLS state and regions after the final LayerNorm. In the "queries" form, each region belongs to the whole
+            clip: `(B, 1 + S, D)`. Without aggregation the patches (quantized, if there is a codebook) take the place
+            of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or "linear") it begins
+            with the CLS states of all T frames instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
             The video feature. In the output of `get_video_features`, its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
@@ -85,7 +93,7 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
             positions of a frame (region option `mask_normalization`). In the "queries" form, the attention of each
-            query, scaled to a mean of 1 over each frame. None without aggregation.
+            query, scaled to a mean of 1 over each frame. 0 in masked frames. None without aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
@@ -435,12 +443,13 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Returns the output, (B, 1 + T * N, D), and with `output_attentions` the weights (B, H, 1 + T * N, 1 + T * N),
-        otherwise None. `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T), True for real
-        frames.
+        Returns the output, (B, 1 + T * N, D), and with `output_attentions` and eager attention the weights (B, H,
+        1 + T * N, 1 + T * N), otherwise None. `hidden_states`: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`:
+        (B, T), True for real frames.
         """
         query, key, value = self.project(hidden_states)
-        if kwargs.get("output_attentions", self.config.output_attentions):
+        wants_weights = kwargs.get("output_attentions", self.config.output_attentions)
+        if wants_weights and self.config._attn_implementation == "eager":  # others do not return them, and warn
             # A single masked attention over all tokens gives the same output, and its weights are one matrix.
             output, weights = self.attend(query, key, value, self._full_mask(grid, frame_mask, query), **kwargs)
             return self.out_proj(output), weights
@@ -1008,8 +1017,8 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         """
         Attends to `features` (B, T, h, w, D) and pools `values` (B, T, h, w, D). `frame_mask`: (B, T). Returns the
         regions (B, S, D); the masks (B, T, S, h, w); and None, as there is no loss. The masks are the mean of the
-        attention over heads, scaled to a mean of 1 over each frame, and 0 in masked frames. With patch dropout, `grid`
-        holds the positions of the patches.
+        attention over heads, scaled to a mean of 1 over each frame. With patch dropout, `grid` holds the positions of
+        the patches.
         """
         frames, height, width = features.shape[1:4]
         weights = self.attend(features)
@@ -1022,8 +1031,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         regions = self.queries + self.out_proj(moments.permute(0, 3, 1, 2, 4).flatten(2))
         regions = regions + self.path_proj(path.to(regions.dtype))
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
-        masks = masks.unflatten(3, (height, width)) * (height * width)
-        return regions, masks if frame_mask is None else masks * frame_mask[:, :, None, None, None], None
+        return regions, masks.unflatten(3, (height, width)) * (height * width), None
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each patch for each query, (B, H, T, S, h * w); the weights in a frame sum to 1."""
@@ -1105,9 +1113,9 @@ class RegionLearnerRegionModule(nn.Module):
         """
         Returns the regions (B, T * S, D), or without aggregation the patches (B, T * N, D); the masks (B, T, S, h, w);
         the indices of the codes (B, T, h, w); and the loss of the masks, (B,). Masks are 0, and indices -1, where
-        patch dropout left out patches. `features`: (B, T, h, w, D), or with patch dropout (B, T, 1, n, D), with their
-        `grid`; `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D), added to the regions before they
-        interact, or None.
+        patch dropout left out patches; masks are also 0 in masked frames. `features`: (B, T, h, w, D), or with patch
+        dropout (B, T, 1, n, D), with their `grid`; `frame_mask`: (B, T); `temporal_embeddings`: (1, at least T, D),
+        added to the regions before they interact, or None.
         """
         states, masks, cluster_ids, loss = features, None, None, None
         if self.quantizer is not None:
@@ -1131,6 +1139,7 @@ class RegionLearnerRegionModule(nn.Module):
                 states.detach() if self.detach_masks else states, values, frame_mask, grid
             )
             masks = masks if grid is None else grid.scatter(masks.permute(0, 1, 3, 4, 2)).permute(0, 1, 4, 2, 3)
+            masks = masks if frame_mask is None else masks.masked_fill(~frame_mask[:, :, None, None, None], 0)
         if not self.gathers_clips and positions is not None:
             states = (states.unflatten(1, (features.shape[1], -1)) + positions[:, :, None]).flatten(1, 2)
         if masks is None:
@@ -1297,6 +1306,10 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         8
         ```
         """
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1.")
+        if fill not in ("zeros", "nearest", "bilinear"):
+            raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
         # Unlike a new model, a deep copy keeps dtypes, devices, frozen and quantized weights, and adapters.
         model = copy.deepcopy(self)
         tower: Any = getattr(model, "video_model", model)
@@ -1361,14 +1374,10 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
 
 def _resize_frame_axis(x: torch.Tensor, num_frames: int, fill: str) -> torch.Tensor:
     """Returns `x` (any, T, any) with `num_frames` frames, (any, num_frames, any)."""
-    if num_frames < 1:
-        raise ValueError(f"num_frames={num_frames} must be at least 1.")
     if fill == "zeros":
         return F.pad(x[:, :num_frames], (0, 0, 0, max(0, num_frames - x.shape[1])))
-    if fill in ("nearest", "bilinear"):
-        options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
-        return F.interpolate(x.float().transpose(1, 2), size=num_frames, **options).transpose(1, 2).to(x.dtype)
-    raise ValueError(f"fill={fill!r} is not known; choose one of 'zeros', 'nearest', 'bilinear'.")
+    options = {"mode": "nearest"} if fill == "nearest" else {"mode": "linear", "align_corners": True}
+    return F.interpolate(x.float().transpose(1, 2), size=num_frames, **options).transpose(1, 2).to(x.dtype)
 
 
 # Classes that `AutoModel` does not know.
@@ -1624,11 +1633,17 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         ```
         """
         self._check_inputs(pixel_values_videos, frame_mask)
-        frame_mask = None if frame_mask is None else frame_mask.bool()
+        assert pixel_values_videos is not None
+        if frame_mask is not None:
+            frame_mask = frame_mask.bool()
+            # A weight of 0 would not remove a NaN.
+            real = frame_mask[(..., *[None] * (pixel_values_videos.ndim - 2))]
+            pixel_values_videos = pixel_values_videos.masked_fill(~real, 0)
         if self.backbone is None:
-            encoded = self._encode_clips(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+            encoded = self._encode_clips(
+                pixel_values_videos, frame_mask, interpolate_pos_encoding, return_dict=True, **kwargs
+            )
         else:
-            assert pixel_values_videos is not None
             encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
         cls, last_patches = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
         patches = last_patches if self.backbone is not None else encoded.region_patches
@@ -1687,9 +1702,9 @@ def _run_backbone(
     pixel_values = pixel_values.to(backbone.dtype)
     timm_model: Any = getattr(backbone, "timm_model", None)
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
-    options: dict[str, Any] = dict(kwargs)
+    options: dict[str, Any] = {**kwargs, "return_dict": True}
     if timm_model is not None:
-        options = {name: value for name, value in kwargs.items() if name.startswith("output_")}
+        options = {name: value for name, value in options.items() if name.startswith(("output_", "return_"))}
     elif interpolate_pos_encoding and "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
         options["interpolate_pos_encoding"] = True  # other models interpolate on their own, or need no positions
     if backbone.config.model_type == "siglip2_vision_model":
@@ -1724,12 +1739,17 @@ def _grid_of(backbone: Any, size: tuple[int, int], tokens: int) -> tuple[int, in
     Returns the height and width of the grid of patches among the `tokens` of an image of `size`, which come last.
 
     Raises:
-        ValueError: the tokens contain no such grid.
+        ValueError: the tokens are not such a grid after class and register tokens.
     """
-    patch = getattr(backbone.config, "patch_size", None)
+    config = backbone.config
+    patch = getattr(config, "patch_size", None)
     if patch is not None:
         patch = (patch, patch) if isinstance(patch, int) else patch
         grids = [(size[0] // patch[0], size[1] // patch[1])]
+        # Of other numbers of tokens, some may come last, such as those of objects in YOLOS.
+        prefixes = {0, 1, 1 + getattr(config, "num_register_tokens", 0), 2 if config.model_type == "deit" else 1}
+        prefixes |= {getattr(config, name, 0) for name in ("n_cls_tokens", "num_summary_tokens")}  # Pixio and RADIO
+        grids = [grid for grid in grids if tokens - grid[0] * grid[1] in prefixes]
     else:  # a grid of the shape of the image; if the number of other tokens is not known, there is at most one
         prefix = getattr(getattr(backbone, "timm_model", None), "num_prefix_tokens", None)
         counts = [tokens, tokens - 1] if prefix is None else [tokens - prefix]
@@ -1738,8 +1758,9 @@ def _grid_of(backbone: Any, size: tuple[int, int], tokens: int) -> tuple[int, in
         grids = [grid for grid, count in zip(grids, counts) if grid[0] * grid[1] == count]
     if not grids or not 0 < grids[0][0] * grids[0][1] <= tokens:
         raise ValueError(
-            f"{type(backbone).__name__} returns {tokens} tokens for frames of {size[0]} x {size[1]} pixels, which "
-            "do not contain a grid of patches: use another image model, or frames of its own size."
+            f"{type(backbone).__name__} returns {tokens} tokens for frames of {size[0]} x {size[1]} pixels, which are "
+            "not a grid of patches after class and register tokens: use another image model, or frames of its own "
+            "size."
         )
     return grids[0]
 
@@ -1767,6 +1788,8 @@ def build_text_tower(text_config: PreTrainedConfig, pooling_layer: bool = False)
     if text_config.is_encoder_decoder:
         raise ValueError(f"text_config describes an encoder-decoder ({text_config.model_type}): set it to an encoder.")
     tower = _from_config(text_config, pooling_layer)
+    if not pooling_layer and text_config.model_type in FULL_LENGTH_TEXT_TOWERS:
+        tower.head.requires_grad_(False)  # it cannot be left out, and DDP refuses parameters without gradients
     if not isinstance(tower.get_input_embeddings(), nn.Embedding):
         raise ValueError(
             f"text_config does not describe a text encoder: {text_config.model_type!r} does not take tokens."
@@ -1947,7 +1970,9 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         >>> videos = torch.nn.functional.normalize(videos, dim=-1)
         ```
         """
-        outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+        outputs = self.video_model(
+            pixel_values_videos, frame_mask, interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         outputs.pooler_output = self._project_video(outputs, frame_mask)
         return outputs
 
@@ -1956,7 +1981,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         embedding = self.video_projection(outputs.pooler_output)
         if self.tube_mlp is None:
             return embedding
-        return embedding + self.tube_mlp(outputs.patch_states, frame_mask)
+        return embedding + self.tube_mlp(outputs.patch_states, None if frame_mask is None else frame_mask.bool())
 
     def _tokens(
         self, outputs: Any, frames: int, frame_mask: torch.Tensor | None
@@ -1970,11 +1995,10 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -1986,8 +2010,6 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, length)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids, position_ids (`torch.LongTensor` of shape `(B, length)`, *optional*): for text encoders
                 that take them.
-            inputs_embeds (`torch.FloatTensor` of shape `(B, length, width)`, *optional*): the embeddings of the
-                tokens, for text encoders that take them.
 
         Example:
 
@@ -1998,7 +2020,6 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         """
         text_config: Any = self.config.text_config
         named = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        named["inputs_embeds"] = inputs_embeds
         inputs = {name: x for name, x in named.items() if x is not None}
         full_length = text_config.model_type in FULL_LENGTH_TEXT_TOWERS
         attention_mask = self._text_mask(input_ids, attention_mask)
@@ -2012,9 +2033,11 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             assert attention_mask is not None
             inputs["input_ids"], attention_mask = _pad_to_full_length(inputs["input_ids"], attention_mask, text_config)
         # Encoders of full-length texts attend to the padding, too.
-        wanted = {**kwargs, "output_hidden_states": True} if self.phrases is not None else kwargs
+        wanted: dict[str, Any] = {**kwargs, "return_dict": True}
+        if self.phrases is not None:
+            wanted["output_hidden_states"] = True
         outputs = self.text_model(**inputs, attention_mask=None if full_length else attention_mask, **wanted)
-        pooled = self._pool_text(outputs, inputs.get("input_ids"), attention_mask)
+        pooled = self._pool_text(outputs, inputs["input_ids"], attention_mask)
         if self.config.text_projection_relu:
             pooled = F.relu(pooled)
         embedding, phrases = self.text_projection(pooled), None
@@ -2025,7 +2048,7 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             embedding = embedding + self.phrase_mlp(phrases, mask)
         returns_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         hidden_states = outputs.hidden_states if returns_states else None
-        attentions = outputs.attentions
+        attentions = outputs.get("attentions")  # Mamba has none
         return RegionLearnerTextOutput(  # with the tokens in the order of the input
             last_hidden_state=_roll_back(outputs.last_hidden_state, start, length, 1),
             pooler_output=embedding,
@@ -2034,14 +2057,14 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             phrase_states=_roll_back(phrases, start, length, 1),
         )
 
-    def _text_mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    def _text_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Returns `attention_mask`; for encoders of full-length texts, whose tokenizers return none, computes it."""
         text_config: Any = self.config.text_config
         if attention_mask is not None or text_config.model_type not in FULL_LENGTH_TEXT_TOWERS:
             return attention_mask
         return (input_ids != text_config.pad_token_id).long()
 
-    def _pool_text(self, outputs, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool_text(self, outputs, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Returns one state per text, (B, width), of the `outputs` for texts with padding on the right."""
         states, pooling = outputs.last_hidden_state, self.config.resolved.text_pooling
         if pooling == "pooler":
@@ -2055,11 +2078,11 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         if pooling == "mean":
-            return _masked_mean(states, attention_mask)
+            return _masked_mean(states, attention_mask.bool())
         if pooling == "last":
             position = attention_mask.long().cumsum(1).argmax(1)
         else:
-            position = _end_of_text(input_ids, attention_mask, self.config.text_config)  # type: ignore[arg-type]
+            position = _end_of_text(input_ids, attention_mask, self.config.text_config)
         return states[torch.arange(states.shape[0], device=states.device), position]
 
 
@@ -2206,7 +2229,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 )
             )
         if input_ids is not None:
-            text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+            text_outputs = self.get_text_features(
+                input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **kwargs
+            )
             text_embeds = _unit(text_outputs.pooler_output)
             if self.text_tokens is not None:
                 words = self._embed_words(text_outputs, self._text_mask(input_ids, attention_mask))
@@ -2215,7 +2240,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             if words[0] is not None:
                 words, negative_words = [x[:texts] for x in words], [x[texts:] for x in words]
         if pixel_values_videos is not None:
-            video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+            video_outputs = self.video_model(
+                pixel_values_videos, frame_mask, interpolate_pos_encoding, return_dict=True, **kwargs
+            )
             video_embeds = _unit(self._project_video(video_outputs, frame_mask))
             if self.video_tokens is not None:
                 regions = self.video_tokens(*self._tokens(video_outputs, pixel_values_videos.shape[1], frame_mask))
@@ -2268,9 +2295,17 @@ def _with_negatives(
 _OF_SIMILARITIES = [r"^logit_(scale|bias)$", r"^token_logit_scale$", r"^(text|video)_tokens\."]
 
 
-def _num_labels(config: RegionLearnerConfig) -> int:
+def _check_head(config: RegionLearnerConfig) -> int:
+    """Returns the number of classes of a model with a head. Warns if it does not use its regions."""
     if not config.num_labels:
         raise ValueError("The configuration has no classes: set num_labels or id2label.")
+    video: Any = config.video_config
+    pooling = video.resolved.video_pooling
+    if video.num_regions and pooling in POOLINGS_WITHOUT_REGIONS:  # as in some dual encoders with `token_dim`
+        logger.warning_once(
+            f"The model has no use for its {video.num_regions} regions: video_pooling={pooling!r} leaves them out, "
+            "and a classifier has no tokens. Set another video_pooling, or num_regions=0 and interaction_layers=0."
+        )
     return config.num_labels
 
 
@@ -2315,7 +2350,9 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
-        self.num_labels = _num_labels(config)
+        self.num_labels = _check_head(config)
+        if config.tube_mlp:
+            logger.warning_once("A video classifier has no tube MLP, which is a part of the embedding: ignoring it.")
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
         self.classifier = nn.Linear(config.video_config.hidden_size, self.num_labels)
         self.post_init()
@@ -2354,7 +2391,9 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         torch.Size([1, 3])
         ```
         """
-        video_outputs = self.video_model(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+        video_outputs = self.video_model(
+            pixel_values_videos, frame_mask, interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         outputs = RegionLearnerVideoClassifierOutput(
             logits=self.classifier(video_outputs.pooler_output),
             hidden_states=video_outputs.hidden_states,
@@ -2446,7 +2485,7 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
 
     def __init__(self, config: RegionLearnerConfig):
         super().__init__(config)
-        self.num_labels = _num_labels(config)
+        self.num_labels = _check_head(config)
         self.classifier = RegionLearnerAnswerHead(config.projection_dim, self.num_labels)
         self.post_init()
 
@@ -2493,8 +2532,12 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
         if input_ids is None or pixel_values_videos is None or input_ids.shape[0] != pixel_values_videos.shape[0]:
             questions, videos = (0 if x is None else x.shape[0] for x in (input_ids, pixel_values_videos))
             raise ValueError(f"Give one video for each question: there are {questions} questions and {videos} videos.")
-        text_outputs = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        video_outputs = self.get_video_features(pixel_values_videos, frame_mask, interpolate_pos_encoding, **kwargs)
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, token_type_ids, position_ids, return_dict=True, **kwargs
+        )
+        video_outputs = self.get_video_features(
+            pixel_values_videos, frame_mask, interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         outputs = RegionLearnerQuestionAnsweringOutput(
             logits=self.classifier(text_outputs.pooler_output, video_outputs.pooler_output),
             text_model_output=text_outputs,

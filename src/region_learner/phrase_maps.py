@@ -119,15 +119,11 @@ class EmbeddedPairs:
         texts: B texts.
         offsets: of each token of each text, its first character and the one after the last, (B, L, 2).
         outputs: of the model, for both.
-        size: height and width of the clips in pixels.
-        frames: their number of frames.
     """
 
     texts: Sequence[str]
     offsets: torch.Tensor
     outputs: Any
-    size: tuple[int, int]
-    frames: int
 
     def find(self, row: int, spans: Sequence[Span]) -> list[PhraseMatch]:
         """Returns where the clip of a pair shows each phrase of its text."""
@@ -162,12 +158,8 @@ class EmbeddedPairs:
 
     def grid(self) -> tuple[int, int, int]:
         """Returns the frames, rows and columns of heat maps."""
-        masks = self.outputs.video_model_output.region_masks
-        if masks is not None:
-            return self.frames, *masks.shape[-2:]
-        patches = self.outputs.video_token_embeds.shape[1] // self.frames
-        rows = round((patches * self.size[0] / self.size[1]) ** 0.5)
-        return self.frames, rows, patches // rows
+        frames, height, width = self.outputs.video_model_output.patch_states.shape[1:4]
+        return frames, height, width
 
     def region_maps(self, row: int) -> torch.Tensor | None:
         """Returns the heat map of each region of a clip, (n, T, h, w); None for a model without regions."""
@@ -207,8 +199,7 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
     offsets = inputs.pop("offset_mapping")
     with evaluation_mode(model):
         outputs = model(**inputs.to(model.device), pixel_values_videos=pixel_values_videos.to(model.device))
-    height, width = pixel_values_videos.shape[-2:]
-    return EmbeddedPairs(texts, offsets, outputs, (height, width), pixel_values_videos.shape[1])
+    return EmbeddedPairs(texts, offsets, outputs)
 
 
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:

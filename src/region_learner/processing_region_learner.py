@@ -5,10 +5,13 @@
 """Processor of RegionLearner: turns captions into `input_ids`, and videos and images into `pixel_values_videos`."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from .configuration_region_learner import did_you_mean
 
 LONGEST_TEXT = 512  # tokens, for tokenizers that do not know the maximum length of their model
 UNKNOWN_LENGTH = 10**20  # to transformers, a `model_max_length` of at least this means "not set"
@@ -70,10 +73,11 @@ class RegionLearnerProcessor(ProcessorMixin):
             (B, T, 3, height, width) for videos or images, where T = 1 for images.
 
         Raises:
-            ValueError: there is no input, there are both videos and images, `max_length` is too large, or a video does
-                not have the span.
+            ValueError: there is no input, an option is not known, there are both videos and images, `max_length` is
+                too large, or a video does not have the span.
             VideoDecodeError: a video or an image cannot be read.
         """
+        self._check_names([*kwargs, *kwargs.get("videos_kwargs", {})])
         # Not in the signature: generic callers, such as transformers' common tests, pass all named inputs in one call.
         images = kwargs.pop("images", None)
         if text is None and videos is None and images is None:
@@ -111,6 +115,15 @@ class RegionLearnerProcessor(ProcessorMixin):
         elif videos is not None:
             data.update(self.video_processor(videos, **videos_kwargs))
         return BatchFeature(data)
+
+    def _check_names(self, given: Iterable[str]):
+        """Raises a `ValueError` for names that are not options of any part: transformers would only warn of them."""
+        kinds = self.valid_processor_kwargs.__annotations__  # of texts, images, videos and audio
+        known = {"images", "audio", "common_kwargs", *kinds, *self.video_processor.valid_kwargs.__annotations__}
+        known = known.union(*(getattr(kind, "__annotations__", ()) for kind in kinds.values()))
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{name!r} is not an option of {type(self).__name__}{did_you_mean(name, known)}")
 
     def _check_max_length(self, given: dict[str, Any], text_kwargs: dict[str, Any]):
         """

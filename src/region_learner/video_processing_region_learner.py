@@ -11,10 +11,11 @@ an error, not a black clip; and resizing is antialiased.
 """
 
 import dataclasses
+import difflib
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
@@ -36,6 +37,7 @@ from transformers.utils.type_validators import image_size_validator
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .configuration_region_learner import did_you_mean
 from .video_decoding_region_learner import Scale, VideoDecodeError, picture_levels, read_clip
 
 try:
@@ -88,7 +90,8 @@ class RegionLearnerVideoProcessorKwargs(VideosKwargs, total=False):
 
 class RegionLearnerVideoProcessor(BaseVideoProcessor):
     r"""
-    Turns videos into `pixel_values_videos` (B, T, 3, height, width), float32.
+    Turns videos into `pixel_values_videos` (B, T, 3, height, width), float32. If they are neither rescaled nor
+    normalized, frames of uint8 remain uint8 (unless `antialias=False`).
 
     The video is split into `num_frames` equal segments. Evaluation takes the middle frame of each segment, and
     training takes a random one. With `fps`, there are that many segments per second. `do_sample_frames=False` takes
@@ -157,7 +160,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]):
         if tvf is None:
             raise ImportError("RegionLearnerVideoProcessor needs torchvision: pip install torchvision")
+        _refuse_misspelled(kwargs)
         super().__init__(**_disable_overridden_defaults(kwargs))
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        _refuse_misspelled(kwargs)
+        return super().from_dict(video_processor_dict, **kwargs)
 
     @classmethod
     def for_image_size(cls, image_size: int, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]):
@@ -170,6 +179,10 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return {key: value for key, value in super().to_dict().items() if key not in of_a_call}
 
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
+        for name in kwargs:
+            if name not in RegionLearnerVideoProcessorKwargs.__annotations__:
+                hint = did_you_mean(name, RegionLearnerVideoProcessorKwargs.__annotations__)
+                raise ValueError(f"{name!r} is not an option of {type(self).__name__}{hint}")
         options = _disable_overridden_defaults(kwargs)
         do_convert_rgb, do_rescale = (bool(self._option(options, name)) for name in ("do_convert_rgb", "do_rescale"))
         scale, data_format = self.scale_while_decoding(options), options.get("input_data_format")
@@ -179,6 +192,9 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         spans = _as_spans(options.pop("start", self.start), options.pop("end", self.end), len(clips))
         if spans and not self._option(options, "do_sample_frames"):
             raise ValueError("start and end select frames by their times: they need do_sample_frames=True.")
+        for name in ("num_frames", "fps"):  # of a saved do_sample_frames=False, transformers expects no error
+            if options.get("do_sample_frames") is False and options.get(name) is not None:
+                raise ValueError(f"do_sample_frames=False takes all frames: leave it out, or {name}={options[name]}.")
         if do_rescale or any(isinstance(clip, _EncodedClip) or clip.dtype == torch.uint8 for clip in clips):
             self._check_normalization(options)
         clips = [_Span(*clip_and_span) for clip_and_span in zip(clips, *spans)] if spans else clips
@@ -395,8 +411,6 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         num_frames = self._count_frames(metadata, num_frames, None, seconds=end - start)
         if num_frames is None:
             return np.arange(*frames_in_span(times, start, end))
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1; got {num_frames}.")
         middles = start + (np.arange(num_frames) + 0.5) * ((end - start) / num_frames)
         return times.searchsorted(middles + _MICROSECOND, "right") - 1
 
@@ -406,6 +420,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         """Returns how many frames to sample from the video, or from a span of some seconds; None for all."""
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
+        _check_counts(num_frames, fps)
         if fps is None:
             return num_frames
         if num_frames is not None:
@@ -447,6 +462,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """Crops as torchvision and the reference implementation do; transformers rounds half pixels the other way."""
+        height, width = image.shape[-2:]
+        if height < size.height or width < size.width:  # torchvision would add black borders
+            raise ValueError(
+                f"Frames of {height} x {width} pixels are smaller than crop_size, {size.height} x {size.width}: give "
+                "a larger size or a smaller crop_size, or set do_center_crop=False."
+            )
         return tvf.center_crop(image, [size.height, size.width])
 
     def random_crop(
@@ -482,8 +503,6 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         for name, allowed in (("short_clips", ("repeat", "error")), ("sampling", ("segments", "keyframes"))):
             if kwargs.get(name) not in (None, *allowed):
                 raise ValueError(f'{name} must be "{allowed[0]}" or "{allowed[1]}"; got {kwargs[name]!r}.')
-        if kwargs.get("num_frames") is not None and kwargs["num_frames"] < 1:
-            raise ValueError(f"num_frames must be at least 1; got {kwargs['num_frames']}.")
         return kwargs
 
     def _preprocess(
@@ -543,9 +562,25 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         return video
 
 
+def _refuse_misspelled(names: Iterable[str]) -> None:
+    """Raises ValueError for a name that resembles an option; saved files and Auto classes also pass other names."""
+    options = RegionLearnerVideoProcessorKwargs.__annotations__
+    for name in names:
+        if name not in options and difflib.get_close_matches(name, options, n=1, cutoff=0.8):
+            raise ValueError(f"{name!r} is not an option of a video processor{did_you_mean(name, options)}")
+
+
+def _check_counts(num_frames: int | None, fps: float | None) -> None:
+    if num_frames is not None and not num_frames >= 1:
+        raise ValueError(f"num_frames must be at least 1; got {num_frames}.")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps must be greater than 0; got {fps}.")
+
+
 def _disable_overridden_defaults(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Sets options to None if their defaults are overridden by another option in `kwargs`."""
     kwargs = dict(kwargs)
+    _check_counts(kwargs.get("num_frames"), kwargs.get("fps"))
     if kwargs.get("fps") is not None:
         if kwargs.setdefault("num_frames", None) is not None:
             raise ValueError("Give only one of num_frames and fps.")

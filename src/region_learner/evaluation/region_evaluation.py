@@ -78,7 +78,7 @@ def align_label_maps(
     Applies the evaluation transforms of a video processor to label maps, so that they match its pixel values.
 
     The processor transforms a picture of coordinates, which shows where each pixel comes from, whatever the settings
-    are. Each label is that of the nearest source pixel; pixels that a crop adds around the frame are background.
+    are. Each label is that of the nearest source pixel.
 
     Args:
         video_processor: a `RegionLearnerVideoProcessor`.
@@ -89,15 +89,15 @@ def align_label_maps(
     Returns:
         Label maps (T, height, width), of the same size as the frames of `pixel_values_videos`.
     """
-    rows, columns, inside = _source_pixels(video_processor, *label_maps.shape[1:])
+    rows, columns = _source_pixels(video_processor, *label_maps.shape[1:])
     label_maps = label_maps if frames is None else label_maps[np.asarray(frames)]
-    return np.where(inside, label_maps[:, rows, columns], 0)
+    return label_maps[:, rows, columns]
 
 
-def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the row and column of each output pixel in frames of `height` x `width`, and whether it is inside."""
+def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the row and column of each output pixel in frames of `height` x `width`."""
     row, column = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
-    picture = torch.stack([row, column, torch.ones_like(row)])[None]  # (1, 3, height, width)
+    picture = torch.stack([row, column, torch.zeros_like(row)])[None]  # (1, 3, height, width)
     options: dict[str, Any] = {
         "do_sample_frames": False,
         "do_rescale": False,
@@ -106,14 +106,11 @@ def _source_pixels(video_processor, height: int, width: int) -> tuple[np.ndarray
     }
     # Linear interpolation keeps coordinates linear, but antialiasing would not do so at the border.
     options |= {"resample": Image.Resampling.BILINEAR, "antialias": False, "training": False}
-    row, column, frame = video_processor([picture], return_tensors="pt", **options)["pixel_values_videos"][0, 0]
-    inside = frame >= 0.5
-    frame = frame.clamp(min=0.5)  # at the border, the frame is mixed with padding, which is 0
+    row, column, _ = video_processor([picture], return_tensors="pt", **options)["pixel_values_videos"][0, 0]
     rows, columns = (
-        (coordinate / frame).round().long().clamp(0, side - 1).numpy()
-        for coordinate, side in ((row, height), (column, width))
+        coordinate.round().long().clamp(0, side - 1).numpy() for coordinate, side in ((row, height), (column, width))
     )
-    return rows, columns, inside.numpy()
+    return rows, columns
 
 
 class _LabeledClips(torch.utils.data.Dataset):
