@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from transformers.trainer_utils import sort_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -179,13 +178,19 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
     Returns the complete checkpoint with the highest step in `output_dir`, and what is wrong with each checkpoint of a
     higher step, by path. `contents` is as in [`incompleteness`].
     """
-    found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
-    for path in sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]), reverse=True):
+    for path in reversed(checkpoints_in(Path(output_dir))):
         if (problem := incompleteness(path, contents)) is None:
-            return path, problems
-        problems[path] = problem
+            return str(path), problems
+        problems[str(path)] = problem
     return None, problems
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """Returns the checkpoints that a run has written, by their steps, without copies such as "checkpoint-100-best"."""
+    found = (path for path in output_dir.glob("checkpoint-*") if path.is_dir())
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in found}
+    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
@@ -319,7 +324,10 @@ def _digest_of_ids(part: CorpusPart) -> str | None:
     elif not isinstance(dataset, list | tuple):  # whose rows may be slow to read
         return None
     last = len(dataset) - 1
-    ids = [str(dataset[last * number // 15]["video_id"]) for number in range(16)]
+    rows = [dataset[last * number // 15] for number in range(16)]
+    if not all(isinstance(row, Mapping) and "video_id" in row for row in rows):  # of a custom data collator
+        return None
+    ids = [str(row["video_id"]) for row in rows]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
 
 

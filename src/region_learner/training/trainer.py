@@ -312,6 +312,7 @@ class RegionLearnerTrainer(SafeTrainer):
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
+            self.unreadable.check_all_processes(int(logs["unreadable_videos"]))
             logs |= temperatures_of(self.accelerator.unwrap_model(self.model))
         super().log(logs, start_time)
 
@@ -400,7 +401,7 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def write_to_checkpoint(self, folder: Path):
         """Writes the settings that are compared when resuming, and the unreadable videos so far."""
-        self.unreadable.save(folder, self.args.process_index)
+        self.unreadable.save(folder, self.args.process_index, self.progress.samples_seen)
         if self.args.should_save:
             order = checkpoints.data_order(self.parts, self.args)
             checkpoints.write_settings(folder, order, self.optimization)
