@@ -281,6 +281,7 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
 # Settings that must not change on resume
 
 _DATA_ORDER = "data_order.json"
+_FIRST_STEP = "first step"
 _OPTIMIZATION = "optimization.json"
 _STREAM = "stream.json"  # the data order of streams, in checkpoints of version 0.1
 
@@ -341,10 +342,21 @@ def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -
     return settings | {"trainable parameters": sum(one.numel() for one in model.parameters() if one.requires_grad)}
 
 
-def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any]) -> None:
-    """Writes the settings from [`data_order`] and [`optimization`] into a checkpoint."""
-    for name, settings in ((_DATA_ORDER, order), (_OPTIMIZATION, optimizer)):
+def write_settings(
+    checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any], first_data_step: int = 0
+) -> None:
+    """
+    Writes the settings from [`data_order`] and [`optimization`] into a checkpoint, with the step at which the data was
+    at its beginning, which is not 0 after `ignore_data_skip`.
+    """
+    for name, settings in ((_DATA_ORDER, order | {_FIRST_STEP: first_data_step}), (_OPTIMIZATION, optimizer)):
         (checkpoint / name).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def first_data_step(checkpoint: Path) -> int:
+    """Returns the step at which the data was at its beginning; see [`write_settings`]."""
+    record = checkpoint / _DATA_ORDER
+    return json.loads(record.read_text(encoding="utf-8")).get(_FIRST_STEP, 0) if record.is_file() else 0
 
 
 def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:

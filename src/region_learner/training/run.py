@@ -61,7 +61,7 @@ def train(
     metrics = trainer.train(resume_from_checkpoint=parsed_resume(training_arguments)).metrics
     _save_model(trainer, has_adapters=model_arguments.lora is not None)
     results = {
-        "train": _facts(trainer, data) | metrics,
+        "train": _facts(trainer) | metrics,
         "arguments": _recorded(model_arguments, data_arguments, training_arguments),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry or _is_of_evaluation(entry)],
     }
@@ -294,8 +294,8 @@ def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
     trainer.accelerator.wait_for_everyone()  # the next stage reads what the first process has written
 
 
-def _facts(trainer: RegionLearnerTrainer, data: RunData) -> dict[str, int]:
-    facts = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in data.parts)}
+def _facts(trainer: RegionLearnerTrainer) -> dict[str, int]:
+    facts = {} if trainer.streamed else {"videos": trainer.unreadable.number_of_videos}
     return facts | {"processes": trainer.args.world_size}  # the global batch is larger by this factor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
 from ..corpora.registry import allows_mirroring
 from ..corpora.rows import check_dataset, read_negative_captions
-from ..evaluation.provenance import videos_of
+from ..evaluation.provenance import training_corpora
 from ..labels import UNKNOWN_LABEL
 from .arguments import UNLABELED_TASKS, DataArguments
 from .collator import needed_columns
@@ -147,6 +147,9 @@ def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments
     counted, and are listed in a file in `output_dir`.
     """
     parts = []
+    names = {_source(arguments, entry)[0] for entry in arguments.corpora or [{}]}
+    if arguments.max_missing and not any("max_missing" in corpus_options(name) for name in names):
+        raise ValueError(f"--max-missing does not apply to the corpus {sorted(names)[0]!r}: leave it out.")
     for number, entry in enumerate(arguments.corpora or [{}]):
         name, data_dir, split = _source(arguments, entry)
         options = dict(arguments.corpus_options or {}) if "corpus" not in entry else {}
@@ -199,9 +202,11 @@ def _load(arguments, training, name: str, data_dir, split: str, suffix: str, opt
 
 def is_trained_on(arguments: DataArguments, split: str | None) -> bool:
     """Returns whether the model is trained on a split of the corpus that it is evaluated on."""
-    sources = [_source(arguments, entry) for entry in arguments.corpora or [{}]]
-    evaluated = (videos_of(arguments.corpus), arguments.data_dir, split)
-    return any((videos_of(name), data_dir, part) == evaluated for name, data_dir, part in sources)
+    return split is not None and any(
+        # Other lists divide the same videos in other ways, so that most of a split is in the same split of both.
+        trained.is_split(arguments.corpus, arguments.data_dir, split, trained.lists)
+        for trained in training_corpora(vars(arguments))
+    )
 
 
 def default_flip_probability(arguments: DataArguments) -> float:
