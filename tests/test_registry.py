@@ -174,8 +174,11 @@ def test_captions_tell_left_from_right_by_any_name(tmp_path):
         main([str(word) for word in argv])
     assert not end.value.code
     for corpus, folder, probability in (
-        ("folder", "shapes", 0.0), ("webdataset", "shards", 0.0), ("webdataset", "shards/train", 0.0), ("folder", ".", 0.5)
-    ):  # fmt: skip
+        ("folder", "shapes", 0.0),
+        ("webdataset", "shards", 0.0),
+        ("webdataset", "shards/train", 0.0),
+        ("folder", ".", 0.5),
+    ):
         assert default_flip_probability(DataArguments(corpus=corpus, data_dir=str(tmp_path / folder))) == probability
 
 

@@ -572,7 +572,7 @@ def test_frames_are_cropped_as_by_convnext(tmp_path, edge, share, width):
 def test_frames_need_one_size(tmp_path):
     CLIPImageProcessor(size={"shortest_edge": 40}, do_center_crop=False).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match="resizes images to .*40.*, but the frames of a clip need a height and a width"
+        ValueError, match=r"resizes images to .*40.*, but the frames of a clip need a height and a width"
     ):
         video_processor_of(tmp_path, torch.nn.Identity(), num_frames=4)
 

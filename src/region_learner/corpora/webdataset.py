@@ -320,10 +320,10 @@ def load_webdataset(
 
     The members of a sample follow one another and share a key, which is the name up to the first dot of the file name.
     Captions come from `captions`, `caption` or `text` in .json, or else from .txt. Samples without captions are left
-    out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key. It must be
-    unique among all shards, except in those of `corpus prepare`, which may have several questions about a video; their
-    columns of classes are a `ClassLabel` without streaming. Values are read by the rules of `folder`. Other fields of
-    .json become columns. Other members are ignored, as are images beside a video.
+    out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key. It must
+    be unique among all shards, except in those of `corpus prepare`, which may have several questions about a video;
+    their columns of classes are a `ClassLabel` without streaming. Values are read by the rules of `folder`. Other
+    fields of .json become columns. Other members are ignored, as are images beside a video.
 
     Streams are shuffled and shared among processes by whole shards: the number of shards should be a multiple of the
     number of processes, with several shards for each loader process.
