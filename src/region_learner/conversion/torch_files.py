@@ -375,8 +375,8 @@ def _kind_of(start: bytes) -> str | None:
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     Returns the tensors of the `state_dict` in a file from `torch.save`, or of the file itself if it is a `state_dict`,
-    on the CPU. Code in the file is not run. Reading takes at most a few times the size of the file of memory, and 300
-    MB for what a damaged or malicious pickle contains.
+    on the CPU. Code in the file is not run. Memory is limited to a few times the size of the file, and 300 MB for the
+    containers in its pickles.
 
     Raises:
         OSError: the file does not exist, or cannot be read.

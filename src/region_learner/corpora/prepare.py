@@ -166,9 +166,10 @@ def prepare_corpus(
 
 def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Yields rows with the names of classes instead of their numbers, which are meaningless without the data set."""
+    classes = _class_names(rows)
     for index in indices:
         row = rows[index]
-        for column, names in _class_names(rows).items():
+        for column, names in classes.items():
             number = row[column]
             # -1 stands for an unknown label in `datasets`.
             row[column] = None if number is None or number < 0 else names[number]

@@ -165,8 +165,8 @@ def corpus_info(name: str) -> Corpus:
     return _CORPORA[name]
 
 
-# The files in the directory of a corpus, of `corpus make` and `corpus prepare`, that may have `horizontal_flip`.
-_RECORDS = ("corpus.json", "prepare.json", "*/prepare.json")
+# Files of `corpus make` and `corpus prepare` that describe what the directory of a corpus contains.
+_RECORDS = {"folder": ("corpus.json",), "webdataset": ("prepare.json", "*/prepare.json")}
 
 
 def allows_mirroring(name: str, data_dir: PathLike | None) -> bool:
@@ -175,8 +175,8 @@ def allows_mirroring(name: str, data_dir: PathLike | None) -> bool:
     Raises:
         CorpusError: the name is unknown.
     """
-    directory = None if data_dir is None else Path(data_dir).expanduser()
-    records = [path for pattern in _RECORDS for path in directory.glob(pattern)] if directory else []
+    directory = Path(data_dir or ".").expanduser()
+    records = [path for pattern in _RECORDS.get(name, ()) for path in directory.glob(pattern)]
     return corpus_info(name).horizontal_flip and all(
         read_record(path).get("horizontal_flip", True) for path in records
     )
