@@ -1038,6 +1038,11 @@ def test_cc3m_img2dataset_damaged(tmp_path):
     (tmp_path / "00000.parquet").write_text("PAR1")
     with pytest.raises(CorpusError, match=r"00000.parquet is not a Parquet file"):
         load_corpus("cc3m", tmp_path)
+    (tmp_path / "00000.parquet").unlink()
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000" / "000000000.json").write_text("[]")
+    with pytest.raises(CorpusError, match=r"000000000.json: expected an object with a caption, not \[\]"):
+        load_corpus("cc3m", tmp_path)
 
 
 def test_warnings_are_those_of_the_package(msvd, caplog):

@@ -16,7 +16,7 @@ from region_learner.cli import main
 from region_learner.files import write_json
 from region_learner.loading import load_checkpoint
 from region_learner.training import ModelArguments, build_model
-from region_learner.training.checkpoints import COMPLETE, incompleteness
+from region_learner.training.checkpoints import COMPLETE, incompleteness, last_complete
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import tiny_model
@@ -152,6 +152,12 @@ def test_a_checkpoint_damaged_by_a_power_failure_is_passed_over(trained, tmp_pat
     damage(tmp_path / "run" / "checkpoint-4")
     with pytest.raises(ValueError, match="checkpoint-4 cannot be resumed from: its "):
         run(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-4"), **OPTIONS)
+
+
+def test_copies_of_checkpoints_are_passed_over(trained, tmp_path):
+    for name in ("checkpoint-2", "checkpoint-4-best", "checkpoint-x"):
+        shutil.copytree(trained[0] / "checkpoint-4", tmp_path / name)
+    assert last_complete(tmp_path) == (str(tmp_path / "checkpoint-2"), {})
 
 
 def test_checkpoints_without_checksums_still_count(trained, tmp_path):

@@ -327,6 +327,14 @@ def test_a_pickle_that_declares_gigabytes(tmp_path):
         assert peak_of(lambda path=path: refuses(path)) < 64 * MEBIBYTE
 
 
+def test_a_pickle_of_many_containers(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_files, "_MOST_OPCODES", 1000)
+    source = save(tmp_path / "bomb.pth", {"state_dict": {"a": torch.zeros(3)}})
+    path = rewritten(source, lambda name, old: b"\x80\x02" + b"]" * 1000 + b"." if name.endswith("pkl") else old)
+    with pytest.raises(ValueError, match="a pickle of more than 1,000 opcodes"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(tmp_path, value):
     state = read_checkpoint(FIXTURES / "frozen_in_time.pth")

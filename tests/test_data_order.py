@@ -92,6 +92,12 @@ def test_weights_and_videos_may_not_change(tmp_path, changed, message):
         check_data_order(tmp_path, order(**changed))
 
 
+def test_rows_without_ids(tmp_path):
+    parts = [CorpusPart([{"clip": 0}], 2)]  # of a custom data collator
+    order = data_order(parts, RegionLearnerTrainingArguments(str(tmp_path), report_to="none"))
+    assert order["video ids (a digest)"] == [None]
+
+
 @pytest.mark.parametrize("changed", [{"dataloader_num_workers": 2}, {"gradient_cache_chunk": 2}, {"max_steps": 3}])
 def test_what_may_change_on_resume(interrupted, tmp_path, changed):
     resume(interrupted, tmp_path, **changed)
@@ -118,6 +124,11 @@ def test_a_stream_may_begin_anew(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-4")
     anew = run(tmp_path, resume=True, ignore_data_skip=True, **options)
     assert not torch.equal(anew["state"]["video_projection.weight"], whole["state"]["video_projection.weight"])
+    # Resumed again, it continues where the new beginning has come to.
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    run(tmp_path, resume=True, ignore_data_skip=True, **options | {"max_steps": 3, "save_steps": 1})
+    again = run(tmp_path, resume=True, **options)
+    assert torch.equal(anew["state"]["video_projection.weight"], again["state"]["video_projection.weight"])
 
 
 def test_checkpoints_of_earlier_versions_resume(interrupted, tmp_path):

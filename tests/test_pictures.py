@@ -393,6 +393,14 @@ def test_what_the_wanted_frames_may_take(tmp_path, monkeypatch):
         frames_of(video)
 
 
+def test_large_jpeg_files(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 48)).save(tmp_path / "large.jpg")
+    assert len(frames_of(tmp_path / "large.jpg")) == 1
+    monkeypatch.setattr(module, "_MAX_JPEG", 100)
+    with pytest.raises(VideoDecodeError, match="a JPEG file of more than 100 bytes"):
+        frames_of(tmp_path / "large.jpg")
+
+
 def test_listing_packets_has_limits(tmp_path, monkeypatch):
     video = write_video(tmp_path / "video.mp4", count=10)
     monkeypatch.setattr(module, "_sample", None)  # comes after the packets
@@ -415,6 +423,17 @@ def test_decoding_has_a_time_limit(tmp_path, monkeypatch, decodes_all):
     monkeypatch.setattr(module, "_SECONDS", 0)
     with pytest.raises(VideoDecodeError, match=r"video.mp4: reading it takes more than 0 seconds"):
         frames_of(video)
+
+
+def test_every_frame_has_a_time_limit(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "video.mp4", count=3)
+    clock = Mock()
+    monkeypatch.setattr(module, "_Clock", lambda: clock)
+    assert len(list(module.iterate_frames(video))) == 3
+    assert clock.restart.call_count == 3
+    clock.check.side_effect = VideoDecodeError("too slow")
+    with pytest.raises(VideoDecodeError, match="too slow"):
+        list(module.iterate_frames(video))
 
 
 # What decoders only log ----------------------------------------------------------------------------------

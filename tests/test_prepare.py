@@ -206,8 +206,40 @@ def test_columns_of_tasks(videos, tmp_path):
     ]
     prepare_corpus(Dataset.from_list(rows, features=features), tmp_path, workers=1)
     prepared = load(tmp_path)
-    assert prepared["label"] == ["run", "jump", None]
+    assert prepared.features["label"].names == ["run", "jump"]
+    assert prepared["label"] == [0, 1, None]
     assert prepared["captions"] == [[], [], []]
+
+
+def test_several_questions_about_a_video(videos, tmp_path):
+    row = {"video": videos[0], "video_id": "0", "captions": [], "answer": "a"}
+    questions = [row | {"question": question} for question in ("who?", "where?")]
+    prepare_corpus(Dataset.from_list(questions), tmp_path, workers=1)
+    assert [(row["video_id"], row["question"]) for row in load(tmp_path)] == [("0", "who?"), ("0", "where?")]
+
+
+def test_a_shard_is_on_the_disk_before_its_report(videos, tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(module, "sync_file", lambda path: flushed.append((path.name, path.is_file())))
+    monkeypatch.setattr(module, "sync_directory", lambda path: flushed.append(sorted(os.listdir(path))))
+    prepare_corpus(rows_of(videos[:1]), tmp_path, workers=1)
+    assert flushed == [("000000.tar.partial", True), [".lock", "000000.tar", "prepare.json"]]
+
+
+def test_sound_that_is_longer_does_not_stretch_frames(videos, tmp_path):
+    path = tmp_path / "sound.mkv"
+    with av.open(videos[0]) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000 * 9), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(sound.encode(frame))
+    _, data, _ = module.encode_clip(path, PrepareOptions(num_frames=5))
+    np.testing.assert_allclose([at for _, at in iterate_frames(data)], np.arange(5) / 5, atol=0.02)  # 1 second
 
 
 def test_columns_of_any_name(videos, tmp_path):

@@ -516,6 +516,11 @@ def test_recipes_say_what_they_do_need_and_give(name):
         ("corpora: [{corpus: cc3m, data_dri: x}]", "corpora: unknown key 'data_dri'; did you mean 'data_dir'"),
         ("corpora: [cc3m]", "corpora must be a list of mappings with keys of corpus, data_dir"),
         ("corpora: {corpus: cc3m}", "corpora must be a list of mappings"),
+        ("max_answers: 1.5", "max_answers=1.5 must be an integer."),
+        ("num_frames: true", "num_frames=True must be an integer."),
+        ("learning_rate: [1]", "learning_rate=[1] must be a number."),
+        ("lr_milestones: [0.5, yes]", "lr_milestones=True must be a number."),
+        ("streaming: 1", "streaming=1 must be true or false."),
     ],
 )
 def test_wrong_keys(tmp_path, content, message):
@@ -523,6 +528,13 @@ def test_wrong_keys(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_stages([str(path)])
+
+
+def test_one_item_is_a_list(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{lr_milestones: 0.6, lr_scheduler_type: constant, freeze: text_model, learning_rate: 1e-3}")
+    ((_, _, training),) = parse_stages([str(path)])
+    assert (training.lr_milestones, training.freeze, training.learning_rate) == ([0.6], ["text_model"], 1e-3)
 
 
 def test_data_dirs():

@@ -165,6 +165,23 @@ def test_one_corpus_that_tells_left_from_right_is_enough(corpora, probability):
     assert default_flip_probability(arguments) == probability
 
 
+def test_captions_tell_left_from_right_by_any_name(tmp_path):
+    """A synthetic corpus that is read as a folder, and its shards."""
+    sizes = {"train": 2, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4}
+    make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **sizes)
+    argv = ["corpus", "prepare", tmp_path / "shards", "--data-dir", tmp_path / "shapes", "--workers=1"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in argv])
+    assert not end.value.code
+    for corpus, folder, probability in (
+        ("folder", "shapes", 0.0),
+        ("webdataset", "shards", 0.0),
+        ("webdataset", "shards/train", 0.0),
+        ("folder", ".", 0.5),
+    ):
+        assert default_flip_probability(DataArguments(corpus=corpus, data_dir=str(tmp_path / folder))) == probability
+
+
 @pytest.mark.parametrize(("horizontal_flip", "probability"), [(True, 0.5), (False, 0.0)])
 def test_training_mirrors_clips_only_where_captions_stay_true(horizontal_flip, probability, tmp_path):
     def load_shapes(data_dir, split, *, max_missing=0):

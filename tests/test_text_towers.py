@@ -29,7 +29,7 @@ from region_learner.training import build_model
 from region_learner.training.arguments import ModelArguments
 from region_learner.training.tokenizer import train_tokenizer
 
-from .conftest import tiny_model, tiny_text_config
+from .conftest import TINY_VIDEO, tiny_model, tiny_text_config
 
 SIZES = {
     "hidden_size": 32,
@@ -314,6 +314,16 @@ def test_tokens_that_the_tower_does_not_embed():
     check_text_tower(tiny_text_config(vocab_size=largest + 1), tokenizer())
     with pytest.raises(ValueError, match=rf"tokens up to id {largest}, but the text tower .*embeds only {largest}"):
         check_text_tower(tiny_text_config(vocab_size=largest), tokenizer())
+
+
+def test_a_new_tower_takes_texts_of_all_its_positions(tmp_path):
+    its = tokenizer()
+    its.model_max_length = 512
+    its.save_pretrained(tmp_path)
+    sizes = {"model_type": "distilbert", "dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 4}
+    arguments = ModelArguments(text_config=sizes, tokenizer=str(tmp_path), video_config=TINY_VIDEO)
+    model, processor = build_model(arguments)
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == 512
 
 
 def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from region_learner.training import (
     RegionLearnerTrainingArguments,
     parse_stages,
     run,
+    task_data,
     train_stages,
 )
 from region_learner.training.arguments import DataArguments
@@ -291,6 +293,31 @@ def test_the_command_line_says_it_in_one_line(tmp_path, argv, message, pictures,
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_a_limit_of_missing_videos_that_has_no_effect(tmp_path):
+    arguments = DataArguments(corpus="webdataset", data_dir=str(tmp_path), max_missing=0.5)
+    with pytest.raises(ValueError, match="--max-missing does not apply to the corpus 'webdataset': leave it out"):
+        task_data.load_data(arguments, RegionLearnerTrainingArguments(str(tmp_path), report_to="none"))
+
+
+def test_only_the_first_process_removes_an_empty_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_data, "load_corpus", lambda *arguments, **options: None)
+    for process, left in ((1, True), (0, False)):
+        (tmp_path / "missing_videos_train.txt").touch()
+        training = SimpleNamespace(output_dir=tmp_path, process_index=process)
+        task_data._load(DataArguments(), training, "folder", None, "train", "", {})
+        assert (tmp_path / "missing_videos_train.txt").exists() == left
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("label", "needs a column 'label' of classes"), ("text", "needs the column 'label', which")],
+)
+def test_labels_that_are_not_classes(column, message):
+    data = task_data.RunData([CorpusPart(Dataset.from_dict({"video_id": ["a"], column: ["run"]}), 1)])
+    with pytest.raises(ValueError, match=message):
+        data.labels("classification", 1)
+
+
 # Stages
 
 
@@ -301,8 +328,10 @@ def stages(tmp_path, monkeypatch):
     recipe.write_text("stages: [{seed: 1}, {seed: 2}, {seed: 3}]\n")
     called = []
 
-    def train(model, data, training):
+    def train(model, data, training, callbacks):
         called.append((training.seed, training.resume_from_checkpoint))
+        for callback in callbacks:
+            callback.on_train_begin(SimpleNamespace(should_save=True), None, None)
         return {}
 
     monkeypatch.setattr(run, "train", train)
@@ -326,6 +355,16 @@ def test_stages_that_have_finished(stages, tmp_path):
     assert stages("false", finished=[1, 2]) == [(1, "false"), (2, None), (3, None)]
     (tmp_path / "run" / "results.json").touch()
     assert stages("true", finished=[1, 2]) == [(3, "true")]  # the last one is resumed, and gives its results
+
+
+def test_later_stages_of_an_earlier_run_are_neither_skipped_nor_resumed(stages, tmp_path):
+    own, copy = (tmp_path / "run" / "stage-2" / name for name in ("checkpoint-5", "checkpoint-5-best"))
+    write(own / "complete.json")
+    write(copy / "complete.json")
+    stages("false", finished=[1, 2])
+    assert not own.exists()
+    assert not (own.parent / "results.json").exists()
+    assert copy.exists()
 
 
 def test_a_stage_that_is_named_is_resumed_although_it_has_finished(stages, tmp_path):

@@ -23,6 +23,7 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    ConvNextImageProcessor,
     Dinov2Config,
     Dinov2Model,
     DistilBertForMaskedLM,
@@ -37,6 +38,7 @@ from transformers import (
 
 from region_learner import RegionLearnerModel
 from region_learner.conversion import from_pretrained_towers, processor_from_towers
+from region_learner.conversion.image_processors import video_processor_of
 from region_learner.training.tokenizer import train_tokenizer
 
 from . import naive
@@ -426,6 +428,14 @@ def test_overrides(sources):
     close(output.logits_per_video, output.video_embeds @ output.text_embeds.T / 0.1)
 
 
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_linear_fusion_of_frames(sources, name):
+    model = from_pretrained_towers(
+        sources.path[name], sources.path["distilbert"], **NO_REGIONS, temporal_fusion="linear"
+    )
+    assert model.video_model.temporal_fusion is not None
+
+
 @pytest.mark.parametrize(
     ("name", "activation", "eps", "clip_like"),
     [
@@ -548,6 +558,23 @@ def test_transformers_models_as_backbones(sources, tmp_path, name):
     video = processor_from_towers(folder, sources.path["distilbert"], **options).video_processor
     assert dict(video.size)["shortest_edge"] == 40
     assert video(torch.zeros(4, 3, 50, 60, dtype=torch.uint8))["pixel_values_videos"][0].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("edge", "share", "width"), [(224, 0.875, 256), (224, 0.5, 448), (384, 0.875, None)])
+def test_frames_are_cropped_as_by_convnext(tmp_path, edge, share, width):
+    ConvNextImageProcessor(size={"shortest_edge": edge}, crop_pct=share).save_pretrained(tmp_path)
+    video = video_processor_of(tmp_path, torch.nn.Identity(), num_frames=4)
+    assert dict(video.output_size) == {"height": edge, "width": edge}
+    assert video.do_center_crop == (width is not None)
+    assert dict(video.size).get("shortest_edge") == width
+
+
+def test_frames_need_one_size(tmp_path):
+    CLIPImageProcessor(size={"shortest_edge": 40}, do_center_crop=False).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"resizes images to .*40.*, but the frames of a clip need a height and a width"
+    ):
+        video_processor_of(tmp_path, torch.nn.Identity(), num_frames=4)
 
 
 # Errors

@@ -15,6 +15,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from region_learner.corpora import load_corpus, make_corpus
 from region_learner.training import (
+    CorpusPart,
     ModelArguments,
     RegionLearnerTrainer,
     RegionLearnerTrainingArguments,
@@ -25,6 +26,8 @@ from region_learner.training.adapters import with_lora
 from region_learner.training.logs import Progress, log_line
 from region_learner.training.model import with_head
 from region_learner.training.optimization import freeze, milestones, parameter_groups
+from region_learner.training.run import _facts
+from region_learner.training.unreadable import UnreadableVideos
 from region_learner.video_decoding_region_learner import VideoDecodeError
 
 from .conftest import TINY_VIDEO, clips, tiny_model
@@ -410,9 +413,39 @@ def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tm
     trainer = RegionLearnerTrainer(
         model=tiny_model(), args=arguments, processing_class=Processor(), train_dataset=rows
     )
+    assert _facts(trainer)["videos"] == 10
     trainer.unreadable.report("1", "cannot be read", in_training=True)
     with pytest.raises(VideoDecodeError, match=r"2 of 10 videos are unreadable, more than max_unreadable=0.1"):
         trainer.unreadable.report("2", "cannot be read", in_training=True)
+
+
+def test_a_resumed_stream_counts_the_clips_before(tmp_path):
+    parts = [CorpusPart(Dataset.from_dict({"video_id": ["0"]}).to_iterable_dataset(), 2)]
+    before = UnreadableVideos(tmp_path, 0.1, parts)
+    for number in range(12):
+        before.report(str(number), "cannot be read", in_training=True, samples_seen=400)
+    before.save(tmp_path, 0, samples_seen=400)
+    resumed = UnreadableVideos(tmp_path, 0.1, parts)
+    resumed.load(tmp_path, 0)
+    for number in range(12, 41):
+        resumed.report(str(number), "cannot be read", in_training=True, samples_seen=10)
+    with pytest.raises(VideoDecodeError, match="42 of 410 videos are unreadable"):
+        resumed.report("41", "cannot be read", in_training=True, samples_seen=10)
+    (tmp_path / "unreadable_0.json").write_text('{"7": "cannot be read"}')  # of an older version
+    resumed.load(tmp_path, 0)
+    assert resumed.in_training == {"7": "cannot be read"}
+
+
+def test_the_limit_of_unreadable_videos_is_that_of_all_processes(tmp_path, monkeypatch):
+    videos = UnreadableVideos(tmp_path, 0.1, [CorpusPart([{"video_id": str(number)} for number in range(20)], 2)])
+    others = [("1", "cannot be read"), ("2", "cannot be read")]
+    monkeypatch.setattr("region_learner.training.unreadable.gather_object", lambda own: own + others)
+    videos.report("1", "cannot be read", in_training=True)
+    videos.check_all_processes(3)  # 2 different ones
+    videos.report("3", "cannot be read", in_training=True)
+    with pytest.raises(VideoDecodeError, match=r"3 of 20 videos are unreadable, more than max_unreadable=0.1"):
+        videos.check_all_processes(4)
+    assert set(json.loads((tmp_path / "unreadable_videos.json").read_text())) == {"1", "2", "3"}
 
 
 def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):

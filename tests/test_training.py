@@ -314,6 +314,9 @@ def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path,
         ({"corpora": [{"corpus": "webvid", "data_dir": "w"}]}, "train", False),
         ({"corpora": [{"data_dir": "elsewhere"}]}, "train", False),
         ({"corpora": [{"corpus": "msrvtt", "data_dir": "here"}], "corpus": "msrvtt_qa"}, "train", True),
+        ({"train_split": "all"}, "test", True),
+        ({"train_split": "val"}, "validation", True),
+        ({"corpora": [{"data_dir": "./here/"}]}, "train", True),
     ],
 )
 def test_which_splits_are_trained_on(options, split, expected):

@@ -242,6 +242,11 @@ def test_shards_by_pattern(corpus, monkeypatch):
         load_corpus("webdataset", corpus, shards=[])
 
 
+def test_patterns_in_a_directory_with_brackets(tmp_path):
+    write_shard(tmp_path / "[1] mine" / "0.tar", sample("a"))
+    assert ids(load_corpus("webdataset", tmp_path / "[1] mine", shards="*.tar")) == ["a"]
+
+
 def test_bad_options(corpus, tmp_path):
     with pytest.raises(CorpusError, match="needs data_dir="):
         load_corpus("webdataset")
@@ -321,13 +326,13 @@ def test_streams_travel_to_other_processes(corpus):
 
 
 def test_too_few_shards_are_said(corpus, caplog, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "5")
     with caplog.at_level(logging.WARNING):
         load_corpus("webdataset", corpus, streaming=True)
         (record,) = caplog.records
-        assert "4 shards cannot be split evenly among 3 processes" in record.message
+        assert "4 shards cannot be divided among 5 processes" in record.message
         caplog.clear()
-        for harmless in ({"RANK": "1"}, {"WORLD_SIZE": "2"}):
+        for harmless in ({"RANK": "1"}, {"WORLD_SIZE": "3", "RANK": "0"}):
             for name, value in harmless.items():
                 monkeypatch.setenv(name, value)
             load_corpus("webdataset", corpus, streaming=True)
@@ -341,12 +346,14 @@ def test_too_few_shards_for_the_workers_are_said(caplog, monkeypatch):
     monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: Info)
     with caplog.at_level(logging.WARNING):
         webdataset._check_workers(3)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        webdataset._check_workers(3)  # every process reads all
         assert not caplog.records
         monkeypatch.setenv("WORLD_SIZE", "2")
-        webdataset._check_workers(4)
-        webdataset._check_workers(4)
+        webdataset._check_workers(5)
+        webdataset._check_workers(5)
     (record,) = caplog.records
-    assert "4 shards for 6 loader processes" in record.message
+    assert "5 shards for 6 loader processes" in record.message
 
 
 # --- What is left out ----------------------------------------------------------------------------------------

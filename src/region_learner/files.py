@@ -82,6 +82,13 @@ def sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Flushes a file to the disk. Raises the `OSError` of `sync_tree`."""
+    # Opened for writing only where fsync needs that, as some files are read-only.
+    with naming(path), open(path, "rb+" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_tree(directory: Path) -> None:
     """
     Flushes all files under `directory` to the disk.
@@ -90,12 +97,7 @@ def sync_tree(directory: Path) -> None:
         OSError: a file could not be written after all; the message names it.
     """
     for path in sorted(directory.rglob("*")):
-        if path.is_dir():
-            sync_directory(path)
-            continue
-        # Opened for writing only where fsync needs that, as some files are read-only.
-        with naming(path), open(path, "rb+" if os.name == "nt" else "rb") as file:
-            os.fsync(file.fileno())
+        (sync_directory if path.is_dir() else sync_file)(path)
     sync_directory(directory)
     sync_directory(directory.parent)
 

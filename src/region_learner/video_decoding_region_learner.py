@@ -37,6 +37,7 @@ except ImportError:
 # Maximum pixels of a frame, as in H.264, H.265 and AV1 (level 6.2), which includes 8K. Decoders hold up to 16 frames.
 _MAX_PIXELS = 35_651_584
 _MAX_PICTURE_PIXELS = 2**26
+_MAX_JPEG = 2**28  # bytes, which are read at once
 _MAX_FRAMES = 2**24  # per video: 38 hours at 120 frames per second
 _MAX_CLIP = 2**31  # bytes of the selected frames
 _MAX_KEPT = 2**25  # bytes of packets that are kept in memory
@@ -221,7 +222,8 @@ def iterate_parts(
 
 def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np.ndarray, float | None]]:
     """
-    Decodes all frames of one video, one after another.
+    Decodes all frames of one video, one after another. The limit of time applies to each frame. The number of frames
+    is not limited.
 
     Args:
         source: as in `read_clip`.
@@ -250,12 +252,13 @@ def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np
                 yield _scale_image(picture_levels(picture), scale), start
             return
         with _open_video(file) as stream:
-            to_rgb = _RGBConverter(scale, exact=True)
+            to_rgb, clock = _RGBConverter(scale, exact=True), _Clock()
             index = -1
-            for index, (frame, damage) in enumerate(_decode_all(stream)):
+            for index, (frame, damage) in enumerate(_decode_all(stream, clock)):
                 if damage:
                     raise VideoDecodeError(f"frame {index} is damaged ({damage})")
                 yield to_rgb(frame), frame.time
+                clock.restart()
             if index < 0:
                 raise VideoDecodeError("no frames")
 
@@ -778,7 +781,7 @@ def _decode_from(
             return
 
 
-def _decode_all(stream: Any, clock: _Clock | None = None) -> Iterator[tuple[Any, str | None]]:
+def _decode_all(stream: Any, clock: _Clock) -> Iterator[tuple[Any, str | None]]:
     """
     Yields all frames, each with a description of its damage, or None. After damage, all frames up to the next key
     frame count as damaged.
@@ -796,8 +799,7 @@ def _decode_all(stream: Any, clock: _Clock | None = None) -> Iterator[tuple[Any,
                 is_later = not reported if frame.pts is None or since is None else frame.pts > since
                 damage = None if is_later else damage
             yield frame, damage
-        if clock is not None:
-            clock.check()
+        clock.check()
 
 
 def _list_frames(stream: Any, clock: _Clock) -> list[int | None]:
@@ -979,6 +981,8 @@ def _open_picture(file: BinaryIO) -> tuple[Image.Image | None, int]:
     if width * height > _MAX_PICTURE_PIXELS:
         raise VideoDecodeError(f"a picture of {width}x{height} pixels, more than {_MAX_PICTURE_PIXELS} pixels")
     if image.format in ("JPEG", "MPO"):
+        if file.seek(0, io.SEEK_END) > _MAX_JPEG:
+            raise VideoDecodeError(f"a JPEG file of more than {_MAX_JPEG} bytes")
         file.seek(0)
         _check_jpeg(file.read())
     return image, count if image.format in ("WEBP", "AVIF") else 1

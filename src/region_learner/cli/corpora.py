@@ -108,13 +108,16 @@ def prepare(
     --max-unreadable allows.
     """
     from ..corpora import PrepareOptions, UnreadableError, prepare_corpus
+    from ..corpora.registry import allows_mirroring
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-    size = int(memory * 2**30)
+    size, mirrors = int(memory * 2**30), allows_mirroring(corpus, data_dir)
     try:
         with interruptible("Run the same command again to write the remaining shards."):
-            result = prepare_corpus(rows, output, split, options, workers, timeout, retry, size, max_unreadable)
+            result = prepare_corpus(
+                rows, output, split, options, workers, timeout, retry, size, max_unreadable, horizontal_flip=mirrors
+            )
     except UnreadableError as error:
         print(f"region-learner: error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -23,6 +23,7 @@ def video_processor_of(name: str | os.PathLike, model: Any, num_frames: int) -> 
 
     Raises:
         OSError: the model has no image processor.
+        ValueError: the image processor does not give all images the same size.
     """
     if hasattr(model, "pretrained_cfg"):
         return _of_timm(model, num_frames)
@@ -37,6 +38,12 @@ def video_processor_of(name: str | os.PathLike, model: Any, num_frames: int) -> 
         size, crop = _without_none(images.size), None
         if getattr(images, "do_center_crop", False):
             crop = _without_none(images.crop_size)
+        if (share := getattr(images, "crop_pct", None)) is not None and "shortest_edge" in size:
+            size, crop = _with_share(size["shortest_edge"], crop, share)
+    if not {"height", "width"} <= (crop or size).keys():
+        raise ValueError(
+            f"{name} resizes images to {crop or size}, but the frames of a clip need a height and a width."
+        )
     return _processor(
         size,
         crop,
@@ -49,6 +56,14 @@ def video_processor_of(name: str | os.PathLike, model: Any, num_frames: int) -> 
         image_mean=list(images.image_mean),
         image_std=list(images.image_std),
     )
+
+
+def _with_share(edge: int, crop: dict[str, int] | None, share: float) -> tuple[dict[str, int], dict[str, int] | None]:
+    """Returns the size and crop that stand for `crop_pct`: of ConvNeXt without a crop, and of PoolFormer with one."""
+    square = {"height": edge, "width": edge}
+    if crop is None and edge >= 384:  # ConvNeXt squashes large images
+        return square, None
+    return {"shortest_edge": int(edge / share)}, crop or square
 
 
 def _of_timm(model: Any, num_frames: int) -> RegionLearnerVideoProcessor:

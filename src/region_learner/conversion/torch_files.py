@@ -33,6 +33,7 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files that PyTorch wrote before version 1.6
 _MOST_TENSORS = 10_000  # maximum number per model; the largest vision transformers have about 1,000
+_MOST_OPCODES = 1_000_000  # of a pickle; a tensor and the state of its optimizer have about 100
 _PLACEHOLDER = object()  # for everything that is not a container, a number, a text or a tensor
 _MARK = object()
 
@@ -92,9 +93,11 @@ class _Unpickler:
         Returns the object in a pickle.
 
         Raises:
-            ValueError, IndexError, KeyError: the pickle is damaged.
+            ValueError, IndexError, KeyError: the pickle is damaged, or has too many opcodes.
         """
-        for opcode, argument, _ in pickletools.genops(file):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if number == _MOST_OPCODES:  # most bytes of a pickle can make a container
+                raise ValueError(f"it has a pickle of more than {_MOST_OPCODES:,} opcodes")
             if opcode.name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[opcode.name](argument))
             elif (step := getattr(self, f"_{opcode.name.lower()}", None)) is not None:
@@ -372,7 +375,8 @@ def _kind_of(start: bytes) -> str | None:
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     Returns the tensors of the `state_dict` in a file from `torch.save`, or of the file itself if it is a `state_dict`,
-    on the CPU. Code in the file is not run, and reading does not take more memory than the size of the file.
+    on the CPU. Code in the file is not run. Memory is limited to a few times the size of the file, and 300 MB for the
+    containers in its pickles.
 
     Raises:
         OSError: the file does not exist, or cannot be read.

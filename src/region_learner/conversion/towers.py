@@ -32,7 +32,9 @@ from .original import VIT_NAMES, rename, split_qkv
 logger = logging.getLogger(__name__)
 
 # Parts of the video tower that an image model lacks. They keep their initial values.
-_VIDEO_ONLY = ("embeddings.temporal_embeddings", ".time_attention.", ".time_norm.", "region_module.")
+_VIDEO_ONLY = (
+    "embeddings.temporal_embeddings", ".time_attention.", ".time_norm.", "region_module.", "temporal_fusion."
+)  # fmt: skip
 
 _HF_NAMES = {
     # transformers' CLIP

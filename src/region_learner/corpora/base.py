@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,15 @@ def check_data_dir(corpus: str, data_dir: PathLike | None) -> Path:
     if not path.is_dir():
         raise CorpusError(f"{path} is not a directory: check data_dir= (--data-dir) of corpus {corpus!r}")
     return path
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Returns the content of `corpus.json` or `prepare.json`; empty if it is missing, or not one of our files."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None) -> Dataset:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .base import CorpusError, PathLike
 from .benchmarks import open_benchmark
 from .readers import check_count, find_annotation, given_file, read_json
+from .rows import shown
 from .videos import IMAGE_EXTENSIONS, video_roots
 
 if TYPE_CHECKING:
@@ -176,7 +177,9 @@ def _read_json(directory: Path) -> pa.Table:
     rows = []
     for path in sorted(directory.glob("*.json")):
         entry = read_json(path)
-        caption = entry.get("caption") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            raise CorpusError(f"{path}: expected an object with a caption, not {shown(entry)}")
+        caption = entry.get("caption")
         if not isinstance(caption, str | None):
             raise CorpusError(f"{path}: expected a caption, not {caption!r}")
         rows.append({"key": path.stem, "caption": caption or "", "status": str(entry.get("status", "success"))})

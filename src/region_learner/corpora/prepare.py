@@ -30,13 +30,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import locked, partial_of, write_json
+from ..files import locked, partial_of, sync_directory, sync_file, write_json
 from ..processes import MEMORY, check_memory, map_in_processes
 from .base import CorpusError
 from .encoding import add_video_stream
 from .rows import check_ids
 from .videos import IMAGE_EXTENSIONS
-from .webdataset import video_source
+from .webdataset import CLASSES, PREPARED, video_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OPTIONS = "prepare.json"
 _REPORT = "report.json"
 _TICKS = 90_000  # time stamps per second
 _USUAL_FPS = 25  # assumed for files without time stamps
@@ -99,6 +98,7 @@ def prepare_corpus(
     retry: bool = False,
     memory: int = MEMORY,
     max_unreadable: float = 0.1,
+    horizontal_flip: bool = True,
 ) -> dict[str, Any]:
     """Writes `output_dir/split/*.tar`, or resumes an interrupted run with the same rows and options.
 
@@ -114,6 +114,7 @@ def prepare_corpus(
         retry: whether to write shards again that lack clips.
         memory: memory limit per clip, in bytes, on Linux; a clip that needs more is left out.
         max_unreadable: share of the clips that may be left out because they cannot be decoded; 0 for none.
+        horizontal_flip: whether captions stay true when a clip is mirrored. If not, training does not mirror clips.
 
     Returns:
         A dictionary: `clips` and `left_out` are numbers of clips, `source_bytes` (where known) and `bytes` the sizes
@@ -140,7 +141,7 @@ def prepare_corpus(
     per_shard = options.clips_per_shard
     shards = [range(first, min(first + per_shard, len(rows))) for first in range(0, len(rows), per_shard)]
     with locked(directory):
-        _check_options(directory, rows, options)
+        _check_options(directory, rows, options, horizontal_flip)
         for left in (*directory.glob("*.tar.partial"), *directory.glob(".*.partial")):  # left by killed runs
             left.unlink()
         if retry:
@@ -165,7 +166,7 @@ def prepare_corpus(
 
 def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Yields rows with the names of classes instead of their numbers, which are meaningless without the data set."""
-    classes = {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+    classes = _class_names(rows)
     for index in indices:
         row = rows[index]
         for column, names in classes.items():
@@ -175,17 +176,21 @@ def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[di
         yield row
 
 
-def _check_options(directory: Path, rows: Dataset, options: PrepareOptions) -> None:
+def _class_names(rows: Dataset) -> dict[str, list[str]]:
+    return {name: kind.names for name, kind in rows.features.items() if hasattr(kind, "names")}
+
+
+def _check_options(directory: Path, rows: Dataset, options: PrepareOptions, horizontal_flip: bool) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for row in rows.remove_columns("video"):  # files may have been moved
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\0")
     wanted = asdict(options) | {"rows": len(rows), "contents": digest.hexdigest()}
-    path = directory / _OPTIONS
+    path = directory / PREPARED
     if not path.exists():
         ours = (".lock", partial_of(path).name)  # left by a run that was killed before it wrote anything else
         if others := [other.name for other in directory.iterdir() if other.name not in ours]:
             raise CorpusError(f"{directory} contains other files ({others[0]}): choose an empty directory")
-        write_json(path, wanted)
+        write_json(path, wanted | {CLASSES: _class_names(rows), "horizontal_flip": horizontal_flip})
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{name} is {before.get(name)}, not {new}" for name, new in wanted.items() if before.get(name) != new]
@@ -246,7 +251,10 @@ def _write_shard(directory: Path, number: int, indices: range, encoded: Iterator
                 text = json.dumps(described | {"prepared": clip.prepared}, ensure_ascii=False, default=str)
                 _add(tar, f"{index:09}.json", text.encode())
         if report["clips"]:
+            # The report, which is flushed as well, says that the shard is complete.
+            sync_file(partial)
             partial.replace(path)
+            sync_directory(directory)
         else:
             path.unlink(missing_ok=True)  # left by a run that was killed before it wrote its report
     finally:
@@ -380,7 +388,8 @@ def _frames(
 
     if options.num_frames is not None:
         clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), Scale(scaled), exact=True)
-        step = (metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
+        # (The duration that the file states may be that of its sound.)
+        step = (metadata.end or metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
         for number, frame in enumerate(clip):
             yield frame, number * step
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_region_learner import did_you_mean
-from .base import CorpusError, PathLike, build_dataset, check_options
+from .base import CorpusError, PathLike, build_dataset, check_options, read_record
 from .cc3m import load_cc3m
 from .didemo import load_didemo
 from .features import load_features
@@ -163,6 +163,23 @@ def corpus_info(name: str) -> Corpus:
             f"unknown corpus {name!r} (corpora: {', '.join(sorted(_CORPORA))}){did_you_mean(str(name), _CORPORA)}"
         )
     return _CORPORA[name]
+
+
+# Files of `corpus make` and `corpus prepare` that describe what the directory of a corpus contains.
+_RECORDS = {"folder": ("corpus.json",), "webdataset": ("prepare.json", "*/prepare.json")}
+
+
+def allows_mirroring(name: str, data_dir: PathLike | None) -> bool:
+    """Returns whether captions stay true when a clip is mirrored, also of a known corpus that is read by another name.
+
+    Raises:
+        CorpusError: the name is unknown.
+    """
+    directory = Path(data_dir or ".").expanduser()
+    records = [path for pattern in _RECORDS.get(name, ()) for path in directory.glob(pattern)]
+    return corpus_info(name).horizontal_flip and all(
+        read_record(path).get("horizontal_flip", True) for path in records
+    )
 
 
 def list_corpora() -> dict[str, str]:

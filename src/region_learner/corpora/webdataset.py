@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tqdm.auto import tqdm
 
 from ..configuration_region_learner import did_you_mean
-from .base import SPLIT_ALIASES, CorpusError, PathLike, Row, build_dataset, check_data_dir
+from .base import SPLIT_ALIASES, CorpusError, PathLike, Row, build_dataset, check_data_dir, read_record
 from .rows import UnfitValueError, read_captions, read_id, shown, unstorable
 from .tar import DamagedShardError, Member, read_at, walk_members
 from .videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -33,6 +33,9 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz"
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # Prefixes of shards whose splits lie side by side, before a hyphen.
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "dev", "test")
+
+# The file that `corpus prepare` writes beside its shards, and its entry with the names of classes by column.
+PREPARED, CLASSES = "prepare.json", "classes"
 
 _MAX_TEXT = 2**24  # bytes of a .txt or .json member
 _MAX_MEDIA = 2**31  # bytes of a video or image, which is read at once
@@ -317,9 +320,10 @@ def load_webdataset(
 
     The members of a sample follow one another and share a key, which is the name up to the first dot of the file name.
     Captions come from `captions`, `caption` or `text` in .json, or else from .txt. Samples without captions are left
-    out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key; it should
-    be unique among all shards. Values are read by the rules of `folder`. Other fields of .json become columns. Other
-    members are ignored, as are images beside a video.
+    out, unless .json has a `question` or a `label`. The id is `video_id` or `key` in .json, or else the key. It must
+    be unique among all shards, except in those of `corpus prepare`, which may have several questions about a video;
+    their columns of classes are a `ClassLabel` without streaming. Values are read by the rules of `folder`. Other
+    fields of .json become columns. Other members are ignored, as are images beside a video.
 
     Streams are shuffled and shared among processes by whole shards: the number of shards should be a multiple of the
     number of processes, with several shards for each loader process.
@@ -360,19 +364,30 @@ def load_webdataset(
     if not rows:
         raise CorpusError(f"no sample with a video and a caption in the {len(paths)} shards of {directory}")
     _check_ids(rows)
-    return build_dataset(rows)
+    return build_dataset(rows, _class_features(paths))
 
 
 def _check_ids(rows: Sequence[Row]) -> None:
     shard_of: dict[str, str] = {}
     for row in rows:
         video_id, shard = row["video_id"], row["video"]["path"]
-        if video_id in shard_of:
+        if video_id in shard_of and "prepared" not in row:  # prepared shards may have several questions per video
             raise CorpusError(
                 f"two samples, in {shard_of[video_id]} and {shard}, have the id {video_id!r}: give them different "
                 "keys, or different values of video_id in .json"
             )
         shard_of[video_id] = shard
+
+
+def _class_features(paths: Sequence[str]) -> dict[str, Any]:
+    """Returns the types of the columns of classes, if all shards were prepared with the same classes."""
+    from datasets import ClassLabel
+
+    directories = {os.path.dirname(path) for path in paths}
+    classes, *others = (read_record(Path(directory) / PREPARED).get(CLASSES, {}) for directory in directories)
+    if any(other != classes for other in others):
+        return {}
+    return {column: ClassLabel(names=names) for column, names in classes.items()}
 
 
 def _is_shard(name: str) -> bool:
@@ -419,11 +434,10 @@ def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str
         if len(names) > _MAX_EXPANDED:
             raise CorpusError(f"shards={pattern!r} names more than {_MAX_EXPANDED} shards")
         for name in names:
-            path = os.path.join(directory, os.path.expanduser(name))
-            matches = sorted(glob.glob(path)) if glob.has_magic(name) else [path] if os.path.isfile(path) else []
+            matches = sorted(glob.glob(os.path.expanduser(name), root_dir=directory))
             if not matches:
                 missing.append(name)
-            found.update(dict.fromkeys(matches))
+            found.update(dict.fromkeys(os.path.join(directory, match) for match in matches))
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CorpusError(f"no shards {', '.join(missing[:3])}{more} in {directory}: check shards={pattern!r}")
@@ -457,11 +471,11 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _check_processes(shards: int) -> None:
-    """Warns if not every process of a distributed run can have its own shards."""
+    """Warns if not every process of a distributed run can have its own shards, as `TrainingStream` divides them."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if shards % world_size and int(os.environ.get("RANK", 0)) == 0:
+    if shards < world_size and int(os.environ.get("RANK", 0)) == 0:
         logger.warning(
-            "%d shards cannot be split evenly among %d processes: every process reads all of them and keeps every "
+            "%d shards cannot be divided among %d processes: every process reads all of them and keeps every "
             "%d-th sample; pack the corpus into a multiple of %d shards",
             *(shards, world_size, world_size, world_size),
         )
@@ -475,7 +489,8 @@ def _check_workers(shards: int) -> None:
     if info is None or info.id or "<workers>" in _warned or int(os.environ.get("RANK", 0)):
         return
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    readers = info.num_workers * (1 if shards % world_size else world_size)
+    # With fewer shards than processes, every process reads all of them.
+    readers = info.num_workers * (1 if shards < world_size else world_size)
     if shards < readers:
         _warned.add("<workers>")
         logger.warning(

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..corpora.base import SPLIT_ALIASES
 from ..corpora.msrvtt import PROTOCOLS
 
 _VIDEO_CONFIG = (
@@ -162,8 +163,13 @@ class TrainingCorpus(NamedTuple):
     lists: str | None
 
     def is_split(self, corpus: str, data_dir: str | Path | None, split: str, lists: str | None) -> bool:
-        """Returns whether this is the given split of a corpus. For a folder, the directory must also be the same."""
-        if (videos_of(self.corpus), self.split, self.lists) != (videos_of(corpus), split, lists):
+        """
+        Returns whether this split has videos of the given split of a corpus. For a folder, the directory must also be
+        the same.
+        """
+        if (videos_of(self.corpus), self.lists) != (videos_of(corpus), lists):
+            return False
+        if "all" not in (self.split, split) and split not in (self.split, SPLIT_ALIASES.get(self.split)):
             return False
         return corpus not in ANY_VIDEOS or Path(self.data_dir or "").resolve() == Path(data_dir or "").resolve()
 
@@ -208,6 +214,23 @@ class TrainingHistory(NamedTuple):
         return reasons
 
 
+def training_corpora(arguments: Mapping[str, Any]) -> set[TrainingCorpus]:
+    """
+    Returns the corpora that a run with these arguments trains on.
+
+    Raises:
+        KeyError, TypeError, AttributeError: they are not those of a run.
+    """
+    found = set()
+    for entry in arguments.get("corpora") or [{}]:
+        corpus = str(entry.get("corpus", arguments["corpus"]))
+        data_dir = entry.get("data_dir", None if "corpus" in entry else arguments.get("data_dir"))
+        split = entry.get("split", arguments.get("train_split", "train"))
+        options = {} if "corpus" in entry else arguments.get("corpus_options") or {}
+        found.add(TrainingCorpus(corpus, data_dir, str(split), lists_of(corpus, options | entry.get("options", {}))))
+    return found
+
+
 def training_history(model: str) -> TrainingHistory:
     """Returns the corpora that a model was trained on. `model` is a directory or a Hub name."""
     corpora: set[TrainingCorpus] = set()
@@ -219,13 +242,7 @@ def training_history(model: str) -> TrainingHistory:
             path = path.parent.parent / path.name
         try:
             arguments = json.loads(path.read_bytes())["arguments"]
-            for entry in arguments.get("corpora") or [{}]:
-                corpus = str(entry.get("corpus", arguments["corpus"]))
-                data_dir = entry.get("data_dir", None if "corpus" in entry else arguments.get("data_dir"))
-                split = entry.get("split", arguments.get("train_split", "train"))
-                options = {} if "corpus" in entry else arguments.get("corpus_options") or {}
-                lists = lists_of(corpus, options | entry.get("options", {}))
-                corpora.add(TrainingCorpus(corpus, data_dir, str(split), lists))
+            corpora |= training_corpora(arguments)
             start = arguments.get("model")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return TrainingHistory(corpora, name)

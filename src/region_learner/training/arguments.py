@@ -205,7 +205,7 @@ class DataArguments:
         "Number of videos that may be missing, or a share below 1. Missing videos are skipped, and listed in a file.",
         0.0,
     )
-    max_train_videos: int | None = argument("Train only on the first N videos.")
+    max_train_videos: int | None = argument("Use only the first N rows of each training corpus.")
 
     def __post_init__(self):
         self.corpus_options = _without_none(mapping_from_json("corpus_options", self.corpus_options)) or {}

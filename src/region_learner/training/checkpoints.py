@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from transformers.trainer_utils import sort_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -179,13 +178,19 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
     Returns the complete checkpoint with the highest step in `output_dir`, and what is wrong with each checkpoint of a
     higher step, by path. `contents` is as in [`incompleteness`].
     """
-    found = sort_checkpoints(str(output_dir)) if os.path.isdir(output_dir) else []
     problems: dict[str, str] = {}
-    for path in sorted(found, key=lambda path: int(path.rsplit("-", 1)[1]), reverse=True):
+    for path in reversed(checkpoints_in(Path(output_dir))):
         if (problem := incompleteness(path, contents)) is None:
-            return path, problems
-        problems[path] = problem
+            return str(path), problems
+        problems[str(path)] = problem
     return None, problems
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """Returns the checkpoints that a run has written, by their steps, without copies such as "checkpoint-100-best"."""
+    found = (path for path in output_dir.glob("checkpoint-*") if path.is_dir())
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in found}
+    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
@@ -276,6 +281,7 @@ def _choose_checkpoint(output_dir: str, resume: str | bool) -> str | None:
 # Settings that must not change on resume
 
 _DATA_ORDER = "data_order.json"
+_FIRST_STEP = "first step"
 _OPTIMIZATION = "optimization.json"
 _STREAM = "stream.json"  # the data order of streams, in checkpoints of version 0.1
 
@@ -319,7 +325,10 @@ def _digest_of_ids(part: CorpusPart) -> str | None:
     elif not isinstance(dataset, list | tuple):  # whose rows may be slow to read
         return None
     last = len(dataset) - 1
-    ids = [str(dataset[last * number // 15]["video_id"]) for number in range(16)]
+    rows = [dataset[last * number // 15] for number in range(16)]
+    if not all(isinstance(row, Mapping) and "video_id" in row for row in rows):  # of a custom data collator
+        return None
+    ids = [str(row["video_id"]) for row in rows]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
 
 
@@ -333,10 +342,21 @@ def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -
     return settings | {"trainable parameters": sum(one.numel() for one in model.parameters() if one.requires_grad)}
 
 
-def write_settings(checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any]) -> None:
-    """Writes the settings from [`data_order`] and [`optimization`] into a checkpoint."""
-    for name, settings in ((_DATA_ORDER, order), (_OPTIMIZATION, optimizer)):
+def write_settings(
+    checkpoint: Path, order: dict[str, Any], optimizer: dict[str, Any], first_data_step: int = 0
+) -> None:
+    """
+    Writes the settings from [`data_order`] and [`optimization`] into a checkpoint, with the step at which the data was
+    at its beginning, which is not 0 after `ignore_data_skip`.
+    """
+    for name, settings in ((_DATA_ORDER, order | {_FIRST_STEP: first_data_step}), (_OPTIMIZATION, optimizer)):
         (checkpoint / name).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def first_data_step(checkpoint: Path) -> int:
+    """Returns the step at which the data was at its beginning; see [`write_settings`]."""
+    record = checkpoint / _DATA_ORDER
+    return json.loads(record.read_text(encoding="utf-8")).get(_FIRST_STEP, 0) if record.is_file() else 0
 
 
 def check_data_order(checkpoint: Path, now: dict[str, Any]) -> None:

@@ -207,12 +207,11 @@ def _load(auto_class: Any, arguments: ModelArguments, config: RegionLearnerConfi
 
 
 def _new(arguments: ModelArguments, captions: Iterable[str]) -> tuple[RegionLearnerModel, RegionLearnerProcessor]:
-    length = (arguments.text_config or {}).get("max_position_embeddings") or 64
     if arguments.tokenizer == "train":
+        length = (arguments.text_config or {}).get("max_position_embeddings") or 64
         tokenizer: Any = train_tokenizer(captions, arguments.vocab_size, length)
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     defaults = {"vocab_size": len(tokenizer)}
     if tokenizer.pad_token_id is not None:
         defaults["pad_token_id"] = tokenizer.pad_token_id

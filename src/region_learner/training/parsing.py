@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ..configuration_region_learner import did_you_mean, merge_fields
 from .arguments import NONE, DataArguments, ModelArguments, mapping_from_json
@@ -85,6 +86,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         merged = _merge_arguments(of_recipe, given)
         values = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
         changes |= dict.fromkeys(_changes_in_recipe(parser, of_recipe, given, values))
+        values |= _check_values(parser, values)
         _set_paths(values, number, is_last=number == len(stages))
         if number > 1:
             # The shared part of the configuration is already in the checkpoint that the stage starts from.
@@ -106,6 +108,35 @@ def _check_keys(name: str, recipe: dict[str, Any]) -> None:
     for key in itertools.chain({key for key in recipe if key != "stages"}, *stages):
         if key not in _NAMES:
             raise ValueError(f"{name}: unknown key {key!r}{did_you_mean(str(key), [*_NAMES, 'stages'])}")
+
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    string_to_bool: ((bool,), "true or false"),
+}
+
+
+def _check_values(parser: argparse.ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Returns the values of arguments that are lists, where a recipe may have one item instead.
+
+    Raises:
+        ValueError: a value has the wrong type. (`argparse` only checks strings.)
+    """
+    lists = {}
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if value is None:
+            continue
+        items = value if isinstance(value, list | tuple) and action.nargs == "+" else [value]
+        if action.nargs == "+" and action.type in (str, float):
+            lists[action.dest] = list(items)
+        types, words = _KINDS.get(action.type, ((object,), ""))
+        for item in items:
+            if not isinstance(item, types) or (isinstance(item, bool) and bool not in types and words):
+                raise ValueError(f"{action.dest}={item!r} must be {words}.")
+    return lists
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

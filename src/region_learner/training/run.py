@@ -16,7 +16,7 @@ from ..files import write_json
 from .adapters import with_lora
 from .arguments import PUBLISHED_ARGUMENTS, UNLABELED_TASKS, DataArguments, ModelArguments
 from .batch_size import check_batch_size
-from .checkpoints import last_complete
+from .checkpoints import checkpoints_in, last_complete
 from .model import build_model, check_model_arguments, with_head
 from .parsing import Arguments
 from .task_data import RunData, default_flip_probability, is_trained_on, load_data
@@ -61,7 +61,7 @@ def train(
     metrics = trainer.train(resume_from_checkpoint=parsed_resume(training_arguments)).metrics
     _save_model(trainer, has_adapters=model_arguments.lora is not None)
     results = {
-        "train": _facts(trainer, data) | metrics,
+        "train": _facts(trainer) | metrics,
         "arguments": _recorded(model_arguments, data_arguments, training_arguments),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry or _is_of_evaluation(entry)],
     }
@@ -99,7 +99,8 @@ def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
         if number > finished + 1:  # earlier runs of later stages started from other weights
             training_arguments = copy.copy(training_arguments)
             training_arguments.resume_from_checkpoint, training_arguments.overwrite = None, True
-        results = train(model_arguments, data_arguments, training_arguments)
+        later = [_RemoveEarlierRun(_output_dir(arguments[2]), replace=True) for arguments in stages[number:]]
+        results = train(model_arguments, data_arguments, training_arguments, callbacks=later)
     return results
 
 
@@ -267,8 +268,9 @@ def _make_trainer(
 
 class _RemoveEarlierRun(TrainerCallback):
     """
-    Removes the results of an earlier run in the same directory when training begins. If the run is replaced, also
-    removes its checkpoints: otherwise, if this run were killed before it saves one, it would be resumed from them.
+    Removes the results of an earlier run in a directory when training begins. If the run is replaced, also removes its
+    checkpoints: otherwise, if this run were killed before it saves one, it would be resumed from them. This also holds
+    for the directories of later stages.
     """
 
     def __init__(self, output_dir: Path, replace: bool):
@@ -280,7 +282,7 @@ class _RemoveEarlierRun(TrainerCallback):
         (self.output_dir / RESULTS).unlink(missing_ok=True)
         if self.replace:
             (self.output_dir / "unreadable_videos.json").unlink(missing_ok=True)
-            for checkpoint in sorted(self.output_dir.glob("checkpoint-*")):
+            for checkpoint in checkpoints_in(self.output_dir):
                 logger.info("Removing %s of the earlier run.", checkpoint)
                 shutil.rmtree(checkpoint)
 
@@ -292,8 +294,8 @@ def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
     trainer.accelerator.wait_for_everyone()  # the next stage reads what the first process has written
 
 
-def _facts(trainer: RegionLearnerTrainer, data: RunData) -> dict[str, int]:
-    facts = {} if trainer.streamed else {"videos": sum(len(part.dataset) for part in data.parts)}
+def _facts(trainer: RegionLearnerTrainer) -> dict[str, int]:
+    facts = {} if trainer.streamed else {"videos": trainer.unreadable.number_of_videos}
     return facts | {"processes": trainer.args.world_size}  # the global batch is larger by this factor
 
 

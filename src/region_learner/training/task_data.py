@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..corpora import CorpusError, answer_vocabulary, corpus_info, corpus_options, load_corpus
+from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
+from ..corpora.registry import allows_mirroring
 from ..corpora.rows import check_dataset, read_negative_captions
-from ..evaluation.provenance import videos_of
+from ..evaluation.provenance import training_corpora
 from ..labels import UNKNOWN_LABEL
 from .arguments import UNLABELED_TASKS, DataArguments
 from .collator import needed_columns
@@ -89,13 +90,19 @@ class RunData:
             )
         dataset = self.parts[0].dataset
         column = "answer" if task == "question_answering" else "label"
-        has_names = task == "question_answering" or hasattr(dataset.features.get(column), "names")
-        if column not in dataset.column_names or not has_names:
+        if column not in dataset.column_names:
             raise CorpusError(
                 f"task={task!r} needs the column {column!r}, which this corpus does not have (columns: "
                 f"{', '.join(dataset.column_names)})"
             )
-        return answer_vocabulary(dataset, max_answers) if column == "answer" else list(dataset.features[column].names)
+        if column == "answer":
+            return answer_vocabulary(dataset, max_answers)
+        if not hasattr(dataset.features[column], "names"):
+            raise CorpusError(
+                f"task={task!r} needs a column 'label' of classes, a datasets.ClassLabel; in this corpus, it is "
+                f"{dataset.features[column]}"
+            )
+        return list(dataset.features[column].names)
 
     def label_function(self, task: str, label2id: dict[str, int]) -> Callable[[dict[str, Any]], int] | None:
         """Returns a function that returns the label of a row; None for tasks without labels."""
@@ -140,6 +147,9 @@ def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments
     counted, and are listed in a file in `output_dir`.
     """
     parts = []
+    names = {_source(arguments, entry)[0] for entry in arguments.corpora or [{}]}
+    if arguments.max_missing and not any("max_missing" in corpus_options(name) for name in names):
+        raise ValueError(f"--max-missing does not apply to the corpus {sorted(names)[0]!r}: leave it out.")
     for number, entry in enumerate(arguments.corpora or [{}]):
         name, data_dir, split = _source(arguments, entry)
         options = dict(arguments.corpus_options or {}) if "corpus" not in entry else {}
@@ -184,19 +194,22 @@ def _load(arguments, training, name: str, data_dir, split: str, suffix: str, opt
     if "missing_list" in known and training.process_index == 0:
         options.setdefault("missing_list", missing_list)
     dataset = load_corpus(name, data_dir, split, streaming=streaming, **options)
-    if missing_list.is_file() and missing_list.stat().st_size == 0:
-        missing_list.unlink(missing_ok=True)
+    # (Another process may be about to write the same list.)
+    if training.process_index == 0 and missing_list.is_file() and missing_list.stat().st_size == 0:
+        missing_list.unlink()
     return dataset
 
 
 def is_trained_on(arguments: DataArguments, split: str | None) -> bool:
     """Returns whether the model is trained on a split of the corpus that it is evaluated on."""
-    sources = [_source(arguments, entry) for entry in arguments.corpora or [{}]]
-    evaluated = (videos_of(arguments.corpus), arguments.data_dir, split)
-    return any((videos_of(name), data_dir, part) == evaluated for name, data_dir, part in sources)
+    return split is not None and any(
+        # Other lists divide the same videos in other ways, so that most of a split is in the same split of both.
+        trained.is_split(arguments.corpus, arguments.data_dir, split, trained.lists)
+        for trained in training_corpora(vars(arguments))
+    )
 
 
 def default_flip_probability(arguments: DataArguments) -> float:
     """Returns 0.5, or 0 if the captions of one of the corpora mention left and right."""
-    names = {_source(arguments, entry)[0] for entry in arguments.corpora or [{}]}
-    return 0.5 if all(corpus_info(name).horizontal_flip for name in names) else 0.0
+    sources = [_source(arguments, entry) for entry in arguments.corpora or [{}]]
+    return 0.5 if all(allows_mirroring(name, data_dir) for name, data_dir, _ in sources) else 0.0

@@ -109,6 +109,7 @@ class RegionLearnerTrainer(SafeTrainer):
         self.progress = Progress()
         self._watch = LoaderWatch(0)
         self._batches_to_skip = 0  # of a stream, when resuming
+        self._first_data_step = 0  # the step at which the data began, or began again with `ignore_data_skip`
         datasets = [part.dataset for part in self.parts]
         collator = partial(RegionLearnerCollator, processing_class, task=task, label=label, normalize=False)
         kwargs.setdefault("data_collator", collator(training=True, datasets=datasets))
@@ -312,6 +313,7 @@ class RegionLearnerTrainer(SafeTrainer):
         if "loss" in logs and self.is_in_train:
             self.finite_steps.correct(logs)
             logs |= self.progress.summary(self.accelerator, len(self.unreadable.in_training))
+            self.unreadable.check_all_processes(int(logs["unreadable_videos"]))
             logs |= temperatures_of(self.accelerator.unwrap_model(self.model))
         super().log(logs, start_time)
 
@@ -333,7 +335,7 @@ class RegionLearnerTrainer(SafeTrainer):
             ValueError: the checkpoint does not fit the data or the arguments.
         """
         checkpoint = checkpoints.checkpoint_to_resume(self.args, resume_from_checkpoint)
-        skip_data = self.args.ignore_data_skip
+        skip_data, self._first_data_step = self.args.ignore_data_skip, 0
         if checkpoint is not None:
             self._prepare_to_resume(Path(checkpoint))
             # The Trainer would decode and drop everything that a stream has yielded, but the stream can skip it.
@@ -355,10 +357,14 @@ class RegionLearnerTrainer(SafeTrainer):
             self.use_batch_size(state["train_batch_size"])
         self.unreadable.load(checkpoint, self.args.process_index)
         checkpoints.check_optimization(checkpoint, self.optimization)
-        if not self.args.ignore_data_skip:
+        if self.args.ignore_data_skip:
+            self._first_data_step = state["global_step"]
+        else:
             checkpoints.check_data_order(checkpoint, checkpoints.data_order(self.parts, self.args))
+            self._first_data_step = checkpoints.first_data_step(checkpoint)
             if self.streamed:
-                self._batches_to_skip = state["global_step"] * self.args.gradient_accumulation_steps
+                steps = state["global_step"] - self._first_data_step
+                self._batches_to_skip = steps * self.args.gradient_accumulation_steps
         if self.is_world_process_zero():
             logger.info("Resuming from %s.", checkpoint)
 
@@ -400,10 +406,10 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def write_to_checkpoint(self, folder: Path):
         """Writes the settings that are compared when resuming, and the unreadable videos so far."""
-        self.unreadable.save(folder, self.args.process_index)
+        self.unreadable.save(folder, self.args.process_index, self.progress.samples_seen)
         if self.args.should_save:
             order = checkpoints.data_order(self.parts, self.args)
-            checkpoints.write_settings(folder, order, self.optimization)
+            checkpoints.write_settings(folder, order, self.optimization, self._first_data_step)
 
 
 def _video_config(model: Any) -> Any:

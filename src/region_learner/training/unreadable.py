@@ -31,6 +31,7 @@ class UnreadableVideos:
         self.in_training: dict[str, str] = {}
         self.in_evaluation: dict[str, str] = {}
         self._number_of_videos: int | None = None
+        self._samples_before = 0  # the clips trained on before the run was resumed
 
     def report(self, video_id: str, reason: str, in_training: bool, samples_seen: int = 0) -> None:
         """
@@ -40,7 +41,8 @@ class UnreadableVideos:
             video_id: id of the video.
             reason: the reason why it cannot be read.
             in_training: whether it was drawn for training, where another video is substituted.
-            samples_seen: number of clips trained on so far, because the number of videos of a stream is unknown.
+            samples_seen: number of clips trained on since the run started or resumed, because the number of videos of
+                a stream is unknown.
 
         Raises:
             VideoDecodeError: too many videos are unreadable.
@@ -53,19 +55,38 @@ class UnreadableVideos:
             return
         self.in_training[video_id] = reason
         logger.warning("Skipping an unreadable video, substituting another one: %s", reason)
-        total = self._videos(samples_seen)
-        if total and len(self.in_training) > self.max_share * total:
-            self._write(self.in_training)
+        seen = max(self._samples_before + samples_seen, 100)
+        self._check(self.in_training, seen if self._streamed else self.number_of_videos)
+
+    def check_all_processes(self, reports: int) -> None:
+        """
+        Checks the share of unreadable videos in all processes, each of which has only read some of the videos. (Each
+        process reads a stream of its own, which it checks alone.) All processes must call it.
+
+        Args:
+            reports: number of unreadable videos of all processes together, some of which may be the same.
+
+        Raises:
+            VideoDecodeError: too many videos are unreadable.
+        """
+        if not self._streamed and reports > self.max_share * self.number_of_videos:
+            self._check(dict(gather_object(list(self.in_training.items()))), self.number_of_videos)
+
+    def _check(self, unreadable: dict[str, str], total: int) -> None:
+        if total and len(unreadable) > self.max_share * total:
+            self._write(unreadable)
             raise VideoDecodeError(
-                f"{len(self.in_training)} of {total} videos are unreadable, more than max_unreadable="
-                f"{self.max_share} allows: see unreadable_videos.json in {self.output_dir}. Repair or remove them, or "
-                "raise the limit."
+                f"{len(unreadable)} of {total} videos are unreadable, more than max_unreadable={self.max_share} "
+                f"allows: see unreadable_videos.json in {self.output_dir}. Repair or remove them, or raise the limit."
             )
 
-    def _videos(self, samples_seen: int) -> int:
-        """Returns the number of videos in the corpora; for streams, whose length is unknown, those seen so far."""
-        if any(part.streamed for part in self.parts):
-            return max(samples_seen, 100)
+    @property
+    def _streamed(self) -> bool:
+        return any(part.streamed for part in self.parts)
+
+    @property
+    def number_of_videos(self) -> int:
+        """The number of videos in the corpora, which are not streamed."""
         if self._number_of_videos is None:
             ids = (part.dataset["video_id"] if hasattr(part.dataset, "column_names") else () for part in self.parts)
             distinct = sum(len(set(column)) for column in ids)  # a video may have several questions
@@ -89,10 +110,14 @@ class UnreadableVideos:
         except OSError as error:  # not worth losing hours of training for
             logger.warning("The list of unreadable videos could not be written: %s", error)
 
-    def save(self, checkpoint: Path, process_index: int) -> None:
-        (checkpoint / f"unreadable_{process_index}.json").write_text(json.dumps(self.in_training))
+    def save(self, checkpoint: Path, process_index: int, samples_seen: int) -> None:
+        state = {"videos": self.in_training, "samples_seen": self._samples_before + samples_seen}
+        (checkpoint / f"unreadable_{process_index}.json").write_text(json.dumps(state))
 
     def load(self, checkpoint: Path, process_index: int) -> None:
         path = checkpoint / f"unreadable_{process_index}.json"
         if path.is_file():
-            self.in_training = json.loads(path.read_text())
+            state = json.loads(path.read_text())
+            if "samples_seen" not in state:  # an older checkpoint, which only has the videos
+                state = {"videos": state, "samples_seen": 0}
+            self.in_training, self._samples_before = state["videos"], state["samples_seen"]

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 
 from ...configuration_region_learner import did_you_mean
 from ...files import locked
-from ..base import CorpusError, PathLike, Row, check_options, check_split
+from ..base import CorpusError, PathLike, Row, check_options, check_split, read_record
 from ..encoding import available_codec, write_video
 from ..folder import read_split
 from ..videos import drop_missing
@@ -436,11 +436,8 @@ def _checked(corpus: SyntheticCorpus, data_dir: PathLike, wanted: Any, options: 
 
 def _read_info(corpus: SyntheticCorpus, directory: Path) -> dict[str, Any] | None:
     """Reads `corpus.json`. Returns None if the directory does not contain a complete corpus of this name."""
-    try:
-        info = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return info if isinstance(info, dict) and info.get("corpus") == corpus.name else None
+    info = read_record(directory / "corpus.json")
+    return info if info.get("corpus") == corpus.name else None
 
 
 def _difference(corpus: SyntheticCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
