@@ -463,12 +463,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """Crops as torchvision and the reference implementation do; transformers rounds half pixels the other way."""
         height, width = image.shape[-2:]
-        if height < size.height or width < size.width:  # torchvision would add black borders
+        crop = size.height or 0, size.width or 0
+        if height < crop[0] or width < crop[1]:  # torchvision would add black borders
             raise ValueError(
-                f"Frames of {height} x {width} pixels are smaller than crop_size, {size.height} x {size.width}: give "
+                f"Frames of {height} x {width} pixels are smaller than crop_size, {crop[0]} x {crop[1]}: give "
                 "a larger size or a smaller crop_size, or set do_center_crop=False."
             )
-        return tvf.center_crop(image, [size.height, size.width])
+        return tvf.center_crop(image, list(crop))
 
     def random_crop(
         self, video: torch.Tensor, scale: tuple[float, float], generator: torch.Generator | None = None

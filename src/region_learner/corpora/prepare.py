@@ -388,8 +388,8 @@ def _frames(
 
     if options.num_frames is not None:
         clip, metadata = read_clip(source, partial(_spread, count=options.num_frames), Scale(scaled), exact=True)
-        # (The duration that the file states may be that of its sound.)
-        step = (metadata.end or metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
+        # The duration that the file states may be that of its sound. An image has no end.
+        step = (getattr(metadata, "end", None) or metadata.duration or len(clip) / _USUAL_FPS) / len(clip)
         for number, frame in enumerate(clip):
             yield frame, number * step
         return

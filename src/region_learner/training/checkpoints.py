@@ -189,8 +189,8 @@ def last_complete(output_dir: str | os.PathLike[str], contents: bool = True) -> 
 def checkpoints_in(output_dir: Path) -> list[Path]:
     """Returns the checkpoints that a run has written, by their steps, without copies such as "checkpoint-100-best"."""
     found = (path for path in output_dir.glob("checkpoint-*") if path.is_dir())
-    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in found}
-    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
+    own = [path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(own, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def described(output_dir: str | os.PathLike[str]) -> str:
