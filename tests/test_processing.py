@@ -130,8 +130,8 @@ def test_options_reach_the_video_processor(processor, video):
 
 
 def test_misspelled_options_are_refused(processor, video):
-    with pytest.raises(ValueError, match="'strat' is not an option of RegionLearnerProcessor; did you mean 'start'"):
-        processor(videos=video, strat=12.5)
+    with pytest.raises(ValueError, match="'starts' is not an option of RegionLearnerProcessor; did you mean 'start'"):
+        processor(videos=video, starts=12.5)
     with pytest.raises(ValueError, match="did you mean 'num_frames'"):
         processor(videos=video, videos_kwargs={"num_frmaes": 2})
 

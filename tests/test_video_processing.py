@@ -1254,7 +1254,7 @@ def test_wrong_settings(kwargs, message):
 
 def test_misspelled_options_are_refused(processor, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'training'"):
-        processor(np.zeros((4, 40, 50, 3), np.uint8), trainin=True)
+        processor(np.zeros((4, 40, 50, 3), np.uint8), trainings=True)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="did you mean 'crop_scale'"):
         RegionLearnerVideoProcessor.from_pretrained(tmp_path, crop_scal=(0.8, 1.0))
