@@ -73,7 +73,7 @@ class RegionLearnerProcessor(ProcessorMixin):
             (B, T, 3, height, width) for videos or images, where T = 1 for images.
 
         Raises:
-            ValueError: there is no input, an option is not known, there are both videos and images, `max_length` is
+            ValueError: no input was given, an option is unknown, there are both videos and images, `max_length` is
                 too large, or a video does not have the span.
             VideoDecodeError: a video or an image cannot be read.
         """

@@ -72,7 +72,7 @@ class FoundVideos:
     Args:
         videos: the videos by path.
         roots: the argument that each path came from; see [`root_to_keep`].
-        searched: the arguments. A video that came from one of them and is no longer found there is gone.
+        searched: the arguments. If a video came from one of them and is not found there anymore, it counts as gone.
         folders: the folders that were searched.
         unlisted: folders and shards that could not be listed. It is not known whether their videos are gone.
         unreadable: for each shard in a folder that could not be read to its end, the reason.
