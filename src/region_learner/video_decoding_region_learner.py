@@ -79,8 +79,8 @@ class ClipMetadata(VideoMetadata):
     Args:
         keyframes: sorted indices of the frames that can be decoded without any other frame; None if unknown.
         times: when each frame is shown, in seconds from the first frame: float64 of shape (total_num_frames,),
-            increasing from 0. They are read from the file, so that a variable frame rate is respected, or computed
-            from `fps` if the file does not specify them in order. None if both are unknown.
+            increasing from 0. They are read from the file, so that a variable frame rate is respected, or computed by
+            means of `fps` if the file does not specify them in order. None if both are unknown.
     """
 
     keyframes: list[int] | None = None
@@ -142,8 +142,8 @@ def read_clip(
     because it is 0 for Matroska and may be wrong for other formats.
 
     Args:
-        source: a path, the bytes of a file, a binary file object, or a dictionary `{"path": ..., "bytes": ...}` as
-            from `datasets.Video(decode=False)`. It may be a URL if `register_url_reader` was called.
+        source: a path, the bytes of a file, a binary file object, or a dictionary `{"path": ..., "bytes": ...}` of
+            `datasets.Video(decode=False)`. It may be a URL if `register_url_reader` was called.
         sample_indices_fn: called as `sample_indices_fn(metadata=ClipMetadata)`, returns the indices of the selected
             frames, in any order and with repetitions. It is called again if decoding finds other frames.
         scale: what frames are scaled to while their colors are converted. By default they keep their size.
