@@ -19,8 +19,17 @@ from .figures import draw
 from .runs import read_runs, runs_of
 from .seeds import seed_table
 from .settings import CONTRASTS, SETTINGS, WORD_CONTRASTS, rows_of
-from .tables import METRIC, contrast_table, loss_correlation, markdown, mask_table, model_table
-from .words import word_contrasts, word_table
+from .tables import (
+    METRIC,
+    contrast_table,
+    differences_of,
+    loss_correlation,
+    markdown,
+    mask_table,
+    mean_cell,
+    model_table,
+)
+from .words import Measured, differences, word_contrasts, word_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "evidence.md"
@@ -38,6 +47,62 @@ _MAXIMA = (
     "decoupled_no_interaction",
     "decoupled_motion",
 )
+
+# What the first section answers: a question, and the two rows whose difference answers it.
+_VECTOR_FINDINGS = [
+    ("the region module in the `paper` form, added to Frozen in Time", "paper", "frozen"),
+    ("the region module in the `decoupled` form, added to Frozen in Time", "decoupled", "frozen"),
+    ("one more encoder block, added to Frozen in Time", "frozen_deeper", "frozen"),
+    ("the mean over all patches, added to Frozen in Time", "patches", "frozen"),
+    ("the maximum over all patches, added to Frozen in Time", "patches_max", "frozen"),
+    ("`decoupled` instead of the maximum over all patches", "decoupled", "patches_max"),
+    ("attention between the regions of `decoupled`", "decoupled", "decoupled_no_interaction"),
+    (
+        "eight regions per frame in `decoupled` instead of one, whose mask is the frame",
+        "decoupled",
+        "decoupled_1_region",
+    ),
+    ("quantization in `decoupled`", "decoupled", "decoupled_no_codes"),
+    ("motion excitation in `decoupled`", "decoupled_motion", "decoupled"),
+]
+_VECTOR, _TOKENS, _SUM, _WHERE = ("single",), ("tokens",), ("reranked",), ("where", "pointing")
+_WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
+    ("one vector: phrases and tubes, without regions", ("no_regions", _VECTOR), ("decoupled", _VECTOR)),
+    (
+        "one vector: training with learned regions as tokens, in addition",
+        ("queries", _VECTOR),
+        ("no_regions", _VECTOR),
+    ),
+    ("re-ranking by words and learned regions, in addition", ("queries", _SUM), ("queries", _VECTOR)),
+    *[
+        (f"learned regions instead of {label}, {kind}", ("queries", measure), (row, measure))
+        for row, label in (("random_patches", "random patches"), ("cells", "cells"), ("clusters", "k-means clusters"))
+        for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
+    ],
+    *[
+        (f"*where*: learned regions instead of {label}", ("queries", _WHERE), (row, _WHERE))
+        for row, label in (("random_patches", "random patches"), ("cells", "cells"), ("clusters", "k-means clusters"))
+    ],
+]
+_CORPORA = ["moving_shapes", "drifting_letters"]
+
+
+def _vector_findings() -> str:
+    by_setting = [_entries("shapes", "main"), _entries("letters", "second_corpus")]
+    lines = [
+        [text, *(mean_cell(differences_of(entries, row, other), sign="+") for entries in by_setting)]
+        for text, row, other in _VECTOR_FINDINGS
+    ]
+    return markdown(["what is added or replaced", *_CORPORA], lines)
+
+
+def _word_findings() -> str:
+    by_setting = [read_runs(RUNS / f"{setting}_words.jsonl") for setting in ("shapes_short", "letters_short")]
+    lines = [
+        [text, *(mean_cell(differences(found, one, other), sign="+") for found in by_setting)]
+        for text, one, other in _WORD_FINDINGS
+    ]
+    return markdown(["what is added or replaced", *_CORPORA], lines)
 
 
 def _entries(setting: str, table: str) -> list[dict[str, Any]]:
@@ -69,7 +134,7 @@ def _correlations() -> str:
             [value for entry in entries for value in entry[name].values()] for name in ("losses", "values")
         )
         over_all.append(f"{np.corrcoef(losses, values)[0, 1]:.2f}")
-    return markdown(["correlation", "shapes", "letters"], [*lines, ["among all runs of the table", *over_all]])
+    return markdown(["correlation", *_CORPORA], [*lines, ["among all runs of the table", *over_all]])
 
 
 def _seeds(setting: str, row: str, *seeds: str) -> str:
@@ -105,6 +170,8 @@ TABLES: dict[str, Callable[..., str | None]] = {
     "correlations": _correlations,
     "seeds": _seeds,
     "again": _again,
+    "vector_findings": _vector_findings,
+    "word_findings": _word_findings,
     "words": _words,
     "word_contrasts": _word_contrasts,
 }

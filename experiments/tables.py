@@ -139,17 +139,19 @@ def _difference(entry: dict[str, Any]) -> str:
     return cell if pairs == len(entry["values"]) else f"{cell} ({pairs} pair{'s' * (pairs > 1)})"
 
 
+def differences_of(entries: Sequence[dict[str, Any]], name: str, other: str) -> list[float]:
+    """Returns the differences in R@1 of two rows, for the seeds that both have."""
+    values = {entry["row"]: entry["values"] for entry in entries}
+    return _differences(values.get(name, {}), values.get(other, {}))
+
+
 def contrast_table(entries: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str, str]]) -> str | None:
     """Returns the differences in R@1 of pairs of rows as a table; None if `entries` have none of the pairs."""
-    by_name = {entry["row"]: entry for entry in entries}
+    labels = {entry["row"]: entry["label"] for entry in entries}
     lines = []
-    for names in contrasts:
-        if all(name in by_name for name in names):
-            entry, other = (by_name[name] for name in names)
-            differences = _differences(entry["values"], other["values"])
-            if differences:
-                cell = _with_interval(*interval(differences), sign="+")
-                lines.append([entry["label"], other["label"], str(len(differences)), cell])
+    for name, other in contrasts:
+        if found := differences_of(entries, name, other):
+            lines.append([labels[name], labels[other], str(len(found)), mean_cell(found, sign="+")])
     return markdown(["model", "compared with", "pairs", "difference in R@1"], lines, texts=2) if lines else None
 
 
@@ -178,6 +180,11 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int =
     """Returns a table whose first `texts` columns are text and whose other columns are numbers."""
     rows = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def mean_cell(values: Sequence[float], sign: str = "") -> str:
+    """Returns the mean of `values` with its 95 % interval as a cell of a table, which is empty without values."""
+    return _with_interval(*interval(values), sign=sign) if values else ""
 
 
 def _with_interval(mean: float, half_width: float | None, sign: str = "") -> str:

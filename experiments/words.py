@@ -25,7 +25,7 @@ from .ablation import argument_parser
 from .clips import Split, prepare, unseen
 from .runs import add_run, read_runs
 from .settings import SETTINGS, TABLES, WORD_CONTRASTS, Row, Setting, rows_of
-from .tables import interval, markdown
+from .tables import markdown, mean_cell
 from .training import batches, new_model
 
 _BATCH_SIZE = 100
@@ -169,7 +169,7 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
         of_row = [one for one in found if one["row"] == row.name]
         if of_row:
             cells = [
-                _cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
+                mean_cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
             ]
             lines.append([row.label, str(len(of_row)), *cells])
     return markdown(["model", "seeds", *columns.values()], lines)
@@ -181,17 +181,29 @@ def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[st
     of the two has no tokens, "re-ranked" compares with its single vector.
     """
     labels = {row.name: row.label for row in TABLES["words"]}
-    of = {(one["row"], one["seed"]): one for one in found}
     lines, columns = [], _columns(found)
     for name, other in contrasts:
-        seeds = [seed for row, seed in of if row == name and (other, seed) in of]
-        cells = []
-        for names in columns:
-            pairs = [[_value(of[row, seed], names, fall_back=True) for row in (name, other)] for seed in seeds]
-            cells.append(_cell([a - b for a, b in pairs if a is not None and b is not None], sign="+"))
-        if seeds:
-            lines.append([labels[name], labels[other], str(len(seeds)), *cells])
+        cells = [mean_cell(differences(found, (name, names), (other, names)), sign="+") for names in columns]
+        pairs = len(differences(found, (name, ("single",)), (other, ("single",))))
+        if pairs:
+            lines.append([labels[name], labels[other], str(pairs), *cells])
     return markdown(["model", "compared with", "pairs", *columns.values()], lines, texts=2) if lines else None
+
+
+# A row of a table, and the path to one of its values in a measurement.
+Measured = tuple[str, tuple[str, ...]]
+
+
+def differences(found: Sequence[dict[str, Any]], one: Measured, other: Measured) -> list[float]:
+    """Returns the differences of two measurements, for the seeds that have both."""
+    of = {(measured["row"], measured["seed"]): measured for measured in found}
+    (row, names), (other_row, other_names) = one, other
+    pairs = [
+        (_value(measured, names, fall_back=True), _value(of[other_row, seed], other_names, fall_back=True))
+        for (name, seed), measured in of.items()
+        if name == row and (other_row, seed) in of
+    ]
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 # The measurements: the path to a value, and the header of its column.
@@ -219,13 +231,6 @@ def _value(one: dict[str, Any], names: Sequence[str], fall_back: bool = False) -
         name = {"reranked": "single", "exchanged_reranked": "exchanged"}.get(name, name)
     value = one.get(name)
     return value[parts[0]] if parts and value is not None else value
-
-
-def _cell(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return ""
-    mean, half_width = interval(values)
-    return f"{mean:{sign}.1f}" + ("" if half_width is None else f" ± {half_width:.1f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
