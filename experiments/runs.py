@@ -60,7 +60,7 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     runs = [run for run in read_runs(path) if run["row"] in wanted]
     for run in runs:
         row = wanted[run["row"]]
-        for name in ("gathering", "negatives"):
+        for name in ("gathering", "negatives", "epochs"):
             if (run.get(name) or None) != (getattr(row, name) or None):
                 raise ValueError(
                     f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({run.get(name)}): "

@@ -1,7 +1,7 @@
 """The settings of the experiments, and the models that are compared in the rows of each table."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Row:
         config: fields that it adds to the configuration of the dual encoder.
         gathering: the replacement of learned queries, a key of `GATHERINGS`.
         negatives: whether training uses captions with an attribute exchanged between two objects as negative texts.
+        epochs: the number of epochs, if it differs from that of the setting.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Row:
     config: dict[str, Any] = field(default_factory=dict)
     gathering: str | None = None
     negatives: bool = False
+    epochs: int | None = None
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -272,6 +274,19 @@ TABLES: dict[str, list[Row]] = {
         _decoupled("no_mlp", "no MLP in the interaction", {"interaction_mlp": False}),
         _decoupled("no_residual", "no residual in the interaction", {"interaction_residual": False}),
     ],
+    "patch_dropout": [
+        *_main("decoupled"),
+        _decoupled("half", "half of the patches", patch_dropout=0.5),
+        replace(_decoupled("half_longer", "half of the patches, twice as many steps", patch_dropout=0.5), epochs=6),
+        *[row for row in _WORDS if row.name == "queries"],
+        Row(
+            "queries_half",
+            "queries: half of the patches",
+            _with(_QUERIES, patch_dropout=0.5),
+            "queries",
+            _TOKENS | _PHRASES,
+        ),
+    ],
     "second_corpus": _main("frozen", "patches_max", "paper", "decoupled", "decoupled_1_region", "decoupled_no_codes"),
     "unclipped": _main("frozen", "decoupled"),
 }
@@ -297,6 +312,9 @@ CONTRASTS = [
     ("decoupled", "maxima"),
     ("maxima", "maxima_no_codes"),
     ("maxima", "maxima_1_region"),
+    ("decoupled_half", "decoupled"),
+    ("decoupled_half_longer", "decoupled"),
+    ("queries_half", "queries"),
 ]
 
 # The pairs of rows that `experiments.words` compares.

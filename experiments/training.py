@@ -80,10 +80,11 @@ def train_and_measure(
     use_cpu = use_cpu or not torch.cuda.is_available()
     if use_cpu:
         model.set_attn_implementation("eager")  # faster than the fused kernel with so few tokens
-    watch = _Watch(model, processor, val, every=max(1, setting.epochs // 6), masks=masks_to is not None)
+    epochs = row.epochs or setting.epochs
+    watch = _Watch(model, processor, val, every=max(1, epochs // 6), masks=masks_to is not None)
     trainer = RegionLearnerTrainer(
         model=model,
-        args=_arguments(setting, seed, data_seed, use_cpu, corpus),
+        args=_arguments(setting, epochs, seed, data_seed, use_cpu, corpus),
         processing_class=processor,
         train_dataset=_training_rows(setting, row, train),
         data_collator=CollatorInMemory(processor, train.frames),
@@ -100,6 +101,7 @@ def train_and_measure(
         **({"config": row.config} if row.config else {}),
         **({"gathering": row.gathering} if row.gathering else {}),
         **({"negatives": True} if row.negatives else {}),
+        **({"epochs": row.epochs} if row.epochs else {}),
         "val": _retrieval(model, processor, val),
         "test": _retrieval(model, processor, test),
         "curve": watch.curve,
@@ -130,12 +132,12 @@ def _training_rows(setting: Setting, row: Row, train: Split) -> list[dict[str, A
     return rows
 
 
-def _arguments(setting: Setting, seed: int, data_seed: int | None, use_cpu: bool, corpus: Path):
+def _arguments(setting: Setting, epochs: int, seed: int, data_seed: int | None, use_cpu: bool, corpus: Path):
     return RegionLearnerTrainingArguments(
         output_dir=str(corpus / "unused"),  # nothing is saved
         seed=seed,
         data_seed=data_seed,
-        num_train_epochs=setting.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
         warmup_steps=setting.warmup_steps,
