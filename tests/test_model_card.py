@@ -547,7 +547,7 @@ def test_the_card_in_the_repository_is_rendered_from_its_results(monkeypatch):
     assert "Training\n\n12,000 videos" in rendered
     # What the description says of regions, in its order.
     regions = json.loads((directory / "regions.json").read_text(encoding="utf-8"))
-    said = re.search(r"Of the ([\d,]+)\nappearances.*?IoU of .*?\(k-means [\d.]+, CLS[^)]*\)", description, re.DOTALL)
+    said = re.search(r"show objects ([\d,]+) times.*?IoU\nof .*?\(k-means [\d.]+, CLS[^)]*\)", description, re.DOTALL)
     numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d)?", said.group())]
     iou = [regions[kind]["iou"] for kind in ("learned", "kmeans", "cls_attention", "grid", "uniform")]
     owned = [regions[kind]["owned"] for kind in ("learned", "kmeans", "cls_attention")]

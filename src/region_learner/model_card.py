@@ -408,7 +408,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (of a resumed run: the time since it was resumed)"
+        line += " (if the run was resumed: since then)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}

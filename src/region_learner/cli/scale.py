@@ -58,9 +58,9 @@ def embed(
     """
     Embed one shard of the videos into Parquet files.
 
-    Run it as jobs on many machines, one per shard. `region-learner index DIR --from-embeddings PARTS` then joins the
-    files, called parts, into an index. Run the same command again to embed new and changed videos, or to resume an
-    interrupted run.
+    Run it as jobs on many machines, one per shard. `region-learner index --index DIR --from-embeddings PARTS` then
+    joins the files, called parts, into an index. Run the same command again to embed new and changed videos, or to
+    resume an interrupted run.
     """
     if output is None:
         raise ValueError("--output DIR is missing: name a directory for the parts")
@@ -88,7 +88,9 @@ def embed(
     else:
         print_unreadable(report)
         print(f"{report}.")
-        print_wrote(f"{output}: shard {shard}. Join all shards: region-learner index DIR --from-embeddings {output}")
+        print_wrote(
+            f"{output}: shard {shard}. Join all shards: region-learner index --index DIR --from-embeddings {output}"
+        )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -115,7 +115,7 @@ class Protocol:
 
 _ALL = "all captions of a video, each a query of its own"
 _ONE = "one caption per video"
-_CLAUSES = "the first caption of a video, of which each clause is about one object"
+_CLAUSES = "the first caption of each video, in which each clause describes one object"
 _EXCHANGED = "2 options per question: the full caption, and the same with an attribute of two objects exchanged"
 
 _FINE_TUNED = [
@@ -187,7 +187,7 @@ _FINE_TUNED = [
     ),
     Protocol(
         name="moving_shapes_unseen", corpus="moving_shapes", split="test_unseen", captions=_ALL,
-        source="a built-in corpus; its combinations of shapes and movements that training does not have",
+        source="a built-in corpus; combinations of shape and color that training does not have",
     ),
     Protocol(
         name="drifting_letters", corpus="drifting_letters", captions=_ALL, source="a built-in corpus",
