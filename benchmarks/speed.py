@@ -13,6 +13,7 @@ Repetitions alternate between models, and times are medians.
 |---|---|
 | ours, ours_paper | `region_form="decoupled"` and "paper" |
 | ours_queries | queries, phrases and tokens, as in the recipe `moving_shapes` |
+| ours_patch_dropout | `ours`, with half of the patches in training |
 | ours_no_regions | the encoder alone |
 | plain | the paper's form in plain PyTorch (`benchmarks/plain.py`) |
 | clip | CLIP base/16 of transformers on every frame, mean of frames |
@@ -87,6 +88,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "interaction_layers": 0,
         "video_pooling": "cls_patch_max",
     },
+    "ours_patch_dropout": {"patch_dropout": 0.5},
     "ours_no_regions": {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0},
 }
 WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "tube_mlp": True}

@@ -67,21 +67,33 @@ _VECTOR_FINDINGS = [
 ]
 _VECTOR, _TOKENS, _SUM, _WHERE = ("single",), ("tokens",), ("reranked",), ("where", "pointing")
 _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
-    ("one vector: phrases and tubes, without regions", ("no_regions", _VECTOR), ("decoupled", _VECTOR)),
     (
-        "one vector: training with learned regions as tokens, in addition",
+        "one vector: phrases, tubes and a maximum over patches instead of the regions of `decoupled`",
+        ("no_regions", _VECTOR),
+        ("decoupled", _VECTOR),
+    ),
+    (
+        "one vector: training with learned regions as tokens instead of no regions",
         ("queries", _VECTOR),
         ("no_regions", _VECTOR),
     ),
-    ("re-ranking by words and learned regions, in addition", ("queries", _SUM), ("queries", _VECTOR)),
+    ("the same model: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
     *[
         (f"learned regions instead of {label}, {kind}", ("queries", measure), (row, measure))
-        for row, label in (("random_patches", "random patches"), ("cells", "cells"), ("clusters", "k-means clusters"))
+        for row, label in (
+            ("random_patches", "random patches"),
+            ("cells", "cells of a grid"),
+            ("clusters", "k-means clusters"),
+        )
         for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
     ],
     *[
         (f"*where*: learned regions instead of {label}", ("queries", _WHERE), (row, _WHERE))
-        for row, label in (("random_patches", "random patches"), ("cells", "cells"), ("clusters", "k-means clusters"))
+        for row, label in (
+            ("random_patches", "random patches"),
+            ("cells", "cells of a grid"),
+            ("clusters", "k-means clusters"),
+        )
     ],
 ]
 _CORPORA = ["moving_shapes", "drifting_letters"]
@@ -134,7 +146,10 @@ def _correlations() -> str:
             [value for entry in entries for value in entry[name].values()] for name in ("losses", "values")
         )
         over_all.append(f"{np.corrcoef(losses, values)[0, 1]:.2f}")
-    return markdown(["correlation", *_CORPORA], [*lines, ["among all runs of the table", *over_all]])
+    return markdown(
+        ["correlation of R@1 with the loss", *_CORPORA],
+        [*lines, ["among all runs of the main table, and of that of the second corpus", *over_all]],
+    )
 
 
 def _seeds(setting: str, row: str, *seeds: str) -> str:

@@ -187,10 +187,10 @@ def _gathered(gathering: str, label: str, base: str = "queries") -> Row:
 
 _WORDS = [
     *[row for row in _MAIN if row.name == "decoupled"],
-    Row("decoupled_words", "decoupled, with the loss of words and regions", _DECOUPLED, "decoupled", _TOKENS),
+    Row("decoupled_words", "decoupled, with the token loss", _DECOUPLED, "decoupled", _TOKENS),
     Row(
         "decoupled_words_1_region",
-        "the same, one region per frame",
+        "decoupled, with the token loss, one region per frame",
         _with(_DECOUPLED, {"mask_loss_weight": 0.0}, num_regions=1),
         "decoupled",
         _TOKENS,

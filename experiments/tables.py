@@ -11,10 +11,10 @@ from .settings import Row
 METRIC = "t2v_R@1"
 _LAST = 4  # number of entries of a run's `loss`, which are 200 steps
 _REFERENCES = {
-    "kmeans": "k-means on the features of the default",
-    "cls_attention": "its CLS attention, one mask per head",
+    "kmeans": "k-means on the features of decoupled",
+    "cls_attention": "CLS attention of decoupled, one mask per head",
     "grid": "cells of a grid",
-    "random_positions": "its masks, moved at random",
+    "random_positions": "masks of decoupled, moved at random",
     "uniform": "whole frames",
     "oracle": "best possible at this resolution",
 }
