@@ -367,7 +367,8 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     if rivals:
         best = min(rivals, key=lambda name: rivals[name])
         print(f"ours is {rivals[best] / totals['ours']:.2f} times as fast as the best of the others, {best}")
-        print(f"prepared, ours is {rivals[best] / totals['prepared']:.1f} times as fast as {best} on the originals")
+        ratio = rivals[best] / totals["prepared"]
+        print(f"with prepared clips, ours is {ratio:.1f} times as fast as {best} on the original clips")
     space = summary["bytes"] / summary["source_bytes"]
     print(
         f"prepared: {len(paths) / totals['prepared']:.1f} clips/s, in {space:.2f} of the space, made at "
@@ -379,8 +380,8 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     moved = [moved_by(path, options.frames) for path in paths]
     distance, share = (statistics.mean(values) for values in zip(*moved))
     print(
-        f'sampling="keyframes": {totals["random"] / totals["keyframes"]:.2f} times as fast as random frames, which '
-        f"move by {distance:.1f} frames, {100 * share:.0f} % of a segment, on average"
+        f'sampling="keyframes" is {totals["random"] / totals["keyframes"]:.2f} times as fast as random frames. Its '
+        f"frames are {distance:.1f} frames ({100 * share:.0f} % of a segment) away from random ones, on average."
     )
     for note in notes:
         print(note)

@@ -1,6 +1,6 @@
 """
-Encoder and region module compared with a plain PyTorch implementation of the method, in one run and on the same
-weights.
+Measures the encoder and the region module, compared with a plain PyTorch implementation of the method, in one run and
+on the same weights.
 
     python benchmarks/model.py [--paper] [--batch 2] [--device cuda] [--dtype bf16] [--json FILE]
 
@@ -54,7 +54,7 @@ def build_region_modules(options: argparse.Namespace) -> dict[str, nn.Module]:
     config = RegionLearnerVideoConfig(**sizes, region_form="paper")
     ours = RegionLearnerVideoModel(config).region_module.to(options.device).train()
     clips = math.ceil(2 * options.codes / options.tokens_of_clip)
-    ours(features(options, clips))  # the first training pass places the codes
+    ours(features(options, clips))  # the first training pass initializes the codes
     plain = take_weights(PlainRegionModule(config), ours)
     return {"ours": ours, "plain": plain.to(options.device)}
 

@@ -100,7 +100,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainQuantizer(nn.Module):
-    """VQ with moving averages: looked up, then updated. (Ours also looks for dead codes and places them anew.)"""
+    """VQ with EMA statistics: codes are looked up, then updated. (Ours also finds and revives unused codes.)"""
 
     def __init__(self, config: RegionLearnerVideoConfig):
         super().__init__()
@@ -198,7 +198,7 @@ def fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def take_weights(plain: nn.Module, ours: nn.Module) -> nn.Module:
     result = plain.load_state_dict(fused(ours.state_dict()), strict=False)
-    parameters = fused(dict(ours.named_parameters()))  # of buffers, ours has more: those that find dead codes
+    parameters = fused(dict(ours.named_parameters()))  # ours has more buffers: those that find unused codes
     extra = [key for key in result.unexpected_keys if key in parameters]
     if extra or result.missing_keys:
         raise RuntimeError(f"The two differ in weights: {extra}, {result.missing_keys}.")

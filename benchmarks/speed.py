@@ -214,7 +214,7 @@ def build(name: str, size: str, frames: int) -> nn.Module:
     elif name == "videoprism":
         tower = VideoPrism(sizes, side_of(name, side), frames)
     else:
-        raise ValueError(f"{name!r} is not a model: {', '.join([*FORMS, *PEERS])}.")
+        raise ValueError(f"{name!r} is not a model; choose one of {', '.join([*FORMS, *PEERS])}.")
     return Peer(tower, sizes["hidden_size"], text)
 
 
@@ -382,7 +382,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
         if runner.name == base:
             flops[base] = runner.flops()
             products[runner.name] = seconds_of_products(runner, options.repeats)
-        for _ in range(3):  # the first calls compile, allocate, and place the codes
+        for _ in range(3):  # the first calls compile, allocate, and initialize the codes
             runner()
         if options.device.type == "cuda":
             torch.cuda.synchronize()

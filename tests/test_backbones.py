@@ -833,7 +833,7 @@ def test_layer_decay_needs_one_sequence_of_blocks(tmp_path):
     model, _ = backbone_model("timm_swin")
     args = RegionLearnerTrainingArguments(output_dir=str(tmp_path), layer_decay=0.5, use_cpu=True)
     with pytest.raises(
-        ValueError, match="layer_decay needs towers of one sequence of blocks, but video_model has several"
+        ValueError, match="layer_decay needs towers with one sequence of blocks, but video_model has several"
     ):
         parameter_groups(model, args, [])
 

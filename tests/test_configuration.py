@@ -451,11 +451,11 @@ def test_the_command_line_merges_into_the_mappings_of_a_recipe(caplog):
     assert model.config == of_recipe.config | {"loss": "sigmoid"}
     assert model.text_config == of_recipe.text_config
     assert [record.getMessage() for record in caplog.records] == [
-        'Changed in the recipe: config.loss default -> "sigmoid"',
-        "Changed in the recipe: video_config.num_regions 12 -> 4",
-        'Changed in the recipe: video_config.region_options default -> {"pooling": "max"}',
-        "Changed in the recipe: video_config.region_layer 1 -> default",
-        "Changed in the recipe: seed 0 -> 3",
+        'Overriding the recipe: config.loss default -> "sigmoid"',
+        "Overriding the recipe: video_config.num_regions 12 -> 4",
+        'Overriding the recipe: video_config.region_options default -> {"pooling": "max"}',
+        "Overriding the recipe: video_config.region_layer 1 -> default",
+        "Overriding the recipe: seed 0 -> 3",
     ]
     assert parse_arguments([*argv, "--video_config=none"])[0].video_config is None
 

@@ -139,7 +139,7 @@ def test_webm_in_a_folder(tmp_path):
         (("path", "id", "text"), "no column 'video' .columns: id, path, text.: rename the column that has it, "
          r"`dataset.rename_columns\({'path': 'video', 'id': 'video_id', 'text': 'captions'}\)`"),
         (("video", "captions"), r'no column .video_id. .*: number the videos, `dataset.add_column\("video_id", ran'),
-        (("video", "video_id", "words"), r"`dataset.rename_columns\({NAME: 'captions'}\)`, or use another one"),
+        (("video", "video_id", "words"), r"`dataset.rename_columns\({NAME: 'captions'}\)`, or use another dataset"),
     ],
 )  # fmt: skip
 def test_columns_of_other_names(columns, message):

@@ -382,7 +382,7 @@ DEEP = "[" * 40 + "]" * 40
 BOTTOMLESS = "[" * 200_000 + "]" * 200_000
 UNFIT = {
     "an integer of more than 64 bits": str(2**63),
-    "half a surrogate pair": '"\\ud800"',
+    "an unpaired surrogate": '"\\ud800"',
     "nested more than 32 deep": DEEP,
     "JSON|nested too deeply": BOTTOMLESS,
     "Exceeds the limit": "1" * 5000,
@@ -405,7 +405,7 @@ def test_columns_that_no_data_set_can_hold(tmp_path, message, value):
 def test_half_a_character_in_our_columns(tmp_path, column):
     row = {"file_name": "a.mp4", "text": "x", "video_id": "i"} | {column: "a\ud800"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
-    assert f"metadata.jsonl, line 1: {column} has half a surrogate pair" in refusal(tmp_path)
+    assert f"metadata.jsonl, line 1: {column} has an unpaired surrogate" in refusal(tmp_path)
 
 
 def test_parquet_holds_more_than_json(tmp_path):

@@ -378,7 +378,7 @@ def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
 @pytest.mark.parametrize(("regions", "expected"), [(3, "into a few regions"), (0, "without regions")])
 def test_a_card_of_a_backbone(card, regions, expected):
     text = card(changed(MSVD, model={"config": {"backbone": "clip_vision_model", "num_regions": regions}}))
-    assert "A video-text dual encoder on an image model (clip_vision_model), which encodes each frame" in text
+    assert "This is a video-text dual encoder on an image model (clip_vision_model), which encodes each frame" in text
     assert expected in text
     assert "space-time ViT" not in text
 

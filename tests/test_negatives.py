@@ -100,6 +100,6 @@ def test_an_evaluation_of_single_rows_has_no_loss(tmp_path, caplog):
     metrics = trainer(tmp_path, **alone).evaluate()
     assert "eval_loss" not in metrics
     assert "eval_t2v_R@1" in metrics
-    assert "no negatives, and so no contrastive loss: evaluation does not report a loss" in caplog.text
-    with pytest.raises(ValueError, match="Set 2 or more, or another metric_for_best_model than 'loss'"):
+    assert "no negatives, and therefore no contrastive loss. Evaluation does not report a loss" in caplog.text
+    with pytest.raises(ValueError, match="Set it to 2 or more, or choose a metric_for_best_model other than 'loss'"):
         trainer(tmp_path, **alone, metric_for_best_model="loss")

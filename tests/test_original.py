@@ -223,7 +223,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"noise\.pth cannot be read"):
         convert_original_checkpoint(path)
     torch.save({"state_dict": {"a.b": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"not of the authors' model: a\.b"):
+    with pytest.raises(ValueError, match=r"the reference implementation does not have: a\.b"):
         convert_original_checkpoint(path)
     state = {name: tensor for name, tensor in _tensors("frozen_in_time").items() if "temporal_embed" not in name}
     torch.save({"state_dict": state}, path)

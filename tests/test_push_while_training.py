@@ -157,7 +157,7 @@ def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
     assert "- de" in card
     assert "This model has not been evaluated yet." in card
     assert b"somebody" not in found["End of training"]["results.json"]
-    with pytest.raises(ValueError, match=r"push_to_hub does not take 'tags': write a README.md into"):
+    with pytest.raises(ValueError, match=r"push_to_hub does not take 'tags': leave it out, or write your own card to"):
         trainers[0].push_to_hub(tags=["a"])
 
 

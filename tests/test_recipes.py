@@ -514,7 +514,7 @@ def test_recipes_say_what_they_do_need_and_give(name):
         ("stages: [{learning_rate: 1}, {num_frame: 2}]", "unknown key 'num_frame'; did you mean 'num_frames'"),
         ("stages: {learning_rate: 1}", "stages must be a list of mappings"),
         ("corpora: [{corpus: cc3m, data_dri: x}]", "corpora: unknown key 'data_dri'; did you mean 'data_dir'"),
-        ("corpora: [cc3m]", "corpora must be a list of mappings with keys of corpus, data_dir"),
+        ("corpora: [cc3m]", "corpora must be a list of mappings, not ['cc3m']. Keys: corpus, data_dir"),
         ("corpora: {corpus: cc3m}", "corpora must be a list of mappings"),
         ("max_answers: 1.5", "max_answers=1.5 must be an integer."),
         ("num_frames: true", "num_frames=True must be an integer."),

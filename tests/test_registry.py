@@ -119,7 +119,7 @@ def test_what_a_loader_may_return(tmp_path):
     assert len(load_corpus("torch")) == 3
     with pytest.raises(CorpusError, match="'torch' cannot be streamed: its loader returns a Rows"):
         load_corpus("torch", streaming=True)
-    with pytest.raises(CorpusError, match="split 'train' of corpus 'nothing' must be a data set or a list of rows"):
+    with pytest.raises(CorpusError, match="split 'train' of corpus 'nothing' must be a dataset or a list of rows"):
         load_corpus("nothing")
     with pytest.raises(CorpusError, match="split 'train' of corpus 'no_rows' has no rows"):
         load_corpus("no_rows")

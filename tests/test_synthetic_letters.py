@@ -373,11 +373,11 @@ def test_largest_size(tmp_path):
 
 def test_options_that_cannot_be_met(tmp_path):
     for options, message in (
-        ({"train": -1}, "train must be a whole number from 0"),
-        ({"size": 46}, "size must be a whole number from 48"),
-        ({"frames": 3}, "frames must be a whole number from 4"),
+        ({"train": -1}, "train must be an integer from 0"),
+        ({"size": 46}, "size must be an integer from 48"),
+        ({"frames": 3}, "frames must be an integer from 4"),
         ({"letters": (3, 2)}, r"letters must be a number or \(least, most\)"),
-        ({"letters": 5}, "letters must be a whole number from 1 to 4"),
+        ({"letters": 5}, "letters must be an integer from 1 to 4"),
         ({"distractors": 21}, "distractors must be"),
         ({"captions": 0}, "captions must be"),
         ({"leters": 2}, r"unknown option 'leters' for corpus 'drifting_letters' .*; did you mean 'letters'"),

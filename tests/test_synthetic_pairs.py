@@ -132,7 +132,9 @@ def test_rows_without_phrases(made):
     ]:
         with pytest.raises(CorpusError, match=message):
             object_phrases(row | changed)
-    with pytest.raises(CorpusError, match=r"needs the columns 'objects' and 'captions', not empty; it has video$"):
+    with pytest.raises(
+        CorpusError, match=r"needs 'objects' and 'captions' that are not empty .columns: video.: use a row of"
+    ):
         object_phrases({"video": "a.mp4"})
 
 

@@ -141,12 +141,12 @@ def test_shapes_unseen_pairs(shapes):
 
 def test_shapes_options_that_cannot_be_met(tmp_path):
     for options, message in (
-        ({"train": -1}, "train must be a whole number from 0"),
-        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"train": -1}, "train must be an integer from 0"),
+        ({"seed": 0.5}, "seed must be an integer"),
         ({"size": 97}, "size must be even"),
         ({"fps": 0}, "fps must be above 0"),
         ({"objects": (3, 2)}, r"objects must be a number or \(least, most\)"),
-        ({"objects": 6}, "objects must be a whole number from 1 to 5"),
+        ({"objects": 6}, "objects must be an integer from 1 to 5"),
         ({"captions": 0}, "captions must be"),
         ({"objects": 1, "test": 100_000}, "different scenes of 1 to 1 objects found for split 'test'"),
     ):

@@ -328,7 +328,7 @@ def test_zero_shot_bad_input(model, processor, tables):
     rows = table.to_list()
     with pytest.raises(ValueError, match="as class_names"):
         zero_shot_accuracy(model, processor, rows)
-    with pytest.raises(ValueError, match="2 names for the data set's 11 classes"):
+    with pytest.raises(ValueError, match="2 names for the dataset's 11 classes"):
         zero_shot_accuracy(model, processor, table, class_names=["a", "b"])
     with pytest.raises(ValueError, match="Two classes have the name 'a'"):
         zero_shot_accuracy(model, processor, rows, class_names=["a", "a"])
@@ -374,7 +374,7 @@ def test_classification_matches_classes_by_name(processor, tables, tmp_path):
 def test_classification_with_classes_that_the_model_lacks(processor, tables):
     table = tables["action_recognition"]
     names = table.features["label"].names
-    with pytest.raises(ValueError, match="The model lacks 2 of the data set's classes: 'moves left', 'stays still'"):
+    with pytest.raises(ValueError, match="The model lacks 2 of the dataset's classes: 'moves left', 'stays still'"):
         classification_accuracy(Head(names[1:-1]), processor, table)
     rows = Dataset.from_dict({"video": ["a"], "video_id": ["a"], "label": [3]})
     with pytest.raises(ValueError, match=r"numbers without class names: cast it to datasets.ClassLabel"):
@@ -540,7 +540,7 @@ def test_windows_take_the_same_frame_of_each_segment(stride):
 
 def test_wrong_views():
     for options, message in (
-        ({"clips": 0}, "clips=0 must be a whole number, at least 1"),
+        ({"clips": 0}, "clips=0 must be an integer of at least 1"),
         ({"clips": 1.5}, "clips=1.5 must be"),
         ({"window_stride": 0}, "window_stride=0 must be"),
         ({"clips": 2, "window_stride": 2}, "Give only one of clips"),

@@ -201,10 +201,10 @@ def test_several_corpora_are_parts(tmp_path):
 
 def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
     mine = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(ValueError, match="layer_decay has no effect on an optimizer passed as optimizers="):
+    with pytest.raises(ValueError, match="layer_decay has no effect if optimizers= is given to the Trainer"):
         trainer(tmp_path, rows("abcd"), layer_decay=0.5, optimizers=(mine, None))
     schedule = torch.optim.lr_scheduler.ConstantLR(mine)
-    with pytest.raises(ValueError, match="lr_milestones has no effect on an optimizer passed as optimizers="):
+    with pytest.raises(ValueError, match="lr_milestones has no effect if optimizers= is given to the Trainer"):
         trainer(tmp_path, rows("abcd"), lr_milestones=[0.5], optimizers=(mine, schedule))
     trainer(tmp_path, rows("abcd"), layer_decay=0.5)
 
@@ -250,7 +250,7 @@ def test_options_of_a_schedule(tmp_path):
 
 
 def test_modes_of_compilation():
-    with pytest.raises(ValueError, match=r"torch_compile_mode='max' is not known .*max-autotune"):
+    with pytest.raises(ValueError, match=r"torch_compile_mode='max' is not known; .*max-autotune"):
         RegionLearnerTrainingArguments(torch_compile_mode="max")
 
 

@@ -217,7 +217,7 @@ STEP = {"loss": 1.23456, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 3.0, 
 
 def test_lines_of_logs():
     line = (
-        "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  waiting  3%  codes  96 %"
+        "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  waiting  3%  codes  96%"
     )
     assert log_line(STEP, 120, 8000) == line.replace("step 120", "step  120") + "  temperature 0.0500"
     assert len(log_line(STEP, 8000, 8000)) == len(log_line(STEP | {"loss": 0.1, "epoch": 12.5}, 1, 8000))  # aligned
@@ -354,7 +354,7 @@ def test_adapters(corpus, tmp_path):
     assert "video_model.layers.0.mlp.fc1.weight" in changed
     assert "video_model.embeddings.temporal_embeddings" in changed
     assert "video_model.embeddings.position_embeddings" not in changed
-    with pytest.raises(ValueError, match="towers must be among"):
+    with pytest.raises(ValueError, match="audio is not a tower of this model; choose from video_model"):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
 
 

@@ -136,7 +136,7 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
         assert [video_id for video_id, _ in result["unreadable"]] == ["clip3"]
         assert result["pixel_values_videos"].shape == good["pixel_values_videos"].shape
         assert result["pixel_values_videos"].dtype == good["pixel_values_videos"].dtype
-    with pytest.raises(VideoDecodeError, match="no readable video found in place"):
+    with pytest.raises(VideoDecodeError, match="No readable video was found"):
         RegionLearnerCollator(processor, training=True, datasets=[[rows[3]]])([rows[3]])
 
 

@@ -35,7 +35,7 @@ models:
 - {model}
 ---
 
-Search videos by text, picture or clip with [{model}](https://huggingface.co/{model}) and RegionLearner.
+Search videos by text, image or video with [{model}](https://huggingface.co/{model}) and RegionLearner.
 
 Put videos into the directory `videos` of this Space. They are indexed when the Space starts. To make it start faster,
 also put an index of these videos, made with `region-learner index`, into the directory `index`.
@@ -80,7 +80,7 @@ def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
         sdk = metadata.version("gradio")
     except metadata.PackageNotFoundError as error:
         raise ValueError(
-            "--space needs Gradio, whose version a Space names: pip install 'region-learner[app]'"
+            "--space needs Gradio, because the README of a Space names its version: pip install 'region-learner[app]'"
         ) from error
     name = model.rpartition("/")[2]
     card = _README.format(title=f"Search with {name}"[:60], gradio=sdk, model=model, private=_PRIVATE * private)

@@ -134,7 +134,7 @@ def _wrong_number(error) -> str:
     if option is None or not hasattr(problem, "errors"):  # not a value that typer's validator refused
         return ""
     found = problem.errors()[0]
-    expected = [{"int_parsing": "a whole number", "float_parsing": "a number"}.get(found["type"], "")]
+    expected = [{"int_parsing": "an integer", "float_parsing": "a number"}.get(found["type"], "")]
     if option.min is not None:
         expected.append(f"at least {option.min}" if option.max is None else f"from {option.min} to {option.max}")
     if not any(expected):

@@ -19,7 +19,7 @@ MaxMissing = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Number of videos that may be missing, or a share below 1. Missing videos are skipped. By default, they "
+        help="Number of videos that may be missing, or a fraction below 1. Missing videos are skipped. By default, they "
         "are an error.",
     ),
 ]

@@ -18,8 +18,8 @@ from .torch_files import read_state_dict
 
 logger = logging.getLogger(__name__)
 
-# The original's names, as regular expressions, and ours. `split_qkv` is applied afterwards. The names of the
-# space-time ViT are also those of timm.
+# Names in the reference implementation, as regular expressions, and ours. `split_qkv` is applied afterwards. The names
+# of the space-time ViT are also those of timm.
 VIT_NAMES = {
     r"^cls_token$": "embeddings.cls_token",
     r"^pos_embed$": "embeddings.position_embeddings",
@@ -49,8 +49,8 @@ _HEAD_NAMES = {r"^txt_proj\.1\.": "text_projection.", r"^vid_proj\.0\.": "video_
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Returns the weights in a checkpoint of the authors' code by their names, without the prefix `module.`. Code in the
-    file is not run; see [`read_state_dict`].
+    Returns the weights in a checkpoint of the reference implementation by their names, without the prefix `module.`.
+    Code in the file is not run; see [`read_state_dict`].
 
     Raises:
         OSError: the file does not exist, or cannot be read.
@@ -102,10 +102,12 @@ def _convert_names(state: dict[str, torch.Tensor], path) -> dict[str, torch.Tens
         else:
             converted[new_name] = tensor
     if unknown:
-        raise ValueError(f"{path} has weights that are not of the authors' model: {', '.join(sorted(unknown)[:8])}.")
+        raise ValueError(
+            f"{path} has weights that the reference implementation does not have: {', '.join(sorted(unknown)[:8])}."
+        )
     for needed in ("video_model.embeddings.cls_token", "text_projection.weight", "video_projection.weight"):
         if needed not in converted:
-            raise ValueError(f"{path} lacks {needed} (by our name): it is not a complete dual encoder.")
+            raise ValueError(f"{path} lacks {needed} (its name in this package): it is not a complete dual encoder.")
     return split_qkv(converted)
 
 
@@ -121,9 +123,11 @@ def _shape(state: dict[str, torch.Tensor], name: str, dimensions: int) -> torch.
         ValueError: the weight is missing, or has another number of dimensions.
     """
     if name not in state:
-        raise ValueError(f"it lacks {name!r} (by our name)")
+        raise ValueError(f"it lacks {name!r} (its name in this package)")
     if state[name].ndim != dimensions:
-        raise ValueError(f"{name!r} (by our name) has {state[name].ndim} dimensions instead of {dimensions}")
+        raise ValueError(
+            f"{name!r} (its name in this package) has {state[name].ndim} dimensions instead of {dimensions}"
+        )
     return state[name].shape
 
 

@@ -441,7 +441,7 @@ def processor_from_towers(
 
     Args:
         video, text, as_backbone: as for [`from_pretrained_towers`].
-        num_frames: frames per clip. The default is 12 for one name, and 4 otherwise.
+        num_frames: frames per clip. The default is 12 if both towers come from one checkpoint, and 4 otherwise.
 
     Raises:
         OSError: the model does not exist, or cannot be downloaded.

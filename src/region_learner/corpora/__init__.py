@@ -1,6 +1,6 @@
 """Corpora of captioned videos, each under one name and with the same columns.
 
-Missing, damaged or invalid data raises a `CorpusError`: one line that names the file, the line and the cure.
+Missing, damaged or invalid data raises a `CorpusError`: one line that says what is wrong, where, and what to do.
 
 Each benchmark has a file with a function `load_NAME(data_dir, split, *, options)`, which is listed in `registry.py`.
 The first line of its docstring describes the format; its keyword-only parameters are its options.

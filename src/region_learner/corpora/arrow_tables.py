@@ -211,7 +211,7 @@ def build_pairs(
     missing_list: PathLike | None,
     places: Sequence[Path] = (),
 ) -> Dataset:
-    """Builds the data set of a table. Blank captions and missing files are left out, with one warning for each kind.
+    """Builds the dataset of a table. Blank captions and missing files are left out, with one warning for each kind.
 
     Args:
         table: columns `video_id`, `caption`, `video` (null for a missing file) and `expected` (the path where it

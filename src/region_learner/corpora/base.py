@@ -1,4 +1,4 @@
-"""Code that all corpora share: their error, checks of arguments, and building a data set from rows."""
+"""Code that all corpora share: their error, checks of arguments, and building a dataset from rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None) -> Dataset:
-    """Builds a data set of rows. Columns that a row lacks are None. Paths remain strings: nothing is decoded.
+    """Builds a dataset of rows. Columns that a row lacks are None. Paths remain strings: nothing is decoded.
 
     Args:
         features: types of columns that cannot be inferred from their values, such as lists that are all empty.
@@ -84,6 +84,6 @@ def build_dataset(rows: Sequence[Row], features: Mapping[str, Any] | None = None
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise CorpusError(f"column {name!r} has values of different types: {error}") from error
         except (pa.ArrowNotImplementedError, ValueError) as error:
-            raise CorpusError(f"column {name!r} cannot be stored in a data set: {error}; remove it") from error
+            raise CorpusError(f"column {name!r} cannot be stored in a dataset: {error}; remove it") from error
     schema = Features({**Features.from_arrow_schema(pa.schema(types)), **(features or {})})
     return Dataset.from_dict(columns, features=schema)

@@ -1,4 +1,4 @@
-"""Code that the benchmarks share: opening their directory, rows for each task, and building the data set."""
+"""Code that the benchmarks share: opening their directory, rows for each task, and building the dataset."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_benchmark(
     captioned: bool = True,
     features: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Builds the data set of a benchmark. Blank captions and missing videos are left out, with a warning of each kind.
+    """Builds the dataset of a benchmark. Blank captions and missing videos are left out, with a warning of each kind.
 
     Args:
         rows: rows whose `video` comes from `videos`.
@@ -147,7 +147,7 @@ def answer_vocabulary(rows: Iterable[Mapping[str, Any]], size: int) -> list[str]
     Usual sizes are 1,500 for MSRVTT-QA and 1,000 for MSVD-QA, counted on the training split.
 
     Args:
-        rows: a data set with questions, or its rows.
+        rows: a dataset with questions, or its rows.
         size: the largest number of answers.
 
     Raises:
@@ -190,7 +190,7 @@ def build_action_benchmark(
     max_missing: int | float,
     missing_list: PathLike | None,
 ) -> Dataset:
-    """Builds the data set of a benchmark with a column `label`. The caption is the class in words.
+    """Builds the dataset of a benchmark with a column `label`. The caption is the class in words.
 
     Args:
         chosen: class, name of the video and where it is named, of each row.

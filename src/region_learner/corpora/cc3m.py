@@ -1,4 +1,4 @@
-"""Conceptual Captions (Sharma et al., ACL 2018): 3.3 million images of the web with captions, for pre-training."""
+"""Conceptual Captions (Sharma et al., ACL 2018): 3.3 million images from the web with captions, for pre-training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_cc3m(
       with or without an image extension. The naming is found by trying which one matches.
 
     Args:
-        data_dir: directory with the list, in itself or in metadata/, annotations/ or the like.
+        data_dir: directory with the list, directly or in metadata/, annotations/ or the like.
         split: "train" or "val".
         file: the list, absolute or below `data_dir`, if it has another name.
         video_dir: directory of the images, or of those of img2dataset, absolute or below `data_dir`. By default

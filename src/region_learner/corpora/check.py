@@ -23,7 +23,7 @@ def check_corpus(
     """Finds the videos of a corpus that cannot be read, by decoding all frames: training may need any of them.
 
     Args:
-        rows: a data set of `load_corpus`, not streamed. A video with several rows is decoded once.
+        rows: a dataset of `load_corpus`, not streamed. A video with several rows is decoded once.
         workers: the number of processes; by default one per core.
         timeout: time limit per video, in seconds.
         memory: memory limit per video, in bytes, on Linux.

@@ -44,7 +44,7 @@ def load_didemo(
     another one of 8,392 for training.
 
     Args:
-        data_dir: directory with the annotation files, in itself or in data/, annotations/ or the like. Without a list
+        data_dir: directory with the annotation files, directly or in data/, annotations/ or the like. Without a list
             file, the videos of the JSON file are taken.
         split: "train", "val" or "test".
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/, video/ ... are searched.

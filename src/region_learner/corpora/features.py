@@ -128,7 +128,7 @@ def _with_reference(row: Row, directory: Path, about: Mapping[str, Any], where: 
     }
     row = row | {"video": reference}
     if what := unstorable(row):
-        raise CorpusError(f"{where}: a value is {what}, which a data set cannot store")
+        raise CorpusError(f"{where}: a value is {what}, which a dataset cannot store")
     for name, names in about["classes"].items():
         label = row.get(name, "missing")
         if label is not None and (type(label) is not int or not -1 <= label < len(names)):
@@ -186,16 +186,16 @@ def check_features(
     model: Any, processor: Any, datasets: Iterable[tuple[Any, int | None]], trains: bool = False
 ) -> bool:
     """
-    Checks that the features that data sets refer to are those of a model's backbone, and that it is frozen.
+    Checks that the features that datasets refer to are those of a model's backbone, and that it is frozen.
 
     Args:
         model: a model of any task.
         processor: its processor, or its video processor.
-        datasets: data sets of any corpora, each with its frames per clip, or None for that of the processor.
+        datasets: datasets of any corpora, each with its frames per clip, or None for that of the processor.
         trains: whether the model is trained.
 
     Returns:
-        Whether there are features among the data sets.
+        Whether there are features among the datasets.
 
     Raises:
         ValueError: they belong to another backbone, other frames or other pixels; or the backbone is trained.
@@ -240,7 +240,7 @@ def check_features(
 
 
 def _directory_of(dataset: Any) -> Path | None:
-    """Returns the directory of the features that the first row of a data set refers to, if it does."""
+    """Returns the directory of the features that the first row of a dataset refers to, if it does."""
     row: Any = None
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         row = dataset[0] if len(dataset) else None

@@ -215,7 +215,7 @@ def _other_columns(row: Row, where: str, caption_column: str) -> Row:
     others = {key: value for key, value in row.items() if key not in _RESERVED and key != caption_column}
     for key, value in others.items():
         if what := unstorable(key) or unstorable(value):
-            raise CorpusError(f"{where}: column {key!a} has {what}, which a data set cannot store: remove it")
+            raise CorpusError(f"{where}: column {key!a} has {what}, which a dataset cannot store: remove it")
     return others
 
 

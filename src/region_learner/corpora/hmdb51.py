@@ -1,4 +1,4 @@
-"""HMDB51 (Kuehne et al., ICCV 2011): 51 actions in clips of films and of the web, in three folds."""
+"""HMDB51 (Kuehne et al., ICCV 2011): 51 actions in clips from films and the web, in three folds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_hmdb51(
 
     Args:
         data_dir: directory with the lists in testTrainMulti_7030_splits/, or with hmdb51.csv (video_id, label, split1
-            ... split3), in itself or in a directory for annotations.
+            ... split3), directly or in a directory for annotations.
         split: "train" or "test".
         fold: 1, 2 or 3. Results are usually the mean over all three.
         video_dir: directory of the classes, absolute or below `data_dir`. By default hmdb51_org/, videos/ ... are

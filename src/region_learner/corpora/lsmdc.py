@@ -45,7 +45,7 @@ def load_lsmdc(
     `LSMDC16_challenge_1000_publictect.csv` (spelt like this). The sentences of a clip become one row.
 
     Args:
-        data_dir: directory with the annotation files, in itself or in task1/, annotations/ or the like.
+        data_dir: directory with the annotation files, directly or in task1/, annotations/ or the like.
         split: "train", "val" or "test".
         video_dir: directory of the films, absolute or below `data_dir`. By default avi/, videos/ ... are searched.
             Clips may also lie side by side, without directories of films.
@@ -78,7 +78,7 @@ def load_lsmdc_mc(
     In training and validation, the right one always comes first.
 
     Args:
-        data_dir: directory with the annotation files, in itself or in task2/, annotations/ or the like.
+        data_dir: directory with the annotation files, directly or in task2/, annotations/ or the like.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_lsmdc`.
     """

@@ -1,4 +1,4 @@
-"""MSR-VTT (Xu et al., CVPR 2016): 10,000 clips of the web with 20 captions each; retrieval, questions, choices."""
+"""MSR-VTT (Xu et al., CVPR 2016): 10,000 clips from the web with 20 captions each; retrieval, questions, choices."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load_msrvtt(
     - "full" (Xu et al., CVPR 2016): 6,513 for training, 497 for validation, 2,990 for testing.
 
     Args:
-        data_dir: directory with the annotation files, in itself or in a directory such as annotations/.
+        data_dir: directory with the annotation files, directly or in a directory such as annotations/.
         split: "train" or "test"; "full" also has "val".
         protocol: which videos and captions belong to which split.
         video_dir: directory of the videos, absolute or below `data_dir`. By default videos/all, videos,
@@ -113,7 +113,7 @@ def load_msrvtt_qa(
     A classifier usually chooses among the 1,500 most frequent training answers; see `answer_vocabulary`.
 
     Args:
-        data_dir: directory with the JSON files (lists, or one object per line), in itself or in MSRVTT-QA/ or
+        data_dir: directory with the JSON files (lists, or one object per line), directly or in MSRVTT-QA/ or
             annotations/.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
@@ -142,7 +142,7 @@ def load_msrvtt_mc(
     only a test split; models are trained for retrieval, on `msrvtt` with protocol "full".
 
     Args:
-        data_dir: directory with the file, in itself or in annotations/ or the like.
+        data_dir: directory with the file, directly or in annotations/ or the like.
         split: "test".
         video_dir, max_missing, missing_list: see `load_msrvtt`.
     """

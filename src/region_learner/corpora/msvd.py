@@ -1,4 +1,4 @@
-"""MSVD (Chen and Dolan, ACL 2011): 1,970 short clips of the web with about 40 captions each; retrieval, questions."""
+"""MSVD (Chen and Dolan, ACL 2011): 1,970 short clips from the web with about 40 captions each; retrieval, questions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_msvd(
     collaborative-experts, all captions of a video count, about 40.
 
     Args:
-        data_dir: directory with the annotation files, in itself or in msvd_data/, annotations/ or the like. From the
+        data_dir: directory with the annotation files, directly or in msvd_data/, annotations/ or the like. From the
             CSV of the first release, only the English descriptions are taken.
         split: "train", "val" or "test".
         video_dir: directory of the videos, absolute or below `data_dir`. By default YouTubeClips, videos ... are
@@ -67,7 +67,7 @@ def load_msvd_qa(
     A classifier usually chooses among the 1,000 most frequent training answers; see `answer_vocabulary`.
 
     Args:
-        data_dir: directory with the files, in itself or in MSVD-QA/ or annotations/. Without the mapping, videos are
+        data_dir: directory with the files, directly or in MSVD-QA/ or annotations/. Without the mapping, videos are
             expected as vidN.avi.
         split: "train", "val" or "test".
         video_dir, max_missing, missing_list: see `load_msvd`.

@@ -106,7 +106,7 @@ def prepare_corpus(
     size, number of frames and frames per second, and the size of its source. Frames are upright; sound is left out.
 
     Args:
-        rows: a data set of `load_corpus`, not streamed.
+        rows: a dataset of `load_corpus`, not streamed.
         split: the name of the directory of the shards.
         options: how clips are re-encoded.
         workers: the number of processes that re-encode; by default one per core.
@@ -165,7 +165,7 @@ def prepare_corpus(
 
 
 def _rows_with_class_names(rows: Dataset, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yields rows with the names of classes instead of their numbers, which are meaningless without the data set."""
+    """Yields rows with the names of classes instead of their numbers, which are meaningless without the dataset."""
     classes = _class_names(rows)
     for index in indices:
         row = rows[index]
@@ -288,7 +288,7 @@ def _report(directory: Path, rows: int, max_unreadable: float) -> dict[str, Any]
             "them and try again (--retry), or allow more (--max-unreadable)."
         )
     if left_out:
-        logger.warning("%s of %d left out: %s. --retry tries again.", count, rows, told)
+        logger.warning("%s of %d left out: %s. Use --retry to try them again.", count, rows, told)
     return sums | {"left_out": len(left_out), "report": str(path)}
 
 

@@ -207,7 +207,7 @@ def look_for(data_dir: Path, names: Sequence[str], directories: Sequence[str] = 
 
 
 def find_annotation(data_dir: Path, names: Sequence[str], what: str, directories: Sequence[str] = ()) -> Path:
-    """Like `look_for`, for a file that is needed."""
+    """Works like `look_for`, but raises an error if none of the files exists."""
     path = look_for(data_dir, names, directories)
     if path is None:
         places = ", ".join(f"{directory}/" for directory in (*ANNOTATION_DIRS, *directories) if directory)

@@ -170,7 +170,9 @@ _RECORDS = {"folder": ("corpus.json",), "webdataset": ("prepare.json", "*/prepar
 
 
 def allows_mirroring(name: str, data_dir: PathLike | None) -> bool:
-    """Returns whether captions stay true when a clip is mirrored, also of a known corpus that is read by another name.
+    """Returns whether captions stay true when a clip is mirrored.
+
+    Folders and shards that were written from another corpus record this property of that corpus.
 
     Raises:
         CorpusError: the name is unknown.
@@ -208,7 +210,7 @@ def load_corpus(
 
     Args:
         name: a name from `list_corpora`.
-        data_dir: the directory of the corpus. Synthetic corpora are made in the cache directory without it.
+        data_dir: the directory of the corpus. Without it, synthetic corpora are made in the cache directory.
         split: the name of a split, such as "train", "val" or "test".
         streaming: whether to return an `IterableDataset`, which can be shared among processes and resumed.
         options: the options of this corpus; see its loader, such as `load_msrvtt`.

@@ -1,6 +1,6 @@
-"""Reads and checks the rows of a data set: single values, such as captions and ids, and whole rows.
+"""Reads and checks the rows of a dataset: single values, such as captions and ids, and whole rows.
 
-A value has the same meaning in files, in shards and in rows from Python. A data set is checked when it is passed in,
+A value has the same meaning in files, in shards and in rows from Python. A dataset is checked when it is passed in,
 and each of its rows when it is read. Readers of a value raise an `UnfitValueError`, readers of a row a `CorpusError`.
 """
 
@@ -71,7 +71,7 @@ def read_captions(value: Any) -> list[str]:
     captions = ["" if is_missing(item) else item.strip() for item in value]
     for caption in captions:
         if not _is_text(caption):
-            raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(caption)}")
+            raise UnfitValueError(f"has an unpaired surrogate, which is not text: {shown(caption)}")
     return ["" if caption in MISSING_WORDS else caption for caption in captions]
 
 
@@ -98,7 +98,7 @@ def read_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UnfitValueError(f"must be a string that is not blank, not {shown(value)}")
     if not _is_text(value):
-        raise UnfitValueError(f"has half a surrogate pair, which is not text: {shown(value)}")
+        raise UnfitValueError(f"has an unpaired surrogate, which is not text: {shown(value)}")
     return value
 
 
@@ -171,9 +171,9 @@ def _is_text(value: str) -> bool:
 
 
 def unstorable(value: Any, depth: int = 0) -> str | None:
-    """Returns why a data set cannot store a value, or None: JSON allows some values that Arrow does not."""
+    """Returns why a dataset cannot store a value, or None: JSON allows some values that Arrow does not."""
     if isinstance(value, str):
-        return None if _is_text(value) else "half a surrogate pair"
+        return None if _is_text(value) else "an unpaired surrogate"
     if isinstance(value, int):
         return None if -(2**63) <= value < 2**63 else "an integer of more than 64 bits"
     if isinstance(value, list | tuple | Mapping):
@@ -186,19 +186,19 @@ def unstorable(value: Any, depth: int = 0) -> str | None:
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
-_FIRST_ROWS = 4  # checked when a data set is given: enough to notice a wrong column
+_FIRST_ROWS = 4  # checked when a dataset is given: enough to notice a wrong column
 
 
 def check_dataset(
     dataset: Any, columns: Sequence[str], name: str, first_rows: int = _FIRST_ROWS, optional: Sequence[str] = ()
 ) -> None:
-    """Checks the columns and the first rows of a data set.
+    """Checks the columns and the first rows of a dataset.
 
     Args:
-        dataset: a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a torch data set. Rows of other
+        dataset: a `datasets.Dataset` or `IterableDataset`, a list of mappings, or a torch dataset. Rows of other
             iterables are not checked, as they may allow only one iteration.
         columns: the columns that are needed in addition to `video` and `video_id`.
-        name: name of the data set in messages.
+        name: name of the dataset in messages.
         first_rows: number of rows to check.
         optional: columns that rows may have.
     """
@@ -219,7 +219,7 @@ def check_dataset(
         read_row(row, columns, f"{name}, row {number}", optional=optional)
 
 
-# Names of these columns in other data sets.
+# Names of these columns in other datasets.
 _OTHER_NAMES = {
     "video": ("clip", "file", "filename", "file_name", "image", "media", "mp4", "path", "video_path", "videos"),
     "video_id": ("clip_id", "id", "name", "uid", "vid", "video_name", "videoid"),
@@ -237,7 +237,7 @@ def _how_to_map(absent: Sequence[str], known: Iterable[str]) -> str:
         return f"rename the column that has it, `dataset.rename_columns({renamed})`."
     if absent[0] == "video_id":
         return 'number the videos, `dataset.add_column("video_id", range(len(dataset)))`.'
-    return f"rename the column that has it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or use another one."
+    return f"rename the column that has it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or use another dataset."
 
 
 def check_negative_captions(dataset: Any, name: str) -> None:
@@ -249,7 +249,7 @@ def check_negative_captions(dataset: Any, name: str) -> None:
 
 
 def check_kind(dataset: Any, name: str) -> None:
-    """Checks that an object can be a data set of rows."""
+    """Checks that an object can be a dataset of rows."""
     if hasattr(dataset, "iloc"):
         raise CorpusError(
             f"{name} is a pandas {type(dataset).__name__}: convert it with datasets.Dataset.from_pandas(...)"
@@ -257,7 +257,7 @@ def check_kind(dataset: Any, name: str) -> None:
     if isinstance(dataset, Mapping):
         raise CorpusError(f"{name} is a mapping of {', '.join(map(repr, dataset))}: pass one split of it")
     if isinstance(dataset, str | bytes) or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
-        raise CorpusError(f"{name} must be a data set or a list of rows, not {shown(dataset)}: see load_corpus")
+        raise CorpusError(f"{name} must be a dataset or a list of rows, not {shown(dataset)}: see load_corpus")
 
 
 def check_ids(dataset: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""UCF101 (Soomro et al., 2012): 101 actions in clips of the web, in three folds."""
+"""UCF101 (Soomro et al., 2012): 101 actions in clips from the web, in three folds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_ucf101(
     for testing. The class "ApplyEyeMakeup" is called "apply eye makeup", which is also the only caption of its videos.
 
     Args:
-        data_dir: directory with the lists, in itself, in ucfTrainTestlist/ or in a directory for annotations. Both
+        data_dir: directory with the lists, directly, in ucfTrainTestlist/ or in a directory for annotations. Both
             lists of the fold are needed: classes are numbered over both, in the order of the release's classInd.txt.
         split, fold, max_missing, missing_list: see `load_hmdb51`.
         video_dir: likewise. By default UCF-101/, videos/ ... are searched.

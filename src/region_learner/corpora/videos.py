@@ -248,7 +248,7 @@ def report_missing(
             f"{report}: {names}{listed}; {_looked_for(missing[0], data_dir, places)}; add them, or pass "
             f"max_missing={len(missing)} (--corpus-options '{{\"max_missing\": {len(missing)}}}') to leave them out"
         )
-    logger.warning("%s and left out: %s%s", report, some_names(missing, data_dir, 3 if listed else 100), listed)
+    logger.warning("%s and are left out: %s%s", report, some_names(missing, data_dir, 3 if listed else 100), listed)
 
 
 _MAX_SEARCHED_DIRECTORIES = 1000  # for one missing file

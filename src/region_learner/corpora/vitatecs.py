@@ -1,4 +1,4 @@
-"""VITATECS (Li et al., arXiv 2311.17404): captions of MSR-VTT and VATEX, each with one that is false in time."""
+"""VITATECS (Li et al., arXiv 2311.17404): captions of MSR-VTT and VATEX, each with a temporally wrong counterpart."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def load_vitatecs(
 ) -> Dataset:
     """VITATECS: {Direction,Intensity,...}.jsonl of video_name, caption, counterfactual; videos of MSR-VTT and VATEX.
 
-    13,838 questions with two options: a caption, and the same changed by a language model so that it is false in one
-    aspect of time. The column `aspect` names it: "direction", "intensity", "sequence", "localization",
-    "compositionality" or "type". The position of the right option is drawn by a hash of the pair. There is only a test
-    split.
+    13,838 questions with two options: a caption, and the same caption changed by a language model so that it is wrong
+    about one aspect of time. The column `aspect` names this aspect: "direction", "intensity", "sequence",
+    "localization", "compositionality" or "type". The position of the right option is drawn by a hash of the pair.
+    There is only a test split.
 
     Args:
-        data_dir: directory with the six files, in itself or in data/, annotations/ or the like.
+        data_dir: directory with the six files, directly or in data/, annotations/ or the like.
         split: "test".
         video_dir: directory of the videos, absolute or below `data_dir`, with MSRVTT/videoN.mp4 and
             VATEX/ID_START_END.mp4, or all of them side by side. By default videos/ is searched, as the authors lay it

@@ -68,7 +68,7 @@ def read_member(reference: Mapping[str, Any]) -> bytes:
                     "was replaced after the corpus was loaded; load the corpus again"
                 )
             if size > _MAX_MEDIA:
-                raise CorpusError(f"{shard} at byte {offset}: {size} bytes, more than the {_MAX_MEDIA} of a video")
+                raise CorpusError(f"{shard} at byte {offset}: {size} bytes, but a video has at most {_MAX_MEDIA}")
             return read_at(file, offset, size, shard)
     except OSError as error:
         raise CorpusError(f"{shard} cannot be read: {error.strerror}") from error
@@ -218,7 +218,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
     if media.size > _MAX_MEDIA:
         raise _UnusableError(
             "with oversized video",
-            f"member {media.name!r} has {media.size} bytes, more than the {_MAX_MEDIA} of a video in a shard",
+            f"member {media.name!r} has {media.size} bytes, but a video in a shard may have at most {_MAX_MEDIA}",
         )
     content: dict[str, Any] = {}
     if ".json" in parts:
@@ -282,7 +282,8 @@ def _read(reader: Callable[[Any], Any], content: Mapping[str, Any], name: str, m
 def _read_text(file: BinaryIO, shard: str, member: Member) -> str:
     if member.size > _MAX_TEXT:
         raise _UnusableError(
-            "with oversized text", f"member {member.name!r} has {member.size} bytes, more than the {_MAX_TEXT} of text"
+            "with oversized text",
+            f"member {member.name!r} has {member.size} bytes, but text may have at most {_MAX_TEXT}",
         )
     try:
         return read_at(file, member.offset, member.size, shard).decode("utf-8-sig")

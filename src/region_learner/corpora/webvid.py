@@ -34,7 +34,7 @@ def load_webvid(
     video has one caption. There are lists for training and validation; a list for testing is read if it exists.
 
     Args:
-        data_dir: directory with the CSV file, in itself or in metadata/, annotations/ or the like:
+        data_dir: directory with the CSV file, directly or in metadata/, annotations/ or the like:
             results_2M_{split}.csv, results_10M_{split}.csv, webvid_{split}.csv, {split}_webvid.csv or {split}.csv.
             Other columns are ignored. Without the column page_dir, videos are expected side by side.
         split: "train", "val" or "test".

@@ -330,7 +330,9 @@ def checked_ids(name: str, ids: list[Any]) -> list[Hashable]:
     if str in kinds and len(kinds) > 1:
         text = next(value for value in ids if isinstance(value, str))
         other = next(value for value in ids if not isinstance(value, str))
-        raise ValueError(f"{name} mixes strings and numbers, such as {text!r} and {other!r}: make all strings.")
+        raise ValueError(
+            f"{name} mixes strings and numbers, such as {text!r} and {other!r}: make all of them strings."
+        )
     return ids
 
 
@@ -455,7 +457,7 @@ def greater_is_better(name: str) -> bool | None:
 
     Args:
         name: name of the metric as in `metric_for_best_model`: with or without "eval_", and preceded by the name of an
-            evaluation data set if there are several ("eval_unseen_t2v_MeanR").
+            evaluation dataset if there are several ("eval_unseen_t2v_MeanR").
     """
     for known in sorted(_OF_ANY_TASK, key=len, reverse=True):
         if name == known or name.endswith(f"_{known}"):

@@ -70,7 +70,7 @@ class MTEBEncoder(AbsEncoder):
         Returns the L2-normalized embeddings of texts, images or videos, (inputs, projection_dim), on the CPU.
 
         Args:
-            inputs: a `DataLoader` from MTEB. Only its data set is used, because its batches contain all frames of a
+            inputs: a `DataLoader` from MTEB. Only its dataset is used, because its batches contain all frames of a
                 video.
             task_metadata: metadata of the task, for messages.
             kwargs: `batch_size`, 16 by default, and `show_progress_bar`, true by default. Other options are not used.
@@ -171,7 +171,7 @@ def choose_tasks(names: Sequence[str] | None = None) -> list[Any]:
         raise ValueError(f"{unknown!r} is not a video retrieval task of MTEB{nearest_or_all(unknown, known)}")
     tasks = [known[name] for name in dict.fromkeys(names)]
     if beta := [task.metadata.name for task in tasks if task.metadata.is_beta]:
-        logger.warning("In beta, so MTEB may still change data and scores: %s", ", ".join(beta))
+        logger.warning("These tasks are in beta, so MTEB may still change their data and scores: %s", ", ".join(beta))
     return tasks
 
 

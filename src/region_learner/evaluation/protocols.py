@@ -108,7 +108,7 @@ class Protocol:
                 counts = ", ".join(_COUNTS[self.task])
                 raise ValueError(f"sizes has {name!r}, which is not counted for the task {self.task!r} ({counts}).")
             if not all(isinstance(number, int) and number > 0 for number in numbers):
-                raise ValueError(f"sizes[{name!r}]={size!r} must be a positive whole number, or one per fold.")
+                raise ValueError(f"sizes[{name!r}]={size!r} must be a positive integer, or one per fold.")
             if not isinstance(size, int) and len(numbers) != self.folds:
                 raise ValueError(f"sizes[{name!r}] has {len(numbers)} numbers for {self.folds} folds.")
 

@@ -98,7 +98,7 @@ def describe_data(
 
 
 def digest_of_rows(dataset) -> str:
-    """Returns the SHA-256 of the ids, texts and labels (with their names) of a data set, without the videos."""
+    """Returns the SHA-256 of the ids, texts and labels (with their names) of a dataset, without the videos."""
     label = (dataset.features or {}).get("label")  # a stream may not know its features before it is read
     digest = hashlib.sha256(json.dumps(getattr(label, "names", None)).encode())
     if dataset.column_names:

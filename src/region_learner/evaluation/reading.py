@@ -58,10 +58,10 @@ class CorpusRows:
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], columns: Sequence[str], optional: Sequence[str] = ()):
-        check_dataset(dataset, columns, "the data set", first_rows=0)
+        check_dataset(dataset, columns, "the dataset", first_rows=0)
         rows: Any = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else list(dataset)
         if not len(rows):
-            raise ValueError("The data set has no rows.")
+            raise ValueError("The dataset has no rows.")
         without_videos = rows
         if hasattr(rows, "select_columns"):  # a `datasets.Dataset`: leave out the column that may be large
             given = [name for name in optional if name in rows.column_names]
@@ -114,7 +114,7 @@ class Views:
         for name in ("clips", "window_stride"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number, at least 1.")
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
         if self.clips > 1 and self.window_stride is not None:
             raise ValueError("Give only one of clips and window_stride: the stride determines the number of clips.")
 
@@ -261,7 +261,7 @@ def read_items(
     max_unreadable: float = 1.0,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """
-    Yields batches of the readable items of a data set, with their indices. An item that is a string is an error
+    Yields batches of the readable items of a dataset, with their indices. An item that is a string is an error
     message, and is added to `unreadable`. `name` returns the name of an item, for the message if its process dies.
 
     Raises:

@@ -158,7 +158,7 @@ def baseline_masks(
         if len(attention) == batch:  # (B, heads, T * N)
             return attention.unflatten(2, (frames, height, width)).transpose(1, 2)
         return attention.unflatten(2, (height, width)).unflatten(0, (batch, frames))  # late fusion: a clip per frame
-    if name == "oracle":  # as many masks as the clips of the batch have objects at most
+    if name == "oracle":  # one mask per object, for the clip of the batch with the most objects
         objects = one_hot(labels.flatten(0, 1), max(1, int(labels.max())), torch.float32)
         return F.adaptive_avg_pool2d(objects, (height, width)).unflatten(0, (batch, frames))
     raise ValueError(f"{name!r} is not a baseline (baselines: {', '.join(BASELINES)}).")

@@ -198,9 +198,9 @@ def rows_with_masks(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in checked:
         rows.setdefault(row["video_id"], row)
     if not rows:
-        raise ValueError("The data set has no rows.")
+        raise ValueError("The dataset has no rows.")
     if "masks" not in next(iter(rows.values())):
-        raise ValueError("The data set has no column 'masks': use a built-in corpus, which has label maps of objects.")
+        raise ValueError("The dataset has no column 'masks': use a built-in corpus, which has label maps of objects.")
     return list(rows.values())
 
 

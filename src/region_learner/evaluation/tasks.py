@@ -278,7 +278,7 @@ def zero_shot_accuracy(
         dataset: rows with `video`, `video_id` and `label`, a number or a class name.
         templates: prompts, with "{}" in the place of the class name; see `PROMPTS`.
         class_names: the class names to use in the prompts, in the order of their numbers. The default is the names in
-            the data set's `ClassLabel`.
+            the dataset's `ClassLabel`.
         reading: see [`ReadingOptions`]. The embeddings of several clips per video are averaged.
 
     Returns:
@@ -314,12 +314,12 @@ def _names_in_prompts(dataset: Any, class_names: Sequence[str] | None) -> list[s
     known = _class_labels(dataset)
     names = list(class_names if class_names is not None else known or [])
     if not names:
-        raise ValueError("The data set does not name its classes: pass their names as class_names.")
+        raise ValueError("The dataset does not name its classes: pass their names as class_names.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"Two classes have the name {twice!r}: rename one of them.")
     if known is not None and len(known) != len(names):
-        raise ValueError(f"class_names has {len(names)} names for the data set's {len(known)} classes.")
+        raise ValueError(f"class_names has {len(names)} names for the dataset's {len(known)} classes.")
     return names
 
 
@@ -351,7 +351,7 @@ def classification_accuracy(
     Args:
         model: a `RegionLearnerForVideoClassification`.
         processor: its processor, or the video processor alone.
-        dataset: rows with `video`, `video_id` and `label`, a number of the data set's `ClassLabel` or a class name.
+        dataset: rows with `video`, `video_id` and `label`, a number of the dataset's `ClassLabel` or a class name.
         reading: see [`ReadingOptions`]. The logits of several clips per video are averaged (with a linear head, this
             is the same as averaging features).
 
@@ -367,7 +367,7 @@ def classification_accuracy(
     numbers = _labels_of(model)
     if missing := [name for name in dict.fromkeys([*(known or ()), *names]) if name not in numbers]:
         raise ValueError(
-            f"The model lacks {len(missing)} of the data set's classes: {', '.join(map(repr, missing[:3]))}; it knows "
+            f"The model lacks {len(missing)} of the dataset's classes: {', '.join(map(repr, missing[:3]))}; it knows "
             f"{', '.join(map(repr, list(numbers)[:3]))}, ... ({len(numbers)}). Train it on these classes, or give "
             "them the same names in config.id2label."
         )

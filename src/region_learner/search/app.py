@@ -1,6 +1,6 @@
 """
-An app that searches an index in a browser, on this machine. Queries are words, a picture or a clip, and a click on a
-span plays it.
+An app that searches an index in a browser, on this machine. Queries are words, an image or a video, and a click on
+a span plays it.
 
 The answers to the browser's requests contain the pictures and previews, which are made from videos of the index. A
 request cannot name a file of this machine, only the number of a hit. Files that are uploaded as queries are kept in a
@@ -152,11 +152,11 @@ def build_app(index: VideoIndex) -> "gradio.Blocks":
                 scale=3,
                 elem_id="words",
             )
-            file = gr.File(label="Or a picture or a clip", height=112, min_width=240, scale=1, elem_id="file")
+            file = gr.File(label="Or an image or a video", height=112, min_width=240, scale=1, elem_id="file")
             _refuse_addresses(file)
         with gr.Accordion("Filters", open=False), gr.Row():
             within = gr.Dropdown(
-                list(answers.folders), label="Folder or video (all, if empty)", value=None, allow_custom_value=True
+                list(answers.folders), label="Folder or video (all if empty)", value=None, allow_custom_value=True
             )
             least = gr.Slider(0, 95, 0, step=5, label="Minimum probability (percent)")
             count = gr.Slider(1, MOST_HITS, 12, step=1, label="Maximum number of hits")

@@ -1,4 +1,4 @@
-"""`accelerate launch -m region_learner.training RECIPE [--name value ...]`."""
+"""Trains with `accelerate launch -m region_learner.training RECIPE [--name value ...]`."""
 
 import sys
 

@@ -68,7 +68,7 @@ def with_lora(model: Any, options: dict[str, Any]):
     known = [name for name in ("video_model", "text_model") if hasattr(model, name)]
     if unknown := set(towers) - set(known):
         raise ValueError(
-            f"lora: towers must be among {', '.join(known)}, which does not include {', '.join(sorted(unknown))}."
+            f"lora: {', '.join(sorted(unknown))} is not a tower of this model; choose from {', '.join(known)}."
         )
     # torch's attention, as in the pooling head of SigLIP, reads the weight of its layer without calling the layer.
     is_called = {

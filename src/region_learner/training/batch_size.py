@@ -55,12 +55,13 @@ def check_negatives(parts: Sequence[CorpusPart], args: RegionLearnerTrainingArgu
     # In evaluation, each process computes its own loss.
     if args.eval_strategy == "no" or args.per_device_eval_batch_size > 1:
         return
-    without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and so no contrastive loss"
+    without = "per_device_eval_batch_size=1: a batch of 1 pair has no negatives, and therefore no contrastive loss"
     if args.metric_for_best_model in ("loss", "eval_loss"):
         raise ValueError(
-            f"{without}. Set 2 or more, or another metric_for_best_model than {args.metric_for_best_model!r}."
+            f"{without}. Set it to 2 or more, or choose a metric_for_best_model other than "
+            f"{args.metric_for_best_model!r}."
         )
-    logger.info("%s: evaluation does not report a loss.", without)
+    logger.info("%s. Evaluation does not report a loss.", without)
 
 
 def _all_of_one_video(dataset: Any) -> bool:

@@ -37,7 +37,7 @@ def optional_columns(task: str, training: bool) -> tuple[str, ...]:
 
 def check_given(parts: Sequence[CorpusPart], eval_dataset: Any, task: str) -> None:
     """
-    Checks the first rows of the data sets of a Trainer.
+    Checks the first rows of the datasets of a Trainer.
 
     Raises:
         CorpusError: a column is missing, or its values do not fit the task.
@@ -89,7 +89,7 @@ class RegionLearnerCollator:
     Args:
         processor (`RegionLearnerProcessor`): decodes, transforms and tokenizes.
         training: whether choices are random.
-        datasets: the data sets that substitutes come from, indexed by the `part` of a row. By default, they come from
+        datasets: the datasets that substitutes come from, indexed by the `part` of a row. By default, they come from
             the batch itself.
         task: the task, as above.
         label: function that returns the label of a row, for tasks that have one; -1 for an unknown label.
@@ -97,7 +97,7 @@ class RegionLearnerCollator:
             device, as in [`RegionLearnerTrainer`].
 
     Raises:
-        ValueError: the task is unknown, or `label` is given for a task without labels.
+        ValueError: the task is unknown, `label` is given for a task without labels, or is missing for one with labels.
     """
 
     MAX_REPLACEMENTS = 20  # attempts to find a readable video before the corpus is considered broken
@@ -113,8 +113,10 @@ class RegionLearnerCollator:
     ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is not known; choose one of {', '.join(map(repr, TASKS))}.")
-        if (label is None) != (task in UNLABELED_TASKS):
-            raise ValueError(f"label= is only for tasks that have labels, not for task={task!r}.")
+        if label is not None and task in UNLABELED_TASKS:
+            raise ValueError(f"label= is only for tasks that have labels, not for task={task!r}: leave it out.")
+        if label is None and task not in UNLABELED_TASKS:
+            raise ValueError(f"task={task!r} needs label=, a function that returns the label of a row.")
         self.processor = processor
         self.training = training
         self.datasets = datasets
@@ -223,7 +225,10 @@ class RegionLearnerCollator:
             clip = self._decode(other, generator, unreadable)
             if clip is not None:
                 return other, clip
-        raise VideoDecodeError(f"no readable video found in place of unreadable ones; the last: {unreadable[-1][1]}")
+        raise VideoDecodeError(
+            f"No readable video was found to substitute for an unreadable one; the last error: {unreadable[-1][1]}. "
+            "`region-learner corpus check` lists the unreadable videos of a corpus."
+        )
 
     def _texts(self, row: dict[str, Any], generator) -> tuple[str, str | None]:
         """Returns the text of a row, and a negative text if it has any."""

@@ -6,6 +6,7 @@ draw the same rows as a single process would, and a resumed run continues as if 
 import bisect
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class CorpusPart:
 
     Args:
         dataset: rows of `load_corpus`, which are a `Dataset` or an `IterableDataset`; or a list of rows, or a
-            map-style data set of torch.
+            map-style dataset of torch.
         batch_size: rows per batch of one process.
         num_frames: frames per clip. The default is the number that the processor samples.
         weight: how often its batches are drawn with `mix="weighted"`, relative to the other corpora.
@@ -63,7 +64,7 @@ class CorpusPart:
 
 def as_parts(train_dataset: Any, batch_size: int) -> list[CorpusPart]:
     """
-    Returns the parts of a training data set: a list of parts unchanged, and rows as one part.
+    Returns the parts of a training dataset: a list of parts unchanged, and rows as one part.
 
     Raises:
         ValueError: a list contains both parts and rows.
@@ -97,7 +98,7 @@ class TrainingRows(MapDataset):
 
     Args:
         parts: the corpora.
-        rows_per_epoch: the length of this data set. The default is the number of rows of all corpora.
+        rows_per_epoch: the length of this dataset. The default is the number of rows of all corpora.
     """
 
     def __init__(self, parts: Sequence[CorpusPart], rows_per_epoch: int | None = None):
@@ -165,9 +166,10 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
             bound = int(samples_per_epoch / rows_per_step)
             bound -= bound % len(parts) if mix == "alternate" else 0  # whole rounds
             if bound == 0:
+                least = math.ceil(rows_per_step * (len(parts) if mix == "alternate" else 1))
                 raise ValueError(
                     f"samples_per_epoch={samples_per_epoch} is less than one batch of each corpus and process: set it "
-                    f"to at least {int(rows_per_step)}, or use smaller batches."
+                    f"to at least {least}, or use smaller batches."
                 )
             steps = min(steps, bound)
         self._steps = steps

@@ -1,6 +1,6 @@
 """
 Cached contrastive gradients, after "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
-(arXiv 2101.06983), for batches many times larger than fit in memory at once.
+(arXiv 2101.06983), for batches that are many times larger than what fits in memory at once.
 """
 
 import contextlib

@@ -129,7 +129,7 @@ _STEP_FORMATS = {
     "learning_rate": "lr {:.1e}",
     "samples_per_second": "{:6.4g} clips/s",
     "data_wait": "waiting {:3.0%}",
-    "codebook_use": "codes {:3.0f} %",
+    "codebook_use": "codes {:3.0f}%",
     "temperature": "temperature {:.4f}",
     "token_temperature": "of tokens {:.4f}",
 }
@@ -144,7 +144,7 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
     """
     Formats what the Trainer logs as one line. A training step and an evaluation give lines such as:
 
-        step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96 %
+        step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96%
         step 120/800  epoch  3.00  eval  loss  1.5012  t2v R@1  40.00  R@5  71.50  R@10  84.00  MedR   2.00
 
     Args:

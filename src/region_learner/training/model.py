@@ -70,8 +70,8 @@ def _check_source(arguments: ModelArguments):
     }
     chosen = [name for name, given in named.items() if given]
     if len(chosen) != 1:
-        given = " and ".join(chosen) or "none of them"
-        raise ValueError(f"Give exactly one source of the model: {', '.join(named)}. Given: {given}.")
+        given = "; ".join(chosen) or "none of them"
+        raise ValueError(f"Give exactly one source of the model: {'; or '.join(named)}. Given: {given}.")
     if arguments.model is not None:
         check_checkpoint(arguments.model)
     if arguments.tokenizer is not None and arguments.text_config is None:

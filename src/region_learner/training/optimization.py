@@ -71,7 +71,9 @@ def _depths(model: nn.Module) -> dict[str, int]:
             and re.fullmatch(rf"{tower}\.(?:.*\.)?(?:layers?|h|blocks?)", _plain(name))
         }
         if len(sequences) > 1:
-            raise ValueError(f"layer_decay needs towers of one sequence of blocks, but {tower} has several.")
+            raise ValueError(
+                f"layer_decay needs towers with one sequence of blocks, but {tower} has several: leave it out."
+            )
         depths[tower] = sum(sequences.values())
     return depths
 

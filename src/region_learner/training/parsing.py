@@ -97,7 +97,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
     if len(parsed) > 1:
         _resume_one_stage([arguments[2] for arguments in parsed])
     for change in changes:
-        logger.info("Changed in the recipe: %s", change)
+        logger.info("Overriding the recipe: %s", change)
     return parsed  # type: ignore[return-value]
 
 

@@ -39,8 +39,8 @@ class HubPushes:
 
     def push_checkpoint(self, checkpoint: Path, message: str, state_folder: str | None = None) -> Future | None:
         """
-        Pushes a complete checkpoint in the background, one after the other. Its files are copied first, because it may
-        be removed in the meantime. Errors are logged, and training continues.
+        Pushes a complete checkpoint in the background, after earlier pushes. Its files are copied first, because it
+        may be removed in the meantime. Errors are logged, and training continues.
 
         Args:
             checkpoint: directory of the checkpoint.

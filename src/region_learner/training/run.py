@@ -95,7 +95,7 @@ def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
             logger.info("Stage %d of %d has already finished: %s.", number, len(stages), output_dir)
             continue
         if len(stages) > 1:
-            logger.info("Stage %d of %d, in %s.", number, len(stages), output_dir)
+            logger.info("Training stage %d of %d in %s.", number, len(stages), output_dir)
         if number > finished + 1:  # earlier runs of later stages started from other weights
             training_arguments = copy.copy(training_arguments)
             training_arguments.resume_from_checkpoint, training_arguments.overwrite = None, True

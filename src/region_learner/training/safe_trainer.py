@@ -164,7 +164,8 @@ class SafeTrainer(Trainer):
         """
         if unknown := card_options.keys() - {"license", "language", "title", "model_name"}:
             raise ValueError(
-                f"push_to_hub does not take {min(unknown)!r}: write a README.md into {self.args.output_dir}."
+                f"push_to_hub does not take {min(unknown)!r}: leave it out, or write your own card to "
+                f"{self.args.output_dir}/README.md."
             )
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)

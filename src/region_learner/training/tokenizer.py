@@ -23,7 +23,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         ValueError: `vocab_size` leaves no room for words.
     """
     if vocab_size <= len(_SPECIAL):
-        raise ValueError(f"vocab_size={vocab_size} must be more than the {len(_SPECIAL)} special tokens.")
+        raise ValueError(
+            f"vocab_size={vocab_size} must be greater than the number of special tokens, {len(_SPECIAL)}."
+        )
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()])

@@ -183,7 +183,7 @@ class RegionLearnerTrainer(SafeTrainer):
         own collator.
 
         Raises:
-            ValueError: the data set is a stream and there are several processes.
+            ValueError: the dataset is a stream and there are several processes.
         """
         if self.args.world_size > 1 and not has_length(dataset):
             # Processes may have different numbers of batches, and it is unknown which rows are repeated as padding.
@@ -263,8 +263,9 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
-        Returns the loss, predictions and labels of a batch. Multiple choice has the cosine similarity of each option,
-        and no loss. A batch of one video, such as a last batch of one row, has no negatives, and therefore no loss.
+        Returns the loss, predictions and labels of a batch. For multiple choice, the predictions are the cosine
+        similarities of the options, and there is no loss. A batch of one video, such as a last batch of one row, has
+        no negatives, and therefore no loss.
         """
         if "options" not in inputs:
             ids = inputs.get("video_ids") if self.contrastive and self.args.world_size == 1 else None

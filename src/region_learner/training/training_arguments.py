@@ -49,18 +49,18 @@ REFUSED = {
     "label_names": "the task decides what evaluation keeps of a batch",
     "label_smoothing_factor": "the Trainer would compute a loss of its own",
     "average_tokens_across_devices": "no loss here is a mean over tokens",
-    "include_num_input_tokens_seen": "pixels would count as tokens; samples_per_second is logged",
+    "include_num_input_tokens_seen": "pixels would count as tokens; samples_per_second is logged instead",
     "eval_do_concat_batches": "the metrics need all rows at once",
     "batch_eval_metrics": "the metrics need all rows at once",
     "eval_use_gather_object": "embeddings of several processes would be mixed up",
-    "bf16_full_eval": "evaluation during training does not use it; --bf16 is for both",
-    "fp16_full_eval": "evaluation during training does not use it; --fp16 is for both",
+    "bf16_full_eval": "evaluation during training does not use it; --bf16 applies to training and evaluation",
+    "fp16_full_eval": "evaluation during training does not use it; --fp16 applies to training and evaluation",
     "use_cache": "no text is generated",
     "use_liger_kernel": "it has no kernels for this model",
     "liger_kernel_config": "it has no kernels for this model",
     "optim_target_modules": "optimizers that choose parameters themselves ignore learning rates by tower",
     "debug": "the search for overflows in transformers fails on boolean masks",
-    "parallelism_config": "each process reads batches of its own: use DDP, FSDP or DeepSpeed",
+    "parallelism_config": "each process reads its own batches; use DDP, FSDP or DeepSpeed instead",
 }
 
 # The same for `accelerator_config`. Each process makes its own batches, which accelerate does not touch.
@@ -169,7 +169,9 @@ def _check_supported(args: RegionLearnerTrainingArguments) -> None:
         )
     modes = _compile_modes() if args.torch_compile_mode is not None else ()
     if modes and args.torch_compile_backend == "inductor" and args.torch_compile_mode not in modes:
-        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} is not known (modes: {', '.join(modes)})")
+        raise ValueError(
+            f"torch_compile_mode={args.torch_compile_mode!r} is not known; choose one of {', '.join(modes)}."
+        )
     given: Any = args.accelerator_config
     for name, only in _REFUSED_BY_ACCELERATOR.items():
         # None leaves the choice to accelerate, which then uses the same value for rows with a length.
@@ -274,7 +276,7 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     of_schedule = ("lr_milestones",) if schedule is not None else ()
     for name in of_optimizer + of_schedule:
         if getattr(args, name):
-            raise ValueError(f"{name} has no effect on an optimizer passed as optimizers=: leave out one of the two.")
+            raise ValueError(f"{name} has no effect if optimizers= is given to the Trainer: leave out one of the two.")
     chosen: Any = options.get("optimizer_cls_and_kwargs")
     if chosen is not None and chosen[1].get("lr", args.learning_rate) != args.learning_rate:
         raise ValueError("optimizer_cls_and_kwargs must not set the learning rate: use learning_rate instead.")
@@ -368,7 +370,7 @@ def check_evaluation(
         args: arguments of the run.
         task: task of the model.
         has_data: whether there is data to evaluate on.
-        data_sets: names of the evaluation data sets, if there are several.
+        data_sets: names of the evaluation datasets, if there are several.
         own_metrics: whether the metrics are custom ones instead of those of the task.
 
     Raises:

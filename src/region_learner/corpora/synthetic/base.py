@@ -106,7 +106,7 @@ class SyntheticOptions:
 
 def _check_integer(name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise CorpusError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        raise CorpusError(f"{name} must be an integer from {least} to {most}, not {value!r}")
 
 
 @dataclass
@@ -380,7 +380,7 @@ def load_masks(source: PathLike | Mapping[str, Any]) -> np.ndarray:
     There is one map per frame of the video. Where objects overlap, the pixel belongs to the one in front.
 
     Args:
-        source: a row of the data set, or the path in its column `masks`.
+        source: a row of the dataset, or the path in its column `masks`.
 
     Raises:
         CorpusError: the file does not exist, or does not contain label maps.

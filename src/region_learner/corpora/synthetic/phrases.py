@@ -1,4 +1,4 @@
-"""Where the caption of a clip speaks of each of its objects."""
+"""Finds where the caption of a clip speaks of each of its objects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def object_phrases(row: Mapping[str, Any]) -> list[Span]:
     """
     objects, captions = row.get("objects"), row.get("captions")
     if not objects or not captions:
-        raise CorpusError(f"a row needs the columns 'objects' and 'captions', not empty; it has {', '.join(row)}")
+        raise CorpusError(
+            f"a row needs 'objects' and 'captions' that are not empty (columns: {', '.join(row)}): use a row of "
+            "moving_shapes or drifting_letters"
+        )
     for wording in (SHAPES_WORDING, LETTERS_WORDING):
         if {field.name for field in dataclasses.fields(wording.thing)} == set(objects[0]):
             return wording.clauses(wording.scene(row), captions[0])

@@ -133,13 +133,13 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _half_planes(u: np.ndarray, v: np.ndarray, directions: Sequence[float], distance: float) -> np.ndarray:
-    """Returns a convex shape with one side at `distance` from the center in each direction (degrees, 90 is down)."""
+    """Returns the distance to a convex shape, with one side `distance` from the center per direction (90 is down)."""
     sides = [u * math.cos(math.radians(d)) + v * math.sin(math.radians(d)) - distance for d in directions]
     return np.maximum.reduce(sides)
 
 
 def _star(u: np.ndarray, v: np.ndarray, tip: float = 1.12, dent: float = 0.5) -> np.ndarray:
-    """Returns a five-pointed star, one tip up. Folded into the tenth between a tip and a dent, it has one edge."""
+    """Returns the distance to a five-pointed star with one tip up, computed in the tenth between a tip and a dent."""
     fold = 2 * np.pi / 5
     turned = np.abs((np.arctan2(u, -v) + fold / 2) % fold - fold / 2)
     distance = np.hypot(u, v)

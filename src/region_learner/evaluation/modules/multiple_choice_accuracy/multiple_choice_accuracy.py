@@ -32,7 +32,7 @@ class MultipleChoiceAccuracy(columns.RowsMetric):
         lengths, answers = list_lengths(predictions), flat(references)
         kept = answers != IGNORED_LABEL
         if not kept.any():
-            raise ValueError("Every row is left out.")
+            raise ValueError("Every row is left out: all references are -100.")
         wrong = kept & ((answers < 0) | (answers >= lengths))
         if wrong.any():
             row = int(wrong.argmax())
