@@ -111,7 +111,7 @@ def test_energy_is_the_sum_of_the_runs(card, run):  # noqa: F811
         "emissions": 750.0, "source": "CodeCarbon 3.1", "geographical_location": "France", "hardware_used": "2 x H100",
     }  # fmt: skip
     assert (
-        "Training took 3.5 kWh in 2 runs, which is 0.75 kg of CO2 equivalents, measured by CodeCarbon 3.1 "
+        "Training used 3.5 kWh in 2 runs and emitted 0.75 kg of CO2 equivalent, as measured by CodeCarbon 3.1 "
         "(France, 2 x H100)." in parse(text)[3]
     )
 

@@ -490,7 +490,7 @@ def test_query_errors(corpora, checkpoints, tmp_path, capsys):
         (["queries", video, "--query", "?"], "The text '?' has no words"),
         (
             ["queries", video, "--query", TEXT, "--output", tmp_path / "a.txt"],
-            "does not have the extension of a picture",
+            "does not have the extension of an image file",
         ),
         (["queries", "--corpus", "moving_shapes", "--query", TEXT], "--query does not work with --corpus"),
         (["queries", "--query", TEXT], "Give either videos or --corpus"),

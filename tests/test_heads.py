@@ -260,7 +260,7 @@ def test_what_a_head_leaves_out_is_told(kind, caplog, monkeypatch):
     tiny_head(kind, token_dim=8)
     assert not caplog.text
     tiny_head(kind, token_dim=8, video_pooling="cls", tube_mlp=True)
-    assert "The model has no use for its 3 regions: video_pooling='cls' leaves them out" in caplog.text
+    assert "The model does not use its 3 regions: video_pooling='cls' leaves them out" in caplog.text
     assert ("has no tube MLP" in caplog.text) == (kind is CLASSIFICATION)
 
 

@@ -544,7 +544,7 @@ def test_lists_with_more_rows_than_the_index_are_made_again(index, caplog):
     """As after a database was put back: later rows may be others."""
     with caplog.at_level(logging.INFO):
         update_nearest(index.vectors, index.directory, 2000, NO_HOLES)
-    assert "nearest.json contains rows that are not in the index. It is rebuilt." in caplog.text
+    assert "nearest.json contains rows that are not in the index. Rebuilding it." in caplog.text
     assert (index.about()["trained"], index.segments()) == (2000, [(0, 2000, 2000)])
 
 

@@ -320,7 +320,7 @@ def test_missing_parts(embed, videos, tmp_path, monkeypatch):
     def join():
         VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
 
-    with pytest.raises(ValueError, match=r"parts of shard 0/4, 2/4, 3/4: copy .* --shard 0/4"):
+    with pytest.raises(ValueError, match=r"parts of shards 0/4, 2/4, 3/4: copy .* --shard 0/4"):
         join()
     for number in (0, 2, 3):
         embed((number, 4))

@@ -427,7 +427,7 @@ def test_a_card_that_was_made_here_passes(checkpoint, loads):
         ("key: ghp_" + "a1B2" * 9, [(1, "a GitHub token (ghp_a1…)")]),
         ("AKIAIOSFODNN7EXAMPLE", [(1, "an AWS access key (AKIAIO…)")]),
         ("-----BEGIN RSA PRIVATE KEY-----", [(1, "a private key (-----B…)")]),
-        ("https://me:secret@example.org/", [(1, "a password in an address (https:…)")]),
+        ("https://me:secret@example.org/", [(1, "a password in a URL (https:…)")]),
         ('{"api_key": "0123456789"}', [(1, "a value of a secret setting (api_ke…)")]),
         ('{"hub_token": "<HUB_TOKEN>", "pad_token": "[PAD]", "eos_token": "<|endoftext|>"}', []),
     ],

@@ -785,7 +785,7 @@ def test_command_errors(checkpoint, processor, shapes, tmp_path, capsys):
         ([without, video], "no regions to measure: its num_regions is 0"),
         ([checkpoint, video, str(tmp_path / "damaged.mp4")], "damaged.mp4: "),
         ([checkpoint, "nowhere.mp4"], "There is no file nowhere.mp4."),
-        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "does not have the extension of a picture"),
+        ([checkpoint, video, "--output", str(tmp_path / "a.txt")], "does not have the extension of an image file"),
         ([checkpoint, video, "--output", str(Path(video) / "a.png")], "File exists"),
         ([checkpoint], "Give either videos or --corpus"),
         ([checkpoint, video, "--corpus", "moving_shapes"], "Give either videos or --corpus"),

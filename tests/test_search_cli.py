@@ -177,7 +177,7 @@ def test_hits_that_cannot_be_read_do_not_hide_others(run, root, tmp_path):
     VideoIndex.create(tmp_path / "i", str(root / "model"), window=4, stride=2).update(tmp_path / "v")
     (tmp_path / "v" / "a.mp4").unlink()
     _, err = run("search", tmp_path / "i", "words", "--export", tmp_path / "cut", "--html", tmp_path / "p.html")
-    assert f"{tmp_path}/v/a.mp4 is left out: {tmp_path}/v/a.mp4: no such file" in err
+    assert f"A hit was not exported: {tmp_path}/v/a.mp4: no such file" in err
     names = [path.name for path in (tmp_path / "cut").iterdir()]
     assert any("-b-" in name for name in names)
     assert not any("-a-" in name for name in names)

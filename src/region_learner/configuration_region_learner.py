@@ -325,7 +325,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
     one feature:
 
     1. A divided space-time ViT-B/16 encodes the frames into N = 14 * 14 patch features of D = 768 channels per frame,
-       and one CLS state per clip (`hidden_size` to `num_frames`).
+       and one CLS state per clip (the fields from `hidden_size` to `num_frames`).
     2. Each patch feature is quantized to the nearest of K = 2048 codes, which are updated by moving averages instead
        of gradients (`codebook_size`, `codebook_mode`, `codebook_decay`, `codebook_revival_after`).
     3. A 3 x 3 convolution over the quantized features gives S = 8 masks per frame, (T, S, 14, 14), with a softmax over

@@ -182,7 +182,7 @@ def load_for_export(name: str) -> tuple[Any, Any]:
     Returns the model of a checkpoint in float32, with the head that it was saved with, and its processor.
 
     Args:
-        name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+        name: directory or Hub name of a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
 
     Raises:
         ValueError: the checkpoint is damaged, or not of such a model.
@@ -196,6 +196,8 @@ def load_for_export(name: str) -> tuple[Any, Any]:
 
 def check_format(format: str) -> None:
     """
+    Checks that a format is known, and that the packages that it needs are installed.
+
     Raises:
         ValueError: the format is not known.
         ImportError: packages that it needs are not installed.
@@ -222,8 +224,8 @@ def export_model(
     Args:
         model: a model of this package, in float32 on the CPU.
         output: directory, which is created if it does not exist.
-        format: "onnx" (files `text.onnx`, `video.onnx`, `model.onnx`; weights of 1.8 GiB and more lie beside the
-            file), or "openvino" (`.xml` and `.bin`).
+        format: "onnx" (files `text.onnx`, `video.onnx`, `model.onnx`; weights of 1.8 GiB and more are stored next to
+            the file), or "openvino" (`.xml` and `.bin`).
         parts: names of parts, see `parts_of`. By default the towers of a dual encoder, otherwise the whole model.
 
     Returns:
@@ -334,7 +336,7 @@ def _compare(
                 name: _difference(value, found[name]) if found[name].shape == tuple(value.shape) else math.inf
                 for name, value in part(**inputs).items()
             }
-            # By rounding, a patch between two codes may get either of them, which changes the regions.
+            # Because of rounding, a patch between two codes may get either of them, which changes the regions.
             if not 0 < differences.get("cluster_ids", 0) < math.inf:
                 break
         difference = max(difference, *differences.values())

@@ -219,10 +219,10 @@ def _write_shards(
         if len(unreadable) > max_unreadable * total:
             raise ValueError(
                 f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable} "
-                f"allows; the last one: {list(unreadable.values())[-1]}"
+                f"allows: repair or remove them, or raise the limit. The last one: {list(unreadable.values())[-1]}"
             )
 
-    # A resumed run encodes its last clip again: it can be read, if all others cannot.
+    # A resumed run encodes its last clip again, so that there is a clip that can be read even if all others cannot.
     remaining = itertools.islice(encoded(), 1 if clips else 0, None)
     for shard, group in itertools.groupby(enumerate(remaining, start=clips), lambda item: item[0] // per_shard):
         path = shard_path(partial, shard)

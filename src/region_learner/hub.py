@@ -62,7 +62,7 @@ def in_words(repo: str) -> Iterator[None]:
     except (_HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         if isinstance(error, NotImplementedError | RecursionError):
             raise
-        cause: BaseException = error  # uploads raise a RuntimeError, from others or, by hf_xet, of its own
+        cause: BaseException = error  # uploads raise a RuntimeError: from another error, or on its own (hf_xet)
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
             cause = cause.__cause__
         kind = PermissionError if _status(cause) in (401, 403, 404) else OSError

@@ -23,7 +23,7 @@ _SECRETS = {
     "an API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
     "a value of a secret setting": r"(?i)\b(?:hub_token|api_?key|secret_?key|access_?token|auth_?token|passw(?:or)?d)"
     r"[\"']?\s*[:=]\s*[\"'](?!<)[^\s\"']{8,}",
 }  # fmt: skip

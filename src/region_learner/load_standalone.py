@@ -4,9 +4,9 @@ Loads a checkpoint in a process that cannot import region_learner, like a user w
 
     python load_standalone.py CHECKPOINT
 
-The pipelines that the checkpoint carries are built, too, and where sentence-transformers is installed, it embeds a
-text by the files that are there for it. The last line that it prints is JSON: the `model` and the `processor` that
-were loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
+It also builds the pipelines that the checkpoint contains. If sentence-transformers is installed, it also loads the
+checkpoint with it and embeds a text. The last line that it prints is JSON: the `model` and the `processor` that were
+loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
 """
 
 import json

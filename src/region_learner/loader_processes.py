@@ -166,10 +166,9 @@ def naming_the_video() -> Iterator[None]:
 
 def _hang_message(videos: dict[int, str]) -> str:
     reading = [f"process {process} was reading {video!r}" for process, video in videos.items() if video]
-    return (
-        f"No batch came from the loader processes for {TIMEOUT} seconds: "
-        f"{'; '.join(reading) or 'none of them was reading a video'}. Leave that video out, or check its disk."
-    )
+    found = "; ".join(reading) or "none of them was reading a video"
+    cure = "Leave that video out, or check its disk." if reading else "Use smaller batches, or a faster disk."
+    return f"No batch came from the loader processes for {TIMEOUT} seconds: {found}. {cure}"
 
 
 def _death_message(text: str, dead: set[int], videos: dict[int, str]) -> str:

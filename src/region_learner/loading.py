@@ -77,7 +77,7 @@ def check_files(name: str | Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Returns whether a file is the placeholder that a clone without Git LFS contains instead."""
+    """Returns whether a file is the pointer that a clone without Git LFS contains instead of the file itself."""
     return path.is_file() and _start_of(path) == _LFS_POINTER
 
 
@@ -293,8 +293,8 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     Returns the model of a checkpoint with the head of a task, and its processor.
 
     Args:
-        name: a directory or Hub name: of a RegionLearner, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2, whose clips
-            are embedded as the mean of their frames.
+        name: directory or Hub name of a RegionLearner checkpoint, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2
+            checkpoint. The latter embed a clip as the mean of its frames.
         task: a key of `EVALUATIONS`, or None if a video tower is enough. For None and "classification" the processor
             is a video processor, which reads no texts.
 

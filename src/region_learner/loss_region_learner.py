@@ -211,10 +211,10 @@ def infonce_loss(
 ) -> torch.Tensor:
     """
     Returns the mean cross-entropy of finding the video of each text among all videos, plus the mean cross-entropy of
-    finding the text of each video. Logits are cosine similarities divided by `temperature`. This is the original's
-    `NormSoftmaxLoss`. Embeddings are L2-normalized, of shape `(B, dim)`. Each video is also compared with
-    `negative_text_embeds` (N, dim), the embeddings of texts that describe none of the videos. For the other arguments
-    see [`contrastive_loss`].
+    finding the text of each video. Logits are cosine similarities divided by `temperature`. This is `NormSoftmaxLoss`
+    of the reference implementation. Embeddings are L2-normalized, of shape `(B, dim)`. Each video is also compared
+    with `negative_text_embeds` (N, dim), the embeddings of texts that describe none of the videos. For the other
+    arguments see [`contrastive_loss`].
     """
     return _infonce(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), temperature)
 
@@ -268,8 +268,8 @@ def sigmoid_loss(
     """
     Returns SigLIP's loss (arXiv 2303.15343): each combination of a video and a text is a binary classification, whose
     logit is the cosine similarity divided by `temperature`, plus `bias`. As in SigLIP, the sum of all losses is
-    divided by the number of texts, so that the total weight of negatives grows with the batch. Not in the original.
-    For the other arguments see [`infonce_loss`].
+    divided by the number of texts, so that the total weight of negatives grows with the batch. The reference
+    implementation does not have this loss. For the other arguments see [`infonce_loss`].
     """
     return _sigmoid(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), temperature, bias)
 
@@ -291,8 +291,8 @@ def max_margin_loss(
 ) -> torch.Tensor:
     """
     Returns the mean of max(0, margin + similarity of a negative - similarity of the pair) over the negatives of all
-    texts and of all videos. This is the original's `MaxMarginRankingLoss`, whose default margin is 1. For the other
-    arguments see [`infonce_loss`].
+    texts and of all videos. This is `MaxMarginRankingLoss` of the reference implementation, whose default margin is 1.
+    For the other arguments see [`infonce_loss`].
     """
     return _max_margin(_Pairs.of(text_embeds, video_embeds, video_ids, gather, negative_text_embeds), margin)
 
@@ -341,8 +341,8 @@ def _cross_entropy(pairs: "_Pairs", both: Sequence[torch.Tensor]) -> torch.Tenso
 @dataclass
 class _Pairs:
     """
-    The b pairs of this process, and the n pairs and m negative texts that they are compared with: those of all
-    processes, or without gathering those of this process.
+    The b pairs of this process, and the n pairs and m negative texts that they are compared with, which are those of
+    all processes or, without gathering, those of this process.
     """
 
     texts: torch.Tensor  # (b, dim)

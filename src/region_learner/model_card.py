@@ -238,7 +238,8 @@ def _check_one_model(paths: Sequence[str | os.PathLike[str]], measured: Sequence
     for path, other in zip(paths, measured):
         if different := _what_differs(parts, _models(other)):
             raise ValueError(
-                f"{path} has results of another model than {paths[0]} ({different}): a card describes one model."
+                f"{path} has results of another model than {paths[0]} ({different}): a card describes one model. "
+                "Leave the results of other models out."
             )
 
 
@@ -397,7 +398,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
     of = next((part for part in parts if weights and part["model"]["weights"] == weights), None)
     if of is None:
         what = "has other weights than those that were evaluated" if weights else "has no model.safetensors"
-        raise ValueError(f"{checkpoint} {what}: a card describes one model.")
+        raise ValueError(f"{checkpoint} {what}: a card describes one model. Name the checkpoint that was evaluated.")
     path = Path(checkpoint) / "results.json"
     if not path.is_file():
         return None
@@ -408,7 +409,7 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
         line += f"{train['videos']:,} videos, " if "videos" in train else ""
         line += f"{train['processes']} processes, " if train.get("processes", 1) > 1 else ""
         line += f"mean loss {train['train_loss']:.3f} over the whole run, {train['train_runtime']:.0f} seconds"
-        line += " (if the run was resumed: since then)"
+        line += " (since the last resume, if the run was resumed)"
         if train.get("unreadable_videos"):
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}
@@ -568,7 +569,7 @@ def _energy_in_words(energy: Emissions) -> str:
     runs = f" in {energy.runs} runs" if energy.runs > 1 else ""
     where = ", ".join(filter(None, [energy.country, energy.hardware]))
     return (
-        f"Training took {energy.kwh:.3g} kWh{runs}, which is {energy.kg:.3g} kg of CO2 equivalents, measured by "
+        f"Training used {energy.kwh:.3g} kWh{runs} and emitted {energy.kg:.3g} kg of CO2 equivalent, as measured by "
         f"CodeCarbon {energy.version}".strip()
         + (f" ({where})." if where else ".")
     )

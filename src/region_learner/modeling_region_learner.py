@@ -274,7 +274,10 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         patch: Any = self.config.patch_size
         size = self.config.image_size
         if channels != self.config.num_channels:
-            raise ValueError(f"The clips have {channels} channels, but the model takes {self.config.num_channels}.")
+            raise ValueError(
+                f"The clips have {channels} channels, but the model takes {self.config.num_channels}: convert the "
+                "frames, as the processor does."
+            )
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
                 f"The frames are {height} x {width} pixels, but the model takes {size} x {size}: resize the frames, "
@@ -282,7 +285,8 @@ class RegionLearnerVideoEmbeddings(nn.Module):
             )
         if height % patch or width % patch:
             raise ValueError(
-                f"The frames are {height} x {width} pixels, but must be multiples of the patch size, {patch}."
+                f"The frames are {height} x {width} pixels, but must be multiples of the patch size, {patch}: resize "
+                "the frames."
             )
         if self.config.resolved.temporal_fusion != "attention":  # each frame is a clip: (B * T, 1, C, height, width)
             pixel_values_videos = pixel_values_videos.flatten(0, 1).unsqueeze(1)
@@ -536,7 +540,7 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
         frame_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` and the output: (B, 1 + T * N, D); `grid`: (T, h, w); `frame_mask`: (B, T)."""
+        """Returns the output of the block, (B, 1 + T * N, D). `grid` is (T, h, w), and `frame_mask` (B, T)."""
         residual = hidden_states
         over_time, _ = self.time_attention(self.time_norm(hidden_states), grid, frame_mask, **kwargs)
         hidden_states = residual + over_time
@@ -2070,7 +2074,8 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
         if pooling == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
                 raise ValueError(
-                    f"text_pooling='pooler', but {type(self.text_model).__name__} does not pool: set another."
+                    f"text_pooling='pooler', but {type(self.text_model).__name__} does not pool: set text_pooling to "
+                    "another value, or to None."
                 )
             return outputs.pooler_output
         if pooling == "first":
@@ -2303,7 +2308,7 @@ def _check_head(config: RegionLearnerConfig) -> int:
     pooling = video.resolved.video_pooling
     if video.num_regions and pooling in POOLINGS_WITHOUT_REGIONS:  # as in some dual encoders with `token_dim`
         logger.warning_once(
-            f"The model has no use for its {video.num_regions} regions: video_pooling={pooling!r} leaves them out, "
+            f"The model does not use its {video.num_regions} regions: video_pooling={pooling!r} leaves them out, "
             "and a classifier has no tokens. Set another video_pooling, or num_regions=0 and interaction_layers=0."
         )
     return config.num_labels
@@ -2352,7 +2357,7 @@ class RegionLearnerForVideoClassification(RegionLearnerPreTrainedModel):
         super().__init__(config)
         self.num_labels = _check_head(config)
         if config.tube_mlp:
-            logger.warning_once("A video classifier has no tube MLP, which is a part of the embedding: ignoring it.")
+            logger.warning_once("A video classifier has no tube MLP: ignoring tube_mlp=True of the configuration.")
         self.video_model = RegionLearnerVideoModel._from_config(config.video_config)
         self.classifier = nn.Linear(config.video_config.hidden_size, self.num_labels)
         self.post_init()
@@ -2472,9 +2477,10 @@ class RegionLearnerForVideoQuestionAnswering(RegionLearnerTwoTowerModel):
     Open-ended question answering: the towers of the dual encoder and a classifier over a vocabulary of answers
     (`num_labels`, `id2label`). The original's `FrozenInTime` with its `QA_head`.
 
-    `from_pretrained` with a checkpoint of a dual encoder loads all of its weights except for the temperature and the
-    weights of tokens; only the classifier is new. Load a saved model with `AutoModelForVisualQuestionAnswering`, the
-    Auto class of models that choose from a vocabulary; `AutoModel` would load it as a dual encoder.
+    `from_pretrained` with a checkpoint of a dual encoder loads all of its weights except for those of its similarities
+    (temperature, bias and token projections); only the classifier is new. Load a saved model with
+    `AutoModelForVisualQuestionAnswering`, the Auto class of models that choose from a vocabulary; `AutoModel` would
+    load it as a dual encoder.
     """
 
     _keys_to_ignore_on_load_unexpected = _OF_SIMILARITIES

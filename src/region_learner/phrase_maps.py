@@ -11,8 +11,8 @@ model without regions compares words with single patches. A phrase can then be i
 best one, so its heat map consists of the similarities themselves, with 0 in place of negative ones, which mean that
 something else is there.
 
-**Which positions.** The positions above Otsu's threshold of the heat map over all frames of the clip together, as a
-phrase may be visible in only some of them. Heat maps are enlarged frame by frame.
+**Which positions.** A phrase is at the positions above Otsu's threshold of the heat map over all frames of the clip
+together, because it may be visible in only some of them. Heat maps are enlarged frame by frame.
 """
 
 import logging
@@ -73,6 +73,8 @@ class PhraseMatch:
 
 def check_tokens(model) -> None:
     """
+    Checks that a model compares words with regions.
+
     Raises:
         ValueError: the model has no embeddings of words and regions.
     """
@@ -94,7 +96,7 @@ def find_phrases(
         processor: its processor.
         pixel_values_videos: the clip, (1, T, C, height, width) or (T, C, height, width).
         text: the text.
-        spans: of each phrase, the first character and the one after the last; by default the whole text.
+        spans: for each phrase, its first character and the one after its last; by default the whole text.
 
     Raises:
         ValueError: the model does not compare words with regions, its tokenizer does not tell where tokens are, there
@@ -117,7 +119,7 @@ class EmbeddedPairs:
 
     Args:
         texts: B texts.
-        offsets: of each token of each text, its first character and the one after the last, (B, L, 2).
+        offsets: for each token of each text, its first character and the one after its last, (B, L, 2).
         outputs: of the model, for both.
     """
 

@@ -56,6 +56,8 @@ class VideoTextRetrievalPipeline(Pipeline):
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """
+        Ranks texts for each video or videos for each text, or classifies each video.
+
         Args:
             inputs: a video, or with `videos` a text; or a list of them. A video is anything that the processor takes,
                 such as a path. Put frames of one clip into a list of their own, within the list of inputs.

@@ -170,7 +170,7 @@ def _check_text(text: Any, is_split: bool):
     if not isinstance(text, list | tuple):
         raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}.")
     if not text:
-        raise ValueError("No text was given: a list of texts is empty.")
+        raise ValueError("No text was given: the list of texts is empty.")
     if not is_split and (wrong := [item for item in text if not isinstance(item, str)]):
         raise ValueError(f"text must be a string or a list of strings; one of them is {wrong[0]!r:.80}.")
 
@@ -178,7 +178,7 @@ def _check_text(text: Any, is_split: bool):
 def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         if not images:
-            raise ValueError("No images were given: a list of images is empty.")
+            raise ValueError("No images were given: the list of images is empty.")
         return [image for item in images for image in _flatten(item)]
     dimensions = getattr(images, "ndim", 0)
     if dimensions > 4:

@@ -365,7 +365,7 @@ def _check_energy(card: Path, claim: Any, energy: Emissions | None) -> None:
     if measured is None or not isinstance(grams, int | float) or abs(grams - measured) > 0.01 * abs(measured):
         gives = "does not exist" if measured is None else f"has {measured}"
         raise ValueError(
-            f"{card} claims emissions of {grams} g, but {card.with_name('emissions.csv')} {gives}: correct it."
+            f"{card} claims emissions of {grams} g, but {card.with_name('emissions.csv')} {gives}: correct the card."
         )
 
 

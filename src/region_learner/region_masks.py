@@ -15,7 +15,7 @@ have one of three normalizations (the region option `mask_normalization`), which
 Trans. SMC 9, 1979) of the weights of this mask in this frame, which is the cut with the least variance on its two
 sides. The rule has no parameter to tune, does not depend on the scale and offset of the weights (nor on the sign of a
 raw mask), and separates a mask of two values correctly, whatever their areas. If a mask weights all positions equally,
-except for rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty cluster,
+except for rounding, the whole frame belongs to its region. If all weights are 0, as in the mask of an empty region,
 no position does.
 
 **At which resolution.** Masks are enlarged bilinearly. Their thresholds are those before enlargement.
@@ -111,7 +111,7 @@ def region_focus(masks: Any, signed: bool | None = None) -> RegionFocus:
     if signed is None:
         signed = not are_normalized(masks)
     if not signed and (masks < 0).any():
-        raise ValueError("Masks that are not signed must not have negative values.")
+        raise ValueError("Masks with signed=False must not have negative values: set signed=True, or leave it out.")
     values = masks.to(torch.promote_types(masks.dtype, torch.float32))
     rounding = 8 * torch.finfo(masks.dtype).eps * values.abs().amax((-2, -1), keepdim=True)
     if signed:

@@ -29,7 +29,7 @@ def read_url(url: str) -> bytes | str:
     """
     Reads the file at an https URL of a public address into memory.
 
-    Other URLs are refused, also after redirects, unless `REGION_LEARNER_URLS=any` is set in the environment. At most
+    Other URLs are refused, even after redirects, unless `REGION_LEARNER_URLS=any` is set in the environment. At most
     1 GiB is read, in at most 600 seconds.
 
     Args:
@@ -64,7 +64,7 @@ def read_url(url: str) -> bytes | str:
     if deadline.has_passed:
         raise OSError(f"not downloaded within {_SECONDS} seconds")
     if announced is not None and len(data) != announced:
-        raise OSError(f"{len(data)} of {announced} bytes arrived")
+        raise OSError(f"only {len(data)} of {announced} bytes arrived: try again, or download it and give its path")
     return data
 
 
@@ -77,7 +77,7 @@ def _read(response: Any) -> tuple[bytes, int | None]:
         if not (chunk := response.read1(2**20)):
             return file.getvalue(), announced
         file.write(chunk)
-    raise OSError(f"larger than {_MAX_BYTES} bytes")
+    raise OSError(f"larger than {_MAX_BYTES} bytes: download it, and give its path")
 
 
 def _opener(allows_any: bool, deadline: _Deadline) -> urllib.request.OpenerDirector:
@@ -144,8 +144,9 @@ class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
 
 class _PublicConnection(http.client.HTTPSConnection):
     """
-    Connects only to public addresses: to those that were checked, as a name may resolve to others a moment later. A
-    proxy resolves names itself; the names that this machine can resolve are checked.
+    Connects only to public addresses. It connects to the address that was checked instead of resolving the name again,
+    because the name may resolve to another address a moment later. A proxy resolves names itself; the names that this
+    machine can resolve are checked.
     """
 
     def __init__(self, host: str, deadline: _Deadline, **kwargs):

@@ -74,7 +74,7 @@ def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
         private: whether the model is private, so that the Space needs a token.
 
     Raises:
-        ValueError: this package is not installed, so its requirements are not known.
+        ValueError: Gradio or this package is not installed, so the versions that the Space needs are not known.
     """
     try:
         sdk = metadata.version("gradio")

@@ -157,6 +157,8 @@ def read_clip(
 
     Raises:
         VideoDecodeError: the video, or a selected frame, cannot be read.
+        ValueError: `sample_indices_fn` selects no frames, or indices that the video does not have.
+        TypeError: `source` is not a video in one of these forms.
         ImportError: PyAV is not installed.
 
     Example:
@@ -180,8 +182,8 @@ def iterate_parts(
     """
     Decodes selected frames of one video in parts, for selections that are too large to be held in memory.
 
-    The frames are those of `read_clip`, and the file is read in the same way, once and forwards. The limits of time
-    and memory apply to each part instead of the whole video. Listing the packets belongs to the first part.
+    The frames are those of `read_clip`, and the file is read in the same way, once and from start to end. The time
+    and memory limits apply to each part instead of the whole video. Listing the packets belongs to the first part.
 
     Args:
         source, scale, exact: as in `read_clip`.
@@ -222,8 +224,8 @@ def iterate_parts(
 
 def iterate_frames(source: Any, scale: Scale | None = None) -> Iterator[tuple[np.ndarray, float | None]]:
     """
-    Decodes all frames of one video, one after another. The limit of time applies to each frame. The number of frames
-    is not limited.
+    Decodes all frames of one video, one after another. The time limit applies to each frame. The number of frames is
+    not limited.
 
     Args:
         source: as in `read_clip`.
@@ -342,7 +344,7 @@ def _in_parts(
     max_frames: int | None,
     while_decoding: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[dict[int, np.ndarray]]:
-    """Collects frames by their indices in parts of at most `max_frames` frames and `_MAX_CLIP` bytes; None: in one."""
+    """Collects frames by their indices, in parts of at most `max_frames` (None: all) frames and `_MAX_CLIP` bytes."""
     while True:
         part: dict[int, np.ndarray] = {}
         with while_decoding():
@@ -1083,7 +1085,9 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
         image = ImageOps.exif_transpose(image)
     if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):  # 16-bit gray
         if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_PHOTOMETRIC, 1) != 1:
-            raise VideoDecodeError("a TIFF picture of fewer than 16 bits, or of white as 0: save it as 8-bit RGB")
+            raise VideoDecodeError(
+                "a TIFF image with fewer than 16 bits, or in which 0 is white: save it as 8-bit RGB"
+            )
         values = np.array(image).astype(np.int64)
         levels = (values * 255 + 32767) // 65535
         levels[values == image.info.get("transparency")] = 0
@@ -1091,7 +1095,7 @@ def picture_levels(image: Image.Image, do_convert_rgb: bool = True) -> np.ndarra
         return gray.repeat(3, axis=-1) if do_convert_rgb else gray
     if mode in ("I", "F"):
         raise VideoDecodeError(
-            f"a PIL image of mode {mode!r}, whose range is unknown: scale it to 0..255, convert to uint8"
+            f"a PIL image of mode {mode!r}, whose range is unknown: scale it to 0..255 and convert it to uint8"
         )
     if not do_convert_rgb and mode in ("L", "LA", "RGB", "RGBA"):
         return np.atleast_3d(np.array(image))

@@ -192,7 +192,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         spans = _as_spans(options.pop("start", self.start), options.pop("end", self.end), len(clips))
         if spans and not self._option(options, "do_sample_frames"):
             raise ValueError("start and end select frames by their times: they need do_sample_frames=True.")
-        for name in ("num_frames", "fps"):  # of a saved do_sample_frames=False, transformers expects no error
+        for name in ("num_frames", "fps"):  # transformers expects no error if do_sample_frames=False is a saved value
             if options.get("do_sample_frames") is False and options.get(name) is not None:
                 raise ValueError(f"do_sample_frames=False takes all frames: leave it out, or {name}={options[name]}.")
         if do_rescale or any(isinstance(clip, _EncodedClip) or clip.dtype == torch.uint8 for clip in clips):
@@ -431,7 +431,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
                 "`fps`, or use `num_frames`."
             )
         if fps > metadata.fps:
-            raise ValueError(f"Cannot sample {fps} frames per second from a video with {metadata.fps:g}.")
+            raise ValueError(f"Cannot sample {fps} frames per second from a video with {metadata.fps:g}: lower fps.")
         seconds = metadata.total_num_frames / metadata.fps if seconds is None else seconds
         return max(1, int(seconds * fps + 1e-6))  # the video's own rate gives all frames
 

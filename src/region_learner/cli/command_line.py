@@ -114,7 +114,7 @@ def _report(error: Exception) -> int:
 
 
 def _end_progress_bars() -> None:
-    """An upload that fails leaves its bar open: what is printed next would be on the same line."""
+    """Closes open progress bars, such as that of a failed upload, so that the next message begins on its own line."""
     if (tqdm := sys.modules.get("tqdm")) is not None:
         for bar in list(getattr(tqdm.tqdm, "_instances", ())):
             bar.close()

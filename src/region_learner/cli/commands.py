@@ -16,7 +16,7 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
-        if (words := " ".join(args[:2])) in self.commands:  # a folder "export" is indexed as ./export
+        if (words := " ".join(args[:2])) in self.commands:  # to index a folder named "export", write ./export
             args = [words, *args[2:]]
         name = args[0].replace("_", "-")
         if not name.startswith("-") and name not in self.commands:
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
 
     def format_options(self, ctx, formatter):
         self.format_commands(ctx, formatter)
-        TyperCommand.format_options(self, ctx, formatter)  # type: ignore[arg-type]  # that of a group lists commands last
+        TyperCommand.format_options(self, ctx, formatter)  # type: ignore[arg-type]  # TyperGroup's lists commands last
 
     def format_commands(self, ctx, formatter):
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -81,7 +81,7 @@ def prepare(
     group: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Frames from one key frame to the next. Fewer decode faster, but make larger files."
+            metavar="N", help="Frames from one key frame to the next. Low values decode faster, but make larger files."
         ),
     ] = 6,
     crf: Annotated[
@@ -93,7 +93,7 @@ def prepare(
     workers: Workers = None,
     timeout: Timeout = 1800,
     memory: Memory = 4,
-    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that were left out before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Retry clips that were left out before.")] = False,
     max_unreadable: Annotated[
         float,
         typer.Option(metavar="SHARE", help="Share of clips that may be unreadable. Unreadable clips are left out."),

@@ -21,8 +21,8 @@ _ModelOfFolds = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name. With --all-folds, {fold} in the "
-        "name is replaced by the number of the fold.",
+        help="RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint: a directory or a Hub name. With "
+        "--all-folds, {fold} in the name is replaced by the number of the fold.",
     ),
 ]
 _Protocol = Annotated[
@@ -235,7 +235,10 @@ def _print_protocols(as_json: bool) -> None:
 
 _ModelOfMteb = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="RegionLearner, CLIP or SigLIP checkpoint: a directory or a Hub name."),
+    typer.Argument(
+        metavar="MODEL",
+        help="RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint: a directory or a Hub name.",
+    ),
 ]
 _Tasks = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Names of tasks, such as MSVDT2VRetrieval.")]
 _AllTasks = Annotated[bool, typer.Option("--all", help="Evaluate on all tasks that are not in beta.")]
@@ -304,7 +307,7 @@ _Picture = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Also draw a picture: the regions, codes and masks or, with --query, where its phrases are found.",
+        help="Also save an image of the regions, codes and masks or, with --query, of where its phrases are found.",
     ),
 ]
 _Query = Annotated[
@@ -383,7 +386,7 @@ def _check_picture(output: Path) -> None:
     from PIL import Image
 
     if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {str(output)!r} does not have the extension of a picture, such as .png.")
+        raise ValueError(f"--output {str(output)!r} does not have the extension of an image file, such as .png.")
     output.parent.mkdir(parents=True, exist_ok=True)
 
 

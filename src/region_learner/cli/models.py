@@ -30,7 +30,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """
-    Convert a checkpoint of the code that was published with the paper.
+    Convert a checkpoint of the reference implementation, the code that was published with the paper.
 
     The file is read without running any code in it.
     """
@@ -146,7 +146,9 @@ def _results_and_checkpoint(given: list[Path], checkpoint: Path | None) -> tuple
 
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of the checkpoint.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub: OWNER/NAME, or NAME for your own.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Name on the Hub: OWNER/NAME, or NAME for your own account.")
+    ],
     public: Annotated[
         bool, typer.Option("--public", help="Make the repository public. By default, it is private.")
     ] = False,

@@ -19,8 +19,8 @@ MaxMissing = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Number of videos that may be missing, or a fraction below 1. Missing videos are skipped. By default, they "
-        "are an error.",
+        help="Number of videos that may be missing, or a fraction below 1. Missing videos are skipped. By default, "
+        "they are an error.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per batch.")]
@@ -46,7 +46,7 @@ Memory = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-# Of `index` and `embed`.
+# Options that `index` and `embed` share.
 Window = Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of each window. By default 10.")]
 Stride = Annotated[
     float | None,

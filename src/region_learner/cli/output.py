@@ -26,7 +26,7 @@ def print_result(result: Mapping[str, Any], as_json: bool = False) -> None:
 
 
 def print_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints a table with one row per result, which all have the same keys. `title` heads their names."""
+    """Prints a table with one row per result. All results have the same keys. `title` heads the column of names."""
     from rich.table import Column, Table
 
     columns = [Column(name, justify="right", no_wrap=True) for name in next(iter(rows.values()))]

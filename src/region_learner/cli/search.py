@@ -53,8 +53,8 @@ def index(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Model of a new index: a RegionLearner, CLIP, SigLIP or SigLIP 2 checkpoint, as a directory or a Hub "
-            "name. By default, SigLIP 2 base.",
+            help="Model of a new index: a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, as a "
+            "directory or a Hub name. By default, SigLIP 2 base.",
         ),
     ] = None,
     window: Window = None,
@@ -63,7 +63,7 @@ def index(
     tokens: Tokens = None,
     workers: Workers = None,
     keep_missing: Annotated[
-        bool, typer.Option("--keep-missing", help="Keep videos in the index whose files no longer exist.")
+        bool, typer.Option("--keep-missing", help="Keep indexed videos whose files no longer exist.")
     ] = False,
     retry: Retry = False,
     from_embeddings: Annotated[
@@ -89,7 +89,7 @@ def index(
             window,
             stride,
             num_frames,
-            None if tokens is None else "tokens",  # --no-tokens is False, which was given as well
+            None if tokens is None else "tokens",  # --no-tokens is False, but it was given, too
             workers,
             keep_missing,
             retry,
@@ -139,7 +139,8 @@ def given_videos(
         return read_corpus(corpus, data_dir, split, corpus_options, max_missing), name
     others = {"data-dir": data_dir, "split": split, "corpus-options": corpus_options, "max-missing": max_missing}
     if unused := [f"--{name}" for name, value in others.items() if value is not None]:
-        raise ValueError(f"{', '.join(unused)} applies only to a corpus: add --corpus NAME, or leave it out.")
+        cure = "add --corpus NAME, or leave it out" if len(unused) == 1 else "add --corpus NAME, or leave them out"
+        raise ValueError(f"{', '.join(unused)} {'applies' if len(unused) == 1 else 'apply'} only to a corpus: {cure}.")
     return videos, ""
 
 
@@ -150,8 +151,8 @@ def _index_parts(
     places = [*(videos or ()), *([] if index is None else [index])]
     if len(places) != 1 or has_options:
         raise ValueError(
-            "--from-embeddings PARTS takes only --index DIR and --json: leave out VIDEOS and the other options, which "
-            "the parts have recorded."
+            "--from-embeddings PARTS takes only --index DIR and --json: give one directory for the index, and leave "
+            "out VIDEOS and all other options, because the parts have recorded them."
         )
     from ..search import VideoIndex
     from .scale import index_parts
@@ -230,7 +231,7 @@ def search(
         list[str] | None, typer.Argument(metavar="WORDS", help="What to look for. Put each query in quotes.")
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Search with a picture. May be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Search with an image. May be repeated.")
     ] = None,
     video: Annotated[
         list[str] | None,
@@ -257,7 +258,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """
-    Search an index by text, picture or video.
+    Search an index by text, image or video.
 
     For each hit, prints the probability that it is right, its score, its start and end, and its video.
     """
@@ -353,7 +354,6 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
 
 
 def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directory: Path) -> None:
-    from ..files import readable
     from ..search import clock
     from ..search.cut import cut_span
     from ..search.page import message_of
@@ -370,7 +370,7 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
                 cut_span(index.source(hit.path), hit.start, hit.end, output)
                 count += 1
             except (ValueError, KeyError) as error:  # other hits can be cut, unless the disk is full, for example
-                print(f"{readable(hit.path)} is left out: {message_of(error)}", file=sys.stderr)
+                print(f"A hit was not exported: {message_of(error)}", file=sys.stderr)
     print_wrote(f"{count} spans to {directory}")
 
 

@@ -10,7 +10,7 @@ from ..training.recipes import list_recipes, recipe_description
 
 WIDTH = 100
 
-# Names of other commands for options of transformers, which are longer.
+# Short names of options of transformers, which are the names that the other commands use.
 SHORT_NAMES = {
     "output": "output_dir",
     "split": "train_split",

@@ -1,4 +1,4 @@
-"""MSVD (Chen and Dolan, ACL 2011): 1,970 short clips from the web with about 40 captions each; retrieval, questions."""
+"""MSVD (Chen and Dolan, ACL 2011): 1,970 short clips from the web with about 40 captions each; retrieval and QA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search your own videos by text, picture or video."""
+"""Search your own videos by text, image or video."""
 
 from .index import LIKELY, MODEL, NO_MATCH, Hit, VideoIndex
 from .jobs import embed_videos

@@ -72,8 +72,8 @@ def cut_span(source: Any, start: float | None, end: float | None, output: str | 
     Args:
         source: a path, the bytes of a file, or a dictionary `{"path": ..., "bytes": ...}`, as in `read_clip`.
         start, end: seconds from the first frame, as in calls of the processor; None for the start and the end.
-        output: the path of the file. If it has the suffix of a video file, the suffix is replaced by that of `source`
-            if such a file supports its codecs, and by `.mp4` or `.mkv` otherwise.
+        output: the path of the file. A suffix of a video file is dropped. The suffix of `source` is then appended if
+            its container can hold the span, and `.mp4` or `.mkv` otherwise.
 
     Returns:
         The path of the file, which is written atomically and replaces an existing file.
@@ -209,8 +209,8 @@ def _choose_packets(
 def _decoding_times(stamps: np.ndarray) -> dict[int, int]:
     """
     Returns the decoding time stamp for each of `stamps`, which are in decoding order. (Files may lack decoding time
-    stamps.) They are the sorted time stamps, shifted by the smallest number of frames with which none of them is later
-    than the time stamp of its frame.
+    stamps.) They are the sorted time stamps, shifted earlier by the smallest number of frames with which no frame is
+    decoded later than it is shown.
     """
     ordered = np.sort(stamps)
     delay = int(np.max(np.arange(len(stamps)) - ordered.searchsorted(stamps)))

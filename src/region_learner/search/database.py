@@ -16,7 +16,7 @@ import numpy as np
 from ..configuration_region_learner import did_you_mean
 from ..files import readable
 from .sources import Video
-from .vectors import check_is_file
+from .vectors import AGAIN, check_is_file
 
 FILE = "index.sqlite"
 FORMAT = 1
@@ -64,7 +64,7 @@ class Database:
     """
     The SQLite file of an index. All changes between two commits become visible and permanent at the same time.
 
-    An index may be untrusted, so its schema must be exactly that of this version. Then it contains only data.
+    An index may be untrusted. Its schema must be exactly that of this version, so that the file contains only data.
 
     Args:
         directory: directory of the index.
@@ -96,12 +96,12 @@ class Database:
             self.connection.execute(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
             found = self.connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1")
             if sorted(sql for (sql,) in found) != sorted(_SCHEMA):
-                raise ValueError(f"{self.path} is not an index of this version: index the videos again.")
+                raise ValueError(f"{self.path} is not an index of this version: {AGAIN}")
         if self.about("format") != FORMAT:
-            raise ValueError(f"{self.path} is an index of format {self.about('format')}, not {FORMAT}: index again.")
+            raise ValueError(f"{self.path} is an index of format {self.about('format')}, not {FORMAT}: {AGAIN}")
         rows, vectors = self.about("rows"), self.about("vectors")
         if type(rows) is not int or rows < 0 or not re.fullmatch(r"vectors-\d{1,9}", str(vectors)):
-            raise ValueError(f"{self.path} is damaged (rows {rows!r:.40}, {vectors!r:.40}): make the index again.")
+            raise ValueError(f"{self.path} is damaged (rows {rows!r:.40}, {vectors!r:.40}): {AGAIN}")
 
     @classmethod
     def create(cls, directory: Path, about: dict[str, Any]) -> Database:
@@ -124,7 +124,7 @@ class Database:
         with suppress(FileNotFoundError), open(self.path.with_name(f"{FILE}-journal"), "rb") as journal:
             journal.seek(max(0, os.fstat(journal.fileno()).st_size - 8))
             if journal.read(8) == _NAMES_ANOTHER:
-                raise ValueError(f"{journal.name} names another file, which no journal of an index does: remove it.")
+                raise ValueError(f"{journal.name} names another file, which is never right for an index: delete it.")
 
     def close(self) -> None:
         self.connection.close()
@@ -136,7 +136,7 @@ class Database:
         except sqlite3.OperationalError as error:
             raise OSError(f"{self.path} cannot be read or written: {error}.") from error
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path} is damaged ({error}): make the index again.") from error
+            raise ValueError(f"{self.path} is damaged ({error}): {AGAIN}") from error
 
     def execute(self, statement: str, parameters: Iterable[Any] = ()) -> list[Any]:
         with self._errors():
@@ -174,16 +174,16 @@ class Database:
         try:
             return json.loads(found[0][0]) if found else None
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({name}): make the index again.") from error
+            raise ValueError(f"{self.path} is damaged ({name}): {AGAIN}") from error
 
     def vectors_directory(self) -> Path:
         """Returns the directory of the vectors. Raises a `ValueError` for one outside of the index."""
         name = self.about("vectors")
         if not isinstance(name, str) or not re.fullmatch(r"vectors-[0-9]{1,18}", name):
-            raise ValueError(f"{self.path} is damaged (vectors): make the index again.")
+            raise ValueError(f"{self.path} is damaged (vectors): {AGAIN}")
         directory = self.path.parent / name
         if directory.is_symlink():
-            raise ValueError(f"{directory} is a symbolic link, which is not allowed: move the directory itself there.")
+            raise ValueError(f"{directory} is a symbolic link, which is not allowed: replace it with the directory.")
         return directory
 
     def _ranges(self, found: list[Any]) -> np.ndarray:
@@ -194,7 +194,7 @@ class Database:
             if len(edges) and (edges[0] < 0 or edges[-1] > self.about("rows") or (np.diff(edges) < 0).any()):
                 raise ValueError("they overlap, or are out of range")
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path} is damaged (rows): make the index again.") from error
+            raise ValueError(f"{self.path} is damaged (rows): {AGAIN}") from error
         return ranges
 
     def set_about(self, name: str, value: Any) -> None:
@@ -232,7 +232,7 @@ class Database:
                 raise ValueError("its path is not absolute")  # such as an address, which a reader may fetch
             return Record(video, os.fsdecode(root), sha256, duration or 0.0, times, first_row or 0, error)
         except (TypeError, ValueError) as damage:
-            raise ValueError(f"{self.path} is damaged ({path!r:.80}): make the index again.") from damage
+            raise ValueError(f"{self.path} is damaged ({path!r:.80}): {AGAIN}") from damage
 
     def record(self, path: str) -> Record | None:
         found = self.execute(f"SELECT {self._COLUMNS} FROM videos WHERE path = ?", [os.fsencode(path)])
@@ -249,7 +249,7 @@ class Database:
         )
         record = self._record(found[0]) if found else None
         if record is None or row >= record.first_row + len(record.spans):
-            raise ValueError(f"{self.path} is damaged: row {row} does not belong to a video. Make the index again.")
+            raise ValueError(f"{self.path} is damaged (row {row} does not belong to a video): {AGAIN}")
         return record
 
     def stamps(self) -> dict[str, tuple[int, int, int | None, bool, str]]:

@@ -47,9 +47,11 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
         The number of exported windows.
 
     Raises:
+        ValueError: the format is not known, or `name` is given for Parquet files.
         FileExistsError: the table or collection already exists, or the directory is not empty.
         ImportError: the package of the engine is not installed.
         BlockingIOError: another process is changing the index.
+        OSError: the files cannot be written, or the server refused the export.
 
     Example:
 

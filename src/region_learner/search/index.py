@@ -22,6 +22,7 @@ from .embedding import Embedder, Query
 from .nearest import NearestRows, inner_products
 from .spans import STRIDE, WINDOW, check_windows, find_spans
 from .updating import Updater, UpdateReport
+from .vectors import AGAIN
 from .windows import WindowStore, is_token_shape
 
 logger = logging.getLogger(__name__)
@@ -200,12 +201,13 @@ class VideoIndex:
                 if self._given_model:
                     raise
                 raise OSError(
-                    f"{error} {self.directory} was made with it: if it was moved, pass its path as model (--model)."
+                    f"{error} The index {self.directory} was made with this model: if it was moved, pass its path as "
+                    "model (--model)."
                 ) from error
             shape = self.database.about("tokens")
             found = embedder.about()
             if shape is not None and shape[1] != embedder.model.config.token_dim:
-                raise ValueError(f"{self.database.path} is damaged (tokens): make the index again.")
+                raise ValueError(f"{self.database.path} is damaged (tokens): {AGAIN}")
             for what in ("weights", "preprocessing", "dim"):
                 if found[what] != self.database.about(what):
                     raise ValueError(
@@ -349,7 +351,7 @@ class VideoIndex:
 
         Args:
             text: a text, or a list of texts, each of which is a query.
-            image: a picture, as a path, a PIL image or an array.
+            image: an image, as a path, a PIL image or an array.
             video: a video, as a path, frames, or `(video, start, end)` in seconds.
             k: maximum number of hits.
             within: a folder, shard or video of the index. Only the videos in it are searched.
@@ -548,9 +550,9 @@ def _check_about(database: Database) -> None:
     if not isinstance(database.about("model"), str) or not all(
         type(number) in (int, float) and 0 < number < 2**31 for number in numbers.values()
     ):
-        raise ValueError(f"{database.path} is damaged ({numbers!r:.100}): make the index again.")
+        raise ValueError(f"{database.path} is damaged ({numbers!r:.100}): {AGAIN}")
     if not is_token_shape(database.about("tokens")):  # indexes of earlier versions have none
-        raise ValueError(f"{database.path} is damaged (tokens): make the index again.")
+        raise ValueError(f"{database.path} is damaged (tokens): {AGAIN}")
     _neutral(database)
 
 
@@ -559,9 +561,9 @@ def _neutral(database: Database) -> np.ndarray:
     try:
         found = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, database.about("dim"))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{database.path} is damaged (neutral texts): make the index again.") from error
+        raise ValueError(f"{database.path} is damaged (neutral texts): {AGAIN}") from error
     if not len(found) or not np.isfinite(found).all():
-        raise ValueError(f"{database.path} is damaged (neutral texts): make the index again.")
+        raise ValueError(f"{database.path} is damaged (neutral texts): {AGAIN}")
     return found
 
 

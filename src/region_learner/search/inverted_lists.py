@@ -395,7 +395,7 @@ def update_lists(directory: Path, vectors: Vectors, rows: int, live: np.ndarray)
     except FileNotFoundError:
         about = None
     except ValueError as error:
-        logger.info("%s It is rebuilt.", error)
+        logger.info("%s Rebuilding it.", error)
         about = None
     else:
         about, quantizer, files = lists.about, lists._quantizer, lists._files

@@ -218,10 +218,14 @@ def _check_complete(files: Sequence[PartFile]) -> None:
             for number, part in enumerate(own):
                 if part.number != number:
                     lost = part.path.name.replace(f"{part.number:04}.parquet", f"{number:04}.parquet")
-                    raise ValueError(f"{directory} lacks {lost}: copy it there, or embed its videos again.")
+                    raise ValueError(
+                        f"{directory} lacks {lost}: copy it there, or delete the other parts of its shard and run "
+                        f"`region-learner embed` with --shard {part.shard}/{count} again."
+                    )
         if unfinished := [shard for shard, own in shards.items() if own[-1].finished is None]:
+            are = "is" if len(unfinished) == 1 else "are"
             raise ValueError(
-                f"{directory}: {_shares(unfinished, count)} is not finished: run the same `region-learner embed` "
+                f"{directory}: {_shares(unfinished, count)} {are} not finished: run the same `region-learner embed` "
                 f"command with --shard {unfinished[0]}/{count} to resume it."
             )
         if other := [own[-1] for own in shards.values() if own[-1].finished != parts[-1].finished]:
@@ -233,7 +237,7 @@ def _check_complete(files: Sequence[PartFile]) -> None:
 
 def _shares(shards: Sequence[int], count: int) -> str:
     names = [f"{shard}/{count}" for shard in shards[:10]] + ["..."] * (len(shards) > 10)
-    return f"shard {', '.join(names)}"
+    return f"{'shard' if len(shards) == 1 else 'shards'} {', '.join(names)}"
 
 
 def _tokens(about: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
 """
-A page that shows the results of a search: one self-contained HTML file, with a player for every hit.
+A page that shows the results of a search: one self-contained HTML file that shows and plays the hits.
 
 The page does not load anything else: frames and previews are inlined, and a content security policy allows only its
 own script, by its hash. Paths and queries may be untrusted, so the template escapes all of them.
@@ -60,8 +60,9 @@ def write_search_page(
     """
     Writes the hits of queries as one HTML file, atomically, and returns its path. Missing directories are created.
 
-    Every hit is shown with frames of its span, its probability, and a preview that plays the span. If its video can no
-    longer be read, the page says so. The regions of a hit, if it has any, are drawn over its frames.
+    Every hit is shown with its probability and with frames of its span. The first 100 spans also have a preview that
+    plays them. If the video of a hit can no longer be read, the page says so. The regions of a hit, if it has any, are
+    drawn over its frames.
 
     Args:
         path: path of the HTML file.

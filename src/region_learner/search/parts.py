@@ -45,6 +45,9 @@ _MOST_DIMENSIONS = 2**14
 _EMBEDDINGS = ("vector", "tokens", "token_weights")
 _ROUNDING = 1e-3
 
+# What to do about a damaged part: parts that exist are not made again.
+_CURE = "Delete the parts of its shard, and run `region-learner embed` for this shard again."
+
 # The settings that are equal in all parts of an index. The name of the model may differ, because its path may differ
 # between machines.
 COMMON = ("weights", "preprocessing", "dim", "num_frames", "window", "stride", "tokens")
@@ -268,14 +271,15 @@ def _header(path: Path) -> PartFile:
             is_right = False
         if not is_right:
             raise ValueError(
-                f"{path} is not a part of format {FORMAT}: `region-learner embed` of this version makes them."
+                f"{path} is not a part of format {FORMAT}: embed its videos with this version of region-learner, in a "
+                "new directory."
             )
         if file.schema_arrow.remove_metadata() != schema_of(about):
-            raise ValueError(f"{path} is damaged: it does not have the columns of a part. Embed the videos again.")
+            raise ValueError(f"{path} is damaged: it does not have the columns of a part. {_CURE}")
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group)
             if size.num_rows > _GROUP or size.total_byte_size > _GROUP * _most_bytes(about):
-                raise ValueError(f"{path} is damaged: row group {group} is larger than those of parts.")
+                raise ValueError(f"{path} is damaged: row group {group} is too large for a part. {_CURE}")
     return PartFile(path, int(name[1]), int(name[2]), int(name[3]), about, created, finished)
 
 
@@ -312,11 +316,11 @@ def open_part(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path, arrow_extensions_enabled=False, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): embed its videos again.") from error
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}). {_CURE}") from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): embed its videos again.") from error
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}). {_CURE}") from error
 
 
 def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
@@ -342,9 +346,7 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
                 seen.add(path)
                 found = _video(pa.concat_tables(pieces).combine_chunks(), part.about)
             except ValueError as error:
-                raise ValueError(
-                    f"{part.path} is damaged ({path!r:.200}: {error}): embed its videos again."
-                ) from error
+                raise ValueError(f"{part.path} is damaged ({path!r:.200}: {error}). {_CURE}") from error
             yield found
 
 

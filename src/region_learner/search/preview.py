@@ -54,6 +54,7 @@ def write_preview(
         The time in the preview, in seconds, at which the span begins.
 
     Raises:
+        ImportError: PyAV was built without x264.
         VideoDecodeError: the video cannot be read.
         ValueError: the span is empty, or begins after the end of the video.
         OSError: the file cannot be written.
@@ -63,7 +64,7 @@ def write_preview(
         begin = write_preview("holidays.mkv", 42.0, 52.0, "preview.mp4")  # 5.0
     """
     if "libx264" not in av.codecs_available:
-        raise ImportError("Previews need a PyAV with x264, such as its wheels: pip install --force-reinstall av")
+        raise ImportError("Previews need PyAV with x264, as in its PyPI wheels: pip install --force-reinstall av")
     grid = _Grid(start, end, context)
     partial = partial_of(Path(output))
     scale = Scale(lambda height, width: _preview_size(height, width, short_side))

@@ -216,7 +216,7 @@ def _video_of_row(video: Any) -> Video:
         return Video(name, int(video["size"]), os.stat(path).st_mtime_ns, offset, path)
     if not isinstance(video, str) or "://" in video:
         kind = video if isinstance(video, str) else type(video).__name__
-        raise ValueError(f"A row has the video {kind}, but only files can be indexed: use a corpus of video files.")
+        raise ValueError(f"The video of a row is {kind}, but only files can be indexed: use a corpus of video files.")
     return _video_file(os.path.abspath(video))
 
 

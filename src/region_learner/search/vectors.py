@@ -13,6 +13,9 @@ from ..files import naming, sync_directory
 # With 256 dimensions, a file has 256 MiB.
 ROWS_PER_FILE = 2**18
 
+# What to do if an index cannot be used: an existing index is never replaced.
+AGAIN = "delete the index, and index the videos again."
+
 
 class Vectors:
     """
@@ -111,7 +114,7 @@ class Vectors:
             if size < (first + stop - start) * self._row_bytes:
                 raise ValueError(
                     f"{path} has {size // self._row_bytes:,} vectors instead of {stop - start:,}: it is incomplete. "
-                    "Copy the index again, or index the videos again."
+                    f"Copy the index again, or {AGAIN}"
                 )
 
     @property
@@ -150,4 +153,6 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 def check_is_file(path: Path) -> None:
     """Refuses links and devices, because an untrusted index must not refer to other files."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError(f"{path} is not a regular file, as links and devices are not allowed: copy the file itself.")
+        raise ValueError(
+            f"{path} is not a regular file (links and devices are not allowed): replace it with a copy of the file."
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .vectors import Vectors
+from .vectors import AGAIN, Vectors
 
 # Maximum number of tokens per window. Models with regions have fewer. Models with patches have hundreds, nearly all of
 # which are never the best match of a word.
@@ -138,11 +138,11 @@ class WindowStore:
             self.tokens = Vectors(directory, math.prod(self._shape), "tokens", "<f2")
 
     def write(self, row: int, windows: Windows) -> None:
-        """Writes windows as the rows from `row` on; see [`Vectors.write`]. Tokens are left out if none are stored."""
+        """Writes windows as the rows from `row` on; see [`Vectors.write`]. Ignores tokens if the index keeps none."""
         self.vectors.write(row, windows.vectors)
         if self.tokens is not None:
             if windows.tokens is None or windows.tokens.shape[1:] != self._shape:
-                raise ValueError(f"{self.directory} is damaged (number of tokens): make the index again.")
+                raise ValueError(f"{self.directory} is damaged (number of tokens): {AGAIN}")
             self.tokens.write(row, windows.tokens.reshape(-1, math.prod(self._shape)))
 
     def read(self, start: int, stop: int) -> Windows:
@@ -160,7 +160,7 @@ class WindowStore:
         assert self.tokens is not None
         tokens = self.tokens.take(rows).reshape(len(rows), *self._shape)
         if not are_tokens(tokens):
-            raise ValueError(f"{self.directory} is damaged (tokens of a window): make the index again.")
+            raise ValueError(f"{self.directory} is damaged (tokens of a window): {AGAIN}")
         return tokens
 
     def check(self, rows: int) -> None:

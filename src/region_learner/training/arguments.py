@@ -202,7 +202,7 @@ class DataArguments:
     streaming: bool = argument("Read the training corpus as a stream of shards. Needs --max-steps.", False)
     shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
-        "Number of videos that may be missing, or a fraction below 1. Missing videos are skipped, and listed in a file.",
+        "Number of videos that may be missing, or a fraction below 1. Missing ones are skipped, and listed in a file.",
         0.0,
     )
     max_train_videos: int | None = argument("Use only the first N rows of each training corpus.")

@@ -285,7 +285,10 @@ def _check_codes(cluster_ids: Any) -> torch.Tensor:
 
 
 def _check_clip(name: str, values: Any, kind: str, dims: Sequence[str], absent: str) -> torch.Tensor:
-    """Checks that `values` are a tensor of one clip, and returns it on the CPU. Without `absent`, models give None."""
+    """
+    Checks that `values` are a tensor of one clip, and returns it on the CPU. `absent` names the part of a model
+    without which the model returns None.
+    """
     shape = f"({', '.join(dims)})"
     found = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
     if not isinstance(found, torch.dtype) or _kind(found) != kind:
@@ -305,7 +308,10 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _check_same_length(frames: np.ndarray, other: torch.Tensor, name: str) -> None:
     if len(frames) != len(other):
-        raise ValueError(f"There are {len(frames)} frames, but {name} has {len(other)}: {tuple(other.shape)}.")
+        raise ValueError(
+            f"There are {len(frames)} frames, but {name} has {len(other)} (shape {tuple(other.shape)}): both must "
+            "belong to the same clip."
+        )
 
 
 # --- Drawing one frame -----------------------------------------------------------------------------------------
@@ -338,7 +344,10 @@ def _draw_frame_clusters(frame: np.ndarray, codes: torch.Tensor) -> Image.Image:
 
 
 def _draw_heat(frame: np.ndarray, values: torch.Tensor, inside: torch.Tensor) -> Image.Image:
-    """`frame`: uint8 (H, W, 3); `values`, from -1 to 1, and `inside`, booleans: those of one region, supersampled."""
+    """
+    Draws one region over a dimmed frame. `frame` is uint8 (H, W, 3). `values`, from -1 to 1, and `inside`, booleans,
+    are supersampled.
+    """
     gray = frame @ np.array([0.299, 0.587, 0.114])  # luma, so that the only hues are those of the heat
     dimmed = np.repeat((0.6 * gray).astype(np.uint8)[..., None], 3, axis=-1)
     color = torch.where(values[..., None] > 0, torch.tensor(_ABOVE).double(), torch.tensor(_BELOW).double())
@@ -369,7 +378,7 @@ def _blend(frame: np.ndarray, color: torch.Tensor, opacity: torch.Tensor) -> Ima
 
 
 def _resize(frames: np.ndarray, height: int | None) -> np.ndarray:
-    """(T, H, W, 3) to (T, height, W', 3) of the same aspect; unchanged without a height."""
+    """Resizes frames (T, H, W, 3) to `height`, keeping the aspect ratio. If it is None, returns them unchanged."""
     if height is None or height == frames.shape[1]:
         return frames
     if height < 1:
