@@ -8,13 +8,16 @@ pre-training.
 Clips and captions are random tensors in memory: this measures the model, not data loading, which has to keep up
 (`data_wait` in the log of a run shows whether it does). Methods alternate in one run; times are medians. The estimate
 is for the paper's pre-training, 50 epochs of 1 million pairs, on `--gpus` of the measured device, without
-communication between processes; its cost, at `--price` per GPU hour.
+communication between processes. Its cost is computed from `--price`, the price of a GPU hour.
+
+With one method and one number of frames, the peak memory of the whole process is also measured on a CPU.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from contextlib import nullcontext
@@ -92,7 +95,13 @@ def make_step(method: str, options: argparse.Namespace, frames: int):
     return step
 
 
+def _peak_of_process() -> float:
+    """Returns the peak memory of this process in GiB (Linux)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+
+
 def measure(options: argparse.Namespace, frames: int) -> list[dict]:
+    alone = len(options.methods) == len(options.frames) == 1
     steps = {method: make_step(method, options, frames) for method in options.methods}
     memory = {}
     for method, step in steps.items():
@@ -121,6 +130,7 @@ def measure(options: argparse.Namespace, frames: int) -> list[dict]:
                 "of plain": round(seconds / statistics.median(times[options.methods[0]]), 2),
                 "pairs/s": round(options.batch / seconds, 2),
                 "activations GiB": round(memory[method], 2) if method in memory else None,
+                "peak GiB": _peak_of_process() if options.device == "cpu" and alone else None,
                 "days": round(hours / 24, 1),
                 "cost": None if options.price is None else round(hours * options.gpus * options.price),
             }
@@ -149,7 +159,7 @@ def main():
     print(" | ".join(f"{column:>14}" for column in columns))
     for row in rows:
         print(" | ".join(f"{row[column]!s:>14}" for column in columns))
-    print(f"days: {PAIRS // 10**6} million pairs on {options.gpus} of these, with data that keeps up")
+    print(f"days: for {PAIRS // 10**6} million pairs on {options.gpus} of these devices, if data loading keeps up")
     if options.json:
         result = SimpleNamespace(**vars(options) | {"json": None, "device_name": name, "rows": rows})
         options.json.write_text(json.dumps(vars(result), indent=2) + "\n")
