@@ -183,8 +183,13 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int =
 
 
 def mean_cell(values: Sequence[float], sign: str = "") -> str:
-    """Returns the mean of `values` with its 95 % interval as a cell of a table, which is empty without values."""
-    return _with_interval(*interval(values), sign=sign) if values else ""
+    """
+    Returns the mean of `values` with its 95 % interval as a cell of a table. One or two values are listed instead,
+    because their interval says little. Without values, the cell is empty.
+    """
+    if len(values) < 3:
+        return ", ".join(f"{value:{sign}.1f}" for value in values)
+    return _with_interval(*interval(values), sign=sign)
 
 
 def _with_interval(mean: float, half_width: float | None, sign: str = "") -> str:

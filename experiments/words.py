@@ -163,7 +163,7 @@ def _paired_token_scores(
 
 
 def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
-    """Returns the measurements as a table: means over seeds, with 95 % intervals."""
+    """Returns the measurements as a table: means over seeds with 95 % intervals, or the values of one or two seeds."""
     lines, columns = [], _columns(found)
     for row in rows:
         of_row = [one for one in found if one["row"] == row.name]
@@ -177,8 +177,8 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
     """
-    Returns the differences of pairs of rows as a table: means over seeds that both have, with 95 % intervals. If one
-    of the two has no tokens, "re-ranked" compares with its single vector.
+    Returns the differences of pairs of rows as a table: means over the seeds that both have, with 95 % intervals, or
+    the differences of one or two seeds. If one of the two has no tokens, "re-ranked" compares with its single vector.
     """
     labels = {row.name: row.label for row in TABLES["words"]}
     lines, columns = [], _columns(found)
