@@ -397,7 +397,7 @@ def test_what_cannot_be_measured(corpora, processor, tmp_path):
         (ValueError, "token_dim=0", (tiny_model(), processor, rows)),
         (ValueError, "no column 'masks'", (model, processor, rows.remove_columns("masks"))),
         (ValueError, "No object that a caption names is visible", (model, processor, [hidden])),
-        (CorpusError, "needs the columns 'objects'", (model, processor, rows.remove_columns("objects"))),
+        (CorpusError, "needs 'objects'", (model, processor, rows.remove_columns("objects"))),
     ):
         with pytest.raises(error, match=message):
             grounding_accuracy(*arguments, progress=False)

@@ -199,7 +199,7 @@ def test_tasks_of_mteb():
 def test_tasks_in_beta_are_named(caplog):
     ours.choose_tasks(["MSRVTTT2V", "MSVDT2VRetrieval"])
     (record,) = [record for record in caplog.records if record.name == ours.logger.name]
-    assert record.getMessage() == "These tasks are in beta, so MTEB may still change data and scores: MSRVTTT2V"
+    assert record.getMessage() == "These tasks are in beta, so MTEB may still change their data and scores: MSRVTTT2V"
 
 
 def test_rows_of_a_task_with_several_subsets():

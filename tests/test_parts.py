@@ -545,7 +545,7 @@ def test_damaged_files(written, monkeypatch):
         joined(path)
     written()
     monkeypatch.setattr(parts, "_GROUP", 1)
-    with pytest.raises(ValueError, match="row group 0 is larger"):
+    with pytest.raises(ValueError, match="row group 0 is too large for a part"):
         joined(path)
     monkeypatch.undo()
     monkeypatch.setattr(parts, "_MOST_PIECES", 0)

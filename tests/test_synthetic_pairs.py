@@ -122,8 +122,8 @@ def test_rows_without_phrases(made):
     row = next(row for row in made.rows if len(row["objects"]) > 1 and re.search(rf" ({words}) ", row["captions"][0]))
     caption, objects = row["captions"][0], row["objects"]
     for changed, message in [
-        ({"captions": []}, "needs the columns 'objects' and 'captions'"),
-        ({"objects": []}, "needs the columns"),
+        ({"captions": []}, "needs 'objects' and 'captions'"),
+        ({"objects": []}, "needs .objects. and .captions."),
         ({"captions": [caption + " slowly"]}, "does not describe all objects"),
         ({"objects": objects[:-1]}, "does not describe all objects"),
         ({"objects": objects[::-1]}, "does not describe all objects"),

@@ -273,7 +273,7 @@ def test_bad_questions(model, processor, tables):
     row = tables["multiple_choice"][0]
     with pytest.raises(ValueError, match=r"no rows"):
         multiple_choice_accuracy(model, processor, [])
-    with pytest.raises(ValueError, match=r"no column 'options' .*another one"):
+    with pytest.raises(ValueError, match=r"no column 'options' .*another dataset"):
         multiple_choice_accuracy(model, processor, tables["retrieval"])
     for answer in (5, -1, "0"):
         with pytest.raises(ValueError, match=f"must be the index .* of 5 options, counted from 0, not {answer!r}"):

@@ -30,9 +30,9 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """
-    Convert a checkpoint of the reference implementation, the code that was published with the paper.
+    Convert a checkpoint of the reference implementation.
 
-    The file is read without running any code in it.
+    This is the code that was published with the paper. The file is read without running any code in it.
     """
     from ..conversion import convert_original_checkpoint
 
