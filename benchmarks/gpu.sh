@@ -15,7 +15,8 @@ run() {
 }
 limit=150 run python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py
 limit=240 run python benchmarks/speed.py --batch 32 --frames 4 --passes train --dtypes bf16 --repeats 5 --profile \
-    --models ours ours+compile ours_patch_dropout+compile ours_no_regions ours_no_regions+compile plain plain+compile clip xclip videoprism \
+    --models ours ours+compile ours_patch_dropout ours_no_regions ours_no_regions+compile plain plain+compile \
+    clip xclip videoprism \
     --json "$output/speed_train.json"
 limit=100 run python benchmarks/speed.py --batch 1 32 --frames 4 --passes inference --dtypes bf16 --repeats 5 \
     --models ours ours+graphs clip xclip videoprism --json "$output/speed_inference.json"

@@ -371,7 +371,7 @@ DAMAGE = {
     ),
     "a path": (lambda split: change_row(split / "rows.jsonl", "../secret"), "line 1: video must be a number below 8"),
     "a large number": (lambda split: change_row(split / "rows.jsonl", video_id=2**70), "an integer of more than 64"),
-    "half a character": (lambda split: change_row(split / "rows.jsonl", x="\ud800"), "a value is an unpaired surr"),
+    "half a character": (lambda split: change_row(split / "rows.jsonl", x="\ud800"), "line 1: a value is an unpaired"),
     "an unknown label": (lambda split: change_labels(split, 2), "label must be the number of one of 2 classes, not 2"),
     "a label that is text": (lambda split: change_labels(split, "a"), "one of 2 classes, not 'a'"),
     "no labels": (lambda split: change(split / "features.json", classes={"label": ["a"]}), "line 1: label must be"),

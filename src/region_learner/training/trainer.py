@@ -264,8 +264,8 @@ class RegionLearnerTrainer(SafeTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
         Returns the loss, predictions and labels of a batch. For multiple choice, the predictions are the cosine
-        similarities of the options, and there is no loss. A batch of one video, such as a last batch of one row, has
-        no negatives, and therefore no loss.
+        similarities of the options, and there is no loss. A batch of one video, which the last
+        batch may be, has no negatives, and therefore no loss.
         """
         if "options" not in inputs:
             ids = inputs.get("video_ids") if self.contrastive and self.args.world_size == 1 else None
