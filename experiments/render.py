@@ -66,6 +66,11 @@ _VECTOR_FINDINGS = [
     ("motion excitation in `decoupled`", "decoupled_motion", "decoupled"),
 ]
 _VECTOR, _TOKENS, _SUM, _WHERE = ("single",), ("tokens",), ("reranked",), ("where", "pointing")
+_REPLACEMENTS = [
+    ("random_patches", "random patches"),
+    ("cells", "cells of a grid"),
+    ("clusters", "k-means clusters"),
+]
 _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
     (
         "one vector: phrases, tubes and a maximum over patches instead of the regions of `decoupled`",
@@ -80,20 +85,12 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
     ("the same model: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
     *[
         (f"learned regions instead of {label}, {kind}", ("queries", measure), (row, measure))
-        for row, label in (
-            ("random_patches", "random patches"),
-            ("cells", "cells of a grid"),
-            ("clusters", "k-means clusters"),
-        )
+        for row, label in _REPLACEMENTS
         for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
     ],
     *[
         (f"*where*: learned regions instead of {label}", ("queries", _WHERE), (row, _WHERE))
-        for row, label in (
-            ("random_patches", "random patches"),
-            ("cells", "cells of a grid"),
-            ("clusters", "k-means clusters"),
-        )
+        for row, label in _REPLACEMENTS
     ],
 ]
 _CORPORA = ["moving_shapes", "drifting_letters"]
