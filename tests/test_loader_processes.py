@@ -104,3 +104,8 @@ def kill_at_b(videos, return_tensors):
 def test_evaluation_names_the_video():
     with pytest.raises(ChildProcessError, match=r"while it was reading 'b\.mp4'"):
         list(read_clips(kill_at_b, ["a.mp4", "b.mp4", "c.mp4"], {}, batch_size=1, num_workers=1, progress=False))
+
+
+def test_a_hang_without_a_video_is_not_blamed_on_one():
+    assert loader_processes._hang_message({0: ""}).endswith("Use smaller batches, or a faster disk.")
+    assert "reading 'a.mp4'. Leave that video out" in loader_processes._hang_message({0: "a.mp4", 1: ""})
