@@ -40,18 +40,10 @@ def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -
     Generates the corpus and, unless the setting uses clips as drawn, decodes it, once for all runs. Writes
     `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which describes the
     corpus.
-
-    Raises:
-        ValueError: the directory contains another corpus.
     """
-    described = json.loads(json.dumps({"corpus": setting.corpus, "options": setting.options}))
-    label = directory / "corpus.json"
-    if label.exists():
-        if json.loads(label.read_text(encoding="utf-8")) != described:
-            raise ValueError(f"{directory} contains the clips of another corpus: choose another output, or remove it.")
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
-        label.write_text(json.dumps(described) + "\n", encoding="utf-8")
+    directory.mkdir(parents=True, exist_ok=True)
+    described = {"corpus": setting.corpus, "options": setting.options}
+    (directory / "corpus.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
     for split in splits:
         target = directory / f"{split}.npy"
         if not target.exists():

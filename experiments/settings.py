@@ -1,5 +1,7 @@
 """The settings of the experiments, and the models that are compared in the rows of each table."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,8 +47,9 @@ class Setting:
             raise ValueError(f"drawn=True is for moving_shapes, not for {self.corpus}.")
 
     def clips_in(self, output: Path) -> Path:
-        """Returns the directory of the clips, which all settings of a corpus share."""
-        return output / "corpus" / (f"{self.corpus}_drawn" if self.drawn else self.corpus)
+        """Returns the directory of the clips, which all settings with the same clips share."""
+        clips = json.dumps([self.corpus, self.options, self.drawn], sort_keys=True)
+        return output / "corpus" / f"{self.corpus}-{hashlib.sha256(clips.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -360,6 +363,7 @@ _ENCODERS: dict[str, Any] = {
     "config": {"projection_dim": 128, "text_pooling": "mean"},
 }
 _CLIPS: dict[str, int] = {"train": 12000, "val": 1000, "test": 1000, "size": 48, "frames": 8, "captions": 1}
+_CROWDED: dict[str, Any] = {"objects": 5, "distractors": [8, 14], "scale": 0.7}
 _SHAPES: dict[str, Any] = _CLIPS | {"test_unseen": 0, "fps": 4, "objects": 4, "distractors": [4, 8]}
 
 SETTINGS: dict[str, Setting] = {
@@ -368,10 +372,18 @@ SETTINGS: dict[str, Setting] = {
     # Half of the training, because after all of it the best models can hardly be distinguished.
     "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
     "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
-    # Larger frames with more and smaller objects, for a GPU.
+    # More and smaller objects, and more patches: a cell of a coarse grid often contains several objects.
+    "shapes_crowded": Setting(
+        corpus="moving_shapes",
+        options=_SHAPES | _CROWDED | {"size": 64},
+        **_ENCODERS | {"video_config": _ENCODERS["video_config"] | {"image_size": 64}},
+        epochs=3,
+        drawn=True,
+    ),
+    # The same with larger frames and models and more clips, for a GPU.
     "shapes_96": Setting(
         corpus="moving_shapes",
-        options=_SHAPES | {"train": 24000, "size": 96, "objects": 5, "distractors": [6, 12]},
+        options=_SHAPES | _CROWDED | {"train": 24000, "size": 96},
         **_ENCODERS
         | {"video_config": _ENCODERS["video_config"] | {"image_size": 96, "num_hidden_layers": 4, "num_frames": 4}},
         epochs=3,

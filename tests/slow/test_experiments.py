@@ -154,9 +154,13 @@ def test_clips_in_memory_are_those_of_the_processor(prepared):
     assert torch.equal(collated, drawn[0])
 
 
-def test_clips_of_another_corpus_are_not_taken(prepared, tmp_path):
-    with pytest.raises(ValueError, match="holds the clips of another corpus"):
-        prepare(dataclasses.replace(TOY, options=TOY.options | {"train": 17}), prepared)
+def test_settings_share_a_directory_if_their_clips_are_the_same(prepared, tmp_path):
+    assert SETTINGS["shapes"].clips_in(tmp_path) == SETTINGS["shapes_short"].clips_in(tmp_path)
+    for changed in ({"options": TOY.options | {"train": 17}}, {"drawn": True}):
+        assert dataclasses.replace(TOY, **changed).clips_in(tmp_path) != TOY.clips_in(tmp_path)
+
+
+def test_clips_that_are_missing_are_noticed(prepared, tmp_path):
     np.save(tmp_path / "val.npy", np.load(prepared / "val.npy")[1:])
     with pytest.raises(ValueError, match=r"has 7 clips of val, expected 8: remove it"):
         Split.load(TOY, tmp_path, "val")

@@ -443,7 +443,8 @@ def _read_info(corpus: SyntheticCorpus, directory: Path) -> dict[str, Any] | Non
 def _difference(corpus: SyntheticCorpus, directory: Path, wanted: Mapping[str, Any]) -> str:
     """Returns how the corpus in a directory differs from the requested one; empty if it does not."""
     info = _read_info(corpus, directory) or {}
-    has = {"format": info.get("format"), **info.get("options", {})}
+    # A corpus that was made before an option existed was made with its default.
+    has = {"format": info.get("format"), **corpus.options().to_json(), **info.get("options", {})}
     return ", ".join(
         f"{name} is {has.get(name)}, not {value}"
         for name, value in {"format": corpus.format, **wanted}.items()

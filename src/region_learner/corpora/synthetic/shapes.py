@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..base import PathLike, build_dataset
+from ..base import CorpusError, PathLike, build_dataset
 from .base import Clip, SyntheticCorpus, SyntheticOptions, check_task, load_synthetic_rows
 from .shapes_captions import write_captions
 from .shapes_drawing import draw
@@ -34,7 +34,7 @@ FORMAT = 1
 class MovingShapesOptions(SyntheticOptions):
     """The options of all synthetic corpora, and those of this one.
 
-    More `objects`, more `distractors` and fewer `train` clips make retrieval harder to learn.
+    More `objects`, more `distractors`, a smaller `scale` and fewer `train` clips make retrieval harder to learn.
     """
 
     splits: ClassVar = ("train", "val", "test", "test_unseen")
@@ -42,15 +42,19 @@ class MovingShapesOptions(SyntheticOptions):
     test_unseen: int = 200  # clips in the split
     objects: tuple[int, int] = (2, 4)  # main objects per clip, 1 to 5
     distractors: tuple[int, int] = (2, 5)  # gray clutter that no caption mentions, 0 to 20
+    scale: float = 1.0  # the size of objects and distractors relative to the frame, 0.5 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_range("objects", 1, 5)
         self.check_range("distractors", 0, 20)
+        if not isinstance(self.scale, int | float) or not 0.5 <= self.scale <= 1:
+            raise CorpusError(f"scale must be a number from 0.5 to 1, not {self.scale!r}")
+        object.__setattr__(self, "scale", float(self.scale))
 
 
 def _make_clip(scene: Scene, options: MovingShapesOptions, rng: np.random.Generator) -> Clip:
-    tracks = lay_out(scene, options.frames, rng)
+    tracks = lay_out(scene, options.frames, rng, options.scale)
     captions = write_captions(scene, tracks, options.captions, rng)
     return Clip(captions, *draw(scene, tracks, options, rng))
 

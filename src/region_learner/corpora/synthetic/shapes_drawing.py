@@ -39,7 +39,7 @@ def draw(
     canvas = _background(options, rng)
     masks = np.zeros(canvas.shape[:3], dtype=np.uint8)
     for _ in range(options.draw("distractors", rng)):
-        shape, track, paint = _distractor(options.frames, rng)
+        shape, track, paint = _distractor(options, rng)
         _paint_shape(canvas, shape, track, paint)
     # Large objects first, so that small ones pass in front of them.
     for i in sorted(range(len(scene)), key=lambda i: -float(tracks[i].radius.mean())):
@@ -53,12 +53,13 @@ def _object_paint(shape_object: ShapeObject, rng: np.random.Generator) -> _Paint
     return _Paint(shape_object.texture, colour, colour * 0.32)
 
 
-def _distractor(frames: int, rng: np.random.Generator) -> tuple[str, Track, _Paint]:
+def _distractor(options: MovingShapesOptions, rng: np.random.Generator) -> tuple[str, Track, _Paint]:
     """Draws a small gray shape that rests or drifts slowly."""
-    time = (np.arange(frames) + 0.5)[:, None] / frames
+    time = (np.arange(options.frames) + 0.5)[:, None] / options.frames
     start, end = rng.uniform(0.06, 0.94, (2, 2))
     center = start + (end - start) * time * rng.choice([0.0, 0.3])
-    track = Track(center, np.full(frames, rng.uniform(0.03, 0.05)), np.full(frames, rng.uniform(0, 2 * np.pi)))
+    radius, angle = options.scale * rng.uniform(0.03, 0.05), rng.uniform(0, 2 * np.pi)
+    track = Track(center, np.full(options.frames, radius), np.full(options.frames, angle))
     gray = np.full(3, rng.uniform(70, 190))
     return pick(rng, list(SHAPES)), track, _Paint("plain", gray, gray)
 

@@ -142,15 +142,15 @@ _MARGIN = 0.01  # between an object and the border of the frame
 _CANDIDATES = 32  # places that are tried for each object
 
 
-def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> list[Track]:
-    """Finds tracks that stay in the frame and hide little of each other."""
+def lay_out(scene: Scene, frames: int, rng: np.random.Generator, scale: float = 1.0) -> list[Track]:
+    """Finds tracks, of objects whose size is multiplied by `scale`, that stay in the frame and hide little of each other."""
     time = (np.arange(frames) + 0.5) / frames
     best, best_gap = [], -math.inf
     for _ in range(4):
         tracks: list[Track] = []
         gap = math.inf
         for shape_object in scene:
-            track, own_gap = _place(shape_object, tracks, time, rng)
+            track, own_gap = _place(shape_object, tracks, time, scale, rng)
             tracks.append(track)
             gap = min(gap, own_gap)
         if gap > best_gap:
@@ -161,10 +161,11 @@ def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> list[Track]:
 
 
 def _place(
-    shape_object: ShapeObject, others: Sequence[Track], time: np.ndarray, rng: np.random.Generator
+    shape_object: ShapeObject, others: Sequence[Track], time: np.ndarray, scale: float, rng: np.random.Generator
 ) -> tuple[Track, float]:
     """Returns the candidate that stays furthest from the other tracks, and its smallest gap to any of them."""
     radius, angle = _radius_and_angle(shape_object, time, rng)
+    radius = radius * scale
     centers = _candidate_centers(shape_object.motion, float(radius.max()), time, rng)  # (K, T, 2)
     gaps = np.full(len(centers), 1.0)
     for other in others:
