@@ -60,10 +60,10 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     runs = [run for run in read_runs(path) if run["row"] in wanted]
     for run in runs:
         row = wanted[run["row"]]
-        for name in ("gathering", "negatives", "epochs"):
-            if (run.get(name) or None) != (getattr(row, name) or None):
+        for name, default in (("gathering", None), ("negatives", False), ("longer", 1)):
+            if run.get(name, default) != getattr(row, name):
                 raise ValueError(
-                    f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({run.get(name)}): "
+                    f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({run.get(name, default)}): "
                     "choose another output, or remove the line."
                 )
         now = json.loads(

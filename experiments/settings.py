@@ -65,7 +65,7 @@ class Row:
         config: fields that it adds to the configuration of the dual encoder.
         gathering: the replacement of learned queries, a key of `GATHERINGS`.
         negatives: whether training uses captions with an attribute exchanged between two objects as negative texts.
-        epochs: the number of epochs, if it differs from that of the setting.
+        longer: how many times as many epochs it is trained as the setting says.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Row:
     config: dict[str, Any] = field(default_factory=dict)
     gathering: str | None = None
     negatives: bool = False
-    epochs: int | None = None
+    longer: int = 1
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -280,7 +280,7 @@ TABLES: dict[str, list[Row]] = {
     "patch_dropout": [
         *_main("decoupled"),
         _decoupled("half", "half of the patches", patch_dropout=0.5),
-        replace(_decoupled("half_longer", "half of the patches, twice as many steps", patch_dropout=0.5), epochs=6),
+        replace(_decoupled("half_longer", "half of the patches, twice as many steps", patch_dropout=0.5), longer=2),
         *[row for row in _WORDS if row.name == "queries"],
         Row(
             "queries_half",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -55,6 +56,31 @@ def single_shapes(tmp_path_factory):
 
 def scene_of(row):
     return tuple(sorted(tuple(sorted(entry.items())) for entry in row["objects"]))
+
+
+def test_a_smaller_scale_draws_smaller_objects():
+    areas = {}
+    for scale in (1, 0.5):
+        options = MovingShapesOptions(size=256, distractors=20, scale=scale)
+        scene = plan_scenes(MOVING_SHAPES, options, "train")[0]
+        clip = base.make_clip(MOVING_SHAPES, options, "train", 0, scene)
+        _, clutter, _ = shapes_drawing._distractor(options, np.random.default_rng(0))
+        areas[scale] = (np.count_nonzero(clip.masks == len(scene)), clutter.radius.mean() ** 2)
+    np.testing.assert_allclose(np.divide(areas[0.5], areas[1]), 0.25, rtol=0.1)
+    for wrong in (0.4, 2, "small"):
+        with pytest.raises(CorpusError, match=r"scale must be a number from 0.5 to 1, not"):
+            MovingShapesOptions(scale=wrong)
+
+
+def test_a_corpus_from_before_an_option_existed_has_its_default(shapes_dir, tmp_path):
+    directory = shutil.copytree(shapes_dir, tmp_path / "corpus")
+    info = json.loads((directory / "corpus.json").read_text())
+    del info["options"]["scale"]
+    (directory / "corpus.json").write_text(json.dumps(info))
+    assert load_corpus("moving_shapes", directory, scale=1).num_rows == SIZES["train"]
+    make_corpus("moving_shapes", directory, progress=False, **SIZES)
+    with pytest.raises(CorpusError, match=r"other options \(scale is 1.0, not 0.5\)"):
+        load_corpus("moving_shapes", directory, scale=0.5)
 
 
 def test_shapes_columns(shapes):

@@ -216,6 +216,7 @@ def test_runs_are_recorded_added_to_and_not_repeated(tmp_path, capsys, monkeypat
     run = read_runs(path)[1]
     assert (run["row"], run["seed"]) == ("decoupled", 0)
     assert [point["epoch"] for point in run["curve"]] == [1, 2]
+    assert "longer" not in run
     assert run["curve"][-1]["t2v_R@1"] == run["val"]["t2v_R@1"]
     assert 0 < run["codes_in_use"] <= 1
     assert run["regions"]["clips"] == 4
@@ -310,11 +311,18 @@ def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
     (weights / "cells-1.safetensors").write_bytes(kept)
     of = {name: [one for one in found if one["row"] == name] for name in names}
     expected = np.mean([a["reranked"] - b["single"] for a, b in zip(of["queries"], of["decoupled"])])
-    compared = "| queries, with phrases and the loss | decoupled |"
+    compared = "| queries | decoupled |"
     line = next(line for line in printed.splitlines() if line.startswith(compared))
     assert line.split(" | ")[5].startswith(f"{expected:+.1f} ± ")
     with pytest.raises(ValueError, match="the run of queries, seed 0, had another negatives"):
         runs_of(tmp_path / "toy.jsonl", TOY, [dataclasses.replace(rows_of(["queries"])[0], negatives=True)])
+
+
+def test_a_row_that_is_trained_longer(prepared):
+    row = dataclasses.replace(rows_of(["frozen"])[0], longer=2)
+    run = train_and_measure(TOY, row, 0, prepared, use_cpu=True)
+    assert [point["epoch"] for point in run["curve"]] == [1, 2, 3, 4]
+    assert run["longer"] == 2
 
 
 def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
