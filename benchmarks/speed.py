@@ -21,8 +21,9 @@ Repetitions alternate between models, and times are medians.
 | videoprism | VideoPrism base of transformers, 288 pixels in patches of 18 (256 patches instead of 196) |
 
 Columns: "of peak" is the model's arithmetic (`torch.utils.flop_counter`) per second, relative to a large matrix
-product in the same precision; "products" is the time that the model's own matrix products and attention kernels take
-alone, at their shapes, relative to the whole (not for compiled models); both are measured in the same run.
+product in the same precision, in the same run; "products" is the time that the model's own matrix products and
+attention kernels take alone, at their shapes, relative to the whole: the median of the ratios in each turn (not for
+compiled models).
 """
 
 import argparse
@@ -329,27 +330,38 @@ def _arguments(described: tuple, device: torch.device) -> Any:
     def tensor(shape, stride, dtype):
         places = 1 + sum((size - 1) * step for size, step in zip(shape, stride))
         made = torch.empty(places, dtype=dtype, device=device)
-        return (made.normal_() if dtype.is_floating_point else made.zero_()).as_strided(shape, stride)
+        if not dtype.is_floating_point:
+            made.zero_()
+        elif device.type == "cuda":
+            made.normal_()  # GPUs are faster with constants
+        else:
+            made.fill_(0.5)  # random numbers would take longer than the products
+        return made.as_strided(shape, stride)
 
     return tree_unflatten(
         [tensor(*leaf[1:]) if isinstance(leaf, tuple) and leaf[:1] == ("tensor",) else leaf for leaf in leaves], spec
     )
 
 
-def seconds_of_products(runner: Runner, repeats: int) -> float:
-    """Returns the time that the matrix products of one call take alone, as the sum of medians over `repeats`."""
-    with ProductRecorder() as recorder:
-        runner.plain_call()
-    total = 0.0
-    for (func, args, kwargs), count in recorder.calls.items():
-        # Use other operands each time, as in the model: those of the last call would still be in the cache.
-        operands = itertools.cycle([_arguments(args, runner.device) for _ in range(3)])
-        run = partial(_call, func, operands, _arguments(kwargs, runner.device))
-        with torch.no_grad():
-            times = 10 if runner.device.type == "cuda" else 1
-            seconds_of(run, runner.device, times)
-            total += count * statistics.median(seconds_of(run, runner.device, times) for _ in range(repeats))
-    return total
+class Products:
+    """The matrix products and attention kernels of one call of a model."""
+
+    def __init__(self, runner: Runner):
+        with ProductRecorder() as recorder:
+            runner.plain_call()
+        self.device, self.calls = runner.device, recorder.calls
+
+    def seconds(self) -> float:
+        """Returns the time that they take alone."""
+        times, total = 10 if self.device.type == "cuda" else 1, 0.0
+        for (func, args, kwargs), count in self.calls.items():
+            # Use other operands each time, as in the model: those of the last call would still be in the cache.
+            operands = itertools.cycle([_arguments(args, self.device) for _ in range(3)])
+            run = partial(_call, func, operands, _arguments(kwargs, self.device))
+            with torch.no_grad():
+                run()  # the first call is slower
+                total += count * seconds_of(run, self.device, times)
+        return total
 
 
 def _call(func: Callable[..., Any], operands: Iterator[Any], named: dict[str, Any]) -> None:
@@ -376,12 +388,12 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
     peak = peak_flops(dtype, options.device)
     flops = {runner.name.partition("+")[0]: 0 for runner in runners}
     memory: dict[str, float] = {}
-    products: dict[str, float] = {}
+    products: dict[str, Products] = {}
     for runner in runners:
         base = runner.name.partition("+")[0]
         if runner.name == base:
             flops[base] = runner.flops()
-            products[runner.name] = seconds_of_products(runner, options.repeats)
+            products[runner.name] = Products(runner)
         for _ in range(3):  # the first calls compile, allocate, and initialize the codes
             runner()
         if options.device.type == "cuda":
@@ -392,9 +404,12 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
             torch.cuda.synchronize()
             memory[runner.name] = (torch.cuda.max_memory_allocated() - before) / 2**30
     times: dict[str, list[float]] = {runner.name: [] for runner in runners}
+    shares: dict[str, list[float]] = {name: [] for name in products}
     for repeat in range(options.repeats):
         for runner in runners if repeat % 2 else reversed(runners):
             times[runner.name].append(seconds_of(runner, options.device))
+            if runner.name in products:
+                shares[runner.name].append(products[runner.name].seconds() / times[runner.name][-1])
     rows = []
     for runner in runners:
         base = runner.name.partition("+")[0]
@@ -413,7 +428,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
                 "clips/s": round(batch / median, 2),
                 "us/patch": round(1e6 * median / tokens, 2),
                 "of peak": f"{100 * flops[base] / median / peak:.0f} %" if flops[base] else None,
-                "products": f"{100 * products[base] / median:.0f} %" if runner.name in products else None,
+                "products": f"{100 * statistics.median(shares[base]):.0f} %" if runner.name in products else None,
                 "GiB": round(memory[runner.name], 2) if runner.name in memory else None,
             }
         )

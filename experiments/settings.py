@@ -64,7 +64,7 @@ class Row:
         baseline: name of the row that it is compared with.
         config: fields that it adds to the configuration of the dual encoder.
         gathering: the replacement of learned queries, a key of `GATHERINGS`.
-        negatives: whether training uses captions with an attribute exchanged between two objects as negative texts.
+        negatives: whether training uses captions with an attribute swapped between two objects as negative texts.
         longer: how many times as many epochs it is trained as the setting says.
     """
 
@@ -205,7 +205,7 @@ _WORDS = [
     Row("queries_no_phrases", "queries, without phrases", _QUERIES, "queries", _TOKENS | {"tube_mlp": True}),
     Row(
         "queries_negatives",
-        "queries, with exchanged captions as negatives",
+        "queries, with swapped captions as negatives",
         _QUERIES,
         "queries",
         _TOKENS | _PHRASES,

@@ -4,7 +4,7 @@ Measures how well the trained models of `experiments.ablation` match words and r
     python -m experiments.words --output runs --setting shapes --rows words
 
 The measurements are R@1 by the single vector, by tokens alone, and after re-ranking; how many captions with an
-attribute exchanged between two objects are distinguished from the right one; and how many objects are found by the
+attribute swapped between two objects are distinguished from the right one; and how many objects are found by the
 phrases about them. Each measurement is one line of OUTPUT/SETTING_words.jsonl. Recorded measurements are not repeated.
 """
 
@@ -61,7 +61,7 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
     if "token_embeds" in videos:
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
-    return found | _exchanged(setting, model, processor, test, videos)
+    return found | _swapped(setting, model, processor, test, videos)
 
 
 def _recall(model, processor, split: Split, videos: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -85,7 +85,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _exchanged(setting: Setting, model, processor, test: Split, videos: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _swapped(setting: Setting, model, processor, test: Split, videos: dict[str, torch.Tensor]) -> dict[str, Any]:
     pairs = test.pairs(setting, "test")
     clip_of = {row["video_id"]: index for index, row in enumerate(test.rows)}
     clips = torch.tensor([clip_of[pair["video_id"]] for pair in pairs])
@@ -212,8 +212,8 @@ _COLUMNS = {
     ("tokens",): "by tokens",
     ("reranked",): "re-ranked",
     ("unseen", "single"): "unseen",
-    ("exchanged", "all"): "exchanged",
-    ("exchanged_reranked", "all"): "exchanged, re-ranked",
+    ("exchanged", "all"): "swapped",
+    ("exchanged_reranked", "all"): "swapped, re-ranked",
     ("where", "pointing"): "where",
     ("where", "iou"): "where, IoU",
 }

@@ -412,6 +412,19 @@ def test_each_feature_counts_once(step):
         torch.testing.assert_close(states[1][name], value, msg=name)
 
 
+@pytest.mark.parametrize("step", [cached_by_sentence_transformers, checkpointed_reentrantly])
+def test_passes_within_a_backward_pass_update_the_codes_once_at_its_end(step):
+    states = []
+    for way in (plain, step):
+        model = tiny_model(codebook_revival_after=0).train()
+        loss_of(model)
+        way(model)
+        assert model.quantizer.num_updates == 2
+        states.append(state(model.quantizer))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+
+
 def test_passes_of_a_compiled_model_count_alike():
     models = [tiny_model(codebook_revival_after=1).train() for _ in range(2)]
     for model, called in zip(models, (models[0], torch.compile(models[1], backend="eager", fullgraph=True))):

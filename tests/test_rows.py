@@ -385,6 +385,10 @@ def test_labels_of_a_callable_are_numbers(rows, processor):
         processor, training=True, task="classification", label=lambda row: torch.tensor(stable_id(row["video_id"]) % 3)
     )
     assert collator(rows)["labels"].tolist() == [stable_id(row["video_id"]) % 3 for row in rows]
+    with pytest.raises(ValueError, match=r"task='classification' needs label=, a function"):
+        RegionLearnerCollator(processor, training=True, task="classification")
+    with pytest.raises(ValueError, match=r"label= is only for tasks that have labels, not for task='retrieval'"):
+        RegionLearnerCollator(processor, training=True, label=lambda row: 0)
 
 
 # --- Evaluation, check, prepare ------------------------------------------------------------------------------

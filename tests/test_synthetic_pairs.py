@@ -141,7 +141,7 @@ def test_rows_without_phrases(made):
 # --- Pairs ---------------------------------------------------------------------------------------------------
 
 
-def test_pairs_differ_by_one_exchange(made):
+def test_pairs_differ_by_one_swap(made):
     """The right caption is the stored one. The wrong one has the same words, two of them in each other's place."""
     clips = {row["video_id"]: row for row in made.rows}
     for row in made.pairs:
@@ -187,7 +187,7 @@ def test_articles_are_right(made):
 
 
 def test_every_clip_that_allows_it_gives_a_pair(made):
-    """Counted by trying all exchanges of what the captions say, in a loop of our own."""
+    """Counted by trying all swaps of what the captions say, in a loop of our own."""
     expected = []
     for row in made.rows:
         possible = False
@@ -205,7 +205,7 @@ def test_every_clip_that_allows_it_gives_a_pair(made):
 
 
 def test_nothing_but_the_clip_tells_which_is_right(made):
-    """Position, length and letters do not; nor does how many exchanges each caption would have allowed."""
+    """Position, length and letters do not; nor does how many swaps each caption would have allowed."""
     count = len(made.pairs)
     assert abs(np.mean([row["answer"] for row in made.pairs]) - 0.5) < 2.5 / count**0.5
     aspects = Counter(row["aspect"] for row in made.pairs)
@@ -215,10 +215,10 @@ def test_nothing_but_the_clip_tells_which_is_right(made):
     for row in made.pairs:
         right, wrong = row["options"][row["answer"]], row["options"][1 - row["answer"]]
         chances = []
-        for caption in (right, wrong):  # of this exchange, had the caption been the true one
+        for caption in (right, wrong):  # of this swap, had the caption been the true one
             scene = tuple(made.wording.thing(**entry) for entry in said(made, caption))
-            exchanges = made.wording.exchanges(scene, made.is_possible)
-            chances.append(1 / len(exchanges) / len(exchanges[row["aspect"]]))
+            swaps = made.wording.swaps(scene, made.is_possible)
+            chances.append(1 / len(swaps) / len(swaps[row["aspect"]]))
         guesses.append(0.5 + 0.5 * np.sign(round(chances[0] - chances[1], 9)))
         assert abs(len(right) - len(wrong)) <= 2
     assert abs(np.mean(guesses) - 0.5) < 0.02
@@ -283,7 +283,7 @@ def test_choices_have_phrases_too(stored):
 def test_clips_without_a_pair(name, things, tmp_path, caplog):
     sizes = {"val": 0, "test": 0, "size": 48, "frames": 4} | ({"test_unseen": 0} if name == "moving_shapes" else {})
     one = make_corpus(name, tmp_path / "one", progress=False, train=3, **{things: 1}, **sizes)
-    with pytest.raises(CorpusError, match=r"no clip of split 'train' has two objects that can exchange an attribute"):
+    with pytest.raises(CorpusError, match=r"no clip of split 'train' has two objects that can swap an attribute"):
         load_corpus(name, one, task="compositional")
     alone = load_corpus(name, one, negative_captions=True)
     assert alone["negative_captions"][:] == [[]] * 3
@@ -298,4 +298,4 @@ def test_clips_without_a_pair(name, things, tmp_path, caplog):
     assert with_negatives == [row | {"negative_captions": negatives.get(row["video_id"], [])} for row in rows]
     with pytest.raises(CorpusError, match="negative_captions are for the task 'retrieval', not 'compositional'"):
         load_corpus(name, some, task="compositional", negative_captions=True)
-    assert f"{12 - len(table)} of 12 clips left out: nothing can be exchanged in them" in caplog.text
+    assert f"{12 - len(table)} of 12 clips left out: nothing can be swapped in them" in caplog.text

@@ -1,6 +1,7 @@
 """Which rows make which batch: one process against several, interrupted against uninterrupted."""
 
 import itertools
+import re
 from collections import Counter
 
 import datasets
@@ -93,8 +94,12 @@ def test_the_length_of_an_epoch_is_bounded_by_samples(mix, steps):
     sampler = TrainingBatchSampler(parts, mix, samples_per_epoch=20)
     assert len(epoch(sampler)) == steps
     assert sampler.rows_per_epoch == 18
-    with pytest.raises(ValueError, match="samples_per_epoch=2 is less than one batch"):
+    with pytest.raises(ValueError, match="samples_per_epoch=2 is less than one batch") as refused:
         TrainingBatchSampler(parts, mix, samples_per_epoch=2)
+    least = int(re.search(r"set it to at least (\d+)", str(refused.value))[1])
+    assert len(TrainingBatchSampler(parts, mix, samples_per_epoch=least)) > 0
+    with pytest.raises(ValueError, match="is less than one batch"):
+        TrainingBatchSampler(parts, mix, samples_per_epoch=least - 1)
 
 
 def test_wrong_mixes():

@@ -580,8 +580,9 @@ class RegionLearnerQuantizer(nn.Module):
     quantized). A code unused for the last `codebook_revival_after` * K features is revived next to a code in use.
 
     In training mode, forward passes with gradients collect statistics, and [`update`] applies them to the codes. In a
-    single process each forward pass calls it, as BatchNorm updates its statistics. With several processes, it has to
-    be called once per training step, and reduces the statistics over all of them. (In the original, every process has
+    single process each forward pass calls it, as BatchNorm updates its statistics; forward passes within a backward
+    pass call it once, at the end. With several processes, it has to be called once per training step, and reduces the
+    statistics over all of them. (In the original, every process has
     a codebook of its own until DDP overwrites it with that of rank 0.)
 
     The statistics stay in float32 whatever the dtype of the model is. Features that are not finite, for example after
@@ -675,7 +676,7 @@ class RegionLearnerQuantizer(nn.Module):
             if collects:
                 self._collect(counts, sums, observed, counted)
                 if self.auto_update and world()[1] == 1:
-                    self.update()
+                    self._update_after_backward()
         return codes + (features - features.detach()), cluster_ids
 
     def _is_first_pass(self) -> bool:
@@ -694,6 +695,16 @@ class RegionLearnerQuantizer(nn.Module):
             return False
         self._last_graph = graph
         return True
+
+    def _update_after_backward(self):
+        """
+        Calls [`update`] now, or during a backward pass at its end: cached gradients run several forward passes in a
+        backward pass, and all of them should find the same codes.
+        """
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self.update()
+        else:
+            torch.autograd.Variable._execution_engine.queue_callback(self.update)
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """Returns the index of the nearest code for each of `features` (tokens, D), in bounded memory."""
@@ -2192,7 +2203,7 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 other's negatives.
             return_loss (`bool`, *optional*): whether to compute the loss. Text i must describe video i.
             negative_input_ids, negative_attention_mask, negative_token_type_ids (of shape `(N, length)`, *optional*):
-                negative texts, which describe none of the videos, such as captions with two words exchanged (NegCLIP,
+                negative texts, which describe none of the videos, such as captions with two words swapped (NegCLIP,
                 arXiv 2210.01936). Tokenize them together with the texts. In the loss, every video is compared with
                 all of them.
 

@@ -116,7 +116,7 @@ class Protocol:
 _ALL = "all captions of a video, each a query of its own"
 _ONE = "one caption per video"
 _CLAUSES = "the first caption of each video, in which each clause describes one object"
-_EXCHANGED = "2 options per question: the full caption, and the same with an attribute of two objects exchanged"
+_SWAPPED = "2 options per question: the full caption, and the same with an attribute of two objects swapped"
 
 _FINE_TUNED = [
     Protocol(
@@ -194,11 +194,11 @@ _FINE_TUNED = [
     ),
     Protocol(
         name="moving_shapes_compositional", corpus="moving_shapes", task="multiple_choice",
-        options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
+        options={"task": "compositional"}, captions=_SWAPPED, source="a built-in corpus",
     ),
     Protocol(
         name="drifting_letters_compositional", corpus="drifting_letters", task="multiple_choice",
-        options={"task": "compositional"}, captions=_EXCHANGED, source="a built-in corpus",
+        options={"task": "compositional"}, captions=_SWAPPED, source="a built-in corpus",
     ),
     Protocol(
         name="moving_shapes_grounding", corpus="moving_shapes", task="grounding", captions=_CLAUSES,

@@ -1,4 +1,4 @@
-"""Compositional pairs: the full caption of a clip, and the same caption with an attribute of two objects exchanged.
+"""Compositional pairs: the full caption of a clip, and the same caption with an attribute of two objects swapped.
 
 The stored caption is parsed instead of being written anew: the words of the two objects change places, so that both
 captions have the same words, apart from "a" and "an". They differ only in which words belong together.
@@ -37,7 +37,7 @@ class Wording:
 
     Args:
         thing: the dataclass of an object.
-        aspects: what can be exchanged between objects, each with the attributes that belong to it.
+        aspects: what can be swapped between objects, each with the attributes that belong to it.
         phrases: an object and an aspect -> all phrases for it.
         clause: an object -> a regular expression of all that a caption may say of it.
         opening, link: regular expressions of what is before the first clause and between two of them.
@@ -68,29 +68,29 @@ class Wording:
             raise CorpusError(f"the caption {caption!r} does not describe all objects of the clip in full")
         return [match.span(number) for number in range(1, len(scene) + 1)]
 
-    def exchange_words(self, scene: Sequence[Any], caption: str, aspect: str, pair: tuple[int, int]) -> str:
-        """Returns the caption with the words for an aspect of two objects exchanged."""
+    def swap_words(self, scene: Sequence[Any], caption: str, aspect: str, pair: tuple[int, int]) -> str:
+        """Returns the caption with the words for an aspect of two objects swapped."""
         spans = self.clauses(scene, caption)
         (start, end), (other_start, other_end) = (
             self._find(caption, spans[number], self.phrases(scene[number], aspect)) for number in sorted(pair)
         )
-        exchanged = (
+        swapped = (
             caption[:start]
             + caption[other_start:other_end]
             + caption[end:other_start]
             + caption[start:end]
             + caption[other_end:]
         )
-        return re.sub(r"\ban? (?=(\w+))", lambda match: f"{self.article(match[1])} ", exchanged)
+        return re.sub(r"\ban? (?=(\w+))", lambda match: f"{self.article(match[1])} ", swapped)
 
     def _find(self, caption: str, clause: Span, phrases: Sequence[str]) -> Span:
         (match,) = re.compile(rf"\b{any_of(phrases)}\b").finditer(caption, *clause)
         return match.span()
 
-    def exchanges(
+    def swaps(
         self, scene: tuple[Any, ...], is_possible: Callable[[tuple[Any, ...]], bool]
     ) -> dict[str, list[tuple[int, int]]]:
-        """Returns the pairs of objects whose exchange gives another scene that is possible, by aspect."""
+        """Returns the pairs of objects whose swap gives another scene that is possible, by aspect."""
         found: dict[str, list[tuple[int, int]]] = {}
         for aspect, names in self.aspects.items():
             for i, j in combinations(range(len(scene)), 2):
@@ -116,7 +116,7 @@ def add_negative_captions(
 ) -> tuple[list[Row], dict[str, Any]]:
     """
     Returns the rows with the column `negative_captions`, and its type. These are the first caption, once for each
-    attribute that two objects can exchange, with that attribute exchanged.
+    attribute that two objects can swap, with that attribute swapped.
     """
     from datasets import List, Value
 
@@ -128,37 +128,37 @@ def add_negative_captions(
 def compositional_rows(
     rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool], split: str
 ) -> list[Row]:
-    """Returns a question of two options for each clip in which an attribute can be exchanged.
+    """Returns a question of two options for each clip in which an attribute can be swapped.
 
-    The columns are those of multiple choice, `options` and `answer`; `aspect`, which says what was exchanged; and for
+    The columns are those of multiple choice, `options` and `answer`; `aspect`, which says what was swapped; and for
     training `negative_captions`, the wrong option and one more for each other aspect that is possible. Each aspect
     that is possible is equally likely, and so is each position of the right caption.
 
     Raises:
-        CorpusError: nothing can be exchanged in any clip.
+        CorpusError: nothing can be swapped in any clip.
     """
     new_rows = _questions(rows, wording, is_possible)
     if not new_rows:
         raise CorpusError(
-            f"no clip of split {split!r} has two objects that can exchange an attribute: make clips with more objects"
+            f"no clip of split {split!r} has two objects that can swap an attribute: make clips with more objects"
         )
     if len(new_rows) < len(rows):
-        logger.info("%d of %d clips left out: nothing can be exchanged in them", len(rows) - len(new_rows), len(rows))
+        logger.info("%d of %d clips left out: nothing can be swapped in them", len(rows) - len(new_rows), len(rows))
     return new_rows
 
 
 def _questions(rows: Sequence[Row], wording: Wording, is_possible: Callable[[tuple[Any, ...]], bool]) -> list[Row]:
-    """Returns the rows of [`compositional_rows`], of clips in which something can be exchanged."""
+    """Returns the rows of [`compositional_rows`], of clips in which something can be swapped."""
     new_rows = []
     for row in rows:
         scene, rng = wording.scene(row), task_rng("compositional", row)
-        exchanges = wording.exchanges(scene, is_possible)
-        if exchanges:
-            aspect, right = pick(rng, sorted(exchanges)), row["captions"][0]
-            wrong = wording.exchange_words(scene, right, aspect, pick(rng, exchanges[aspect]))
+        swaps = wording.swaps(scene, is_possible)
+        if swaps:
+            aspect, right = pick(rng, sorted(swaps)), row["captions"][0]
+            wrong = wording.swap_words(scene, right, aspect, pick(rng, swaps[aspect]))
             answer = int(rng.integers(2))
-            others = [(name, pick(rng, exchanges[name])) for name in sorted(exchanges) if name != aspect]
-            negatives = [wrong, *(wording.exchange_words(scene, right, name, pair) for name, pair in others)]
+            others = [(name, pick(rng, swaps[name])) for name in sorted(swaps) if name != aspect]
+            negatives = [wrong, *(wording.swap_words(scene, right, name, pair) for name, pair in others)]
             question = {"options": [wrong, right] if answer else [right, wrong], "answer": answer, "aspect": aspect}
             new_rows.append({**row, "captions": [right], "negative_captions": negatives, **question})
     return new_rows

@@ -96,12 +96,12 @@ def load_moving_shapes(
             - "multiple_choice": `options`, five captions that differ in single attributes, and `answer`, the index of
               the only true one.
             - "compositional": the same with two options, the first caption of the clip and this caption with an
-              attribute of two objects exchanged, and the column `aspect`: "colour", "texture" or "motion". Clips in
-              which nothing can be exchanged are left out.
+              attribute of two objects swapped, and the column `aspect`: "colour", "texture" or "motion". Clips in
+              which nothing can be swapped are left out.
             - "action_recognition": `label`, how the largest object moves; clips without a single largest object are
               left out, `objects=1` keeps them all.
         negative_captions: for retrieval, also the column `negative_captions`: the first caption with an attribute of
-            two objects exchanged, once for each attribute for which this is possible.
+            two objects swapped, once for each attribute for which this is possible.
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
