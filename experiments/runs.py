@@ -63,8 +63,8 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
         for name, default in (("gathering", None), ("negatives", False), ("longer", 1)):
             if run.get(name, default) != getattr(row, name):
                 raise ValueError(
-                    f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} ({run.get(name, default)}): "
-                    "choose another output, or remove the line."
+                    f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} "
+                    f"({run.get(name, default)}): choose another output, or remove the line."
                 )
         now = json.loads(
             json.dumps({"setting": vars(setting), "video_config": row.video_config, "config": row.config})
