@@ -143,7 +143,7 @@ _CANDIDATES = 32  # places that are tried for each object
 
 
 def lay_out(scene: Scene, frames: int, rng: np.random.Generator, scale: float = 1.0) -> list[Track]:
-    """Finds tracks that stay in the frame and hide little of each other. The size of objects is multiplied by `scale`."""
+    """Finds tracks that stay in the frame and hide little of each other. `scale` multiplies their size."""
     time = (np.arange(frames) + 0.5) / frames
     best, best_gap = [], -math.inf
     for _ in range(4):
