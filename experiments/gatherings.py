@@ -13,6 +13,7 @@ from region_learner.modeling_region_learner import RegionLearnerQueries
 
 _ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
+_NEARNESS = 8.0  # at first, patches a quarter of the frame away from the anchor get a score that is lower by 2
 
 
 class _Gathering(RegionLearnerQueries):
@@ -109,6 +110,46 @@ class Slots(RegionLearnerQueries):
         return torch.stack(found, 1)[:, None]
 
 
+class Anchored(RegionLearnerQueries):
+    """
+    Each query prefers patches near its anchor: the squared distance, times a learned factor per head, lowers the
+    scores. The anchors, which are learned too, start as the centers of the cells of a grid. Queries alone may all miss
+    an object; anchors cover the frame.
+    """
+
+    follows = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        side = 12  # the grid that the anchors start from; any side that is divisible by usual numbers of rows
+        cells = grid_masks(config.num_regions, side, side).flatten(1)
+        cells = cells / cells.sum(1, keepdim=True)
+        self.anchors = nn.Parameter(cells @ self._places(side, side, None, cells))  # (S, 2)
+        self.nearness = nn.Parameter(torch.full((self.num_heads,), _NEARNESS))
+
+    def attend(self, features):
+        height, width = features.shape[2:4]
+        query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
+        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
+        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+        scores = scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)  # (B, H, T, S, h * w)
+        places = self._places(height, width, None, scores)
+        centers, found = self.anchors.float().expand(len(features), -1, -1), []
+        for of_frame in scores.unbind(2):
+            far = (centers[:, :, None] - places).square().sum(-1)  # (B, S, h * w)
+            weights = (of_frame - self.nearness.float()[:, None, None] * far[:, None]).softmax(-1)
+            found.append(weights)
+            if self.follows:
+                centers = weights.mean(1) @ places
+        return torch.stack(found, 2)
+
+
+class Tracking(Anchored):
+    """As [`Anchored`], but after the first frame, the place of a query is the center of its mask in the last frame."""
+
+    follows = True
+
+
 GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "cells": Cells,
     "frame_cells": FrameCells,
@@ -116,4 +157,6 @@ GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "clusters": Clusters,
     "convolution": Convolution,
     "slots": Slots,
+    "anchored": Anchored,
+    "tracking": Tracking,
 }
