@@ -99,7 +99,7 @@ def test_lance(index, best_rows, tmp_path):
     for query, expected in best_rows:
         found = table.search(query).distance_type("cosine").limit(10).to_list()
         check([((row["path"], row["start"], row["end"]), 1 - row["_distance"]) for row in found], expected)
-    with pytest.raises(FileExistsError, match="has a table clips already"):
+    with pytest.raises(FileExistsError, match="already has a table clips"):
         export_index(index, "lance", str(tmp_path / "lance"), "clips")
     assert table.count_rows() == count
 
@@ -107,7 +107,7 @@ def test_lance(index, best_rows, tmp_path):
 def test_qdrant(index, best_rows, tmp_path):
     qdrant = pytest.importorskip("qdrant_client")
     count = export_index(index, "qdrant", str(tmp_path / "qdrant"))
-    with pytest.raises(FileExistsError, match="has a collection videos already"):
+    with pytest.raises(FileExistsError, match="already has a collection videos"):
         export_index(index, "qdrant", str(tmp_path / "qdrant"))
     client = qdrant.QdrantClient(path=str(tmp_path / "qdrant"))
     assert client.count("videos").count == count

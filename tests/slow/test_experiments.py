@@ -455,7 +455,7 @@ def test_tables_of_contrasts_and_masks():
     assert mask_table(entries).splitlines()[2:] == [
         f"| decoupled | 8 | 25.5 ± {half:.1f} | {rest}",
         f"| decoupled, without quantization | 8 | 28.5 ± {half:.1f} | {rest}",
-        f"| k-means on the features of the default | 8 | 26.5 ± {half:.1f} | {rest}",
+        f"| k-means on the features of decoupled | 8 | 26.5 ± {half:.1f} | {rest}",
     ]
     assert mask_table(entries[:1]) is None
 
