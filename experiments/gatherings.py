@@ -13,6 +13,7 @@ from region_learner.modeling_region_learner import RegionLearnerQueries
 
 _ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
+_FAR = 2.0
 _NEARNESS = 8.0  # at first, patches a quarter of the frame away from the anchor get a score that is lower by 2
 
 
@@ -136,7 +137,8 @@ class Anchored(RegionLearnerQueries):
         places = self._places(height, width, None, scores)
         centers, found = self.anchors.float().expand(len(features), -1, -1), []
         for of_frame in scores.unbind(2):
-            far = (centers[:, :, None] - places).square().sum(-1)  # (B, S, h * w)
+            # (B, S, h * w). The bound keeps weights from numbers so small that CPUs are slow with them.
+            far = (centers[:, :, None] - places).square().sum(-1).clamp(max=_FAR)
             weights = (of_frame - self.nearness.float()[:, None, None] * far[:, None]).softmax(-1)
             found.append(weights)
             if self.follows:
