@@ -57,6 +57,8 @@ bench: $(READY)  ## Run the benchmarks, and print tables
 	$(BIN)/python benchmarks/feeding.py
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/speed.py --passes inference --frames 4 --batch 2 --models ours ours_no_regions plain clip
+	$(BIN)/python benchmarks/embedding.py --clips 8
 
 wheel: $(READY)  ## Build the wheel into dist/
 	$(PIP) build

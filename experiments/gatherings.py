@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from region_learner.evaluation.region_baselines import grid_masks, kmeans
-from region_learner.modeling_region_learner import RegionLearnerQueries
+from region_learner.modeling_region_learner import (
+    _PATH_SCALE,
+    RegionLearnerLinear,
+    RegionLearnerQueries,
+    _moments,
+)
 
 _ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
@@ -152,6 +157,18 @@ class Tracking(Anchored):
     follows = True
 
 
+class TrackingHeads(Tracking):
+    """As [`Tracking`], but the path of a region has the centers of all heads, not only of their mean."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.path_proj = RegionLearnerLinear(8 * self.num_heads, config.hidden_size, bias=False)
+
+    def path(self, weights, places, frame_mask):
+        centers = (weights @ places).permute(0, 2, 3, 1, 4).flatten(3)  # (B, T, S, H * 2)
+        return _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)
+
+
 GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "cells": Cells,
     "frame_cells": FrameCells,
@@ -161,4 +178,5 @@ GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "slots": Slots,
     "anchored": Anchored,
     "tracking": Tracking,
+    "tracking_heads": TrackingHeads,
 }

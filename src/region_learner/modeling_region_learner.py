@@ -1041,12 +1041,16 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         found = weights.to(value.dtype) @ value  # (B, H, T, S, D / H)
         moments = _moments(found.transpose(1, 2), frame_mask)  # (B, 4, H, S, D / H)
         masks = weights.mean(1)  # (B, T, S, h * w)
-        centers = masks @ self._places(height, width, grid, masks)  # (B, T, S, 2)
-        path = _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)  # (B, S, 4 * 2)
+        path = self.path(weights, self._places(height, width, grid, masks), frame_mask)
         regions = self.queries + self.out_proj(moments.permute(0, 3, 1, 2, 4).flatten(2))
         regions = regions + self.path_proj(path.to(regions.dtype))
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
         return regions, masks.unflatten(3, (height, width)) * (height * width), None
+
+    def path(self, weights: torch.Tensor, places: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """Returns the moments (B, S, 4 * 2) of the centers of the masks, of `weights` (B, H, T, S, h * w)."""
+        centers = weights.mean(1) @ places  # (B, T, S, 2)
+        return _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each patch for each query, (B, H, T, S, h * w); the weights in a frame sum to 1."""
