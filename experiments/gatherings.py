@@ -142,7 +142,7 @@ class Anchored(RegionLearnerQueries):
         places = self._places(height, width, None, scores)
         centers, found = self.anchors.float().expand(len(features), -1, -1), []
         for of_frame in scores.unbind(2):
-            # (B, S, h * w). The bound keeps weights from numbers so small that CPUs are slow with them.
+            # (B, S, h * w). Beyond the bound, all patches are equally far: what a query looks for can be anywhere.
             far = (centers[:, :, None] - places).square().sum(-1).clamp(max=_FAR)
             weights = (of_frame - self.nearness.float()[:, None, None] * far[:, None]).softmax(-1)
             found.append(weights)
