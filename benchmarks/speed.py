@@ -22,7 +22,7 @@ Repetitions alternate between models, and times are medians.
 
 Columns: "of peak" is the model's arithmetic (`torch.utils.flop_counter`) per second, relative to a large matrix
 product in the same precision, in the same run; "products" is the time that the model's own matrix products and
-attention kernels take alone, at their shapes, relative to the whole: the median of the ratios in each turn (not for
+attention kernels take alone, at their shapes, relative to the whole: the median of this ratio over the turns (not for
 compiled models).
 """
 
@@ -407,6 +407,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
     shares: dict[str, list[float]] = {name: [] for name in products}
     for repeat in range(options.repeats):
         for runner in runners if repeat % 2 else reversed(runners):
+            runner()  # the products of another model have changed what is in the caches
             times[runner.name].append(seconds_of(runner, options.device))
             if runner.name in products:
                 shares[runner.name].append(products[runner.name].seconds() / times[runner.name][-1])

@@ -1,15 +1,19 @@
 """Alternatives to learned queries that pool a clip into the same number of vectors. They are not part of the package.
 
 Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. All
-clips of the experiments have the same number of frames, so none of them takes a `frame_mask`.
+clips of the experiments have the same number of frames, so none of them takes a `frame_mask`. Nor do they know patch
+dropout.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from region_learner import RegionLearnerVideoConfig
 from region_learner.evaluation.region_baselines import grid_masks, kmeans
 from region_learner.modeling_region_learner import (
+    _MAX_SQUARED_DISTANCE,
+    _MOMENTS,
     _PATH_SCALE,
     RegionLearnerLinear,
     RegionLearnerQueries,
@@ -18,8 +22,6 @@ from region_learner.modeling_region_learner import (
 
 _ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
-_FAR = 2.0
-_NEARNESS = 8.0  # at first, patches a quarter of the frame away from the anchor get a score that is lower by 2
 
 
 class _Gathering(RegionLearnerQueries):
@@ -33,7 +35,7 @@ class _Gathering(RegionLearnerQueries):
 class Cells(_Gathering):
     """Each vector is a cell of the same grid in all frames."""
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         batch, frames, height, width, _ = features.shape
         cells = grid_masks(self.queries.shape[1], height, width).flatten(1).to(features.device)  # (cells, h * w)
         return (cells / cells.sum(1, keepdim=True)).expand(batch, 1, frames, -1, -1)
@@ -42,7 +44,7 @@ class Cells(_Gathering):
 class FrameCells(_Gathering):
     """Each vector is a cell of one frame, the same grid in all frames: fewer and larger cells than [`Cells`]."""
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         batch, frames, height, width, _ = features.shape
         per_frame, left = divmod(self.queries.shape[1], frames)
         if left:
@@ -58,7 +60,7 @@ class RandomPatches(_Gathering):
     new ones in each step, and evaluation always draws the same.
     """
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         batch, frames, height, width, _ = features.shape
         generator = None if self.training else torch.Generator().manual_seed(0)
         order = torch.rand(batch, height * width, generator=generator).argsort(1)[:, : self.queries.shape[1]]
@@ -69,7 +71,7 @@ class RandomPatches(_Gathering):
 class Clusters(_Gathering):
     """Each vector is a cluster, by k-means over the patches of each clip: the mean of its members in each frame."""
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         count, frames = self.queries.shape[1], features.shape[1]
         values = F.layer_norm(features.detach().flatten(1, 3).float(), features.shape[-1:])
         clusters = kmeans(values, count, iterations=_KMEANS_ITERATIONS)
@@ -84,7 +86,7 @@ class Convolution(_Gathering):
         super().__init__(config)
         self.conv = nn.Conv2d(config.hidden_size, config.num_regions, kernel_size=3, padding=1)
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         batch, frames = features.shape[:2]
         logits = self.conv(features.flatten(0, 1).permute(0, 3, 1, 2)).float()  # (B * T, S, h, w)
         return logits.flatten(2).unflatten(0, (batch, frames)).softmax(-1)[:, None]
@@ -101,7 +103,7 @@ class Slots(RegionLearnerQueries):
         self.num_heads = 1
         self.update = nn.GRUCell(config.hidden_size, config.hidden_size)
 
-    def attend(self, features):
+    def attend(self, features, places, frame_mask):
         slots, found = self.queries.expand(len(features), -1, -1), []
         for frame in self.key_norm(features.flatten(2, 3)).unbind(1):  # (B, h * w, D)
             keys, values = self.k_proj(frame), self.v_proj(frame)
@@ -116,45 +118,19 @@ class Slots(RegionLearnerQueries):
         return torch.stack(found, 1)[:, None]
 
 
-class Anchored(RegionLearnerQueries):
-    """
-    Each query prefers patches near its anchor: the squared distance, times a learned factor per head, lowers the
-    scores. The anchors, which are learned too, start as the centers of the cells of a grid. Queries alone may all miss
-    an object; anchors cover the frame.
-    """
-
-    follows = False
+class Tracking(RegionLearnerQueries):
+    """What `region_form="tracks"` does."""
 
     def __init__(self, config):
-        super().__init__(config)
-        side = 12  # the grid that the anchors start from; any side that is divisible by usual numbers of rows
-        cells = grid_masks(config.num_regions, side, side).flatten(1)
-        cells = cells / cells.sum(1, keepdim=True)
-        self.anchors = nn.Parameter(cells @ self._places(side, side, None, cells))  # (S, 2)
-        self.nearness = nn.Parameter(torch.full((self.num_heads,), _NEARNESS))
-
-    def attend(self, features):
-        height, width = features.shape[2:4]
-        query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
-        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
-        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-        scores = scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)  # (B, H, T, S, h * w)
-        places = self._places(height, width, None, scores)
-        centers, found = self.anchors.float().expand(len(features), -1, -1), []
-        for of_frame in scores.unbind(2):
-            # (B, S, h * w). Beyond the bound, all patches are equally far: what a query looks for can be anywhere.
-            far = (centers[:, :, None] - places).square().sum(-1).clamp(max=_FAR)
-            weights = (of_frame - self.nearness.float()[:, None, None] * far[:, None]).softmax(-1)
-            found.append(weights)
-            if self.follows:
-                centers = weights.mean(1) @ places
-        return torch.stack(found, 2)
+        super().__init__(RegionLearnerVideoConfig.from_dict(config.to_dict() | {"region_form": "tracks"}))
 
 
-class Tracking(Anchored):
-    """As [`Anchored`], but after the first frame, the place of a query is the center of its mask in the last frame."""
+class Anchored(Tracking):
+    """As [`Tracking`], but the places of the queries are the same in all frames."""
 
-    follows = True
+    def _follow(self, scores, places, frame_mask):
+        far = (self.anchors[:, None].float() - places).square().sum(-1).clamp(max=_MAX_SQUARED_DISTANCE)  # (S, h * w)
+        return (scores - self.nearness.float()[:, None, None, None] * far).softmax(-1)
 
 
 class TrackingHeads(Tracking):
@@ -162,9 +138,9 @@ class TrackingHeads(Tracking):
 
     def __init__(self, config):
         super().__init__(config)
-        self.path_proj = RegionLearnerLinear(8 * self.num_heads, config.hidden_size, bias=False)
+        self.path_proj = RegionLearnerLinear(_MOMENTS * 2 * self.num_heads, config.hidden_size, bias=False)
 
-    def path(self, weights, places, frame_mask):
+    def path(self, weights, masks, places, frame_mask):
         centers = (weights @ places).permute(0, 2, 3, 1, 4).flatten(3)  # (B, T, S, H * 2)
         return _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)
 

@@ -65,7 +65,7 @@ class Row:
         config: fields that it adds to the configuration of the dual encoder.
         gathering: the replacement of learned queries, a key of `GATHERINGS`.
         negatives: whether training uses captions with an attribute swapped between two objects as negative texts.
-        longer: how many times as many epochs it is trained as the setting says.
+        epochs_factor: factor of the number of epochs of the setting.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Row:
     config: dict[str, Any] = field(default_factory=dict)
     gathering: str | None = None
     negatives: bool = False
-    longer: int = 1
+    epochs_factor: int = 1
 
 
 def _with(model: Mapping[str, Any], region_options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -217,11 +217,7 @@ _WORDS = [
     _gathered("clusters", "12 clusters (k-means)"),
     _gathered("convolution", "12 masks by a convolution"),
     _gathered("slots", "12 slots"),
-    _gathered("anchored", "12 queries with anchors"),
-    _gathered("tracking", "12 queries with anchors that follow"),
-    _gathered("tracking_heads", "12 queries with anchors that follow, with the path of each head"),
-    Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
-    Row("cells_24", "24 cells of a grid", _with(_QUERIES, num_regions=24), "queries_24", _TOKENS | _PHRASES, "cells"),
+    _gathered("tracking", "12 tracks"),
     Row(
         "tubes",
         "36 tubes",
@@ -239,9 +235,17 @@ _WORDS = [
     ),
 ]
 
+_CROWDED_ROWS = [
+    *[row for row in _WORDS if row.name in ("queries", "cells", "clusters", "slots", "tracking")],
+    _gathered("anchored", "12 queries with anchors"),
+    _gathered("tracking_heads", "12 tracks, with the path of each head"),
+    Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
+]
+
 TABLES: dict[str, list[Row]] = {
     "main": _MAIN,
     "words": _WORDS,
+    "crowded": _CROWDED_ROWS,
     "first_form": [
         *_main("frozen", "patches_max", "decoupled"),
         Row("maxima", "first form", _FIRST_FORM),
@@ -285,7 +289,9 @@ TABLES: dict[str, list[Row]] = {
     "patch_dropout": [
         *_main("decoupled"),
         _decoupled("half", "half of the patches", patch_dropout=0.5),
-        replace(_decoupled("half_longer", "half of the patches, twice as many steps", patch_dropout=0.5), longer=2),
+        replace(
+            _decoupled("half_longer", "half of the patches, twice as many steps", patch_dropout=0.5), epochs_factor=2
+        ),
         *[row for row in _WORDS if row.name == "queries"],
         Row(
             "queries_half",
@@ -340,13 +346,13 @@ WORD_CONTRASTS = [
     ("queries", "clusters"),
     ("queries", "convolution"),
     ("queries", "slots"),
-    ("queries", "anchored"),
+    ("tracking", "anchored"),
     ("tracking", "queries"),
     ("tracking", "cells"),
     ("tracking", "clusters"),
     ("tracking", "random_patches"),
     ("tracking_heads", "tracking"),
-    ("queries_24", "cells_24"),
+    ("queries_24", "queries"),
     ("queries", "tubes"),
     ("queries", "all_patches"),
     ("queries_negatives", "queries"),

@@ -80,7 +80,7 @@ def train_and_measure(
     use_cpu = use_cpu or not torch.cuda.is_available()
     if use_cpu:
         model.set_attn_implementation("eager")  # faster than the fused kernel with so few tokens
-    epochs = setting.epochs * row.longer
+    epochs = setting.epochs * row.epochs_factor
     watch = _Watch(model, processor, val, every=max(1, epochs // 6), masks=masks_to is not None)
     trainer = RegionLearnerTrainer(
         model=model,
@@ -101,7 +101,7 @@ def train_and_measure(
         **({"config": row.config} if row.config else {}),
         **({"gathering": row.gathering} if row.gathering else {}),
         **({"negatives": True} if row.negatives else {}),
-        **({"longer": row.longer} if row.longer > 1 else {}),
+        **({"epochs_factor": row.epochs_factor} if row.epochs_factor > 1 else {}),
         "val": _retrieval(model, processor, val),
         "test": _retrieval(model, processor, test),
         "curve": watch.curve,

@@ -180,7 +180,7 @@ def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[st
     Returns the differences of pairs of rows as a table: means over the seeds that both have, with 95 % intervals, or
     the differences of one or two seeds. If one of the two has no tokens, "re-ranked" compares with its single vector.
     """
-    labels = {row.name: row.label for row in TABLES["words"]}
+    labels = {row.name: row.label for row in rows_of(["words", "crowded"])}
     lines, columns = [], _columns(found)
     for name, other in contrasts:
         cells = [mean_cell(differences(found, (name, names), (other, names)), sign="+") for names in columns]
@@ -206,7 +206,7 @@ def differences(found: Sequence[dict[str, Any]], one: Measured, other: Measured)
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
-# The measurements: the path to a value, and the header of its column.
+# The measurements: the path to a value in the recorded runs (which say "exchanged"), and the header of its column.
 _COLUMNS = {
     ("single",): "R@1",
     ("tokens",): "by tokens",

@@ -412,10 +412,9 @@ def test_each_feature_counts_once(step):
         torch.testing.assert_close(states[1][name], value, msg=name)
 
 
-@pytest.mark.parametrize("step", [cached_by_sentence_transformers, checkpointed_reentrantly])
-def test_passes_within_a_backward_pass_update_the_codes_once_at_its_end(step):
+def test_passes_within_a_backward_pass_update_the_codes_once_at_its_end():
     states = []
-    for way in (plain, step):
+    for way in (plain, cached_by_sentence_transformers):
         model = tiny_model(codebook_revival_after=0).train()
         loss_of(model)
         way(model)
@@ -423,6 +422,29 @@ def test_passes_within_a_backward_pass_update_the_codes_once_at_its_end(step):
         states.append(state(model.quantizer))
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, msg=name)
+
+
+def test_what_a_failed_backward_pass_has_collected_is_discarded():
+    states = []
+    for fails in (False, True):
+        model = tiny_model(codebook_revival_after=0).train()
+        loss_of(model)
+        if fails:
+            hook = model.video_model.region_module.register_forward_hook(fail_in_backward)
+            with pytest.raises(MemoryError):
+                cached_by_sentence_transformers(model)
+            hook.remove()
+            assert model.quantizer.num_updates == 1
+        cached_by_sentence_transformers(model)
+        assert model.quantizer.num_updates == 2
+        states.append(state(model.quantizer))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+
+
+def fail_in_backward(*_):
+    if torch._C._current_graph_task_id() != -1:
+        raise MemoryError
 
 
 def test_passes_of_a_compiled_model_count_alike():

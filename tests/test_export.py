@@ -32,6 +32,7 @@ FORMS = {
     "decoupled": {},
     "paper": {"region_form": "paper"},
     "queries": {"region_form": "queries"},
+    "tracks": {"region_form": "tracks"},
     "regions and words": TOKENS,
     "regions and phrases": PHRASES,
     "queries and phrases": {"region_form": "queries"} | PHRASES,
@@ -92,7 +93,7 @@ def test_single_frames_without_motion():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["decoupled", "paper", "queries", "motion", "late fusion"])
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries", "tracks", "motion", "late fusion"])
 @torch.no_grad()
 def test_masked_frames(form):
     model = tiny_video_model(**FORMS[form])

@@ -288,7 +288,7 @@ def test_a_frame_mask_does_not_weight_frames():
         assert torch.equal(*embeds)
 
 
-@pytest.mark.parametrize("form", ["decoupled", "paper", "queries"])
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries", "tracks"])
 @torch.no_grad()
 def test_masks_of_masked_frames_are_zero(form):
     frame_mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1]])

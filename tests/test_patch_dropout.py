@@ -12,6 +12,7 @@ from .test_words_and_regions import literal_queries
 
 GRID = TINY_VIDEO["image_size"] // TINY_VIDEO["patch_size"]
 QUERIES = {"region_form": "queries", "codebook_size": 0, "region_layer": 1, "video_pooling": "cls_patch_max"}
+TRACKS = QUERIES | {"region_form": "tracks"}
 
 
 def kept_patches(clips: int, number: int, seed: int) -> torch.Tensor:
@@ -41,7 +42,9 @@ def test_equals_a_literal_reading_of_the_kept_patches(options):
     torch.testing.assert_close(outputs.pooler_output, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"region_form": "paper"}, QUERIES], ids=["decoupled", "paper", "queries"])
+@pytest.mark.parametrize(
+    "options", [{}, {"region_form": "paper"}, QUERIES, TRACKS], ids=["decoupled", "paper", "queries", "tracks"]
+)
 def test_masks_and_codes_are_in_the_places_of_the_kept_patches(options):
     model = frozen(tiny_video_model(**options, patch_dropout=0.5))
     kept = kept_patches(2, GRID**2 // 2, seed=1)
@@ -56,9 +59,10 @@ def test_masks_and_codes_are_in_the_places_of_the_kept_patches(options):
         assert (outputs.cluster_ids[~places.expand(-1, 3, -1, -1)] == -1).all()
 
 
-def test_queries_look_at_the_kept_patches_where_they_are():
+@pytest.mark.parametrize("options", [QUERIES, TRACKS], ids=["queries", "tracks"])
+def test_queries_look_at_the_kept_patches_where_they_are(options):
     model = frozen(
-        tiny_video_model(**QUERIES | {"region_layer": None, "interaction_layers": 0}, patch_dropout=0.5).double()
+        tiny_video_model(**options | {"region_layer": None, "interaction_layers": 0}, patch_dropout=0.5).double()
     )
     videos = clips(frames=3).double()
     kept = kept_patches(2, GRID**2 // 2, seed=1)
@@ -69,11 +73,11 @@ def test_queries_look_at_the_kept_patches_where_they_are():
             patches = naive.encoder(model, clip, its)[1:].view(1, 3, 1, len(its), -1)
             if model.temporal_embeddings is not None:
                 patches = patches + model.temporal_embeddings[:, :3, None, None]
-            weights = model.region_module.aggregation.attend(patches).mean((0, 1))  # (T, S, n)
-            expected = weights * len(its)
-            torch.testing.assert_close(mask.flatten(2)[:, :, its], expected)
-            literal, _ = literal_queries(model.region_module.aggregation, patches[0, :, 0], 4, its.tolist(), GRID)
+            literal, attention = literal_queries(
+                model.region_module.aggregation, patches[0, :, 0], 4, its.tolist(), GRID
+            )
             torch.testing.assert_close(regions, literal, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(mask.flatten(2)[:, :, its], attention.transpose(0, 1) * len(its))
 
 
 @pytest.mark.parametrize("options", [{}, QUERIES, NO_REGIONS], ids=["decoupled", "queries", "no_regions"])
@@ -121,7 +125,7 @@ def test_only_kept_patches_are_counted_by_the_codebook():
     assert counted in (2 * 3 * GRID**2 / 4, 2 * 2 * 3 * GRID**2 / 4)  # the first batch places the codes
 
 
-@pytest.mark.parametrize("options", [{}, QUERIES], ids=["decoupled", "queries"])
+@pytest.mark.parametrize("options", [{}, QUERIES, TRACKS], ids=["decoupled", "queries", "tracks"])
 def test_every_parameter_gets_a_gradient_also_with_checkpointing(options):
     gradients = []
     for checkpointing in (False, True):

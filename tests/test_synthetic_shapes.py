@@ -79,6 +79,7 @@ def test_a_corpus_from_before_an_option_existed_has_its_default(shapes_dir, tmp_
     (directory / "corpus.json").write_text(json.dumps(info))
     assert load_corpus("moving_shapes", directory, scale=1).num_rows == SIZES["train"]
     make_corpus("moving_shapes", directory, progress=False, **SIZES)
+    assert "scale" not in json.loads((directory / "corpus.json").read_text())["options"]  # it was not made again
     with pytest.raises(CorpusError, match=r"other options \(scale is 1.0, not 0.5\)"):
         load_corpus("moving_shapes", directory, scale=0.5)
 

@@ -14,6 +14,7 @@ from region_learner import (
     RegionLearnerVideoConfig,
     RegionLearnerVideoModel,
 )
+from region_learner.evaluation.region_baselines import grid_masks
 from region_learner.loss_region_learner import contrastive_loss, word_region_loss
 from region_learner.modeling_region_learner import word_region_similarity
 from region_learner.region_masks import are_normalized
@@ -164,19 +165,30 @@ def literal_queries(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Regions (S, D) and attention (S, T, n) of one clip (T, n, D): one query, one frame and one head at a time."""
     regions, attention = [], []
-    for query in module.queries[0]:
+    spots = torch.tensor([[2 * (place // side) + 1, 2 * (place % side) + 1] for place in places]) / side - 1
+    for number, query in enumerate(module.queries[0]):
         found, looked = [], []
+        at = module.anchors[number] if module.follows else None
         for patches in frames:
             gathered, weights = [], []
-            for q, k, v in zip(
-                module.q_proj(module.query_norm(query)).chunk(heads),
-                module.k_proj(module.key_norm(patches)).chunk(heads, dim=-1),
-                module.v_proj(module.value_norm(patches)).chunk(heads, dim=-1),
-            ):
-                weights.append(((k @ q) / len(q) ** 0.5).softmax(0))
+            for head in range(heads):
+                q, k, v = (
+                    x.chunk(heads, dim=-1)[head]
+                    for x in (
+                        module.q_proj(module.query_norm(query)),
+                        module.k_proj(module.key_norm(patches)),
+                        module.v_proj(module.value_norm(patches)),
+                    )
+                )
+                scores = (k @ q) / len(q) ** 0.5
+                if at is not None:
+                    distances = torch.stack([(spot - at).norm() for spot in spots.to(at)])
+                    scores = scores - module.nearness[head] * (distances**2).clamp(max=2)
+                weights.append(scores.softmax(0))
                 gathered.append(weights[-1] @ v)
             found.append(torch.cat(gathered))
             looked.append(torch.stack(weights).mean(0))
+            at = None if at is None else (looked[-1][:, None] * spots.to(at)).sum(0)
         region = query + module.out_proj(literal_moments(torch.stack(found)).flatten())
         centers = literal_centers(torch.stack(looked), places, side)
         region = region + module.path_proj(4 * literal_moments(centers).flatten())
@@ -256,9 +268,10 @@ def test_the_maximum_of_the_last_patches(fusion):
             torch.testing.assert_close(outputs.pooler_output[row], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["queries", "tracks"])
 @pytest.mark.parametrize(("layer", "frames"), [(0, 4), (1, 1), (1, 2), (None, 3), (None, 7)])
-def test_regions_of_queries(layer, frames):
-    model = tiny_model(token_dim=8, region_layer=layer, num_frames=frames, **QUERIES)
+def test_regions_of_queries(layer, frames, form):
+    model = tiny_model(token_dim=8, region_layer=layer, num_frames=frames, **QUERIES | {"region_form": form})
     with torch.no_grad():
         outputs = model(pixel_values_videos=clips(2, frames), output_hidden_states=True).video_model_output
         for row in range(2):
@@ -288,9 +301,10 @@ def test_queries_over_codes_gather_features():
     torch.testing.assert_close(keys, F.embedding(outputs.cluster_ids, module.quantizer.embed))
 
 
+@pytest.mark.parametrize("form", ["queries", "tracks"])
 @pytest.mark.parametrize("fusion", ["attention", "pool", "linear"])
-def test_masked_frames_do_not_change_queries(fusion):
-    model = tiny_video_model(**QUERIES, temporal_fusion=fusion).double()
+def test_masked_frames_do_not_change_queries(fusion, form):
+    model = tiny_video_model(**QUERIES | {"region_form": form}, temporal_fusion=fusion).double()
     videos = clips(2).double()
     alone = model(videos[:, :3])
     masked = model(videos, frame_mask=torch.tensor([[1, 1, 1, 0]] * 2))
@@ -300,13 +314,35 @@ def test_masked_frames_do_not_change_queries(fusion):
     assert (masked.region_masks[:, 3] == 0).all()
 
 
-def test_a_masked_frame_in_the_middle_is_no_time_that_passes():
-    model = tiny_video_model(**QUERIES).region_module.double()
+@pytest.mark.parametrize("form", ["queries", "tracks"])
+def test_a_masked_frame_in_the_middle_is_no_time_that_passes(form):
+    model = tiny_video_model(**QUERIES | {"region_form": form}).region_module.double()
     features = torch.randn(1, 4, 4, 4, 32, dtype=torch.float64)
     states, masks, *_ = model(features, torch.tensor([[True, False, True, True]]))
     expected, their_masks, *_ = model(features[:, [0, 2, 3]])
     torch.testing.assert_close(states, expected)
     torch.testing.assert_close(masks[:, [0, 2, 3]], their_masks)
+
+
+def test_tracks_start_at_the_cells_of_a_grid_and_follow_what_moves():
+    config = tiny_video_model(**QUERIES | {"region_form": "tracks", "num_regions": 12}).config
+    config.interaction_heads = 1
+    module = RegionLearnerVideoModel(config).region_module.aggregation
+    cells = grid_masks(12, 12, 12).flatten(1)
+    centers = (cells / cells.sum(1, keepdim=True)) @ module._places(12, 12, None, cells)
+    torch.testing.assert_close(module.anchors.detach(), centers)
+    # One bright patch moves by one position per frame, from the first cell to the last.
+    features = torch.zeros(1, 12, 1, 12, 32)
+    features[0, torch.arange(12), 0, torch.arange(12)] = torch.randn(32)
+    with torch.no_grad():
+        module.anchors.copy_(torch.tensor([[0.0, 2 * n / 11 - 1] for n in range(12)]))
+        module.q_proj.weight.copy_(torch.eye(32))
+        module.k_proj.weight.copy_(torch.eye(32))
+        module.queries.copy_(features[:, 0, :, 0])  # all look for the same
+        module.nearness.fill_(100.0)
+        weights = module.attend(features, module._places(1, 12, None, features))[0, 0]  # (T, S, 12)
+    assert weights.argmax(-1)[:, 0].tolist() == list(range(12))
+    assert weights.argmax(-1)[0, 3:].tolist() == list(range(3, 12))  # too far away to be attracted
 
 
 def test_queries_of_a_backbone_know_the_order_of_frames():

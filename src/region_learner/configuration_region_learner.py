@@ -78,7 +78,9 @@ class RegionOptions(NamedTuple):
             most. "max": in each channel, the maximum over positions of value + log(mask). "mean": the mean over
             positions of mask * value. "softmax" and "max" need normalized masks. "attention": learned queries attend
             to the patches of all frames; a region is what a query collects from the clip, and its masks are the
-            attention weights.
+            attention weights. "tracking": the same, but each query prefers patches near its own place in the frame,
+            and in later frames those near the center of its mask in the frame before. So queries cover the frame, and
+            follow what they have found.
         pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
             0 is the same as "mean".
         values: what is pooled: the "features" before quantization, or the "quantized" features. The masks are
@@ -138,10 +140,14 @@ REGION_FORMS: dict[str, dict[str, Any]] = {
         "interaction_mlp": True,
     },
 }
+REGION_FORMS["tracks"] = REGION_FORMS["queries"] | {"pooling": "tracking"}
+
+# Values of the option `pooling` with which each region belongs to the whole clip.
+CLIP_POOLINGS = ("attention", "tracking")
 
 _REGION_CHOICES = {
     "mask_normalization": ("none", "positions", "regions"),
-    "pooling": ("mean", "softmax", "max", "attention"),
+    "pooling": ("mean", "softmax", "max", *CLIP_POOLINGS),
     "values": ("quantized", "features"),
 }
 
@@ -532,7 +538,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
         _check_choice("video_pooling", resolved.video_pooling, ("cls_mean", "cls_max", "cls_patch_max", "cls"))
         if not 0.0 <= resolved.codebook_decay < 1.0:
             raise ValueError(f"codebook_decay={resolved.codebook_decay} must be at least 0 and less than 1.")
-        has_queries = self.num_regions and resolved.region_options.pooling == "attention"
+        has_queries = self.num_regions and resolved.region_options.pooling in CLIP_POOLINGS
         pairs = [("hidden_size", "interaction_heads")] if self.interaction_layers or has_queries else []
         if self.backbone_config is None:
             pairs += [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
@@ -566,7 +572,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
             f"with the region option pooling={options.pooling!r}", "set pooling='softmax'",
         )  # fmt: skip
         if sizes := _sizes_of_backbone(self.backbone_config):
-            has_layers = self.interaction_layers or (self.num_regions and options.pooling == "attention")
+            has_layers = self.interaction_layers or (self.num_regions and options.pooling in CLIP_POOLINGS)
             has_norm = self.codebook_size or self.num_regions
             for name in _OWN_LAYERS:
                 _check_effect(
@@ -607,10 +613,11 @@ class RegionLearnerVideoConfig(_StrictConfig):
                 f"region_options: pooling={options.pooling!r} needs positive masks, but {masks} gives masks of any "
                 "sign: set mask_normalization to 'positions' or 'regions', or pooling to 'mean'."
             )
-        if options.pooling == "attention" and options.mask_normalization != "positions":
+        if options.pooling in CLIP_POOLINGS and options.mask_normalization != "positions":
             raise ValueError(
-                f"region_options: pooling='attention' needs masks that are normalized over positions, but {masks}: "
-                "set mask_normalization to 'positions', or leave out both and use region_form='queries'."
+                f"region_options: pooling={options.pooling!r} needs masks that are normalized over positions, but "
+                f"{masks}: set mask_normalization to 'positions', or leave out both and use region_form='queries' or "
+                "'tracks'."
             )
         if options.mask_loss_weight and options.mask_normalization != "regions":
             raise ValueError(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 from safetensors.numpy import load_file
 
+from .configuration_region_learner import CLIP_POOLINGS
 from .corpora import load_corpus, make_corpus
 from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
@@ -281,7 +282,7 @@ def _page(index: VideoIndex, found: list[Found], rule: str, results: dict[str, A
 
 
 def _regions(config: Any) -> str:
-    per = "clip" if config.resolved.region_options.pooling == "attention" else "frame"
+    per = "clip" if config.resolved.region_options.pooling in CLIP_POOLINGS else "frame"
     codes = f", {config.codebook_size} codes" if config.codebook_size else ""
     return f"{config.num_regions} regions per {per}{codes}"
 

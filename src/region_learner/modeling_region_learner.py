@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_region_learner import (
+    CLIP_POOLINGS,
     CLIP_TEXT_ENCODERS,
     POOLINGS_WITHOUT_REGIONS,
     RegionLearnerConfig,
@@ -64,6 +65,13 @@ _SPLIT = 0.1
 _MOMENTS = 4
 # Scale of the path of a query over a frame, whose coordinates are between -1 and 1: most movements are short.
 _PATH_SCALE = 4.0
+
+# Queries that follow: how much the squared distance of a patch lowers its score at first (half a side of the frame is
+# 1), and the bound of the squared distance: what a query looks for may be far away.
+_NEARNESS = 8.0
+_MAX_SQUARED_DISTANCE = 2.0
+# Queries that follow go through the frames one by one. Exported programs do so for this many frames, and take no more.
+_EXPORTED_FRAMES = 64
 
 # Distances are computed for this many (feature, code) pairs at a time: 64 MiB in float32.
 _DISTANCES_AT_ONCE = 2**24
@@ -549,6 +557,11 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
+def _backward_pass() -> int:
+    """Returns a number of the backward pass that is running, for example that of a cached loss; -1 if there is none."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
 def _hash_uniform(index: torch.Tensor) -> torch.Tensor:
     """
     Returns pseudo-random numbers in (0, 1), float64, that depend only on `index` (integers): they are the same on
@@ -581,8 +594,8 @@ class RegionLearnerQuantizer(nn.Module):
 
     In training mode, forward passes with gradients collect statistics, and [`update`] applies them to the codes. In a
     single process each forward pass calls it, as BatchNorm updates its statistics; forward passes within a backward
-    pass call it once, at the end. With several processes, it has to be called once per training step, and reduces the
-    statistics over all of them. (In the original, every process has
+    pass, as in cached losses, call it once, at its end. With several processes, it has to be called once per training
+    step, and reduces the statistics over all of them. (In the original, every process has
     a codebook of its own until DDP overwrites it with that of rank 0.)
 
     The statistics stay in float32 whatever the dtype of the model is. Features that are not finite, for example after
@@ -593,8 +606,9 @@ class RegionLearnerQuantizer(nn.Module):
         is_unsaved (`bool`): whether the model has adapters (PEFT) that are saved without the codes. Training then
             leaves the codes unchanged, too. The model that the quantizer belongs to sets this.
         auto_update (`bool`): whether forward passes in a single process update the codes. Set it to False and call
-            [`update`] once per step with gradient accumulation, or if the region module itself is under non-reentrant
-            activation checkpointing, whose second forward pass has to find the same codes.
+            [`update`] once per step with gradient accumulation, with cached losses if the model is compiled or the
+            region module is under reentrant activation checkpointing, or if the region module itself is under
+            non-reentrant activation checkpointing, whose second forward pass has to find the same codes.
     """
 
     embed: torch.Tensor
@@ -619,6 +633,7 @@ class RegionLearnerQuantizer(nn.Module):
         self.frozen = False
         self.is_unsaved = False
         self.auto_update = True
+        self._updates_after: int | None = None  # the backward pass at whose end the codes will be updated
         # Statistics since the last update, (K, 2 D + 2): the count and the sum of each code's features, a candidate
         # feature to move the code to, and the number of passes with such a candidate. DDP would overwrite a buffer.
         self._pending: torch.Tensor | None = None
@@ -657,6 +672,8 @@ class RegionLearnerQuantizer(nn.Module):
         """
         learns = self.training and not (self.frozen or self.is_unsaved)
         collects = learns and self._is_first_pass()
+        if collects and self._updates_after not in (None, _backward_pass()):  # that backward pass has failed
+            self.discard_pending()
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             observed = features.detach().float()
             if learns:
@@ -690,7 +707,7 @@ class RegionLearnerQuantizer(nn.Module):
         if not torch.is_grad_enabled():
             self._last_graph = None
             return False
-        graph = torch._C._current_graph_task_id()  # -1 outside of a backward pass
+        graph = _backward_pass()
         if graph != -1 and self._last_graph not in (None, graph):
             return False
         self._last_graph = graph
@@ -701,9 +718,11 @@ class RegionLearnerQuantizer(nn.Module):
         Calls [`update`] now, or during a backward pass at its end: cached gradients run several forward passes in a
         backward pass, and all of them should find the same codes.
         """
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        backward_pass = _backward_pass()
+        if backward_pass == -1:
             self.update()
-        else:
+        elif self._updates_after is None:
+            self._updates_after = backward_pass
             torch.autograd.Variable._execution_engine.queue_callback(self.update)
 
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
@@ -763,7 +782,7 @@ class RegionLearnerQuantizer(nn.Module):
         """
         _, processes = world()
         statistics = self._pending
-        self._pending = None
+        self.discard_pending()
         if self.frozen or self.is_unsaved or (statistics is None and processes == 1):
             return
         codes, channels = self.embed.shape
@@ -805,6 +824,7 @@ class RegionLearnerQuantizer(nn.Module):
     def discard_pending(self):
         """Discards the statistics that forward passes have collected since the last [`update`]."""
         self._pending = None
+        self._updates_after = None
 
     def _moved(self, counts: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -992,6 +1012,13 @@ def _moments(found: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tens
     return torch.einsum("bmt,bt...->bm...", basis.to(found.dtype), found)
 
 
+def _cell_centers(cells: int) -> torch.Tensor:
+    """Returns the row and column of the centers of the cells of a grid that is as square as possible: (cells, 2)."""
+    rows = max(divisor for divisor in range(1, math.isqrt(cells) + 1) if cells % divisor == 0)
+    sides = [(2 * torch.arange(n) + 1) / n - 1 for n in (rows, cells // rows)]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
+
+
 class RegionLearnerQueries(GradientCheckpointingLayer):
     """
     Pools a clip into S regions. Each of S learned queries attends to the patches of every frame, as in DETR or a
@@ -1002,6 +1029,9 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
     which is the mean. The moments are defined for any number of frames, and lose nothing for up to four frames. The
     results of a query do not tell where its object moves, so a region also depends on the same moments of the centers
     of the query's masks.
+
+    With `pooling="tracking"`, each query starts at a place of its own, the center of a cell of a grid, and follows
+    what it finds there. Without places, all queries may miss the same object.
     """
 
     def __init__(self, config: RegionLearnerVideoConfig):
@@ -1021,6 +1051,10 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         self.fc1 = RegionLearnerLinear(width, config.intermediate_size)
         self.fc2 = RegionLearnerLinear(config.intermediate_size, width)
         self.activation = ACT2FN[config.hidden_act]
+        self.follows = config.resolved.region_options.pooling == "tracking"
+        if self.follows:
+            self.anchors = nn.Parameter(_cell_centers(config.num_regions))  # (S, 2): row and column, from -1 to 1
+            self.nearness = nn.Parameter(torch.full((self.num_heads,), _NEARNESS))
 
     def forward(
         self,
@@ -1036,28 +1070,58 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
         the patches.
         """
         frames, height, width = features.shape[1:4]
-        weights = self.attend(features)
+        places = self._places(height, width, grid, _upcast(features[:0]))
+        weights = self.attend(features, places, frame_mask)
         value = self._heads(self.v_proj(self.value_norm(values.flatten(1, 3)))).unflatten(2, (frames, -1))
         found = weights.to(value.dtype) @ value  # (B, H, T, S, D / H)
         moments = _moments(found.transpose(1, 2), frame_mask)  # (B, 4, H, S, D / H)
         masks = weights.mean(1)  # (B, T, S, h * w)
-        path = self.path(weights, self._places(height, width, grid, masks), frame_mask)
+        path = self.path(weights, masks, places, frame_mask)
         regions = self.queries + self.out_proj(moments.permute(0, 3, 1, 2, 4).flatten(2))
         regions = regions + self.path_proj(path.to(regions.dtype))
         regions = regions + self.fc2(self.activation(self.fc1(self.mlp_norm(regions))))
         return regions, masks.unflatten(3, (height, width)) * (height * width), None
 
-    def path(self, weights: torch.Tensor, places: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
-        """Returns the moments (B, S, 4 * 2) of the centers of the masks, of `weights` (B, H, T, S, h * w)."""
-        centers = weights.mean(1) @ places  # (B, T, S, 2)
+    def path(
+        self, weights: torch.Tensor, masks: torch.Tensor, places: torch.Tensor, frame_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Returns the scaled moments (B, S, 4 * 2) of the centers of `masks` (B, T, S, h * w), the mean over heads of
+        `weights` (B, H, T, S, h * w).
+        """
+        centers = masks @ places  # (B, T, S, 2)
         return _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)
 
-    def attend(self, features: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, features: torch.Tensor, places: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Returns the weight of each patch for each query, (B, H, T, S, h * w); the weights in a frame sum to 1."""
         query = self._heads(self.q_proj(self.query_norm(self.queries)))  # (1, H, S, D / H)
         key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))  # (B, H, T * h * w, D / H)
         scores = _upcast(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
-        return scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3).softmax(-1)
+        scores = scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)
+        return self._follow(scores, places, frame_mask) if self.follows else scores.softmax(-1)
+
+    def _follow(self, scores: torch.Tensor, places: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Returns the softmax of `scores` (B, H, T, S, h * w) minus nearness * distance^2. The distance is that of a
+        patch from the center of the query's mask in the previous frame, or from its anchor in the first frame. Masked
+        frames do not move the center.
+        """
+        frames = scores.shape[2]
+        if torch.compiler.is_exporting():  # a loop cannot have a dynamic length
+            scores = F.pad(scores, (0, 0, 0, 0, 0, _EXPORTED_FRAMES - frames))
+            frame_mask = None if frame_mask is None else F.pad(frame_mask, (0, _EXPORTED_FRAMES - frames))
+        centers = _upcast(self.anchors).expand(scores.shape[0], -1, -1)  # (B, S, 2)
+        nearness = _upcast(self.nearness)[:, None, None]
+        found = []
+        for frame, of_frame in enumerate(scores.unbind(2)):
+            far = (centers[:, :, None] - places).square().sum(-1).clamp(max=_MAX_SQUARED_DISTANCE)  # (B, S, h * w)
+            weights = (of_frame - nearness * far[:, None]).softmax(-1)
+            found.append(weights)
+            moved = weights.mean(1) @ (places if places.ndim == 2 else places.squeeze(1))
+            centers = moved if frame_mask is None else torch.where(frame_mask[:, frame, None, None], moved, centers)
+        return torch.stack(found, 2)[:, :, :frames]
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """Splits the last axis of `x` (B, n, D) into heads: (B, H, n, D / H)."""
@@ -1115,7 +1179,7 @@ class RegionLearnerRegionModule(nn.Module):
         self.quantizer = RegionLearnerQuantizer(config) if config.codebook_size else None
         self.motion_excitation = RegionLearnerMotionExcitation(config) if config.motion_excitation else None
         # Whether a region belongs to the whole clip instead of one frame.
-        self.gathers_clips = bool(config.num_regions) and options.pooling == "attention"
+        self.gathers_clips = bool(config.num_regions) and options.pooling in CLIP_POOLINGS
         aggregation = RegionLearnerQueries if self.gathers_clips else RegionLearnerAggregation
         self.aggregation = aggregation(config) if config.num_regions else None
         self.interaction = nn.ModuleList(
@@ -1364,6 +1428,9 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, RegionLearnerQueries):
             init.normal_(module.queries, std=0.5)
+            if module.follows:
+                init.copy_(module.anchors, _cell_centers(len(module.anchors)))
+                init.constant_(module.nearness, _NEARNESS)
         elif isinstance(module, RegionLearnerVideoModel) and module.temporal_embeddings is not None:
             # Regions have a variance of about 1. With the usual 0.02, the order of frames is learned half as fast.
             init.normal_(module.temporal_embeddings, std=0.2)

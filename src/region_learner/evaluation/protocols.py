@@ -116,7 +116,7 @@ class Protocol:
 _ALL = "all captions of a video, each a query of its own"
 _ONE = "one caption per video"
 _CLAUSES = "the first caption of each video, in which each clause describes one object"
-_SWAPPED = "2 options per question: the full caption, and the same with an attribute of two objects swapped"
+_SWAPPED = "2 options per question: the full caption, and the same with an attribute swapped between two objects"
 
 _FINE_TUNED = [
     Protocol(

@@ -22,7 +22,7 @@ else:
 
 TASKS = ("retrieval", "multiple_choice", "question_answering", "classification")
 UNLABELED_TASKS = ("retrieval", "multiple_choice")  # they train on pairs of video and text
-FORMS = ("decoupled", "paper", "queries")  # as in the configuration, which is not imported for `--help`
+FORMS = ("decoupled", "paper", "queries", "tracks")  # as in the configuration, which is not imported for `--help`
 FILLS = ("zeros", "nearest", "bilinear")
 MIXES = ("alternate", "weighted")
 

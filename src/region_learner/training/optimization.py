@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from .training_arguments import RegionLearnerTrainingArguments
 
 # Parameters without weight decay, in addition to norms and biases, which the Trainer exempts: positions, class tokens,
-# and scales of logits and of weight norms.
+# scales of logits and of weight norms, and places of queries.
 _NO_DECAY = re.compile(
     r"position|pos_embed|temporal_embeddings|cls_token|class_embedding|reg(ister)?_token|logit_|\.scale$"
+    r"|\.anchors$|\.nearness$"
 )
 
 _TOWERS = ("video_model", "text_model")

@@ -62,6 +62,7 @@ class SyntheticOptions:
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     least_frames: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ()  # options that older versions did not have
 
     train: int = 2000  # clips in the split; 0 leaves the split out
     val: int = 200
@@ -409,7 +410,10 @@ def _cached(corpus: SyntheticCorpus, options: Any, workers: int | None, progress
     """Returns the directory of the corpus in the cache, after making it if necessary."""
     from huggingface_hub.constants import HF_HOME
 
-    identity = json.dumps({"format": corpus.format, **options.to_json()}, sort_keys=True)
+    # With the defaults of new options, corpora that older versions have cached are found.
+    defaults = corpus.options().to_json()
+    values = {k: v for k, v in options.to_json().items() if k not in options.added or v != defaults[k]}
+    identity = json.dumps({"format": corpus.format, **values}, sort_keys=True)
     name = f"{corpus.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     directory = Path(HF_HOME, "region_learner", name)
     if _read_info(corpus, directory) is None:

@@ -1,4 +1,4 @@
-"""Compositional pairs: the full caption of a clip, and the same caption with an attribute of two objects swapped.
+"""Compositional pairs: the full caption of a clip, and the same caption with an attribute swapped between two objects.
 
 The stored caption is parsed instead of being written anew: the words of the two objects change places, so that both
 captions have the same words, apart from "a" and "an". They differ only in which words belong together.
@@ -69,7 +69,7 @@ class Wording:
         return [match.span(number) for number in range(1, len(scene) + 1)]
 
     def swap_words(self, scene: Sequence[Any], caption: str, aspect: str, pair: tuple[int, int]) -> str:
-        """Returns the caption with the words for an aspect of two objects swapped."""
+        """Returns the caption with the words for an aspect swapped between two objects."""
         spans = self.clauses(scene, caption)
         (start, end), (other_start, other_end) = (
             self._find(caption, spans[number], self.phrases(scene[number], aspect)) for number in sorted(pair)
@@ -90,7 +90,7 @@ class Wording:
     def swaps(
         self, scene: tuple[Any, ...], is_possible: Callable[[tuple[Any, ...]], bool]
     ) -> dict[str, list[tuple[int, int]]]:
-        """Returns the pairs of objects whose swap gives another scene that is possible, by aspect."""
+        """Returns the pairs of objects between which swapping an aspect gives another possible scene, by aspect."""
         found: dict[str, list[tuple[int, int]]] = {}
         for aspect, names in self.aspects.items():
             for i, j in combinations(range(len(scene)), 2):
@@ -116,7 +116,7 @@ def add_negative_captions(
 ) -> tuple[list[Row], dict[str, Any]]:
     """
     Returns the rows with the column `negative_captions`, and its type. These are the first caption, once for each
-    attribute that two objects can swap, with that attribute swapped.
+    attribute that can be swapped between two objects, with that attribute swapped.
     """
     from datasets import List, Value
 

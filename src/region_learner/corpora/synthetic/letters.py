@@ -457,10 +457,10 @@ def load_drifting_letters(
             cache directory `$HF_HOME/region_learner`.
         split: "train", "val" or "test".
         task: "retrieval", or "compositional": multiple choice between the first caption of a clip and the same with
-            the colours or the events of two letters swapped (columns `options`, `answer`, the index of the true one,
-            and `aspect`: "colour" or "event"). Clips in which nothing can be swapped are left out.
+            the colours or the events swapped between two letters (columns `options`, `answer`, the index of the true
+            one, and `aspect`: "colour" or "event"). Clips in which nothing can be swapped are left out.
         negative_captions: for retrieval, also the column `negative_captions`: the first caption with the colours or
-            the events of two letters swapped.
+            the events swapped between two letters.
         workers, progress: see `make_corpus`.
         options: see `DriftingLettersOptions`. With `data_dir`, they must be those that the corpus was made with.
     """

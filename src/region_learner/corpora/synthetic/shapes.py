@@ -38,11 +38,12 @@ class MovingShapesOptions(SyntheticOptions):
     """
 
     splits: ClassVar = ("train", "val", "test", "test_unseen")
+    added: ClassVar = ("scale",)
 
     test_unseen: int = 200  # clips in the split
     objects: tuple[int, int] = (2, 4)  # main objects per clip, 1 to 5
     distractors: tuple[int, int] = (2, 5)  # gray clutter that no caption mentions, 0 to 20
-    scale: float = 1.0  # the size of objects and distractors relative to the frame, 0.5 to 1
+    scale: float = 1.0  # factor by which objects and distractors are smaller than usual, 0.5 to 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,12 +97,12 @@ def load_moving_shapes(
             - "multiple_choice": `options`, five captions that differ in single attributes, and `answer`, the index of
               the only true one.
             - "compositional": the same with two options, the first caption of the clip and this caption with an
-              attribute of two objects swapped, and the column `aspect`: "colour", "texture" or "motion". Clips in
+              attribute swapped between two objects, and the column `aspect`: "colour", "texture" or "motion". Clips in
               which nothing can be swapped are left out.
             - "action_recognition": `label`, how the largest object moves; clips without a single largest object are
               left out, `objects=1` keeps them all.
-        negative_captions: for retrieval, also the column `negative_captions`: the first caption with an attribute of
-            two objects swapped, once for each attribute for which this is possible.
+        negative_captions: for retrieval, also the column `negative_captions`: the first caption with an attribute
+            swapped between two objects, once for each attribute for which this is possible.
         workers, progress: see `make_corpus`.
         options: see `MovingShapesOptions`. With `data_dir`, they must be those that the corpus was made with.
     """
