@@ -370,7 +370,8 @@ class RegionLearnerVideoConfig(_StrictConfig):
             reference implementation: the masks have any sign, and the regions are means over positions of mask *
             quantized feature, which interact in a single attention layer. "queries": each of S learned queries
             attends to the patches of every frame, and a region is what the query found over time. There are S regions
-            per clip instead of per frame.
+            per clip instead of per frame. "tracks": the same, but each query starts at a place of its own, a cell of a
+            grid, and follows what it has found from frame to frame.
         region_options (`dict`, defaults to `{}`): overrides single options of the form; see [`RegionOptions`].
         motion_excitation (`bool`, defaults to `False`): whether to add the features, weighted by their change between
             frames, to the quantized features.

@@ -84,10 +84,10 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
-            CLS state and regions after the final LayerNorm. In the "queries" form, each region belongs to the whole
-            clip: `(B, 1 + S, D)`. Without aggregation the patches (quantized, if there is a codebook) take the place
-            of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or "linear") it begins
-            with the CLS states of all T frames instead of one.
+            CLS state and regions after the final LayerNorm. In the forms "queries" and "tracks", each region belongs
+            to the whole clip: `(B, 1 + S, D)`. Without aggregation the patches (quantized, if there is a codebook)
+            take the place of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
+            "linear") it begins with the CLS states of all T frames instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
             The video feature. In the output of `get_video_features`, its projection, `(B, projection_dim)`.
         hidden_states (`tuple(torch.FloatTensor)` of shape `(B, 1 + T * N, D)`):
@@ -96,12 +96,13 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
         attentions (`tuple(torch.FloatTensor)` of shape `(B, H, 1 + T * N, 1 + T * N)`):
             The weights of the space attention in every block, with `output_attentions=True` and eager attention.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
-            Regions after their interaction, before the final LayerNorm. In the "queries" form, each region belongs to
-            the whole clip, `(B, S, D)`. None without aggregation.
+            Regions after their interaction, before the final LayerNorm. In the forms "queries" and "tracks", each
+            region belongs to the whole clip, `(B, S, D)`. None without aggregation.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
-            positions of a frame (region option `mask_normalization`). In the "queries" form, the attention of each
-            query, scaled to a mean of 1 over each frame. 0 in masked frames. None without aggregation.
+            positions of a frame (region option `mask_normalization`). In the forms "queries" and "tracks", the
+            attention of each query, scaled to a mean of 1 over each frame. 0 in masked frames. None without
+            aggregation.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
@@ -142,7 +143,8 @@ class RegionLearnerOutput(ModelOutput):
             tokens of a text. This field and those below are None without `token_dim`.
         text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): their weights, 0 for padding; the sum is 1.
         video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized embeddings of the
-            n = T * S regions of a clip (n = S in the "queries" form), or of its n = T * N patches without aggregation.
+            n = T * S regions of a clip (n = S in the forms "queries" and "tracks"), or of its n = T * N patches
+            without aggregation.
         video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): their weights, 0 in masked frames; the sum
             is 1.
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by
@@ -558,7 +560,7 @@ class RegionLearnerVideoLayer(GradientCheckpointingLayer):
 
 
 def _backward_pass() -> int:
-    """Returns a number of the backward pass that is running, for example that of a cached loss; -1 if there is none."""
+    """Returns the number of the backward pass that is running, such as that of a cached loss; -1 if there is none."""
     return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
