@@ -444,11 +444,8 @@ def test_tables_of_contrasts_and_masks():
     for one, iou in zip(found[2:], (25.0, 26.0, 28.0, 29.0)):
         one["regions"] = {"clips": 4, "learned": masks | {"iou": iou}, "kmeans": masks | {"iou": iou + 1}}
     entries = summarize(found, rows_of(["frozen", "decoupled", "decoupled_no_codes"]))
-    difference, half = interval([1.0, 3.0])
     contrasts = contrast_table(entries, [("decoupled", "decoupled_no_codes"), ("decoupled", "paper")])
-    assert contrasts.splitlines()[2:] == [
-        f"| decoupled | decoupled, without quantization | 2 | {difference:+.1f} ± {half:.1f} |"
-    ]
+    assert contrasts.splitlines()[2:] == ["| decoupled | decoupled, without quantization | 2 | +1.0, +3.0 |"]
     assert contrast_table(entries, [("decoupled", "paper")]) is None
     rest = "30.0 ± 0.0 | 31.0 ± 0.0 | 1.0 ± 0.0 |  |"
     half = interval([25.0, 26.0])[1]
