@@ -283,7 +283,9 @@ def test_choices_have_phrases_too(stored):
 def test_clips_without_a_pair(name, things, tmp_path, caplog):
     sizes = {"val": 0, "test": 0, "size": 48, "frames": 4} | ({"test_unseen": 0} if name == "moving_shapes" else {})
     one = make_corpus(name, tmp_path / "one", progress=False, train=3, **{things: 1}, **sizes)
-    with pytest.raises(CorpusError, match=r"no clip of split 'train' has two objects that can swap an attribute"):
+    with pytest.raises(
+        CorpusError, match=r"no clip of split 'train' has two objects between which an attribute can be swapped"
+    ):
         load_corpus(name, one, task="compositional")
     alone = load_corpus(name, one, negative_captions=True)
     assert alone["negative_captions"][:] == [[]] * 3

@@ -67,7 +67,7 @@ def test_a_smaller_scale_draws_smaller_objects():
         _, clutter, _ = shapes_drawing._distractor(options, np.random.default_rng(0))
         areas[scale] = (np.count_nonzero(clip.masks == len(scene)), clutter.radius.mean() ** 2)
     np.testing.assert_allclose(np.divide(areas[0.5], areas[1]), 0.25, rtol=0.1)
-    for wrong in (0.4, 2, "small"):
+    for wrong in (0.4, 2, "small", True):
         with pytest.raises(CorpusError, match=r"scale must be a number from 0.5 to 1, not"):
             MovingShapesOptions(scale=wrong)
 

@@ -140,7 +140,8 @@ def compositional_rows(
     new_rows = _questions(rows, wording, is_possible)
     if not new_rows:
         raise CorpusError(
-            f"no clip of split {split!r} has two objects that can swap an attribute: make clips with more objects"
+            f"no clip of split {split!r} has two objects between which an attribute can be swapped: make clips with "
+            "more objects"
         )
     if len(new_rows) < len(rows):
         logger.info("%d of %d clips left out: nothing can be swapped in them", len(rows) - len(new_rows), len(rows))

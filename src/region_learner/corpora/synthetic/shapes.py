@@ -49,7 +49,7 @@ class MovingShapesOptions(SyntheticOptions):
         super().__post_init__()
         self.check_range("objects", 1, 5)
         self.check_range("distractors", 0, 20)
-        if not isinstance(self.scale, int | float) or not 0.5 <= self.scale <= 1:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0.5 <= self.scale <= 1:
             raise CorpusError(f"scale must be a number from 0.5 to 1, not {self.scale!r}")
         object.__setattr__(self, "scale", float(self.scale))
 
