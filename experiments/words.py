@@ -23,7 +23,7 @@ from region_learner.modeling_region_learner import word_region_similarity
 
 from .ablation import argument_parser
 from .clips import Split, prepare, unseen
-from .runs import add_run, read_runs
+from .runs import add_run, read_runs, run_in_processes
 from .settings import SETTINGS, TABLES, WORD_CONTRASTS, Row, Setting, rows_of
 from .tables import markdown, mean_cell
 from .training import batches, new_model
@@ -32,13 +32,16 @@ _BATCH_SIZE = 100
 _TEXTS_AT_ONCE = 10  # the memory of token similarities grows with this number
 
 
-def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) -> dict[str, Any]:
+def measure(
+    setting: Setting, row: Row, seed: int, weights: Path, corpus: Path, use_cpu: bool = False
+) -> dict[str, Any]:
     """
     Measures a trained model.
 
     Args:
         weights: the file that [`train_and_measure`] wrote.
         corpus: the directory where [`prepare`] put the decoded clips.
+        use_cpu: whether to leave a GPU unused.
 
     Returns:
         `row`, `seed` and `weights`, a digest of the file. In percent: `single`, R@1 of the single vectors; with
@@ -50,18 +53,21 @@ def measure(setting: Setting, row: Row, seed: int, weights: Path, corpus: Path) 
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
     load_model(model, str(weights))
+    model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
     found: dict[str, Any] = {"row": row.name, "seed": seed, "weights": _digest(weights)}
     videos = _embed_videos(model, processor, test)
     found |= _recall(model, processor, test, videos)
     if (other := unseen(setting)) is not None:
-        directory = corpus.with_name(f"{corpus.name}_unseen")
-        prepare(other, directory, ["test_unseen"])
-        clips = Split.load(other, directory, "test_unseen")
+        clips = Split.load(other, _unseen_in(corpus), "test_unseen")
         found["unseen"] = _recall(model, processor, clips, _embed_videos(model, processor, clips))
     if "token_embeds" in videos:
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _swapped(setting, model, processor, test, videos)
+
+
+def _unseen_in(corpus: Path) -> Path:
+    return corpus.with_name(f"{corpus.name}_unseen")
 
 
 def _recall(model, processor, split: Split, videos: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -240,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting, rows = SETTINGS[options.setting], rows_of(name.strip() for name in options.rows.split(","))
     path = options.output / f"{options.setting}_words.jsonl"
     done = {(run["row"], run["seed"]): run["weights"] for run in read_runs(path)}
+    corpus = setting.clips_in(options.output)
+    tasks = {}
     for row in rows:
         for weights in sorted((options.output / "weights" / options.setting).glob(f"{row.name}-*.safetensors")):
             seed = int(weights.stem.rpartition("-")[2])
@@ -249,7 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if recorded and recorded != _digest(weights):
                 parser.exit(1, f"{path}: {row.name}, seed {seed}, was trained again since: remove its line.\n")
             if not recorded:
-                add_run(path, measure(setting, row, seed, weights, setting.clips_in(options.output)))
+                tasks[f"{row.name}, seed {seed}"] = (setting, row, seed, weights, corpus, options.cpu)
+    if tasks:
+        prepare(setting, corpus)
+        if (other := unseen(setting)) is not None:
+            prepare(other, _unseen_in(corpus), ["test_unseen"])
+        try:
+            run_in_processes(measure, tasks, lambda run: add_run(path, run), options.jobs, options.cpu)
+        except ChildProcessError as error:
+            parser.exit(1, f"{error}\n")
     found = read_runs(path)
     print(word_table(found, rows))
     if contrasts := word_contrasts(found, WORD_CONTRASTS):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments
+
 from .conftest import checkpoint_activations, clips, texts, tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -155,3 +157,47 @@ def test_a_clip_does_not_depend_on_its_neighbors():
         together = model.get_video_features(inputs).pooler_output
         alone = torch.cat([model.get_video_features(clip[None]).pooler_output for clip in inputs])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+class _Collator:
+    """A clip and a caption for each number."""
+
+    def __call__(self, rows):
+        drawn = [torch.Generator().manual_seed(row["number"]) for row in rows]
+        ids = torch.stack([torch.randint(1, 99, (6,), generator=generator) for generator in drawn])
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values_videos": torch.stack([torch.randn(2, 3, 32, 32, generator=generator) for generator in drawn]),
+            "video_ids": torch.tensor([row["number"] for row in rows]),
+            "return_loss": True,
+            "unreadable": [],
+        }
+
+
+class _Processor:
+    def save_pretrained(self, directory):
+        pass
+
+
+def losses_of_training(output, **options):
+    """Returns the loss of each step of a short training with the Trainer."""
+    arguments = RegionLearnerTrainingArguments(
+        str(output), max_steps=30, per_device_train_batch_size=8, learning_rate=1e-3, lr_scheduler_type="constant",
+        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, **options,
+    )  # fmt: skip
+    trainer = RegionLearnerTrainer(
+        tiny_model(temperature=0.2), arguments, processing_class=_Processor(), data_collator=_Collator(),
+        train_dataset=[{"number": number} for number in range(16)],
+    )  # fmt: skip
+    trainer.train()
+    return torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_with_mixed_precision_and_compilation_is_near_that_in_float32(tmp_path, precision):
+    expected = losses_of_training(tmp_path)
+    found = losses_of_training(tmp_path, torch_compile=True, **{precision: True})
+    assert len(found) == 30
+    torch.testing.assert_close(found[:5], expected[:5], rtol=0.1, atol=0.1)
+    assert found[-5:].mean() < 0.5 * found[:5].mean()
