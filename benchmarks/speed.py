@@ -384,6 +384,8 @@ def peak_flops(dtype: str, device: torch.device) -> float:
 
 
 def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, batch: int) -> list[dict[str, Any]]:
+    # Beside bfloat16, what stays in float32 uses the tensor cores of a GPU, too, as with `--tf32` in training.
+    torch.set_float32_matmul_precision("high" if dtype == "bf16" and options.device.type == "cuda" else "highest")
     runners = [Runner(name, options, train, dtype, frames, batch) for name in options.models]
     peak = peak_flops(dtype, options.device)
     flops = {runner.name.partition("+")[0]: 0 for runner in runners}
@@ -408,7 +410,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
     for repeat in range(options.repeats):
         for runner in runners if repeat % 2 else reversed(runners):
             runner()  # the products of another model have changed what is in the caches
-            times[runner.name].append(seconds_of(runner, options.device))
+            times[runner.name].append(seconds_of(runner, options.device, 5 if options.device.type == "cuda" else 1))
             if runner.name in products:
                 shares[runner.name].append(products[runner.name].seconds() / times[runner.name][-1])
     rows = []
@@ -481,7 +483,6 @@ def main(arguments: list[str] | None = None) -> None:
     about = f"{machine(options.device)}; Python {platform.python_version()}, torch {torch.__version__}, "
     about += f"transformers {transformers.__version__}"
     print(f"{about}\nMedians of {options.repeats}, in turn; ratio: time relative to {options.models[0]}\n")
-    torch.set_float32_matmul_precision("highest")
     rows: list[dict[str, Any]] = []
     for train in (name == "train" for name in options.passes):
         for dtype in options.dtypes:

@@ -84,7 +84,7 @@ class Split:
     """A split of a corpus: its `rows`, each with its `index`, and the `frames` that [`prepare`] decoded."""
 
     rows: list[dict[str, Any]]
-    frames: np.ndarray
+    frames: np.memmap
 
     @classmethod
     def load(cls, setting: Setting, directory: Path, name: str) -> "Split":
@@ -131,11 +131,18 @@ class ClipsInMemory:
 
 
 class CollatorInMemory(RegionLearnerCollator):
-    """The training collator for decoded clips in memory."""
+    """The training collator for decoded clips, which it finds by the `index` of a row in `frames`."""
 
-    def __init__(self, processor, frames: np.ndarray):
+    def __init__(self, processor, frames: np.memmap):
         super().__init__(processor, training=True)
         self.clip, self.frames = ClipsInMemory(processor.video_processor), frames
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader processes open the file themselves: pickling the array would copy all clips into each of them.
+        return self.__dict__ | {"frames": self.frames.filename}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"frames": np.load(state["frames"], mmap_mode="r")})
 
     def _decode(self, row, generator, unreadable) -> torch.Tensor:
         return self.clip(self.frames[row["index"]], training=True, generator=generator)

@@ -125,7 +125,11 @@ def train_and_measure(
 
 
 def _training_rows(setting: Setting, row: Row, train: Split) -> list[dict[str, Any]]:
-    rows = [{name: one[name] for name in ("video", "video_id", "captions", "index")} for one in train.rows]
+    # `CollatorInMemory` finds clips by their index: rows without frames are small enough for loader processes.
+    rows = [
+        {"video": one["video_id"], **{name: one[name] for name in ("video_id", "captions", "index")}}
+        for one in train.rows
+    ]
     if row.negatives:
         negatives = {pair["video_id"]: pair["negative_captions"] for pair in train.pairs(setting, "train")}
         rows = [one | {"negative_captions": negatives.get(one["video_id"], [])} for one in rows]

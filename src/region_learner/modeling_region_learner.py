@@ -304,18 +304,20 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         pixel_values_videos = pixel_values_videos.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values_videos.flatten(0, 1))  # (B * T, D, h, w)
         grid = (frames, *patches.shape[-2:])
-        patches = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, T, N, D)
-        patches = patches + self.interpolate_pos_encoding(*grid[1:]).unsqueeze(1)
-        patches = patches + self.temporal_embeddings[:, :frames].unsqueeze(2)
+        patches = patches.permute(0, 2, 3, 1).reshape(batch, -1, patches.shape[1])  # (B, T * N, D)
+        positions = self.interpolate_pos_encoding(*grid[1:]).unsqueeze(1)
+        patches = patches + (positions + self.temporal_embeddings[:, :frames].unsqueeze(2)).flatten(1, 2)
         kept = None
         if self.training and self.config.patch_dropout:
-            number = max(1, round((1 - self.config.patch_dropout) * patches.shape[2]))
-            kept = torch.rand(clips, patches.shape[2], device=patches.device).argsort(1)[:, :number].sort(1).values
+            places = grid[1] * grid[2]
+            number = max(1, round((1 - self.config.patch_dropout) * places))
+            kept = torch.rand(clips, places, device=patches.device).argsort(1)[:, :number].sort(1).values
             index = kept.repeat_interleave(batch // clips, 0)[:, None, :, None]
-            patches = patches.gather(2, index.expand(-1, frames, -1, patches.shape[3]))
+            index = index.expand(-1, frames, -1, patches.shape[2])
+            patches = patches.unflatten(1, (frames, places)).gather(2, index).flatten(1, 2)
             grid = (frames, 1, number)
         cls = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1)
-        return torch.cat([cls, patches.flatten(1, 2)], dim=1), grid, kept
+        return torch.cat([cls, patches], dim=1), grid, kept
 
 
 class RegionLearnerAttention(nn.Module):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import threading
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_clips_in_memory_are_those_of_the_processor(prepared):
     collator = CollatorInMemory(processor, split.frames)
     collated = collator._decode(split.rows[0], torch.Generator().manual_seed(1), [])
     assert torch.equal(collated, drawn[0])
+
+
+def test_loader_processes_get_no_copy_of_the_clips(prepared):
+    train = Split.load(TOY, prepared, "train")
+    _, processor = new_model(TOY, rows_of(["decoupled"])[0], ["a word or two for the tokenizer"])
+    collator = CollatorInMemory(processor, train.frames)
+    sent = pickle.dumps(collator)
+    assert len(sent) < train.frames.nbytes / 10
+    received = pickle.loads(sent)
+    np.testing.assert_array_equal(received.frames[train.rows[3]["index"]], train.frames[3])
 
 
 def test_settings_share_a_directory_if_their_clips_are_the_same(tmp_path):
