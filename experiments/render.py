@@ -106,12 +106,16 @@ def _vector_findings() -> str:
 
 
 def _word_findings() -> str:
-    by_setting = [read_runs(RUNS / f"{setting}_words.jsonl") for setting in ("shapes_short", "letters_short")]
+    settings = ("shapes_short", "letters_short", "shapes_crowded")
+    by_setting = [read_runs(RUNS / f"{setting}_words.jsonl") for setting in settings]
+
+    def cell(values: list[float]) -> str:
+        return mean_cell(values, sign="+") if len(values) > 2 else ""  # without an interval, nothing is found
+
     lines = [
-        [text, *(mean_cell(differences(found, one, other), sign="+") for found in by_setting)]
-        for text, one, other in _WORD_FINDINGS
+        [text, *(cell(differences(found, one, other)) for found in by_setting)] for text, one, other in _WORD_FINDINGS
     ]
-    return markdown(["what is added or replaced", *_CORPORA], lines)
+    return markdown(["what is added or replaced", *_CORPORA, "crowded clips"], lines)
 
 
 def _entries(setting: str, table: str) -> list[dict[str, Any]]:
