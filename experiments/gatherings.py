@@ -145,6 +145,17 @@ class TrackingHeads(Tracking):
         return _PATH_SCALE * _moments(centers, frame_mask).transpose(1, 2).flatten(2)
 
 
+class TracksAndCells(Tracking):
+    """As [`Tracking`], but half of the heads pool the cell of the grid in which the track begins."""
+
+    def attend(self, features, places, frame_mask):
+        batch, frames, height, width, _ = features.shape
+        cells = grid_masks(self.queries.shape[1], height, width).flatten(1).to(features.device)  # (S, h * w)
+        cells = (cells / cells.sum(1, keepdim=True)).expand(batch, self.num_heads // 2, frames, -1, -1)
+        tracks = super().attend(features, places, frame_mask)
+        return torch.cat([tracks[:, self.num_heads // 2 :], cells.to(tracks.dtype)], 1)
+
+
 GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "cells": Cells,
     "frame_cells": FrameCells,
@@ -155,4 +166,5 @@ GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
     "anchored": Anchored,
     "tracking": Tracking,
     "tracking_heads": TrackingHeads,
+    "tracks_and_cells": TracksAndCells,
 }

@@ -239,6 +239,7 @@ _CROWDED_ROWS = [
     *[row for row in _WORDS if row.name in ("queries", "cells", "clusters", "slots", "tracking")],
     _gathered("anchored", "12 queries with anchors"),
     _gathered("tracking_heads", "12 tracks, with the path of each head"),
+    _gathered("tracks_and_cells", "12 tracks, with half of the heads on cells"),
     Row("queries_24", "24 queries", _with(_QUERIES, num_regions=24), "queries", _TOKENS | _PHRASES),
 ]
 
@@ -352,6 +353,8 @@ WORD_CONTRASTS = [
     ("tracking", "clusters"),
     ("tracking", "random_patches"),
     ("tracking_heads", "tracking"),
+    ("tracks_and_cells", "tracking"),
+    ("tracks_and_cells", "cells"),
     ("queries_24", "queries"),
     ("queries", "tubes"),
     ("queries", "all_patches"),
