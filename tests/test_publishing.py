@@ -140,7 +140,7 @@ def test_a_push_is_one_private_commit_of_the_checkpoint_alone(hub, checkpoint, w
     reasons = {name.partition("/")[0] + "/" * ("/" in name): reason for name, reason in OF_THE_RUN.items()}
     assert report["left_out"] == reasons
     assert report["url"] == f"{hub.url}/{REPO}/commit/{repository.branches['main']}"
-    assert err.splitlines()[-1].startswith(f"Pushed {len(whole)} files, ")
+    assert err.splitlines()[-1].startswith(f"Pushed {len(whole)} files (")
 
 
 def test_directories_of_the_run_are_not_published(hub, checkpoint):
@@ -162,7 +162,7 @@ def test_a_dry_run_shows_the_same_and_sends_nothing(hub, checkpoint, whole, caps
     assert "The Space has app.py, requirements.txt" in out
     assert "note: README.md is made from msvd.json" in err
     last = err.splitlines()[-1]
-    assert last.startswith(f"Would push {len(whole)} files, ")
+    assert last.startswith(f"Would push {len(whole)} files (")
     assert last.endswith(" kB to the private repository tester/mine; nothing was sent")
     code, out, _ = run(capsys, checkpoint, REPO, "--dry-run", "--json")
     assert (code, json.loads(out)["url"]) == (0, None)

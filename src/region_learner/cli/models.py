@@ -186,7 +186,7 @@ def push(
         _print_pushed(pushed)
     kind = "private" if pushed.private else "public"
     total = _size(sum(pushed.files.values()))
-    what = f"{len(pushed.files)} files, {total}"
+    what = f"{len(pushed.files)} files ({total})"
     if pushed.url is None:
         print(f"Would push {what} to the {kind} repository {pushed.repo}; nothing was sent", file=sys.stderr)
         return
