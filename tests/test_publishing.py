@@ -163,7 +163,7 @@ def test_a_dry_run_shows_the_same_and_sends_nothing(hub, checkpoint, whole, caps
     assert "note: README.md is made from msvd.json" in err
     last = err.splitlines()[-1]
     assert last.startswith(f"Would push {len(whole)} files (")
-    assert last.endswith(" kB to the private repository tester/mine; nothing was sent")
+    assert last.endswith(" kB) to the private repository tester/mine; nothing was sent")
     code, out, _ = run(capsys, checkpoint, REPO, "--dry-run", "--json")
     assert (code, json.loads(out)["url"]) == (0, None)
     assert hub.requests == []
