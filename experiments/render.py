@@ -92,6 +92,15 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
         (f"*where*: learned regions instead of {label}", ("queries", _WHERE), (row, _WHERE))
         for row, label in _REPLACEMENTS
     ],
+    *[
+        (f"tracks instead of region queries, {kind}", ("tracking", measure), ("queries", measure))
+        for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"), (_WHERE, "*where*"))
+    ],
+    *[
+        (f"tracks instead of {label}, {kind}", ("tracking", measure), (row, measure))
+        for row, label in _REPLACEMENTS[1:]
+        for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
+    ],
 ]
 _CORPORA = ["moving_shapes", "drifting_letters"]
 
