@@ -7,7 +7,8 @@ Measures training steps and inference of whole video-text models, ours and other
 All models have a video tower of the size of ViT-B/16, the same text tower (DistilBERT), the same loss, and random
 weights, so no downloads are needed. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
 "inference" embeds clips. A name with "+compile" is compiled by `torch.compile`, one with "+graphs" with CUDA graphs.
-Repetitions alternate between models, and times are medians.
+Repetitions alternate between models, and times are medians (on a GPU, of means over 5 calls). With bf16 on a GPU, the
+remaining float32 products use TF32.
 
 | model | |
 |---|---|
@@ -384,7 +385,7 @@ def peak_flops(dtype: str, device: torch.device) -> float:
 
 
 def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, batch: int) -> list[dict[str, Any]]:
-    # Beside bfloat16, what stays in float32 uses the tensor cores of a GPU, too, as with `--tf32` in training.
+    # With bf16 on a GPU, the remaining float32 products use TF32, as with `--tf32` in training.
     torch.set_float32_matmul_precision("high" if dtype == "bf16" and options.device.type == "cuda" else "highest")
     runners = [Runner(name, options, train, dtype, frames, batch) for name in options.models]
     peak = peak_flops(dtype, options.device)

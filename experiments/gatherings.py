@@ -146,7 +146,10 @@ class TrackingHeads(Tracking):
 
 
 class TracksAndCells(Tracking):
-    """As [`Tracking`], but half of the heads pool the cell of the grid in which the track begins."""
+    """
+    As [`Tracking`], but half of the heads pool the cell of the grid in which the track begins. The other half follows
+    the mean of all heads of [`Tracking`]. Masks and paths are means of tracks and cells.
+    """
 
     def attend(self, features, places, frame_mask):
         batch, frames, height, width, _ = features.shape

@@ -40,7 +40,8 @@ def measure(
 
     Args:
         weights: the file that [`train_and_measure`] wrote.
-        corpus: the directory where [`prepare`] put the decoded clips.
+        corpus: the directory where [`prepare`] put the decoded clips. Those of [`unseen`] are
+            beside it, in a directory whose name ends in "_unseen".
         use_cpu: whether to leave a GPU unused.
 
     Returns:

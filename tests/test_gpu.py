@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import masking_utils
 
@@ -66,19 +67,23 @@ def test_outputs_gradients_and_codebook_equal_those_of_the_cpu(options):
             outputs.loss.backward()
             model.found = outputs.loss.detach().cpu(), outputs.logits_per_text.detach().cpu()
         torch.testing.assert_close(on_gpu.found, on_cpu.found, rtol=1e-3, atol=1e-3)
-        # All gradients together: those of the interaction are differences of much larger numbers.
         found, expected = (
-            torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+            {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
             for model in (on_gpu, on_cpu)
         )
-        assert (found - expected).norm() < 1e-2 * expected.norm()
+        total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        for name, gradient in expected.items():
+            # In the paper's form, attention between regions is saturated: its gradients are differences of much larger
+            # numbers, and so are those of everything before it.
+            size = total if options == FORMS["paper"] else gradient.norm() + 1e-5 * total
+            assert (found[name] - gradient).norm() < 1e-2 * size, name
     for (name, one), (_, other) in zip(on_gpu.named_buffers(), on_cpu.named_buffers()):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_a_step_does_not_wait_for_the_gpu(options, monkeypatch):
-    # Without compilation, transformers itself waits once per text: it looks whether all tokens are real.
+    # Without compilation, transformers waits once per forward pass: it checks whether any token is padding.
     monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args: False)
     model, inputs = tiny_model(**options).cuda().train(), batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -205,10 +210,17 @@ def losses_of_training(output, **options):
     return torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
+@pytest.fixture(scope="module")
+def losses_in_float32(tmp_path_factory):
+    return losses_of_training(tmp_path_factory.mktemp("float32"))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_training_with_mixed_precision_and_compilation_is_near_that_in_float32(tmp_path, precision):
-    expected = losses_of_training(tmp_path)
-    found = losses_of_training(tmp_path, torch_compile=True, **{precision: True})
+def test_training_with_mixed_precision_and_compilation_is_near_that_in_float32(tmp_path, losses_in_float32, precision):
+    counters.clear()
+    expected, found = losses_in_float32, losses_of_training(tmp_path, torch_compile=True, **{precision: True})
+    assert counters["stats"]["unique_graphs"] > 0  # it was compiled
     assert len(found) == 30
+    assert not torch.equal(found, expected)
     torch.testing.assert_close(found[:5], expected[:5], rtol=0.1, atol=0.1)
     assert found[-5:].mean() < 0.5 * found[:5].mean()

@@ -76,7 +76,9 @@ def test_recorded_runs_are_of_the_present_settings_and_models(path):
     assert len(set(keys)) == len(keys) > 0
 
 
-@pytest.mark.parametrize("path", sorted(render.RUNS.glob("*_words.jsonl")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(render.RUNS.rglob("*_words.jsonl")), ids=lambda path: str(path.relative_to(render.RUNS))
+)
 def test_measurements_of_words_are_of_the_recorded_runs(path):
     recorded = read_runs(path.with_name(path.name.replace("_words", "")))
     trained = {(run["row"], run["seed"]): run["test"]["t2v_R@1"] for run in recorded}
